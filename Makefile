@@ -1,0 +1,86 @@
+# Thunderhead's own commands; `make help` lists them. Training itself is ansible-playbook: see README.md.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+PYTHON ?= python3
+NODES ?= 16
+RUNS ?= 5
+VENV := .venv
+BIN := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+# uv does not read pip's variable for a local wheel folder.
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+export UV_PYTHON_DOWNLOADS := never
+UV_VERSION := $(shell sed -n 's/^ *"uv==\(.*\)",/\1/p' pyproject.toml)
+CODE := plugins tests train
+
+.PHONY: help
+help: ## Show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
+
+# ----------------------------------------------------------------------------------------------------------- using it
+
+.PHONY: tools
+tools: $(VENV)/.controller ## Install ansible and the other tools of the controller into .venv
+
+.PHONY: demo
+demo: $(VENV)/.controller ## Train on two nodes on this machine, from nothing: no root, no Docker
+	ansible-playbook setup.yml
+	ansible-playbook run.yml -e script=train.py
+
+# ------------------------------------------------------------------------------------------------------------- testing
+
+.PHONY: test
+test: lint unit molecule ## Everything that proves it: lint, unit tests, molecule on real containers
+
+.PHONY: lint
+lint: $(VENV)/.test ## ruff, mypy --strict, yamllint, ansible-lint (production, strict)
+	ruff check $(CODE)
+	ruff format --check $(CODE)
+	MYPYPATH=collections:train mypy -p ansible_collections.thunderhead.cluster.plugins
+	MYPYPATH=train mypy train
+	mypy tests/docker tests/bench
+	yamllint --strict .
+	ansible-lint --strict --offline
+
+.PHONY: unit
+unit: $(VENV)/.test ## Unit tests of plugins/ and train/
+	pytest tests/unit
+
+.PHONY: molecule
+molecule: $(VENV)/.test ## Scenarios on containers with systemd, sshd and a firewall; brings up a Docker engine if there is none
+	trap 'tests/docker/rig.py down' EXIT; \
+	tests/docker/rig.py up; \
+	tests/docker/rig.py wheels; \
+	molecule test --all
+
+.PHONY: bench-launch
+bench-launch: $(VENV)/.controller ## Time to start on NODES containers, against ssh, pdsh and mpirun (NODES=16 RUNS=5)
+	trap 'tests/docker/rig.py down' EXIT; \
+	tests/docker/rig.py up; \
+	tests/bench/launch.py --nodes $(NODES) --runs $(RUNS)
+
+# --------------------------------------------------------------------------------------------------------------- tools
+
+$(BIN)/uv: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "$(PYTHON) is Python %d.%d, but 3.11 or newer is needed; name one with: make PYTHON=python3.12 …" % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@touch $@
+
+$(VENV)/.controller: pyproject.toml $(BIN)/uv
+	uv pip install --quiet --python $(BIN)/python --group controller
+	@touch $@
+
+$(VENV)/.test: pyproject.toml requirements.txt $(VENV)/.controller
+	uv pip install --quiet --python $(BIN)/python --group test
+	uv pip install --quiet --python $(BIN)/python --requirement requirements.txt \
+		$(if $(UV_FIND_LINKS),,--torch-backend=cpu)
+	@touch $@
+
+.PHONY: clean
+clean: ## Remove what was built here: tools, local nodes, caches (not runs/)
+	rm -rf $(VENV) .nodes .cache .ansible .mypy_cache .ruff_cache .pytest_cache

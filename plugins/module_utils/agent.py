@@ -1,0 +1,769 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""The agent: everything Thunderhead does *on* a node while jobs run.
+
+It is never installed. The controller sends this file's text on standard input in front of every request
+(``plugins/plugin_utils/channel.py``), so it is never out of date; only the standard library of Python 3.9 or newer is
+needed. One request, one reply:
+
+    standard input   a line with the length of this text in bytes, this text, then ``<request>\\n<payload>``
+    standard output  a line ``MARK <length>``, a JSON object of that many bytes, then the payload
+
+A request is ``{"op": name, ...}``; the functions decorated with ``@operation`` answer it. What cannot be done is a
+``Refusal``: one sentence without the node's name, which the controller puts in front.
+
+The same text, run as ``agent.py supervise JOB_DIR``, is the parent of a job's processes on the node.
+
+Imports that only some requests need stand inside the functions: with 16 nodes on two cores every millisecond of a
+start is paid 16 times.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import signal
+import sys
+import time
+
+MARK = "thunderhead-reply"
+BUNDLE_MTIME = 946684800
+"""Modification time, seconds since 1970, of every file that came with the code: what differs was written by the job."""
+CLAIM_SECONDS = 120
+"""A claim on the node whose job never started is void after this long."""
+POLL_SECONDS = 0.05
+"""How often a waiting ``follow`` looks at the log and the state."""
+
+OPERATIONS = {}
+
+
+class Refusal(Exception):
+    """Why the request cannot be done: one sentence about this node."""
+
+
+def operation(function):
+    """Make ``function(request, payload) -> (reply, payload)`` answer the requests of its name."""
+    OPERATIONS[function.__name__] = function
+    return function
+
+
+# ---------------------------------------------------------------------------------------------------------------- node
+
+
+def network_addresses():
+    """Return ``[(interface, address, is_loopback)]``, IPv4 before IPv6, from getifaddrs(3)."""
+    import ctypes
+    import socket
+
+    class Sockaddr(ctypes.Structure):
+        _fields_ = [("family", ctypes.c_ushort), ("data", ctypes.c_ubyte * 26)]
+
+    class Ifaddrs(ctypes.Structure):
+        pass
+
+    Ifaddrs._fields_ = [
+        ("next", ctypes.POINTER(Ifaddrs)),
+        ("name", ctypes.c_char_p),
+        ("flags", ctypes.c_uint),
+        ("address", ctypes.POINTER(Sockaddr)),
+    ]
+    libc = ctypes.CDLL(None)
+    first = ctypes.POINTER(Ifaddrs)()
+    if libc.getifaddrs(ctypes.byref(first)):
+        return []
+    found, item = [], first
+    while item:
+        entry = item.contents
+        if entry.address:
+            family, data = entry.address.contents.family, bytes(entry.address.contents.data)
+            loopback = bool(entry.flags & 0x8)  # IFF_LOOPBACK
+            if family == socket.AF_INET:
+                found.append((0, entry.name.decode(), socket.inet_ntop(family, data[2:6]), loopback))
+            elif family == socket.AF_INET6 and data[6:8] != b"\xfe\x80":  # link-local needs a scope: of no use here
+                found.append((1, entry.name.decode(), socket.inet_ntop(family, data[6:22]), loopback))
+        item = entry.next
+    libc.freeifaddrs(first)
+    return [entry[1:] for entry in sorted(found, key=lambda entry: entry[0])]
+
+
+def default_route_address():
+    """Return the address this node uses to reach others, or None. Connecting a UDP socket sends nothing."""
+    import socket
+
+    for family, target in ((socket.AF_INET, "198.18.0.1"), (socket.AF_INET6, "2001:2::1")):
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((target, 9))
+            return probe.getsockname()[0]
+    return None
+
+
+def locate_address(wanted):
+    """Return ``(address, interface)`` of this node on the cluster's network; ``wanted`` may be None."""
+    found = network_addresses()
+    address = wanted or default_route_address()
+    if address is None:
+        raise Refusal("has no network address besides loopback; set cluster_address for it in the inventory")
+    for interface, candidate, loopback in found:
+        if candidate == address or (loopback and address.startswith("127.") and candidate.startswith("127.")):
+            return address, interface
+    held = ", ".join(f"{a} ({i})" for i, a, loopback in found if not loopback) or "none"
+    raise Refusal(
+        f"does not hold the address {address} on any interface (it has: {held}); "
+        "set cluster_address for it in the inventory to the address its peers reach"
+    )
+
+
+def ephemeral_ports():
+    """Return ``(first, last)`` of net.ipv4.ip_local_port_range."""
+    with open("/proc/sys/net/ipv4/ip_local_port_range") as file:
+        first, last = file.read().split()
+    return int(first), int(last)
+
+
+def reserved_ports():
+    """Return the ports of net.ipv4.ip_local_reserved_ports, which outgoing connections never take."""
+    with open("/proc/sys/net/ipv4/ip_local_reserved_ports") as file:
+        spans = [span.partition("-") for span in file.read().strip().split(",") if span]
+    return {port for low, _dash, high in spans for port in range(int(low), int(high or low) + 1)}
+
+
+def port_holder(port):
+    """Return the name of the process that listens on TCP ``port``, as well as this user may see it, or None."""
+    inodes = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with contextlib.suppress(OSError), open(table) as file:
+            rows = [line.split() for line in file.readlines()[1:]]
+            inodes |= {row[9] for row in rows if row[3] == "0A" and int(row[1].rpartition(":")[2], 16) == port}
+    if not inodes:
+        return None
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            for descriptor in os.listdir(f"/proc/{pid}/fd"):
+                link = os.readlink(f"/proc/{pid}/fd/{descriptor}")
+                if link.startswith("socket:[") and link[8:-1] in inodes:
+                    with open(f"/proc/{pid}/comm") as file:
+                        return f"{file.read().strip()} (process {pid})"
+    return "a process of another user"
+
+
+def check_port_range(port):
+    """Refuse a MASTER_PORT that this node, the head, gives to outgoing connections."""
+    first, last = ephemeral_ports()
+    if first <= port <= last and port not in reserved_ports():
+        raise Refusal(
+            f"hands out port {port} to outgoing connections (net.ipv4.ip_local_port_range is {first} to {last}), so it "
+            f"would be taken one day; set cluster_master_port in the inventory to a port below {first}"
+        )
+
+
+def check_port_free(port):
+    """Refuse a MASTER_PORT on which this node, the head, cannot listen now."""
+    import socket
+
+    for family, wildcard in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
+        try:
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                probe.bind((wildcard, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                holder = port_holder(port) or "a socket that does not listen"
+                raise Refusal(
+                    f"cannot be the head: MASTER_PORT {port} is taken by {holder}; end that process, or set "
+                    "cluster_master_port in the inventory to a free port"
+                ) from None
+            if error.errno in (errno.EACCES, errno.EPERM):
+                raise Refusal(
+                    f"cannot be the head: an unprivileged job may not listen on port {port}; set cluster_master_port "
+                    "in the inventory to a port of 1024 or more"
+                ) from None
+            if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                raise
+
+
+def check_space(path, needed_bytes):
+    """Refuse if the file system of ``path`` has less room than ``needed_bytes`` for an unprivileged user."""
+    room = os.statvfs(path)
+    free = room.f_bavail * room.f_frsize
+    if free < needed_bytes or (room.f_files and not room.f_favail):
+        raise Refusal(disk_full(path, f"{free // 2**20} MB free, and this job needs {needed_bytes // 2**20} MB to start"))
+
+
+def disk_full(path, state):
+    return f"has too little disk space in {path} ({state}); free some there, or set cluster_dir in the inventory to a larger disk"
+
+
+def has_systemd():
+    return os.path.isdir("/run/systemd/system")
+
+
+@operation
+def inspect(request, _payload):
+    """Look, and change nothing. Request: address (or None), master_port (on the head, else None).
+
+    Reply: address, interface, port_range (first and last ephemeral port).
+    """
+    address, interface = locate_address(request["address"])
+    if request["master_port"]:
+        check_port_range(request["master_port"])
+    return {"address": address, "interface": interface, "port_range": ephemeral_ports()}, b""
+
+
+# ---------------------------------------------------------------------------------------------------------- preparation
+
+
+class User:
+    """The account a job runs as. ``name`` empty means whoever this agent runs as."""
+
+    def __init__(self, name):
+        import pwd
+
+        if not name and os.geteuid() == 0 and has_systemd():
+            raise Refusal("would run the job as root; set job_user in the inventory to an unprivileged account")
+        try:
+            entry = pwd.getpwnam(name) if name else pwd.getpwuid(os.geteuid())
+        except KeyError:
+            raise Refusal(f"has no user {name}; run: ansible-playbook setup.yml") from None
+        if entry.pw_uid != os.geteuid() != 0:
+            raise Refusal(
+                f"cannot run jobs as {name}: the connection's user is {pwd.getpwuid(os.geteuid()).pw_name} and may not "
+                "become another; allow sudo (ansible_become), or set job_user to that name"
+            )
+        self.name, self.uid, self.gid, self.home, self.shell = entry.pw_name, entry.pw_uid, entry.pw_gid, *entry[5:7]
+
+    def become(self):
+        """Turn this process into the user, for good."""
+        if os.geteuid() == 0 and self.uid != 0:
+            os.initgroups(self.name, self.gid)
+            os.setgid(self.gid)
+            os.setuid(self.uid)
+
+    @contextlib.contextmanager
+    def acting(self):
+        """Touch files as the user only, so that no link a job has planted makes root write elsewhere."""
+        if os.geteuid() != 0 or self.uid == 0:
+            yield
+            return
+        os.setegid(self.gid)
+        os.seteuid(self.uid)
+        try:
+            yield
+        finally:
+            os.seteuid(0)
+            os.setegid(0)
+
+
+def write_file(path, data, mode, durable=False):
+    """Replace ``path`` as a whole: a reader sees the old content or the new, never a part."""
+    part = f"{path}.{os.getpid()}"
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            if durable:  # not for what is read within the second: a sync costs 16 nodes on one disk most of their start
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(part)
+        raise
+
+
+def read_json(path):
+    """Return the JSON object in ``path``, or None if there is none."""
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW)) as file:
+            return json.load(file)
+    except (OSError, ValueError):
+        return None
+
+
+def is_supervised(job_dir):
+    """Return whether a supervisor lives: True, False if it ended, None if there never was one."""
+    try:
+        descriptor = os.open(os.path.join(job_dir, "lock"), os.O_RDWR | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def claim(directory, job):
+    """Reserve the node for ``job`` (its id, user, start), or refuse with those of the job that has it."""
+    path = os.path.join(directory, "jobs", "claim")
+    data = dict(job, claimed=time.time())
+    for _attempt in range(3):
+        part = f"{path}.{os.getpid()}"
+        write_file(part, json.dumps(data).encode(), 0o644)
+        try:
+            os.link(part, path)
+            return
+        except FileExistsError:
+            holder = read_json(path) or {}
+            if holder.get("id") == job["id"]:
+                return
+            supervised = is_supervised(os.path.join(directory, "jobs", str(holder.get("id", ""))))
+            pending = supervised is None and time.time() - holder.get("claimed", 0) < CLAIM_SECONDS
+            if supervised or pending:
+                raise Refusal(
+                    "runs job {id}, which {user} started at {start}, and a node runs one job at a time; wait for it, "
+                    "or leave the node out with --limit".format(**{"id": "?", "user": "?", "start": "?", **holder})
+                ) from None
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+        finally:
+            os.unlink(part)
+    raise Refusal("was claimed by several jobs at the same moment; run the playbook again")
+
+
+def job_directory(request):
+    return os.path.join(request["directory"], "jobs", request["job"]["id"])
+
+
+def bundle_path(request):
+    return os.path.join(request["directory"], "bundles", request["bundle"] + ".tar.gz")
+
+
+@operation
+def prepare(request, _payload):
+    """Check that the job can start here, claim the node, and lay out the job's directory.
+
+    Request: directory, user, job {id, user, start}, address (or None), master_port (on the head, else None), bundle
+    (its SHA-256), size (bytes, unpacked), dry (look only). Reply: address, interface, python, and has_bundle: if not,
+    a ``deliver`` must follow.
+    """
+    directory = request["directory"]
+    python = os.path.join(directory, "env", "bin", "python")
+    if not os.path.exists(python) or not os.path.isdir(os.path.join(directory, "jobs")):
+        raise Refusal(
+            f"was never set up: there is no {python if os.path.isdir(directory) else directory}; "
+            "run: ansible-playbook setup.yml"
+        )
+    user = User(request["user"])
+    address, interface = locate_address(request["address"])
+    if request["master_port"]:
+        check_port_range(request["master_port"])
+        check_port_free(request["master_port"])
+    check_space(directory, 2 * request["size"] + 2**24)
+    reply = {
+        "address": address,
+        "interface": interface,
+        "python": os.path.join(os.path.realpath(os.path.join(directory, "env")), "bin", "python"),
+        "job_dir": job_directory(request),
+        "has_bundle": os.path.exists(bundle_path(request)),
+    }
+    if request["dry"]:
+        return reply, b""
+    claim(directory, request["job"])
+    try:
+        os.mkdir(job_directory(request), 0o700)
+        if os.geteuid() == 0:
+            os.chown(job_directory(request), user.uid, user.gid)
+        if reply["has_bundle"]:
+            unpack(request, user)
+    except BaseException:
+        discard(request, b"")
+        raise
+    return reply, b""
+
+
+@operation
+def deliver(request, payload):
+    """Store the bundle in ``payload`` and unpack it into the prepared job. Request: as for ``prepare``."""
+    write_file(bundle_path(request), payload, 0o600, durable=True)
+    try:
+        unpack(request, User(request["user"]))
+    except BaseException:
+        discard(request, b"")
+        raise
+    return {}, b""
+
+
+def unpack(request, user):
+    """Lay this job's own copy of the code into ``work/``, checked against the bundle's name."""
+    import gzip
+    import hashlib
+    import shutil
+    import tarfile
+    import tempfile
+
+    work = os.path.join(job_directory(request), "work")
+    with tempfile.TemporaryFile(dir=os.path.join(request["directory"], "bundles")) as plain:
+        with gzip.open(bundle_path(request)) as packed:
+            shutil.copyfileobj(packed, plain, 2**20)
+        plain.seek(0)
+        digest = hashlib.sha256()
+        for block in iter(lambda: plain.read(2**20), b""):
+            digest.update(block)
+        if digest.hexdigest() != request["bundle"]:
+            os.unlink(bundle_path(request))
+            raise Refusal("received a bundle that does not match its SHA-256; run the playbook again")
+        plain.seek(0)
+        with user.acting(), tarfile.open(fileobj=plain) as archive:
+            os.mkdir(work, 0o700)
+            # The controller made this archive of relative names only (bundle.py); the checksum says it is that one.
+            archive.extractall(work)
+    os.utime(bundle_path(request))
+
+
+@operation
+def discard(request, _payload):
+    """Undo ``prepare`` for a job that never started here."""
+    import shutil
+
+    if is_supervised(job_directory(request)) is None:
+        shutil.rmtree(job_directory(request), ignore_errors=True)
+        path = os.path.join(request["directory"], "jobs", "claim")
+        if (read_json(path) or {}).get("id") == request["job"]["id"]:
+            os.unlink(path)
+    return {}, b""
+
+
+# --------------------------------------------------------------------------------------------------------------- running
+
+
+def unit_name(request):
+    return f"thunderhead-{request['job']['id']}.service"
+
+
+@operation
+def start(request, _payload):
+    """Start the prepared job. Request: as for ``prepare``, and argv, env (text of node.env), grace_seconds.
+
+    Replies once the supervisor holds the job's lock, so that a node that cannot start says so here.
+    """
+    job_dir, user = job_directory(request), User(request["user"])
+    spec = {key: request[key] for key in ("job", "argv", "grace_seconds")}
+    with user.acting():
+        write_file(os.path.join(job_dir, "node.env"), request["env"].encode(), 0o600)
+        write_file(os.path.join(job_dir, "spec.json"), json.dumps(spec).encode(), 0o600)
+        write_file(os.path.join(job_dir, "agent.py"), SOURCE, 0o600)  # noqa: F821 - the loader sets it
+    command = [sys.executable, "-I", "-S", os.path.join(job_dir, "agent.py"), "supervise", job_dir]
+    if os.geteuid() == 0 and has_systemd():
+        start_unit(request, user, command)
+    else:
+        start_detached(user, command, os.path.join(job_dir, "log"))
+    deadline = time.monotonic() + 10
+    while is_supervised(job_dir) is None:
+        if time.monotonic() > deadline:
+            raise Refusal(f"did not start the job within 10 s; see journalctl -u {unit_name(request)} there")
+        time.sleep(0.005)
+    return {}, b""
+
+
+def start_unit(request, user, command):
+    """Run ``command`` as a transient unit: its control group holds every process of the job, so a stop ends them all."""
+    import subprocess
+
+    properties = {
+        "User": user.name,
+        "KillMode": "control-group",
+        "TimeoutStopSec": request["grace_seconds"] + 5,
+        "LimitMEMLOCK": "infinity",  # NCCL pins memory
+        "LimitNOFILE": "1048576",  # a full mesh of sockets
+        "TasksMax": "infinity",  # data loader workers
+        "OOMPolicy": "continue",  # the supervisor reports which rank the kernel killed
+    }
+    result = subprocess.run(
+        ["systemd-run", "--quiet", "--no-block", "--collect", f"--unit={unit_name(request)}"]
+        + [f"--property={name}={value}" for name, value in properties.items()]
+        + ["--", *command],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    if result.returncode:
+        raise Refusal(f"could not start the job's unit: {result.stderr.strip()}")
+
+
+def start_detached(user, command, log):
+    """Run ``command`` in a session of its own, where there is no systemd to do it."""
+    if os.fork():
+        os.wait()
+        return
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    try:
+        user.become()
+        os.umask(0o022)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        os.closerange(3, 256)
+        os.execv(command[0], command)
+    finally:
+        os._exit(1)
+
+
+def parse_environment(text):
+    """Return the mapping that ``templates/node.env.j2`` wrote: NAME=value lines, quoted as a shell reads them."""
+    import shlex
+
+    return dict(word.partition("=")[::2] for word in shlex.split(text, comments=True))
+
+
+def descendants():
+    """Return the ids of all processes below this one."""
+    children = {}
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", "rb") as file:
+            children.setdefault(int(file.read().rpartition(b")")[2].split()[1]), []).append(int(pid))
+    found, queue = [], [os.getpid()]
+    while queue:
+        below = children.get(queue.pop(), [])
+        found += below
+        queue += below
+    return found
+
+
+def signal_descendants(number):
+    for pid in descendants():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def supervise(job_dir):
+    """Be the parent of the job's processes: start the script, wait, leave no process behind, write down how it ended."""
+    import ctypes
+    import pwd
+    import subprocess
+
+    user = pwd.getpwuid(os.geteuid())
+    work, log_path = os.path.join(job_dir, "work"), os.path.join(job_dir, "log")
+    # Orphans of the job become children of this process (PR_SET_CHILD_SUBREAPER), so none escapes the final sweep.
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
+    os.unlink(os.path.join(job_dir, "agent.py"))
+    with open(os.path.join(job_dir, "spec.json"), "rb") as file:
+        spec = json.load(file)
+    with open(os.path.join(job_dir, "node.env"), "rb") as file:
+        variables = parse_environment(file.read().decode())
+    environment = {
+        "HOME": user.pw_dir,
+        "USER": user.pw_name,
+        "LOGNAME": user.pw_name,
+        "SHELL": "/bin/sh",
+        "LANG": "C.UTF-8",
+        "PATH": f"{os.path.dirname(spec['argv'][0])}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "PYTHONUNBUFFERED": "1",
+        **variables,
+    }
+    stopping = []
+    signal.signal(signal.SIGTERM, lambda number, frame: stopping.append(time.monotonic()))
+    log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    state = {"state": "running", "pid": os.getpid(), "started": time.time()}
+
+    def save(**changes):
+        state.update(changes)
+        data = json.dumps(state).encode()
+        write_file(os.path.join(job_dir, "state.json"), data, 0o600, durable=state["state"] != "running")
+
+    save()
+    part = os.path.join(job_dir, "lock.part")  # under its name only once it is held
+    fcntl.flock(os.open(part, os.O_RDWR | os.O_CREAT, 0o600), fcntl.LOCK_EX)
+    os.rename(part, os.path.join(job_dir, "lock"))
+    try:
+        script = subprocess.Popen(
+            [word.encode() for word in spec["argv"]],  # UTF-8 whatever this process's locale
+            env={name.encode(): value.encode() for name, value in environment.items()},
+            cwd=work,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+    except OSError as error:
+        save(state="failed", ended=time.time(), exit_code=127, error=f"{spec['argv'][0]}: {error.strerror}")
+        return
+    told_at = None
+    while True:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid == script.pid:
+            break
+        if stopping and told_at is None:
+            told_at = stopping[0]
+            signal_descendants(signal.SIGTERM)
+        elif told_at is not None and time.monotonic() - told_at > spec["grace_seconds"]:
+            signal_descendants(signal.SIGKILL)
+        if not pid:
+            time.sleep(POLL_SECONDS)
+    sweep()
+    code = os.waitstatus_to_exitcode(status)
+    ended = {"ended": time.time(), "exit_code": code if code >= 0 else 128 - code, "signal": -code if code < 0 else None}
+    save(state="stopped" if stopping else "succeeded" if code == 0 else "failed", **ended)
+
+
+def sweep():
+    """End what the script left behind: TERM, a second to comply, KILL."""
+    deadline = time.monotonic() + 1
+    signal_descendants(signal.SIGTERM)
+    while True:
+        try:
+            pid, _status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if time.monotonic() > deadline:
+            signal_descendants(signal.SIGKILL)
+        if not pid:
+            time.sleep(0.01)
+
+
+# ------------------------------------------------------------------------------------------------- following and stopping
+
+
+def as_owner(request):
+    """Become the owner of the job's directory, for good: what a job wrote is read with the job's own rights."""
+    import pwd
+
+    job_dir = job_directory(request)
+    try:
+        owner = os.lstat(job_dir).st_uid
+    except OSError:
+        raise Refusal(f"has no job {request['job']['id']}") from None
+    if os.geteuid() == 0 and owner:
+        User(pwd.getpwuid(owner).pw_name).become()
+    return job_dir
+
+
+def job_state(job_dir):
+    """Return the job's state.json; a supervisor that ended without its last word is ``lost``."""
+    supervised = is_supervised(job_dir)  # before the file: a supervisor writes its last word, then lets go of the lock
+    state = read_json(os.path.join(job_dir, "state.json")) or {"state": "lost" if supervised is False else "prepared"}
+    if state["state"] == "running" and supervised is False:
+        state["state"] = "lost"
+    return state
+
+
+@operation
+def follow(request, _payload):
+    """Wait for news of the job. Request: offset (bytes of the log already known), wait_seconds, linger_seconds (after
+    the first news, to gather more), max_bytes, quiet (log growth alone is no news until ``max_bytes`` have gathered).
+    Reply: the job's state, offset; payload: the log from the old offset on.
+    """
+    job_dir = as_owner(request)
+    offset, most = request["offset"], request["max_bytes"]
+    enough = most if request["quiet"] else 1
+    deadline = time.monotonic() + request["wait_seconds"]
+    with open(os.path.join(job_dir, "log"), "rb") as log:
+        while True:
+            state = job_state(job_dir)
+            size = os.fstat(log.fileno()).st_size - offset
+            left = deadline - time.monotonic()
+            if state["state"] != "running" or size >= most or left <= 0:
+                break
+            if size >= enough:
+                deadline, enough = min(deadline, time.monotonic() + request["linger_seconds"]), most
+                continue
+            time.sleep(min(POLL_SECONDS, max(left, 0)))
+        log.seek(offset)
+        data = log.read(most)
+        state["more"] = os.fstat(log.fileno()).st_size > offset + len(data)
+    return {**state, "offset": offset + len(data)}, data
+
+
+@operation
+def stop(request, _payload):
+    """End the job: TERM to all its processes, a grace, KILL. Request: grace_seconds. Reply: the job's state."""
+    job_dir = job_directory(request)
+    unit = os.geteuid() == 0 and has_systemd()
+    grace = request["grace_seconds"] + 3
+
+    def tell(number):
+        if unit:
+            import subprocess
+
+            who = "main" if number == signal.SIGTERM else "all"
+            subprocess.run(
+                ["systemctl", "kill", f"--kill-who={who}", f"--signal={int(number)}", unit_name(request)],
+                capture_output=True,
+            )
+        elif state.get("pid"):
+            with contextlib.suppress(OSError):
+                os.kill(state["pid"], number)
+
+    if not unit:
+        as_owner(request)
+    state = job_state(job_dir)
+    if is_supervised(job_dir):
+        tell(signal.SIGTERM)
+        deadline = time.monotonic() + grace
+        while is_supervised(job_dir) and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+        if is_supervised(job_dir):
+            tell(signal.SIGKILL)
+    return job_state(job_dir), b""
+
+
+# -------------------------------------------------------------------------------------------------------------- collecting
+
+
+@operation
+def artifacts(request, _payload):
+    """List what the job wrote into ``work/``: reply files ``[[path, bytes]]``, sorted; links and caches are left out."""
+    work = os.path.join(as_owner(request), "work")
+    found = []
+    for folder, folders, files in os.walk(work):
+        folders[:] = [name for name in folders if name != "__pycache__"]
+        for name in files:
+            path = os.path.join(folder, name)
+            with contextlib.suppress(OSError):
+                entry = os.lstat(path)
+                if (entry.st_mode & 0o170000) == 0o100000 and int(entry.st_mtime) != BUNDLE_MTIME:
+                    found.append([os.path.relpath(path, work), entry.st_size])
+    return {"files": sorted(found)}, b""
+
+
+@operation
+def read(request, _payload):
+    """Read parts ``[[path, offset, length]]`` of files in ``work/``. Reply: lengths, as read; payload: the parts."""
+    work = os.path.join(as_owner(request), "work")
+    lengths, data = [], []
+    for path, offset, length in request["parts"]:
+        block = b""
+        with contextlib.suppress(OSError), open(os.open(os.path.join(work, path), os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+            file.seek(offset)
+            block = file.read(length)
+        lengths.append(len(block))
+        data.append(block)
+    return {"lengths": lengths}, b"".join(data)
+
+
+# -------------------------------------------------------------------------------------------------------------------- main
+
+
+def answer():
+    """Read one request from standard input, do it, and write the reply."""
+    source = sys.stdin.buffer
+    request = json.loads(source.readline())
+    payload = b""
+    try:
+        reply, payload = OPERATIONS[request["op"]](request, source.read())
+        reply["ok"] = True
+    except Refusal as refusal:
+        reply = {"ok": False, "refusal": str(refusal)}
+    except OSError as error:
+        state = f"{error.strerror}: {error.filename}" if error.filename else str(error)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        reply = {"ok": False, "refusal": disk_full(request.get("directory"), state) if full else f"failed at {request['op']}: {state}"}
+    text = json.dumps(reply).encode()
+    sys.stdout.buffer.write(b"%s %d\n" % (MARK.encode(), len(text)) + text)
+    sys.stdout.buffer.write(payload)
+    sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["supervise"]:
+        supervise(sys.argv[2])
+    else:
+        answer()

@@ -1,0 +1,56 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""Documentation of the action ``thunderhead.cluster.cluster_info``; the code is in plugins/action."""
+
+DOCUMENTATION = r"""
+module: cluster_info
+short_description: Checks the inventory and every node, and returns the cluster's topology
+version_added: 0.1.0
+author: The Thunderhead developers
+description:
+  - Reaches every host of the play once, at the same time, and changes nothing.
+  - Fails with one sentence per node that is unreachable, has no usable Python, or does not hold the address that the
+    inventory gives it.
+  - Ranks follow the order of all hosts in group C(cluster), also of those that C(--limit) leaves out.
+options: {}
+attributes:
+  check_mode:
+    support: full
+    description: Changes nothing in any mode.
+"""
+
+EXAMPLES = r"""
+- name: Look at the cluster
+  thunderhead.cluster.cluster_info:
+  register: cluster
+  run_once: true
+"""
+
+RETURN = r"""
+world_size:
+  description: How many nodes the cluster has.
+  type: int
+  returned: success
+head:
+  description: The first host, which has rank 0.
+  type: str
+  returned: success
+master_addr:
+  description: The head's address on the cluster's network.
+  type: str
+  returned: success
+master_port:
+  description: The TCP port of the rendezvous on the head.
+  type: int
+  returned: success
+addresses:
+  description: All nodes' addresses, in rank order.
+  type: list
+  elements: str
+  returned: success
+nodes:
+  description: Each host of the play to its C(rank), C(address), C(interface), C(directory), C(user), C(env) and
+    C(port_range).
+  type: dict
+  returned: success
+"""

@@ -1,0 +1,183 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""One node's channel: a request to the agent there and its reply, through the host's own Ansible connection plugin."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from ansible import constants as C
+from ansible.errors import AnsibleConnectionFailure, AnsibleError
+from ansible.module_utils.parsing.convert_bool import boolean
+from ansible.parsing.dataloader import DataLoader
+from ansible.playbook.play_context import PlayContext
+from ansible.playbook.task import Task
+from ansible.plugins.loader import become_loader, connection_loader
+from ansible.template import Templar
+from ansible_collections.thunderhead.cluster.plugins.module_utils import agent
+
+# The agent's text comes first on standard input, the request follows it. Python's -I and -S leave the user's
+# environment and site-packages out, which also halves the time an interpreter takes to start.
+LOADER = (
+    "import sys; s=sys.stdin.buffer; "
+    "sys.version_info<(3,9) and sys.exit('too old: Python %d.%d.%d' % sys.version_info[:3]); "
+    "SOURCE=s.read(int(s.readline())); exec(compile(SOURCE, 'agent', 'exec'))"
+)
+
+
+class NodeError(Exception):
+    """What one node could not do. ``str()`` is a sentence that begins with the node's name."""
+
+    def __init__(self, host: str, state: str) -> None:
+        super().__init__(f"{host} {state}")
+        self.host = host
+
+
+class Unreachable(NodeError):
+    """The node gave no reply: what happened there is not known."""
+
+
+@functools.cache
+def _agent_source() -> bytes:
+    with open(agent.__file__, "rb") as file:
+        return file.read()
+
+
+@functools.lru_cache(maxsize=4)
+def frame(request: str, payload: bytes = b"") -> bytes:
+    """Return the bytes for the agent's standard input. Cached: nodes that are asked the same share one copy."""
+    source = _agent_source()
+    return b"%d\n%b%b\n%b" % (len(source), source, request.encode(), payload)
+
+
+class Channel:
+    """Requests to one host's agent. Each call is one ``exec_command``; a channel serves one thread at a time."""
+
+    def __init__(self, host: str, connection: Any, python: str, executable: str) -> None:
+        self.host = host
+        self._connection = connection
+        self._python = python
+        command = f"{shlex.quote(python)} -I -S -c {shlex.quote(LOADER)}"
+        if connection.become and not _is_same_user(connection):
+            command = connection.become.build_become_command(command, connection._shell)
+        self._command = f"{executable} -c {shlex.quote(command)}"
+
+    def call(self, request: Mapping[str, Any], payload: bytes = b"") -> tuple[dict[str, Any], bytes]:
+        """Send ``request`` and return the reply's JSON object and its payload.
+
+        Raises:
+            Unreachable: no reply came; the node may or may not have done what was asked.
+            NodeError: the node refused, or cannot run the agent.
+        """
+        text = json.dumps(request, sort_keys=True)
+        try:
+            code, output, errors = self._connection.exec_command(self._command, in_data=frame(text, payload))
+        except AnsibleConnectionFailure as error:
+            raise Unreachable(self.host, f"is unreachable: {_last_line(str(error))}") from error
+        except AnsibleError as error:
+            raise NodeError(self.host, f"cannot be talked to: {error}") from error
+        return self._parse(code, output, errors.decode(errors="replace"))
+
+    def close(self) -> None:
+        """Close this end. Where connections persist (ControlPersist), the next run finds it open."""
+        self._connection.close()
+
+    def _parse(self, code: int, output: bytes, errors: str) -> tuple[dict[str, Any], bytes]:
+        # A login shell may print before the agent does, so the reply begins at the mark.
+        start = output.find(agent.MARK.encode())
+        line_end = output.find(b"\n", start)
+        if start < 0 or line_end < 0:
+            raise self._no_reply(code, errors)
+        length = int(output[start:line_end].split()[1])
+        body = line_end + 1
+        reply: dict[str, Any] = json.loads(output[body : body + length])
+        if not reply.pop("ok"):
+            raise NodeError(self.host, reply["refusal"])
+        return reply, output[body + length :]
+
+    def _no_reply(self, code: int, errors: str) -> NodeError:
+        remedy = "install Python 3.10 to 3.13 there, or set ansible_python_interpreter for it in the inventory"
+        if code == 127:
+            return NodeError(self.host, f"has no usable Python: {self._python} was not found; {remedy}")
+        if "too old: Python" in errors:
+            return NodeError(self.host, f"has no usable Python: {self._python} is {_last_line(errors)}; {remedy}")
+        if code == 255:  # ssh's own
+            return Unreachable(self.host, f"is unreachable: {_last_line(errors)}")
+        return NodeError(self.host, f"could not run Thunderhead's agent (exit code {code}): {_last_line(errors)}")
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
+    return lines[-1] if lines else "it said nothing"
+
+
+def _is_same_user(connection: Any) -> bool:
+    """As in Ansible: no sudo from root to root, unless the configuration asks for it."""
+    if C.config.get_config_value("BECOME_ALLOW_SAME_USER"):
+        return False
+    try:
+        login = connection.get_option("remote_user")
+    except KeyError:
+        login = None
+    wanted = connection.become.get_option("become_user", playcontext=None) or "root"
+    return (login or getattr(connection, "default_user", None)) == wanted
+
+
+def open_channel(
+    host: str,
+    variables: Mapping[str, Any],
+    *,
+    task: Task,
+    play_context: PlayContext,
+    loader: DataLoader,
+) -> Channel:
+    """Return a channel to ``host`` that honours its connection and become settings as an ordinary task would.
+
+    Args:
+        host: inventory name.
+        variables: the host's variables, not templated; only those the plugins ask for are.
+        task: the task on whose behalf; its become, timeout and vars keywords count.
+        play_context: the play's, with passwords from the command line.
+        loader: Ansible's file loader.
+    """
+    templar = Templar(loader=loader, variables=dict(variables))
+
+    def value(name: str, default: Any = None) -> Any:
+        return templar.template(variables[name]) if name in variables else default
+
+    context = play_context.copy()
+    context.remote_addr = value("ansible_host", host)
+    for attribute, names in C.MAGIC_VARIABLE_MAPPING.items():
+        for name in names:
+            if name in variables and attribute in {"connection", "port", "remote_user", "password", "become_pass"}:
+                setattr(context, attribute, value(name))
+                break
+    connection = connection_loader.get(context.connection, context, new_stdin=None, ansible_playbook_pid=str(os.getppid()))
+    if connection is None:
+        raise NodeError(host, f"has ansible_connection {context.connection}, which is not installed")
+
+    become = None
+    if boolean(value("ansible_become", task.become) or False):
+        become = become_loader.get(value("ansible_become_method") or task.become_method or "sudo")
+    connection.set_become_plugin(become)
+
+    keys = task.dump_attrs()
+    del keys["retries"]
+    keys["timeout"] = context.timeout
+    if context.password:
+        keys["password"] = context.password
+    if context.become_pass:
+        keys["become_pass"] = context.become_pass
+    for kind, plugin in (("connection", connection), ("shell", connection._shell), ("become", become)):
+        if plugin is not None:
+            names = C.config.get_plugin_vars(kind, plugin._load_name)
+            plugin.set_options(task_keys=keys, var_options={name: value(name) for name in names if name in variables})
+
+    interpreter = str(value("ansible_python_interpreter") or "")
+    python = interpreter if interpreter and not interpreter.startswith("auto") else "python3"
+    return Channel(host, connection, python, str(value("ansible_shell_executable") or context.executable or "/bin/sh"))

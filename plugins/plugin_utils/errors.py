@@ -1,0 +1,17 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""What a user reads when something cannot be done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class JobError(Exception):
+    """One sentence: subject and state, what was expected, where it is set, what to do."""
+
+
+def in_one(errors: Iterable[Exception], consequence: str) -> JobError:
+    """Join what went wrong on several nodes into one error, a line each, ending with what that means for the job."""
+    lines = [str(error) for error in errors]
+    return JobError("\n".join([*lines, consequence]) if len(lines) > 1 else f"{lines[0]}. {consequence}")

@@ -1,0 +1,50 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""The controller's record of a job: runs/<id>/ with job.json, logs/ and artifacts/."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import re
+import secrets
+from pathlib import Path
+from typing import Any
+
+
+def new_job_id(script: str, now: datetime.datetime) -> str:
+    """Return YYYYmmdd-HHMMSS-<script>-<4 hex>, safe as a file name and as part of a unit's name."""
+    stem = re.sub(r"[^A-Za-z0-9_]+", "-", Path(script).stem)[:40].strip("-") or "job"
+    return f"{now:%Y%m%d-%H%M%S}-{stem}-{secrets.token_hex(2)}"
+
+
+class Record:
+    """The folder of one job."""
+
+    def __init__(self, runs: Path, job_id: str) -> None:
+        self.path = runs / job_id
+        self._data: dict[str, Any] = {"id": job_id}
+
+    def create(self, **data: Any) -> None:
+        """Make the folder and write down what is known before the start."""
+        for name in ("logs", "artifacts"):
+            (self.path / name).mkdir(parents=True)
+        self.update(**data)
+
+    def update(self, **data: Any) -> None:
+        """Change entries of job.json; the file is replaced as a whole."""
+        self._data.update(data)
+        part = self.path / "job.json.part"
+        part.write_text(json.dumps(self._data, indent=2) + "\n", encoding="utf-8")
+        part.replace(self.path / "job.json")
+
+    def log_path(self, rank: int, host: str) -> Path:
+        """Where a rank's log lies."""
+        return self.path / "logs" / f"rank{rank}-{re.sub(r'[^A-Za-z0-9_.-]', '_', host)}.log"
+
+    def artifact_path(self, name: str) -> Path | None:
+        """Where the file that a node calls ``name`` goes, or None for a name that would leave artifacts/."""
+        if os.path.isabs(name) or any(part in ("", ".", "..") for part in name.split("/")):
+            return None
+        return self.path / "artifacts" / name

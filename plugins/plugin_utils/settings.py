@@ -1,0 +1,83 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""What the inventory says about a node: the one place where these variables are read and their defaults stand."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.environment import as_environment
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
+
+SPEC: dict[str, dict[str, Any]] = {
+    "cluster_address": {"type": "str", "default": ""},
+    "cluster_dir": {"type": "str", "default": "/opt/thunderhead"},
+    "cluster_master_port": {"type": "int", "default": 29500},
+    "job_user": {"type": "str", "default": "thunderhead"},
+    "job_env": {"type": "raw", "default": {}},
+}
+"""The variables of inventory/sample that the engine itself reads, as an argument spec."""
+
+
+@dataclass(frozen=True)
+class NodeSettings:
+    """One host's settings, validated.
+
+    Attributes:
+        host: inventory name.
+        address: on the cluster's network, as its peers reach it; None means that of the node's default route.
+        directory: absolute path on the node under which everything of ours lies.
+        master_port: TCP port of the rendezvous; the head's counts.
+        user: the account jobs run as; empty means the connection's own.
+        env: additional environment variables, values as they are.
+    """
+
+    host: str
+    address: str | None
+    directory: str
+    master_port: int
+    user: str
+    env: dict[str, str]
+
+    @classmethod
+    def from_variables(
+        cls, host: str, variables: Mapping[str, Any], template: Callable[[Any], Any]
+    ) -> NodeSettings:
+        """Read one host's inventory variables; ``template`` resolves one value in that host's context.
+
+        Raises:
+            JobError: a value cannot be used; the message names the host and the variable.
+        """
+        given = {name: template(variables[name]) for name in SPEC if name in variables}
+        result = ArgumentSpecValidator(SPEC).validate({name: value for name, value in given.items() if value is not None})
+        if result.error_messages:
+            raise JobError(f"{host}: {result.error_messages[0]}; set it in the inventory")
+        values = result.validated_parameters
+        port = values["cluster_master_port"]
+        if not 1 <= port <= 65535:
+            raise JobError(f"{host}: cluster_master_port is {port}; set a TCP port from 1 to 65535 in the inventory")
+        if not values["cluster_dir"].startswith("/"):
+            raise JobError(f"{host}: cluster_dir is {values['cluster_dir']}; set an absolute path in the inventory")
+        address = values["cluster_address"] or _literal(template(variables.get("ansible_host", host)))
+        if values["cluster_address"] and not _literal(values["cluster_address"]):
+            raise JobError(f"{host}: cluster_address is {address}; set an IPv4 or IPv6 address in the inventory")
+        return cls(
+            host=host,
+            address=address,
+            directory=values["cluster_dir"].rstrip("/") or "/",
+            master_port=port,
+            user=values["job_user"],
+            env=as_environment(values["job_env"], f"{host}: job_env"),
+        )
+
+
+def _literal(text: Any) -> str | None:
+    """Return ``text`` if it is an IP address, else None: names are resolved differently on every machine."""
+    try:
+        return str(ipaddress.ip_address(str(text)))
+    except ValueError:
+        return None

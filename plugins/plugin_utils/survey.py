@@ -1,0 +1,72 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""The cluster as it is: every node reached once, nothing changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import in_one
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.fan_out import fan_out
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import OpenChannel
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import rank_nodes, require_distinct
+
+TIMEOUT_SECONDS = 60
+
+
+def survey(settings: Sequence[NodeSettings], taking_part: Sequence[str], open_channel: OpenChannel) -> dict[str, Any]:
+    """Return the cluster's topology and what the roles need to know of each node.
+
+    Args:
+        settings: of all hosts of the cluster, in inventory order.
+        taking_part: the hosts of the play. The others are part of the cluster too (ranks, firewall), but are asked
+            only for an address that the inventory does not give: one that is down must not keep these from being set up.
+        open_channel: gives a channel to a host.
+
+    Returns:
+        world_size, head, master_addr, master_port, addresses (in rank order), and nodes: each host that takes part to
+        its rank, address, interface, directory, user, env and port_range (first and last ephemeral port).
+
+    Raises:
+        JobError: a node could not be looked at, or the inventory contradicts itself or a node.
+    """
+    require_distinct({one.host: one.address for one in settings})
+
+    def look(one: NodeSettings) -> dict[str, Any]:
+        return open_channel(one.host).call(
+            {
+                "op": "inspect",
+                "directory": one.directory,
+                "address": one.address,
+                "master_port": one.master_port if one is settings[0] else None,
+            }
+        )[0]
+
+    asked = {one.host: one for one in settings if one.host in taking_part or one.address is None}
+    seen, errors = fan_out(asked, look, TIMEOUT_SECONDS)
+    if errors:
+        raise in_one(errors.values(), "Nothing was changed on any node.")
+    from_inventory = {one.host: {"address": one.address, "interface": ""} for one in settings if one.address}
+    topology = rank_nodes(settings, {**from_inventory, **seen})
+    return {
+        "world_size": topology.world_size,
+        "head": topology.head.host,
+        "master_addr": topology.head.address,
+        "master_port": topology.head.settings.master_port,
+        "addresses": [node.address for node in topology.nodes],
+        "nodes": {
+            node.host: {
+                "rank": node.rank,
+                "address": node.address,
+                "interface": node.interface,
+                "directory": node.settings.directory,
+                "user": node.settings.user,
+                "env": node.settings.env,
+                "port_range": seen[node.host]["port_range"],
+            }
+            for node in topology.nodes
+            if node.host in taking_part
+        },
+    }

@@ -1,0 +1,86 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""From an ordered list of hosts to ranks, the head and the addresses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node of a job or of the cluster.
+
+    Attributes:
+        rank: NODE_RANK, the position in inventory order among the hosts that take part.
+        settings: what the inventory says.
+        address: on the cluster's network.
+        interface: that holds the address.
+    """
+
+    rank: int
+    settings: NodeSettings
+    address: str
+    interface: str
+
+    @property
+    def host(self) -> str:
+        """The inventory name."""
+        return self.settings.host
+
+
+@dataclass(frozen=True)
+class Topology:
+    """The nodes in rank order; the first is the head."""
+
+    nodes: Sequence[Node]
+
+    @property
+    def head(self) -> Node:
+        """The node that holds MASTER_ADDR and MASTER_PORT."""
+        return self.nodes[0]
+
+    @property
+    def world_size(self) -> int:
+        """How many nodes take part."""
+        return len(self.nodes)
+
+
+def require_hosts(hosts: Sequence[str]) -> None:
+    """Raise JobError if no host takes part."""
+    if not hosts:
+        raise JobError(
+            "no host is in group cluster; list your machines under cluster: in the inventory "
+            "(inventory/sample shows how), or name another inventory with -i"
+        )
+
+
+def require_distinct(addresses: Mapping[str, str | None]) -> None:
+    """Raise JobError if two hosts have the same address; None (not known yet) is no address."""
+    owners: dict[str, str] = {}
+    for host, address in addresses.items():
+        if address is not None and owners.setdefault(address, host) != host:
+            raise JobError(
+                f"{owners[address]} and {host} have the same address {address}, but every node needs its own; "
+                "fix ansible_host or cluster_address in the inventory, or remove one of them"
+            )
+
+
+def rank_nodes(settings: Sequence[NodeSettings], located: Mapping[str, Mapping[str, str]]) -> Topology:
+    """Return the topology of the hosts in the order given.
+
+    Args:
+        settings: in inventory order, only hosts that take part: ranks are dense from 0.
+        located: host name to ``address`` and ``interface`` as the node itself reported them.
+    """
+    require_distinct({one.host: located[one.host]["address"] for one in settings})
+    return Topology(
+        [
+            Node(rank, one, located[one.host]["address"], located[one.host]["interface"])
+            for rank, one in enumerate(settings)
+        ]
+    )
