@@ -35,7 +35,7 @@ def require_whole_words(stray: str) -> None:
     if stray:
         raise JobError(
             f"-e was given {stray!r}, which belongs to no variable; quote a value with spaces once more, "
-            "as in -e \"args='--max-epochs 3'\", or give JSON: -e '{\"args\": [\"--max-epochs\", \"3\"]}'"
+            'as in -e "args=\'--max-epochs 3\'", or give JSON: -e \'{"args": ["--max-epochs", "3"]}\''
         )
 
 

@@ -1,6 +1,6 @@
 # Copyright (c) The Thunderhead developers
 # Licensed under the Apache License, Version 2.0 (see LICENSE)
-"""The agent: everything Thunderhead does *on* a node while jobs run.
+r"""The agent: everything Thunderhead does *on* a node while jobs run.
 
 It is never installed. The controller sends this file's text on standard input in front of every request
 (``plugins/plugin_utils/channel.py``), so it is never out of date; only the standard library of Python 3.9 or newer is
@@ -29,6 +29,16 @@ import signal
 import sys
 import time
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's start
+    from collections.abc import Callable, Iterator
+    from typing import Any
+
+    Request = dict[str, Any]
+    Reply = dict[str, Any]
+
+SOURCE: bytes = globals().get("SOURCE", b"")
+"""This file's text; the controller's loader puts it here."""
 MARK = "thunderhead-reply"
 BUNDLE_MTIME = 946684800
 """Modification time, seconds since 1970, of every file that came with the code: what differs was written by the job."""
@@ -37,23 +47,25 @@ CLAIM_SECONDS = 120
 POLL_SECONDS = 0.05
 """How often a waiting ``follow`` looks at the log and the state."""
 
-OPERATIONS = {}
+OPERATIONS: dict[str, Callable[[Request, bytes], tuple[Reply, bytes]]] = {}
 
 
 class Refusal(Exception):
     """Why the request cannot be done: one sentence about this node."""
 
 
-def operation(function):
+def operation(
+    function: Callable[[Request, bytes], tuple[Reply, bytes]],
+) -> Callable[[Request, bytes], tuple[Reply, bytes]]:
     """Make ``function(request, payload) -> (reply, payload)`` answer the requests of its name."""
     OPERATIONS[function.__name__] = function
     return function
 
 
-# ---------------------------------------------------------------------------------------------------------------- node
+# ----------------------------------------------------------------------------------------------------------------- node
 
 
-def network_addresses():
+def network_addresses() -> list[tuple[str, str, bool]]:
     """Return ``[(interface, address, is_loopback)]``, IPv4 before IPv6, from getifaddrs(3)."""
     import ctypes
     import socket
@@ -89,18 +101,18 @@ def network_addresses():
     return [entry[1:] for entry in sorted(found, key=lambda entry: entry[0])]
 
 
-def default_route_address():
+def default_route_address() -> str | None:
     """Return the address this node uses to reach others, or None. Connecting a UDP socket sends nothing."""
     import socket
 
     for family, target in ((socket.AF_INET, "198.18.0.1"), (socket.AF_INET6, "2001:2::1")):
         with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect((target, 9))
-            return probe.getsockname()[0]
+            return str(probe.getsockname()[0])
     return None
 
 
-def locate_address(wanted):
+def locate_address(wanted: str | None) -> tuple[str, str]:
     """Return ``(address, interface)`` of this node on the cluster's network; ``wanted`` may be None."""
     found = network_addresses()
     address = wanted or default_route_address()
@@ -116,23 +128,23 @@ def locate_address(wanted):
     )
 
 
-def ephemeral_ports():
+def ephemeral_ports() -> tuple[int, int]:
     """Return ``(first, last)`` of net.ipv4.ip_local_port_range."""
     with open("/proc/sys/net/ipv4/ip_local_port_range") as file:
         first, last = file.read().split()
     return int(first), int(last)
 
 
-def reserved_ports():
+def reserved_ports() -> set[int]:
     """Return the ports of net.ipv4.ip_local_reserved_ports, which outgoing connections never take."""
     with open("/proc/sys/net/ipv4/ip_local_reserved_ports") as file:
         spans = [span.partition("-") for span in file.read().strip().split(",") if span]
     return {port for low, _dash, high in spans for port in range(int(low), int(high or low) + 1)}
 
 
-def port_holder(port):
+def port_holder(port: int) -> str | None:
     """Return the name of the process that listens on TCP ``port``, as well as this user may see it, or None."""
-    inodes = set()
+    inodes: set[str] = set()
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         with contextlib.suppress(OSError), open(table) as file:
             rows = [line.split() for line in file.readlines()[1:]]
@@ -149,7 +161,7 @@ def port_holder(port):
     return "a process of another user"
 
 
-def check_port_range(port):
+def check_port_range(port: int) -> None:
     """Refuse a MASTER_PORT that this node, the head, gives to outgoing connections."""
     first, last = ephemeral_ports()
     if first <= port <= last and port not in reserved_ports():
@@ -159,7 +171,7 @@ def check_port_range(port):
         )
 
 
-def check_port_free(port):
+def check_port_free(port: int) -> None:
     """Refuse a MASTER_PORT on which this node, the head, cannot listen now."""
     import socket
 
@@ -186,24 +198,26 @@ def check_port_free(port):
                 raise
 
 
-def check_space(path, needed_bytes):
+def check_space(path: str, needed_bytes: int) -> None:
     """Refuse if the file system of ``path`` has less room than ``needed_bytes`` for an unprivileged user."""
     room = os.statvfs(path)
     free = room.f_bavail * room.f_frsize
     if free < needed_bytes or (room.f_files and not room.f_favail):
-        raise Refusal(disk_full(path, f"{free // 2**20} MB free, and this job needs {needed_bytes // 2**20} MB to start"))
+        raise Refusal(disk_full(path, f"{free // 2**20} MB free, and this job needs {needed_bytes // 2**20} MB"))
 
 
-def disk_full(path, state):
-    return f"has too little disk space in {path} ({state}); free some there, or set cluster_dir in the inventory to a larger disk"
+def disk_full(path: str, state: str) -> str:
+    """Return the sentence for a full file system."""
+    return f"has too little disk space in {path} ({state}); free some there, or move cluster_dir to a larger disk"
 
 
-def has_systemd():
+def has_systemd() -> bool:
+    """Return whether systemd is this node's init."""
     return os.path.isdir("/run/systemd/system")
 
 
 @operation
-def inspect(request, _payload):
+def inspect(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     """Look, and change nothing. Request: address (or None), master_port (on the head, else None).
 
     Reply: address, interface, port_range (first and last ephemeral port).
@@ -220,7 +234,8 @@ def inspect(request, _payload):
 class User:
     """The account a job runs as. ``name`` empty means whoever this agent runs as."""
 
-    def __init__(self, name):
+    def __init__(self, name: str) -> None:
+        """Refuse an account that does not exist, is root, or is out of reach."""
         import pwd
 
         if not name and os.geteuid() == 0 and has_systemd():
@@ -234,9 +249,9 @@ class User:
                 f"cannot run jobs as {name}: the connection's user is {pwd.getpwuid(os.geteuid()).pw_name} and may not "
                 "become another; allow sudo (ansible_become), or set job_user to that name"
             )
-        self.name, self.uid, self.gid, self.home, self.shell = entry.pw_name, entry.pw_uid, entry.pw_gid, *entry[5:7]
+        self.name, self.uid, self.gid = entry.pw_name, entry.pw_uid, entry.pw_gid
 
-    def become(self):
+    def become(self) -> None:
         """Turn this process into the user, for good."""
         if os.geteuid() == 0 and self.uid != 0:
             os.initgroups(self.name, self.gid)
@@ -244,7 +259,7 @@ class User:
             os.setuid(self.uid)
 
     @contextlib.contextmanager
-    def acting(self):
+    def acting(self) -> Iterator[None]:
         """Touch files as the user only, so that no link a job has planted makes root write elsewhere."""
         if os.geteuid() != 0 or self.uid == 0:
             yield
@@ -258,7 +273,7 @@ class User:
             os.setegid(0)
 
 
-def write_file(path, data, mode, durable=False):
+def write_file(path: str, data: bytes, mode: int, durable: bool = False) -> None:
     """Replace ``path`` as a whole: a reader sees the old content or the new, never a part."""
     part = f"{path}.{os.getpid()}"
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
@@ -275,16 +290,17 @@ def write_file(path, data, mode, durable=False):
         raise
 
 
-def read_json(path):
+def read_json(path: str) -> dict[str, Any] | None:
     """Return the JSON object in ``path``, or None if there is none."""
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW)) as file:
-            return json.load(file)
+            found = json.load(file)
     except (OSError, ValueError):
         return None
+    return found if isinstance(found, dict) else None
 
 
-def is_supervised(job_dir):
+def is_supervised(job_dir: str) -> bool | None:
     """Return whether a supervisor lives: True, False if it ended, None if there never was one."""
     try:
         descriptor = os.open(os.path.join(job_dir, "lock"), os.O_RDWR | os.O_NOFOLLOW)
@@ -299,7 +315,7 @@ def is_supervised(job_dir):
     return False
 
 
-def claim(directory, job):
+def claim(directory: str, job: dict[str, str]) -> None:
     """Reserve the node for ``job`` (its id, user, start), or refuse with those of the job that has it."""
     path = os.path.join(directory, "jobs", "claim")
     data = dict(job, claimed=time.time())
@@ -327,16 +343,18 @@ def claim(directory, job):
     raise Refusal("was claimed by several jobs at the same moment; run the playbook again")
 
 
-def job_directory(request):
+def job_directory(request: Request) -> str:
+    """Return the folder of the request's job."""
     return os.path.join(request["directory"], "jobs", request["job"]["id"])
 
 
-def bundle_path(request):
+def bundle_path(request: Request) -> str:
+    """Return where the request's bundle lies once this node has it."""
     return os.path.join(request["directory"], "bundles", request["bundle"] + ".tar.gz")
 
 
 @operation
-def prepare(request, _payload):
+def prepare(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     """Check that the job can start here, claim the node, and lay out the job's directory.
 
     Request: directory, user, job {id, user, start}, address (or None), master_port (on the head, else None), bundle
@@ -379,7 +397,7 @@ def prepare(request, _payload):
 
 
 @operation
-def deliver(request, payload):
+def deliver(request: Request, payload: bytes) -> tuple[Reply, bytes]:
     """Store the bundle in ``payload`` and unpack it into the prepared job. Request: as for ``prepare``."""
     write_file(bundle_path(request), payload, 0o600, durable=True)
     try:
@@ -390,7 +408,7 @@ def deliver(request, payload):
     return {}, b""
 
 
-def unpack(request, user):
+def unpack(request: Request, user: User) -> None:
     """Lay this job's own copy of the code into ``work/``, checked against the bundle's name."""
     import gzip
     import hashlib
@@ -418,7 +436,7 @@ def unpack(request, user):
 
 
 @operation
-def discard(request, _payload):
+def discard(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     """Undo ``prepare`` for a job that never started here."""
     import shutil
 
@@ -430,15 +448,16 @@ def discard(request, _payload):
     return {}, b""
 
 
-# --------------------------------------------------------------------------------------------------------------- running
+# -------------------------------------------------------------------------------------------------------------- running
 
 
-def unit_name(request):
+def unit_name(request: Request) -> str:
+    """Return the name of the request's job as a systemd unit."""
     return f"thunderhead-{request['job']['id']}.service"
 
 
 @operation
-def start(request, _payload):
+def start(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     """Start the prepared job. Request: as for ``prepare``, and argv, env (text of node.env), grace_seconds.
 
     Replies once the supervisor holds the job's lock, so that a node that cannot start says so here.
@@ -448,7 +467,7 @@ def start(request, _payload):
     with user.acting():
         write_file(os.path.join(job_dir, "node.env"), request["env"].encode(), 0o600)
         write_file(os.path.join(job_dir, "spec.json"), json.dumps(spec).encode(), 0o600)
-        write_file(os.path.join(job_dir, "agent.py"), SOURCE, 0o600)  # noqa: F821 - the loader sets it
+        write_file(os.path.join(job_dir, "agent.py"), SOURCE, 0o600)
     command = [sys.executable, "-I", "-S", os.path.join(job_dir, "agent.py"), "supervise", job_dir]
     if os.geteuid() == 0 and has_systemd():
         start_unit(request, user, command)
@@ -462,8 +481,8 @@ def start(request, _payload):
     return {}, b""
 
 
-def start_unit(request, user, command):
-    """Run ``command`` as a transient unit: its control group holds every process of the job, so a stop ends them all."""
+def start_unit(request: Request, user: User, command: list[str]) -> None:
+    """Run ``command`` as a transient unit: its control group holds every process of the job, and a stop ends them."""
     import subprocess
 
     properties = {
@@ -487,7 +506,7 @@ def start_unit(request, user, command):
         raise Refusal(f"could not start the job's unit: {result.stderr.strip()}")
 
 
-def start_detached(user, command, log):
+def start_detached(user: User, command: list[str], log: str) -> None:
     """Run ``command`` in a session of its own, where there is no systemd to do it."""
     if os.fork():
         os.wait()
@@ -508,20 +527,22 @@ def start_detached(user, command, log):
         os._exit(1)
 
 
-def parse_environment(text):
+def parse_environment(text: str) -> dict[str, str]:
     """Return the mapping that ``templates/node.env.j2`` wrote: NAME=value lines, quoted as a shell reads them."""
     import shlex
 
-    return dict(word.partition("=")[::2] for word in shlex.split(text, comments=True))
+    pairs = [word.partition("=") for word in shlex.split(text, comments=True)]
+    return {name: value for name, _equals, value in pairs}
 
 
-def descendants():
+def descendants() -> list[int]:
     """Return the ids of all processes below this one."""
-    children = {}
+    children: dict[int, list[int]] = {}
     for pid in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", "rb") as file:
             children.setdefault(int(file.read().rpartition(b")")[2].split()[1]), []).append(int(pid))
-    found, queue = [], [os.getpid()]
+    found: list[int] = []
+    queue = [os.getpid()]
     while queue:
         below = children.get(queue.pop(), [])
         found += below
@@ -529,14 +550,15 @@ def descendants():
     return found
 
 
-def signal_descendants(number):
+def signal_descendants(number: int) -> None:
+    """Send a signal to all processes below this one."""
     for pid in descendants():
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
 
 
-def supervise(job_dir):
-    """Be the parent of the job's processes: start the script, wait, leave no process behind, write down how it ended."""
+def supervise(job_dir: str) -> None:
+    """Be the parent of the job's processes: start the script, wait, leave none behind, write down how it ended."""
     import ctypes
     import pwd
     import subprocess
@@ -560,12 +582,12 @@ def supervise(job_dir):
         "PYTHONUNBUFFERED": "1",
         **variables,
     }
-    stopping = []
+    stopping: list[float] = []
     signal.signal(signal.SIGTERM, lambda number, frame: stopping.append(time.monotonic()))
     log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    state = {"state": "running", "pid": os.getpid(), "started": time.time()}
+    state: dict[str, Any] = {"state": "running", "pid": os.getpid(), "started": time.time()}
 
-    def save(**changes):
+    def save(**changes: Any) -> None:
         state.update(changes)
         data = json.dumps(state).encode()
         write_file(os.path.join(job_dir, "state.json"), data, 0o600, durable=state["state"] != "running")
@@ -600,11 +622,15 @@ def supervise(job_dir):
             time.sleep(POLL_SECONDS)
     sweep()
     code = os.waitstatus_to_exitcode(status)
-    ended = {"ended": time.time(), "exit_code": code if code >= 0 else 128 - code, "signal": -code if code < 0 else None}
+    ended = {
+        "ended": time.time(),
+        "exit_code": code if code >= 0 else 128 - code,
+        "signal": -code if code < 0 else None,
+    }
     save(state="stopped" if stopping else "succeeded" if code == 0 else "failed", **ended)
 
 
-def sweep():
+def sweep() -> None:
     """End what the script left behind: TERM, a second to comply, KILL."""
     deadline = time.monotonic() + 1
     signal_descendants(signal.SIGTERM)
@@ -619,10 +645,10 @@ def sweep():
             time.sleep(0.01)
 
 
-# ------------------------------------------------------------------------------------------------- following and stopping
+# ----------------------------------------------------------------------------------------------- following and stopping
 
 
-def as_owner(request):
+def as_owner(request: Request) -> str:
     """Become the owner of the job's directory, for good: what a job wrote is read with the job's own rights."""
     import pwd
 
@@ -636,7 +662,7 @@ def as_owner(request):
     return job_dir
 
 
-def job_state(job_dir):
+def job_state(job_dir: str) -> dict[str, Any]:
     """Return the job's state.json; a supervisor that ended without its last word is ``lost``."""
     supervised = is_supervised(job_dir)  # before the file: a supervisor writes its last word, then lets go of the lock
     state = read_json(os.path.join(job_dir, "state.json")) or {"state": "lost" if supervised is False else "prepared"}
@@ -646,10 +672,12 @@ def job_state(job_dir):
 
 
 @operation
-def follow(request, _payload):
-    """Wait for news of the job. Request: offset (bytes of the log already known), wait_seconds, linger_seconds (after
-    the first news, to gather more), max_bytes, quiet (log growth alone is no news until ``max_bytes`` have gathered).
-    Reply: the job's state, offset; payload: the log from the old offset on.
+def follow(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
+    """Wait for news of the job.
+
+    Request: offset (bytes of the log already known), wait_seconds, linger_seconds (after the first news, to gather
+    more), max_bytes, quiet (log growth alone is no news until ``max_bytes`` have gathered). Reply: the job's state and
+    the new offset; payload: the log from the old offset on.
     """
     job_dir = as_owner(request)
     offset, most = request["offset"], request["max_bytes"]
@@ -673,13 +701,13 @@ def follow(request, _payload):
 
 
 @operation
-def stop(request, _payload):
+def stop(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     """End the job: TERM to all its processes, a grace, KILL. Request: grace_seconds. Reply: the job's state."""
     job_dir = job_directory(request)
     unit = os.geteuid() == 0 and has_systemd()
     grace = request["grace_seconds"] + 3
 
-    def tell(number):
+    def tell(number: int) -> None:
         if unit:
             import subprocess
 
@@ -705,14 +733,14 @@ def stop(request, _payload):
     return job_state(job_dir), b""
 
 
-# -------------------------------------------------------------------------------------------------------------- collecting
+# ----------------------------------------------------------------------------------------------------------- collecting
 
 
 @operation
-def artifacts(request, _payload):
-    """List what the job wrote into ``work/``: reply files ``[[path, bytes]]``, sorted; links and caches are left out."""
+def artifacts(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
+    """List what the job wrote into ``work/``: reply files ``[[path, bytes]]``, sorted, without links and caches."""
     work = os.path.join(as_owner(request), "work")
-    found = []
+    found: list[tuple[str, int]] = []
     for folder, folders, files in os.walk(work):
         folders[:] = [name for name in folders if name != "__pycache__"]
         for name in files:
@@ -720,29 +748,31 @@ def artifacts(request, _payload):
             with contextlib.suppress(OSError):
                 entry = os.lstat(path)
                 if (entry.st_mode & 0o170000) == 0o100000 and int(entry.st_mtime) != BUNDLE_MTIME:
-                    found.append([os.path.relpath(path, work), entry.st_size])
+                    found.append((os.path.relpath(path, work), entry.st_size))
     return {"files": sorted(found)}, b""
 
 
 @operation
-def read(request, _payload):
+def read(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     """Read parts ``[[path, offset, length]]`` of files in ``work/``. Reply: lengths, as read; payload: the parts."""
     work = os.path.join(as_owner(request), "work")
     lengths, data = [], []
     for path, offset, length in request["parts"]:
         block = b""
-        with contextlib.suppress(OSError), open(os.open(os.path.join(work, path), os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
-            file.seek(offset)
-            block = file.read(length)
+        with contextlib.suppress(OSError):
+            descriptor = os.open(os.path.join(work, path), os.O_RDONLY | os.O_NOFOLLOW)
+            with open(descriptor, "rb") as file:
+                file.seek(offset)
+                block = file.read(length)
         lengths.append(len(block))
         data.append(block)
     return {"lengths": lengths}, b"".join(data)
 
 
-# -------------------------------------------------------------------------------------------------------------------- main
+# ----------------------------------------------------------------------------------------------------------------- main
 
 
-def answer():
+def answer() -> None:
     """Read one request from standard input, do it, and write the reply."""
     source = sys.stdin.buffer
     request = json.loads(source.readline())
@@ -755,7 +785,8 @@ def answer():
     except OSError as error:
         state = f"{error.strerror}: {error.filename}" if error.filename else str(error)
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        reply = {"ok": False, "refusal": disk_full(request.get("directory"), state) if full else f"failed at {request['op']}: {state}"}
+        sentence = disk_full(request["directory"], state) if full else f"failed at {request['op']}: {state}"
+        reply = {"ok": False, "refusal": sentence}
     text = json.dumps(reply).encode()
     sys.stdout.buffer.write(b"%s %d\n" % (MARK.encode(), len(text)) + text)
     sys.stdout.buffer.write(payload)

@@ -17,9 +17,10 @@ from pathlib import Path
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import BUNDLE_MTIME
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 
-JUNK = frozenset(
-    ".git .hg .svn .venv venv env __pycache__ .cache .mypy_cache .pytest_cache .ruff_cache .tox .ipynb_checkpoints "
-    "node_modules lightning_logs checkpoints wandb runs .DS_Store".split()
+JUNK = (
+    frozenset({".git", ".hg", ".svn", ".venv", "venv", "env", ".tox", "node_modules", ".DS_Store"})
+    | {"__pycache__", ".cache", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".ipynb_checkpoints"}
+    | {"lightning_logs", "checkpoints", "wandb", "runs"}
 )
 """Names left out where there is no git to say what belongs to the code."""
 MEBIBYTE = 2**20
@@ -53,13 +54,17 @@ def check_script(project: Path, script: str) -> str:
     if not script:
         raise JobError("no script was given; name one in the project, as in: -e script=train.py")
     if not project.is_dir():
-        raise JobError(f"project_dir {project} is not a directory; set -e project_dir= to the folder that holds {script}")
+        raise JobError(
+            f"project_dir {project} is not a directory; set -e project_dir= to the folder that holds {script}"
+        )
     outside = f"script {script} is outside project_dir {project}; only the project is copied to the nodes"
     if os.path.isabs(script) or os.path.normpath(script).split(os.sep)[0] == os.pardir:
         raise JobError(f"{outside}, so name the script relative to it, or set -e project_dir=")
     path = project / os.path.normpath(script)
     if not path.is_file():
-        raise JobError(f"script {script} does not exist in project_dir {project}; check its name, or set -e project_dir=")
+        raise JobError(
+            f"script {script} does not exist in project_dir {project}; check its name, or set -e project_dir="
+        )
     if not path.resolve().is_relative_to(project.resolve()):
         raise JobError(f"{outside}, and it is a link to {path.resolve()}; put the file itself into the project")
     return os.path.normpath(script)
@@ -78,11 +83,15 @@ def make_bundle(project: Path, script: str, max_mb: int) -> Bundle:
     """
     commit = _git(project, "rev-parse", "HEAD")
     status = _git(project, "status", "--porcelain", "--", ".") if commit else None
-    paths = sorted(_tracked(project) if _git(project, "rev-parse", "--is-inside-work-tree") else _walked(project))
+    in_git = _git(project, "rev-parse", "--is-inside-work-tree")
+    paths = sorted(_tracked(project) if in_git else _walked(project))
     if script not in paths:
         raise JobError(
             f"script {script} is ignored by git in {project}, and a job's code is what git would track; "
             "take it out of .gitignore, or set -e project_dir="
+            if in_git
+            else f"script {script} lies in a folder that is left out of a job's code where git does not track "
+            f"{project}; move it, or set -e project_dir="
         )
     size = _check_size(project, paths, max_mb)
     plain = io.BytesIO()
@@ -103,7 +112,11 @@ def _git(project: Path, *arguments: str) -> str | None:
     """Return git's output, or None if there is no git, no repository or no commit."""
     try:
         result = subprocess.run(
-            ["git", "-C", str(project), *arguments], capture_output=True, text=True, errors="surrogateescape", check=True
+            ["git", "-C", str(project), *arguments],
+            capture_output=True,
+            text=True,
+            errors="surrogateescape",
+            check=True,
         )
     except (OSError, subprocess.CalledProcessError):
         return None
@@ -114,7 +127,7 @@ def _tracked(project: Path) -> list[str]:
     """What git tracks or would, submodules too, relative to the project; deleted files are gone."""
     listing = _git(project, "ls-files", "-z", "--cached", "--others", "--exclude-standard") or ""
     found = []
-    for path in set(filter(None, listing.split("\0"))):
+    for path in set(listing.split("\0")) - {"", "./"}:  # "./": a submodule that was never fetched
         full = project / path
         if full.is_dir() and not full.is_symlink():
             found += [os.path.join(path, below) for below in _tracked(full)]
@@ -159,6 +172,8 @@ def _add(archive: tarfile.TarFile, project: Path, path: str) -> None:
         try:
             data = full.read_bytes()
         except OSError as error:
-            raise JobError(f"project file {full} cannot be read: {error.strerror}; fix it, or add it to .gitignore") from None
+            raise JobError(
+                f"project file {full} cannot be read: {error.strerror}; fix it, or add it to .gitignore"
+            ) from None
         entry.size, entry.mode = len(data), 0o755 if os.access(full, os.X_OK) else 0o644
         archive.addfile(entry, io.BytesIO(data))

@@ -157,7 +157,9 @@ def open_channel(
             if name in variables and attribute in {"connection", "port", "remote_user", "password", "become_pass"}:
                 setattr(context, attribute, value(name))
                 break
-    connection = connection_loader.get(context.connection, context, new_stdin=None, ansible_playbook_pid=str(os.getppid()))
+    connection = connection_loader.get(
+        context.connection, context, new_stdin=None, ansible_playbook_pid=str(os.getppid())
+    )
     if connection is None:
         raise NodeError(host, f"has ansible_connection {context.connection}, which is not installed")
 

@@ -18,7 +18,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import 
 
 TEMPLATE = Path(__file__).parents[2] / "templates" / "node.env.j2"
 
-OURS = frozenset("MASTER_ADDR MASTER_PORT WORLD_SIZE NODE_RANK NUM_NODES JOB_ID JOB_DIR".split())
+OURS = frozenset(["MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "NODE_RANK", "NUM_NODES", "JOB_ID", "JOB_DIR"])
 """Written from the inventory; a second opinion about them is how ranks come to disagree."""
 NEVER = re.compile(r"(LOCAL_RANK|RANK|GROUP_RANK|TORCHELASTIC_.*|SLURM_.*)\Z")
 """Each of these makes Lightning believe that someone else starts the ranks: it then starts none, and hangs."""
@@ -36,12 +36,19 @@ def as_environment(value: Any, subject: str) -> dict[str, str]:
     """
     if isinstance(value, str):
         try:
-            value = yaml.safe_load(value) if value.strip() else {}
+            value = _parse(value) if value.strip() else {}
         except yaml.YAMLError:
-            raise JobError(f"{subject} is not a mapping; give it as -e '{{\"env\": {{\"NAME\": \"value\"}}}}'") from None
+            raise JobError(f'{subject} is not a mapping; give it as -e \'{{"env": {{"NAME": "value"}}}}\'') from None
     if not isinstance(value, Mapping):
         raise JobError(f"{subject} is a {type(value).__name__}, not a mapping of names to values")
     return {str(name): _value(name, item, subject) for name, item in value.items()}
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:  # not all JSON is YAML: tabs between its words, characters as pairs of \\u escapes
+        return yaml.safe_load(text)
 
 
 def _value(name: Any, value: Any, subject: str) -> str:

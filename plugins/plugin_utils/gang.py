@@ -294,5 +294,6 @@ def _ending(reply: Mapping[str, Any]) -> Ending:
         exit_code=reply.get("exit_code"),
         signal=reply.get("signal"),
         seconds=ended - started if started and ended else None,
-        note=reply.get("error") or ("vanished: every process of the job was killed" if reply["state"] == "lost" else ""),
+        note=reply.get("error")
+        or ("vanished: every process of the job was killed" if reply["state"] == "lost" else ""),
     )

@@ -53,7 +53,7 @@ class RankLog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = open(path, "wb", buffering=0)  # closed by close(): it lives as long as the rank is followed
+        self._file = open(path, "wb", buffering=0)  # noqa: SIM115 - it lives as long as the rank is followed
         self._tail = b""
 
     def write(self, data: bytes) -> None:

@@ -205,9 +205,7 @@ def _collect(gang: Gang, topology: Topology, record: Record, open_channel: OpenC
     """Fetch rank 0's artifacts; return what the user should know about it. The job's own ending matters more."""
     head = topology.head
     try:
-        _count, refused = artifacts.collect(
-            open_channel(head.host), lambda op: gang.request(op, head.host), record
-        )
+        _count, refused = artifacts.collect(open_channel(head.host), lambda op: gang.request(op, head.host), record)
     except (NodeError, OSError) as error:
         return [f"artifacts were not collected: {error}; they are in the job's work directory on {head.host}"]
     return [f"artifact {name!r} was not collected: its name would leave the folder" for name in refused]

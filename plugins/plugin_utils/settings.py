@@ -44,16 +44,16 @@ class NodeSettings:
     env: dict[str, str]
 
     @classmethod
-    def from_variables(
-        cls, host: str, variables: Mapping[str, Any], template: Callable[[Any], Any]
-    ) -> NodeSettings:
+    def from_variables(cls, host: str, variables: Mapping[str, Any], template: Callable[[Any], Any]) -> NodeSettings:
         """Read one host's inventory variables; ``template`` resolves one value in that host's context.
 
         Raises:
             JobError: a value cannot be used; the message names the host and the variable.
         """
         given = {name: template(variables[name]) for name in SPEC if name in variables}
-        result = ArgumentSpecValidator(SPEC).validate({name: value for name, value in given.items() if value is not None})
+        result = ArgumentSpecValidator(SPEC).validate(
+            {name: value for name, value in given.items() if value is not None}
+        )
         if result.error_messages:
             raise JobError(f"{host}: {result.error_messages[0]}; set it in the inventory")
         values = result.validated_parameters

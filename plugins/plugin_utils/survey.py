@@ -21,8 +21,8 @@ def survey(settings: Sequence[NodeSettings], taking_part: Sequence[str], open_ch
 
     Args:
         settings: of all hosts of the cluster, in inventory order.
-        taking_part: the hosts of the play. The others are part of the cluster too (ranks, firewall), but are asked
-            only for an address that the inventory does not give: one that is down must not keep these from being set up.
+        taking_part: the hosts of the play. The others belong to the cluster too (ranks, firewall), but are asked only
+            for an address that the inventory does not give: one that is down must not keep these from being set up.
         open_channel: gives a channel to a host.
 
     Returns:
