@@ -61,7 +61,7 @@ molecule: $(VENV)/.test ## Scenarios on containers with systemd, sshd and a fire
 bench-launch: $(VENV)/.controller ## Time to start on NODES containers, against ssh, pdsh and mpirun (NODES=16 RUNS=5)
 	trap 'tests/docker/rig.py down' EXIT; \
 	tests/docker/rig.py up; \
-	tests/bench/launch.py --nodes $(NODES) --runs $(RUNS)
+	tests/bench/launch.py --nodes $(NODES) --rounds $(RUNS)
 
 # --------------------------------------------------------------------------------------------------------------- tools
 

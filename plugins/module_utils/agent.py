@@ -7,7 +7,7 @@ It is never installed. The controller sends this file's text on standard input i
 needed. One request, one reply:
 
     standard input   a line with the length of this text in bytes, this text, then ``<request>\\n<payload>``
-    standard output  a line ``MARK <length>``, a JSON object of that many bytes, then the payload
+    standard output  a line ``MARK <length> <length>``, a JSON object and a payload of that many bytes
 
 A request is ``{"op": name, ...}``; the functions decorated with ``@operation`` answer it. What cannot be done is a
 ``Refusal``: one sentence without the node's name, which the controller puts in front.
@@ -350,7 +350,7 @@ def job_directory(request: Request) -> str:
 
 def bundle_path(request: Request) -> str:
     """Return where the request's bundle lies once this node has it."""
-    return os.path.join(request["directory"], "bundles", request["bundle"] + ".tar.gz")
+    return os.path.join(request["directory"], "bundles", request["bundle"] + ".tar")
 
 
 @operation
@@ -398,9 +398,17 @@ def prepare(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
 
 @operation
 def deliver(request: Request, payload: bytes) -> tuple[Reply, bytes]:
-    """Store the bundle in ``payload`` and unpack it into the prepared job. Request: as for ``prepare``."""
-    write_file(bundle_path(request), payload, 0o600, durable=True)
+    """Store the bundle, ``payload`` compressed, and unpack it into the prepared job. Request: as for ``prepare``."""
+    import hashlib
+    import zlib
+
     try:
+        archive = b""
+        with contextlib.suppress(zlib.error):  # what is damaged does not match either
+            archive = zlib.decompress(payload)
+        if hashlib.sha256(archive).hexdigest() != request["bundle"]:
+            raise Refusal("received a bundle that does not match its SHA-256; run the playbook again")
+        write_file(bundle_path(request), archive, 0o600, durable=True)
         unpack(request, User(request["user"]))
     except BaseException:
         discard(request, b"")
@@ -409,29 +417,16 @@ def deliver(request: Request, payload: bytes) -> tuple[Reply, bytes]:
 
 
 def unpack(request: Request, user: User) -> None:
-    """Lay this job's own copy of the code into ``work/``, checked against the bundle's name."""
-    import gzip
-    import hashlib
-    import shutil
+    """Lay this job's own copy of the code into ``work/``."""
     import tarfile
-    import tempfile
 
     work = os.path.join(job_directory(request), "work")
-    with tempfile.TemporaryFile(dir=os.path.join(request["directory"], "bundles")) as plain:
-        with gzip.open(bundle_path(request)) as packed:
-            shutil.copyfileobj(packed, plain, 2**20)
-        plain.seek(0)
-        digest = hashlib.sha256()
-        for block in iter(lambda: plain.read(2**20), b""):
-            digest.update(block)
-        if digest.hexdigest() != request["bundle"]:
-            os.unlink(bundle_path(request))
-            raise Refusal("received a bundle that does not match its SHA-256; run the playbook again")
-        plain.seek(0)
-        with user.acting(), tarfile.open(fileobj=plain) as archive:
-            os.mkdir(work, 0o700)
-            # The controller made this archive of relative names only (bundle.py); the checksum says it is that one.
-            archive.extractall(work)
+    with open(bundle_path(request), "rb") as file, user.acting(), tarfile.open(fileobj=file, mode="r:") as archive:
+        # The controller made this archive of relative names only (bundle.py), and deliver checked that it is that one;
+        # newer Pythons would refuse a project's link to, say, a data set elsewhere on the node.
+        archive.extraction_filter = getattr(tarfile, "fully_trusted_filter", None)
+        os.mkdir(work, 0o700)
+        archive.extractall(work)
     os.utime(bundle_path(request))
 
 
@@ -483,8 +478,6 @@ def start(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
 
 def start_unit(request: Request, user: User, command: list[str]) -> None:
     """Run ``command`` as a transient unit: its control group holds every process of the job, and a stop ends them."""
-    import subprocess
-
     properties = {
         "User": user.name,
         "KillMode": "control-group",
@@ -494,16 +487,27 @@ def start_unit(request: Request, user: User, command: list[str]) -> None:
         "TasksMax": "infinity",  # data loader workers
         "OOMPolicy": "continue",  # the supervisor reports which rank the kernel killed
     }
-    result = subprocess.run(
-        ["systemd-run", "--quiet", "--no-block", "--collect", f"--unit={unit_name(request)}"]
-        + [f"--property={name}={value}" for name, value in properties.items()]
-        + ["--", *command],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
+    options = [f"--property={name}={value}" for name, value in properties.items()]
+    code, said = run_command(
+        ["systemd-run", "--quiet", "--no-block", "--collect", f"--unit={unit_name(request)}", *options, "--", *command]
     )
-    if result.returncode:
-        raise Refusal(f"could not start the job's unit: {result.stderr.strip()}")
+    if code:
+        raise Refusal(f"could not start the job's unit: {said}")
+
+
+def run_command(command: list[str]) -> tuple[int, str]:
+    """Run a command and return its exit code and output; the subprocess module takes as long as all else here."""
+    reader, writer = os.pipe()
+    pid = os.posix_spawnp(
+        command[0],
+        command,
+        os.environ,
+        file_actions=[(os.POSIX_SPAWN_DUP2, writer, 1), (os.POSIX_SPAWN_DUP2, writer, 2)],
+    )
+    os.close(writer)
+    with open(reader, errors="replace") as output:
+        said = output.read().strip()
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), said
 
 
 def start_detached(user: User, command: list[str], log: str) -> None:
@@ -561,7 +565,6 @@ def supervise(job_dir: str) -> None:
     """Be the parent of the job's processes: start the script, wait, leave none behind, write down how it ended."""
     import ctypes
     import pwd
-    import subprocess
 
     user = pwd.getpwuid(os.geteuid())
     work, log_path = os.path.join(job_dir, "work"), os.path.join(job_dir, "log")
@@ -596,14 +599,15 @@ def supervise(job_dir: str) -> None:
     part = os.path.join(job_dir, "lock.part")  # under its name only once it is held
     fcntl.flock(os.open(part, os.O_RDWR | os.O_CREAT, 0o600), fcntl.LOCK_EX)
     os.rename(part, os.path.join(job_dir, "lock"))
+    os.chdir(work)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     try:
-        script = subprocess.Popen(
+        script = os.posix_spawn(
+            spec["argv"][0],
             [word.encode() for word in spec["argv"]],  # UTF-8 whatever this process's locale
-            env={name.encode(): value.encode() for name, value in environment.items()},
-            cwd=work,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
+            {name.encode(): value.encode() for name, value in environment.items()},
+            file_actions=[(os.POSIX_SPAWN_DUP2, log, 1), (os.POSIX_SPAWN_DUP2, log, 2)],
+            setsigdef=[signal.SIGPIPE],  # Python ignores it; a script expects the default
         )
     except OSError as error:
         save(state="failed", ended=time.time(), exit_code=127, error=f"{spec['argv'][0]}: {error.strerror}")
@@ -611,7 +615,7 @@ def supervise(job_dir: str) -> None:
     told_at = None
     while True:
         pid, status = os.waitpid(-1, os.WNOHANG)
-        if pid == script.pid:
+        if pid == script:
             break
         if stopping and told_at is None:
             told_at = stopping[0]
@@ -709,13 +713,8 @@ def stop(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
 
     def tell(number: int) -> None:
         if unit:
-            import subprocess
-
             who = "main" if number == signal.SIGTERM else "all"
-            subprocess.run(
-                ["systemctl", "kill", f"--kill-who={who}", f"--signal={int(number)}", unit_name(request)],
-                capture_output=True,
-            )
+            run_command(["systemctl", "kill", f"--kill-who={who}", f"--signal={int(number)}", unit_name(request)])
         elif state.get("pid"):
             with contextlib.suppress(OSError):
                 os.kill(state["pid"], number)
@@ -783,12 +782,12 @@ def answer() -> None:
     except Refusal as refusal:
         reply = {"ok": False, "refusal": str(refusal)}
     except OSError as error:
-        state = f"{error.strerror}: {error.filename}" if error.filename else str(error)
+        state = f"{error.strerror}: {error.filename}" if error.filename else error.strerror or str(error)
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         sentence = disk_full(request["directory"], state) if full else f"failed at {request['op']}: {state}"
         reply = {"ok": False, "refusal": sentence}
     text = json.dumps(reply).encode()
-    sys.stdout.buffer.write(b"%s %d\n" % (MARK.encode(), len(text)) + text)
+    sys.stdout.buffer.write(b"%s %d %d\n" % (MARK.encode(), len(text), len(payload)) + text)
     sys.stdout.buffer.write(payload)
     sys.stdout.buffer.flush()
 

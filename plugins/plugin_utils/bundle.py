@@ -4,12 +4,12 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
 import os
 import subprocess
 import tarfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ class Bundle:
 
     Attributes:
         sha256: of the archive before compression, in hex: the same code has the same name everywhere.
-        archive: the gzip-compressed tar.
+        archive: the tar, compressed by zlib.
         size: bytes of the files in it.
         commit: git commit of the project, or None outside git.
         dirty: whether the project differed from that commit; None outside git.
@@ -101,7 +101,7 @@ def make_bundle(project: Path, script: str, max_mb: int) -> Bundle:
     data = plain.getvalue()
     return Bundle(
         sha256=hashlib.sha256(data).hexdigest(),
-        archive=gzip.compress(data, compresslevel=1, mtime=0),
+        archive=zlib.compress(data, level=1),
         size=size,
         commit=commit.strip() if commit else None,
         dirty=bool(status) if commit else None,

@@ -93,12 +93,16 @@ class Channel:
         line_end = output.find(b"\n", start)
         if start < 0 or line_end < 0:
             raise self._no_reply(code, errors)
-        length = int(output[start:line_end].split()[1])
+        _mark, length, payload_length = output[start:line_end].split()
         body = line_end + 1
-        reply: dict[str, Any] = json.loads(output[body : body + length])
+        payload = body + int(length)
+        end = payload + int(payload_length)
+        if len(output) < end:  # the connection broke: half a log would pass for a whole one
+            raise Unreachable(self.host, f"is unreachable: its reply broke off, {_last_line(errors)}")
+        reply: dict[str, Any] = json.loads(output[body:payload])
         if not reply.pop("ok"):
             raise NodeError(self.host, reply["refusal"])
-        return reply, output[body + length :]
+        return reply, output[payload:end]
 
     def _no_reply(self, code: int, errors: str) -> NodeError:
         remedy = "install Python 3.10 to 3.13 there, or set ansible_python_interpreter for it in the inventory"
@@ -178,7 +182,9 @@ def open_channel(
     for kind, plugin in (("connection", connection), ("shell", connection._shell), ("become", become)):
         if plugin is not None:
             names = C.config.get_plugin_vars(kind, plugin._load_name)
-            plugin.set_options(task_keys=keys, var_options={name: value(name) for name in names if name in variables})
+            given = {name: value(name) for name in names if name in variables}
+            # Else a local sudo that asks for a password gets a terminal as standard input, and the agent no request.
+            plugin.set_options(task_keys=keys, var_options={**given, "ansible_pipelining": True})
 
     interpreter = str(value("ansible_python_interpreter") or "")
     python = interpreter if interpreter and not interpreter.startswith("auto") else "python3"

@@ -9,8 +9,10 @@ import signal
 from collections.abc import Sequence
 
 _TRACEBACK = "Traceback (most recent call last):"
+# What stands before every line of a traceback: the rank, once torch has a process group; an exception group's margin.
+_MARGIN = re.compile(r"(\[rank\d+\]: )?[ |+]*")
 # Lightning's children prefix nothing, torch's C++ log and warnings do: none of these names a cause.
-_NOISE = re.compile(r"\[?(rank\d+\]:)?\[[WIE]\d|\S*Warning: |\s*warnings\.warn\(|/\S+:\d+: ")
+_NOISE = re.compile(r"\[?(rank\d+\]:)?\[[WIE]\d|\S*Warning: |\s*warnings\.warn\(|\S+\.py:\d+: ")
 
 
 def reason(lines: Sequence[str]) -> str:
@@ -19,11 +21,17 @@ def reason(lines: Sequence[str]) -> str:
     Args:
         lines: the last lines of the log, printable.
     """
-    starts = [number for number, line in enumerate(lines) if _TRACEBACK in line]
+    starts = [
+        number
+        for number, line in enumerate(lines)
+        if _TRACEBACK in line and not (number and lines[number - 1].startswith("Exception ignored"))
+    ]
     if starts:
+        margin = _MARGIN.match(lines[starts[-1]])[0].replace("+", "|")  # type: ignore[index]  # it matches anything
         for line in lines[starts[-1] + 1 :]:
-            if line and not line.startswith((" ", "\t")):
-                return line.strip()
+            text = line.removeprefix(margin)
+            if text.strip() and not text.startswith((" ", "\t")) and line.startswith(margin):
+                return text.strip()
     meaningful = [line.strip() for line in lines if line.strip() and not _NOISE.match(line)]
     return meaningful[-1] if meaningful else "it printed nothing"
 

@@ -47,7 +47,7 @@ def as_environment(value: Any, subject: str) -> dict[str, str]:
 def _parse(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:  # not all JSON is YAML: tabs between its words, characters as pairs of \\u escapes
+    except ValueError:  # not all JSON is YAML: tabs between its words, characters as pairs of \u escapes
         return yaml.safe_load(text)
 
 

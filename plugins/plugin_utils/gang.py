@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import queue
 import threading
 import time
@@ -272,7 +273,9 @@ class Gang:
             if data:
                 log.write(data)
                 if live:
+                    heard[node.host] = math.inf  # while this waits for a slow terminal, the node is not silent
                     news.put((node, data))
+                    heard[node.host] = time.monotonic()
             if reply["state"] != "running" and not reply["more"]:
                 news.put((node, _ending(reply)))
                 return

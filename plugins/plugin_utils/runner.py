@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import datetime
 import getpass
+import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -115,7 +116,11 @@ def run(order: Order, gang: Gang, say: Callable[[str], None], open_channel: Open
         f"{gang.job.id}: {gang.job.script} on {topology.world_size} nodes, "
         f"MASTER_ADDR {head.address}, MASTER_PORT {head.settings.master_port}"
     )
-    gang.start()
+    try:
+        gang.start()
+    except JobError as error:
+        record.update(state="failed", cause=str(error))
+        raise
     logs = {node.host: RankLog(record.log_path(node.rank, node.host)) for node in topology.nodes}
     readers = {node.host: LineReader() for node in topology.nodes}
 
@@ -152,9 +157,10 @@ def explain(topology: Topology, endings: Mapping[str, Ending], logs: Mapping[str
     bad = [(node, endings[node.host]) for node in topology.nodes if endings[node.host].state != "succeeded"]
     if not bad:
         return None
-    own = [pair for pair in bad if pair[1].state != "stopped"] or bad
+    own = [pair for pair in bad if pair[1].state != "stopped"] or bad[:1]
     (node, first), *others = sorted(own, key=lambda pair: pair[1].arrived)
-    ending = first.note or diagnosis.how_it_ended(first.exit_code, first.signal)
+    stopped = "was stopped" if first.state == "stopped" else ""
+    ending = first.note or stopped or diagnosis.how_it_ended(first.exit_code, first.signal)
     log = logs[node.host]
     text = diagnosis.sentence(node.rank, node.host, ending, first.seconds, log.tail(), str(log.path))
     if others:
@@ -167,7 +173,7 @@ def _described(order: Order, gang: Gang, topology: Topology) -> dict[str, Any]:
     job = gang.job
     return {
         "state": "running",
-        "command": sys.argv,
+        "command": [_without_values(word) for word in sys.argv],
         "script": job.script,
         "args": list(job.args),
         "project_dir": str(order.project),
@@ -185,6 +191,12 @@ def _described(order: Order, gang: Gang, topology: Topology) -> dict[str, Any]:
         "master_port": topology.head.settings.master_port,
         "ranks": [{"rank": node.rank, "host": node.host, "address": node.address} for node in topology.nodes],
     }
+
+
+def _without_values(word: str) -> str:
+    """Return a word of the command line; one that sets ``env`` without the rest: its values may be secrets."""
+    sets = re.search(r"(\A(-e)?|[\s{,=\"'])env[\"']?\s*[=:]", word)
+    return word[: sets.end()] + "…" if sets else word
 
 
 def _rank(node: Node, ending: Ending, log: RankLog) -> dict[str, Any]:

@@ -62,9 +62,10 @@ class NodeSettings:
             raise JobError(f"{host}: cluster_master_port is {port}; set a TCP port from 1 to 65535 in the inventory")
         if not values["cluster_dir"].startswith("/"):
             raise JobError(f"{host}: cluster_dir is {values['cluster_dir']}; set an absolute path in the inventory")
-        address = values["cluster_address"] or _literal(template(variables.get("ansible_host", host)))
-        if values["cluster_address"] and not _literal(values["cluster_address"]):
-            raise JobError(f"{host}: cluster_address is {address}; set an IPv4 or IPv6 address in the inventory")
+        given_address = values["cluster_address"]
+        address = _literal(given_address or template(variables.get("ansible_host", host)))
+        if given_address and not address:
+            raise JobError(f"{host}: cluster_address is {given_address}; set an IPv4 or IPv6 address in the inventory")
         return cls(
             host=host,
             address=address,

@@ -334,6 +334,8 @@ class Machine:
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch, capsys):
+    # The engine's tests, in the same process, make this a controller, which shows a module's warnings itself.
+    monkeypatch.setattr("ansible.module_utils._internal.is_controller", False)
     return Machine(tmp_path, monkeypatch, capsys)
 
 

@@ -1,0 +1,6 @@
+"""The collection is imported from this checkout, under the name that it has once it is installed."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "collections"))

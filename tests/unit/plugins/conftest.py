@@ -1,0 +1,23 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from local_nodes import LocalNode, free_port
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[LocalNode]:
+    """A node that was set up."""
+    one = LocalNode(tmp_path / "node0").set_up()
+    yield one
+    one.end_all()
+
+
+@pytest.fixture
+def nodes(tmp_path: Path) -> Iterator[list[LocalNode]]:
+    """Two nodes that were set up; either can be the head."""
+    port = free_port()
+    both = [LocalNode(tmp_path / f"node{n}", f"node{n}", f"127.0.0.{n + 1}", port).set_up() for n in range(2)]
+    yield both
+    for one in both:
+        one.end_all()

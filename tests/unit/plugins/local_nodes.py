@@ -1,0 +1,178 @@
+"""Cluster nodes that are folders on this machine. Everything about them is real but the connection, a local shell."""
+
+import contextlib
+import os
+import random
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.thunderhead.cluster.plugins.module_utils import agent
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils import environment
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import Bundle, make_bundle
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import Channel
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
+
+PYTHON = os.path.realpath(sys.executable)
+
+
+class Connection:
+    """As much of a connection plugin as a channel uses: each call is a real shell with a real agent."""
+
+    become = None
+
+    def __init__(self, variables: Mapping[str, str] | None = None) -> None:
+        self.variables = variables  # the login's environment; None: this process's
+
+    def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
+        # The agent is told that there is no systemd: as root it would make units of the jobs where there is.
+        told = in_data.replace(b"/run/systemd/system", b"/run/systemd/absent")
+        result = subprocess.run(shlex.split(command), input=told, capture_output=True, env=self.variables)
+        return result.returncode, result.stdout, result.stderr
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass
+class LocalNode:
+    """A node with a folder of its own."""
+
+    directory: Path
+    host: str = "node0"
+    address: str = "127.0.0.1"
+    master_port: int = 29500
+    user: str = ""
+    python: str = PYTHON
+    connection: Any = field(default_factory=Connection)
+
+    def set_up(self) -> "LocalNode":
+        """Do what setup.yml does, as far as jobs need it."""
+        for name in ("env/bin", "jobs", "bundles"):
+            (self.directory / name).mkdir(parents=True)
+        (self.directory / "env" / "bin" / "python").symlink_to(self.python)
+        return self
+
+    def channel(self) -> Channel:
+        return Channel(self.host, self.connection, self.python, "/bin/sh")
+
+    def settings(self, **variables: str) -> NodeSettings:
+        return NodeSettings(
+            self.host, self.address, str(self.directory), self.master_port, self.user, env=dict(variables)
+        )
+
+    def job_dir(self, job: str = "job-1") -> Path:
+        return self.directory / "jobs" / job
+
+    def request(self, op: str, bundle: Bundle | None = None, job: str = "job-1", **more: Any) -> dict[str, Any]:
+        return {
+            "op": op,
+            "directory": str(self.directory),
+            "user": self.user,
+            "job": {"id": job, "user": "trainer", "start": "2026-11-22T17:30:00+01:00"},
+            "address": self.address,
+            "master_port": None,
+            "bundle": bundle.sha256 if bundle else "0" * 64,
+            "size": bundle.size if bundle else 0,
+            "dry": False,
+            **more,
+        }
+
+    def ask(self, op: str, bundle: Bundle | None = None, payload: bytes = b"", **more: Any) -> dict[str, Any]:
+        """Return the reply to a request that has no payload in its answer."""
+        reply, data = self.channel().call(self.request(op, bundle, **more), payload)
+        assert data == b""
+        return reply
+
+    def prepare(self, bundle: Bundle, job: str = "job-1") -> dict[str, Any]:
+        reply = self.ask("prepare", bundle, job=job)
+        if not reply["has_bundle"]:
+            self.ask("deliver", bundle, bundle.archive, job=job)
+        return reply
+
+    def start(
+        self,
+        bundle: Bundle,
+        job: str = "job-1",
+        args: Sequence[str] = (),
+        variables: Mapping[str, str] | None = None,
+        grace_seconds: float = 5,
+        python: str | None = None,
+    ) -> None:
+        """Prepare and start ``train.py`` of the bundle."""
+        prepared = self.prepare(bundle, job)
+        place = {
+            "rank": 0,
+            "world_size": 1,
+            "master_addr": self.address,
+            "master_port": self.master_port,
+            "interface": "lo",
+        }
+        text = environment.render(place, variables or {}, {"id": job, "dir": prepared["job_dir"]})
+        argv = [python or prepared["python"], "train.py", *args]
+        self.ask("start", bundle, job=job, argv=argv, env=text, grace_seconds=grace_seconds)
+
+    def follow(self, offset: int = 0, job: str = "job-1", **more: Any) -> tuple[dict[str, Any], bytes]:
+        poll = {"offset": offset, "wait_seconds": 10, "linger_seconds": 0, "max_bytes": 2**20, "quiet": False, **more}
+        return self.channel().call(self.request("follow", job=job, **poll))
+
+    def wait(self, job: str = "job-1") -> tuple[dict[str, Any], str]:
+        """Return the last state of a job and its whole log."""
+        log, state = b"", {"state": "running", "more": False, "offset": 0}
+        while state["state"] == "running" or state["more"]:
+            state, data = self.follow(len(log), job)
+            log += data
+        return state, log.decode()
+
+    def run(self, script: str, folder: Path, **more: Any) -> tuple[dict[str, Any], str]:
+        """Return how a job of one script ended, and its log."""
+        self.start(code(folder, script), **more)
+        return self.wait(more.get("job", "job-1"))
+
+    def end_all(self) -> None:
+        """Leave no process behind, whatever a test did."""
+        for job in (self.directory / "jobs").iterdir() if (self.directory / "jobs").is_dir() else ():
+            state = agent.read_json(str(job / "state.json"))
+            if agent.is_supervised(str(job)) and state:
+                os.kill(state["pid"], 15)
+                until(lambda job=job: not agent.is_supervised(str(job)), 15)
+
+
+def code(folder: Path, script: str) -> Bundle:
+    """Return a project with one script, train.py, as a bundle."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "train.py").write_text(script)
+    return make_bundle(folder, "train.py", 100)
+
+
+def until(condition: Callable[[], Any], seconds: float = 10) -> None:
+    """Wait for ``condition``, and fail if it does not come."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)
+
+
+def alive(pid: int) -> bool:
+    """Return whether a process runs; one that is dead but not yet reaped does not."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] not in "ZX"
+
+
+def free_port() -> int:
+    """Return a free TCP port outside the range that outgoing connections take theirs from."""
+    first, last = agent.ephemeral_ports()
+    while True:
+        port = random.randrange(1024, 65535)
+        if not first <= port <= last:
+            with contextlib.suppress(OSError), socket.create_server(("0.0.0.0", port)):
+                return port

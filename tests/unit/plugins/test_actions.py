@@ -1,0 +1,206 @@
+"""The actions as users run them: ansible-playbook, an inventory with two nodes on this machine, the real playbooks."""
+
+import json
+import os
+import re
+import stat
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+from ansible_collections.thunderhead.cluster.plugins.action.job import require_whole_words
+from ansible_collections.thunderhead.cluster.plugins.module_utils import agent
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils import environment
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
+from local_nodes import PYTHON, free_port
+
+ROOT = Path(__file__).parents[3]
+PLAYBOOK = [sys.executable, "-m", "ansible", "playbook"]
+
+starts_jobs = pytest.mark.skipif(
+    os.geteuid() == 0 and agent.has_systemd(), reason="where there is systemd, root runs no jobs as root"
+)
+
+JOB_ENV = {
+    "EMPTY": "",
+    "QUOTES": 'it\'s "quoted"',
+    "DOLLAR": "$HOME $(id) `id`",
+    "SPACES": "  two  words  ",
+    "LINES": "first\n\nthird\r\n",
+    "BACKSLASH": "C:\\temp\\",
+    "UNICODE": "Zürich 日本 🚀",
+    "HASH": "# no comment",
+}
+
+
+@dataclass
+class Cluster:
+    """Two nodes below a folder, and the command line that goes with them."""
+
+    folder: Path
+    port: int
+
+    def playbook(self, name: str, *arguments: str, inventory: str = "hosts.yml") -> subprocess.CompletedProcess[str]:
+        variables = {key: value for key, value in os.environ.items() if not key.startswith("ANSIBLE_")}
+        settings = {
+            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+            "ANSIBLE_HOME": str(self.folder / "ansible"),
+            "ANSIBLE_REMOTE_TMP": str(self.folder / "tmp"),
+            "ANSIBLE_NOCOLOR": "1",
+            "COLUMNS": "1000",
+        }
+        return subprocess.run(
+            [*PLAYBOOK, "-i", inventory, ROOT / name, *arguments],
+            cwd=self.folder,
+            env={**variables, **settings},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
+
+    def run(self, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Write the script into the project, and run it."""
+        (self.folder / "project").mkdir(exist_ok=True)
+        (self.folder / "project" / "train.py").write_text(script)
+        return self.playbook("run.yml", "-e", f"project_dir={self.folder}/project", *arguments)
+
+    @property
+    def jobs(self) -> list[Path]:
+        return sorted(path.parent for path in self.folder.glob("nodes/*/jobs/*/work"))
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Cluster:
+    """Two nodes on which the role node_env has run."""
+    folder = tmp_path_factory.mktemp("cluster")
+    (folder / "nodes").mkdir()
+    port = free_port()
+    hosts = {f"node{n}": {"cluster_address": f"127.0.0.{n + 1}"} for n in range(2)}
+    variables = {
+        "ansible_connection": "local",
+        "ansible_become": False,
+        "ansible_python_interpreter": sys.executable,
+        "cluster_dir": f"{folder}/nodes/{{{{ inventory_hostname }}}}",
+        "cluster_master_port": port,
+        "job_user": "",
+        "job_env": {**JOB_ENV, "HOST": "{{ inventory_hostname }}"},
+        "firewall_provider": "none",
+    }
+    (folder / "hosts.yml").write_text(yaml.safe_dump({"cluster": {"hosts": hosts, "vars": variables}}))
+    (folder / "nobody.yml").write_text(yaml.safe_dump({"machines": {"hosts": {"node0": {}}}}))
+    one = Cluster(folder, port)
+    result = one.playbook("setup.yml", "--tags", "node_env")
+    assert result.returncode == 0, result.stdout + result.stderr
+    for node in hosts:
+        (folder / "nodes" / node / "env" / "bin").mkdir(parents=True)
+        (folder / "nodes" / node / "env" / "bin" / "python").symlink_to(PYTHON)
+    return one
+
+
+def test_the_role_renders_what_the_engine_renders(cluster: Cluster) -> None:
+    for rank in (0, 1):
+        path = cluster.folder / "nodes" / f"node{rank}" / "node.env"
+        place = {
+            "rank": rank,
+            "world_size": 2,
+            "master_addr": "127.0.0.1",
+            "master_port": cluster.port,
+            "interface": "lo",
+        }
+        text = environment.render(place, {**JOB_ENV, "HOST": f"node{rank}"})
+        assert path.read_bytes().decode() == text
+        assert agent.parse_environment(text)["LINES"] == JOB_ENV["LINES"]
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+@starts_jobs
+def test_run(cluster: Cluster) -> None:
+    script = (
+        "import json, os, sys\n"
+        f"names = {[*JOB_ENV, 'HOST', 'TOKEN', 'NODE_RANK', 'WORLD_SIZE', 'LOCAL_RANK']!r}\n"
+        "print(json.dumps([{name: os.environ.get(name) for name in names}, sys.argv[1:]]))\n"
+        "open('result', 'w').write('x')\n"
+    )
+    extra = {"script": "train.py", "args": ["--lr", "0.1"], "env": {"TOKEN": "hush $1"}, "logs": "all"}
+    result = cluster.run(script, "-e", json.dumps(extra))
+    assert result.returncode == 0, result.stdout + result.stderr
+    printed = dict(re.findall(r"(?m)^(\[\d node\d\]) (.*)$", result.stdout))
+    for rank in (0, 1):
+        expected = {"TOKEN": "hush $1", "NODE_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": None}
+        assert json.loads(printed[f"[{rank} node{rank}]"]) == [
+            {**JOB_ENV, "HOST": f"node{rank}", **expected},
+            ["--lr", "0.1"],
+        ]
+    (run,) = (cluster.folder / "runs").iterdir()
+    record = json.loads((run / "job.json").read_text())
+    assert (record["state"], record["world_size"]) == ("succeeded", 2)
+    assert "hush" not in (run / "job.json").read_text()
+    assert (run / "artifacts" / "result").read_text() == "x"
+    assert f"logs: {run}/logs" in result.stdout.splitlines()
+
+
+@starts_jobs
+def test_a_job_on_fewer_nodes_that_fails(cluster: Cluster) -> None:
+    script = (
+        "import os\nraise ValueError(os.environ['WORLD_SIZE'] + os.environ['NODE_RANK'] + os.environ['MASTER_ADDR'])"
+    )
+    result = cluster.run(script, "-e", "script=train.py", "--limit", "node1", "-e", "job_runs_dir=failed")
+    assert result.returncode != 0
+    (run,) = (cluster.folder / "failed").iterdir()
+    assert (
+        f"rank 0 (node1) exited with code 1 after 0 s: ValueError: 10127.0.0.2; see {run}/logs/rank0-node1.log"
+        in result.stdout + result.stderr
+    )
+
+
+@starts_jobs
+def test_check_mode_starts_nothing(cluster: Cluster) -> None:
+    before = cluster.jobs
+    result = cluster.run("pass", "-e", "script=train.py", "-e", "job_runs_dir=checked", "--check", "-v")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "would start train.py on 2 nodes" in result.stdout
+    assert not (cluster.folder / "checked").exists()
+    assert cluster.jobs == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "inventory", "message"),
+    [
+        (
+            ["-e", "script=train.py args=--max-epochs 3"],
+            "hosts.yml",
+            "-e was given '3', which belongs to no variable; quote a value with spaces once more, as in -e "
+            '"args=\'--max-epochs 3\'", or give JSON: -e \'{"args": ["--max-epochs", "3"]}\'',
+        ),
+        (
+            ["-e", "script=train.py"],
+            "nobody.yml",
+            "no host is in group cluster; list your machines under cluster: in the inventory (inventory/sample shows "
+            "how), or name another inventory with -i",
+        ),
+    ],
+)
+def test_a_command_line_that_cannot_be_meant(
+    cluster: Cluster, arguments: list[str], inventory: str, message: str
+) -> None:
+    before = cluster.jobs
+    result = cluster.playbook("run.yml", *arguments, inventory=inventory)
+    assert result.returncode != 0
+    assert message in result.stdout + result.stderr
+    assert cluster.jobs == before
+
+
+@pytest.mark.parametrize("stray", ["", "3"])
+def test_words_that_belong_to_no_variable(stray: str) -> None:
+    if not stray:
+        require_whole_words(stray)
+        return
+    with pytest.raises(JobError) as caught:
+        require_whole_words(stray)
+    assert str(caught.value) == (
+        "-e was given '3', which belongs to no variable; quote a value with spaces once more, as in -e "
+        '"args=\'--max-epochs 3\'", or give JSON: -e \'{"args": ["--max-epochs", "3"]}\''
+    )

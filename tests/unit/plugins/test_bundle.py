@@ -1,0 +1,334 @@
+import hashlib
+import io
+import os
+import shutil
+import subprocess
+import tarfile
+import zlib
+from pathlib import Path
+
+import pytest
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import JUNK, Bundle, check_script, make_bundle
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
+
+
+@pytest.fixture(autouse=True)
+def _git_of_no_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=test", "-c", "user.email=test@example.org", "-c", "protocol.file.allow=always"]
+    return subprocess.run(
+        ["git", "-C", str(folder), *identity, *arguments], check=True, capture_output=True, text=True
+    ).stdout
+
+
+def fill(folder: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+def repository(folder: Path, files: dict[str, str]) -> Path:
+    fill(folder, files)
+    git(folder, "init", "--quiet")
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", "all")
+    return folder
+
+
+def entries(bundle: Bundle) -> dict[str, tarfile.TarInfo]:
+    with tarfile.open(fileobj=io.BytesIO(zlib.decompress(bundle.archive))) as archive:
+        return {entry.name: entry for entry in archive}
+
+
+def names(project: Path, script: str = "train.py") -> list[str]:
+    return list(entries(make_bundle(project, script, 100)))
+
+
+# ------------------------------------------------------------------------------------------------------ what belongs in
+
+
+def test_outside_git_everything_but_junk(tmp_path: Path) -> None:
+    fill(tmp_path, {"train.py": "", "lib/model.py": "", "lib/model.pyc": "", "data.csv": "", ".hidden": ""})
+    for name in JUNK:
+        fill(tmp_path, {f"lib/{name}/inside": ""})
+    bundle = make_bundle(tmp_path, "train.py", 100)
+    assert list(entries(bundle)) == [".hidden", "data.csv", "lib/model.py", "train.py"]
+    assert (bundle.commit, bundle.dirty) == (None, None)
+
+
+def test_a_repository_gives_what_git_would_track(tmp_path: Path) -> None:
+    files = {"train.py": "", "gone.py": "", "edited.py": "old", "wandb/kept.py": "", ".gitignore": "*.ckpt\n/data/\n"}
+    repository(tmp_path, files)
+    fill(tmp_path, {"untracked.py": "", "last.ckpt": "", "data/digits.csv": "", "edited.py": "new"})
+    (tmp_path / "gone.py").unlink()
+    bundle = make_bundle(tmp_path, "train.py", 100)
+    assert list(entries(bundle)) == [".gitignore", "edited.py", "train.py", "untracked.py", "wandb/kept.py"]
+    assert bundle.size == len("*.ckpt\n/data/\n") + len("new")
+
+
+def test_commit_and_dirtiness(tmp_path: Path) -> None:
+    repository(tmp_path, {"project/train.py": "", "elsewhere.py": ""})
+    project, head = tmp_path / "project", git(tmp_path, "rev-parse", "HEAD").strip()
+    clean = make_bundle(project, "train.py", 100)
+    fill(tmp_path, {"elsewhere.py": "changed"})
+    other = make_bundle(project, "train.py", 100)
+    fill(tmp_path, {"project/train.py": "changed"})
+    dirty = make_bundle(project, "train.py", 100)
+    assert [(one.commit, one.dirty) for one in (clean, other, dirty)] == [(head, False), (head, False), (head, True)]
+
+
+def test_a_repository_without_a_commit(tmp_path: Path) -> None:
+    fill(tmp_path, {"train.py": "", "a.tmp": "", ".gitignore": "*.tmp"})
+    git(tmp_path, "init", "--quiet")
+    bundle = make_bundle(tmp_path, "train.py", 100)
+    assert list(entries(bundle)) == [".gitignore", "train.py"]
+    assert (bundle.commit, bundle.dirty) == (None, None)
+
+
+def test_a_project_in_a_folder_of_its_repository(tmp_path: Path) -> None:
+    repository(tmp_path, {"README": "", "project/train.py": "", "project/lib/a.py": "", ".gitignore": "*.log"})
+    fill(tmp_path, {"project/lib/run.log": ""})
+    assert names(tmp_path / "project") == ["lib/a.py", "train.py"]
+
+
+def test_submodules_are_part_of_the_code(tmp_path: Path) -> None:
+    library = repository(tmp_path / "library", {"tensor.py": "", "deep/er.py": "", ".gitignore": "*.so"})
+    project = repository(tmp_path / "project", {"train.py": ""})
+    git(project, "submodule", "--quiet", "add", str(library), "vendor/library")
+    git(project, "commit", "--quiet", "--message", "submodule")
+    fill(project, {"vendor/library/new.py": "", "vendor/library/new.so": ""})
+    inside = [f"vendor/library/{name}" for name in (".gitignore", "deep/er.py", "new.py", "tensor.py")]
+    assert names(project) == [".gitmodules", "train.py", *inside]
+
+
+def test_a_submodule_that_was_never_fetched_is_empty(tmp_path: Path) -> None:
+    library = repository(tmp_path / "library", {"tensor.py": ""})
+    project = repository(tmp_path / "project", {"train.py": ""})
+    git(project, "submodule", "--quiet", "add", str(library), "vendor")
+    git(project, "commit", "--quiet", "--message", "submodule")
+    git(tmp_path, "clone", "--quiet", str(project), "clone")
+    assert names(tmp_path / "clone") == [".gitmodules", "train.py"]
+
+
+def test_a_repository_inside_the_repository_is_part_of_the_code(tmp_path: Path) -> None:
+    repository(tmp_path, {"train.py": ""})
+    repository(tmp_path / "tool", {"tool.py": "", ".gitignore": "*.o"})
+    fill(tmp_path, {"tool/tool.o": ""})
+    assert names(tmp_path) == ["tool/.gitignore", "tool/tool.py", "train.py"]
+
+
+@pytest.mark.parametrize("in_git", [False, True])
+def test_links_stay_links(tmp_path: Path, in_git: bool) -> None:
+    fill(tmp_path, {"outside/data.csv": "", "project/train.py": "", "project/lib/a.py": ""})
+    project = tmp_path / "project"
+    targets = {"file": "train.py", "folder": "lib", "lib/up": "../train.py", "out": "../outside", "broken": "nowhere"}
+    for name, target in targets.items():
+        (project / name).symlink_to(target)
+    if in_git:
+        repository(project, {})
+    found = entries(make_bundle(project, "train.py", 100))
+    assert {name: entry.linkname for name, entry in found.items() if entry.issym()} == targets
+    assert sorted(name for name, entry in found.items() if not entry.issym()) == ["lib/a.py", "train.py"]
+
+
+def test_names_that_are_no_utf8_and_things_that_are_no_files(tmp_path: Path) -> None:
+    fill(tmp_path, {"train.py": "", "ünïcode and space\n.py": ""})
+    (tmp_path / os.fsdecode(b"latin-\xe9.py")).write_text("")
+    os.mkfifo(tmp_path / "pipe")
+    expected = [os.fsdecode(b"latin-\xe9.py"), "train.py", "ünïcode and space\n.py"]
+    assert sorted(names(tmp_path)) == sorted(expected)
+    git(tmp_path, "init", "--quiet")
+    assert sorted(names(tmp_path)) == sorted(expected)
+
+
+# ------------------------------------------------------------------------------------------------------------- its name
+
+
+def test_the_same_code_has_the_same_name_everywhere(tmp_path: Path) -> None:
+    first = fill(tmp_path / "first", {"train.py": "print(1)", "lib/a.py": "a", "lib/b.py": "b"})
+    second = tmp_path / "elsewhere" / "second"
+    second.parent.mkdir()
+    shutil.copytree(first, second)
+    for number, path in enumerate(sorted(second.rglob("*"), reverse=True)):
+        os.utime(path, (1e9 + number, 1e9 + number))
+    (second / "lib").chmod(0o700)
+    (second / "train.py").chmod(0o600)
+    bundles = [make_bundle(project, "train.py", 100) for project in (first, second, repository(second, {}))]
+    assert len({bundle.sha256 for bundle in bundles}) == 1
+    assert len({bundle.archive for bundle in bundles}) == 1
+
+
+def test_the_name_is_that_of_the_unpacked_archive(tmp_path: Path) -> None:
+    bundle = make_bundle(fill(tmp_path, {"train.py": "print(1)"}), "train.py", 100)
+    assert hashlib.sha256(zlib.decompress(bundle.archive)).hexdigest() == bundle.sha256
+
+
+@pytest.mark.parametrize("change", ["content", "name", "executable", "link"])
+def test_other_code_has_another_name(tmp_path: Path, change: str) -> None:
+    fill(tmp_path, {"train.py": "print(1)", "a.sh": "true"})
+    before = make_bundle(tmp_path, "train.py", 100).sha256
+    if change == "content":
+        fill(tmp_path, {"a.sh": "tru3"})
+    elif change == "name":
+        (tmp_path / "a.sh").rename(tmp_path / "b.sh")
+    elif change == "executable":
+        (tmp_path / "a.sh").chmod(0o755)
+    else:
+        (tmp_path / "a.sh").unlink()
+        (tmp_path / "a.sh").symlink_to("true")
+    assert make_bundle(tmp_path, "train.py", 100).sha256 != before
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"), [(0o600, 0o644), (0o664, 0o644), (0o755, 0o755), (0o700, 0o755), (0o4755, 0o755)]
+)
+def test_of_the_mode_only_the_executable_bit_travels(tmp_path: Path, mode: int, expected: int) -> None:
+    fill(tmp_path, {"train.py": ""})
+    (tmp_path / "train.py").chmod(mode)
+    entry = entries(make_bundle(tmp_path, "train.py", 100))["train.py"]
+    assert (entry.mode, entry.uid, entry.gid, entry.uname, entry.gname) == (expected, 0, 0, "", "")
+
+
+# ------------------------------------------------------------------------------------------------------ what is refused
+
+
+def test_too_large_names_the_largest(tmp_path: Path) -> None:
+    fill(tmp_path, {"train.py": ""})
+    for name, mebibytes in {"a.bin": 0.5, "data/b.bin": 1.25, "c.bin": 0.25, "d.bin": 0.75}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        with open(tmp_path / name, "wb") as file:
+            file.truncate(int(mebibytes * 2**20))
+    with pytest.raises(JobError) as caught:
+        make_bundle(tmp_path, "train.py", 2)
+    assert str(caught.value) == (
+        f"project_dir {tmp_path} has 2.8 MB of files, but a job's code may have 2 MB (job_bundle_max_mb); the largest "
+        "are data/b.bin (1.2 MB), d.bin (0.8 MB), a.bin (0.5 MB); add data and results to .gitignore, or raise the "
+        "limit"
+    )
+    assert make_bundle(tmp_path, "train.py", 3).size == 2.75 * 2**20
+
+
+def test_exactly_the_limit_is_allowed(tmp_path: Path) -> None:
+    fill(tmp_path, {"train.py": "x" * 2**20})
+    assert make_bundle(tmp_path, "train.py", 1).size == 2**20
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
+def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
+    fill(tmp_path, {"train.py": "", "secret.py": ""})
+    (tmp_path / "secret.py").chmod(0)
+    with pytest.raises(JobError) as caught:
+        make_bundle(tmp_path, "train.py", 1)
+    assert str(caught.value) == (
+        f"project file {tmp_path}/secret.py cannot be read: Permission denied; fix it, or add it to .gitignore"
+    )
+
+
+def test_a_file_that_fails_to_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    fill(tmp_path, {"train.py": ""})
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(JobError) as caught:
+        make_bundle(tmp_path, "train.py", 1)
+    assert str(caught.value) == (
+        f"project file {tmp_path}/train.py cannot be read: Input/output error; fix it, or add it to .gitignore"
+    )
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ("train.py", "train.py"),
+        ("./train.py", "train.py"),
+        ("lib/../train.py", "train.py"),
+        ("lib//a.py", "lib/a.py"),
+        ("link.py", "link.py"),
+    ],
+)
+def test_script(tmp_path: Path, script: str, expected: str) -> None:
+    fill(tmp_path, {"train.py": "", "lib/a.py": ""})
+    (tmp_path / "link.py").symlink_to("lib/a.py")
+    assert check_script(tmp_path, script) == expected
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("", "no script was given; name one in the project, as in: -e script=train.py"),
+        (
+            "nowhere.py",
+            "script nowhere.py does not exist in project_dir PROJECT; check its name, or set -e project_dir=",
+        ),
+        ("lib", "script lib does not exist in project_dir PROJECT; check its name, or set -e project_dir="),
+        (".", "script . does not exist in project_dir PROJECT; check its name, or set -e project_dir="),
+        ("broken.py", "script broken.py does not exist in project_dir PROJECT; check its name, or set -e project_dir="),
+        *[
+            (
+                script,
+                f"script {script} is outside project_dir PROJECT; only the project is copied to the nodes, so name the "
+                "script relative to it, or set -e project_dir=",
+            )
+            for script in ("/etc/passwd", "../outside.py", "lib/../../outside.py", "..")
+        ],
+        *[
+            (
+                script,
+                f"script {script} is outside project_dir PROJECT; only the project is copied to the nodes, and it is a "
+                "link to OUTSIDE/outside.py; put the file itself into the project",
+            )
+            for script in ("out.py", "folder/outside.py")
+        ],
+    ],
+)
+def test_script_refused(tmp_path: Path, script: str, message: str) -> None:
+    project = fill(tmp_path / "project", {"lib/a.py": ""})
+    fill(tmp_path, {"outside.py": ""})
+    (project / "out.py").symlink_to("../outside.py")
+    (project / "folder").symlink_to("..")
+    (project / "broken.py").symlink_to("nowhere.py")
+    with pytest.raises(JobError) as caught:
+        check_script(project, script)
+    assert str(caught.value) == message.replace("PROJECT", str(project)).replace("OUTSIDE", str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["missing", "file"])
+def test_project_that_is_no_folder(tmp_path: Path, kind: str) -> None:
+    project = tmp_path / "project"
+    if kind == "file":
+        project.write_text("")
+    with pytest.raises(JobError) as caught:
+        check_script(project, "train.py")
+    assert str(caught.value) == (
+        f"project_dir {project} is not a directory; set -e project_dir= to the folder that holds train.py"
+    )
+
+
+def test_script_that_git_ignores(tmp_path: Path) -> None:
+    repository(tmp_path, {".gitignore": "/local_*"})
+    fill(tmp_path, {"local_train.py": ""})
+    with pytest.raises(JobError) as caught:
+        make_bundle(tmp_path, "local_train.py", 1)
+    assert str(caught.value) == (
+        f"script local_train.py is ignored by git in {tmp_path}, and a job's code is what git would track; "
+        "take it out of .gitignore, or set -e project_dir="
+    )
+
+
+def test_script_in_a_folder_that_is_left_out(tmp_path: Path) -> None:
+    fill(tmp_path, {"runs/train.py": ""})
+    with pytest.raises(JobError) as caught:
+        make_bundle(tmp_path, "runs/train.py", 1)
+    assert str(caught.value) == (
+        f"script runs/train.py lies in a folder that is left out of a job's code where git does not track "
+        f"{tmp_path}; move it, or set -e project_dir="
+    )

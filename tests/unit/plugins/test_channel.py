@@ -1,0 +1,302 @@
+import shlex
+import stat
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible import constants as C
+from ansible.errors import AnsibleConnectionFailure, AnsibleError
+from ansible.parsing.dataloader import DataLoader
+from ansible.playbook.play_context import PlayContext
+from ansible.playbook.task import Task
+from ansible_collections.thunderhead.cluster.plugins.module_utils import agent
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import (
+    LOADER,
+    Channel,
+    NodeError,
+    Unreachable,
+    frame,
+    open_channel,
+)
+from local_nodes import PYTHON, Connection, LocalNode
+
+REMEDY = "install Python 3.10 to 3.13 there, or set ansible_python_interpreter for it in the inventory"
+
+
+class Canned:
+    """A connection on which every command ends the same way."""
+
+    become = None
+
+    def __init__(self, code: int = 0, output: bytes = b"", errors: bytes = b"") -> None:
+        self.answer = code, output, errors
+
+    def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
+        return self.answer
+
+
+def call(code: int = 0, output: bytes = b"", errors: bytes = b"") -> tuple[dict[str, Any], bytes]:
+    return Channel("gpu-1", Canned(code, output, errors), "python3", "/bin/sh").call({"op": "inspect"})
+
+
+def reply(text: bytes, payload: bytes = b"") -> bytes:
+    return b"%s %d %d\n" % (agent.MARK.encode(), len(text), len(payload)) + text + payload
+
+
+# --------------------------------------------------------------------------------------------------------------- frames
+
+
+@pytest.mark.parametrize("payload", [b"", b"\0\xff\n" * 1000])
+def test_frame(payload: bytes) -> None:
+    head, _newline, rest = frame('{"op": "x"}', payload).partition(b"\n")
+    source = Path(agent.__file__).read_bytes()
+    assert int(head) == len(source)
+    assert rest == source + b'{"op": "x"}\n' + payload
+
+
+@pytest.mark.parametrize("noise", [b"", b"Welcome!\n\xff\x00\x1b[0m\n", b"no newline at its end "])
+def test_a_reply_behind_noise(noise: bytes) -> None:
+    assert call(0, noise + reply(b'{"ok": true, "a": 1}', b"pay\nload")) == ({"a": 1}, b"pay\nload")
+
+
+def test_noise_behind_a_reply_is_not_its_payload() -> None:
+    assert call(0, reply(b'{"ok": true}', b"data") + b"logout\n") == ({}, b"data")
+
+
+def test_a_refusal_begins_with_the_node() -> None:
+    with pytest.raises(NodeError) as caught:
+        call(0, reply(b'{"ok": false, "refusal": "has no job x"}'))
+    assert str(caught.value) == "gpu-1 has no job x"
+    assert caught.value.host == "gpu-1"
+    assert not isinstance(caught.value, Unreachable)
+
+
+@pytest.mark.parametrize(
+    ("code", "errors", "kind", "message"),
+    [
+        (127, b"sh: 1: python3: not found", NodeError, f"has no usable Python: python3 was not found; {REMEDY}"),
+        (
+            1,
+            b"too old: Python 3.8.20\n",
+            NodeError,
+            f"has no usable Python: python3 is too old: Python 3.8.20; {REMEDY}",
+        ),
+        (
+            255,
+            b"Warning: x\nssh: connect to host 198.18.0.1 port 22: Connection refused\r\n",
+            Unreachable,
+            "is unreachable: ssh: connect to host 198.18.0.1 port 22: Connection refused",
+        ),
+        (255, b"", Unreachable, "is unreachable: it said nothing"),
+        (
+            1,
+            b"Traceback (most recent call last):\n  ...\nValueError: a defect\n",
+            NodeError,
+            "could not run Thunderhead's agent (exit code 1): ValueError: a defect",
+        ),
+        (137, b"\xff", NodeError, "could not run Thunderhead's agent (exit code 137): \ufffd"),
+        (0, b"", NodeError, "could not run Thunderhead's agent (exit code 0): it said nothing"),
+    ],
+)
+def test_no_reply(code: int, errors: bytes, kind: type[NodeError], message: str) -> None:
+    with pytest.raises(NodeError) as caught:
+        call(code, b"Welcome!\n", errors)
+    assert type(caught.value) is kind
+    assert str(caught.value) == f"gpu-1 {message}"
+
+
+@pytest.mark.parametrize("kept", range(30, 60, 3))
+def test_half_a_reply_is_none(kept: int) -> None:
+    whole = reply(b'{"ok": true, "offset": 11}', b"hello world")
+    assert call(0, whole) == ({"offset": 11}, b"hello world")
+    with pytest.raises(Unreachable) as caught:
+        call(255, whole[:kept], b"client_loop: send disconnect: Broken pipe\n")
+    assert str(caught.value) == ("gpu-1 is unreachable: its reply broke off, client_loop: send disconnect: Broken pipe")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (AnsibleConnectionFailure("Failed\nto connect"), Unreachable, "gpu-1 is unreachable: to connect"),
+        (AnsibleError("no such plugin"), NodeError, "gpu-1 cannot be talked to: no such plugin"),
+    ],
+)
+def test_errors_of_the_connection_plugin(error: Exception, kind: type[NodeError], message: str) -> None:
+    class Failing(Canned):
+        def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
+            raise error
+
+    with pytest.raises(NodeError) as caught:
+        Channel("gpu-1", Failing(), "python3", "/bin/sh").call({})
+    assert type(caught.value) is kind
+    assert str(caught.value) == message
+
+
+# ------------------------------------------------------------------------------------------------------- real processes
+
+
+def test_a_round_trip(tmp_path: Path) -> None:
+    found, payload = (
+        LocalNode(tmp_path)
+        .channel()
+        .call({"op": "inspect", "directory": str(tmp_path), "address": "127.0.0.1", "master_port": None})
+    )
+    assert found == {"address": "127.0.0.1", "interface": "lo", "port_range": list(agent.ephemeral_ports())}
+    assert payload == b""
+
+
+def test_the_command_is_what_a_login_shell_gets() -> None:
+    commands = []
+
+    class Spy(Connection):
+        def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
+            commands.append(command)
+            return super().exec_command(command, in_data)
+
+    node = LocalNode(Path("/nowhere"), connection=Spy())
+    node.ask("inspect")
+    assert [shlex.split(shlex.split(command)[2]) for command in commands] == [[PYTHON, "-I", "-S", "-c", LOADER]]
+
+
+def test_the_users_python_settings_do_not_matter(tmp_path: Path) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit('hijacked')")
+    node = LocalNode(tmp_path, connection=Connection({"PYTHONPATH": str(tmp_path), "PYTHONSTARTUP": "/nowhere"}))
+    assert node.ask("inspect")["interface"] == "lo"
+
+
+def test_a_missing_python() -> None:
+    with pytest.raises(NodeError) as caught:
+        Channel("gpu-1", Connection(), "/no/such/python3", "/bin/sh").call({})
+    assert str(caught.value) == f"gpu-1 has no usable Python: /no/such/python3 was not found; {REMEDY}"
+
+
+def test_an_old_python(tmp_path: Path) -> None:
+    old = LOADER.replace("(3,9)", "(99,)")
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\nexec {PYTHON} -I -S -c {shlex.quote(old)}\n")
+    python.chmod(0o755)
+    version = ".".join(map(str, sys.version_info[:3]))
+    with pytest.raises(NodeError) as caught:
+        Channel("gpu-1", Connection(), str(python), "/bin/sh").call({})
+    assert str(caught.value) == (f"gpu-1 has no usable Python: {python} is too old: Python {version}; {REMEDY}")
+
+
+def test_a_defect_in_the_agent_is_told(tmp_path: Path) -> None:
+    with pytest.raises(NodeError) as caught:
+        LocalNode(tmp_path).channel().call({"op": "no such operation"})
+    assert str(caught.value) == ("node0 could not run Thunderhead's agent (exit code 1): KeyError: 'no such operation'")
+
+
+# ----------------------------------------------------------------------------------------------- Ansible's own settings
+
+
+def opened(variables: Mapping[str, Any], become: bool = False) -> Channel:
+    task = Task.load({"action": "ansible.builtin.debug", "become": become}, loader=DataLoader())
+    context = PlayContext()
+    context.connection, context.timeout = C.DEFAULT_TRANSPORT, C.DEFAULT_TIMEOUT  # as from ansible-playbook's options
+    variables = {"inventory_hostname": "gpu-1", **variables}
+    return open_channel("gpu-1", variables, task=task, play_context=context, loader=DataLoader())
+
+
+def options(channel: Channel, *names: str) -> list[Any]:
+    return [channel._connection.get_option(name) for name in names]
+
+
+def test_a_local_connection_is_opened_and_works() -> None:
+    channel = opened({"ansible_connection": "local", "ansible_python_interpreter": PYTHON})
+    found, _payload = channel.call({"op": "inspect", "directory": "/", "address": "127.0.0.1", "master_port": None})
+    assert found["interface"] == "lo"
+    channel.close()
+
+
+def test_ssh_settings_of_the_inventory_are_kept() -> None:
+    from ansible.template import trust_as_template
+
+    channel = opened(
+        {
+            "ansible_host": "198.18.0.9",
+            "ansible_port": trust_as_template("{{ base_port + 22 }}"),
+            "base_port": 2200,
+            "ansible_user": "ubuntu",
+            "ansible_ssh_private_key_file": "/keys/id",
+            "ansible_ssh_common_args": "-J jump.example.org",
+            "never_asked_for": trust_as_template("{{ no_such_variable }}"),
+        }
+    )
+    names = ["host", "port", "remote_user", "private_key_file", "ssh_common_args"]
+    assert options(channel, *names) == ["198.18.0.9", 2222, "ubuntu", "/keys/id", "-J jump.example.org"]
+
+
+def test_a_host_without_settings_is_reached_by_its_name_over_ssh() -> None:
+    channel = opened({})
+    assert channel._connection.transport == "ssh"
+    assert options(channel, "host") == ["gpu-1"]
+
+
+@pytest.mark.parametrize(
+    ("task_become", "variables", "expected"),
+    [
+        (False, {}, None),
+        (True, {}, "sudo"),
+        (True, {"ansible_become": False}, None),
+        (True, {"ansible_become": "false"}, None),
+        (False, {"ansible_become": True}, "sudo"),
+        (True, {"ansible_become_method": "su"}, "su"),
+    ],
+)
+def test_become(task_become: bool, variables: dict[str, Any], expected: str | None) -> None:
+    channel = opened({"ansible_user": "ubuntu", **variables}, become=task_become)
+    become = channel._connection.become
+    assert (become.name if become else None) == expected
+    assert (f"{expected} " in channel._command) is (expected is not None)
+
+
+def test_root_does_not_become_root() -> None:
+    channel = opened({"ansible_user": "root"}, become=True)
+    assert "sudo" not in channel._command
+
+
+@pytest.mark.parametrize(
+    ("given", "python"),
+    [
+        (None, "python3"),
+        ("auto", "python3"),
+        ("auto_silent", "python3"),
+        ("/opt/my python/bin/python3.12", "/opt/my python/bin/python3.12"),
+    ],
+)
+def test_interpreter(given: str | None, python: str) -> None:
+    variables = {"ansible_python_interpreter": given} if given else {}
+    assert shlex.split(shlex.split(opened(variables)._command)[2])[0] == python
+
+
+def test_a_connection_that_is_not_installed() -> None:
+    with pytest.raises(NodeError) as caught:
+        opened({"ansible_connection": "no-such-plugin"})
+    assert str(caught.value) == "gpu-1 has ansible_connection no-such-plugin, which is not installed"
+
+
+def test_a_sudo_that_asks_for_a_password_is_answered(tmp_path: Path) -> None:
+    """The agent's input must not be taken for the password, nor the password for the agent's input."""
+    sudo = tmp_path / "sudo"
+    sudo.write_text(
+        "#!/bin/sh\n"
+        "while [ $# -gt 0 ]; do case $1 in -p) prompt=$2; shift 2;; -u) shift 2;; -*) shift;; *) break;; esac; done\n"
+        'printf "%s" "$prompt" >&2\n'
+        "IFS= read -r word\n"
+        '[ "$word" = "pass word" ] || { echo "sudo: a password is required" >&2; exit 1; }\n'
+        'exec "$@"\n'
+    )
+    sudo.chmod(stat.S_IRWXU)
+    variables = {
+        "ansible_connection": "local",
+        "ansible_python_interpreter": PYTHON,
+        "ansible_become": True,
+        "ansible_become_exe": str(sudo),
+        "ansible_become_user": "somebody-else",
+        "ansible_become_password": "pass word",
+    }
+    request = {"op": "inspect", "directory": "/", "address": "127.0.0.1", "master_port": None}
+    assert opened(variables).call(request)[0]["interface"] == "lo"

@@ -1,0 +1,145 @@
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.thunderhead.cluster.plugins.action import job
+
+ROOT = Path(__file__).parents[3]
+PLUGINS = "ansible_collections.thunderhead.cluster.plugins"
+MODULES = sorted(path.stem for path in ROOT.glob("plugins/modules/*.py"))
+ACTIONS = sorted(path.stem for path in ROOT.glob("plugins/action/*.py"))
+ROLES = sorted(path.name for path in ROOT.glob("roles/*") if path.is_dir())
+COMPARED = ("type", "default", "choices", "required", "elements")
+
+
+def module(name: str) -> Any:
+    return importlib.import_module(f"{PLUGINS}.modules.{name}")
+
+
+class Constructed(BaseException):
+    """Carries what a module gave to AnsibleModule out of it."""
+
+
+def specification(name: str, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Any], bool]:
+    """Return the argument spec of a module, or of the action that stands before it, and if it supports check mode."""
+    if name in ACTIONS:
+        action = importlib.import_module(f"{PLUGINS}.action.{name}")
+        return action.ARGUMENTS, action.ActionModule._supports_check_mode
+
+    def construct(argument_spec: dict[str, Any], supports_check_mode: bool = False, **_more: Any) -> None:
+        raise Constructed(argument_spec, supports_check_mode)
+
+    code = module(name)
+    monkeypatch.setattr(code, "AnsibleModule", construct)
+    with patch_module_args({}), pytest.raises(Constructed) as caught:
+        code.main()
+    return caught.value.args[0], caught.value.args[1]
+
+
+def comparable(options: dict[str, Any]) -> dict[str, Any]:
+    """Options with what is said of them in both places, defaults of the format left out."""
+    result: dict[str, Any] = {}
+    for name, option in options.items():
+        kept = {key: option[key] for key in COMPARED if option.get(key) not in (None, False)}
+        kept.setdefault("type", "str")
+        if option.get("options"):
+            kept["options"] = comparable(option["options"])
+        result[name] = kept
+    return result
+
+
+def sentences(value: Any) -> list[str]:
+    return value if isinstance(value, list) else [value]
+
+
+def test_every_action_has_a_module_for_its_documentation() -> None:
+    assert set(ACTIONS) <= set(MODULES)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_options(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    documented = yaml.safe_load(module(name).DOCUMENTATION)
+    spec, check_mode = specification(name, monkeypatch)
+    assert comparable(documented.get("options") or {}) == comparable(spec)
+    assert (documented["attributes"]["check_mode"]["support"] == "full") is check_mode
+    for option in (documented.get("options") or {}).values():
+        assert all(sentences(option["description"]))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_documentation(name: str) -> None:
+    documented = yaml.safe_load(module(name).DOCUMENTATION)
+    assert documented["module"] == name
+    assert not documented["short_description"].endswith(".")
+    version = yaml.safe_load((ROOT / "galaxy.yml").read_text())["version"]
+    assert tuple(map(int, documented["version_added"].split("."))) <= tuple(map(int, version.split(".")))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples(name: str) -> None:
+    options = yaml.safe_load(module(name).DOCUMENTATION).get("options") or {}
+    examples = yaml.safe_load(module(name).EXAMPLES)
+    assert examples
+    for task in examples:
+        given = task[f"thunderhead.cluster.{name}"] or {}
+        assert task["name"][0].isupper()
+        assert given.keys() <= options.keys()
+        assert {option for option, about in options.items() if about.get("required")} <= given.keys()
+        assert all(
+            about["choices"].count(given[key]) for key, about in options.items() if key in given and "choices" in about
+        )
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_return(name: str) -> None:
+    for about in yaml.safe_load(module(name).RETURN).values():
+        assert about["description"] and about["returned"]
+        assert about["type"] in ("str", "int", "bool", "list", "dict", "float")
+        assert about["type"] != "list" or "elements" in about
+        if "sample" in about:
+            assert isinstance(about["sample"], {"str": str, "int": int, "list": list, "dict": dict}[about["type"]])
+
+
+def test_run_yml_passes_every_argument_of_the_action() -> None:
+    (play,) = yaml.safe_load((ROOT / "playbooks" / "run.yml").read_text())
+    assert play["tasks"][0]["thunderhead.cluster.job"].keys() == job.ARGUMENTS.keys()
+
+
+# ---------------------------------------------------------------------------------------------------------------- roles
+
+
+def role_file(role: str, path: str) -> Any:
+    return yaml.safe_load((ROOT / "roles" / role / path).read_text(encoding="utf-8")) or {}
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_defaults_agree_with_the_argument_spec(role: str) -> None:
+    options = role_file(role, "meta/argument_specs.yml")["argument_specs"]["main"]["options"]
+    defaults = role_file(role, "defaults/main.yml")
+    assert all(name.startswith(f"{role}_") for name in options)
+    assert {name: about["default"] for name, about in options.items() if "default" in about} == defaults
+    assert {name for name, about in options.items() if about.get("required")} == options.keys() - defaults.keys()
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_defaults_are_what_the_spec_allows(role: str) -> None:
+    from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+
+    options = role_file(role, "meta/argument_specs.yml")["argument_specs"]["main"]["options"]
+    optional = {
+        name: {key: value for key, value in about.items() if key in COMPARED}
+        for name, about in options.items()
+        if not about.get("required")
+    }
+    result = ArgumentSpecValidator(optional).validate(role_file(role, "defaults/main.yml"))
+    assert result.error_messages == []
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_role_is_described(role: str) -> None:
+    assert (ROOT / "roles" / role / "README.md").read_text().startswith("# ")
+    galaxy = role_file(role, "meta/main.yml")["galaxy_info"]
+    assert galaxy["description"] and galaxy["license"] == "Apache-2.0"

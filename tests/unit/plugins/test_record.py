@@ -1,0 +1,64 @@
+import datetime
+import json
+import re
+from pathlib import Path
+
+import pytest
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import Record, new_job_id
+
+NOW = datetime.datetime(2026, 11, 22, 17, 30, 5)
+
+
+@pytest.mark.parametrize(
+    ("script", "stem"),
+    [
+        ("train.py", "train"),
+        ("experiments/my run (2).py", "my-run-2"),
+        ("日本.py", "job"),
+        ("-x.py", "x"),
+        ("a.b.py", "a-b"),
+        ("x" * 99, "x" * 40),
+    ],
+)
+def test_job_id(script: str, stem: str) -> None:
+    assert re.fullmatch(f"20261122-173005-{re.escape(stem)}-[0-9a-f]{{4}}", new_job_id(script, NOW))
+
+
+def test_job_ids_of_the_same_second_differ() -> None:
+    assert len({new_job_id("train.py", NOW) for _ in range(20)}) > 15
+
+
+def test_job_json_is_whole_at_any_time(tmp_path: Path) -> None:
+    record = Record(tmp_path / "runs", "id-1")
+    record.create(state="running", project_dir="/home/zoë")
+    record.update(state="failed", cause="because")
+    assert json.loads((tmp_path / "runs/id-1/job.json").read_text(encoding="utf-8")) == {
+        "id": "id-1",
+        "state": "failed",
+        "project_dir": "/home/zoë",
+        "cause": "because",
+    }
+    assert sorted(path.name for path in (tmp_path / "runs/id-1").iterdir()) == ["artifacts", "job.json", "logs"]
+
+
+def test_a_record_is_never_written_over(tmp_path: Path) -> None:
+    Record(tmp_path, "id-1").create(state="running")
+    with pytest.raises(FileExistsError):
+        Record(tmp_path, "id-1").create(state="running")
+
+
+@pytest.mark.parametrize(
+    ("host", "name"), [("gpu-1.example.org", "rank3-gpu-1.example.org.log"), ("a/../b c", "rank3-a_.._b_c.log")]
+)
+def test_log_path(tmp_path: Path, host: str, name: str) -> None:
+    assert Record(tmp_path, "id-1").log_path(3, host) == tmp_path / "id-1" / "logs" / name
+
+
+@pytest.mark.parametrize("name", ["a", "a/b.ckpt", "...", "a b/ü", "..a/b..", "-"])
+def test_artifact_path(tmp_path: Path, name: str) -> None:
+    assert Record(tmp_path, "id-1").artifact_path(name) == tmp_path / "id-1" / "artifacts" / name
+
+
+@pytest.mark.parametrize("name", ["", "/etc/passwd", "..", "../x", "a/../../x", "a/..", ".", "./a", "a//b", "a/"])
+def test_artifact_path_that_leaves_the_folder(tmp_path: Path, name: str) -> None:
+    assert Record(tmp_path, "id-1").artifact_path(name) is None

@@ -1,0 +1,136 @@
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.thunderhead.cluster.plugins.module_utils import agent
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import Channel
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.survey import survey
+from local_nodes import Connection, LocalNode, free_port
+
+
+def three(tmp_path: Path) -> list[LocalNode]:
+    port = free_port()
+    return [LocalNode(tmp_path / f"node{n}", f"node{n}", f"127.0.0.{n + 1}", port) for n in range(3)]
+
+
+def opener(nodes: list[LocalNode], reached: list[str]) -> Callable[[str], Channel]:
+    def open_channel(host: str) -> Channel:
+        reached.append(host)
+        return next(node for node in nodes if node.host == host).channel()
+
+    return open_channel
+
+
+def test_the_whole_cluster_changes_nothing(tmp_path: Path) -> None:
+    nodes, reached = three(tmp_path), list[str]()
+    nodes[1].user = "train"
+    settings = [node.settings(A=node.host) for node in nodes]
+    found = survey(settings, ["node0", "node1", "node2"], opener(nodes, reached))
+    assert found == {
+        "world_size": 3,
+        "head": "node0",
+        "master_addr": "127.0.0.1",
+        "master_port": nodes[0].master_port,
+        "addresses": ["127.0.0.1", "127.0.0.2", "127.0.0.3"],
+        "nodes": {
+            f"node{rank}": {
+                "rank": rank,
+                "address": f"127.0.0.{rank + 1}",
+                "interface": "lo",
+                "directory": str(tmp_path / f"node{rank}"),
+                "user": "train" if rank == 1 else "",
+                "env": {"A": f"node{rank}"},
+                "port_range": list(agent.ephemeral_ports()),
+            }
+            for rank in range(3)
+        },
+    }
+    assert sorted(reached) == ["node0", "node1", "node2"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_those_left_out_keep_their_rank_and_are_not_asked(tmp_path: Path) -> None:
+    nodes, reached = three(tmp_path), list[str]()
+    found = survey([node.settings() for node in nodes], ["node2"], opener(nodes, reached))
+    assert (found["world_size"], found["head"], found["addresses"]) == (
+        3,
+        "node0",
+        ["127.0.0.1", "127.0.0.2", "127.0.0.3"],
+    )
+    assert {host: node["rank"] for host, node in found["nodes"].items()} == {"node2": 2}
+    assert reached == ["node2"]
+
+
+def test_those_left_out_are_asked_for_an_address_that_nobody_wrote_down(tmp_path: Path) -> None:
+    own = agent.default_route_address()
+    if own is None:
+        pytest.skip("this machine has no network")
+    nodes, reached = three(tmp_path), list[str]()
+    settings = [node.settings() for node in nodes]
+    settings[1] = dataclasses.replace(settings[1], address=None)
+    found = survey(settings, ["node0"], opener(nodes, reached))
+    assert found["addresses"] == ["127.0.0.1", own, "127.0.0.3"]
+    assert sorted(reached) == ["node0", "node1"]
+    assert list(found["nodes"]) == ["node0"]
+
+
+def test_every_node_that_cannot_is_named(tmp_path: Path) -> None:
+    class Gone(Connection):
+        def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
+            return 255, b"", b"ssh: connect to host 198.18.0.3 port 22: No route to host\r\n"
+
+    nodes = three(tmp_path)
+    nodes[1].python = "/no/such/python"
+    nodes[2].connection = Gone()
+    with pytest.raises(JobError) as caught:
+        survey([node.settings() for node in nodes], [node.host for node in nodes], opener(nodes, []))
+    assert str(caught.value) == (
+        "node1 has no usable Python: /no/such/python was not found; install Python 3.10 to 3.13 there, or set "
+        "ansible_python_interpreter for it in the inventory\n"
+        "node2 is unreachable: ssh: connect to host 198.18.0.3 port 22: No route to host\n"
+        "Nothing was changed on any node."
+    )
+
+
+def test_the_port_matters_on_the_head_only(tmp_path: Path) -> None:
+    first, last = agent.ephemeral_ports()
+    nodes = three(tmp_path)
+    nodes[0].master_port, nodes[1].master_port = nodes[1].master_port, last
+    hosts = [node.host for node in nodes]
+    assert survey([node.settings() for node in nodes], hosts, opener(nodes, []))["master_port"] == nodes[0].master_port
+    nodes[0].master_port = last
+    with pytest.raises(JobError) as caught:
+        survey([node.settings() for node in nodes], hosts, opener(nodes, []))
+    assert str(caught.value) == (
+        f"node0 hands out port {last} to outgoing connections (net.ipv4.ip_local_port_range is {first} to {last}), so "
+        f"it would be taken one day; set cluster_master_port in the inventory to a port below {first}. Nothing was "
+        "changed on any node."
+    )
+
+
+@pytest.mark.parametrize(
+    ("address", "pattern"),
+    [
+        (
+            "127.0.0.1",
+            r"node0 and node1 have the same address 127\.0\.0\.1, but every node needs its own; fix ansible_host or "
+            r"cluster_address in the inventory, or remove one of them",
+        ),
+        (
+            "198.18.255.254",
+            r"node1 does not hold the address 198\.18\.255\.254 on any interface \(it has: .+\); set cluster_address "
+            r"for it in the inventory to the address its peers reach\. Nothing was changed on any node\.",
+        ),
+    ],
+)
+def test_addresses_that_cannot_be(tmp_path: Path, address: str, pattern: str) -> None:
+    nodes, reached = three(tmp_path), list[Any]()
+    nodes[1].address = address
+    with pytest.raises(JobError) as caught:
+        survey([node.settings() for node in nodes], [node.host for node in nodes], opener(nodes, reached))
+    assert re.fullmatch(pattern, str(caught.value)), str(caught.value)
+    assert bool(reached) is (address != "127.0.0.1"), "what the inventory shows costs no connection"
