@@ -12,7 +12,9 @@ needed. One request, one reply:
 A request is ``{"op": name, ...}``; the functions decorated with ``@operation`` answer it. What cannot be done is a
 ``Refusal``: one sentence without the node's name, which the controller puts in front.
 
-The same text, run as ``agent.py supervise JOB_DIR``, is the parent of a job's processes on the node.
+``prepare`` leaves one process behind, the supervisor: it holds the node for the job, waits for ``start``'s word, and is
+the parent of the job's processes until the last has ended. It is a fork of the agent, so nothing is written to the node
+and no second interpreter has to start.
 
 Imports that only some requests need stand inside the functions: with 16 nodes on two cores every millisecond of a
 start is paid 16 times.
@@ -25,7 +27,6 @@ import errno
 import fcntl
 import json
 import os
-import signal
 import sys
 import time
 
@@ -37,13 +38,13 @@ if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's sta
     Request = dict[str, Any]
     Reply = dict[str, Any]
 
-SOURCE: bytes = globals().get("SOURCE", b"")
-"""This file's text; the controller's loader puts it here."""
 MARK = "thunderhead-reply"
 BUNDLE_MTIME = 946684800
 """Modification time, seconds since 1970, of every file that came with the code: what differs was written by the job."""
-CLAIM_SECONDS = 120
-"""A claim on the node whose job never started is void after this long."""
+GATE_SECONDS = 300
+"""A prepared job that nobody starts or discards is given up after this long: its controller has vanished."""
+GOING_ON = ("prepared", "running")
+"""The states of a job that has not ended."""
 POLL_SECONDS = 0.05
 """How often a waiting ``follow`` looks at the log and the state."""
 
@@ -249,7 +250,7 @@ class User:
                 f"cannot run jobs as {name}: the connection's user is {pwd.getpwuid(os.geteuid()).pw_name} and may not "
                 "become another; allow sudo (ansible_become), or set job_user to that name"
             )
-        self.name, self.uid, self.gid = entry.pw_name, entry.pw_uid, entry.pw_gid
+        self.name, self.uid, self.gid, self.home = entry.pw_name, entry.pw_uid, entry.pw_gid, entry.pw_dir
 
     def become(self) -> None:
         """Turn this process into the user, for good."""
@@ -300,47 +301,51 @@ def read_json(path: str) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def is_supervised(job_dir: str) -> bool | None:
-    """Return whether a supervisor lives: True, False if it ended, None if there never was one."""
-    try:
-        descriptor = os.open(os.path.join(job_dir, "lock"), os.O_RDWR | os.O_NOFOLLOW)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
+def hold(request: Request) -> None:
+    """Hold the node for the request's job as long as this process or a fork of it lives, or refuse.
 
-
-def claim(directory: str, job: dict[str, str]) -> None:
-    """Reserve the node for ``job`` (its id, user, start), or refuse with those of the job that has it."""
-    path = os.path.join(directory, "jobs", "claim")
-    data = dict(job, claimed=time.time())
-    for _attempt in range(3):
-        part = f"{path}.{os.getpid()}"
-        write_file(part, json.dumps(data).encode(), 0o644)
+    The kernel lets go of the lock when its holder ends, however it ends: there is no stale one.
+    """
+    jobs = os.path.join(request["directory"], "jobs")
+    lock = os.open(os.path.join(jobs, "lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    deadline = time.monotonic() + 0.2  # whoever only looks (holder) has it for a moment
+    while True:
         try:
-            os.link(part, path)
-            return
-        except FileExistsError:
-            holder = read_json(path) or {}
-            if holder.get("id") == job["id"]:
-                return
-            supervised = is_supervised(os.path.join(directory, "jobs", str(holder.get("id", ""))))
-            pending = supervised is None and time.time() - holder.get("claimed", 0) < CLAIM_SECONDS
-            if supervised or pending:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                job = {"id": "?", "user": "?", "start": "?", **(read_json(os.path.join(jobs, "current")) or {})}
                 raise Refusal(
                     "runs job {id}, which {user} started at {start}, and a node runs one job at a time; wait for it, "
-                    "or leave the node out with --limit".format(**{"id": "?", "user": "?", "start": "?", **holder})
+                    "or leave the node out with --limit".format(**job)
                 ) from None
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
-        finally:
-            os.unlink(part)
-    raise Refusal("was claimed by several jobs at the same moment; run the playbook again")
+            time.sleep(0.01)
+    write_file(os.path.join(jobs, "current"), json.dumps(request["job"]).encode(), 0o644)
+
+
+class Holder:
+    """Who holds the node. Made before this process gives up its rights: the lock is not the job user's to open."""
+
+    def __init__(self, request: Request) -> None:
+        """Open the lock; a node without one has no holder."""
+        self._job = request["job"]["id"]
+        self._jobs = os.path.join(request["directory"], "jobs")
+        self._lock = None
+        with contextlib.suppress(OSError):
+            self._lock = os.open(os.path.join(self._jobs, "lock"), os.O_RDWR | os.O_NOFOLLOW)
+
+    def pid(self) -> int | None:
+        """Return the id of the supervisor of the request's job, or None if none lives."""
+        if self._lock is None:
+            return None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            current = read_json(os.path.join(self._jobs, "current")) or {}
+            return int(current.get("pid", 0)) if current.get("id") == self._job else None
+        fcntl.flock(self._lock, fcntl.LOCK_UN)
+        return None
 
 
 def job_directory(request: Request) -> str:
@@ -348,18 +353,23 @@ def job_directory(request: Request) -> str:
     return os.path.join(request["directory"], "jobs", request["job"]["id"])
 
 
+def gate_path(request: Request) -> str:
+    """Return the file whose appearance starts the request's prepared job; only the agent's own user can write it."""
+    return job_directory(request) + ".start"
+
+
 def bundle_path(request: Request) -> str:
     """Return where the request's bundle lies once this node has it."""
-    return os.path.join(request["directory"], "bundles", request["bundle"] + ".tar")
+    return os.path.join(request["directory"], "bundles", request["bundle"])
 
 
 @operation
 def prepare(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
-    """Check that the job can start here, claim the node, and lay out the job's directory.
+    """Check that the job can start here, hold the node for it, and lay out its directory.
 
     Request: directory, user, job {id, user, start}, address (or None), master_port (on the head, else None), bundle
-    (its SHA-256), size (bytes, unpacked), dry (look only). Reply: address, interface, python, and has_bundle: if not,
-    a ``deliver`` must follow.
+    (its SHA-256), size (bytes, unpacked), dry (look only). Reply: address, interface, python, job_dir, gate (the file
+    whose appearance starts the job), and has_bundle: if not, a ``deliver`` must follow.
     """
     directory = request["directory"]
     python = os.path.join(directory, "env", "bin", "python")
@@ -379,17 +389,19 @@ def prepare(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
         "interface": interface,
         "python": os.path.join(os.path.realpath(os.path.join(directory, "env")), "bin", "python"),
         "job_dir": job_directory(request),
+        "gate": gate_path(request),
         "has_bundle": os.path.exists(bundle_path(request)),
     }
     if request["dry"]:
         return reply, b""
-    claim(directory, request["job"])
+    hold(request)
     try:
         os.mkdir(job_directory(request), 0o700)
         if os.geteuid() == 0:
             os.chown(job_directory(request), user.uid, user.gid)
         if reply["has_bundle"]:
             unpack(request, user)
+        fork_supervisor(request, user)
     except BaseException:
         discard(request, b"")
         raise
@@ -417,29 +429,39 @@ def deliver(request: Request, payload: bytes) -> tuple[Reply, bytes]:
 
 
 def unpack(request: Request, user: User) -> None:
-    """Lay this job's own copy of the code into ``work/``."""
-    import tarfile
-
+    """Lay this job's own copy of the code into ``work/``. The bundle's format is in ``bundle.py``."""
     work = os.path.join(job_directory(request), "work")
-    with open(bundle_path(request), "rb") as file, user.acting(), tarfile.open(fileobj=file, mode="r:") as archive:
-        # The controller made this archive of relative names only (bundle.py), and deliver checked that it is that one;
-        # newer Pythons would refuse a project's link to, say, a data set elsewhere on the node.
-        archive.extraction_filter = getattr(tarfile, "fully_trusted_filter", None)
+    with open(bundle_path(request), "rb") as bundle, user.acting():
         os.mkdir(work, 0o700)
-        archive.extractall(work)
+        made = {work}
+        for path, kind, value in json.loads(bundle.readline()):
+            target = os.path.join(work, path)
+            if os.path.dirname(target) not in made:
+                os.makedirs(os.path.dirname(target), 0o755, exist_ok=True)
+                made.add(os.path.dirname(target))
+            if kind == "link":
+                os.symlink(value, target)
+                continue
+            mode = 0o755 if kind == "program" else 0o644
+            with open(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+                file.write(bundle.read(value))
+            os.utime(target, (BUNDLE_MTIME, BUNDLE_MTIME))
     os.utime(bundle_path(request))
 
 
 @operation
 def discard(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
-    """Undo ``prepare`` for a job that never started here."""
+    """Undo ``prepare`` for a job that never started here; returns when the node is free again."""
     import shutil
 
-    if is_supervised(job_directory(request)) is None:
-        shutil.rmtree(job_directory(request), ignore_errors=True)
-        path = os.path.join(request["directory"], "jobs", "claim")
-        if (read_json(path) or {}).get("id") == request["job"]["id"]:
-            os.unlink(path)
+    holder, job_dir = Holder(request), job_directory(request)
+    if not os.path.exists(os.path.join(job_dir, "state.json")):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(gate_path(request))
+        shutil.rmtree(job_dir, ignore_errors=True)  # the supervisor sees it
+        deadline = time.monotonic() + 2
+        while holder.pid() not in (None, os.getpid(), 0) and time.monotonic() < deadline:
+            time.sleep(0.01)
     return {}, b""
 
 
@@ -448,55 +470,56 @@ def discard(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
 
 def unit_name(request: Request) -> str:
     """Return the name of the request's job as a systemd unit."""
-    return f"thunderhead-{request['job']['id']}.service"
+    return f"thunderhead-{request['job']['id']}.scope"
 
 
-@operation
-def start(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
-    """Start the prepared job. Request: as for ``prepare``, and argv, env (text of node.env), grace_seconds.
-
-    Replies once the supervisor holds the job's lock, so that a node that cannot start says so here.
-    """
-    job_dir, user = job_directory(request), User(request["user"])
-    spec = {key: request[key] for key in ("job", "argv", "grace_seconds")}
+def fork_supervisor(request: Request, user: User) -> None:
+    """Leave a process behind that outlives the connection and waits to be told to start the job."""
     with user.acting():
-        write_file(os.path.join(job_dir, "node.env"), request["env"].encode(), 0o600)
-        write_file(os.path.join(job_dir, "spec.json"), json.dumps(spec).encode(), 0o600)
-        write_file(os.path.join(job_dir, "agent.py"), SOURCE, 0o600)
-    command = [sys.executable, "-I", "-S", os.path.join(job_dir, "agent.py"), "supervise", job_dir]
+        log = os.open(os.path.join(job_directory(request), "log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setsid()
+            nothing = os.open(os.devnull, os.O_RDONLY)
+            for source, target in ((nothing, 0), (log, 1), (log, 2)):
+                os.dup2(source, target)
+            if wait_at_gate(request):
+                supervise(request, user)
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()  # into the job's log
+        finally:
+            sys.stderr.flush()
+            os._exit(0)
+    os.close(log)
+    current = {**request["job"], "pid": pid}
+    write_file(os.path.join(request["directory"], "jobs", "current"), json.dumps(current).encode(), 0o644)
     if os.geteuid() == 0 and has_systemd():
-        start_unit(request, user, command)
-    else:
-        start_detached(user, command, os.path.join(job_dir, "log"))
-    deadline = time.monotonic() + 10
-    while is_supervised(job_dir) is None:
-        if time.monotonic() > deadline:
-            raise Refusal(f"did not start the job within 10 s; see journalctl -u {unit_name(request)} there")
-        time.sleep(0.005)
-    return {}, b""
+        adopt(unit_name(request), pid)
 
 
-def start_unit(request: Request, user: User, command: list[str]) -> None:
-    """Run ``command`` as a transient unit: its control group holds every process of the job, and a stop ends them."""
-    properties = {
-        "User": user.name,
-        "KillMode": "control-group",
-        "TimeoutStopSec": request["grace_seconds"] + 5,
-        "LimitMEMLOCK": "infinity",  # NCCL pins memory
-        "LimitNOFILE": "1048576",  # a full mesh of sockets
-        "TasksMax": "infinity",  # data loader workers
-        "OOMPolicy": "continue",  # the supervisor reports which rank the kernel killed
-    }
-    options = [f"--property={name}={value}" for name, value in properties.items()]
-    code, said = run_command(
-        ["systemd-run", "--quiet", "--no-block", "--collect", f"--unit={unit_name(request)}", *options, "--", *command]
-    )
+def adopt(unit: str, pid: int) -> None:
+    """Have systemd put a process into a unit of its own: its control group holds all of a job, so a stop ends it all.
+
+    A scope, which takes a process that runs already; systemd-run would start one more interpreter per node.
+    """
+    properties = [
+        *("PIDs", "au", "1", str(pid)),
+        *("KillMode", "s", "control-group"),
+        *("CollectMode", "s", "inactive-or-failed"),
+        *("TasksMax", "t", str(2**64 - 1)),  # data loader workers
+    ]
+    systemd = ["org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager"]
+    method = ["StartTransientUnit", "ssa(sv)a(sa(sv))", unit, "fail", "4", *properties, "0"]
+    code, said = run_command(["busctl", "--quiet", "call", *systemd, *method])
     if code:
-        raise Refusal(f"could not start the job's unit: {said}")
+        raise Refusal(f"could not make the job's unit {unit}: {said}")
 
 
 def run_command(command: list[str]) -> tuple[int, str]:
-    """Run a command and return its exit code and output; the subprocess module takes as long as all else here."""
+    """Run a command and return its exit code and output; to import subprocess takes as long as all else here."""
     reader, writer = os.pipe()
     pid = os.posix_spawnp(
         command[0],
@@ -510,25 +533,19 @@ def run_command(command: list[str]) -> tuple[int, str]:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), said
 
 
-def start_detached(user: User, command: list[str], log: str) -> None:
-    """Run ``command`` in a session of its own, where there is no systemd to do it."""
-    if os.fork():
-        os.wait()
-        return
-    os.setsid()
-    if os.fork():
-        os._exit(0)
-    try:
-        user.become()
-        os.umask(0o022)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        os.closerange(3, 256)
-        os.execv(command[0], command)
-    finally:
-        os._exit(1)
+def wait_at_gate(request: Request) -> bool:
+    """Wait until the job is started (True), or discarded or forgotten (False)."""
+    deadline = time.monotonic() + GATE_SECONDS
+    while not os.path.exists(gate_path(request)):
+        if not os.path.isdir(job_directory(request)):
+            return False
+        if time.monotonic() > deadline:
+            import shutil
+
+            shutil.rmtree(job_directory(request), ignore_errors=True)
+            return False
+        time.sleep(0.01)
+    return True
 
 
 def parse_environment(text: str) -> dict[str, str]:
@@ -539,14 +556,14 @@ def parse_environment(text: str) -> dict[str, str]:
     return {name: value for name, _equals, value in pairs}
 
 
-def descendants() -> list[int]:
-    """Return the ids of all processes below this one."""
+def descendants(ancestor: int) -> list[int]:
+    """Return the ids of all processes below one."""
     children: dict[int, list[int]] = {}
     for pid in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", "rb") as file:
             children.setdefault(int(file.read().rpartition(b")")[2].split()[1]), []).append(int(pid))
     found: list[int] = []
-    queue = [os.getpid()]
+    queue = [ancestor]
     while queue:
         below = children.get(queue.pop(), [])
         found += below
@@ -554,40 +571,35 @@ def descendants() -> list[int]:
     return found
 
 
-def signal_descendants(number: int) -> None:
-    """Send a signal to all processes below this one."""
-    for pid in descendants():
+def signal_processes(pids: list[int], number: int) -> None:
+    """Send a signal to processes, some of which may have ended."""
+    for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
 
 
-def supervise(job_dir: str) -> None:
-    """Be the parent of the job's processes: start the script, wait, leave none behind, write down how it ended."""
-    import ctypes
-    import pwd
+def supervise(request: Request, user: User) -> None:
+    """Be the parent of the job's processes: start the script, wait, leave none behind, write down how it ended.
 
-    user = pwd.getpwuid(os.geteuid())
-    work, log_path = os.path.join(job_dir, "work"), os.path.join(job_dir, "log")
+    The gate file holds argv, env (the text of node.env) and grace_seconds.
+    """
+    import ctypes
+    import resource
+    import signal
+
+    job_dir = job_directory(request)
+    with open(gate_path(request), "rb") as gate:
+        order = json.load(gate)
+    os.unlink(gate_path(request))
     # Orphans of the job become children of this process (PR_SET_CHILD_SUBREAPER), so none escapes the final sweep.
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
-    os.unlink(os.path.join(job_dir, "agent.py"))
-    with open(os.path.join(job_dir, "spec.json"), "rb") as file:
-        spec = json.load(file)
-    with open(os.path.join(job_dir, "node.env"), "rb") as file:
-        variables = parse_environment(file.read().decode())
-    environment = {
-        "HOME": user.pw_dir,
-        "USER": user.pw_name,
-        "LOGNAME": user.pw_name,
-        "SHELL": "/bin/sh",
-        "LANG": "C.UTF-8",
-        "PATH": f"{os.path.dirname(spec['argv'][0])}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-        "PYTHONUNBUFFERED": "1",
-        **variables,
-    }
-    stopping: list[float] = []
-    signal.signal(signal.SIGTERM, lambda number, frame: stopping.append(time.monotonic()))
-    log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    # NCCL pins memory, a full mesh has many sockets; where that is not ours to raise, the limits stay as they are.
+    for limit, value in ((resource.RLIMIT_MEMLOCK, resource.RLIM_INFINITY), (resource.RLIMIT_NOFILE, 1048576)):
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(limit, (value, value))
+    user.become()
+    os.umask(0o022)
+    os.chdir(os.path.join(job_dir, "work"))
     state: dict[str, Any] = {"state": "running", "pid": os.getpid(), "started": time.time()}
 
     def save(**changes: Any) -> None:
@@ -595,22 +607,29 @@ def supervise(job_dir: str) -> None:
         data = json.dumps(state).encode()
         write_file(os.path.join(job_dir, "state.json"), data, 0o600, durable=state["state"] != "running")
 
+    write_file(os.path.join(job_dir, "node.env"), order["env"].encode(), 0o600)
+    environment = {
+        "HOME": user.home,
+        "USER": user.name,
+        "LOGNAME": user.name,
+        "SHELL": "/bin/sh",
+        "LANG": "C.UTF-8",
+        "PATH": f"{os.path.dirname(order['argv'][0])}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "PYTHONUNBUFFERED": "1",
+        **parse_environment(order["env"]),
+    }
+    stopping: list[float] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: stopping.append(time.monotonic()))
     save()
-    part = os.path.join(job_dir, "lock.part")  # under its name only once it is held
-    fcntl.flock(os.open(part, os.O_RDWR | os.O_CREAT, 0o600), fcntl.LOCK_EX)
-    os.rename(part, os.path.join(job_dir, "lock"))
-    os.chdir(work)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     try:
         script = os.posix_spawn(
-            spec["argv"][0],
-            [word.encode() for word in spec["argv"]],  # UTF-8 whatever this process's locale
+            order["argv"][0],
+            [word.encode() for word in order["argv"]],  # UTF-8 whatever this process's locale
             {name.encode(): value.encode() for name, value in environment.items()},
-            file_actions=[(os.POSIX_SPAWN_DUP2, log, 1), (os.POSIX_SPAWN_DUP2, log, 2)],
-            setsigdef=[signal.SIGPIPE],  # Python ignores it; a script expects the default
+            setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],  # Python ignores these; a script expects the default
         )
     except OSError as error:
-        save(state="failed", ended=time.time(), exit_code=127, error=f"{spec['argv'][0]}: {error.strerror}")
+        save(state="failed", ended=time.time(), exit_code=127, error=f"{order['argv'][0]}: {error.strerror}")
         return
     told_at = None
     while True:
@@ -619,9 +638,9 @@ def supervise(job_dir: str) -> None:
             break
         if stopping and told_at is None:
             told_at = stopping[0]
-            signal_descendants(signal.SIGTERM)
-        elif told_at is not None and time.monotonic() - told_at > spec["grace_seconds"]:
-            signal_descendants(signal.SIGKILL)
+            signal_processes(descendants(os.getpid()), signal.SIGTERM)
+        elif told_at is not None and time.monotonic() - told_at > order["grace_seconds"]:
+            signal_processes(descendants(os.getpid()), signal.SIGKILL)
         if not pid:
             time.sleep(POLL_SECONDS)
     sweep()
@@ -636,15 +655,17 @@ def supervise(job_dir: str) -> None:
 
 def sweep() -> None:
     """End what the script left behind: TERM, a second to comply, KILL."""
+    import signal
+
     deadline = time.monotonic() + 1
-    signal_descendants(signal.SIGTERM)
+    signal_processes(descendants(os.getpid()), signal.SIGTERM)
     while True:
         try:
             pid, _status = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
             return
         if time.monotonic() > deadline:
-            signal_descendants(signal.SIGKILL)
+            signal_processes(descendants(os.getpid()), signal.SIGKILL)
         if not pid:
             time.sleep(0.01)
 
@@ -666,11 +687,11 @@ def as_owner(request: Request) -> str:
     return job_dir
 
 
-def job_state(job_dir: str) -> dict[str, Any]:
-    """Return the job's state.json; a supervisor that ended without its last word is ``lost``."""
-    supervised = is_supervised(job_dir)  # before the file: a supervisor writes its last word, then lets go of the lock
-    state = read_json(os.path.join(job_dir, "state.json")) or {"state": "lost" if supervised is False else "prepared"}
-    if state["state"] == "running" and supervised is False:
+def job_state(job_dir: str, holder: Holder) -> dict[str, Any]:
+    """Return the job's state; a job whose supervisor ended without its last word is ``lost``."""
+    alive = holder.pid() is not None  # before the file: a supervisor writes its last word, then lets go of the lock
+    state = read_json(os.path.join(job_dir, "state.json")) or {"state": "prepared"}
+    if state["state"] in GOING_ON and not alive:
         state["state"] = "lost"
     return state
 
@@ -683,16 +704,16 @@ def follow(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     more), max_bytes, quiet (log growth alone is no news until ``max_bytes`` have gathered). Reply: the job's state and
     the new offset; payload: the log from the old offset on.
     """
-    job_dir = as_owner(request)
+    holder, job_dir = Holder(request), as_owner(request)
     offset, most = request["offset"], request["max_bytes"]
     enough = most if request["quiet"] else 1
     deadline = time.monotonic() + request["wait_seconds"]
     with open(os.path.join(job_dir, "log"), "rb") as log:
         while True:
-            state = job_state(job_dir)
+            state = job_state(job_dir, holder)
             size = os.fstat(log.fileno()).st_size - offset
             left = deadline - time.monotonic()
-            if state["state"] != "running" or size >= most or left <= 0:
+            if state["state"] not in GOING_ON or size >= most or left <= 0:
                 break
             if size >= enough:
                 deadline, enough = min(deadline, time.monotonic() + request["linger_seconds"]), most
@@ -707,29 +728,22 @@ def follow(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
 @operation
 def stop(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     """End the job: TERM to all its processes, a grace, KILL. Request: grace_seconds. Reply: the job's state."""
-    job_dir = job_directory(request)
-    unit = os.geteuid() == 0 and has_systemd()
-    grace = request["grace_seconds"] + 3
+    import signal
 
-    def tell(number: int) -> None:
-        if unit:
-            who = "main" if number == signal.SIGTERM else "all"
-            run_command(["systemctl", "kill", f"--kill-who={who}", f"--signal={int(number)}", unit_name(request)])
-        elif state.get("pid"):
-            with contextlib.suppress(OSError):
-                os.kill(state["pid"], number)
-
-    if not unit:
-        as_owner(request)
-    state = job_state(job_dir)
-    if is_supervised(job_dir):
-        tell(signal.SIGTERM)
-        deadline = time.monotonic() + grace
-        while is_supervised(job_dir) and time.monotonic() < deadline:
+    holder, job_dir = Holder(request), job_directory(request)
+    supervisor = holder.pid()
+    if supervisor:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(supervisor, signal.SIGTERM)  # it tells all the others, and waits for them
+        deadline = time.monotonic() + request["grace_seconds"] + 3
+        while holder.pid() and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
-        if is_supervised(job_dir):
-            tell(signal.SIGKILL)
-    return job_state(job_dir), b""
+        if holder.pid():
+            signal_processes([*descendants(supervisor), supervisor], signal.SIGKILL)
+            if os.geteuid() == 0 and has_systemd():
+                run_command(["systemctl", "kill", "--signal=KILL", unit_name(request)])
+    as_owner(request)
+    return job_state(job_dir, holder), b""
 
 
 # ----------------------------------------------------------------------------------------------------------- collecting
@@ -793,7 +807,4 @@ def answer() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["supervise"]:
-        supervise(sys.argv[2])
-    else:
-        answer()
+    answer()

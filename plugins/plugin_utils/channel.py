@@ -26,7 +26,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils import agent
 LOADER = (
     "import sys; s=sys.stdin.buffer; "
     "sys.version_info<(3,9) and sys.exit('too old: Python %d.%d.%d' % sys.version_info[:3]); "
-    "SOURCE=s.read(int(s.readline())); exec(compile(SOURCE, 'agent', 'exec'))"
+    "exec(compile(s.read(int(s.readline())), 'agent', 'exec'))"
 )
 
 
@@ -62,10 +62,7 @@ class Channel:
         self.host = host
         self._connection = connection
         self._python = python
-        command = f"{shlex.quote(python)} -I -S -c {shlex.quote(LOADER)}"
-        if connection.become and not _is_same_user(connection):
-            command = connection.become.build_become_command(command, connection._shell)
-        self._command = f"{executable} -c {shlex.quote(command)}"
+        self._executable = executable
 
     def call(self, request: Mapping[str, Any], payload: bytes = b"") -> tuple[dict[str, Any], bytes]:
         """Send ``request`` and return the reply's JSON object and its payload.
@@ -75,13 +72,38 @@ class Channel:
             NodeError: the node refused, or cannot run the agent.
         """
         text = json.dumps(request, sort_keys=True)
+        command = f"{shlex.quote(self._python)} -I -S -c {shlex.quote(LOADER)}"
+        return self._parse(*self._execute(command, frame(text, payload)))
+
+    def put(self, path: str, data: bytes) -> None:
+        """Make the file ``path`` appear on the node, whole and readable by nobody else.
+
+        By a shell alone: where the moment matters, an interpreter would take longer to start than all the rest.
+
+        Raises:
+            Unreachable: no reply came; the file may or may not be there.
+            NodeError: it could not be written.
+        """
+        part = shlex.quote(path + ".part")
+        code, _output, errors = self._execute(f"umask 077 && cat > {part} && mv {part} {shlex.quote(path)}", data)
+        if code == 255:  # ssh's own
+            raise Unreachable(self.host, f"is unreachable: {_last_line(errors)}")
+        if code:
+            raise NodeError(self.host, f"could not write {path}: {_last_line(errors)}")
+
+    def _execute(self, command: str, data: bytes) -> tuple[int, bytes, str]:
+        if self._connection.become and not _is_same_user(self._connection):
+            # For this one execution: the connection waits for the marker that the plugin has made up last.
+            command = self._connection.become.build_become_command(command, self._connection._shell)
         try:
-            code, output, errors = self._connection.exec_command(self._command, in_data=frame(text, payload))
+            code, output, errors = self._connection.exec_command(
+                f"{self._executable} -c {shlex.quote(command)}", in_data=data
+            )
         except AnsibleConnectionFailure as error:
             raise Unreachable(self.host, f"is unreachable: {_last_line(str(error))}") from error
         except AnsibleError as error:
             raise NodeError(self.host, f"cannot be talked to: {error}") from error
-        return self._parse(code, output, errors.decode(errors="replace"))
+        return code, output, errors.decode(errors="replace")
 
     def close(self) -> None:
         """Close this end. Where connections persist (ControlPersist), the next run finds it open."""

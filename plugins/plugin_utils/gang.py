@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 import queue
 import threading
@@ -13,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import GOING_ON
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import environment
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import Bundle
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import Channel, NodeError, Unreachable
@@ -33,6 +35,8 @@ POLL_SECONDS = 10
 """How long a node without news may hold a poll: its heartbeat."""
 LINGER_SECONDS = 0.2
 """How long a node gathers output before it answers a poll."""
+QUIET_SECONDS = 1
+"""A rank whose output is not shown live is first looked at after this long: right after the start, nodes are busy."""
 STOP_SECONDS = 10
 """What a stop may take besides the grace."""
 PREPARE_SECONDS = 120
@@ -128,7 +132,7 @@ class Gang:
             request = self.request("prepare", one.host, dry=dry)
             reply, _payload = channel.call(request)
             if not dry and not reply["has_bundle"]:
-                channel.call({**request, "op": "deliver"}, self.job.bundle.archive)
+                channel.call({**request, "op": "deliver"}, self.job.bundle.content)
             return reply
 
         self._prepared, errors = fan_out(self._settings, ask, PREPARE_SECONDS)
@@ -149,7 +153,9 @@ class Gang:
             JobError: a node could not start it; those that had are stopped again.
         """
         _started, errors = fan_out(
-            self._settings, lambda one: self._open(one.host).call(self._start_request(one.host)), PREPARE_SECONDS
+            self._settings,
+            lambda one: self._open(one.host).put(self._prepared[one.host]["gate"], self._order(one.host)),
+            PREPARE_SECONDS,
         )
         if errors:
             self.stop()
@@ -171,7 +177,8 @@ class Gang:
             **more,
         }
 
-    def _start_request(self, host: str) -> dict[str, Any]:
+    def _order(self, host: str) -> bytes:
+        """What the supervisor on a node needs to know besides what prepare told it."""
         assert self.topology is not None, "prepare comes before start"
         head = self.topology.head
         node = next(node for node in self.topology.nodes if node.host == host)
@@ -188,7 +195,7 @@ class Gang:
             {"id": self.job.id, "dir": prepared["job_dir"]},
         )
         argv = [prepared["python"], self.job.script, *self.job.args]
-        return self.request("start", host, argv=argv, env=text, grace_seconds=self.job.grace_seconds)
+        return json.dumps({"argv": argv, "env": text, "grace_seconds": self.job.grace_seconds}).encode()
 
     def _discard(self, hosts: Any) -> None:
         chosen = {host: self._settings[host] for host in self._settings if host in hosts}
@@ -247,6 +254,8 @@ class Gang:
     ) -> None:
         channel = self._open(node.host)
         offset = 0
+        if not live:
+            time.sleep(QUIET_SECONDS)
         while True:
             request = self.request(
                 "follow",
@@ -276,7 +285,7 @@ class Gang:
                     heard[node.host] = math.inf  # while this waits for a slow terminal, the node is not silent
                     news.put((node, data))
                     heard[node.host] = time.monotonic()
-            if reply["state"] != "running" and not reply["more"]:
+            if reply["state"] not in GOING_ON and not reply["more"]:
                 news.put((node, _ending(reply)))
                 return
 
