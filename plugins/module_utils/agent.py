@@ -2,12 +2,13 @@
 # Licensed under the Apache License, Version 2.0 (see LICENSE)
 r"""The agent: everything Thunderhead does *on* a node while jobs run.
 
-It is never installed. The controller sends this file's text on standard input in front of every request
+It is never installed. The controller sends this file's text on standard input with every request
 (``plugins/plugin_utils/channel.py``), so it is never out of date; only the standard library of Python 3.9 or newer is
 needed. One request, one reply:
 
-    standard input   a line with the length of this text in bytes, this text, then ``<request>\\n<payload>``
-    standard output  a line ``MARK <length> <length>``, a JSON object and a payload of that many bytes
+    standard input   a line with the length of the program in bytes; the program, which is this text and one call of
+                     ``answer`` at its end; the payload
+    standard output  a line ``MARK <length> <length>``; a Python literal and a payload of that many bytes
 
 A request is ``{"op": name, ...}``; the functions decorated with ``@operation`` answer it. What cannot be done is a
 ``Refusal``: one sentence without the node's name, which the controller puts in front.
@@ -16,8 +17,9 @@ A request is ``{"op": name, ...}``; the functions decorated with ``@operation`` 
 the parent of the job's processes until the last has ended. It is a fork of the agent, so nothing is written to the node
 and no second interpreter has to start.
 
-Imports that only some requests need stand inside the functions: with 16 nodes on two cores every millisecond of a
-start is paid 16 times.
+Imports that only some requests need stand inside the functions, and nothing on the way to a start needs json, re or
+subprocess: with 16 nodes on two cores every millisecond is paid 16 times, and each of these takes as long to import as
+the interpreter takes to start.
 """
 
 from __future__ import annotations
@@ -25,7 +27,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import sys
 import time
@@ -67,39 +68,27 @@ def operation(
 
 
 def network_addresses() -> list[tuple[str, str, bool]]:
-    """Return ``[(interface, address, is_loopback)]``, IPv4 before IPv6, from getifaddrs(3)."""
-    import ctypes
-    import socket
+    """Return ``[(interface, address, is_loopback)]``, IPv4 before IPv6; see netdevice(7) and /proc/net/if_inet6."""
+    import _socket  # what the module socket wraps; with its wrapping it takes as long to import as all else here
+    import array
+    import struct
 
-    class Sockaddr(ctypes.Structure):
-        _fields_ = [("family", ctypes.c_ushort), ("data", ctypes.c_ubyte * 26)]
-
-    class Ifaddrs(ctypes.Structure):
-        pass
-
-    Ifaddrs._fields_ = [
-        ("next", ctypes.POINTER(Ifaddrs)),
-        ("name", ctypes.c_char_p),
-        ("flags", ctypes.c_uint),
-        ("address", ctypes.POINTER(Sockaddr)),
-    ]
-    libc = ctypes.CDLL(None)
-    first = ctypes.POINTER(Ifaddrs)()
-    if libc.getifaddrs(ctypes.byref(first)):
-        return []
-    found, item = [], first
-    while item:
-        entry = item.contents
-        if entry.address:
-            family, data = entry.address.contents.family, bytes(entry.address.contents.data)
-            loopback = bool(entry.flags & 0x8)  # IFF_LOOPBACK
-            if family == socket.AF_INET:
-                found.append((0, entry.name.decode(), socket.inet_ntop(family, data[2:6]), loopback))
-            elif family == socket.AF_INET6 and data[6:8] != b"\xfe\x80":  # link-local needs a scope: of no use here
-                found.append((1, entry.name.decode(), socket.inet_ntop(family, data[6:22]), loopback))
-        item = entry.next
-    libc.freeifaddrs(first)
-    return [entry[1:] for entry in sorted(found, key=lambda entry: entry[0])]
+    entry_bytes = 40 if struct.calcsize("P") == 8 else 32  # struct ifreq: a name of 16 bytes, then a sockaddr_in
+    buffer = array.array("B", bytes(1000 * entry_bytes))
+    request = bytearray(struct.pack("iP", len(buffer), buffer.buffer_info()[0]))  # struct ifconf
+    probe = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM)
+    fcntl.ioctl(probe.fileno(), 0x8912, request)  # SIOCGIFCONF
+    probe.close()
+    used = struct.unpack("iP", request)[0]
+    entries = [bytes(buffer[at : at + entry_bytes]) for at in range(0, used, entry_bytes)]
+    # An alias such as eth0:1 is an address of eth0; gloo and NCCL want the interface.
+    names = [entry[:16].partition(b"\0")[0].decode().partition(":")[0] for entry in entries]
+    found = [(name, _socket.inet_ntoa(entry[20:24])) for name, entry in zip(names, entries)]
+    with contextlib.suppress(OSError), open("/proc/net/if_inet6") as file:
+        for digits, _index, _prefix, scope, _flags, name in map(str.split, file):
+            if scope != "20":  # a link-local address needs its interface besides: of no use here
+                found.append((name, _socket.inet_ntop(_socket.AF_INET6, bytes.fromhex(digits))))
+    return [(name, address, address == "::1" or address.startswith("127.")) for name, address in found]
 
 
 def default_route_address() -> str | None:
@@ -293,6 +282,8 @@ def write_file(path: str, data: bytes, mode: int, durable: bool = False) -> None
 
 def read_json(path: str) -> dict[str, Any] | None:
     """Return the JSON object in ``path``, or None if there is none."""
+    import json
+
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW)) as file:
             found = json.load(file)
@@ -315,13 +306,28 @@ def hold(request: Request) -> None:
             break
         except BlockingIOError:
             if time.monotonic() > deadline:
-                job = {"id": "?", "user": "?", "start": "?", **(read_json(os.path.join(jobs, "current")) or {})}
+                job = read_current(jobs)
                 raise Refusal(
                     "runs job {id}, which {user} started at {start}, and a node runs one job at a time; wait for it, "
                     "or leave the node out with --limit".format(**job)
                 ) from None
             time.sleep(0.01)
-    write_file(os.path.join(jobs, "current"), json.dumps(request["job"]).encode(), 0o644)
+    write_current(request, os.getpid())
+
+
+def write_current(request: Request, pid: int) -> None:
+    """Write down who holds the node: the job's id, its user, its start and the process, a line each."""
+    job = request["job"]
+    text = f"{job['id']}\n{job['user']}\n{job['start']}\n{pid}\n"
+    write_file(os.path.join(request["directory"], "jobs", "current"), text.encode(), 0o644)
+
+
+def read_current(jobs: str) -> dict[str, str]:
+    """Return id, user, start and pid as ``write_current`` wrote them."""
+    lines: list[str] = []
+    with contextlib.suppress(OSError), open(os.path.join(jobs, "current")) as file:
+        lines = file.read().split("\n")
+    return dict(zip(("id", "user", "start", "pid"), [*lines, *"????"]))
 
 
 class Holder:
@@ -342,8 +348,8 @@ class Holder:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            current = read_json(os.path.join(self._jobs, "current")) or {}
-            return int(current.get("pid", 0)) if current.get("id") == self._job else None
+            current = read_current(self._jobs)
+            return int(current["pid"]) if current["id"] == self._job else None
         fcntl.flock(self._lock, fcntl.LOCK_UN)
         return None
 
@@ -434,17 +440,18 @@ def unpack(request: Request, user: User) -> None:
     with open(bundle_path(request), "rb") as bundle, user.acting():
         os.mkdir(work, 0o700)
         made = {work}
-        for path, kind, value in json.loads(bundle.readline()):
-            target = os.path.join(work, path)
+        header = bundle.read(int(bundle.readline())).split(b"\0")
+        for path, kind, value in zip(header[0::3], header[1::3], header[2::3]):
+            target = os.path.join(work, os.fsdecode(path))
             if os.path.dirname(target) not in made:
                 os.makedirs(os.path.dirname(target), 0o755, exist_ok=True)
                 made.add(os.path.dirname(target))
-            if kind == "link":
+            if kind == b"link":
                 os.symlink(value, target)
                 continue
-            mode = 0o755 if kind == "program" else 0o644
+            mode = 0o755 if kind == b"program" else 0o644
             with open(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-                file.write(bundle.read(value))
+                file.write(bundle.read(int(value)))
             os.utime(target, (BUNDLE_MTIME, BUNDLE_MTIME))
     os.utime(bundle_path(request))
 
@@ -460,7 +467,7 @@ def discard(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
             os.unlink(gate_path(request))
         shutil.rmtree(job_dir, ignore_errors=True)  # the supervisor sees it
         deadline = time.monotonic() + 2
-        while holder.pid() not in (None, os.getpid(), 0) and time.monotonic() < deadline:
+        while holder.pid() not in (None, os.getpid()) and time.monotonic() < deadline:
             time.sleep(0.01)
     return {}, b""
 
@@ -484,8 +491,7 @@ def fork_supervisor(request: Request, user: User) -> None:
             nothing = os.open(os.devnull, os.O_RDONLY)
             for source, target in ((nothing, 0), (log, 1), (log, 2)):
                 os.dup2(source, target)
-            if wait_at_gate(request):
-                supervise(request, user)
+            supervise(request, user)
         except BaseException:
             import traceback
 
@@ -494,8 +500,7 @@ def fork_supervisor(request: Request, user: User) -> None:
             sys.stderr.flush()
             os._exit(0)
     os.close(log)
-    current = {**request["job"], "pid": pid}
-    write_file(os.path.join(request["directory"], "jobs", "current"), json.dumps(current).encode(), 0o644)
+    write_current(request, pid)
     if os.geteuid() == 0 and has_systemd():
         adopt(unit_name(request), pid)
 
@@ -548,14 +553,6 @@ def wait_at_gate(request: Request) -> bool:
     return True
 
 
-def parse_environment(text: str) -> dict[str, str]:
-    """Return the mapping that ``templates/node.env.j2`` wrote: NAME=value lines, quoted as a shell reads them."""
-    import shlex
-
-    pairs = [word.partition("=") for word in shlex.split(text, comments=True)]
-    return {name: value for name, _equals, value in pairs}
-
-
 def descendants(ancestor: int) -> list[int]:
     """Return the ids of all processes below one."""
     children: dict[int, list[int]] = {}
@@ -579,17 +576,20 @@ def signal_processes(pids: list[int], number: int) -> None:
 
 
 def supervise(request: Request, user: User) -> None:
-    """Be the parent of the job's processes: start the script, wait, leave none behind, write down how it ended.
+    """Be the parent of the job's processes: start the script when told, wait, leave none behind, say how it ended.
 
-    The gate file holds argv, env (the text of node.env) and grace_seconds.
+    The gate file holds fields that end with a null byte: the seconds of grace, the text of node.env, how many words the
+    command has, these, and the environment variables as NAME=value.
     """
     import ctypes
     import resource
     import signal
 
     job_dir = job_directory(request)
+    if not wait_at_gate(request):
+        return
     with open(gate_path(request), "rb") as gate:
-        order = json.load(gate)
+        grace, text, count, *words = gate.read().split(b"\0")[:-1]
     os.unlink(gate_path(request))
     # Orphans of the job become children of this process (PR_SET_CHILD_SUBREAPER), so none escapes the final sweep.
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
@@ -604,45 +604,35 @@ def supervise(request: Request, user: User) -> None:
 
     def save(**changes: Any) -> None:
         state.update(changes)
+        import json
+
         data = json.dumps(state).encode()
         write_file(os.path.join(job_dir, "state.json"), data, 0o600, durable=state["state"] != "running")
 
-    write_file(os.path.join(job_dir, "node.env"), order["env"].encode(), 0o600)
+    write_file(os.path.join(job_dir, "node.env"), text, 0o600)
+    argv, variables = words[: int(count)], words[int(count) :]
     environment = {
-        "HOME": user.home,
-        "USER": user.name,
-        "LOGNAME": user.name,
-        "SHELL": "/bin/sh",
-        "LANG": "C.UTF-8",
-        "PATH": f"{os.path.dirname(order['argv'][0])}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-        "PYTHONUNBUFFERED": "1",
-        **parse_environment(order["env"]),
+        b"HOME": os.fsencode(user.home),
+        b"USER": user.name.encode(),
+        b"LOGNAME": user.name.encode(),
+        b"SHELL": b"/bin/sh",
+        b"LANG": b"C.UTF-8",
+        b"PATH": os.path.dirname(argv[0]) + b":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        b"PYTHONUNBUFFERED": b"1",
     }
+    for variable in variables:
+        key, _equals, setting = variable.partition(b"=")
+        environment[key] = setting
     stopping: list[float] = []
     signal.signal(signal.SIGTERM, lambda number, frame: stopping.append(time.monotonic()))
-    save()
     try:
-        script = os.posix_spawn(
-            order["argv"][0],
-            [word.encode() for word in order["argv"]],  # UTF-8 whatever this process's locale
-            {name.encode(): value.encode() for name, value in environment.items()},
-            setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],  # Python ignores these; a script expects the default
-        )
+        # Python ignores these two signals; a script expects the default.
+        script = os.posix_spawn(argv[0], argv, environment, setsigdef=[signal.SIGPIPE, signal.SIGXFSZ])
     except OSError as error:
-        save(state="failed", ended=time.time(), exit_code=127, error=f"{order['argv'][0]}: {error.strerror}")
+        save(state="failed", ended=time.time(), exit_code=127, error=f"{os.fsdecode(argv[0])}: {error.strerror}")
         return
-    told_at = None
-    while True:
-        pid, status = os.waitpid(-1, os.WNOHANG)
-        if pid == script:
-            break
-        if stopping and told_at is None:
-            told_at = stopping[0]
-            signal_processes(descendants(os.getpid()), signal.SIGTERM)
-        elif told_at is not None and time.monotonic() - told_at > order["grace_seconds"]:
-            signal_processes(descendants(os.getpid()), signal.SIGKILL)
-        if not pid:
-            time.sleep(POLL_SECONDS)
+    save()
+    status = see_out(script, stopping, float(grace))
     sweep()
     code = os.waitstatus_to_exitcode(status)
     ended = {
@@ -651,6 +641,24 @@ def supervise(request: Request, user: User) -> None:
         "signal": -code if code < 0 else None,
     }
     save(state="stopped" if stopping else "succeeded" if code == 0 else "failed", **ended)
+
+
+def see_out(script: int, stopping: list[float], grace_seconds: float) -> int:
+    """Wait for the process ``script`` and return its status; once ``stopping`` has a moment: TERM, the grace, KILL."""
+    import signal
+
+    told = False
+    while True:
+        pid, status = os.waitpid(-1, os.WNOHANG)  # orphans of the job too
+        if pid == script:
+            return status
+        if stopping and not told:
+            told = True
+            signal_processes(descendants(os.getpid()), signal.SIGTERM)
+        elif stopping and time.monotonic() - stopping[0] > grace_seconds:
+            signal_processes(descendants(os.getpid()), signal.SIGKILL)
+        if not pid:
+            time.sleep(POLL_SECONDS)
 
 
 def sweep() -> None:
@@ -785,13 +793,11 @@ def read(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
 # ----------------------------------------------------------------------------------------------------------------- main
 
 
-def answer() -> None:
-    """Read one request from standard input, do it, and write the reply."""
-    source = sys.stdin.buffer
-    request = json.loads(source.readline())
+def answer(request: Request) -> None:
+    """Do what is asked and write the reply."""
     payload = b""
     try:
-        reply, payload = OPERATIONS[request["op"]](request, source.read())
+        reply, payload = OPERATIONS[request["op"]](request, sys.stdin.buffer.read())
         reply["ok"] = True
     except Refusal as refusal:
         reply = {"ok": False, "refusal": str(refusal)}
@@ -800,11 +806,7 @@ def answer() -> None:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         sentence = disk_full(request["directory"], state) if full else f"failed at {request['op']}: {state}"
         reply = {"ok": False, "refusal": sentence}
-    text = json.dumps(reply).encode()
+    text = ascii(reply).encode()
     sys.stdout.buffer.write(b"%s %d %d\n" % (MARK.encode(), len(text), len(payload)) + text)
     sys.stdout.buffer.write(payload)
     sys.stdout.buffer.flush()
-
-
-if __name__ == "__main__":
-    answer()

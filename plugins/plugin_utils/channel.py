@@ -4,8 +4,8 @@
 
 from __future__ import annotations
 
+import ast
 import functools
-import json
 import os
 import shlex
 from collections.abc import Mapping
@@ -21,8 +21,8 @@ from ansible.plugins.loader import become_loader, connection_loader
 from ansible.template import Templar
 from ansible_collections.thunderhead.cluster.plugins.module_utils import agent
 
-# The agent's text comes first on standard input, the request follows it. Python's -I and -S leave the user's
-# environment and site-packages out, which also halves the time an interpreter takes to start.
+# Python's -I and -S leave the user's environment and site-packages out, which also halves the time that an interpreter
+# takes to start.
 LOADER = (
     "import sys; s=sys.stdin.buffer; "
     "sys.version_info<(3,9) and sys.exit('too old: Python %d.%d.%d' % sys.version_info[:3]); "
@@ -50,9 +50,16 @@ def _agent_source() -> bytes:
 
 @functools.lru_cache(maxsize=4)
 def frame(request: str, payload: bytes = b"") -> bytes:
-    """Return the bytes for the agent's standard input. Cached: nodes that are asked the same share one copy."""
-    source = _agent_source()
-    return b"%d\n%b%b\n%b" % (len(source), source, request.encode(), payload)
+    """Return the bytes for the standard input of the agent's interpreter.
+
+    Cached: nodes that are asked the same share one copy.
+
+    Args:
+        request: as a Python literal.
+        payload: what comes with it.
+    """
+    program = b"%b\nanswer(%b)\n" % (_agent_source(), request.encode())
+    return b"%d\n%b%b" % (len(program), program, payload)
 
 
 class Channel:
@@ -65,15 +72,14 @@ class Channel:
         self._executable = executable
 
     def call(self, request: Mapping[str, Any], payload: bytes = b"") -> tuple[dict[str, Any], bytes]:
-        """Send ``request`` and return the reply's JSON object and its payload.
+        """Send ``request`` and return the reply and its payload.
 
         Raises:
             Unreachable: no reply came; the node may or may not have done what was asked.
             NodeError: the node refused, or cannot run the agent.
         """
-        text = json.dumps(request, sort_keys=True)
         command = f"{shlex.quote(self._python)} -I -S -c {shlex.quote(LOADER)}"
-        return self._parse(*self._execute(command, frame(text, payload)))
+        return self._parse(*self._execute(command, frame(ascii(dict(request)), payload)))
 
     def put(self, path: str, data: bytes) -> None:
         """Make the file ``path`` appear on the node, whole and readable by nobody else.
@@ -121,7 +127,7 @@ class Channel:
         end = payload + int(payload_length)
         if len(output) < end:  # the connection broke: half a log would pass for a whole one
             raise Unreachable(self.host, f"is unreachable: its reply broke off, {_last_line(errors)}")
-        reply: dict[str, Any] = json.loads(output[body:payload])
+        reply: dict[str, Any] = ast.literal_eval(output[body:payload].decode())
         if not reply.pop("ok"):
             raise NodeError(self.host, reply["refusal"])
         return reply, output[payload:end]

@@ -89,3 +89,9 @@ def render(node: Mapping[str, Any], variables: Mapping[str, str], job: Mapping[s
         job: id and dir, for a job's own file.
     """
     return _template().render(node_env_node=node, node_env_job=job or {}, node_env_variables=variables)
+
+
+def parse(text: str) -> dict[str, str]:
+    """Return the mapping in a node.env, as a shell would read it: the last of several values counts."""
+    pairs = [word.partition("=") for word in shlex.split(text, comments=True)]
+    return {name: value for name, _equals, value in pairs}

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 import queue
 import threading
@@ -80,7 +79,8 @@ class Ending:
         signal: number of the signal that ended it, or None.
         seconds: how long it ran, or None.
         note: what is known besides, a verb phrase, or "".
-        arrived: when the controller heard of it, on its monotonic clock: the order of causes and victims.
+        arrived: when it ended, on the controller's monotonic clock, or when that was heard of: the order of causes and
+            victims. All ranks started at the same moment, so how long one ran says it best.
     """
 
     state: str
@@ -113,6 +113,7 @@ class Gang:
         self._open = functools.cache(open_channel)
         self._open_another = open_channel
         self._prepared: dict[str, dict[str, Any]] = {}
+        self._started = 0.0
         self.topology: Topology | None = None
 
     # ------------------------------------------------------------------------------------------------------- starting
@@ -152,7 +153,8 @@ class Gang:
         Raises:
             JobError: a node could not start it; those that had are stopped again.
         """
-        _started, errors = fan_out(
+        self._started = time.monotonic()
+        _replies, errors = fan_out(
             self._settings,
             lambda one: self._open(one.host).put(self._prepared[one.host]["gate"], self._order(one.host)),
             PREPARE_SECONDS,
@@ -178,7 +180,7 @@ class Gang:
         }
 
     def _order(self, host: str) -> bytes:
-        """What the supervisor on a node needs to know besides what prepare told it."""
+        """What the supervisor on a node needs to know besides what prepare told it; see ``supervise`` in the agent."""
         assert self.topology is not None, "prepare comes before start"
         head = self.topology.head
         node = next(node for node in self.topology.nodes if node.host == host)
@@ -195,7 +197,9 @@ class Gang:
             {"id": self.job.id, "dir": prepared["job_dir"]},
         )
         argv = [prepared["python"], self.job.script, *self.job.args]
-        return json.dumps({"argv": argv, "env": text, "grace_seconds": self.job.grace_seconds}).encode()
+        variables = [f"{name}={value}" for name, value in environment.parse(text).items()]
+        fields = [str(self.job.grace_seconds), text, str(len(argv)), *argv, *variables]
+        return "".join(f"{field}\0" for field in fields).encode()
 
     def _discard(self, hosts: Any) -> None:
         chosen = {host: self._settings[host] for host in self._settings if host in hosts}
@@ -286,7 +290,7 @@ class Gang:
                     news.put((node, data))
                     heard[node.host] = time.monotonic()
             if reply["state"] not in GOING_ON and not reply["more"]:
-                news.put((node, _ending(reply)))
+                news.put((node, _ending(reply, self._started)))
                 return
 
     def stop(self) -> None:
@@ -299,13 +303,15 @@ class Gang:
         )
 
 
-def _ending(reply: Mapping[str, Any]) -> Ending:
+def _ending(reply: Mapping[str, Any], job_started: float) -> Ending:
     started, ended = reply.get("started"), reply.get("ended")
+    seconds = ended - started if started and ended else None
     return Ending(
         state=reply["state"],
         exit_code=reply.get("exit_code"),
         signal=reply.get("signal"),
-        seconds=ended - started if started and ended else None,
+        seconds=seconds,
         note=reply.get("error")
         or ("vanished: every process of the job was killed" if reply["state"] == "lost" else ""),
+        arrived=time.monotonic() if seconds is None else job_started + seconds,
     )

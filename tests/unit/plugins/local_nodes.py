@@ -1,9 +1,11 @@
 """Cluster nodes that are folders on this machine. Everything about them is real but the connection, a local shell."""
 
 import contextlib
+import json
 import os
 import random
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -70,6 +72,16 @@ class LocalNode:
     def job_dir(self, job: str = "job-1") -> Path:
         return self.directory / "jobs" / job
 
+    @property
+    def jobs(self) -> list[str]:
+        """The jobs that have something here, started or not."""
+        return sorted(name.removesuffix(".start") for name in os.listdir(self.directory / "jobs") if "job" in name)
+
+    def supervisor(self) -> int | None:
+        """The process that holds this node for a job."""
+        current = agent.read_json(str(self.directory / "jobs" / "current")) or {"id": ""}
+        return agent.Holder(self.request("", job=current["id"])).pid()
+
     def request(self, op: str, bundle: Bundle | None = None, job: str = "job-1", **more: Any) -> dict[str, Any]:
         return {
             "op": op,
@@ -93,7 +105,7 @@ class LocalNode:
     def prepare(self, bundle: Bundle, job: str = "job-1") -> dict[str, Any]:
         reply = self.ask("prepare", bundle, job=job)
         if not reply["has_bundle"]:
-            self.ask("deliver", bundle, bundle.archive, job=job)
+            self.ask("deliver", bundle, bundle.content, job=job)
         return reply
 
     def start(
@@ -116,7 +128,8 @@ class LocalNode:
         }
         text = environment.render(place, variables or {}, {"id": job, "dir": prepared["job_dir"]})
         argv = [python or prepared["python"], "train.py", *args]
-        self.ask("start", bundle, job=job, argv=argv, env=text, grace_seconds=grace_seconds)
+        order = {"argv": argv, "env": text, "grace_seconds": grace_seconds}
+        self.channel().put(prepared["gate"], json.dumps(order).encode())
 
     def follow(self, offset: int = 0, job: str = "job-1", **more: Any) -> tuple[dict[str, Any], bytes]:
         poll = {"offset": offset, "wait_seconds": 10, "linger_seconds": 0, "max_bytes": 2**20, "quiet": False, **more}
@@ -124,8 +137,8 @@ class LocalNode:
 
     def wait(self, job: str = "job-1") -> tuple[dict[str, Any], str]:
         """Return the last state of a job and its whole log."""
-        log, state = b"", {"state": "running", "more": False, "offset": 0}
-        while state["state"] == "running" or state["more"]:
+        log, state = b"", {"state": "running", "more": False}
+        while state["state"] in agent.GOING_ON or state["more"]:
             state, data = self.follow(len(log), job)
             log += data
         return state, log.decode()
@@ -137,11 +150,10 @@ class LocalNode:
 
     def end_all(self) -> None:
         """Leave no process behind, whatever a test did."""
-        for job in (self.directory / "jobs").iterdir() if (self.directory / "jobs").is_dir() else ():
-            state = agent.read_json(str(job / "state.json"))
-            if agent.is_supervised(str(job)) and state:
-                os.kill(state["pid"], 15)
-                until(lambda job=job: not agent.is_supervised(str(job)), 15)
+        pid = self.supervisor()
+        if pid:
+            os.kill(pid, signal.SIGTERM)
+            until(lambda: not self.supervisor(), 15)
 
 
 def code(folder: Path, script: str) -> Bundle:

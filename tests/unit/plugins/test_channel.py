@@ -189,6 +189,30 @@ def test_a_defect_in_the_agent_is_told(tmp_path: Path) -> None:
     assert str(caught.value) == ("node0 could not run Thunderhead's agent (exit code 1): KeyError: 'no such operation'")
 
 
+@pytest.mark.parametrize("data", [b"", b"text\n", bytes(range(256)) * 1000])
+def test_a_file_is_put_for_nobody_else_to_read(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "it's $HOME here"
+    LocalNode(tmp_path).channel().put(str(path), data)
+    assert path.read_bytes() == data
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_cannot_be_put(tmp_path: Path) -> None:
+    with pytest.raises(NodeError) as caught:
+        LocalNode(tmp_path).channel().put(f"{tmp_path}/none/file", b"x")
+    assert type(caught.value) is NodeError
+    message = str(caught.value)
+    assert message.startswith(f"node0 could not write {tmp_path}/none/file: ")
+    assert message.lower().endswith(("no such file or directory", "directory nonexistent"))
+
+
+def test_a_file_put_over_a_lost_connection() -> None:
+    with pytest.raises(Unreachable) as caught:
+        Channel("gpu-1", Canned(255, b"", b"ssh: connect to host x: timed out\n"), "python3", "/bin/sh").put("/x", b"")
+    assert str(caught.value) == "gpu-1 is unreachable: ssh: connect to host x: timed out"
+
+
 # ----------------------------------------------------------------------------------------------- Ansible's own settings
 
 
@@ -198,6 +222,19 @@ def opened(variables: Mapping[str, Any], become: bool = False) -> Channel:
     context.connection, context.timeout = C.DEFAULT_TRANSPORT, C.DEFAULT_TIMEOUT  # as from ansible-playbook's options
     variables = {"inventory_hostname": "gpu-1", **variables}
     return open_channel("gpu-1", variables, task=task, play_context=context, loader=DataLoader())
+
+
+def command_of(channel: Channel) -> str:
+    """What the connection is asked to execute for a request."""
+    commands: list[str] = []
+
+    def execute(command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
+        commands.append(command)
+        return 0, reply(b'{"ok": true}'), b""
+
+    channel._connection.exec_command = execute
+    channel.call({})
+    return commands[0]
 
 
 def options(channel: Channel, *names: str) -> list[Any]:
@@ -250,12 +287,13 @@ def test_become(task_become: bool, variables: dict[str, Any], expected: str | No
     channel = opened({"ansible_user": "ubuntu", **variables}, become=task_become)
     become = channel._connection.become
     assert (become.name if become else None) == expected
-    assert (f"{expected} " in channel._command) is (expected is not None)
+    command = shlex.split(command_of(channel))[2]
+    assert command.startswith(f"{expected} " if expected else "python3 ")
 
 
 def test_root_does_not_become_root() -> None:
     channel = opened({"ansible_user": "root"}, become=True)
-    assert "sudo" not in channel._command
+    assert "sudo" not in command_of(channel)
 
 
 @pytest.mark.parametrize(
@@ -269,7 +307,7 @@ def test_root_does_not_become_root() -> None:
 )
 def test_interpreter(given: str | None, python: str) -> None:
     variables = {"ansible_python_interpreter": given} if given else {}
-    assert shlex.split(shlex.split(opened(variables)._command)[2])[0] == python
+    assert shlex.split(shlex.split(command_of(opened(variables)))[2])[0] == python
 
 
 def test_a_connection_that_is_not_installed() -> None:
@@ -299,4 +337,7 @@ def test_a_sudo_that_asks_for_a_password_is_answered(tmp_path: Path) -> None:
         "ansible_become_password": "pass word",
     }
     request = {"op": "inspect", "directory": "/", "address": "127.0.0.1", "master_port": None}
-    assert opened(variables).call(request)[0]["interface"] == "lo"
+    channel = opened(variables)
+    assert [channel.call(request)[0]["interface"] for _time in range(2)] == ["lo", "lo"]
+    channel.put(str(tmp_path / "file"), b"pass word\n")
+    assert (tmp_path / "file").read_bytes() == b"pass word\n"

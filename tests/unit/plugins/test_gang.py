@@ -64,8 +64,9 @@ def by_rank(*scripts: str) -> str:
     return f"import os, time\nexec({list(scripts)!r}[int(os.environ['NODE_RANK'])])\n"
 
 
-def jobs(node: LocalNode) -> list[str]:
-    return sorted(os.listdir(node.directory / "jobs"))
+@pytest.fixture(autouse=True)
+def _quiet_ranks_are_looked_at_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gang_module, "QUIET_SECONDS", 0.05)
 
 
 # ------------------------------------------------------------------------------------------------------------ preparing
@@ -78,7 +79,7 @@ def test_all_nodes_are_prepared_and_ranked(nodes: list[LocalNode], tmp_path: Pat
         (0, "node1", "127.0.0.2", "lo"),
         (1, "node0", "127.0.0.1", "lo"),
     ]
-    assert [jobs(node) for node in nodes] == [["claim", "job-1"]] * 2
+    assert [node.jobs for node in nodes] == [["job-1"]] * 2
 
 
 def test_a_dry_preparation_changes_nothing(nodes: list[LocalNode], tmp_path: Path) -> None:
@@ -86,7 +87,7 @@ def test_a_dry_preparation_changes_nothing(nodes: list[LocalNode], tmp_path: Pat
     shutil.rmtree(nodes[1].directory / "env")
     with pytest.raises(JobError):
         gang_of(nodes, code(tmp_path / "code", "")).prepare(dry=True)
-    assert [jobs(node) for node in nodes] == [[], []]
+    assert [node.jobs for node in nodes] == [[], []]
 
 
 @pytest.mark.parametrize("broken", [[0], [1], [0, 1]])
@@ -104,7 +105,7 @@ def test_if_one_node_cannot_nothing_is_left_on_any(nodes: list[LocalNode], tmp_p
     assert str(caught.value) == separator.join([*reasons, "Nothing was started on any node."]).replace(
         "setup.yml. ", "setup.yml. "
     )
-    assert [jobs(node) for node in nodes] == [[], []]
+    assert [node.jobs for node in nodes] == [[], []]
 
 
 def test_a_node_without_an_answer_is_cleaned_up_too(nodes: list[LocalNode], tmp_path: Path) -> None:
@@ -122,7 +123,7 @@ def test_a_node_without_an_answer_is_cleaned_up_too(nodes: list[LocalNode], tmp_
     with pytest.raises(JobError) as caught:
         gang_of(nodes, code(tmp_path / "code", "")).prepare()
     assert str(caught.value) == ("node1 is unreachable: Connection reset by peer. Nothing was started on any node.")
-    assert [jobs(node) for node in nodes] == [[], []]
+    assert [node.jobs for node in nodes] == [[], []]
 
 
 def test_two_hosts_that_are_one(nodes: list[LocalNode], tmp_path: Path) -> None:
@@ -144,22 +145,21 @@ def test_a_busy_node_names_its_job_and_frees_the_others(nodes: list[LocalNode], 
         "node1 runs job other-job, which trainer started at 2026-11-22T17:30:00+01:00, and a node runs one job at a "
         "time; wait for it, or leave the node out with --limit. Nothing was started on any node."
     )
-    assert [jobs(node) for node in nodes] == [[], ["claim", "other-job"]]
+    assert [node.jobs for node in nodes] == [[], ["other-job"]]
     assert nodes[1].follow(wait_seconds=0, job="other-job")[0]["state"] == "running"
 
 
 def test_a_node_that_cannot_start_stops_the_others(nodes: list[LocalNode], tmp_path: Path) -> None:
     gang = gang_of(nodes, code(tmp_path / "code", "import time; time.sleep(600)"))
     gang.prepare()
-    shutil.rmtree(nodes[1].job_dir())
+    (nodes[1].directory / "jobs" / "job-1.start.part").mkdir()
     with pytest.raises(JobError) as caught:
         gang.start()
-    assert str(caught.value).startswith(
-        f"node1 failed at start: No such file or directory: {nodes[1].job_dir()}/node.env"
-    )
+    assert str(caught.value).startswith(f"node1 could not write {nodes[1].directory}/jobs/job-1.start: ")
     assert str(caught.value).endswith(". The job was stopped on every other node.")
-    assert nodes[0].wait()[0]["state"] == "stopped"
-    assert jobs(nodes[1]) == []
+    (nodes[1].directory / "jobs" / "job-1.start.part").rmdir()
+    assert [node.supervisor() for node in nodes] == [None, None]
+    assert nodes[1].jobs == []
 
 
 # ------------------------------------------------------------------------------------------------------------ following
