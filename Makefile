@@ -6,7 +6,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 NODES ?= 16
-RUNS ?= 5
+ROUNDS ?= 5
 VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -15,7 +15,9 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export UV_PYTHON_DOWNLOADS := never
 UV_VERSION := $(shell sed -n 's/^ *"uv==\(.*\)",/\1/p' pyproject.toml)
-CODE := plugins tests train
+CODE := plugins roles tests train
+# Tools that are started again and again would be compiled again each time.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help
 help: ## Show this list
@@ -51,17 +53,16 @@ unit: $(VENV)/.test ## Unit tests of plugins/ and train/
 	pytest tests/unit
 
 .PHONY: molecule
-molecule: $(VENV)/.test ## Scenarios on containers with systemd, sshd and a firewall; brings up a Docker engine if there is none
-	trap 'tests/docker/rig.py down' EXIT; \
-	tests/docker/rig.py up; \
-	tests/docker/rig.py wheels; \
-	molecule test --all
+molecule: $(VENV)/.test ## Scenarios on containers with systemd, sshd and a firewall of their own
+	trap 'python tests/docker/rig.py down' EXIT; \
+	python tests/docker/rig.py up; \
+	MOLECULE_GLOB='tests/molecule/*/molecule.yml' molecule test --all
 
 .PHONY: bench-launch
-bench-launch: $(VENV)/.controller ## Time to start on NODES containers, against ssh, pdsh and mpirun (NODES=16 RUNS=5)
-	trap 'tests/docker/rig.py down' EXIT; \
-	tests/docker/rig.py up; \
-	tests/bench/launch.py --nodes $(NODES) --rounds $(RUNS)
+bench-launch: $(VENV)/.controller ## Time to start on NODES containers, against ssh, pdsh and mpirun (NODES=16 ROUNDS=5)
+	trap 'python tests/docker/rig.py down' EXIT; \
+	python tests/docker/rig.py up; \
+	python tests/bench/launch.py --nodes $(NODES) --rounds $(ROUNDS)
 
 # --------------------------------------------------------------------------------------------------------------- tools
 

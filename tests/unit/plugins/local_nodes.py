@@ -1,7 +1,6 @@
 """Cluster nodes that are folders on this machine. Everything about them is real but the connection, a local shell."""
 
 import contextlib
-import json
 import os
 import random
 import shlex
@@ -16,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils import agent
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils import environment
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import Bundle, make_bundle
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import Channel
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang, Job
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
 
 PYTHON = os.path.realpath(sys.executable)
@@ -49,8 +48,9 @@ class LocalNode:
     directory: Path
     host: str = "node0"
     address: str = "127.0.0.1"
-    master_port: int = 29500
+    master_port: int = field(default_factory=lambda: free_port())
     user: str = ""
+    variables: Mapping[str, str] = field(default_factory=dict)
     python: str = PYTHON
     connection: Any = field(default_factory=Connection)
 
@@ -64,9 +64,9 @@ class LocalNode:
     def channel(self) -> Channel:
         return Channel(self.host, self.connection, self.python, "/bin/sh")
 
-    def settings(self, **variables: str) -> NodeSettings:
+    def settings(self) -> NodeSettings:
         return NodeSettings(
-            self.host, self.address, str(self.directory), self.master_port, self.user, env=dict(variables)
+            self.host, self.address, str(self.directory), self.master_port, self.user, env=dict(self.variables)
         )
 
     def job_dir(self, job: str = "job-1") -> Path:
@@ -79,8 +79,8 @@ class LocalNode:
 
     def supervisor(self) -> int | None:
         """The process that holds this node for a job."""
-        current = agent.read_json(str(self.directory / "jobs" / "current")) or {"id": ""}
-        return agent.Holder(self.request("", job=current["id"])).pid()
+        holder = agent.read_current(str(self.directory / "jobs"))["id"]
+        return agent.Holder(self.request("", job=holder)).pid()
 
     def request(self, op: str, bundle: Bundle | None = None, job: str = "job-1", **more: Any) -> dict[str, Any]:
         return {
@@ -117,19 +117,12 @@ class LocalNode:
         grace_seconds: float = 5,
         python: str | None = None,
     ) -> None:
-        """Prepare and start ``train.py`` of the bundle."""
-        prepared = self.prepare(bundle, job)
-        place = {
-            "rank": 0,
-            "world_size": 1,
-            "master_addr": self.address,
-            "master_port": self.master_port,
-            "interface": "lo",
-        }
-        text = environment.render(place, variables or {}, {"id": job, "dir": prepared["job_dir"]})
-        argv = [python or prepared["python"], "train.py", *args]
-        order = {"argv": argv, "env": text, "grace_seconds": grace_seconds}
-        self.channel().put(prepared["gate"], json.dumps(order).encode())
+        """Prepare and start ``train.py`` of the bundle, as the only node of a job."""
+        gang = gang_of([self], bundle, id=job, args=args, env=variables or {}, grace_seconds=grace_seconds)
+        gang.prepare()
+        if python:
+            gang._prepared[self.host]["python"] = python
+        gang.start()
 
     def follow(self, offset: int = 0, job: str = "job-1", **more: Any) -> tuple[dict[str, Any], bytes]:
         poll = {"offset": offset, "wait_seconds": 10, "linger_seconds": 0, "max_bytes": 2**20, "quiet": False, **more}
@@ -154,6 +147,28 @@ class LocalNode:
         if pid:
             os.kill(pid, signal.SIGTERM)
             until(lambda: not self.supervisor(), 15)
+
+
+def gang_of(nodes: Sequence[LocalNode], bundle: Bundle, **changes: Any) -> Gang:
+    """Return a gang that runs ``train.py`` of the bundle on these nodes."""
+    about: dict[str, Any] = {
+        "id": "job-1",
+        "user": "trainer",
+        "start": "2026-11-22T17:30:00+01:00",
+        "bundle": bundle,
+        "script": "train.py",
+        "args": [],
+        "env": {},
+        "node_timeout_seconds": 5,
+        "grace_seconds": 2,
+    }
+    settings = [node.settings() for node in nodes]
+    return Gang(Job(**{**about, **changes}), settings, opener(nodes))
+
+
+def opener(nodes: Sequence[LocalNode]) -> Callable[[str], Channel]:
+    """Return what opens channels to these nodes by name."""
+    return lambda host: next(node for node in nodes if node.host == host).channel()
 
 
 def code(folder: Path, script: str) -> Bundle:

@@ -112,7 +112,7 @@ def test_the_role_renders_what_the_engine_renders(cluster: Cluster) -> None:
         }
         text = environment.render(place, {**JOB_ENV, "HOST": f"node{rank}"})
         assert path.read_bytes().decode() == text
-        assert agent.parse_environment(text)["LINES"] == JOB_ENV["LINES"]
+        assert environment.parse(text)["LINES"] == JOB_ENV["LINES"]
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 

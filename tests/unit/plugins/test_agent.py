@@ -1,4 +1,5 @@
 import contextlib
+import fcntl
 import hashlib
 import io
 import json
@@ -22,6 +23,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.module_utils import agent
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils import environment
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import Bundle, make_bundle
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError
 from local_nodes import PYTHON, Connection, LocalNode, alive, code, free_port, until
@@ -49,11 +51,13 @@ def test_a_job_from_start_to_end(node: LocalNode, tmp_path: Path) -> None:
         "interface": "lo",
         "python": str(node.directory / "env/bin/python"),
         "job_dir": str(node.job_dir()),
+        "gate": f"{node.job_dir()}.start",
         "has_bundle": False,
     }
-    node.ask("deliver", bundle, bundle.archive)
-    argv = [prepared["python"], "train.py", "two words", "ü", "$HOME", ""]
-    assert node.ask("start", bundle, argv=argv, env="A=1\n", grace_seconds=5) == {}
+    node.ask("deliver", bundle, bundle.content)
+    assert node.follow(wait_seconds=0)[0] == {"state": "prepared", "offset": 0, "more": False}
+    node.ask("discard")
+    node.start(bundle, args=["two words", "ü", "$HOME", ""])
     state, log = node.wait()
     assert log == "hello two words ü $HOME \n"
     assert state == {
@@ -68,7 +72,7 @@ def test_a_job_from_start_to_end(node: LocalNode, tmp_path: Path) -> None:
     }
     assert time.time() - 30 < state["started"] < state["ended"] <= time.time()
     assert not alive(state["pid"])
-    assert node.ask("artifacts")["files"] == [["out/a", 256]]
+    assert node.ask("artifacts")["files"] == [("out/a", 256)]
     reply, data = node.channel().call(node.request("read", parts=[["out/a", 0, 2], ["out/a", 250, 99], ["no", 0, 5]]))
     assert (reply["lengths"], data) == ([2, 6, 0], bytes([0, 1, 250, 251, 252, 253, 254, 255]))
 
@@ -151,7 +155,7 @@ def test_a_job_starts_from_a_clean_environment(node: LocalNode, tmp_path: Path) 
         "PATH": f"{node.directory}/env/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "PYTHONUNBUFFERED": "1",
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "29500",
+        "MASTER_PORT": str(node.master_port),
         "WORLD_SIZE": "1",
         "NODE_RANK": "0",
         "NUM_NODES": "1",
@@ -166,23 +170,18 @@ def test_a_job_starts_from_a_clean_environment(node: LocalNode, tmp_path: Path) 
 def test_nobody_else_may_read_what_a_job_has(node: LocalNode, tmp_path: Path) -> None:
     node.run("open('result', 'w').write('x')", tmp_path / "code", variables={"TOKEN": "secret"})
     modes = {path.name: stat.S_IMODE(path.lstat().st_mode) for path in node.job_dir().iterdir()}
-    assert modes == {
-        "node.env": 0o600,
-        "spec.json": 0o600,
-        "state.json": 0o600,
-        "log": 0o600,
-        "lock": 0o600,
-        "work": 0o700,
-    }
+    assert modes == {"node.env": 0o600, "state.json": 0o600, "log": 0o600, "work": 0o700}
     assert stat.S_IMODE(node.job_dir().stat().st_mode) == 0o700
-    assert "secret" not in (node.job_dir() / "spec.json").read_text()
+    others = [path for path in node.directory.rglob("*") if path.is_file() and b"secret" in path.read_bytes()]
+    assert others == [node.job_dir() / "node.env"]
+    assert environment.parse((node.job_dir() / "node.env").read_text())["TOKEN"] == "secret"
 
 
 def test_the_process_list_shows_no_values(node: LocalNode, tmp_path: Path) -> None:
     node.start(code(tmp_path / "code", SLEEP), variables={"TOKEN": "very-secret"})
     until(lambda: node.follow(wait_seconds=0)[1])
     shown = subprocess.run(["ps", "-ww", "-eo", "args"], capture_output=True, text=True).stdout
-    assert str(node.job_dir()) in shown
+    assert f"{node.directory}/env/bin/python train.py" in shown
     assert "very-secret" not in shown
 
 
@@ -224,32 +223,73 @@ BUSY = (
 def test_a_second_job_is_refused_while_one_runs(node: LocalNode, tmp_path: Path) -> None:
     bundle = code(tmp_path / "code", SLEEP)
     node.start(bundle)
-    backdate_claim(node)
     assert refused(node, "prepare", bundle, job="job-2") == BUSY
-    assert not node.job_dir("job-2").exists()
+    assert node.jobs == ["job-1"]
     node.ask("stop", grace_seconds=5)
     assert node.ask("prepare", bundle, job="job-2")["has_bundle"]
 
 
-def backdate_claim(node: LocalNode) -> None:
-    claim = node.directory / "jobs" / "claim"
-    claim.write_text(json.dumps({**json.loads(claim.read_text()), "claimed": time.time() - agent.CLAIM_SECONDS - 1}))
-
-
-def test_a_prepared_job_holds_the_node_for_a_while(node: LocalNode, tmp_path: Path) -> None:
+def test_a_prepared_job_holds_the_node_until_it_is_discarded(node: LocalNode, tmp_path: Path) -> None:
     bundle = code(tmp_path / "code", "")
     node.prepare(bundle)
     assert refused(node, "prepare", bundle, job="job-2") == BUSY
     assert node.ask("prepare", bundle, job="job-2", dry=True)["has_bundle"], "a look does not mind"
-    backdate_claim(node)
+    node.ask("discard")
     assert node.prepare(bundle, "job-2")["job_dir"] == str(node.job_dir("job-2"))
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"id": "gone"}', '{"id": "../.."}'])
-def test_a_claim_that_means_nothing_is_taken_over(node: LocalNode, tmp_path: Path, content: str) -> None:
-    (node.directory / "jobs" / "claim").write_text(content)
-    node.prepare(code(tmp_path / "code", ""))
-    assert agent.read_json(str(node.directory / "jobs" / "claim"))["id"] == "job-1"  # type: ignore[index]
+def test_a_prepared_job_whose_controller_vanished_is_given_up(node: LocalNode, tmp_path: Path) -> None:
+    class Hasty(Connection):
+        def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
+            assert b"GATE_SECONDS = 300" in in_data
+            return super().exec_command(command, in_data.replace(b"GATE_SECONDS = 300", b"GATE_SECONDS = 0.3"))
+
+    node.connection = Hasty()
+    bundle = code(tmp_path / "code", "")
+    node.prepare(bundle)
+    until(lambda: not node.supervisor())
+    assert node.jobs == []
+    node.prepare(bundle, "job-2")
+
+
+def test_a_prepared_job_whose_supervisor_was_killed_holds_nothing(node: LocalNode, tmp_path: Path) -> None:
+    bundle = code(tmp_path / "code", "")
+    node.prepare(bundle)
+    supervisor = node.supervisor()
+    assert supervisor
+    os.kill(supervisor, signal.SIGKILL)
+    until(lambda: not node.supervisor())
+    assert node.follow(wait_seconds=0)[0]["state"] == "lost"
+    node.prepare(bundle, "job-2")
+
+
+def test_who_holds_a_node_may_be_unknown(node: LocalNode, tmp_path: Path) -> None:
+    with open(node.directory / "jobs" / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert refused(node, "prepare", code(tmp_path / "code", "")) == (
+            "node0 runs job ?, which ? started at ?, and a node runs one job at a time; wait for it, or leave the node "
+            "out with --limit"
+        )
+
+
+def test_a_look_does_not_keep_a_job_out(node: LocalNode, tmp_path: Path) -> None:
+    bundle = code(tmp_path / "code", "")
+    node.run("", tmp_path / "code")
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.is_set():
+            node.follow(wait_seconds=0.2)
+
+    watchers = [threading.Thread(target=look) for _number in range(2)]
+    for watcher in watchers:
+        watcher.start()
+    for number in range(2, 8):
+        node.ask("prepare", bundle, job=f"job-{number}")
+        node.ask("discard", job=f"job-{number}")
+    ended.set()
+    for watcher in watchers:
+        watcher.join()
 
 
 def test_of_jobs_that_come_at_the_same_moment_one_is_let_in(node: LocalNode, tmp_path: Path) -> None:
@@ -271,7 +311,7 @@ def test_of_jobs_that_come_at_the_same_moment_one_is_let_in(node: LocalNode, tmp
     assert outcomes.count("prepared") == 1
     held = re.compile(re.escape(BUSY).replace("job\\-1", r"job-\d"))
     assert all(held.fullmatch(outcome) for outcome in outcomes if outcome != "prepared"), outcomes
-    assert len([name for name in os.listdir(node.directory / "jobs") if name != "claim"]) == 1
+    assert len(node.jobs) == 1
 
 
 def test_a_look_changes_nothing(node: LocalNode, tmp_path: Path) -> None:
@@ -291,8 +331,8 @@ def test_a_job_that_is_not_here(node: LocalNode) -> None:
 def test_a_damaged_bundle_leaves_nothing(node: LocalNode, tmp_path: Path, damage: str) -> None:
     bundle = code(tmp_path / "code", "print(1)\n" * 500)
     payload = {
-        "other content": code(tmp_path / "other", "print(2)").archive,
-        "half of it": bundle.archive[: len(bundle.archive) // 2],
+        "other content": code(tmp_path / "other", "print(2)").content,
+        "half of it": bundle.content[: len(bundle.content) // 2],
         "garbage": b"\0" * 100,
         "nothing": b"",
     }[damage]
@@ -300,7 +340,7 @@ def test_a_damaged_bundle_leaves_nothing(node: LocalNode, tmp_path: Path, damage
     with pytest.raises(NodeError) as caught:
         node.ask("deliver", bundle, payload)
     assert str(caught.value) == "node0 received a bundle that does not match its SHA-256; run the playbook again"
-    assert list((node.directory / "jobs").iterdir()) == list((node.directory / "bundles").iterdir()) == []
+    assert node.jobs == list((node.directory / "bundles").iterdir()) == []
     node.prepare(bundle, "job-2")
 
 
@@ -373,7 +413,7 @@ def test_a_port_that_is_taken_names_the_process(node: LocalNode, tmp_path: Path,
         f"node0 cannot be the head: MASTER_PORT {port} is taken by {name} (process {os.getpid()}); end that process, "
         "or set cluster_master_port in the inventory to a free port"
     )
-    assert list((node.directory / "jobs").iterdir()) == []
+    assert node.jobs == []
 
 
 def test_a_port_that_is_bound_but_not_listened_on(node: LocalNode, tmp_path: Path) -> None:
@@ -471,7 +511,7 @@ def test_space(monkeypatch: pytest.MonkeyPatch, free_mb: int, inodes: tuple[int,
 def test_a_job_larger_than_the_disk(node: LocalNode) -> None:
     message = refused(node, "prepare", size=2**60)
     assert re.fullmatch(re.escape("node0 " + full(node.directory, 0, 2**41 + 16)).replace("\\(0", r"\(\d+"), message)
-    assert list((node.directory / "jobs").iterdir()) == []
+    assert node.jobs == []
 
 
 @pytest.fixture
@@ -499,7 +539,7 @@ def test_a_disk_that_fills_while_the_code_arrives(tiny_disk: Path) -> None:
         f"node0 has too little disk space in {node.directory} (No space left on device); free some there, or move "
         "cluster_dir to a larger disk"
     )
-    assert list((node.directory / "jobs").iterdir()) == list((node.directory / "bundles").iterdir()) == []
+    assert node.jobs == list((node.directory / "bundles").iterdir()) == []
 
 
 def test_a_disk_that_is_full_before(tiny_disk: Path, tmp_path: Path) -> None:
@@ -575,7 +615,7 @@ def test_a_job_of_an_unprivileged_account(open_place: Path, tmp_path: Path) -> N
     assert log == f"{account.pw_uid} {account.pw_uid} {account.pw_gid} {groups} nobody 0o22\nstays\n"
     owners = {path.lstat().st_uid for path in [node.job_dir(), *node.job_dir().rglob("*")]}
     assert owners == {account.pw_uid}
-    assert node.ask("artifacts")["files"] == [["result", 1]]
+    assert node.ask("artifacts")["files"] == [("result", 1)]
     reply, data = node.channel().call(
         node.request("read", parts=[["shadow", 0, 99], ["../../../../etc/shadow", 0, 99]])
     )
@@ -720,7 +760,7 @@ def test_a_supervisor_that_vanished_is_a_lost_job(node: LocalNode, tmp_path: Pat
 def test_discard_undoes_prepare(node: LocalNode, tmp_path: Path) -> None:
     node.prepare(code(tmp_path / "code", ""))
     assert node.ask("discard") == {}
-    assert list((node.directory / "jobs").iterdir()) == []
+    assert node.jobs == []
     assert node.ask("discard") == {}, "again, or of a job that never was"
 
 
@@ -730,7 +770,7 @@ def test_discard_leaves_a_job_alone_that_has_started(node: LocalNode, tmp_path: 
     assert node.wait()[1] == "1\n"
 
 
-def test_discard_leaves_the_claim_of_another_job_alone(node: LocalNode, tmp_path: Path) -> None:
+def test_discard_leaves_the_hold_of_another_job_alone(node: LocalNode, tmp_path: Path) -> None:
     bundle = code(tmp_path / "code", "")
     node.prepare(bundle)
     node.ask("discard", job="job-2")
@@ -809,7 +849,7 @@ def test_read_json(tmp_path: Path, content: str | None, expected: Any) -> None:
 def test_an_error_of_the_system_is_a_sentence(node: LocalNode, tmp_path: Path) -> None:
     bundle = code(tmp_path / "code", "")
     shutil.rmtree(node.directory / "bundles")
-    message = refused(node, "deliver", bundle, bundle.archive)
+    message = refused(node, "deliver", bundle, bundle.content)
     assert re.fullmatch(rf"node0 failed at deliver: No such file or directory: {node.directory}/bundles/\S+", message)
 
 

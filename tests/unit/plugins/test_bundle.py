@@ -1,13 +1,16 @@
+import contextlib
 import hashlib
-import json
 import os
 import shutil
 import subprocess
+import tempfile
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ansible_collections.thunderhead.cluster.plugins.module_utils import agent
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import JUNK, Bundle, check_script, make_bundle
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 
@@ -44,15 +47,27 @@ def repository(folder: Path, files: dict[str, str]) -> Path:
 
 
 def entries(bundle: Bundle) -> dict[str, tuple[str, Any]]:
-    """Each name to its kind and its size or target."""
-    head, _newline, contents = zlib.decompress(bundle.content).partition(b"\n")
-    listed = json.loads(head)
-    assert len(contents) == sum(value for _name, kind, value in listed if kind != "link")
-    return {name: (kind, value) for name, kind, value in listed}
+    """What a node unpacks: each name to its kind, and its size or target."""
+    found: dict[str, tuple[str, Any]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("bundles", "jobs/job"):
+            os.makedirs(os.path.join(folder, name))
+        Path(folder, "bundles", bundle.sha256).write_bytes(zlib.decompress(bundle.content))
+        me = SimpleNamespace(acting=contextlib.nullcontext)
+        agent.unpack({"directory": folder, "job": {"id": "job"}, "bundle": bundle.sha256}, me)  # type: ignore[arg-type]
+        work = Path(folder, "jobs", "job", "work")
+        for path in sorted(work.rglob("*")):
+            if path.is_symlink():
+                found[str(path.relative_to(work))] = ("link", os.readlink(path))
+            elif path.is_file():
+                assert int(path.stat().st_mtime) == agent.BUNDLE_MTIME
+                kind = "program" if path.stat().st_mode & 0o111 else "file"
+                found[str(path.relative_to(work))] = (kind, path.stat().st_size)
+    return found
 
 
 def names(project: Path, script: str = "train.py") -> list[str]:
-    return list(entries(make_bundle(project, script, 100)))
+    return sorted(entries(make_bundle(project, script, 100)))
 
 
 # ------------------------------------------------------------------------------------------------------ what belongs in
@@ -63,7 +78,7 @@ def test_outside_git_everything_but_junk(tmp_path: Path) -> None:
     for name in JUNK:
         fill(tmp_path, {f"lib/{name}/inside": ""})
     bundle = make_bundle(tmp_path, "train.py", 100)
-    assert list(entries(bundle)) == [".hidden", "data.csv", "lib/model.py", "train.py"]
+    assert sorted(entries(bundle)) == [".hidden", "data.csv", "lib/model.py", "train.py"]
     assert (bundle.commit, bundle.dirty) == (None, None)
 
 
@@ -73,7 +88,7 @@ def test_a_repository_gives_what_git_would_track(tmp_path: Path) -> None:
     fill(tmp_path, {"untracked.py": "", "last.ckpt": "", "data/digits.csv": "", "edited.py": "new"})
     (tmp_path / "gone.py").unlink()
     bundle = make_bundle(tmp_path, "train.py", 100)
-    assert list(entries(bundle)) == [".gitignore", "edited.py", "train.py", "untracked.py", "wandb/kept.py"]
+    assert sorted(entries(bundle)) == [".gitignore", "edited.py", "train.py", "untracked.py", "wandb/kept.py"]
     assert bundle.size == len("*.ckpt\n/data/\n") + len("new")
 
 
@@ -92,7 +107,7 @@ def test_a_repository_without_a_commit(tmp_path: Path) -> None:
     fill(tmp_path, {"train.py": "", "a.tmp": "", ".gitignore": "*.tmp"})
     git(tmp_path, "init", "--quiet")
     bundle = make_bundle(tmp_path, "train.py", 100)
-    assert list(entries(bundle)) == [".gitignore", "train.py"]
+    assert sorted(entries(bundle)) == [".gitignore", "train.py"]
     assert (bundle.commit, bundle.dirty) == (None, None)
 
 

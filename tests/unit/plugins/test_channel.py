@@ -50,24 +50,23 @@ def reply(text: bytes, payload: bytes = b"") -> bytes:
 
 @pytest.mark.parametrize("payload", [b"", b"\0\xff\n" * 1000])
 def test_frame(payload: bytes) -> None:
-    head, _newline, rest = frame('{"op": "x"}', payload).partition(b"\n")
-    source = Path(agent.__file__).read_bytes()
-    assert int(head) == len(source)
-    assert rest == source + b'{"op": "x"}\n' + payload
+    head, _newline, rest = frame("{'op': 'x'}", payload).partition(b"\n")
+    assert rest[: int(head)] == Path(agent.__file__).read_bytes() + b"\nanswer({'op': 'x'})\n"
+    assert rest[int(head) :] == payload
 
 
 @pytest.mark.parametrize("noise", [b"", b"Welcome!\n\xff\x00\x1b[0m\n", b"no newline at its end "])
 def test_a_reply_behind_noise(noise: bytes) -> None:
-    assert call(0, noise + reply(b'{"ok": true, "a": 1}', b"pay\nload")) == ({"a": 1}, b"pay\nload")
+    assert call(0, noise + reply(b"{'ok': True, 'a': 1}", b"pay\nload")) == ({"a": 1}, b"pay\nload")
 
 
 def test_noise_behind_a_reply_is_not_its_payload() -> None:
-    assert call(0, reply(b'{"ok": true}', b"data") + b"logout\n") == ({}, b"data")
+    assert call(0, reply(b"{'ok': True}", b"data") + b"logout\n") == ({}, b"data")
 
 
 def test_a_refusal_begins_with_the_node() -> None:
     with pytest.raises(NodeError) as caught:
-        call(0, reply(b'{"ok": false, "refusal": "has no job x"}'))
+        call(0, reply(b"{'ok': False, 'refusal': 'has no job x'}"))
     assert str(caught.value) == "gpu-1 has no job x"
     assert caught.value.host == "gpu-1"
     assert not isinstance(caught.value, Unreachable)
@@ -109,7 +108,7 @@ def test_no_reply(code: int, errors: bytes, kind: type[NodeError], message: str)
 
 @pytest.mark.parametrize("kept", range(30, 60, 3))
 def test_half_a_reply_is_none(kept: int) -> None:
-    whole = reply(b'{"ok": true, "offset": 11}', b"hello world")
+    whole = reply(b"{'ok': True, 'offset': 11}", b"hello world")
     assert call(0, whole) == ({"offset": 11}, b"hello world")
     with pytest.raises(Unreachable) as caught:
         call(255, whole[:kept], b"client_loop: send disconnect: Broken pipe\n")
@@ -143,7 +142,7 @@ def test_a_round_trip(tmp_path: Path) -> None:
         .channel()
         .call({"op": "inspect", "directory": str(tmp_path), "address": "127.0.0.1", "master_port": None})
     )
-    assert found == {"address": "127.0.0.1", "interface": "lo", "port_range": list(agent.ephemeral_ports())}
+    assert found == {"address": "127.0.0.1", "interface": "lo", "port_range": agent.ephemeral_ports()}
     assert payload == b""
 
 
@@ -230,7 +229,7 @@ def command_of(channel: Channel) -> str:
 
     def execute(command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
         commands.append(command)
-        return 0, reply(b'{"ok": true}'), b""
+        return 0, reply(b"{'ok': True}"), b""
 
     channel._connection.exec_command = execute
     channel.call({})

@@ -6,8 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.module_utils import agent
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.environment import NEVER, OURS, as_environment, render
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.environment import (
+    NEVER,
+    OURS,
+    as_environment,
+    parse,
+    render,
+)
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 
 NODE = {"rank": 1, "world_size": 3, "master_addr": "198.18.0.1", "master_port": 29500, "interface": "eth0"}
@@ -162,14 +167,14 @@ def test_no_mapping(value: Any, message: str) -> None:
 def test_values_arrive_byte_for_byte(tmp_path: Path, value: str) -> None:
     text = render(NODE, as_environment({"VALUE": value, "ZLAST": "end"}, "env"))
     expected = {**FIXED, "VALUE": value, "ZLAST": "end"}
-    assert agent.parse_environment(text) == expected
+    assert parse(text) == expected
     assert source(text, tmp_path) == expected
 
 
 def test_all_awkward_values_at_once(tmp_path: Path) -> None:
     given = {f"V{number}": value for number, value in enumerate(AWKWARD.values())}
     text = render(NODE, given)
-    assert agent.parse_environment(text) == {**FIXED, **given}
+    assert parse(text) == {**FIXED, **given}
     assert source(text, tmp_path) == {**FIXED, **given}
 
 
@@ -177,17 +182,17 @@ def test_a_job_has_its_name_and_folder_besides(tmp_path: Path) -> None:
     job = {"id": "20261122-173000-train-9f3a", "dir": "/opt/thunder head/jobs/20261122-173000-train-9f3a"}
     expected = {**FIXED, "JOB_ID": job["id"], "JOB_DIR": job["dir"], "A": "1"}
     text = render(NODE, {"A": "1"}, job)
-    assert agent.parse_environment(text) == source(text, tmp_path) == expected
+    assert parse(text) == source(text, tmp_path) == expected
 
 
 def test_without_a_job_and_variables_only_what_is_ours() -> None:
     text = render(NODE, {})
     assert text == "".join(f"{name}={value}\n" for name, value in FIXED.items())
-    assert not [name for name in agent.parse_environment(text) if NEVER.match(name)]
+    assert not [name for name in parse(text) if NEVER.match(name)]
 
 
 def test_the_user_wins_over_the_interface() -> None:
-    parsed = agent.parse_environment(render(NODE, {"NCCL_SOCKET_IFNAME": "ib0", "GLOO_SOCKET_IFNAME": "eth1"}))
+    parsed = parse(render(NODE, {"NCCL_SOCKET_IFNAME": "ib0", "GLOO_SOCKET_IFNAME": "eth1"}))
     assert parsed == {**FIXED, "NCCL_SOCKET_IFNAME": "ib0", "GLOO_SOCKET_IFNAME": "eth1"}
 
 
@@ -203,7 +208,7 @@ def test_a_missing_fact_is_an_error_and_not_an_empty_value() -> None:
 
 
 def test_the_names_that_are_refused_are_those_that_are_written() -> None:
-    written = set(agent.parse_environment(render(NODE, {}, {"id": "a", "dir": "b"})))
+    written = set(parse(render(NODE, {}, {"id": "a", "dir": "b"})))
     assert written - OURS == {"GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"}
     assert written >= OURS
     assert os.path.isfile(Path(__file__).parents[3] / "templates" / "node.env.j2")

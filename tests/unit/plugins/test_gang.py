@@ -5,40 +5,17 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ansible.errors import AnsibleConnectionFailure
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import gang as gang_module
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import Bundle
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Ending, Gang, Job
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Ending, Gang
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.logs import RankLog
-from local_nodes import Connection, LocalNode, code, until
-
-
-def gang_of(nodes: list[LocalNode], bundle: Bundle, **changes: Any) -> Gang:
-    job = Job(
-        **{
-            "id": "job-1",
-            "user": "trainer",
-            "start": "2026-11-22T17:30:00+01:00",
-            "bundle": bundle,
-            "script": "train.py",
-            "args": [],
-            "env": {},
-            "node_timeout_seconds": 5,
-            "grace_seconds": 2,
-            **changes,
-        }
-    )
-    return Gang(job, [node.settings() for node in nodes], opener(nodes))
-
-
-def opener(nodes: list[LocalNode]) -> Callable[[str], Any]:
-    return lambda host: next(node for node in nodes if node.host == host).channel()
+from local_nodes import Connection, LocalNode, code, gang_of, until
 
 
 class Logs:
@@ -114,7 +91,7 @@ def test_a_node_without_an_answer_is_cleaned_up_too(nodes: list[LocalNode], tmp_
 
         def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
             answer = super().exec_command(command, in_data)
-            if b'"op": "prepare"' in in_data and not self.lost:
+            if b"'op': 'prepare'" in in_data and not self.lost:
                 self.lost = True
                 raise AnsibleConnectionFailure("Connection reset by peer")
             return answer
@@ -168,9 +145,9 @@ def test_a_node_that_cannot_start_stops_the_others(nodes: list[LocalNode], tmp_p
 def test_every_rank_has_its_environment(nodes: list[LocalNode], tmp_path: Path) -> None:
     names = ["MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "NODE_RANK", "NUM_NODES", "JOB_ID", "A", "B", "C"]
     script = f"import os, json, sys\nprint(json.dumps([os.environ.get(n) for n in {names!r}] + sys.argv[1:]))"
-    settings = [node.settings(A=f"inventory {node.host}", B="inventory") for node in nodes]
+    for node in nodes:
+        node.variables = {"A": f"inventory {node.host}", "B": "inventory"}
     gang = gang_of(nodes, code(tmp_path / "code", script), env={"B": "user", "C": "ü $x"}, args=["--lr", "a b"])
-    gang._settings = {one.host: one for one in settings}
     gang.prepare()
     gang.start()
     logs = Logs(tmp_path, nodes)
@@ -216,7 +193,7 @@ class EverySecond(Connection):
     polls = 0
 
     def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
-        if b'"op": "follow"' not in in_data:
+        if b"'op': 'follow'" not in in_data:
             return super().exec_command(command, in_data)
         self.polls += 1
         kind = self.polls % 6
@@ -296,7 +273,7 @@ def test_a_node_that_freezes_is_lost(nodes: list[LocalNode], tmp_path: Path, mon
 
     class Frozen(Connection):
         def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
-            if b'"op": "follow"' in in_data or b'"op": "stop"' in in_data:
+            if b"'op': 'follow'" in in_data or b"'op': 'stop'" in in_data:
                 thaw.wait(30)
             return super().exec_command(command, in_data)
 

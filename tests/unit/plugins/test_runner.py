@@ -16,7 +16,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import En
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.logs import RankLog
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import rank_nodes
-from local_nodes import Connection, LocalNode
+from local_nodes import Connection, LocalNode, opener
 
 # ---------------------------------------------------------------------------------------------------------------- input
 
@@ -116,20 +116,19 @@ class Session:
     def __init__(self, nodes: list[LocalNode], given: runner.Order) -> None:
         self.nodes = nodes
         self.order = given
+        self.open_channel = opener(nodes)
         self.said: list[tuple[float, str]] = []
         self.result: dict[str, Any] = {}
         self.error = ""
-
-    def open_channel(self, host: str) -> Any:
-        return next(node for node in self.nodes if node.host == host).channel()
 
     def run(self, meanwhile: Callable[[str], None] = lambda line: None) -> "Session":
         def say(line: str) -> None:
             self.said.append((time.monotonic(), line))
             meanwhile(line)
 
-        settings = [node.settings(INVENTORY="from the inventory") for node in self.nodes]
-        gang = runner.plan(self.order, settings, self.open_channel)
+        for node in self.nodes:
+            node.variables = {"INVENTORY": "from the inventory"}
+        gang = runner.plan(self.order, [node.settings() for node in self.nodes], self.open_channel)
         self.id = gang.job.id
         try:
             self.result = runner.run(self.order, gang, say, self.open_channel)
@@ -298,7 +297,7 @@ def test_artifacts_that_cannot_be_fetched_do_not_change_how_the_job_ended(
 ) -> None:
     class NoArtifacts(Connection):
         def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
-            if b'"op": "artifacts"' in in_data:
+            if b"'op': 'artifacts'" in in_data:
                 raise AnsibleConnectionFailure("Connection refused")
             return super().exec_command(command, in_data)
 

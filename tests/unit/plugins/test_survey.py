@@ -28,7 +28,9 @@ def opener(nodes: list[LocalNode], reached: list[str]) -> Callable[[str], Channe
 def test_the_whole_cluster_changes_nothing(tmp_path: Path) -> None:
     nodes, reached = three(tmp_path), list[str]()
     nodes[1].user = "train"
-    settings = [node.settings(A=node.host) for node in nodes]
+    for node in nodes:
+        node.variables = {"A": node.host}
+    settings = [node.settings() for node in nodes]
     found = survey(settings, ["node0", "node1", "node2"], opener(nodes, reached))
     assert found == {
         "world_size": 3,
@@ -44,7 +46,7 @@ def test_the_whole_cluster_changes_nothing(tmp_path: Path) -> None:
                 "directory": str(tmp_path / f"node{rank}"),
                 "user": "train" if rank == 1 else "",
                 "env": {"A": f"node{rank}"},
-                "port_range": list(agent.ephemeral_ports()),
+                "port_range": agent.ephemeral_ports(),
             }
             for rank in range(3)
         },
