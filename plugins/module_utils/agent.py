@@ -161,9 +161,17 @@ def check_port_range(port: int) -> None:
         )
 
 
-def check_port_free(port: int) -> None:
-    """Refuse a MASTER_PORT on which this node, the head, cannot listen now."""
+def check_port_free(port: int, uid: int) -> None:
+    """Refuse a MASTER_PORT on which a job of the user ``uid`` cannot listen now on this node, the head."""
     import socket
+
+    with open("/proc/sys/net/ipv4/ip_unprivileged_port_start") as file:
+        first = int(file.read())
+    if port < first and uid != 0:
+        raise Refusal(
+            f"cannot be the head: an unprivileged job may not listen on port {port}; set cluster_master_port in the "
+            f"inventory to a port of {first} or more"
+        )
 
     for family, wildcard in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
         try:
@@ -178,11 +186,6 @@ def check_port_free(port: int) -> None:
                 raise Refusal(
                     f"cannot be the head: MASTER_PORT {port} is taken by {holder}; end that process, or set "
                     "cluster_master_port in the inventory to a free port"
-                ) from None
-            if error.errno in (errno.EACCES, errno.EPERM):
-                raise Refusal(
-                    f"cannot be the head: an unprivileged job may not listen on port {port}; set cluster_master_port "
-                    "in the inventory to a port of 1024 or more"
                 ) from None
             if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
                 raise
@@ -388,7 +391,7 @@ def prepare(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     address, interface = locate_address(request["address"])
     if request["master_port"]:
         check_port_range(request["master_port"])
-        check_port_free(request["master_port"])
+        check_port_free(request["master_port"], user.uid)
     check_space(directory, 2 * request["size"] + 2**24)
     reply = {
         "address": address,

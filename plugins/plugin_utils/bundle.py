@@ -102,7 +102,11 @@ def make_bundle(project: Path, script: str, max_mb: int) -> Bundle:
 
 
 def _git(project: Path, *arguments: str) -> str | None:
-    """Return git's output, or None if there is no git, no repository or no commit."""
+    """Return git's output, or None if there is no git, no repository or no commit.
+
+    Raises:
+        JobError: there is a repository, and git will not read it: what it ignores is not known.
+    """
     try:
         result = subprocess.run(
             ["git", "-C", str(project), *arguments],
@@ -110,8 +114,16 @@ def _git(project: Path, *arguments: str) -> str | None:
             text=True,
             errors="surrogateescape",
             check=True,
+            env={**os.environ, "LC_ALL": "C"},
         )
-    except (OSError, subprocess.CalledProcessError):
+    except subprocess.CalledProcessError as error:
+        if "dubious ownership" in error.stderr:
+            raise JobError(
+                f"git does not read {project}, which belongs to somebody else; make it yours, or allow it with: "
+                f"git config --global --add safe.directory {project}"
+            ) from None
+        return None
+    except OSError:
         return None
     return result.stdout
 

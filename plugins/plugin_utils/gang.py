@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import queue
 import threading
 import time
@@ -199,7 +200,7 @@ class Gang:
         argv = [prepared["python"], self.job.script, *self.job.args]
         variables = [f"{name}={value}" for name, value in environment.parse(text).items()]
         fields = [str(self.job.grace_seconds), text, str(len(argv)), *argv, *variables]
-        return "".join(f"{field}\0" for field in fields).encode()
+        return b"".join(os.fsencode(field) + b"\0" for field in fields)
 
     def _discard(self, hosts: Any) -> None:
         chosen = {host: self._settings[host] for host in self._settings if host in hosts}
@@ -284,7 +285,11 @@ class Gang:
             heard[node.host] = time.monotonic()
             offset = reply["offset"]
             if data:
-                log.write(data)
+                try:
+                    log.write(data)
+                except OSError as error:
+                    news.put((node, Ending("lost", note=f"could not be followed any more: {error}")))
+                    return
                 if live:
                     heard[node.host] = math.inf  # while this waits for a slow terminal, the node is not silent
                     news.put((node, data))

@@ -57,16 +57,20 @@ def split_args(args: Any) -> list[str]:
     """Return the script's arguments.
 
     Raises:
-        JobError: unbalanced quotes, or neither a string nor a list of scalars.
+        JobError: unbalanced quotes, a null byte, or neither a string nor a list of scalars.
     """
     if isinstance(args, str):
         try:
-            return shlex.split(args)
+            words = shlex.split(args)
         except ValueError as error:
             raise JobError(f"args has unbalanced quotes ({error}): {args}; close them, or give a list") from None
-    if isinstance(args, Sequence) and all(isinstance(word, (str, int, float)) for word in args):
-        return [str(word) for word in args]
-    raise JobError(f"args is {args!r}; give a string such as '--max-epochs 3', or a list of words")
+    elif isinstance(args, Sequence) and all(isinstance(word, (str, int, float)) for word in args):
+        words = [str(word) for word in args]
+    else:
+        raise JobError(f"args is {args!r}; give a string such as '--max-epochs 3', or a list of words")
+    if any("\0" in word for word in words):
+        raise JobError("args has a word with a null byte, which no command line can hold; remove it")
+    return words
 
 
 def plan(order: Order, settings: Sequence[NodeSettings], open_channel: OpenChannel) -> Gang:
