@@ -238,17 +238,6 @@ def test_exactly_the_limit_is_allowed(tmp_path: Path) -> None:
     assert make_bundle(tmp_path, "train.py", 1).size == 2**20
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
-def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
-    fill(tmp_path, {"train.py": "", "secret.py": ""})
-    (tmp_path / "secret.py").chmod(0)
-    with pytest.raises(JobError) as caught:
-        make_bundle(tmp_path, "train.py", 1)
-    assert str(caught.value) == (
-        f"project file {tmp_path}/secret.py cannot be read: Permission denied; fix it, or add it to .gitignore"
-    )
-
-
 def test_a_file_that_fails_to_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(path: Path) -> bytes:
         raise OSError(5, "Input/output error")
