@@ -13,7 +13,8 @@ The launcher starts one process per node and says in the environment how many no
 them this is (NODE_RANK) and where they meet (MASTER_ADDR, MASTER_PORT). A script reads NUM_NODES, Lightning the rest.
 
 Rank 0 writes checkpoints/ and metrics/, and the result as JSON in the last line of its standard output. Where it finds
-checkpoints/last.ckpt, training goes on from there, with another number of nodes too; remove it to start anew.
+checkpoints/last.ckpt, training goes on from there, with another number of nodes too; remove it to start anew. A job on
+the cluster has a directory of its own, so it starts anew unless --output-dir names one that stays.
 """
 
 import json

@@ -211,10 +211,11 @@ def has_systemd() -> bool:
 
 @operation
 def inspect(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
-    """Look, and change nothing. Request: address (or None), master_port (on the head, else None).
+    """Look, and change nothing. Request: user, address (or None), master_port (on the head, else None).
 
     Reply: address, interface, port_range (first and last ephemeral port).
     """
+    refuse_root(request["user"], None)
     address, interface = locate_address(request["address"])
     if request["master_port"]:
         check_port_range(request["master_port"])
@@ -224,6 +225,16 @@ def inspect(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
 # ---------------------------------------------------------------------------------------------------------- preparation
 
 
+def refuse_root(name: str, uid: int | None) -> None:
+    """Refuse jobs as root; only where there is no systemd, as in a bare container, root may run jobs as itself."""
+    as_itself = not name and os.geteuid() == 0
+    if (as_itself and has_systemd()) or (name and uid == 0):
+        raise Refusal(
+            f"would run jobs as {name or 'root'}, but they run unprivileged; set job_user in the inventory to another "
+            "account, or ansible_become to false to run them as the account Ansible connects as"
+        )
+
+
 class User:
     """The account a job runs as. ``name`` empty means whoever this agent runs as."""
 
@@ -231,8 +242,6 @@ class User:
         """Refuse an account that does not exist, is root, or is out of reach."""
         import pwd
 
-        if not name and os.geteuid() == 0 and has_systemd():
-            raise Refusal("would run the job as root; set job_user in the inventory to an unprivileged account")
         try:
             entry = pwd.getpwnam(name) if name else pwd.getpwuid(os.geteuid())
         except KeyError:
@@ -242,6 +251,7 @@ class User:
                 f"cannot run jobs as {name}: the connection's user is {pwd.getpwuid(os.geteuid()).pw_name} and may not "
                 "become another; allow sudo (ansible_become), or set job_user to that name"
             )
+        refuse_root(name, entry.pw_uid)
         self.name, self.uid, self.gid, self.home = entry.pw_name, entry.pw_uid, entry.pw_gid, entry.pw_dir
 
     def become(self) -> None:
@@ -456,7 +466,6 @@ def unpack(request: Request, user: User) -> None:
             with open(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
                 file.write(bundle.read(int(value)))
             os.utime(target, (BUNDLE_MTIME, BUNDLE_MTIME))
-    os.utime(bundle_path(request))
 
 
 @operation
@@ -466,8 +475,9 @@ def discard(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
 
     holder, job_dir = Holder(request), job_directory(request)
     if not os.path.exists(os.path.join(job_dir, "state.json")):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(gate_path(request))
+        for path in (gate_path(request), gate_path(request) + ".part"):
+            with contextlib.suppress(OSError):
+                os.unlink(path)
         shutil.rmtree(job_dir, ignore_errors=True)  # the supervisor sees it
         deadline = time.monotonic() + 2
         while holder.pid() not in (None, os.getpid()) and time.monotonic() < deadline:
@@ -571,10 +581,20 @@ def descendants(ancestor: int) -> list[int]:
     return found
 
 
+def marked(job_dir: str) -> list[int]:
+    """Return the ids of the processes whose environment says that they are the job's, as well as this user may see."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb") as file:
+            if b"JOB_DIR=" + os.fsencode(job_dir) in file.read().split(b"\0"):
+                found.append(int(pid))
+    return found
+
+
 def signal_processes(pids: list[int], number: int) -> None:
     """Send a signal to processes, some of which may have ended."""
     for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # a setuid child is not ours to end
             os.kill(pid, number)
 
 
@@ -600,50 +620,75 @@ def supervise(request: Request, user: User) -> None:
     for limit, value in ((resource.RLIMIT_MEMLOCK, resource.RLIM_INFINITY), (resource.RLIMIT_NOFILE, 1048576)):
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(limit, (value, value))
+    unit = unit_name(request) if os.geteuid() == 0 and has_systemd() else None
     user.become()
     os.umask(0o022)
-    os.chdir(os.path.join(job_dir, "work"))
     state: dict[str, Any] = {"state": "running", "pid": os.getpid(), "started": time.time()}
+    stopping: list[float] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: stopping.append(time.monotonic()))
+    try:
+        if unit:
+            await_unit(unit)
+        os.chdir(os.path.join(job_dir, "work"))
+        write_file(os.path.join(job_dir, "node.env"), text, 0o600)
+        argv, variables = words[: int(count)], words[int(count) :]
+        # Python ignores these two signals; a script expects the default.
+        defaults = [signal.SIGPIPE, signal.SIGXFSZ]
+        script = os.posix_spawn(argv[0], argv, job_environment(user, argv[0], variables), setsigdef=defaults)
+    except (OSError, Refusal) as error:
+        save_state(
+            job_dir, {**state, "state": "failed", "ended": time.time(), "error": f"did not start: {said(error)}"}
+        )
+        return
+    save_state(job_dir, state)
+    status = see_out(script, stopping, float(grace))
+    sweep()
+    code = os.waitstatus_to_exitcode(status)
+    state["state"] = "stopped" if stopping else "succeeded" if code == 0 else "failed"
+    state["exit_code"], state["signal"] = (code, None) if code >= 0 else (128 - code, -code)
+    save_state(job_dir, {**state, "ended": time.time()})
 
-    def save(**changes: Any) -> None:
-        state.update(changes)
-        import json
 
-        data = json.dumps(state).encode()
-        write_file(os.path.join(job_dir, "state.json"), data, 0o600, durable=state["state"] != "running")
+def await_unit(unit: str) -> None:
+    """Return when this process is in its unit: systemd takes it there some time after it was asked to."""
+    deadline = time.monotonic() + 5
+    while True:
+        with open("/proc/self/cgroup") as file:
+            if unit in file.read():
+                return
+        if time.monotonic() > deadline:
+            raise Refusal(f"systemd did not put the job into its unit {unit} within 5 s")
+        time.sleep(0.005)
 
-    write_file(os.path.join(job_dir, "node.env"), text, 0o600)
-    argv, variables = words[: int(count)], words[int(count) :]
+
+def job_environment(user: User, python: bytes, variables: list[bytes]) -> dict[bytes, bytes]:
+    """Return all that a job's environment holds: nothing of the login's or the agent's own comes along."""
     environment = {
         b"HOME": os.fsencode(user.home),
         b"USER": user.name.encode(),
         b"LOGNAME": user.name.encode(),
         b"SHELL": b"/bin/sh",
         b"LANG": b"C.UTF-8",
-        b"PATH": os.path.dirname(argv[0]) + b":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        b"PATH": os.path.dirname(python) + b":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         b"PYTHONUNBUFFERED": b"1",
     }
     for variable in variables:
-        key, _equals, setting = variable.partition(b"=")
-        environment[key] = setting
-    stopping: list[float] = []
-    signal.signal(signal.SIGTERM, lambda number, frame: stopping.append(time.monotonic()))
+        name, _equals, value = variable.partition(b"=")
+        environment[name] = value
+    return environment
+
+
+def save_state(job_dir: str, state: dict[str, Any]) -> None:
+    """Write state.json. Padded, so that the last word fits into the first one's place when the disk is full."""
+    import json
+
+    data = json.dumps(state).ljust(1000).encode() + b"\n"
+    path = os.path.join(job_dir, "state.json")
     try:
-        # Python ignores these two signals; a script expects the default.
-        script = os.posix_spawn(argv[0], argv, environment, setsigdef=[signal.SIGPIPE, signal.SIGXFSZ])
-    except OSError as error:
-        save(state="failed", ended=time.time(), exit_code=127, error=f"{os.fsdecode(argv[0])}: {error.strerror}")
-        return
-    save()
-    status = see_out(script, stopping, float(grace))
-    sweep()
-    code = os.waitstatus_to_exitcode(status)
-    ended = {
-        "ended": time.time(),
-        "exit_code": code if code >= 0 else 128 - code,
-        "signal": -code if code < 0 else None,
-    }
-    save(state="stopped" if stopping else "succeeded" if code == 0 else "failed", **ended)
+        write_file(path, data, 0o600, durable="ended" in state)
+    except OSError:
+        with open(path, "r+b") as file:
+            file.write(data)
 
 
 def see_out(script: int, stopping: list[float], grace_seconds: float) -> int:
@@ -668,14 +713,14 @@ def sweep() -> None:
     """End what the script left behind: TERM, a second to comply, KILL."""
     import signal
 
-    deadline = time.monotonic() + 1
+    began = time.monotonic()
     signal_processes(descendants(os.getpid()), signal.SIGTERM)
-    while True:
+    while time.monotonic() < began + 5:  # a setuid child may stay; the unit's control group holds it
         try:
             pid, _status = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
             return
-        if time.monotonic() > deadline:
+        if time.monotonic() > began + 1:
             signal_processes(descendants(os.getpid()), signal.SIGKILL)
         if not pid:
             time.sleep(0.01)
@@ -751,8 +796,10 @@ def stop(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
             time.sleep(POLL_SECONDS)
         if holder.pid():
             signal_processes([*descendants(supervisor), supervisor], signal.SIGKILL)
-            if os.geteuid() == 0 and has_systemd():
-                run_command(["systemctl", "kill", "--signal=KILL", unit_name(request)])
+    if os.geteuid() == 0 and has_systemd():
+        run_command(["systemctl", "kill", "--signal=KILL", unit_name(request)])  # what outlived its supervisor
+    elif not holder.pid():
+        signal_processes(marked(job_dir), signal.SIGKILL)
     as_owner(request)
     return job_state(job_dir, holder), b""
 
@@ -796,6 +843,13 @@ def read(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
 # ----------------------------------------------------------------------------------------------------------------- main
 
 
+def said(error: Exception) -> str:
+    """Return an exception's words without its number."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {os.fsdecode(error.filename)}" if error.filename else error.strerror
+    return str(error)
+
+
 def answer(request: Request) -> None:
     """Do what is asked and write the reply."""
     payload = b""
@@ -805,9 +859,8 @@ def answer(request: Request) -> None:
     except Refusal as refusal:
         reply = {"ok": False, "refusal": str(refusal)}
     except OSError as error:
-        state = f"{error.strerror}: {error.filename}" if error.filename else error.strerror or str(error)
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        sentence = disk_full(request["directory"], state) if full else f"failed at {request['op']}: {state}"
+        sentence = disk_full(request["directory"], said(error)) if full else f"failed at {request['op']}: {said(error)}"
         reply = {"ok": False, "refusal": sentence}
     text = ascii(reply).encode()
     sys.stdout.buffer.write(b"%s %d %d\n" % (MARK.encode(), len(text), len(payload)) + text)

@@ -49,7 +49,7 @@ addresses:
   elements: str
   returned: success
 nodes:
-  description: Each host of the play to its C(rank), C(address), C(interface), C(directory), C(user), C(env) and
+  description: Each host of the play to its C(rank), C(address), C(interface), C(directory), C(user) and
     C(port_range).
   type: dict
   returned: success

@@ -37,7 +37,7 @@ def batches(files: Sequence[tuple[str, int]], limit: int = BATCH_BYTES) -> Itera
         yield batch
 
 
-def collect(channel: Channel, request: Callable[[str], Mapping[str, Any]], record: Record) -> tuple[int, list[str]]:
+def collect(channel: Channel, request: Callable[[str], Mapping[str, Any]], record: Record) -> list[str]:
     """Copy what one rank wrote to ``runs/<id>/artifacts/``.
 
     Args:
@@ -46,7 +46,7 @@ def collect(channel: Channel, request: Callable[[str], Mapping[str, Any]], recor
         record: the job's folder.
 
     Returns:
-        How many files came, and the names that were refused because they would leave the folder.
+        The names that were refused because they would leave the folder.
 
     Raises:
         NodeError: the node could not be read.
@@ -66,4 +66,4 @@ def collect(channel: Channel, request: Callable[[str], Mapping[str, Any]], recor
                 file.seek(offset)
                 file.write(data[position : position + length])
             position += length
-    return len(wanted), sorted(name for name, target in targets.items() if target is None)
+    return sorted(name for name, target in targets.items() if target is None)

@@ -64,7 +64,8 @@ def check_script(project: Path, script: str) -> str:
         )
     if not path.resolve().is_relative_to(project.resolve()):
         raise JobError(f"{outside}, and it is a link to {path.resolve()}; put the file itself into the project")
-    return os.path.normpath(script)
+    # Through a linked folder: git lists the file where it is.
+    return str(path.parent.resolve().relative_to(project.resolve()) / path.name)
 
 
 def make_bundle(project: Path, script: str, max_mb: int) -> Bundle:
@@ -153,7 +154,7 @@ def _walked(project: Path) -> list[str]:
 
 
 def _check_size(project: Path, paths: Sequence[str], max_mb: int) -> int:
-    sizes = {path: os.lstat(project / path).st_size for path in paths}
+    sizes = {path: os.lstat(project / path).st_size for path in paths if os.path.lexists(project / path)}
     total = sum(sizes.values())
     if total > max_mb * MEBIBYTE:
         largest = sorted(sizes, key=lambda path: sizes[path], reverse=True)[:3]

@@ -111,10 +111,6 @@ class Channel:
             raise NodeError(self.host, f"cannot be talked to: {error}") from error
         return code, output, errors.decode(errors="replace")
 
-    def close(self) -> None:
-        """Close this end. Where connections persist (ControlPersist), the next run finds it open."""
-        self._connection.close()
-
     def _parse(self, code: int, output: bytes, errors: str) -> tuple[dict[str, Any], bytes]:
         # A login shell may print before the agent does, so the reply begins at the mark.
         start = output.find(agent.MARK.encode())

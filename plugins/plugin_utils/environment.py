@@ -88,7 +88,9 @@ def render(node: Mapping[str, Any], variables: Mapping[str, str], job: Mapping[s
         variables: the user's, merged last.
         job: id and dir, for a job's own file.
     """
-    return _template().render(node_env_node=node, node_env_job=job or {}, node_env_variables=variables)
+    return _template().render(
+        node_env_node=node, **({"node_env_job": job} if job else {}), node_env_variables=variables
+    )
 
 
 def parse(text: str) -> dict[str, str]:

@@ -134,17 +134,19 @@ class Gang:
             request = self.request("prepare", one.host, dry=dry)
             reply, _payload = channel.call(request)
             if not dry and not reply["has_bundle"]:
-                channel.call({**request, "op": "deliver"}, self.job.bundle.content)
+                # The same for all nodes with the same settings, so that they share one copy of it.
+                fields = ("directory", "user", "job", "bundle")
+                channel.call({"op": "deliver", **{name: request[name] for name in fields}}, self.job.bundle.content)
             return reply
 
-        self._prepared, errors = fan_out(self._settings, ask, PREPARE_SECONDS)
         try:
+            self._prepared, errors = fan_out(self._settings, ask, PREPARE_SECONDS)
             if errors:
                 raise in_one(errors.values(), "Nothing was started on any node.")
             self.topology = rank_nodes(list(self._settings.values()), self._prepared)
         except BaseException:
             if not dry:
-                self._discard(self._prepared.keys() | {h for h, e in errors.items() if isinstance(e, Unreachable)})
+                self.discard()
             raise
         return self.topology
 
@@ -162,7 +164,7 @@ class Gang:
         )
         if errors:
             self.stop()
-            self._discard(self._settings.keys())
+            self.discard()
             raise in_one(errors.values(), "The job was stopped on every other node.")
 
     def request(self, op: str, host: str, **more: Any) -> dict[str, Any]:
@@ -202,9 +204,9 @@ class Gang:
         fields = [str(self.job.grace_seconds), text, str(len(argv)), *argv, *variables]
         return b"".join(os.fsencode(field) + b"\0" for field in fields)
 
-    def _discard(self, hosts: Any) -> None:
-        chosen = {host: self._settings[host] for host in self._settings if host in hosts}
-        fan_out(chosen, lambda one: self._open_another(one.host).call(self.request("discard", one.host)), 10)
+    def discard(self) -> None:
+        """Undo ``prepare`` on every node where the job has not started; where nothing was prepared, nothing happens."""
+        fan_out(self._settings, lambda one: self._open_another(one.host).call(self.request("discard", one.host)), 10)
 
     # ---------------------------------------------------------------------------------------------- following, stopping
 
@@ -236,14 +238,16 @@ class Gang:
             else:
                 if isinstance(item, bytes):
                     output(node, item)
-                    continue
-                endings.setdefault(node.host, item)
+                else:
+                    endings.setdefault(node.host, item)
             now = time.monotonic()
             overdue = stopped_at is not None and now > stopped_at + self.job.grace_seconds + STOP_SECONDS
             for host in heard.keys() - endings.keys():
                 silent = now - heard[host]
-                if overdue or silent > POLL_SECONDS + self.job.node_timeout_seconds:
+                if silent > self.job.node_timeout_seconds:
                     endings[host] = Ending("lost", note=f"gave no sign of life for {silent:.0f} s")
+                elif overdue:
+                    endings[host] = Ending("lost", note="was told to stop, and may be running there still")
             if stopped_at is None and any(ending.state != "succeeded" for ending in endings.values()):
                 stopped_at = now
                 threading.Thread(target=self.stop, daemon=True).start()
@@ -257,46 +261,50 @@ class Gang:
         heard: dict[str, float],
         news: queue.Queue[tuple[Node, bytes | Ending]],
     ) -> None:
+        def tell(item: bytes | Ending) -> None:
+            heard[node.host] = math.inf  # while this waits for a slow terminal, the node is not silent
+            news.put((node, item))
+            heard[node.host] = time.monotonic() if isinstance(item, bytes) else math.inf
+
+        try:
+            tell(self._follow_to_end(node, log, heard, tell if live else None))
+        except NodeError as error:
+            tell(Ending("lost", note=str(error).removeprefix(f"{node.host} ")))
+        except (OSError, ValueError) as error:  # a full disk here; or the log is closed, for all is over
+            tell(Ending("lost", note=f"could not be followed any more: {error}"))
+
+    def _follow_to_end(
+        self, node: Node, log: RankLog, heard: dict[str, float], show: Callable[[bytes], None] | None
+    ) -> Ending:
         channel = self._open(node.host)
         offset = 0
-        if not live:
+        if show is None:
             time.sleep(QUIET_SECONDS)
         while True:
             request = self.request(
                 "follow",
                 node.host,
                 offset=offset,
-                wait_seconds=POLL_SECONDS,
+                wait_seconds=min(POLL_SECONDS, self.job.node_timeout_seconds / 3),
                 linger_seconds=LINGER_SECONDS,
                 max_bytes=CHUNK_BYTES,
-                quiet=not live,
+                quiet=show is None,
             )
             try:
                 reply, data = channel.call(request)
-            except Unreachable as error:
+            except Unreachable:
                 if time.monotonic() - heard[node.host] > self.job.node_timeout_seconds:
-                    news.put((node, Ending("lost", note=str(error).removeprefix(f"{node.host} "))))
-                    return
+                    raise
                 time.sleep(1)
                 continue
-            except NodeError as error:
-                news.put((node, Ending("lost", note=str(error).removeprefix(f"{node.host} "))))
-                return
             heard[node.host] = time.monotonic()
             offset = reply["offset"]
             if data:
-                try:
-                    log.write(data)
-                except OSError as error:
-                    news.put((node, Ending("lost", note=f"could not be followed any more: {error}")))
-                    return
-                if live:
-                    heard[node.host] = math.inf  # while this waits for a slow terminal, the node is not silent
-                    news.put((node, data))
-                    heard[node.host] = time.monotonic()
+                log.write(data)
+                if show is not None:
+                    show(data)
             if reply["state"] not in GOING_ON and not reply["more"]:
-                news.put((node, _ending(reply, self._started)))
-                return
+                return _ending(reply, self._started)
 
     def stop(self) -> None:
         """TERM on all nodes at the same moment, a grace, KILL; a rank that has ended already stays as it is."""
@@ -316,7 +324,6 @@ def _ending(reply: Mapping[str, Any], job_started: float) -> Ending:
         exit_code=reply.get("exit_code"),
         signal=reply.get("signal"),
         seconds=seconds,
-        note=reply.get("error")
-        or ("vanished: every process of the job was killed" if reply["state"] == "lost" else ""),
+        note=reply.get("error") or ("lost the process that looked after it" if reply["state"] == "lost" else ""),
         arrived=time.monotonic() if seconds is None else job_started + seconds,
     )

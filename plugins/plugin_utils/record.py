@@ -28,8 +28,9 @@ class Record:
 
     def create(self, **data: Any) -> None:
         """Make the folder and write down what is known before the start."""
+        self.path.mkdir(parents=True, mode=0o700)
         for name in ("logs", "artifacts"):
-            (self.path / name).mkdir(parents=True)
+            (self.path / name).mkdir()
         self.update(**data)
 
     def update(self, **data: Any) -> None:

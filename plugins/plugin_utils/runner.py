@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import datetime
 import getpass
+import platform
 import re
 import shlex
 import sys
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ansible.release import __version__ as ansible_version
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import artifacts, diagnosis
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import check_script, make_bundle
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError
@@ -79,6 +81,12 @@ def plan(order: Order, settings: Sequence[NodeSettings], open_channel: OpenChann
     Raises:
         JobError: bad input.
     """
+    for name, seconds, least in (
+        ("job_node_timeout_seconds", order.node_timeout_seconds, 1),
+        ("job_stop_grace_seconds", order.grace_seconds, 0),
+    ):
+        if seconds < least:
+            raise JobError(f"{name} is {seconds}; set it to {least} or more")
     args = split_args(order.args)
     env = as_environment(order.env, "env")
     script = check_script(order.project, order.script)
@@ -114,7 +122,12 @@ def run(order: Order, gang: Gang, say: Callable[[str], None], open_channel: Open
     """
     topology = gang.prepare()
     record = Record(order.runs, gang.job.id)
-    record.create(**_described(order, gang, topology))
+    try:
+        record.create(**_described(order, gang, topology))
+        logs = {node.host: RankLog(record.log_path(node.rank, node.host)) for node in topology.nodes}
+    except OSError as error:
+        gang.discard()
+        raise JobError(f"the job's record cannot be written: {error}; free some space, or set job_runs_dir") from None
     head = topology.head
     say(
         f"{gang.job.id}: {gang.job.script} on {topology.world_size} nodes, "
@@ -125,7 +138,6 @@ def run(order: Order, gang: Gang, say: Callable[[str], None], open_channel: Open
     except JobError as error:
         record.update(state="failed", cause=str(error))
         raise
-    logs = {node.host: RankLog(record.log_path(node.rank, node.host)) for node in topology.nodes}
     readers = {node.host: LineReader() for node in topology.nodes}
 
     def show(node: Node, lines: Any) -> None:
@@ -141,9 +153,13 @@ def run(order: Order, gang: Gang, say: Callable[[str], None], open_channel: Open
         ended=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         ranks=[_rank(node, endings[node.host], logs[node.host]) for node in topology.nodes],
     )
-    notes = _collect(gang, topology, record, open_channel)
     failure = explain(topology, endings, logs)
-    record.update(state="failed" if failure else "succeeded", cause=failure, notes=notes)
+    record.update(state="failed" if failure else "succeeded", cause=failure)
+    if endings[head.host].state == "lost":
+        notes = [f"artifacts were not collected, for {head.host} was lost; they are in the job's work directory there"]
+    else:
+        notes = _collect(gang, topology, record, open_channel)
+    record.update(notes=notes)
     for note in notes:
         say(note)
     if failure:
@@ -177,7 +193,8 @@ def _described(order: Order, gang: Gang, topology: Topology) -> dict[str, Any]:
     job = gang.job
     return {
         "state": "running",
-        "command": [_without_values(word) for word in sys.argv],
+        "command": _without_values(sys.argv),
+        "versions": {"ansible": ansible_version, "python": platform.python_version()},
         "script": job.script,
         "args": list(job.args),
         "project_dir": str(order.project),
@@ -197,10 +214,16 @@ def _described(order: Order, gang: Gang, topology: Topology) -> dict[str, Any]:
     }
 
 
-def _without_values(word: str) -> str:
-    """Return a word of the command line; one that sets ``env`` without the rest: its values may be secrets."""
-    sets = re.search(r"(\A(-e)?|[\s{,=\"'])env[\"']?\s*[=:]", word)
-    return word[: sets.end()] + "…" if sets else word
+def _without_values(words: Sequence[str]) -> list[str]:
+    """Return a command line with no value of a variable that might be a secret."""
+    shown = re.compile(r"(script|project_dir|logs|job_\w+_(mb|seconds|dir))=\S*")
+    kept: list[str] = []
+    for word in words:
+        after_option = bool(kept) and kept[-1] in ("-e", "--extra-vars")
+        value = word.removeprefix("--extra-vars=") if word.startswith("--extra-vars=") else word
+        is_variable = after_option or value != word or (word.startswith("-e") and len(word) > 2)
+        kept.append(word if not is_variable or shown.fullmatch(value.removeprefix("-e").strip()) else "…")
+    return kept
 
 
 def _rank(node: Node, ending: Ending, log: RankLog) -> dict[str, Any]:
@@ -221,7 +244,7 @@ def _collect(gang: Gang, topology: Topology, record: Record, open_channel: OpenC
     """Fetch rank 0's artifacts; return what the user should know about it. The job's own ending matters more."""
     head = topology.head
     try:
-        _count, refused = artifacts.collect(open_channel(head.host), lambda op: gang.request(op, head.host), record)
+        refused = artifacts.collect(open_channel(head.host), lambda op: gang.request(op, head.host), record)
     except (NodeError, OSError) as error:
         return [f"artifacts were not collected: {error}; they are in the job's work directory on {head.host}"]
     return [f"artifact {name!r} was not collected: its name would leave the folder" for name in refused]

@@ -60,6 +60,10 @@ class NodeSettings:
         port = values["cluster_master_port"]
         if not 1 <= port <= 65535:
             raise JobError(f"{host}: cluster_master_port is {port}; set a TCP port from 1 to 65535 in the inventory")
+        if values["job_user"] == "root":
+            raise JobError(
+                f"{host}: job_user is root, but jobs run unprivileged; name another account in the inventory"
+            )
         if not values["cluster_dir"].startswith("/"):
             raise JobError(f"{host}: cluster_dir is {values['cluster_dir']}; set an absolute path in the inventory")
         given_address = values["cluster_address"]

@@ -27,7 +27,7 @@ def survey(settings: Sequence[NodeSettings], taking_part: Sequence[str], open_ch
 
     Returns:
         world_size, head, master_addr, master_port, addresses (in rank order), and nodes: each host that takes part to
-        its rank, address, interface, directory, user, env and port_range (first and last ephemeral port).
+        its rank, address, interface, directory, user and port_range (first and last ephemeral port).
 
     Raises:
         JobError: a node could not be looked at, or the inventory contradicts itself or a node.
@@ -40,6 +40,7 @@ def survey(settings: Sequence[NodeSettings], taking_part: Sequence[str], open_ch
                 "op": "inspect",
                 "directory": one.directory,
                 "address": one.address,
+                "user": one.user,
                 "master_port": one.master_port if one is settings[0] else None,
             }
         )[0]
@@ -63,7 +64,6 @@ def survey(settings: Sequence[NodeSettings], taking_part: Sequence[str], open_ch
                 "interface": node.interface,
                 "directory": node.settings.directory,
                 "user": node.settings.user,
-                "env": node.settings.env,
                 "port_range": seen[node.host]["port_range"],
             }
             for node in topology.nodes

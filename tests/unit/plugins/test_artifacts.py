@@ -62,7 +62,7 @@ class Remote:
         return {"lengths": [len(part) for part in parts]}, b"".join(parts)
 
 
-def collect(remote: Remote, record: Record) -> tuple[int, list[str]]:
+def collect(remote: Remote, record: Record) -> list[str]:
     return artifacts.collect(remote, lambda op: {"op": op}, record)  # type: ignore[arg-type]
 
 
@@ -76,7 +76,7 @@ def test_files_arrive_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     files = {"empty": b"", "a/b/last.ckpt": random.Random(2).randbytes(4567), "metrics.csv": b"1,2\n", "ü \n": b"x"}
     record = Record(tmp_path, "id-1")
     record.create()
-    assert collect(Remote(files), record) == (4, [])
+    assert collect(Remote(files), record) == []
     assert contents(record) == files
 
 
@@ -84,7 +84,7 @@ def test_names_that_leave_the_folder_are_refused(tmp_path: Path) -> None:
     files = {"../escaped": b"x", "/tmp/escaped": b"x", "a/../../../escaped": b"x", "good": b"x"}
     record = Record(tmp_path / "runs", "id-1")
     record.create()
-    assert collect(Remote(files), record) == (1, ["../escaped", "/tmp/escaped", "a/../../../escaped"])
+    assert collect(Remote(files), record) == ["../escaped", "/tmp/escaped", "a/../../../escaped"]
     assert contents(record) == {"good": b"x"}
     assert not list(tmp_path.rglob("escaped"))
 
@@ -93,7 +93,7 @@ def test_a_file_that_shrank_or_vanished_meanwhile_moves_no_other(tmp_path: Path)
     record = Record(tmp_path, "id-1")
     record.create()
     remote = Remote({"a": b"short", "c": b"third"}, [("a", 100), ("b", 50), ("c", 5)])
-    assert collect(remote, record) == (3, [])
+    assert collect(remote, record) == []
     assert contents(record) == {"a": b"short", "b": b"", "c": b"third"}
 
 

@@ -140,7 +140,7 @@ def test_a_round_trip(tmp_path: Path) -> None:
     found, payload = (
         LocalNode(tmp_path)
         .channel()
-        .call({"op": "inspect", "directory": str(tmp_path), "address": "127.0.0.1", "master_port": None})
+        .call({"op": "inspect", "directory": str(tmp_path), "user": "", "address": "127.0.0.1", "master_port": None})
     )
     assert found == {"address": "127.0.0.1", "interface": "lo", "port_range": agent.ephemeral_ports()}
     assert payload == b""
@@ -242,9 +242,10 @@ def options(channel: Channel, *names: str) -> list[Any]:
 
 def test_a_local_connection_is_opened_and_works() -> None:
     channel = opened({"ansible_connection": "local", "ansible_python_interpreter": PYTHON})
-    found, _payload = channel.call({"op": "inspect", "directory": "/", "address": "127.0.0.1", "master_port": None})
+    found, _payload = channel.call(
+        {"op": "inspect", "directory": "/", "user": "", "address": "127.0.0.1", "master_port": None}
+    )
     assert found["interface"] == "lo"
-    channel.close()
 
 
 def test_ssh_settings_of_the_inventory_are_kept() -> None:
@@ -335,7 +336,7 @@ def test_a_sudo_that_asks_for_a_password_is_answered(tmp_path: Path) -> None:
         "ansible_become_user": "somebody-else",
         "ansible_become_password": "pass word",
     }
-    request = {"op": "inspect", "directory": "/", "address": "127.0.0.1", "master_port": None}
+    request = {"op": "inspect", "directory": "/", "user": "", "address": "127.0.0.1", "master_port": None}
     channel = opened(variables)
     assert [channel.call(request)[0]["interface"] for _time in range(2)] == ["lo", "lo"]
     channel.put(str(tmp_path / "file"), b"pass word\n")

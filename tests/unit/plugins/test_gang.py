@@ -302,7 +302,7 @@ def test_a_job_that_was_killed_from_outside(nodes: list[LocalNode], tmp_path: Pa
     endings = followed(gang, Logs(tmp_path, nodes))
     assert [(one.state, one.exit_code, one.note) for one in endings.values()] == [
         ("stopped", 143, ""),
-        ("lost", None, "vanished: every process of the job was killed"),
+        ("lost", None, "lost the process that looked after it"),
     ]
 
 

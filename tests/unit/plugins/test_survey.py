@@ -45,7 +45,6 @@ def test_the_whole_cluster_changes_nothing(tmp_path: Path) -> None:
                 "interface": "lo",
                 "directory": str(tmp_path / f"node{rank}"),
                 "user": "train" if rank == 1 else "",
-                "env": {"A": f"node{rank}"},
                 "port_range": agent.ephemeral_ports(),
             }
             for rank in range(3)
