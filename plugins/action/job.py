@@ -53,7 +53,7 @@ class ActionModule(ActionBase):
         order = runner.Order(
             script=arguments["script"],
             args=arguments["args"],
-            project=Path(arguments["project_dir"]),
+            project=Path(os.path.abspath(arguments["project_dir"])),
             env=arguments["env"],
             runs=Path(os.path.abspath(arguments["runs_dir"])),
             logs=arguments["logs"],

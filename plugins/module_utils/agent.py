@@ -320,9 +320,14 @@ def hold(request: Request) -> None:
         except BlockingIOError:
             if time.monotonic() > deadline:
                 job = read_current(jobs)
+                if job["id"] == request["job"]["id"]:
+                    raise Refusal(
+                        f"has the cluster_dir {request['directory']} of another host of the inventory on the same "
+                        "machine; give each its own"
+                    ) from None
                 raise Refusal(
                     "runs job {id}, which {user} started at {start}, and a node runs one job at a time; wait for it, "
-                    "or leave the node out with --limit".format(**job)
+                    "end it there with: kill {pid}, or leave the node out with --limit".format(**job)
                 ) from None
             time.sleep(0.01)
     write_current(request, os.getpid())

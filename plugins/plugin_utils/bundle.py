@@ -54,8 +54,10 @@ def check_script(project: Path, script: str) -> str:
         raise JobError(
             f"project_dir {project} is not a directory; set -e project_dir= to the folder that holds {script}"
         )
+    if os.path.isabs(script):
+        raise JobError(f"script {script} is an absolute path; name it relative to project_dir {project}")
     outside = f"script {script} is outside project_dir {project}; only the project is copied to the nodes"
-    if os.path.isabs(script) or os.path.normpath(script).split(os.sep)[0] == os.pardir:
+    if os.path.normpath(script).split(os.sep)[0] == os.pardir:
         raise JobError(f"{outside}, so name the script relative to it, or set -e project_dir=")
     path = project / os.path.normpath(script)
     if not path.is_file():

@@ -38,9 +38,11 @@ def as_environment(value: Any, subject: str) -> dict[str, str]:
         try:
             value = _parse(value) if value.strip() else {}
         except yaml.YAMLError:
-            raise JobError(f'{subject} is not a mapping; give it as -e \'{{"env": {{"NAME": "value"}}}}\'') from None
+            raise JobError(
+                f'{subject} is no mapping of names to values; give it as -e \'{{"env": {{"NAME": "value"}}}}\''
+            ) from None
     if not isinstance(value, Mapping):
-        raise JobError(f"{subject} is a {type(value).__name__}, not a mapping of names to values")
+        raise JobError(f'{subject} is no mapping of names to values; give it as -e \'{{"env": {{"NAME": "value"}}}}\'')
     return {str(name): _value(name, item, subject) for name, item in value.items()}
 
 
@@ -70,7 +72,7 @@ def _value(name: Any, value: Any, subject: str) -> str:
         if "\0" in str(value):
             raise JobError(f"{subject} gives {name} a value with a null byte, which no environment can hold")
         return str(value)
-    raise JobError(f"{subject} gives {name} a {type(value).__name__}; give it a string")
+    raise JobError(f"{subject} gives {name} a value that is neither text nor a number; give it a string")
 
 
 @functools.cache

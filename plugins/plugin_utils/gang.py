@@ -199,7 +199,8 @@ class Gang:
             {**node.settings.env, **self.job.env},
             {"id": self.job.id, "dir": prepared["job_dir"]},
         )
-        argv = [prepared["python"], self.job.script, *self.job.args]
+        script = self.job.script if not self.job.script.startswith("-") else f"./{self.job.script}"
+        argv = [prepared["python"], script, *self.job.args]
         variables = [f"{name}={value}" for name, value in environment.parse(text).items()]
         fields = [str(self.job.grace_seconds), text, str(len(argv)), *argv, *variables]
         return b"".join(os.fsencode(field) + b"\0" for field in fields)

@@ -130,7 +130,7 @@ def run(order: Order, gang: Gang, say: Callable[[str], None], open_channel: Open
         raise JobError(f"the job's record cannot be written: {error}; free some space, or set job_runs_dir") from None
     head = topology.head
     say(
-        f"{gang.job.id}: {gang.job.script} on {topology.world_size} nodes, "
+        f"{gang.job.id}: {gang.job.script} on {topology.world_size} node{'s' if topology.world_size > 1 else ''}, "
         f"MASTER_ADDR {head.address}, MASTER_PORT {head.settings.master_port}"
     )
     try:

@@ -278,13 +278,14 @@ def test_script(tmp_path: Path, script: str, expected: str) -> None:
         ("lib", "script lib does not exist in project_dir PROJECT; check its name, or set -e project_dir="),
         (".", "script . does not exist in project_dir PROJECT; check its name, or set -e project_dir="),
         ("broken.py", "script broken.py does not exist in project_dir PROJECT; check its name, or set -e project_dir="),
+        ("/etc/passwd", "script /etc/passwd is an absolute path; name it relative to project_dir PROJECT"),
         *[
             (
                 script,
                 f"script {script} is outside project_dir PROJECT; only the project is copied to the nodes, so name the "
                 "script relative to it, or set -e project_dir=",
             )
-            for script in ("/etc/passwd", "../outside.py", "lib/../../outside.py", "..")
+            for script in ("../outside.py", "lib/../../outside.py", "..")
         ],
         *[
             (

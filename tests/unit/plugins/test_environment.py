@@ -111,9 +111,9 @@ def test_values(value: Any, expected: str) -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (None, "env gives A a NoneType; give it a string"),
-        ([1], "env gives A a list; give it a string"),
-        ({"a": 1}, "env gives A a dict; give it a string"),
+        (None, "env gives A a value that is neither text nor a number; give it a string"),
+        ([1], "env gives A a value that is neither text nor a number; give it a string"),
+        ({"a": 1}, "env gives A a value that is neither text nor a number; give it a string"),
         ("a\0b", "env gives A a value with a null byte, which no environment can hold"),
     ],
 )
@@ -143,15 +143,18 @@ def test_a_mapping_as_text(text: str, expected: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("A=1", "env is a str, not a mapping of names to values"),
-        ("A", "env is a str, not a mapping of names to values"),
-        ("[A, B]", "env is a list, not a mapping of names to values"),
-        (["A"], "env is a list, not a mapping of names to values"),
-        (5, "env is a int, not a mapping of names to values"),
-        (None, "env is a NoneType, not a mapping of names to values"),
-        ("{A: 1", 'env is not a mapping; give it as -e \'{"env": {"NAME": "value"}}\''),
-        ("A: b: c", 'env is not a mapping; give it as -e \'{"env": {"NAME": "value"}}\''),
-        ("!!python/object:os.system {}", 'env is not a mapping; give it as -e \'{"env": {"NAME": "value"}}\''),
+        ("A=1", 'env is no mapping of names to values; give it as -e \'{"env": {"NAME": "value"}}\''),
+        ("A", 'env is no mapping of names to values; give it as -e \'{"env": {"NAME": "value"}}\''),
+        ("[A, B]", 'env is no mapping of names to values; give it as -e \'{"env": {"NAME": "value"}}\''),
+        (["A"], 'env is no mapping of names to values; give it as -e \'{"env": {"NAME": "value"}}\''),
+        (5, 'env is no mapping of names to values; give it as -e \'{"env": {"NAME": "value"}}\''),
+        (None, 'env is no mapping of names to values; give it as -e \'{"env": {"NAME": "value"}}\''),
+        ("{A: 1", 'env is no mapping of names to values; give it as -e \'{"env": {"NAME": "value"}}\''),
+        ("A: b: c", 'env is no mapping of names to values; give it as -e \'{"env": {"NAME": "value"}}\''),
+        (
+            "!!python/object:os.system {}",
+            'env is no mapping of names to values; give it as -e \'{"env": {"NAME": "value"}}\'',
+        ),
     ],
 )
 def test_no_mapping(value: Any, message: str) -> None:

@@ -120,7 +120,8 @@ def test_a_busy_node_names_its_job_and_frees_the_others(nodes: list[LocalNode], 
         gang_of(nodes, bundle).prepare()
     assert str(caught.value) == (
         "node1 runs job other-job, which trainer started at 2026-11-22T17:30:00+01:00, and a node runs one job at a "
-        "time; wait for it, or leave the node out with --limit. Nothing was started on any node."
+        f"time; wait for it, end it there with: kill {nodes[1].supervisor()}, or leave the node out with "
+        "--limit. Nothing was started on any node."
     )
     assert [node.jobs for node in nodes] == [[], ["other-job"]]
     assert nodes[1].follow(wait_seconds=0, job="other-job")[0]["state"] == "running"

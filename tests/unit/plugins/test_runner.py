@@ -89,8 +89,7 @@ def order(tmp_path: Path, text: str, **changes: Any) -> runner.Order:
         ({"env": {"RANK": "0"}}, "env sets RANK, which makes Lightning start no ranks and hang; remove it"),
         (
             {"script": "/etc/passwd"},
-            "script /etc/passwd is outside project_dir PROJECT; only the project is copied to the nodes, so name the "
-            "script relative to it, or set -e project_dir=",
+            "script /etc/passwd is an absolute path; name it relative to project_dir PROJECT",
         ),
         (
             {"bundle_max_mb": 0},

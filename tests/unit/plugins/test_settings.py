@@ -89,7 +89,7 @@ def test_values_are_templated_in_the_context_of_the_host() -> None:
         ],
         (
             {"job_env": ["A=1"]},
-            "gpu-1: job_env is a list, not a mapping of names to values",
+            'gpu-1: job_env is no mapping of names to values; give it as -e \'{"env": {"NAME": "value"}}\'',
         ),
         (
             {"job_env": {"LOCAL_RANK": "0"}},
