@@ -120,10 +120,10 @@ class Gang:
     # ------------------------------------------------------------------------------------------------------- starting
 
     def prepare(self, dry: bool = False) -> Topology:
-        """Make every node ready, or none: checks, the claim, the code.
+        """Make every node ready, or none: checks, the hold on it, the code.
 
         Args:
-            dry: only check; claim and copy nothing.
+            dry: only check; hold and copy nothing.
 
         Raises:
             JobError: names every node that could not, with its reason; the others are as they were before.

@@ -159,8 +159,8 @@ def read_by_playbooks() -> set[str]:
 
 EXAMPLES = {"cluster_address": "10.0.0.11", "job_env": {"NCCL_DEBUG": "WARN"}}
 """Commented with an example, for want of a default."""
-NOT_TO_BE_SET = {"node_env_job", "python_env_uv_version"}
-"""The first is for run.yml's own rendering, the second is tested together with the role."""
+NOT_TO_BE_SET = {"python_env_uv_version"}
+"""Tested together with the role."""
 IN_WORDS = {"python_env_requirements": "requirements.txt of this repository"}
 
 
