@@ -7,8 +7,10 @@ from __future__ import annotations
 import ast
 import functools
 import os
+import re
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ansible import constants as C
@@ -20,6 +22,7 @@ from ansible.playbook.task import Task
 from ansible.plugins.loader import become_loader, connection_loader
 from ansible.template import Templar
 from ansible_collections.thunderhead.cluster.plugins.module_utils import agent
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import MARK
 
 # Python's -I and -S leave the user's environment and site-packages out, which also halves the time that an interpreter
 # takes to start.
@@ -31,35 +34,61 @@ LOADER = (
 
 
 class NodeError(Exception):
-    """What one node could not do. ``str()`` is a sentence that begins with the node's name."""
+    """What one node could not do. ``str()`` is a sentence that begins with the node's name; ``facts`` are for code."""
 
-    def __init__(self, host: str, state: str) -> None:
+    def __init__(self, host: str, state: str, **facts: Any) -> None:
         super().__init__(f"{host} {state}")
         self.host = host
+        self.facts = facts
 
 
 class Unreachable(NodeError):
     """The node gave no reply: what happened there is not known."""
 
 
+# Makes the modules of {name: text} as an import would, without files; each finds those before it in sys.modules.
+INSTALLER = """\
+import sys
+for name, text in {modules!a}.items():
+    module = sys.modules[name] = type(sys)(name)
+    exec(compile(text, name, 'exec'), vars(module))
+"""
+
+
 @functools.cache
-def _agent_source() -> bytes:
-    with open(agent.__file__, "rb") as file:
-        return file.read()
+def _modules() -> dict[str, str]:
+    """The agent's modules, by their names in full."""
+    return {f"{agent.__name__}.{path.stem}": path.read_text() for path in Path(agent.__path__[0]).glob("[a-z]*.py")}
+
+
+@functools.cache
+def program(op: str) -> bytes:
+    """Return the text of the agent's modules that answer requests of the name ``op``, imported ones first."""
+    needed: dict[str, str] = {}
+
+    def add(name: str) -> None:
+        for imported in re.findall(rf"^from ({re.escape(agent.__name__)}\.\w+) import", _modules()[name], re.MULTILINE):
+            add(imported)
+        needed.setdefault(name, _modules()[name])
+
+    (answering,) = (name for name, text in _modules().items() if f"@operation\ndef {op}(" in text)
+    add(answering)
+    return (INSTALLER.format(modules=needed) + f"from {agent.__name__}.protocol import answer\n").encode()
 
 
 @functools.lru_cache(maxsize=4)
-def frame(request: str, payload: bytes = b"") -> bytes:
+def frame(op: str, request: str, payload: bytes = b"") -> bytes:
     """Return the bytes for the standard input of the agent's interpreter.
 
     Cached: nodes that are asked the same share one copy.
 
     Args:
-        request: as a Python literal.
+        op: name of the operation.
+        request: with the operation, as a Python literal.
         payload: what comes with it.
     """
-    program = b"%b\nanswer(%b)\n" % (_agent_source(), request.encode())
-    return b"%d\n%b%b" % (len(program), program, payload)
+    text = b"%banswer(%b)\n" % (program(op), request.encode())
+    return b"%d\n%b%b" % (len(text), text, payload)
 
 
 class Channel:
@@ -79,7 +108,7 @@ class Channel:
             NodeError: the node refused, or cannot run the agent.
         """
         command = f"{shlex.quote(self._python)} -I -S -c {shlex.quote(LOADER)}"
-        return self._parse(*self._execute(command, frame(ascii(dict(request)), payload)))
+        return self._parse(*self._execute(command, frame(request["op"], ascii(dict(request)), payload)))
 
     def put(self, path: str, data: bytes) -> None:
         """Make the file ``path`` appear on the node, whole and readable by nobody else.
@@ -113,7 +142,7 @@ class Channel:
 
     def _parse(self, code: int, output: bytes, errors: str) -> tuple[dict[str, Any], bytes]:
         # A login shell may print before the agent does, so the reply begins at the mark.
-        start = output.find(agent.MARK.encode())
+        start = output.find(MARK.encode())
         line_end = output.find(b"\n", start)
         if start < 0 or line_end < 0:
             raise self._no_reply(code, errors)
@@ -125,7 +154,7 @@ class Channel:
             raise Unreachable(self.host, f"is unreachable: its reply broke off, {_last_line(errors)}")
         reply: dict[str, Any] = ast.literal_eval(output[body:payload].decode())
         if not reply.pop("ok"):
-            raise NodeError(self.host, reply["refusal"])
+            raise NodeError(self.host, reply.pop("refusal"), **reply)
         return reply, output[payload:end]
 
     def _no_reply(self, code: int, errors: str) -> NodeError:

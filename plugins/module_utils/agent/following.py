@@ -1,0 +1,83 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""A job is watched, and stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import (
+    GOING_ON,
+    POLL_SECONDS,
+    Holder,
+    as_owner,
+    job_directory,
+    job_state,
+    unit_name,
+)
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import has_systemd
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.processes import (
+    descendants,
+    marked,
+    run_command,
+    signal_processes,
+)
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import operation
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's start
+    from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Reply, Request
+
+
+@operation
+def follow(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
+    """Wait for news of the job.
+
+    Request: offset (bytes of the log already known), wait_seconds, linger_seconds (after the first news, to gather
+    more), max_bytes, quiet (log growth alone is no news until ``max_bytes`` have gathered). Reply: the job's state and
+    the new offset; payload: the log from the old offset on.
+    """
+    holder, job_dir = Holder(request), as_owner(request)
+    offset, most = request["offset"], request["max_bytes"]
+    enough = most if request["quiet"] else 1
+    deadline = time.monotonic() + request["wait_seconds"]
+    with open(os.path.join(job_dir, "log"), "rb") as log:
+        while True:
+            state = job_state(job_dir, holder)
+            size = os.fstat(log.fileno()).st_size - offset
+            left = deadline - time.monotonic()
+            if state["state"] not in GOING_ON or size >= most or left <= 0:
+                break
+            if size >= enough:
+                deadline, enough = min(deadline, time.monotonic() + request["linger_seconds"]), most
+                continue
+            time.sleep(min(POLL_SECONDS, max(left, 0)))
+        log.seek(offset)
+        data = log.read(most)
+        state["more"] = os.fstat(log.fileno()).st_size > offset + len(data)
+    return {**state, "offset": offset + len(data)}, data
+
+
+@operation
+def stop(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
+    """End the job: TERM to all its processes, a grace, KILL. Request: grace_seconds. Reply: the job's state."""
+    import signal
+
+    holder, job_dir = Holder(request), job_directory(request)
+    supervisor = holder.pid()
+    if supervisor:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(supervisor, signal.SIGTERM)  # it tells all the others, and waits for them
+        deadline = time.monotonic() + request["grace_seconds"] + 3
+        while holder.pid() and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+        if holder.pid():
+            signal_processes([*descendants(supervisor), supervisor], signal.SIGKILL)
+    if os.geteuid() == 0 and has_systemd():
+        run_command(["systemctl", "kill", "--signal=KILL", unit_name(request)])  # what outlived its supervisor
+    elif not holder.pid():
+        signal_processes(marked(job_dir), signal.SIGKILL)
+    as_owner(request)
+    return job_state(job_dir, holder), b""

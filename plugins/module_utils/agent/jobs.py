@@ -1,0 +1,165 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""Jobs on this machine: their folders, their state, and which of them holds the node."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import User
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's start
+    from typing import Any
+
+    from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Request
+
+GOING_ON = ("prepared", "running")
+"""The states of a job that has not ended."""
+BUNDLE_MTIME = 946684800
+"""Modification time, seconds since 1970, of every file that came with the code: what differs was written by the job."""
+POLL_SECONDS = 0.05
+"""How often a process that waits looks again."""
+
+
+def unit_name(request: Request) -> str:
+    """Return the name of the request's job as a systemd unit."""
+    return f"thunderhead-{request['job']['id']}.scope"
+
+
+def job_directory(request: Request) -> str:
+    """Return the folder of the request's job."""
+    return os.path.join(request["directory"], "jobs", request["job"]["id"])
+
+
+def gate_path(request: Request) -> str:
+    """Return the file whose appearance starts the request's prepared job; only the agent's own user can write it."""
+    return job_directory(request) + ".start"
+
+
+def bundle_path(request: Request) -> str:
+    """Return where the request's bundle lies once this node has it."""
+    return os.path.join(request["directory"], "bundles", request["bundle"])
+
+
+def write_file(path: str, data: bytes, mode: int, durable: bool = False) -> None:
+    """Replace ``path`` as a whole: a reader sees the old content or the new, never a part."""
+    part = f"{path}.{os.getpid()}"
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            if durable:  # not for what is read within the second: a sync costs 16 nodes on one disk most of their start
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(part)
+        raise
+
+
+def read_json(path: str) -> dict[str, Any] | None:
+    """Return the JSON object in ``path``, or None if there is none."""
+    import json
+
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW)) as file:
+            found = json.load(file)
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def hold(request: Request) -> None:
+    """Hold the node for the request's job as long as this process or a fork of it lives, or refuse.
+
+    The kernel lets go of the lock when its holder ends, however it ends: there is no stale one.
+    """
+    jobs = os.path.join(request["directory"], "jobs")
+    lock = os.open(os.path.join(jobs, "lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    deadline = time.monotonic() + 0.2  # whoever only looks (holder) has it for a moment
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                job = read_current(jobs)
+                if job["id"] == request["job"]["id"]:
+                    raise Refusal(
+                        f"has the cluster_dir {request['directory']} of another host of the inventory on the same "
+                        "machine; give each its own"
+                    ) from None
+                raise Refusal(
+                    "runs job {id}, which {user} started at {start}, and a node runs one job at a time; wait for it, "
+                    "end it there with: kill {pid}, or leave the node out with --limit".format(**job)
+                ) from None
+            time.sleep(0.01)
+    write_current(request, os.getpid())
+
+
+def write_current(request: Request, pid: int) -> None:
+    """Write down who holds the node: the job's id, its user, its start and the process, a line each."""
+    job = request["job"]
+    text = f"{job['id']}\n{job['user']}\n{job['start']}\n{pid}\n"
+    write_file(os.path.join(request["directory"], "jobs", "current"), text.encode(), 0o644)
+
+
+def read_current(jobs: str) -> dict[str, str]:
+    """Return id, user, start and pid as ``write_current`` wrote them."""
+    lines: list[str] = []
+    with contextlib.suppress(OSError), open(os.path.join(jobs, "current")) as file:
+        lines = file.read().split("\n")
+    return dict(zip(("id", "user", "start", "pid"), [*lines, *"????"]))
+
+
+class Holder:
+    """Who holds the node. Made before this process gives up its rights: the lock is not the job user's to open."""
+
+    def __init__(self, request: Request) -> None:
+        """Open the lock; a node without one has no holder."""
+        self._job = request["job"]["id"]
+        self._jobs = os.path.join(request["directory"], "jobs")
+        self._lock = None
+        with contextlib.suppress(OSError):
+            self._lock = os.open(os.path.join(self._jobs, "lock"), os.O_RDWR | os.O_NOFOLLOW)
+
+    def pid(self) -> int | None:
+        """Return the id of the supervisor of the request's job, or None if none lives."""
+        if self._lock is None:
+            return None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            current = read_current(self._jobs)
+            return int(current["pid"]) if current["id"] == self._job else None
+        fcntl.flock(self._lock, fcntl.LOCK_UN)
+        return None
+
+
+def job_state(job_dir: str, holder: Holder) -> dict[str, Any]:
+    """Return the job's state; a job whose supervisor ended without its last word is ``lost``."""
+    alive = holder.pid() is not None  # before the file: a supervisor writes its last word, then lets go of the lock
+    state = read_json(os.path.join(job_dir, "state.json")) or {"state": "prepared"}
+    if state["state"] in GOING_ON and not alive:
+        state["state"] = "lost"
+    return state
+
+
+def as_owner(request: Request) -> str:
+    """Become the owner of the job's directory, for good: what a job wrote is read with the job's own rights."""
+    import pwd
+
+    job_dir = job_directory(request)
+    try:
+        owner = os.lstat(job_dir).st_uid
+    except OSError:
+        raise Refusal(f"has no job {request['job']['id']}") from None
+    if os.geteuid() == 0 and owner:
+        User(pwd.getpwuid(owner).pw_name).become()
+    return job_dir

@@ -1,0 +1,183 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""A job is made ready: checks, the hold on the node, the code, and the process that waits to start it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import (
+    BUNDLE_MTIME,
+    Holder,
+    bundle_path,
+    gate_path,
+    hold,
+    job_directory,
+    unit_name,
+    write_current,
+    write_file,
+)
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import (
+    User,
+    check_port_free,
+    check_port_range,
+    check_space,
+    has_systemd,
+    locate_address,
+)
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.processes import run_command
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, operation
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.supervising import supervise
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's start
+    from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Reply, Request
+
+
+@operation
+def prepare(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
+    """Check that the job can start here, hold the node for it, and lay out its directory.
+
+    Request: directory, user, job {id, user, start}, address (or None), master_port (on the head, else None), bundle
+    (its SHA-256), size (bytes, unpacked), dry (look only). Reply: address, interface, python, job_dir, gate (the file
+    whose appearance starts the job), and has_bundle: if not, a ``deliver`` must follow.
+    """
+    directory = request["directory"]
+    python = os.path.join(directory, "env", "bin", "python")
+    if not os.path.exists(python) or not os.path.isdir(os.path.join(directory, "jobs")):
+        raise Refusal(
+            f"was never set up: there is no {python if os.path.isdir(directory) else directory}; "
+            "run: ansible-playbook setup.yml"
+        )
+    user = User(request["user"])
+    address, interface = locate_address(request["address"])
+    if request["master_port"]:
+        check_port_range(request["master_port"])
+        check_port_free(request["master_port"], user.uid)
+    check_space(directory, 2 * request["size"] + 2**24)
+    reply = {
+        "address": address,
+        "interface": interface,
+        "python": os.path.join(os.path.realpath(os.path.join(directory, "env")), "bin", "python"),
+        "job_dir": job_directory(request),
+        "gate": gate_path(request),
+        "has_bundle": os.path.exists(bundle_path(request)),
+    }
+    if request["dry"]:
+        return reply, b""
+    hold(request)
+    try:
+        os.mkdir(job_directory(request), 0o700)
+        if os.geteuid() == 0:
+            os.chown(job_directory(request), user.uid, user.gid)
+        if reply["has_bundle"]:
+            unpack(request, user)
+        fork_supervisor(request, user)
+    except BaseException:
+        discard(request, b"")
+        raise
+    return reply, b""
+
+
+@operation
+def deliver(request: Request, payload: bytes) -> tuple[Reply, bytes]:
+    """Store the bundle, ``payload`` compressed, and unpack it into the prepared job. Request: as for ``prepare``."""
+    import hashlib
+    import zlib
+
+    try:
+        archive = b""
+        with contextlib.suppress(zlib.error):  # what is damaged does not match either
+            archive = zlib.decompress(payload)
+        if hashlib.sha256(archive).hexdigest() != request["bundle"]:
+            raise Refusal("received a bundle that does not match its SHA-256; run the playbook again")
+        write_file(bundle_path(request), archive, 0o600, durable=True)
+        unpack(request, User(request["user"]))
+    except BaseException:
+        discard(request, b"")
+        raise
+    return {}, b""
+
+
+def unpack(request: Request, user: User) -> None:
+    """Lay this job's own copy of the code into ``work/``. The bundle's format is in ``bundle.py``."""
+    work = os.path.join(job_directory(request), "work")
+    with open(bundle_path(request), "rb") as bundle, user.acting():
+        os.mkdir(work, 0o700)
+        made = {work}
+        header = bundle.read(int(bundle.readline())).split(b"\0")
+        for path, kind, value in zip(header[0::3], header[1::3], header[2::3]):
+            target = os.path.join(work, os.fsdecode(path))
+            if os.path.dirname(target) not in made:
+                os.makedirs(os.path.dirname(target), 0o755, exist_ok=True)
+                made.add(os.path.dirname(target))
+            if kind == b"link":
+                os.symlink(value, target)
+                continue
+            mode = 0o755 if kind == b"program" else 0o644
+            with open(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+                file.write(bundle.read(int(value)))
+            os.utime(target, (BUNDLE_MTIME, BUNDLE_MTIME))
+
+
+@operation
+def discard(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
+    """Undo ``prepare`` for a job that never started here; returns when the node is free again."""
+    import shutil
+
+    holder, job_dir = Holder(request), job_directory(request)
+    if not os.path.exists(os.path.join(job_dir, "state.json")):
+        for path in (gate_path(request), gate_path(request) + ".part"):
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+        shutil.rmtree(job_dir, ignore_errors=True)  # the supervisor sees it
+        deadline = time.monotonic() + 2
+        while holder.pid() not in (None, os.getpid()) and time.monotonic() < deadline:
+            time.sleep(0.01)
+    return {}, b""
+
+
+def fork_supervisor(request: Request, user: User) -> None:
+    """Leave a process behind that outlives the connection and waits to be told to start the job."""
+    with user.acting():
+        log = os.open(os.path.join(job_directory(request), "log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setsid()
+            nothing = os.open(os.devnull, os.O_RDONLY)
+            for source, target in ((nothing, 0), (log, 1), (log, 2)):
+                os.dup2(source, target)
+            supervise(request, user)
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()  # into the job's log
+        finally:
+            sys.stderr.flush()
+            os._exit(0)
+    os.close(log)
+    write_current(request, pid)
+    if os.geteuid() == 0 and has_systemd():
+        adopt(unit_name(request), pid)
+
+
+def adopt(unit: str, pid: int) -> None:
+    """Have systemd put a process into a unit of its own: its control group holds all of a job, so a stop ends it all.
+
+    A scope, which takes a process that runs already; systemd-run would start one more interpreter per node.
+    """
+    properties = [
+        *("PIDs", "au", "1", str(pid)),
+        *("KillMode", "s", "control-group"),
+        *("CollectMode", "s", "inactive-or-failed"),
+        *("TasksMax", "t", str(2**64 - 1)),  # data loader workers
+    ]
+    systemd = ["org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager"]
+    method = ["StartTransientUnit", "ssa(sv)a(sa(sv))", unit, "fail", "4", *properties, "0"]
+    code, said = run_command(["busctl", "--quiet", "call", *systemd, *method])
+    if code:
+        raise Refusal(f"could not make the job's unit {unit}: {said}")
