@@ -14,18 +14,31 @@ from ansible.utils.display import Display
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import runner
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.interrupts import Interrupted, Interrupts
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.inventory import Inventory
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import Order
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import require_hosts
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "script": {"type": "str", "default": ""},
     "args": {"type": "raw", "default": ""},
-    "project_dir": {"type": "path", "required": True},
+    "project_dir": {"type": "path"},
     "env": {"type": "raw", "default": {}},
+    "launcher": {"type": "str", "choices": ["", "lightning", "torchrun"], "default": ""},
+    "devices": {"type": "str", "default": ""},
+    "resume": {"type": "str", "default": ""},
+    "rerun": {"type": "str", "default": ""},
     "logs": {"type": "str", "choices": ["head", "all", "none"], "default": "head"},
+    "collect": {"type": "str", "choices": ["head", "all", "none"], "default": "head"},
+    "detach": {"type": "bool", "default": False},
+    "on_interrupt": {"type": "str", "choices": ["detach", "stop"], "default": "detach"},
+    "wait": {"type": "int", "default": 0},
+    "keep": {"type": "int"},
     "runs_dir": {"type": "path", "default": "runs"},
     "bundle_max_mb": {"type": "int", "default": 100},
     "node_timeout_seconds": {"type": "int", "default": 30},
+    "stall_timeout_seconds": {"type": "int", "default": 0},
+    "rendezvous_timeout_seconds": {"type": "int", "default": 120},
     "stop_grace_seconds": {"type": "int", "default": 10},
 }
 
@@ -50,26 +63,52 @@ class ActionModule(ActionBase):
         """Run the job; see the module of the same name for arguments and results."""
         result: dict[str, Any] = super().run(tmp, task_vars)
         _validation, arguments = self.validate_argument_spec(ARGUMENTS)
-        order = runner.Order(
-            script=arguments["script"],
-            args=arguments["args"],
-            project=Path(os.path.abspath(arguments["project_dir"])),
-            env=arguments["env"],
-            runs=Path(os.path.abspath(arguments["runs_dir"])),
-            logs=arguments["logs"],
-            bundle_max_mb=arguments["bundle_max_mb"],
-            node_timeout_seconds=arguments["node_timeout_seconds"],
-            grace_seconds=arguments["stop_grace_seconds"],
-        )
         inventory = Inventory(self, task_vars or {})
+        interrupts = Interrupts()
+        say = Display().display
         try:
             require_whole_words(inventory.stray_words)
+            require_hosts(inventory.taking_part)
+            order = as_order(arguments)
             hosts = inventory.taking_part
-            require_hosts(hosts)
-            gang = runner.plan(order, inventory.settings(hosts), inventory.open_channel)
+            cluster = inventory.settings(inventory.cluster if order.resume else hosts)
+            desk = runner.Desk(say, interrupts, cluster, hosts, inventory.open_channel)
             if self._task.check_mode:
-                topology = gang.prepare(dry=True)
-                return {**result, "changed": True, "msg": f"would start {order.script} on {topology.world_size} nodes"}
-            return {**result, "changed": True, **runner.run(order, gang, Display().display, inventory.open_channel)}
+                world_size = runner.check(order, desk)
+                return {**result, "changed": True, "msg": f"would start {order.script} on {world_size} nodes"}
+            return {**result, "changed": True, **runner.run(order, desk)}
+        except runner.Stopped as stopped:
+            say(str(stopped))
+            interrupts.interrupt_playbook()
+        except Interrupted:
+            pass
         except (JobError, NodeError) as error:
             raise AnsibleActionFail(str(error)) from error
+        return {**result, "failed": True, "msg": "interrupted"}
+
+
+def as_order(arguments: dict[str, Any]) -> Order:
+    """Return the order in the arguments of an action; those it does not have get their defaults."""
+    given: dict[str, Any] = {name: about.get("default") for name, about in ARGUMENTS.items()} | arguments
+    return Order(
+        script=given["script"],
+        args=given["args"],
+        project=Path(os.path.abspath(given["project_dir"])) if given["project_dir"] else None,
+        env=given["env"],
+        runs=Path(os.path.abspath(given["runs_dir"])),
+        logs=given["logs"],
+        launcher=given["launcher"],
+        devices=given["devices"],
+        resume=given["resume"],
+        rerun=given["rerun"],
+        detach=given["detach"],
+        on_interrupt=given["on_interrupt"],
+        wait_seconds=given["wait"],
+        collect=given["collect"],
+        keep=given["keep"],
+        bundle_max_mb=given["bundle_max_mb"],
+        node_timeout_seconds=given["node_timeout_seconds"],
+        stall_timeout_seconds=given["stall_timeout_seconds"],
+        rendezvous_timeout_seconds=given["rendezvous_timeout_seconds"],
+        grace_seconds=given["stop_grace_seconds"],
+    )

@@ -1,69 +1,343 @@
 # Copyright (c) The Thunderhead developers
 # Licensed under the Apache License, Version 2.0 (see LICENSE)
-"""What a rank wrote into its working directory, brought to the controller in bounded pieces."""
+"""What a job wrote into its working directories, brought to the controller in bounded pieces."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
+import hashlib
+import os
+import shutil
+import threading
+import time
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import Channel
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError, Unreachable
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.fan_out import fan_out
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import Record
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import Node
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import amount, listed, shown
 
 BATCH_BYTES = 8 * 2**20
-"""The most that one reply carries; also what the controller holds in memory."""
+"""The most that one reply carries; also what the controller holds in memory for a node."""
+NODES_AT_ONCE = 8
+"""How many nodes are read from at the same time."""
+PAGE_FILES = 2000
+"""The most files that a reply lists."""
+REMEMBERED_FILES = 10_000
+"""Of a node that has more to fetch than this, the list is asked for once more instead of kept."""
+RETRY_SECONDS = 1
+"""How long to wait before a node that was unreachable is asked again."""
+ROUNDS = 3
+"""How often a file is tried that changes while it is read."""
+NO_LIMIT_SECONDS = 10**7
+"""For what is bounded per request, not as a whole."""
 
-Part = tuple[str, int, int]
-"""Path, offset in bytes, length in bytes."""
+
+@dataclass(frozen=True)
+class File:
+    """A file as a node lists it: path below its working directory, bytes, modification time (ns since 1970)."""
+
+    name: str
+    size: int
+    mtime_ns: int
 
 
-def batches(files: Sequence[tuple[str, int]], limit: int = BATCH_BYTES) -> Iterator[list[Part]]:
-    """Yield lists of parts, each of at most ``limit`` bytes and 1,000 parts, that cover ``files`` (path, size)."""
-    batch: list[Part] = []
-    room = limit
-    for path, size in files:
-        offset = 0
+Part = tuple[File, int, int]
+"""A file, an offset and a length in bytes."""
+
+
+class Source:
+    """One node that is read from. What it does not answer is asked again, within the time-out."""
+
+    def __init__(self, gang: Gang, host: str, timeout_seconds: float) -> None:
+        self.host = host
+        self._gang = gang
+        self._timeout = timeout_seconds
+        self._bytes = 2**20
+
+    @property
+    def batch_bytes(self) -> int:
+        """How much to ask for at once: through a thin line little, or no piece would arrive within the time-out."""
+        return self._bytes
+
+    def ask(self, op: str, **more: Any) -> tuple[dict[str, Any], bytes]:
+        """Return the node's answer.
+
+        Raises:
+            NodeError: it refuses, or was unreachable for as long as the time-out.
+        """
+        began = time.monotonic()
         while True:
-            length = min(size - offset, room)
-            batch.append((path, offset, length))
+            asked = time.monotonic()
+            replies, errors = self._gang.ask(op, self._timeout, hosts=[self.host], **more)
+            now = time.monotonic()
+            if self.host in replies:
+                if now - asked < 1:
+                    self._bytes = min(2 * self._bytes, BATCH_BYTES)
+                elif now - asked > 4:
+                    self._bytes = max(self._bytes // 2, 2**16)
+                return replies[self.host]
+            if not isinstance(errors[self.host], Unreachable) or now - began >= self._timeout:
+                raise errors[self.host]
+            time.sleep(RETRY_SECONDS)
+
+    def files(self) -> Iterator[File]:
+        """Yield what the job wrote on this node, asked for page by page."""
+        after, more = "", True
+        while more:
+            reply, data = self.ask("artifacts", after=after, most=PAGE_FILES)
+            fields = data.split(b"\0")
+            for name, size, mtime_ns in zip(fields[0::3], fields[1::3], fields[2::3], strict=False):
+                after = os.fsdecode(name)
+                yield File(after, int(size), int(mtime_ns))
+            more = reply["more"] and bool(data)
+
+
+class Store:
+    """Where a node's files go. No name that a node makes up, and no link, leads out of the job's folder.
+
+    A file that is not complete lies in the record's folder ``incomplete/``, with the modification time of what it is
+    to become: so a later transfer knows whether it can go on, and never joins the parts of two versions.
+    """
+
+    def __init__(self, record: Record, folder: str) -> None:
+        """Make nothing yet.
+
+        Args:
+            record: the job's folder.
+            folder: below artifacts/, with a slash at its end; "" for artifacts/ itself.
+        """
+        self._record = record
+        self._folder = folder
+        self._incomplete = record.path / "incomplete"
+
+    def allows(self, file: File) -> bool:
+        """Whether the name stays in the folder."""
+        return self._record.artifact_path(self._folder + file.name) is not None
+
+    def missing(self, file: File) -> int:
+        """Return how many bytes are still to be fetched."""
+        return 0 if self.has(file) else file.size - self.begun(file)
+
+    def has(self, file: File) -> bool:
+        """Whether the file has arrived in this version."""
+        with contextlib.suppress(OSError), self._opened(file, make=False) as (folder, name):
+            entry = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            is_regular = entry.st_mode & 0o170000 == 0o100000
+            return is_regular and (entry.st_size, entry.st_mtime_ns) == (file.size, file.mtime_ns)
+        return False
+
+    def begun(self, file: File) -> int:
+        """Return how many bytes of this version have arrived, the file being incomplete."""
+        with contextlib.suppress(OSError):
+            entry = os.lstat(self._part(file))
+            if entry.st_mtime_ns == file.mtime_ns and entry.st_size < file.size:
+                return entry.st_size
+        return 0
+
+    def write(self, part: Part, data: bytes) -> None:
+        """Write a piece, and put the file in its place with the last."""
+        file, offset, length = part
+        path = self._part(file)
+        path.parent.mkdir(exist_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | (0 if offset else os.O_TRUNC)
+        descriptor = os.open(path, flags, 0o644)
+        try:
+            written = 0
+            while written < length:
+                written += os.pwrite(descriptor, data[written:], offset + written)
+        except OSError:  # a full disk; what had arrived before is kept
+            os.ftruncate(descriptor, offset)
+            raise
+        finally:
+            os.utime(descriptor, ns=(file.mtime_ns, file.mtime_ns))
+            os.close(descriptor)
+        if offset + length == file.size:
+            with self._opened(file, make=True) as (folder, name):
+                os.rename(path, name, dst_dir_fd=folder)
+
+    def drop(self, file: File) -> None:
+        """Forget what has arrived of a file that has changed."""
+        self._part(file).unlink(missing_ok=True)
+
+    def _part(self, file: File) -> Path:
+        digest = hashlib.sha256(os.fsencode(self._folder + file.name)).hexdigest()
+        return self._incomplete / f"{digest[:32]}.part"  # a name of full length has no room for a suffix
+
+    @contextlib.contextmanager
+    def _opened(self, file: File, make: bool) -> Iterator[tuple[int, str]]:
+        """Give a descriptor of the folder that the file belongs in, and the file's name; no link is followed."""
+        *folders, name = (self._folder + file.name).split("/")
+        folder = os.open(self._record.path / "artifacts", os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            for below in folders:
+                if make:
+                    with contextlib.suppress(FileExistsError):
+                        os.mkdir(below, dir_fd=folder)
+                descriptor = os.open(below, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
+                os.close(folder)
+                folder = descriptor
+            yield folder, name
+        finally:
+            os.close(folder)
+
+
+class Transfer:
+    """What one node wrote, on its way."""
+
+    def __init__(self, source: Source, store: Store) -> None:
+        """Ask for nothing yet."""
+        self._source = source
+        self._store = store
+        self._wanted: list[File] | None = None
+        self._refused: list[str] = []
+
+    def measure(self) -> int:
+        """Return how many bytes are still to be fetched.
+
+        Raises:
+            NodeError: the node could not be read.
+        """
+        wanted: list[File] | None = []
+        total = 0
+        for file in self._source.files():
+            if not self._store.allows(file):
+                self._refused.append(file.name)
+            elif not self._store.has(file):
+                total += self._store.missing(file)
+                if wanted is not None:
+                    wanted.append(file)
+                    wanted = wanted if len(wanted) <= REMEMBERED_FILES else None
+        self._wanted = wanted
+        return total
+
+    def fetch(self) -> list[str]:
+        """Fetch it; return what the user should know about single files.
+
+        Raises:
+            NodeError: the node could not be read.
+            OSError: the controller could not write.
+        """
+        failed: dict[str, list[str]] = {}
+        if self._refused:
+            failed["their names would leave the folder"] = self._refused
+        for _round in range(ROUNDS):
+            changed = self._fetch_once()
+            self._wanted = None
+            if not changed:
+                break
+        else:
+            failed["they change while they are read"] = sorted(changed)
+        return [
+            f"not collected from {self._source.host}, because {why}: {listed(names)}" for why, names in failed.items()
+        ]
+
+    def _fetch_once(self) -> set[str]:
+        """Fetch what is missing; return the names of files that changed meanwhile."""
+        changed: set[str] = set()
+        files = self._source.files() if self._wanted is None else self._wanted
+        wanted = (file for file in files if self._store.allows(file) and not self._store.has(file))
+        for batch in batches(((file, self._store.begun(file)) for file in wanted), self._source, changed):
+            parts = [(file.name, offset, length) for file, offset, length in batch]
+            reply, data = self._source.ask("read", parts=parts)
+            position = 0
+            for part, (length, size, mtime_ns) in zip(batch, reply["parts"], strict=True):
+                file = part[0]
+                if (length, size, mtime_ns) != (part[2], file.size, file.mtime_ns):
+                    changed.add(file.name)
+                    self._store.drop(file)
+                elif file.name not in changed:
+                    self._store.write(part, data[position : position + length])
+                position += length
+        return changed
+
+
+def batches(files: Iterable[tuple[File, int]], source: Source, given_up: Collection[str] = ()) -> Iterator[list[Part]]:
+    """Yield lists of parts, each of at most ``source.batch_bytes`` bytes and 1,000 parts, that cover ``files``.
+
+    Args:
+        files: and the offset from which on each is wanted; asked for only as far as needed.
+        source: says anew for each batch how large it may be.
+        given_up: names of files of which no more is wanted; may grow meanwhile.
+    """
+    batch: list[Part] = []
+    room = source.batch_bytes
+    for file, begun in files:
+        offset = begun
+        while file.name not in given_up:
+            length = min(file.size - offset, room)
+            batch.append((file, offset, length))
             offset += length
             room -= length
             if room == 0 or len(batch) == 1000:
                 yield batch
-                batch, room = [], limit
-            if offset >= size:
+                batch, room = [], source.batch_bytes
+            if offset >= file.size:
                 break
     if batch:
         yield batch
 
 
-def collect(channel: Channel, request: Callable[[str], Mapping[str, Any]], record: Record) -> list[str]:
-    """Copy what one rank wrote to ``runs/<id>/artifacts/``.
+def collect(
+    gang: Gang, which: str, record: Record, node_timeout_seconds: float, lost: Collection[str] = ()
+) -> list[str]:
+    """Bring what the job wrote to ``runs/<id>/artifacts/``; called again, it goes on where it ended.
 
     Args:
-        channel: to the rank's node.
-        request: gives the fields every request for this job has, for an operation's name.
-        record: the job's folder.
+        gang: the job's nodes; they are asked from several threads.
+        which: ``head`` (rank 0, right below artifacts/), ``all`` (each into artifacts/rank<k>-<host>/) or ``none``.
+        record: the job's folder, which is there.
+        node_timeout_seconds: a node that is unreachable for this long is given up.
+        lost: hosts that need not be tried.
 
     Returns:
-        The names that were refused because they would leave the folder.
-
-    Raises:
-        NodeError: the node could not be read.
-        OSError: the controller could not write.
+        What the user should know, a sentence each; empty if all is there.
     """
-    listing, _payload = channel.call(request("artifacts"))
-    targets = {name: record.artifact_path(name) for name, _size in listing["files"]}
-    wanted = [(name, size) for name, size in listing["files"] if targets[name] is not None]
-    for batch in batches(wanted):
-        reply, data = channel.call({**request("read"), "parts": batch})
-        position = 0
-        for (name, offset, _length), length in zip(batch, reply["lengths"], strict=True):
-            target = targets[name]
-            assert target is not None  # only wanted names are asked for
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with open(target, "r+b" if offset else "wb") as file:
-                file.seek(offset)
-                file.write(data[position : position + length])
-            position += length
-    return sorted(name for name, target in targets.items() if target is None)
+    chosen = {"head": gang.topology.nodes[:1], "all": gang.topology.nodes, "none": []}[which]
+    remedy = f"run: ansible-playbook logs.yml -e job={gang.job_id}"
+    notes = [
+        f"nothing was collected from {node.name}, for it was lost; {remedy}" for node in chosen if node.host in lost
+    ]
+
+    def incomplete(node: Node, error: object) -> str:
+        return (
+            f"what {node.name} wrote is not complete: {error}; it is in the job's work directory there; {remedy} again"
+        )
+
+    nodes = {node.host: node for node in chosen if node.host not in lost}
+    folders = {
+        host: f"{record.log_path(node.rank, host).stem}/" if which == "all" else "" for host, node in nodes.items()
+    }
+    transfers = {
+        host: Transfer(Source(gang, host, node_timeout_seconds), Store(record, folders[host])) for host in nodes
+    }
+    places = threading.Semaphore(NODES_AT_ONCE)
+
+    def measure(transfer: Transfer) -> int:
+        with places:
+            return transfer.measure()
+
+    def fetch(transfer: Transfer) -> list[str] | OSError:
+        with places:
+            try:
+                return transfer.fetch()
+            except OSError as error:
+                return error
+
+    sizes, errors = fan_out(transfers, measure, NO_LIMIT_SECONDS)
+    needed, free = sum(sizes.values()), shutil.disk_usage(record.path).free
+    if needed > free:
+        whole = f"artifacts ({amount(needed)}) do not fit into {record.path} ({amount(free)} free)"
+        return [*notes, f"{whole}; free some space there; {remedy} again"]
+    fetched, more_errors = fan_out({host: transfers[host] for host in sizes}, fetch, NO_LIMIT_SECONDS)
+    for host, node in nodes.items():
+        result = {**fetched, **errors, **more_errors}[host]
+        notes += result if isinstance(result, list) else [incomplete(node, result)]
+    with contextlib.suppress(OSError):
+        (record.path / "incomplete").rmdir()
+    return notes

@@ -24,7 +24,18 @@ class Record:
 
     def __init__(self, runs: Path, job_id: str) -> None:
         self.path = runs / job_id
-        self._data: dict[str, Any] = {"id": job_id}
+        self.data: dict[str, Any] = {"id": job_id}
+
+    @classmethod
+    def read(cls, runs: Path, job_id: str) -> Record | None:
+        """Return the record that an earlier command left, or None."""
+        record = cls(runs, job_id)
+        try:
+            data = json.loads((record.path / "job.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        record.data = data if isinstance(data, dict) else record.data
+        return record
 
     def create(self, **data: Any) -> None:
         """Make the folder and write down what is known before the start."""
@@ -35,9 +46,9 @@ class Record:
 
     def update(self, **data: Any) -> None:
         """Change entries of job.json; the file is replaced as a whole."""
-        self._data.update(data)
-        part = self.path / "job.json.part"
-        part.write_text(json.dumps(self._data, indent=2) + "\n", encoding="utf-8")
+        self.data.update(data)
+        part = self.path / f"job.json.{os.getpid()}"
+        part.write_text(json.dumps(self.data, indent=2) + "\n", encoding="utf-8")
         part.replace(self.path / "job.json")
 
     def log_path(self, rank: int, host: str) -> Path:

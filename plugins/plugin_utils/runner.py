@@ -1,179 +1,331 @@
 # Copyright (c) The Thunderhead developers
 # Licensed under the Apache License, Version 2.0 (see LICENSE)
-"""One job from the command line to its record: snapshot, gang, logs, artifacts, and what the user is told."""
+"""What the commands do: run a job, follow one again, stop one."""
 
 from __future__ import annotations
 
 import datetime
-import getpass
 import platform
 import re
-import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ansible.release import __version__ as ansible_version
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils import artifacts, diagnosis
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import check_script, make_bundle
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import GOING_ON
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils import (
+    artifacts,
+    diagnosis,
+    roster,
+)
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.environment import as_environment
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Ending, Gang, Job, OpenChannel
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.logs import LineReader, RankLog
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import Record, new_job_id
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError, in_one
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.follow import Ending, Following
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang, OpenChannel
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.interrupts import Interrupted, Interrupts
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.launch import Launch
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.logs import RankLog
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.onlooker import Onlooker
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import (
+    Order,
+    described,
+    earlier_job,
+    make_job,
+    store_bundle,
+)
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import Record
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.screen import Screen
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import Node, Topology
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import Node
+
+SCREEN_SECONDS = 10
+"""How long the end of a job waits for a slow terminal."""
+
+PIECE_BYTES = 2**20
+"""How much of a log that is here already is shown at a time."""
+
+SHOWN: Mapping[str, Callable[[Node], bool]] = {
+    "all": lambda node: True,
+    "head": lambda node: node.rank == 0,
+    "none": lambda node: False,
+}
+"""Whose output is shown live, by the option's value."""
+
+
+class Stopped(JobError):
+    """The job was stopped on request: it neither failed nor succeeded."""
 
 
 @dataclass(frozen=True)
-class Order:
-    """What the user asked for, as it stands on the command line.
+class Desk:
+    """What every command works with.
 
     Attributes:
-        script: path of the script in ``project``.
-        args: a string, split as a shell would, or a list; never given to a shell.
-        project: folder on the controller.
-        env: mapping of environment variables, or its text.
-        runs: folder of the controller's records.
-        logs: whose output is shown live: ``head``, ``all`` or ``none``.
-        bundle_max_mb: the most the code may have, MiB.
-        node_timeout_seconds: a node silent for this long is lost.
-        grace_seconds: between TERM and KILL.
+        say: shows text at once.
+        interrupts: what the user did to the playbook meanwhile.
+        cluster: settings of all hosts of the cluster, in inventory order.
+        hosts: those that take part.
+        open_channel: gives a new channel to a host.
     """
 
-    script: str
-    args: Any
-    project: Path
-    env: Any
-    runs: Path
-    logs: str
-    bundle_max_mb: int
-    node_timeout_seconds: int
-    grace_seconds: int
+    say: Callable[[str], None]
+    interrupts: Interrupts
+    cluster: Sequence[NodeSettings]
+    hosts: Sequence[str]
+    open_channel: OpenChannel
+
+    @property
+    def settings(self) -> list[NodeSettings]:
+        """Of the hosts that take part."""
+        return [one for one in self.cluster if one.host in set(self.hosts)]
 
 
-def split_args(args: Any) -> list[str]:
-    """Return the script's arguments.
+# -------------------------------------------------------------------------------------------------------------- running
+
+
+def plan(order: Order, desk: Desk) -> tuple[Launch, Any, Gang | None]:
+    """Check what the user asked for, and return what is to be launched, and what it is to go on from.
 
     Raises:
-        JobError: unbalanced quotes, a null byte, or neither a string nor a list of scalars.
+        JobError: bad input, or nothing to go on from.
     """
-    if isinstance(args, str):
-        try:
-            words = shlex.split(args)
-        except ValueError as error:
-            raise JobError(f"args has unbalanced quotes ({error}): {args}; close them, or give a list") from None
-    elif isinstance(args, Sequence) and all(isinstance(word, (str, int, float)) for word in args):
-        words = [str(word) for word in args]
-    else:
-        raise JobError(f"args is {args!r}; give a string such as '--max-epochs 3', or a list of words")
-    if any("\0" in word for word in words):
-        raise JobError("args has a word with a null byte, which no command line can hold; remove it")
-    return words
+    order.check()
+    earlier = dict(earlier_job(order, desk.hosts))
+    checkpoint, former = None, None
+    if order.resume:
+        views, errors = roster.look(desk.cluster, desk.open_channel, only=order.resume)
+        view = roster.choose(order.resume, views, errors)
+        if view.state in GOING_ON:
+            raise JobError(
+                f"job {view.id} still runs ({view.ranks}), so it cannot be gone on from; stop it first: "
+                f"ansible-playbook stop.yml -e job={view.id}"
+            )
+        known = Record.read(order.runs, order.resume)
+        earlier = earlier or {**(known.data if known else {}), **view.spec}
+        former = roster.gang_of(view, desk.cluster, desk.open_channel)
+        checkpoint = checkpoints.find(former)  # noqa: F821
+    job = make_job(order, earlier, checkpoint.path if checkpoint else "")
+    return Launch(job, desk.settings, desk.open_channel), checkpoint, former
 
 
-def plan(order: Order, settings: Sequence[NodeSettings], open_channel: OpenChannel) -> Gang:
-    """Check everything that can be checked without the nodes, snapshot the code, and return the gang.
-
-    Raises:
-        JobError: bad input.
-    """
-    for name, seconds, least in (
-        ("job_node_timeout_seconds", order.node_timeout_seconds, 1),
-        ("job_stop_grace_seconds", order.grace_seconds, 0),
-    ):
-        if seconds < least:
-            raise JobError(f"{name} is {seconds}; set it to {least} or more")
-    args = split_args(order.args)
-    env = as_environment(order.env, "env")
-    script = check_script(order.project, order.script)
-    now = datetime.datetime.now().astimezone()
-    job = Job(
-        id=new_job_id(script, now),
-        user=getpass.getuser(),
-        start=now.isoformat(timespec="seconds"),
-        bundle=make_bundle(order.project, script, order.bundle_max_mb),
-        script=script,
-        args=args,
-        env=env,
-        node_timeout_seconds=order.node_timeout_seconds,
-        grace_seconds=order.grace_seconds,
-    )
-    return Gang(job, settings, open_channel)
+def check(order: Order, desk: Desk) -> int:
+    """Look whether the job could start now, and start nothing; return the world size."""
+    launch, _checkpoint, _former = plan(order, desk)
+    return launch.prepare(dry=True).world_size
 
 
-def run(order: Order, gang: Gang, say: Callable[[str], None], open_channel: OpenChannel) -> dict[str, Any]:
-    """Start the planned job everywhere, follow it to its end, and bring home what it left.
-
-    Args:
-        order: the user's.
-        gang: from ``plan``.
-        say: shows one line at once.
-        open_channel: gives a channel to a host.
+def run(order: Order, desk: Desk) -> dict[str, Any]:
+    """Start a job everywhere, follow it to its end, and bring home what it left.
 
     Returns:
-        The job's id, folder, world size and each rank's ending; the same as in job.json.
+        The job's id, its folder, world size and state.
 
     Raises:
         JobError: the job did not start, or did not end well on every rank. Its record is complete all the same.
+        Interrupted: the user gave up before it was started; nothing was.
     """
-    topology = gang.prepare()
-    record = Record(order.runs, gang.job.id)
-    try:
-        record.create(**_described(order, gang, topology))
-        logs = {node.host: RankLog(record.log_path(node.rank, node.host)) for node in topology.nodes}
-    except OSError as error:
-        gang.discard()
-        raise JobError(f"the job's record cannot be written: {error}; free some space, or set job_runs_dir") from None
+    launch, checkpoint, former = plan(order, desk)
+    gang = launch.gang
+    record = Record(order.runs, gang.job_id)
+    with desk.interrupts.raising():
+        topology = launch.prepare(say=desk.say)
+        try:
+            record.create(state="prepared", command=_without_values(sys.argv), **described(launch.job, order))
+            if checkpoint and former:
+                file = checkpoints.fetch(former, checkpoint, record.path / "checkpoint")
+                checkpoints.distribute(gang, file, checkpoint, former.job_id)
+                desk.say(
+                    f"goes on from {checkpoint.path} of {order.resume}, step {checkpoint.step}, on {checkpoint.host}"
+                )
+            logs = _open_logs(record, gang)
+        except OSError as error:
+            launch.discard()
+            sentence = f"the job's record cannot be written: {error}; free some space, or set job_runs_dir"
+            raise JobError(sentence) from None
+        except BaseException:
+            launch.discard()
+            raise
+    for note in launch.notes:
+        desk.say(note)
     head = topology.head
-    say(
-        f"{gang.job.id}: {gang.job.script} on {topology.world_size} node{'s' if topology.world_size > 1 else ''}, "
+    desk.say(
+        f"{gang.job_id}: {launch.job.script} on {topology.world_size} node{'s' if topology.world_size > 1 else ''}, "
         f"MASTER_ADDR {head.address}, MASTER_PORT {head.settings.master_port}"
     )
     try:
-        gang.start()
+        launch.start()
     except JobError as error:
         record.update(state="failed", cause=str(error))
         raise
-    readers = {node.host: LineReader() for node in topology.nodes}
+    record.update(
+        state="running",
+        versions={"ansible": ansible_version, "python": platform.python_version()},
+        world_size=topology.world_size,
+        master_addr=head.address,
+        master_port=head.settings.master_port,
+        ranks=_ranks(gang),
+    )
+    store_bundle(order.runs, launch.job.bundle)
+    if order.detach:
+        desk.say(come_back(gang.job_id))
+        return _result(record)
+    return _see_through(order, desk, gang, record, logs, {})
 
-    def show(node: Node, lines: Any) -> None:
-        for line in lines:
-            say(f"[{node.rank} {node.host}] {line}")
 
-    shown = {"all": lambda node: True, "head": lambda node: node.rank == 0, "none": lambda node: False}[order.logs]
-    endings = gang.follow(logs, shown, lambda node, data: show(node, readers[node.host].feed(data)))
-    for node in topology.nodes:
-        show(node, readers[node.host].finish())
-        logs[node.host].close()
+def come_back(job_id: str) -> str:
+    """Return how to find a job again."""
+    return (
+        f"{job_id} runs on. Its output again: ansible-playbook logs.yml -e job={job_id} - all jobs: ansible-playbook "
+        f"status.yml - to stop it: ansible-playbook stop.yml -e job={job_id}"
+    )
+
+
+def _result(record: Record) -> dict[str, Any]:
+    data = record.data
+    return {"job": data["id"], "path": str(record.path), "world_size": data["world_size"], "state": data["state"]}
+
+
+def _ranks(gang: Gang) -> list[dict[str, Any]]:
+    return [{"rank": node.rank, "host": node.host, "address": node.address} for node in gang.topology.nodes]
+
+
+def _open_logs(record: Record, gang: Gang) -> dict[str, RankLog]:
+    return {node.host: RankLog(record.log_path(node.rank, node.host)) for node in gang.topology.nodes}
+
+
+def _without_values(words: Sequence[str]) -> list[str]:
+    """Return a command line with no value of a variable that might be a secret."""
+    names = "script|project_dir|logs|launcher|devices|resume|rerun|detach|on_interrupt|wait|collect|keep"
+    shown = re.compile(rf"({names}|job_\w+_(mb|seconds|dir))=\S*")
+    kept: list[str] = []
+    for word in words:
+        after_option = bool(kept) and kept[-1] in ("-e", "--extra-vars")
+        value = word.removeprefix("--extra-vars=") if word.startswith("--extra-vars=") else word
+        is_variable = after_option or value != word or (word.startswith("-e") and len(word) > 2)
+        kept.append(word if not is_variable or shown.fullmatch(value.removeprefix("-e").strip()) else "…")
+    return kept
+
+
+# ------------------------------------------------------------------------------------------------------------ following
+
+
+def follow_again(order: Order, desk: Desk, job: str, offset: int | None) -> dict[str, Any]:
+    """Follow a job that was started earlier to its end, and bring home what it left.
+
+    Args:
+        order: of its options only those count that say what is shown, what is collected, and how to stop.
+        desk: the command's.
+        job: id; "" means the latest.
+        offset: bytes of the shown logs to leave out; None means what an earlier command brought home, or nothing if
+            the job had ended by then.
+
+    Raises:
+        JobError: there is no such job, or it did not end well on every rank.
+    """
+    views, errors = roster.look(desk.cluster, desk.open_channel, only=job or None)
+    view = roster.choose(job, views, errors)
+    gang = roster.gang_of(view, desk.cluster, desk.open_channel)
+    record = Record.read(order.runs, view.id)
+    if record is None:
+        record = Record(order.runs, view.id)
+        record.create(**{name: value for name, value in view.spec.items() if name not in ("id", "rank", "python")})
+    record.update(ranks=_ranks(gang))
+    logs = _open_logs(record, gang)
+    goes_on = offset is None and "ended" not in record.data
+    starts = {host: log.last_line_start() if goes_on else min(offset or 0, log.size) for host, log in logs.items()}
+    desk.say(f"{view.id}: {view.spec.get('script', '')} on {len(view.parts)} nodes, {view.ranks}")
+    return _see_through(order, desk, gang, record, logs, starts)
+
+
+def _see_through(
+    order: Order,
+    desk: Desk,
+    gang: Gang,
+    record: Record,
+    logs: Mapping[str, RankLog],
+    starts: Mapping[str, int],
+) -> dict[str, Any]:
+    """Follow a started job; ``starts`` says from which byte on a shown log that is here already is shown again."""
+    interrupts = desk.interrupts
+    say = desk.say
+    interrupted: Callable[[], bool] = lambda: bool(interrupts.came)  # noqa: E731 - replaced below
+    while True:
+        shown = [node for node in gang.topology.nodes if SHOWN[order.logs](node)]
+        screen = Screen(say, gang.topology.world_size, [node.host for node in shown])
+        onlooker = Onlooker(gang, logs, screen, record.path / "stacks", order)
+        for node in shown:
+            log = logs[node.host]
+            for position in range(starts.get(node.host, log.size), log.size, PIECE_BYTES):
+                screen.show(node.rank, node.host, log.read(position, PIECE_BYTES))
+        following = Following(gang, logs, SHOWN[order.logs], onlooker, order.node_timeout_seconds, order.grace_seconds)
+        endings = following.run(interrupted)
+        screen.close(SCREEN_SECONDS)
+        if endings is not None:
+            break
+        if interrupts.came == "gone" or not _wants_stop(order, interrupts, gang.job_id):
+            interrupts.say(come_back(gang.job_id))
+            raise Interrupted
+        gang.stop(order.grace_seconds)
+        say, starts, interrupted = interrupts.say, {}, lambda: False
+    for log in logs.values():
+        log.close()
+    return _finish(order, say, gang, record, logs, endings, onlooker.verdict)
+
+
+def _wants_stop(order: Order, interrupts: Interrupts, job_id: str) -> bool:
+    if order.on_interrupt != "stop":
+        interrupts.say(f"\n{job_id} runs on; press Ctrl-C once more to stop it")
+        if not interrupts.again():
+            return False
+    interrupts.say(f"stopping {job_id}")
+    return True
+
+
+def _finish(
+    order: Order,
+    say: Callable[[str], None],
+    gang: Gang,
+    record: Record,
+    logs: Mapping[str, RankLog],
+    endings: Mapping[str, Ending],
+    verdict: str,
+) -> dict[str, Any]:
+    """Write down how the job ended, collect, clean up, and say it."""
+    topology = gang.topology
+    explanation = getattr(diagnosis, "explain", _explain)(topology, endings, logs)
+    state = explanation.state if explanation else "succeeded"
+    cause = (verdict or explanation.sentence) if explanation else None
+    if verdict:
+        state = "failed"
     record.update(
         ended=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        world_size=topology.world_size,
+        state=state,
+        cause=cause,
         ranks=[_rank(node, endings[node.host], logs[node.host]) for node in topology.nodes],
     )
-    failure = explain(topology, endings, logs)
-    record.update(state="failed" if failure else "succeeded", cause=failure)
-    if endings[head.host].state == "lost":
-        notes = [f"artifacts were not collected, for {head.host} was lost; they are in the job's work directory there"]
-    else:
-        notes = _collect(gang, topology, record, open_channel)
+    lost = {host for host, ending in endings.items() if ending.state == "lost"}
+    head = gang.topology.head.host
+    notes = artifacts.collect(gang.open(head), lambda op: gang.request(op, head), record) if head not in lost else []
+    if order.keep is not None:
+        notes += housekeeping.keep_newest(gang, order.keep)
     record.update(notes=notes)
     for note in notes:
         say(note)
-    if failure:
-        raise JobError(failure)
+    if explanation and state == "stopped":
+        raise Stopped(f"job {gang.job_id} was stopped: {cause}")
+    if explanation:
+        tail = "".join(f"\n  | {line}" for line in explanation.tail) if not verdict else ""
+        raise JobError(f"{cause}{tail}")
     say(f"logs: {record.path / 'logs'}")
-    say(f"artifacts: {record.path / 'artifacts'}")
-    return {"job": gang.job.id, "path": str(record.path), "world_size": topology.world_size}
+    if order.collect != "none":
+        say(f"artifacts: {record.path / 'artifacts'}")
+    return _result(record)
 
 
-def explain(topology: Topology, endings: Mapping[str, Ending], logs: Mapping[str, RankLog]) -> str | None:
-    """Return why the job failed, the first cause first, or None if every rank ended with 0.
-
-    Ranks that were stopped because of it are not mentioned; ranks that failed by themselves afterwards are counted.
-    """
+def _explain(topology, endings, logs):  # type: ignore
+    from types import SimpleNamespace
     bad = [(node, endings[node.host]) for node in topology.nodes if endings[node.host].state != "succeeded"]
     if not bad:
         return None
@@ -183,47 +335,7 @@ def explain(topology: Topology, endings: Mapping[str, Ending], logs: Mapping[str
     ending = first.note or stopped or diagnosis.how_it_ended(first.exit_code, first.signal)
     log = logs[node.host]
     text = diagnosis.sentence(node.rank, node.host, ending, first.seconds, log.tail(), str(log.path))
-    if others:
-        names = ", ".join(f"rank {node.rank} ({node.host})" for node, _ending in others)
-        text += f". After it failed too: {names}"
-    return text
-
-
-def _described(order: Order, gang: Gang, topology: Topology) -> dict[str, Any]:
-    job = gang.job
-    return {
-        "state": "running",
-        "command": _without_values(sys.argv),
-        "versions": {"ansible": ansible_version, "python": platform.python_version()},
-        "script": job.script,
-        "args": list(job.args),
-        "project_dir": str(order.project),
-        "env_names": sorted(job.env),  # names only: values may be secrets
-        "user": job.user,
-        "started": job.start,
-        "bundle": {
-            "sha256": job.bundle.sha256,
-            "bytes": job.bundle.size,
-            "git_commit": job.bundle.commit,
-            "git_dirty": job.bundle.dirty,
-        },
-        "world_size": topology.world_size,
-        "master_addr": topology.head.address,
-        "master_port": topology.head.settings.master_port,
-        "ranks": [{"rank": node.rank, "host": node.host, "address": node.address} for node in topology.nodes],
-    }
-
-
-def _without_values(words: Sequence[str]) -> list[str]:
-    """Return a command line with no value of a variable that might be a secret."""
-    shown = re.compile(r"(script|project_dir|logs|job_\w+_(mb|seconds|dir))=\S*")
-    kept: list[str] = []
-    for word in words:
-        after_option = bool(kept) and kept[-1] in ("-e", "--extra-vars")
-        value = word.removeprefix("--extra-vars=") if word.startswith("--extra-vars=") else word
-        is_variable = after_option or value != word or (word.startswith("-e") and len(word) > 2)
-        kept.append(word if not is_variable or shown.fullmatch(value.removeprefix("-e").strip()) else "…")
-    return kept
+    return SimpleNamespace(sentence=text, state="stopped" if stopped and not first.because else "failed", tail=[])
 
 
 def _rank(node: Node, ending: Ending, log: RankLog) -> dict[str, Any]:
@@ -236,15 +348,41 @@ def _rank(node: Node, ending: Ending, log: RankLog) -> dict[str, Any]:
         "signal": ending.signal,
         "seconds": ending.seconds,
         "note": ending.note,
+        "because": ending.because,
         "log": str(log.path),
     }
 
 
-def _collect(gang: Gang, topology: Topology, record: Record, open_channel: OpenChannel) -> list[str]:
-    """Fetch rank 0's artifacts; return what the user should know about it. The job's own ending matters more."""
-    head = topology.head
-    try:
-        refused = artifacts.collect(open_channel(head.host), lambda op: gang.request(op, head.host), record)
-    except (NodeError, OSError) as error:
-        return [f"artifacts were not collected: {error}; they are in the job's work directory on {head.host}"]
-    return [f"artifact {name!r} was not collected: its name would leave the folder" for name in refused]
+# ------------------------------------------------------------------------------------------------------------- stopping
+
+
+def stop(desk: Desk, job: str, runs: Any, grace_seconds: int) -> dict[str, Any]:
+    """End a job on all its nodes, and make sure that no process of it is left.
+
+    Args:
+        desk: the command's.
+        job: id; "" means the latest that runs.
+        runs: folder of the controller's records.
+        grace_seconds: between TERM and KILL.
+
+    Raises:
+        JobError: there is none, a node did not answer, or a process could not be ended.
+    """
+    views, errors = roster.look(desk.cluster, desk.open_channel, only=job or None)
+    view = roster.choose(job, views, errors, going_on=True)
+    gang = roster.gang_of(view, desk.cluster, desk.open_channel)
+    replies, failed = gang.stop(grace_seconds)
+    left = {host: reply["left"] for host, (reply, _payload) in replies.items() if reply["left"]}
+    stubborn = [
+        NodeError(host, f"still runs processes of the job that cannot be ended: {', '.join(map(str, pids))}")
+        for host, pids in left.items()
+    ]
+    if failed or stubborn:
+        done = ", ".join(host for host in replies if host not in left) or "no node"
+        consequence = f"Job {view.id} is stopped on {done}; run this again for the others."
+        raise in_one([*failed.values(), *stubborn], consequence)
+    record = Record.read(runs, view.id)
+    if record and record.data.get("state") in GOING_ON:
+        record.update(state="stopped")
+    states = {host: reply["state"] for host, (reply, _payload) in replies.items()}
+    return {"job": view.id, "states": states, "was_running": view.state in (*GOING_ON, "unknown")}

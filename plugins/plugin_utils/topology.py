@@ -32,6 +32,11 @@ class Node:
         """The inventory name."""
         return self.settings.host
 
+    @property
+    def name(self) -> str:
+        """What it is called in a sentence."""
+        return f"rank {self.rank} ({self.host})"
+
 
 @dataclass(frozen=True)
 class Topology:

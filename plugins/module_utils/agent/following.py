@@ -1,10 +1,9 @@
 # Copyright (c) The Thunderhead developers
 # Licensed under the Apache License, Version 2.0 (see LICENSE)
-"""A job is watched, and stopped."""
+"""A job is looked at while it runs."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 
@@ -13,16 +12,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs imp
     POLL_SECONDS,
     Holder,
     as_owner,
-    job_directory,
     job_state,
-    unit_name,
-)
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import has_systemd
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.processes import (
-    descendants,
-    marked,
-    run_command,
-    signal_processes,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import operation
 
@@ -58,26 +48,3 @@ def follow(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
         data = log.read(most)
         state["more"] = os.fstat(log.fileno()).st_size > offset + len(data)
     return {**state, "offset": offset + len(data)}, data
-
-
-@operation
-def stop(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
-    """End the job: TERM to all its processes, a grace, KILL. Request: grace_seconds. Reply: the job's state."""
-    import signal
-
-    holder, job_dir = Holder(request), job_directory(request)
-    supervisor = holder.pid()
-    if supervisor:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(supervisor, signal.SIGTERM)  # it tells all the others, and waits for them
-        deadline = time.monotonic() + request["grace_seconds"] + 3
-        while holder.pid() and time.monotonic() < deadline:
-            time.sleep(POLL_SECONDS)
-        if holder.pid():
-            signal_processes([*descendants(supervisor), supervisor], signal.SIGKILL)
-    if os.geteuid() == 0 and has_systemd():
-        run_command(["systemctl", "kill", "--signal=KILL", unit_name(request)])  # what outlived its supervisor
-    elif not holder.pid():
-        signal_processes(marked(job_dir), signal.SIGKILL)
-    as_owner(request)
-    return job_state(job_dir, holder), b""

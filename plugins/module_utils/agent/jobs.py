@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import time
@@ -14,7 +15,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's start
-    from typing import Any
+    from typing import Any, BinaryIO
 
     from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Request
 
@@ -22,6 +23,8 @@ GOING_ON = ("prepared", "running")
 """The states of a job that has not ended."""
 BUNDLE_MTIME = 946684800
 """Modification time, seconds since 1970, of every file that came with the code: what differs was written by the job."""
+FAREWELL_SECONDS = 5
+"""How long a supervisor may live on after its job has ended here: it tells the others."""
 POLL_SECONDS = 0.05
 """How often a process that waits looks again."""
 
@@ -39,6 +42,11 @@ def job_directory(request: Request) -> str:
 def gate_path(request: Request) -> str:
     """Return the file whose appearance starts the request's prepared job; only the agent's own user can write it."""
     return job_directory(request) + ".start"
+
+
+def reason_path(job_dir: str) -> str:
+    """Return the file beside a job's folder that says why it was stopped: written as root, read by its supervisor."""
+    return job_dir + ".because"
 
 
 def bundle_path(request: Request) -> str:
@@ -63,44 +71,69 @@ def write_file(path: str, data: bytes, mode: int, durable: bool = False) -> None
         raise
 
 
+def open_own(path: str) -> BinaryIO:
+    """Open a file in a folder that a job may write to: what it put there instead must not mislead or block us."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    if os.fstat(descriptor).st_mode & 0o170000 != 0o100000:
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is no regular file", path)
+    return open(descriptor, "rb")
+
+
 def read_json(path: str) -> dict[str, Any] | None:
     """Return the JSON object in ``path``, or None if there is none."""
     import json
 
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW)) as file:
+        with open_own(path) as file:
             found = json.load(file)
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
 
 
-def hold(request: Request) -> None:
+def hold(request: Request) -> dict[str, str] | None:
     """Hold the node for the request's job as long as this process or a fork of it lives, or refuse.
 
-    The kernel lets go of the lock when its holder ends, however it ends: there is no stale one.
+    The kernel lets go of the lock when its holder ends, however it ends: there is no stale one. Returned is the job
+    that held the node last, if it ended without a last word: by a crash, or with the machine.
     """
     jobs = os.path.join(request["directory"], "jobs")
     lock = os.open(os.path.join(jobs, "lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    deadline = time.monotonic() + 0.2  # whoever only looks (holder) has it for a moment
+    began = time.monotonic()
     while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
         except BlockingIOError:
-            if time.monotonic() > deadline:
-                job = read_current(jobs)
+            job = read_current(jobs)
+            state = peek_state(jobs, job["id"])
+            # Whoever only looks (Holder) has it for a moment; a supervisor whose job has ended says good-bye.
+            if time.monotonic() - began > (FAREWELL_SECONDS if b'"ended"' in state else 0.2):
                 if job["id"] == request["job"]["id"]:
                     raise Refusal(
                         f"has the cluster_dir {request['directory']} of another host of the inventory on the same "
                         "machine; give each its own"
                     ) from None
                 raise Refusal(
-                    "runs job {id}, which {user} started at {start}, and a node runs one job at a time; wait for it, "
-                    "end it there with: kill {pid}, or leave the node out with --limit".format(**job)
+                    "{does} job {id}, which {user} started at {start}, and a node runs one job at a time; wait for it "
+                    "with -e wait=SECONDS, end it with: ansible-playbook stop.yml -e job={id}, or leave the node out "
+                    "with --limit".format(does="runs" if state else "is held for", **job),
+                    busy={**job, "prepared": not state},
                 ) from None
             time.sleep(0.01)
+    last = read_current(jobs)
     write_current(request, os.getpid())
+    return last if b'"state": "running"' in peek_state(jobs, last["id"]) else None
+
+
+def peek_state(jobs: str, job: str) -> bytes:
+    """Return the text of a job's state.json, unread: json takes long to import. Empty for a job not started yet."""
+    try:
+        with open_own(os.path.join(jobs, job, "state.json")) as file:
+            return file.read(4096)
+    except OSError:
+        return b""
 
 
 def write_current(request: Request, pid: int) -> None:

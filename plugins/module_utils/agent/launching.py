@@ -7,11 +7,9 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import time
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import (
     BUNDLE_MTIME,
-    Holder,
     bundle_path,
     gate_path,
     hold,
@@ -25,15 +23,19 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node imp
     check_port_free,
     check_port_range,
     check_space,
+    count_gpus,
     has_systemd,
     locate_address,
 )
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.processes import run_command
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.processes import end_leftovers, run_command
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, operation
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.stopping import discard
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.supervising import supervise
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's start
+    from socket import socket as Socket
+
     from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Reply, Request
 
 
@@ -41,9 +43,10 @@ if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's sta
 def prepare(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     """Check that the job can start here, hold the node for it, and lay out its directory.
 
-    Request: directory, user, job {id, user, start}, address (or None), master_port (on the head, else None), bundle
-    (its SHA-256), size (bytes, unpacked), dry (look only). Reply: address, interface, python, job_dir, gate (the file
-    whose appearance starts the job), and has_bundle: if not, a ``deliver`` must follow.
+    Request: directory, user, job {id, user, start}, address (or None), master_port (on the head, else None), watched
+    (on the head of several nodes), bundle (its SHA-256), size (bytes, unpacked), dry (look only). Reply: address,
+    interface, gpus, python, job_dir, gate (the file whose appearance starts the job), watch_port (0 if not asked for),
+    stale (a job that held the node until it crashed; absent if none) and has_bundle: if not, a ``deliver`` must follow.
     """
     directory = request["directory"]
     python = os.path.join(directory, "env", "bin", "python")
@@ -64,22 +67,38 @@ def prepare(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
         "python": os.path.join(os.path.realpath(os.path.join(directory, "env")), "bin", "python"),
         "job_dir": job_directory(request),
         "gate": gate_path(request),
+        "gpus": count_gpus(),
         "has_bundle": os.path.exists(bundle_path(request)),
     }
     if request["dry"]:
         return reply, b""
-    hold(request)
+    stale = hold(request)
     try:
+        if stale:
+            reply["stale"] = stale
+            end_leftovers({**request, "job": stale})
         os.mkdir(job_directory(request), 0o700)
         if os.geteuid() == 0:
             os.chown(job_directory(request), user.uid, user.gid)
         if reply["has_bundle"]:
             unpack(request, user)
-        fork_supervisor(request, user)
+        listener = listen(address) if request["watched"] else None
+        reply["watch_port"] = listener.getsockname()[1] if listener else 0
+        fork_supervisor(request, user, listener)
     except BaseException:
         discard(request, b"")
         raise
     return reply, b""
+
+
+def listen(address: str) -> Socket:
+    """Return a socket at which the other nodes' supervisors find the head's, on a port of the system's choice."""
+    import socket
+
+    listener = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
+    listener.bind((address, 0))
+    listener.listen(1024)
+    return listener
 
 
 @operation
@@ -123,24 +142,7 @@ def unpack(request: Request, user: User) -> None:
             os.utime(target, (BUNDLE_MTIME, BUNDLE_MTIME))
 
 
-@operation
-def discard(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
-    """Undo ``prepare`` for a job that never started here; returns when the node is free again."""
-    import shutil
-
-    holder, job_dir = Holder(request), job_directory(request)
-    if not os.path.exists(os.path.join(job_dir, "state.json")):
-        for path in (gate_path(request), gate_path(request) + ".part"):
-            with contextlib.suppress(OSError):
-                os.unlink(path)
-        shutil.rmtree(job_dir, ignore_errors=True)  # the supervisor sees it
-        deadline = time.monotonic() + 2
-        while holder.pid() not in (None, os.getpid()) and time.monotonic() < deadline:
-            time.sleep(0.01)
-    return {}, b""
-
-
-def fork_supervisor(request: Request, user: User) -> None:
+def fork_supervisor(request: Request, user: User, listener: Socket | None) -> None:
     """Leave a process behind that outlives the connection and waits to be told to start the job."""
     with user.acting():
         log = os.open(os.path.join(job_directory(request), "log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -151,7 +153,7 @@ def fork_supervisor(request: Request, user: User) -> None:
             nothing = os.open(os.devnull, os.O_RDONLY)
             for source, target in ((nothing, 0), (log, 1), (log, 2)):
                 os.dup2(source, target)
-            supervise(request, user)
+            supervise(request, user, listener)
         except BaseException:
             import traceback
 

@@ -150,6 +150,13 @@ def check_space(path: str, needed_bytes: int) -> None:
         raise Refusal(disk_full(path, f"{free // 2**20} MB free, and this job needs {needed_bytes // 2**20} MB"))
 
 
+def count_gpus() -> int:
+    """Return how many GPUs NVIDIA's driver has on this machine."""
+    with contextlib.suppress(OSError):
+        return len(os.listdir("/proc/driver/nvidia/gpus"))
+    return 0
+
+
 def has_systemd() -> bool:
     """Return whether systemd is this node's init."""
     return os.path.isdir("/run/systemd/system")

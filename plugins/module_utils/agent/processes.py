@@ -6,10 +6,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
+
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import (
+    POLL_SECONDS,
+    job_directory,
+    unit_name,
+)
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import has_systemd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's start
-    pass
+    from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Request
+
+LEFTOVER_SECONDS = 5
+"""How long a killed process may take to vanish."""
 
 
 def run_command(command: list[str]) -> tuple[int, str]:
@@ -57,3 +68,29 @@ def signal_processes(pids: list[int], number: int) -> None:
     for pid in pids:
         with contextlib.suppress(ProcessLookupError, PermissionError):  # a setuid child is not ours to end
             os.kill(pid, number)
+
+
+def end_leftovers(request: Request) -> list[int]:
+    """End what outlived the supervisor of the request's job; return the ids of those that could not be ended."""
+    import signal
+
+    unit = unit_name(request) if os.geteuid() == 0 and has_systemd() else None
+    deadline = time.monotonic() + LEFTOVER_SECONDS
+    while True:
+        left = marked(job_directory(request))
+        if unit:  # also those that threw their environment away
+            run_command(["systemctl", "kill", "--signal=KILL", unit])
+            _code, active = run_command(["systemctl", "show", "--property=ControlGroup", "--value", unit])
+            left = sorted({*left, *members(active)}) if active else left
+        signal_processes(left, signal.SIGKILL)
+        if not left or time.monotonic() > deadline:
+            return left
+        time.sleep(POLL_SECONDS)
+
+
+def members(group: str) -> list[int]:
+    """Return the ids of the processes in a control group, given as systemd does; see cgroups(7)."""
+    for root in ("/sys/fs/cgroup", "/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified"):
+        with contextlib.suppress(OSError), open(f"{root}{group}/cgroup.procs") as file:
+            return [int(pid) for pid in file.read().split()]
+    return []

@@ -12,38 +12,57 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs imp
     POLL_SECONDS,
     gate_path,
     job_directory,
+    reason_path,
     unit_name,
     write_file,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import User, has_systemd
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.processes import descendants, signal_processes
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, said
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.watching import Head, Peer, Watch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's start
+    from socket import socket as Socket
     from typing import Any
 
     from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Request
 
 GATE_SECONDS = 300
 """A prepared job that nobody starts or discards is given up after this long: its controller has vanished."""
+WATCH_AFTER_SECONDS = 1
+"""The watch is taken up this long after the script's start: right then the nodes are busy."""
+LONGEST_REASON = 300
+"""Characters of a reason for a stop that are kept."""
+STATE_BYTES = 4000
+"""More than state.json ever has, whatever is escaped in it."""
 
 
-def supervise(request: Request, user: User) -> None:
-    """Be the parent of the job's processes: start the script when told, wait, leave none behind, say how it ended.
+class Order:
+    """What the gate file says: fields that end with a null byte, in the order of ``launch.py``'s ``_order``."""
 
-    The gate file holds fields that end with a null byte: the seconds of grace, the text of node.env, how many words the
-    command has, these, and the environment variables as NAME=value.
-    """
+    def __init__(self, gate: bytes) -> None:
+        """Read the fields."""
+        head, self.node_env, self.spec, count, *words = gate.split(b"\0")[:-1]
+        settings = dict(line.split("=", 1) for line in head.decode().split("\n"))
+        self.grace_seconds = float(settings["grace_seconds"])
+        self.node_timeout_seconds = float(settings["node_timeout_seconds"])
+        self.rank, self.world_size = int(settings["rank"]), int(settings["world_size"])
+        self.name, self.head_name = settings["name"], settings["head_name"]
+        self.watch_address, self.watch_port = settings["watch_address"], int(settings["watch_port"])
+        self.watch_key = bytes.fromhex(settings["watch_key"])
+        self.argv, self.variables = words[: int(count)], words[int(count) :]
+
+
+def supervise(request: Request, user: User, listener: Socket | None) -> None:
+    """Start the script when told, see it out, and leave nothing behind. ``listener`` is the head's, for the watch."""
     import ctypes
     import resource
-    import signal
 
-    job_dir = job_directory(request)
     if not wait_at_gate(request):
         return
     with open(gate_path(request), "rb") as gate:
-        grace, text, count, *words = gate.read().split(b"\0")[:-1]
+        order = Order(gate.read())
     os.unlink(gate_path(request))
     # Orphans of the job become children of this process (PR_SET_CHILD_SUBREAPER), so none escapes the final sweep.
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
@@ -54,39 +73,153 @@ def supervise(request: Request, user: User) -> None:
     unit = unit_name(request) if os.geteuid() == 0 and has_systemd() else None
     user.become()
     os.umask(0o022)
-    state: dict[str, Any] = {"state": "running", "pid": os.getpid(), "started": time.time()}
-    stopping: list[float] = []
-    signal.signal(signal.SIGTERM, lambda number, frame: stopping.append(time.monotonic()))
+    Supervisor(job_directory(request), order, listener).run(user, unit)
+
+
+class Supervisor:
+    """The parent of a job's processes on this node."""
+
+    def __init__(self, job_dir: str, order: Order, listener: Socket | None) -> None:
+        """Do nothing yet."""
+        self._job_dir = job_dir
+        self._order = order
+        self._listener = listener
+        self._watch: Watch | None = None
+        self._told_at: float | None = None  # to stop, on the monotonic clock
+        self._state: dict[str, Any] = {"state": "running", "pid": os.getpid(), "started": time.time()}
+
+    def run(self, user: User, unit: str | None) -> None:
+        """Start the script, wait for it, and say how it ended."""
+        import signal
+
+        signal.signal(signal.SIGTERM, self._tell_to_stop)
+        killed_before = killed_for_memory()
+        try:
+            if unit:
+                await_unit(unit)
+            os.chdir(os.path.join(self._job_dir, "work"))
+            write_file(os.path.join(self._job_dir, "node.env"), self._order.node_env, 0o600)
+            argv = self._order.argv
+            environment = job_environment(user, argv[0], self._order.variables)
+            # Python ignores these two signals; a script expects the default.
+            script = os.posix_spawn(argv[0], argv, environment, setsigdef=[signal.SIGPIPE, signal.SIGXFSZ])
+        except (OSError, Refusal) as error:
+            self._save(state="failed", ended=time.time(), error=f"did not start: {said(error)}")
+            self._part(f"{self._order.name} did not start: {said(error)}")
+            return
+        started = time.monotonic()
+        self._save()
+        write_file(os.path.join(self._job_dir, "spec.json"), self._order.spec, 0o600)
+        code = os.waitstatus_to_exitcode(self._see_out(script, started))
+        self._state["ended"] = time.time()
+        self._state["oom"] = killed_for_memory() - killed_before
+        state = "stopped" if self._told_at else "succeeded" if code == 0 else "failed"
+        if state == "failed" and self._watch:  # at once: the others wait for this rank in vain
+            self._watch.end(f"{self._order.name} {how_it_ended(code)}")
+        sweep()
+        exit_code, number = (code, None) if code >= 0 else (128 - code, -code)
+        self._save(state=state, exit_code=exit_code, signal=number)
+        self._part(f"{self._order.name} {how_it_ended(code)}" if state == "failed" else None)
+
+    def _tell_to_stop(self, *_signal: Any) -> None:
+        self._told_at = self._told_at or time.monotonic()
+
+    def _see_out(self, script: int, started: float) -> int:
+        """Wait for the script and return its status; once it is to stop: TERM to all processes, the grace, KILL."""
+        import signal
+
+        stopping = False
+        while True:
+            pid, status = os.waitpid(-1, os.WNOHANG)  # orphans of the job too
+            if pid == script:
+                return status
+            if self._watch and self._watch.verdict is not None:
+                self._tell_to_stop()
+            if self._told_at and not stopping:
+                stopping = True
+                self._state["stopping"] = time.monotonic() - started
+                self._state["because"] = self._reason()
+                signal_processes(descendants(os.getpid()), signal.SIGTERM)
+                if self._watch:
+                    self._watch.end(self._state["because"])
+            elif self._told_at and time.monotonic() - self._told_at > self._order.grace_seconds:
+                signal_processes(descendants(os.getpid()), signal.SIGKILL)
+            if not self._watch and self._order.world_size > 1 and time.monotonic() - started > WATCH_AFTER_SECONDS:
+                self._watch = self._open_watch()
+            if pid:
+                continue
+            if self._watch:
+                self._watch.wait(POLL_SECONDS)
+            else:
+                time.sleep(POLL_SECONDS)
+
+    def _reason(self) -> str:
+        """Why this node is told to stop: the watch's word, or the controller's; "" for a stop on request."""
+        if self._watch and self._watch.verdict is not None:
+            return self._watch.verdict
+        with contextlib.suppress(OSError), open(reason_path(self._job_dir), errors="replace") as file:
+            return file.read(LONGEST_REASON)
+        return ""
+
+    def _open_watch(self) -> Watch:
+        order = self._order
+        if order.rank == 0 and self._listener:
+            return Head(self._listener, order.watch_key, order.node_timeout_seconds, order.world_size)
+        target = (order.watch_address, order.watch_port)
+        return Peer(*target, order.watch_key, order.node_timeout_seconds, order.rank, order.name, order.head_name)
+
+    def _part(self, why: str | None) -> None:
+        """Leave the watch; with a reason for all others to end, if this rank ended badly."""
+        if self._order.world_size == 1:
+            return
+        self._watch = self._watch or self._open_watch()
+        if why is not None:
+            self._watch.end(why)
+        self._watch.leave(lambda: self._told_at is not None and why is None)
+
+    def _save(self, **changes: Any) -> None:
+        """Write state.json. Padded, so that the last word fits into the first one's place when the disk is full."""
+        import json
+
+        self._state.update(changes)
+        data = json.dumps(self._state).ljust(STATE_BYTES).encode() + b"\n"
+        path = os.path.join(self._job_dir, "state.json")
+        try:
+            write_file(path, data, 0o600, durable="ended" in self._state)
+        except OSError:
+            with open(path, "r+b") as file:
+                file.write(data)
+
+
+def killed_for_memory() -> int:
+    """Return how many processes this machine's kernel has killed for want of memory, in a control group or at large."""
+    with contextlib.suppress(OSError), open("/proc/vmstat") as file:
+        for line in file:
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0
+
+
+def how_it_ended(code: int) -> str:
+    """Return "exited with code 1" or "was killed by SIGKILL"; negative codes are signals."""
+    import signal
+
+    if code >= 0:
+        return f"exited with code {code}"
     try:
-        if unit:
-            await_unit(unit)
-        os.chdir(os.path.join(job_dir, "work"))
-        write_file(os.path.join(job_dir, "node.env"), text, 0o600)
-        argv, variables = words[: int(count)], words[int(count) :]
-        # Python ignores these two signals; a script expects the default.
-        defaults = [signal.SIGPIPE, signal.SIGXFSZ]
-        script = os.posix_spawn(argv[0], argv, job_environment(user, argv[0], variables), setsigdef=defaults)
-    except (OSError, Refusal) as error:
-        save_state(
-            job_dir, {**state, "state": "failed", "ended": time.time(), "error": f"did not start: {said(error)}"}
-        )
-        return
-    save_state(job_dir, state)
-    status = see_out(script, stopping, float(grace))
-    sweep()
-    code = os.waitstatus_to_exitcode(status)
-    state["state"] = "stopped" if stopping else "succeeded" if code == 0 else "failed"
-    state["exit_code"], state["signal"] = (code, None) if code >= 0 else (128 - code, -code)
-    save_state(job_dir, {**state, "ended": time.time()})
+        return f"was killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"was killed by signal {-code}"
 
 
 def wait_at_gate(request: Request) -> bool:
     """Wait until the job is started (True), or discarded or forgotten (False)."""
-    deadline = time.monotonic() + GATE_SECONDS
     while not os.path.exists(gate_path(request)):
-        if not os.path.isdir(job_directory(request)):
+        try:
+            touched = os.stat(job_directory(request)).st_mtime  # when a checkpoint was put in place last, or at first
+        except FileNotFoundError:
             return False
-        if time.monotonic() > deadline:
+        if time.time() - touched > GATE_SECONDS:
             import shutil
 
             shutil.rmtree(job_directory(request), ignore_errors=True)
@@ -122,37 +255,6 @@ def job_environment(user: User, python: bytes, variables: list[bytes]) -> dict[b
         name, _equals, value = variable.partition(b"=")
         environment[name] = value
     return environment
-
-
-def save_state(job_dir: str, state: dict[str, Any]) -> None:
-    """Write state.json. Padded, so that the last word fits into the first one's place when the disk is full."""
-    import json
-
-    data = json.dumps(state).ljust(1000).encode() + b"\n"
-    path = os.path.join(job_dir, "state.json")
-    try:
-        write_file(path, data, 0o600, durable="ended" in state)
-    except OSError:
-        with open(path, "r+b") as file:
-            file.write(data)
-
-
-def see_out(script: int, stopping: list[float], grace_seconds: float) -> int:
-    """Wait for the process ``script`` and return its status; once ``stopping`` has a moment: TERM, the grace, KILL."""
-    import signal
-
-    told = False
-    while True:
-        pid, status = os.waitpid(-1, os.WNOHANG)  # orphans of the job too
-        if pid == script:
-            return status
-        if stopping and not told:
-            told = True
-            signal_processes(descendants(os.getpid()), signal.SIGTERM)
-        elif stopping and time.monotonic() - stopping[0] > grace_seconds:
-            signal_processes(descendants(os.getpid()), signal.SIGKILL)
-        if not pid:
-            time.sleep(POLL_SECONDS)
 
 
 def sweep() -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pwd
 import random
 import shlex
 import signal
@@ -14,13 +15,31 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import jobs as agent
+import pytest
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import jobs
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import ephemeral_ports
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import Bundle, make_bundle
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import Channel
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import Channel, NodeError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang, Job
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
 
 PYTHON = os.path.realpath(sys.executable)
+IS_ROOT = os.geteuid() == 0
+ME = pwd.getpwuid(os.geteuid()).pw_name
+SLEEP = "import time\nprint('ready')\ntime.sleep(600)\n"
+DAEMON = """\
+import os, sys, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        os.closerange(0, 3)
+        open("daemon.pid.part", "w").write(str(os.getpid()))
+        os.rename("daemon.pid.part", "daemon.pid")
+        time.sleep(600)
+    os._exit(0)
+os.wait()
+while not os.path.exists("daemon.pid"): time.sleep(0.01)
+"""
 
 
 class Connection:
@@ -79,8 +98,8 @@ class LocalNode:
 
     def supervisor(self) -> int | None:
         """The process that holds this node for a job."""
-        holder = agent.read_current(str(self.directory / "jobs"))["id"]
-        return agent.Holder(self.request("", job=holder)).pid()
+        holder = jobs.read_current(str(self.directory / "jobs"))["id"]
+        return jobs.Holder(self.request("", job=holder)).pid()
 
     def request(self, op: str, bundle: Bundle | None = None, job: str = "job-1", **more: Any) -> dict[str, Any]:
         return {
@@ -131,7 +150,7 @@ class LocalNode:
     def wait(self, job: str = "job-1") -> tuple[dict[str, Any], str]:
         """Return the last state of a job and its whole log."""
         log, state = b"", {"state": "running", "more": False}
-        while state["state"] in agent.GOING_ON or state["more"]:
+        while state["state"] in jobs.GOING_ON or state["more"]:
             state, data = self.follow(len(log), job)
             log += data
         return state, log.decode()
@@ -178,6 +197,26 @@ def code(folder: Path, script: str) -> Bundle:
     return make_bundle(folder, "train.py", 100)
 
 
+def refused(node: LocalNode, *arguments: Any, **more: Any) -> str:
+    """Return the words with which a node refuses what it is asked (see LocalNode.ask)."""
+    with pytest.raises(NodeError) as caught:
+        node.ask(*arguments, **more)
+    return str(caught.value)
+
+
+def full(path: Path | str, free: int, needed: int) -> str:
+    """Return the words for a disk with ``free`` MB left where ``needed`` MB are."""
+    return (
+        f"has too little disk space in {path} ({free} MB free, and this job needs {needed} MB); free some there, or "
+        "move cluster_dir to a larger disk"
+    )
+
+
+def daemon_of(node: LocalNode) -> int:
+    """Return the process that DAEMON left behind in the first job."""
+    return int((node.job_dir() / "work" / "daemon.pid").read_text())
+
+
 def until(condition: Callable[[], Any], seconds: float = 10) -> None:
     """Wait for ``condition``, and fail if it does not come."""
     deadline = time.monotonic() + seconds
@@ -197,7 +236,7 @@ def alive(pid: int) -> bool:
 
 def free_port() -> int:
     """Return a free TCP port outside the range that outgoing connections take theirs from."""
-    first, last = agent.ephemeral_ports()
+    first, last = ephemeral_ports()
     while True:
         port = random.randrange(1024, 65535)
         if not first <= port <= last:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from ansible_collections.thunderhead.cluster.plugins.action.job import require_whole_words
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import jobs as agent
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import node as machine
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import environment
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from local_nodes import PYTHON, free_port
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[3]
 PLAYBOOK = [sys.executable, "-m", "ansible", "playbook"]
 
 starts_jobs = pytest.mark.skipif(
-    os.geteuid() == 0 and agent.has_systemd(), reason="where there is systemd, root runs no jobs as root"
+    os.geteuid() == 0 and machine.has_systemd(), reason="where there is systemd, root runs no jobs as root"
 )
 
 JOB_ENV = {

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import jobs as agent
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import BUNDLE_MTIME
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.launching import unpack
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import JUNK, Bundle, check_script, make_bundle
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 
@@ -54,13 +55,13 @@ def entries(bundle: Bundle) -> dict[str, tuple[str, Any]]:
             os.makedirs(os.path.join(folder, name))
         Path(folder, "bundles", bundle.sha256).write_bytes(zlib.decompress(bundle.content))
         me = SimpleNamespace(acting=contextlib.nullcontext)
-        agent.unpack({"directory": folder, "job": {"id": "job"}, "bundle": bundle.sha256}, me)  # type: ignore[arg-type]
+        unpack({"directory": folder, "job": {"id": "job"}, "bundle": bundle.sha256}, me)  # type: ignore[arg-type]
         work = Path(folder, "jobs", "job", "work")
         for path in sorted(work.rglob("*")):
             if path.is_symlink():
                 found[str(path.relative_to(work))] = ("link", os.readlink(path))
             elif path.is_file():
-                assert int(path.stat().st_mtime) == agent.BUNDLE_MTIME
+                assert int(path.stat().st_mtime) == BUNDLE_MTIME
                 kind = "program" if path.stat().st_mode & 0o111 else "file"
                 found[str(path.relative_to(work))] = (kind, path.stat().st_size)
     return found

@@ -1,3 +1,5 @@
+import ast
+import re
 import shlex
 import stat
 import sys
@@ -11,7 +13,8 @@ from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.parsing.dataloader import DataLoader
 from ansible.playbook.play_context import PlayContext
 from ansible.playbook.task import Task
-from ansible_collections.thunderhead.cluster.plugins.module_utils import agent
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import ephemeral_ports
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import MARK
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import (
     LOADER,
     Channel,
@@ -19,6 +22,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import
     Unreachable,
     frame,
     open_channel,
+    program,
 )
 from local_nodes import PYTHON, Connection, LocalNode
 
@@ -42,7 +46,7 @@ def call(code: int = 0, output: bytes = b"", errors: bytes = b"") -> tuple[dict[
 
 
 def reply(text: bytes, payload: bytes = b"") -> bytes:
-    return b"%s %d %d\n" % (agent.MARK.encode(), len(text), len(payload)) + text + payload
+    return b"%s %d %d\n" % (MARK.encode(), len(text), len(payload)) + text + payload
 
 
 # --------------------------------------------------------------------------------------------------------------- frames
@@ -50,9 +54,20 @@ def reply(text: bytes, payload: bytes = b"") -> bytes:
 
 @pytest.mark.parametrize("payload", [b"", b"\0\xff\n" * 1000])
 def test_frame(payload: bytes) -> None:
-    head, _newline, rest = frame("{'op': 'x'}", payload).partition(b"\n")
-    assert rest[: int(head)] == Path(agent.__file__).read_bytes() + b"\nanswer({'op': 'x'})\n"
+    head, _newline, rest = frame("stop", "{'op': 'stop'}", payload).partition(b"\n")
+    assert rest[: int(head)] == program("stop") + b"answer({'op': 'stop'})\n"
     assert rest[int(head) :] == payload
+
+
+def test_a_request_is_sent_the_modules_that_it_needs_and_no_others() -> None:
+    def sent(op: str) -> list[str]:
+        (table,) = re.findall(rb"^for name, text in (\{.*\})\.items\(\):$", program(op), re.MULTILINE)
+        return [name.rpartition(".")[2] for name in ast.literal_eval(table.decode())]
+
+    assert sent("inspect") == ["protocol", "node"]
+    assert sent("follow")[:2] == ["protocol", "node"], "what a module imports comes before it"
+    assert sent("follow")[-1] == "following"
+    assert "collecting" not in sent("prepare")
 
 
 @pytest.mark.parametrize("noise", [b"", b"Welcome!\n\xff\x00\x1b[0m\n", b"no newline at its end "])
@@ -128,7 +143,7 @@ def test_errors_of_the_connection_plugin(error: Exception, kind: type[NodeError]
             raise error
 
     with pytest.raises(NodeError) as caught:
-        Channel("gpu-1", Failing(), "python3", "/bin/sh").call({})
+        Channel("gpu-1", Failing(), "python3", "/bin/sh").call({"op": "inspect"})
     assert type(caught.value) is kind
     assert str(caught.value) == message
 
@@ -142,7 +157,7 @@ def test_a_round_trip(tmp_path: Path) -> None:
         .channel()
         .call({"op": "inspect", "directory": str(tmp_path), "user": "", "address": "127.0.0.1", "master_port": None})
     )
-    assert found == {"address": "127.0.0.1", "interface": "lo", "port_range": agent.ephemeral_ports()}
+    assert found == {"address": "127.0.0.1", "interface": "lo", "port_range": ephemeral_ports()}
     assert payload == b""
 
 
@@ -167,7 +182,7 @@ def test_the_users_python_settings_do_not_matter(tmp_path: Path) -> None:
 
 def test_a_missing_python() -> None:
     with pytest.raises(NodeError) as caught:
-        Channel("gpu-1", Connection(), "/no/such/python3", "/bin/sh").call({})
+        Channel("gpu-1", Connection(), "/no/such/python3", "/bin/sh").call({"op": "inspect"})
     assert str(caught.value) == f"gpu-1 has no usable Python: /no/such/python3 was not found; {REMEDY}"
 
 
@@ -178,14 +193,14 @@ def test_an_old_python(tmp_path: Path) -> None:
     python.chmod(0o755)
     version = ".".join(map(str, sys.version_info[:3]))
     with pytest.raises(NodeError) as caught:
-        Channel("gpu-1", Connection(), str(python), "/bin/sh").call({})
+        Channel("gpu-1", Connection(), str(python), "/bin/sh").call({"op": "inspect"})
     assert str(caught.value) == (f"gpu-1 has no usable Python: {python} is too old: Python {version}; {REMEDY}")
 
 
 def test_a_defect_in_the_agent_is_told(tmp_path: Path) -> None:
     with pytest.raises(NodeError) as caught:
-        LocalNode(tmp_path).channel().call({"op": "no such operation"})
-    assert str(caught.value) == ("node0 could not run Thunderhead's agent (exit code 1): KeyError: 'no such operation'")
+        LocalNode(tmp_path).channel().call({"op": "inspect"})
+    assert str(caught.value) == "node0 could not run Thunderhead's agent (exit code 1): KeyError: 'user'"
 
 
 @pytest.mark.parametrize("data", [b"", b"text\n", bytes(range(256)) * 1000])
@@ -232,7 +247,7 @@ def command_of(channel: Channel) -> str:
         return 0, reply(b"{'ok': True}"), b""
 
     channel._connection.exec_command = execute
-    channel.call({})
+    channel.call({"op": "inspect"})
     return commands[0]
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import jobs as agent
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import node as machine
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import Channel
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.survey import survey
@@ -45,7 +45,7 @@ def test_the_whole_cluster_changes_nothing(tmp_path: Path) -> None:
                 "interface": "lo",
                 "directory": str(tmp_path / f"node{rank}"),
                 "user": "train" if rank == 1 else "",
-                "port_range": agent.ephemeral_ports(),
+                "port_range": machine.ephemeral_ports(),
             }
             for rank in range(3)
         },
@@ -67,7 +67,7 @@ def test_those_left_out_keep_their_rank_and_are_not_asked(tmp_path: Path) -> Non
 
 
 def test_those_left_out_are_asked_for_an_address_that_nobody_wrote_down(tmp_path: Path) -> None:
-    own = agent.default_route_address()
+    own = machine.default_route_address()
     if own is None:
         pytest.skip("this machine has no network")
     nodes, reached = three(tmp_path), list[str]()
@@ -98,7 +98,7 @@ def test_every_node_that_cannot_is_named(tmp_path: Path) -> None:
 
 
 def test_the_port_matters_on_the_head_only(tmp_path: Path) -> None:
-    first, last = agent.ephemeral_ports()
+    first, last = machine.ephemeral_ports()
     nodes = three(tmp_path)
     nodes[0].master_port, nodes[1].master_port = nodes[1].master_port, last
     hosts = [node.host for node in nodes]

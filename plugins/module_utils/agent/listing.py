@@ -1,0 +1,61 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""All jobs of a node at a glance."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import (
+    Holder,
+    job_state,
+    open_own,
+    read_json,
+)
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import operation
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's start
+    from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Reply, Request
+
+LAST_LINE_BYTES = 2048
+
+
+@operation
+def jobs(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
+    """List the jobs of this node, the newest first.
+
+    Request: directory, newest (how many at most), only (one job's id, or None). Reply: jobs, a list of {id, spec (as
+    the controller wrote it, or None for a job that never started), state (as for ``follow``), size (bytes of the log),
+    last_line (bytes)}.
+    """
+    folder = os.path.join(request["directory"], "jobs")
+    ids: list[str] = []
+    with contextlib.suppress(OSError):
+        # An id begins with its time; a job's folder is all that has no dot in its name there, but the lock.
+        ids = sorted((name for name in os.listdir(folder) if os.path.isdir(os.path.join(folder, name))), reverse=True)
+    if request["only"]:
+        ids = [name for name in ids if name == request["only"]]
+    found = []
+    for name in ids[: request["newest"]]:
+        job_dir = os.path.join(folder, name)
+        holder = Holder({**request, "job": {"id": name}})
+        size, last_line = last_words(os.path.join(job_dir, "log"))
+        spec = read_json(os.path.join(job_dir, "spec.json"))
+        found.append(
+            {"id": name, "spec": spec, "state": job_state(job_dir, holder), "size": size, "last_line": last_line}
+        )
+    return {"jobs": found}, b""
+
+
+def last_words(path: str) -> tuple[int, bytes]:
+    """Return the size of a log and its last line that says something."""
+    try:
+        with open_own(path) as log:
+            size = os.fstat(log.fileno()).st_size
+            log.seek(max(0, size - LAST_LINE_BYTES))
+            lines = [line for line in log.read().splitlines() if line.strip()]
+    except OSError:
+        return 0, b""
+    return size, lines[-1] if lines else b""

@@ -1,0 +1,80 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""A job is ended: before it has started, or while it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import (
+    FAREWELL_SECONDS,
+    POLL_SECONDS,
+    Holder,
+    as_owner,
+    gate_path,
+    job_directory,
+    job_state,
+    reason_path,
+    write_file,
+)
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.processes import (
+    descendants,
+    end_leftovers,
+    signal_processes,
+)
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import operation
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's start
+    from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Reply, Request
+
+
+@operation
+def discard(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
+    """Undo ``prepare`` for a job that never started here; returns when the node is free again."""
+    import shutil
+
+    holder, job_dir = Holder(request), job_directory(request)
+    if not os.path.exists(os.path.join(job_dir, "state.json")):
+        for path in (gate_path(request), gate_path(request) + ".part"):
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+        shutil.rmtree(job_dir, ignore_errors=True)  # the supervisor sees it
+        deadline = time.monotonic() + 2
+        while holder.pid() not in (None, os.getpid()) and time.monotonic() < deadline:
+            time.sleep(0.01)
+    return {}, b""
+
+
+@operation
+def stop(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
+    """End the job: TERM to all its processes, a grace, KILL.
+
+    Request: grace_seconds, because (why, for the record; "" for a stop on request). Reply: the job's state, and left:
+    the ids of processes that could not be ended.
+    """
+    import signal
+
+    holder, job_dir = Holder(request), job_directory(request)
+    supervisor = holder.pid()
+    started = any(map(os.path.exists, (os.path.join(job_dir, "state.json"), gate_path(request))))
+    if supervisor and not started:
+        discard(request, b"")
+        return {"state": "prepared", "left": []}, b""
+    if supervisor:
+        if request["because"]:
+            write_file(reason_path(job_dir), request["because"].encode(), 0o644)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(supervisor, signal.SIGTERM)  # it tells all the others, and waits for them
+        deadline = time.monotonic() + request["grace_seconds"] + FAREWELL_SECONDS
+        while holder.pid() and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+        if holder.pid():
+            signal_processes([*descendants(supervisor), supervisor], signal.SIGKILL)
+    left = end_leftovers(request)
+    with contextlib.suppress(OSError):
+        os.unlink(reason_path(job_dir))
+    as_owner(request)
+    return {**job_state(job_dir, holder), "left": left}, b""

@@ -1,0 +1,272 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""A new job: prepared on all nodes or on none, then started on all at once."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils import environment
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import Bundle
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError, in_one
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.fan_out import fan_out
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang, Identity, OpenChannel
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import (
+    Node,
+    Topology,
+    rank_nodes,
+    require_distinct,
+)
+
+PREPARE_SECONDS = 120
+"""After this long without an answer a node counts as unreachable before the start."""
+RIVAL_SECONDS = 10
+"""How long a job waits for one that came at the same moment to give way."""
+RETRY_SECONDS = 1
+"""How often a job that waits for nodes asks again."""
+LAUNCHERS = ("lightning", "torchrun")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to run.
+
+    Attributes:
+        identity: which job.
+        bundle: the code.
+        script: relative path in the bundle.
+        args: the script's arguments.
+        env: environment variables besides those of the inventory; they win over these.
+        node_timeout_seconds: a node silent for this long is lost.
+        grace_seconds: between TERM and KILL when the job is stopped.
+        wait_seconds: how long to wait for nodes that run another job.
+        launcher: lightning (the script once per node) or torchrun (which starts it once per device).
+        devices: ranks per node under torchrun; None means as many as there are GPUs, or one.
+        checkpoint: path relative to the working directory of the checkpoint to go on from, or "".
+    """
+
+    identity: Identity
+    bundle: Bundle
+    script: str
+    args: Sequence[str]
+    env: Mapping[str, str]
+    node_timeout_seconds: int
+    grace_seconds: int
+    wait_seconds: int = 0
+    launcher: str = LAUNCHERS[0]
+    devices: int | None = None
+    checkpoint: str = ""
+
+
+class Launch:
+    """Brings a job onto its nodes. Methods are called from one thread, in the order prepare, start."""
+
+    def __init__(self, job: Job, settings: Sequence[NodeSettings], open_channel: OpenChannel) -> None:
+        """Reach nobody yet.
+
+        Args:
+            job: what is to run.
+            settings: of the hosts that take part, in inventory order: the first is the head.
+            open_channel: gives a new channel to a host.
+        """
+        require_distinct({one.host: one.address for one in settings})
+        self.job = job
+        self.gang = Gang(job.identity, settings, open_channel)
+        self.notes: list[str] = []
+        self._head = settings[0].host
+        self._open = functools.cache(open_channel)  # each host is talked to by one thread at a time
+        self._prepared: dict[str, dict[str, Any]] = {}
+        self._watch_key = secrets.token_hex(32)
+
+    def prepare(self, dry: bool = False, say: Callable[[str], None] = lambda line: None) -> Topology:
+        """Make every node ready, or none: checks, the hold on it, the code.
+
+        Args:
+            dry: only check; hold and copy nothing.
+            say: is told that the job waits for nodes.
+
+        Raises:
+            JobError: names every node that could not, with its reason; the others are as they were before.
+        """
+        try:
+            self._prepare_all(dry, say)
+            self.gang.topology = rank_nodes(list(self.gang.settings.values()), self._prepared)
+            self._require_alike()
+        except BaseException:
+            if not dry:
+                self.discard()
+            raise
+        for host, reply in self._prepared.items():
+            if "stale" in reply:
+                self.notes.append(
+                    "{host} still counted as taken by job {id}, which {user} started at {start}: it ended there "
+                    "without a last word, by a crash or a reboot; its hold was void".format(host=host, **reply["stale"])
+                )
+        return self.gang.topology
+
+    def _prepare_all(self, dry: bool, say: Callable[[str], None]) -> None:
+        began = time.monotonic()
+        waiting = False
+        while True:
+            hosts = {host: host for host in self.gang.settings if host not in self._prepared}
+            replies, errors = fan_out(hosts, functools.partial(self._prepare_one, dry), PREPARE_SECONDS)
+            self._prepared.update(replies)
+            if not errors:
+                return
+            waited = time.monotonic() - began
+            if not all("busy" in error.facts for error in errors.values()):
+                patience = 0.0
+            elif all(self._gives_way(error) for error in errors.values()):
+                patience = RIVAL_SECONDS
+            else:  # others may want what this job holds
+                patience = self.job.wait_seconds
+                if waited < patience and not dry:
+                    self.discard()
+                    self._prepared = {}
+            if waited >= patience:
+                raise in_one(errors.values(), "Nothing was started on any node.")
+            if not waiting and patience == self.job.wait_seconds:
+                say(f"waiting for up to {patience:.0f} s: {next(iter(errors.values()))}")
+                waiting = True
+            time.sleep(RETRY_SECONDS)
+
+    def _gives_way(self, error: NodeError) -> bool:
+        """Whether a node is held by a job that is not started yet and will see that this one was first."""
+        busy = error.facts["busy"]
+        return bool(busy["prepared"]) and Identity(busy["start"], busy["id"], busy["user"]) > self.job.identity
+
+    def _prepare_one(self, dry: bool, host: str) -> dict[str, Any]:
+        one = self.gang.settings[host]
+        request = self.gang.request(
+            "prepare",
+            host,
+            address=one.address,
+            master_port=one.master_port if host == self._head else None,
+            watched=host == self._head and len(self.gang.settings) > 1,
+            bundle=self.job.bundle.sha256,
+            size=self.job.bundle.size,
+            dry=dry,
+        )
+        channel = self._open(host)
+        reply, _payload = channel.call(request)
+        if not dry and not reply["has_bundle"]:
+            if not self.job.bundle.content:  # an earlier job's, which is nowhere else
+                raise NodeError(host, "does not have that job's code any more; run the script anew, without rerun")
+            # The same for all nodes with the same settings, so that they share one copy of it.
+            fields = ("directory", "user", "job", "bundle")
+            delivery = {"op": "deliver", **{name: request[name] for name in fields}}
+            channel.call(delivery, self.job.bundle.content)
+        return reply
+
+    def _require_alike(self) -> None:
+        """Every node must run as many ranks: the global rank is node rank x devices + local rank."""
+        gpus = {host: reply["gpus"] for host, reply in self._prepared.items()}
+        if self.job.launcher == "torchrun" and self.job.devices is None and len(set(gpus.values())) > 1:
+            counted = ", ".join(f"{host} has {count}" for host, count in gpus.items())
+            raise JobError(
+                f"devices is auto, but the nodes have different numbers of GPUs ({counted}), and every node runs as "
+                "many ranks; set -e devices=N, or leave nodes out with --limit"
+            )
+
+    def start(self) -> None:
+        """Start the prepared job on all nodes at the same time.
+
+        Raises:
+            JobError: a node could not start it; those that had are stopped again.
+        """
+        _replies, errors = fan_out(
+            {node.host: node for node in self.gang.topology.nodes},
+            lambda node: self._open(node.host).put(self._prepared[node.host]["gate"], self._order(node)),
+            PREPARE_SECONDS,
+        )
+        if errors:
+            self.gang.stop(self.job.grace_seconds, f"{next(iter(errors))} could not start")
+            self.discard()
+            raise in_one(errors.values(), "The job was stopped on every other node.")
+
+    def _order(self, node: Node) -> bytes:
+        """What the supervisor on a node is told; see ``Order`` in the agent's ``supervising``."""
+        topology, job = self.gang.topology, self.job
+        prepared = self._prepared[node.host]
+        job_dir = prepared["job_dir"]
+        checkpoint = f"{job_dir}/work/{job.checkpoint}" if job.checkpoint else ""
+        text = environment.render(
+            {
+                "rank": node.rank,
+                "world_size": topology.world_size,
+                "master_addr": topology.head.address,
+                "master_port": topology.head.settings.master_port,
+                "interface": node.interface,
+            },
+            {**node.settings.env, **job.env},
+            {"id": self.gang.job_id, "dir": job_dir, "checkpoint": checkpoint},
+        )
+        settings = {
+            "grace_seconds": job.grace_seconds,
+            "node_timeout_seconds": job.node_timeout_seconds,
+            "rank": node.rank,
+            "world_size": topology.world_size,
+            "name": node.name,
+            "head_name": topology.head.name,
+            "watch_address": topology.head.address,
+            "watch_port": self._prepared[topology.head.host]["watch_port"],
+            "watch_key": self._watch_key,
+        }
+        own = {"rank": node.rank, "python": prepared["python"]}
+        spec = f"{self._shared_spec[:-1]}, {json.dumps(own)[1:]}\n"
+        argv = self._command(node, prepared["python"])
+        variables = [f"{name}={value}" for name, value in environment.parse(text).items()]
+        lines = "\n".join(f"{name}={value}" for name, value in settings.items())
+        fields = [lines, text, spec, str(len(argv)), *argv, *variables]
+        return b"".join(os.fsencode(field) + b"\0" for field in fields)
+
+    @functools.cached_property
+    def _shared_spec(self) -> str:
+        """What spec.json says on all nodes, as JSON: with hundreds of nodes, made once."""
+        topology, job = self.gang.topology, self.job
+        return json.dumps(
+            {
+                "id": job.identity.id,
+                "user": job.identity.user,
+                "start": job.identity.start,
+                "script": job.script,
+                "args": list(job.args),
+                "launcher": job.launcher,
+                "devices": job.devices,
+                "bundle": job.bundle.sha256,
+                "grace_seconds": job.grace_seconds,
+                "node_timeout_seconds": job.node_timeout_seconds,
+                "world_size": topology.world_size,
+                "master_addr": topology.head.address,
+                "master_port": topology.head.settings.master_port,
+                "ranks": [{"rank": node.rank, "host": node.host, "address": node.address} for node in topology.nodes],
+            }
+        )
+
+    def _command(self, node: Node, python: str) -> list[str]:
+        job, topology = self.job, self.gang.topology
+        script = job.script if not job.script.startswith("-") else f"./{job.script}"
+        if job.launcher == "lightning":
+            return [python, script, *job.args]
+        devices = job.devices or max(1, self._prepared[node.host]["gpus"])
+        return [
+            *(python, "-m", "torch.distributed.run"),
+            *(f"--nnodes={topology.world_size}", f"--node-rank={node.rank}", f"--nproc-per-node={devices}"),
+            *("--rdzv-backend=static", f"--rdzv-id={job.identity.id}", "--max-restarts=0"),
+            f"--master-addr={topology.head.address}",
+            f"--master-port={topology.head.settings.master_port}",
+            *(script, *job.args),
+        ]
+
+    def discard(self) -> None:
+        """Undo ``prepare`` on every node where the job has not started; where nothing was prepared, nothing happens."""
+        self.gang.ask("discard", 10)

@@ -1,0 +1,240 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""What the user asked for, checked as far as it can be without the nodes, and made into a job."""
+
+from __future__ import annotations
+
+import datetime
+import getpass
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import Bundle, check_script, make_bundle
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.environment import as_environment
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Identity
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.launch import LAUNCHERS, Job
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import Record, new_job_id
+
+EXAMPLES = Path(__file__).parents[2] / "train"
+"""The project of those who name none."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the user asked for, as it stands on the command line; None and "" mean the default or the earlier job's.
+
+    Attributes:
+        script: path of the script in ``project``.
+        args: a string, split as a shell would, or a list; never given to a shell.
+        project: folder on the controller.
+        env: mapping of environment variables, or its text.
+        runs: folder of the controller's records.
+        logs: whose output is shown live: ``head``, ``all`` or ``none``.
+        launcher: ``lightning`` or ``torchrun``.
+        devices: ranks per node under torchrun, a number or ``auto``.
+        resume: id of a job whose newest checkpoint this one goes on from.
+        rerun: id of a job to be run again with the same code.
+        detach: return after the start.
+        on_interrupt: what Ctrl-C does: ``detach`` or ``stop``.
+        wait_seconds: how long to wait for nodes that run another job.
+        collect: whose artifacts are brought home: ``head``, ``all`` or ``none``.
+        keep: how many ended jobs stay on the nodes; None means all.
+        bundle_max_mb: the most the code may have, MiB.
+        node_timeout_seconds: a node silent for this long is lost.
+        stall_timeout_seconds: without any output for this long, what every rank does is looked at; 0 means never.
+        rendezvous_timeout_seconds: the same at the start, where a rendezvous that hangs ends the job; 0 means never.
+        grace_seconds: between TERM and KILL.
+    """
+
+    script: str
+    args: Any
+    project: Path | None
+    env: Any
+    runs: Path
+    logs: str
+    launcher: str
+    devices: str
+    resume: str
+    rerun: str
+    detach: bool
+    on_interrupt: str
+    wait_seconds: int
+    collect: str
+    keep: int | None
+    bundle_max_mb: int
+    node_timeout_seconds: int
+    stall_timeout_seconds: int
+    rendezvous_timeout_seconds: int
+    grace_seconds: int
+
+    def check(self) -> None:
+        """Raise JobError for a number out of its range, or options that exclude each other."""
+        for name, value, least in (
+            ("job_node_timeout_seconds", self.node_timeout_seconds, 1),
+            ("job_stop_grace_seconds", self.grace_seconds, 0),
+            ("job_stall_timeout_seconds", self.stall_timeout_seconds, 0),
+            ("job_rendezvous_timeout_seconds", self.rendezvous_timeout_seconds, 0),
+            ("wait", self.wait_seconds, 0),
+            ("keep", self.keep or 0, 0),
+        ):
+            if value < least:
+                raise JobError(f"{name} is {value}; set it to {least} or more")
+        if self.rerun and (self.script or self.project or self.args not in ("", None, [])):
+            raise JobError(
+                "rerun runs an earlier job's code with its arguments again, so script, args and project_dir cannot be "
+                "given with it; leave them out, or leave out rerun"
+            )
+
+
+def split_args(args: Any) -> list[str]:
+    """Return the script's arguments.
+
+    Raises:
+        JobError: unbalanced quotes, a null byte, or neither a string nor a list of scalars.
+    """
+    if isinstance(args, str):
+        try:
+            words = shlex.split(args)
+        except ValueError as error:
+            raise JobError(f"args has unbalanced quotes ({error}): {args}; close them, or give a list") from None
+    elif isinstance(args, Sequence) and all(isinstance(word, (str, int, float)) for word in args):
+        words = [str(word) for word in args]
+    else:
+        raise JobError(f"args is {args!r}; give a string such as '--max-epochs 3', or a list of words")
+    if any("\0" in word for word in words):
+        raise JobError("args has a word with a null byte, which no command line can hold; remove it")
+    return words
+
+
+def count_devices(devices: str, launcher: str) -> int | None:
+    """Return how many ranks torchrun starts per node, None for as many as there are GPUs.
+
+    Raises:
+        JobError: no number, or a number for Lightning, which counts by itself.
+    """
+    if devices in ("", "auto"):
+        return None
+    if launcher != "torchrun":
+        raise JobError(
+            f"devices is {devices}, but only launcher=torchrun takes it; with launcher=lightning the script's "
+            "Trainer(devices=...) decides"
+        )
+    if not devices.isdecimal() or int(devices) < 1:
+        raise JobError(f"devices is {devices}; set auto, or the number of ranks on each node")
+    return int(devices)
+
+
+def make_job(order: Order, earlier: Mapping[str, Any], checkpoint: str) -> Job:
+    """Check all that can be checked without the nodes, snapshot the code, and return the job.
+
+    Args:
+        order: the user's.
+        earlier: what job.json or spec.json say of the job to run again or to go on from, else empty.
+        checkpoint: path of the checkpoint to go on from, relative to the working directory, or "".
+
+    Raises:
+        JobError: bad input.
+    """
+    launcher = order.launcher or earlier.get("launcher") or LAUNCHERS[0]
+    devices = count_devices(order.devices, launcher) if order.devices else earlier.get("devices")
+    args = split_args(order.args if order.args not in ("", None) else earlier.get("args", ""))
+    env = as_environment(order.env, "env")
+    if order.rerun:
+        script, bundle = earlier["script"], stored_bundle(order.runs, earlier["bundle"])
+        if missing := set(earlier["env_names"]) - env.keys():
+            raise JobError(
+                f"job {order.rerun} had environment variables whose values are not kept: {', '.join(sorted(missing))}; "
+                "give them again with -e '{\"env\": {...}}'"
+            )
+    else:
+        project = order.project or Path(earlier.get("project_dir") or EXAMPLES)
+        script = check_script(project, order.script or earlier.get("script", ""))
+        bundle = make_bundle(project, script, order.bundle_max_mb)
+    now = datetime.datetime.now().astimezone()
+    return Job(
+        identity=Identity(now.isoformat(timespec="seconds"), new_job_id(script, now), getpass.getuser()),
+        bundle=bundle,
+        script=script,
+        args=args,
+        env=env,
+        node_timeout_seconds=order.node_timeout_seconds,
+        grace_seconds=order.grace_seconds,
+        wait_seconds=order.wait_seconds,
+        launcher=launcher,
+        devices=devices,
+        checkpoint=checkpoint,
+    )
+
+
+def earlier_job(order: Order, hosts: Sequence[str]) -> Mapping[str, Any]:
+    """Return job.json of the job to run again; empty if there is none to.
+
+    Raises:
+        JobError: it is not known here, or ran on other nodes.
+    """
+    if not order.rerun:
+        return {}
+    record = Record.read(order.runs, order.rerun)
+    if record is None:
+        raise JobError(f"job {order.rerun} is not in {order.runs}; name one that is, or set job_runs_dir")
+    ranks = [rank["host"] for rank in record.data["ranks"]]
+    if ranks != list(hosts):
+        raise JobError(
+            f"job {order.rerun} ran on {', '.join(ranks)}, in this order, not on {', '.join(hosts)}; "
+            f"add --limit {','.join(ranks)}, or run its script anew, without rerun"
+        )
+    return record.data
+
+
+# ---------------------------------------------------------------------------------------------- the code of earlier jobs
+
+
+def store_bundle(runs: Path, bundle: Bundle) -> None:
+    """Keep a job's code on the controller, once for all jobs with the same."""
+    path = runs / ".bundles" / bundle.sha256
+    if bundle.content and not path.exists():
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        part = path.with_suffix(".part")
+        part.write_bytes(bundle.content)
+        part.replace(path)
+
+
+def stored_bundle(runs: Path, described: Mapping[str, Any]) -> Bundle:
+    """Return the code of an earlier job, with what is kept of it here: nothing, if it was removed."""
+    path = runs / ".bundles" / described["sha256"]
+    return Bundle(
+        sha256=described["sha256"],
+        content=path.read_bytes() if path.exists() else b"",
+        size=described["bytes"],
+        commit=described["git_commit"],
+        dirty=described["git_dirty"],
+    )
+
+
+def described(job: Job, order: Order) -> dict[str, Any]:
+    """Return what job.json says of a job: enough to run it again but for the values of its environment."""
+    return {
+        "script": job.script,
+        "args": list(job.args),
+        "launcher": job.launcher,
+        "devices": job.devices,
+        "checkpoint": job.checkpoint or None,
+        "project_dir": str(order.project or EXAMPLES) if not order.rerun else None,
+        "env_names": sorted(job.env),  # names only: values may be secrets
+        "user": job.identity.user,
+        "started": job.identity.start,
+        "resumed": order.resume or None,
+        "rerun": order.rerun or None,
+        "node_timeout_seconds": job.node_timeout_seconds,
+        "grace_seconds": job.grace_seconds,
+        "bundle": {
+            "sha256": job.bundle.sha256,
+            "bytes": job.bundle.size,
+            "git_commit": job.bundle.commit,
+            "git_dirty": job.bundle.dirty,
+        },
+    }

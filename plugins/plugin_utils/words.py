@@ -1,0 +1,32 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""Amounts and foreign names as a user reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def amount(count: float) -> str:
+    """Return a number of bytes as "312 B", "4.7 MB" or "12.3 GB", a thousand of one unit being the next."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return "1 job", "2 jobs"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def shown(name: str) -> str:
+    """Return a name that somebody else chose, with what would act upon a terminal escaped."""
+    return name if name.isprintable() else name.encode("unicode_escape").decode()
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """Return "a, b and 3 more", ready to be shown."""
+    text = ", ".join(map(shown, names[:most]))
+    return f"{text} and {len(names) - most} more" if len(names) > most else text

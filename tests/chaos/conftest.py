@@ -1,0 +1,61 @@
+"""What the chaos tests share: three machines that any of them may break, and that are mended after each."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from machines import CACHE, Cluster
+from measuring import Timeline
+
+HERE = Path(__file__).resolve().parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--keep", action="store_true", help="leave the nodes running, and use those that run already")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "torch: needs torch on the nodes, which takes a minute to install")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("torch") is not None)  # stable: those last, else as they stand
+
+
+@pytest.fixture(scope="session")
+def machines(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """Three nodes that were set up, without torch."""
+    keep = request.config.getoption("--keep")
+    made = Cluster(["node0", "node1", "node2"])
+    try:
+        made.create(reuse=keep)
+        setup = made.playbook("setup.yml", "-e", f"python_env_requirements={HERE}/requirements.txt")
+        assert setup.wait(300) == 0, setup.text
+        yield made
+    finally:
+        if not keep:
+            made.remove()
+        made.close()
+
+
+@pytest.fixture
+def cluster(machines: Cluster, tmp_path: Path) -> Iterator[Cluster]:
+    """The nodes, free and whole, with no jobs on record."""
+    machines.runs = tmp_path / "runs"
+    yield machines
+    machines.heal()
+
+
+@pytest.fixture(scope="session")
+def measurements() -> Path:
+    """The file that this session's measurements go to; the last session's are gone."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    path = CACHE / "measurements.jsonl"
+    path.unlink(missing_ok=True)
+    return path
+
+
+@pytest.fixture
+def timeline(measurements: Path, request: pytest.FixtureRequest) -> Timeline:
+    """Measures, and writes down."""
+    return Timeline(measurements, request.node.name)

@@ -1,0 +1,196 @@
+"""A rank, a unit, a machine, a cable: what breaks while a job runs and somebody looks on."""
+
+import re
+import time
+from collections.abc import Callable
+
+import pytest
+from machines import GRACE_SECONDS, NODE_TIMEOUT_SECONDS, Cluster, Node
+from measuring import Timeline
+from playbook import Playbook
+
+FOREVER = ["-e", "args=1000000", "-e", "logs=all"]
+END_SECONDS = 5  # besides the grace: from a rank's death to the end of run.yml
+
+
+def counting(cluster: Cluster, *arguments: str) -> Playbook:
+    """Return a job that prints on every rank, and has begun to on each."""
+    run = cluster.run("count.py", *FOREVER, *arguments)
+    for rank, _node in enumerate(cluster.nodes):
+        run.await_line(rf"^\[{rank} node{rank}\] line 20$")
+    return run
+
+
+def assert_contiguous(lines: list[str], start: int = 0) -> None:
+    """Fail if of the lines that count.py prints one is missing, or there twice."""
+    numbers = [int(line.split()[1]) for line in lines]
+    assert numbers == list(range(start, start + len(numbers)))
+
+
+def assert_log_whole(cluster: Cluster, job: str, node: Node) -> None:
+    """Fail if the controller's log of a rank is not the node's, or not what count.py prints."""
+    log = cluster.log(job, node)
+    assert log == node.execute("cat", f"/opt/thunderhead/jobs/{job}/log")
+    assert_contiguous(log.splitlines())
+
+
+def test_sigkill_of_one_rank(cluster: Cluster, timeline: Timeline) -> None:
+    run = counting(cluster)
+    job, at = run.job, time.monotonic()
+    cluster.nodes[1].kill_processes(job, "count.py")
+    assert run.wait() == 2
+    assert run.ended_at - at < END_SECONDS + GRACE_SECONDS
+    cause = r"rank 1 \(node1\) was killed by (signal 9|SIGKILL)"
+    assert re.search(cause + r".* after \d+ s", run.words)
+    assert f"{cluster.runs}/{job}/logs/rank1-node1.log" in run.words
+    record = cluster.record(job)
+    assert record["state"] == "failed"
+    assert re.search(cause, record["cause"]) and "rank 0" not in record["cause"] and "rank 2" not in record["cause"]
+    assert [rank["state"] for rank in record["ranks"]] == ["stopped", "failed", "stopped"]
+    assert record["ranks"][1]["signal"] == 9
+    assert cluster.left(job) == []
+    timeline.note_end("a rank is killed (SIGKILL)", run, at, cause)
+
+
+def test_an_exception_on_one_rank(cluster: Cluster, timeline: Timeline) -> None:
+    run = cluster.run("raises.py", "-e", "args=2", "-e", "logs=all")
+    for rank in range(3):
+        run.await_line(rf"^\[{rank} node{rank}\] ready")
+    job = run.job
+    cluster.nodes[2].execute("touch", f"/opt/thunderhead/jobs/{job}/work/go")
+    at = time.monotonic()
+    assert run.wait() == 2
+    assert run.ended_at - at < END_SECONDS + GRACE_SECONDS
+    cause = r"rank 2 \(node2\) exited with code 1 after \d+ s: RuntimeError: deliberate, on rank 2"
+    assert re.search(cause + r"; see \S*/rank2-node2\.log", run.words)
+    assert [rank["state"] for rank in cluster.record(job)["ranks"]] == ["stopped", "stopped", "failed"]
+    assert cluster.left(job) == []
+    timeline.note_end("a rank raises an exception", run, at, cause)
+
+
+def test_sigkill_of_the_whole_unit(cluster: Cluster, timeline: Timeline) -> None:
+    run = counting(cluster)
+    job, at = run.job, time.monotonic()
+    cluster.nodes[1].kill_unit(job)
+    assert run.wait() == 2
+    assert run.ended_at - at < END_SECONDS + GRACE_SECONDS
+    cause = r"rank 1 \(node1\) "
+    record = cluster.record(job)
+    assert record["state"] == "failed"
+    assert re.match(cause, record["cause"])
+    assert record["ranks"][1]["state"] == "lost"
+    assert [record["ranks"][rank]["state"] for rank in (0, 2)] == ["stopped", "stopped"]
+    assert cluster.left(job) == []
+    timeline.note_end("a node's whole unit is killed, its supervisor too", run, at, cause)
+
+
+@pytest.mark.parametrize("victim", [0, 1], ids=["head", "other"])
+@pytest.mark.parametrize(
+    ("fault", "strike"),
+    [
+        ("freezes (docker pause)", Node.freeze),
+        ("loses power (docker kill)", Node.power_off),
+        ("is cut off the network", Node.cut),
+    ],
+    ids=["frozen", "dead", "cut"],
+)
+def test_a_node_that_vanishes(
+    cluster: Cluster, timeline: Timeline, victim: int, fault: str, strike: Callable[[Node], None]
+) -> None:
+    run = counting(cluster)
+    job, node = run.job, cluster.nodes[victim]
+    others = [other for other in cluster.nodes if other is not node]
+    at = time.monotonic()
+    strike(node)
+    assert run.wait() == 2
+    bound = NODE_TIMEOUT_SECONDS + GRACE_SECONDS + END_SECONDS
+    assert run.ended_at - at < bound
+    cause = rf"rank {victim} \(node{victim}\) "
+    record = cluster.record(job)
+    assert record["state"] == "failed"
+    assert re.match(cause, record["cause"])
+    assert re.search(r"lost|silent|unreachable", record["cause"])
+    assert [rank["state"] for rank in record["ranks"]] == ["lost" if rank == victim else "stopped" for rank in range(3)]
+    assert cluster.left(job, others) == []
+    node.heal()
+    cluster.await_nothing_left(job, bound, [node])  # it finds out by itself that it was given up
+    cluster.disconnect()
+    role = "the head" if victim == 0 else "a node"
+    timeline.note_end(f"{role} {fault}", run, at, cause)
+
+
+def test_a_cable_that_is_plugged_in_again(cluster: Cluster, timeline: Timeline) -> None:
+    run = cluster.run("count.py", "-e", "args=900", "-e", "logs=all")
+    for rank in range(3):
+        run.await_line(rf"^\[{rank} node{rank}\] line 20$")
+    job, node, at = run.job, cluster.nodes[1], time.monotonic()
+    node.cut()
+    time.sleep(NODE_TIMEOUT_SECONDS / 2)  # the fault itself: that it lasts this long
+    node.mend()
+    assert run.wait() == 0
+    for rank, one in enumerate(cluster.nodes):
+        assert_log_whole(cluster, job, one)
+        assert run.printed(rank) == [f"line {number}" for number in range(900)]
+    assert cluster.record(job)["state"] == "succeeded"
+    silence = NODE_TIMEOUT_SECONDS / 2
+    timeline.note(f"a node is cut off for {silence:.0f} s", "the job goes on, and no line is lost", None, None)
+    assert run.ended_at > at
+
+
+def test_sshd_is_restarted_everywhere(cluster: Cluster, timeline: Timeline) -> None:
+    run = cluster.run("count.py", "-e", "args=700", "-e", "logs=all")
+    for rank in range(3):
+        run.await_line(rf"^\[{rank} node{rank}\] line 20$")
+    job = run.job
+    cluster.everywhere(Node.drop_connections)
+    assert run.wait() == 0
+    for rank, node in enumerate(cluster.nodes):
+        assert_log_whole(cluster, job, node)
+        assert run.printed(rank) == [f"line {number}" for number in range(700)]
+    assert cluster.record(job)["state"] == "succeeded"
+    timeline.note("sshd restarts on every node, all sessions are killed", "the job goes on, and no line is lost")
+
+
+def test_a_node_reboots(cluster: Cluster, timeline: Timeline) -> None:
+    run = counting(cluster)
+    job, at = run.job, time.monotonic()
+    cluster.nodes[1].reboot()
+    assert run.wait() == 2
+    cause = r"rank 1 \(node1\) "
+    record = cluster.record(job)
+    assert record["state"] == "failed"
+    assert re.match(cause, record["cause"])
+    assert [record["ranks"][rank]["state"] for rank in (0, 2)] == ["stopped", "stopped"]
+    cluster.nodes[1].await_sshd()
+    assert cluster.left(job) == []
+    timeline.note_end("a node reboots", run, at, cause)
+    again = cluster.run("succeeds.py")
+    assert again.wait() == 0, again.text
+
+
+def test_out_of_memory(cluster: Cluster, timeline: Timeline) -> None:
+    run = cluster.run("greedy.py", "-e", "logs=all")
+    for rank in range(3):
+        run.await_line(rf"^\[{rank} node{rank}\] ready")
+    job, node = run.job, cluster.nodes[1]
+    node.execute("systemctl", "set-property", "--runtime", f"thunderhead-{job}.scope", "MemoryMax=64M")
+    at = time.monotonic()
+    node.execute("touch", f"/opt/thunderhead/jobs/{job}/work/go")
+    assert run.wait() == 2
+    cause = r"rank 1 \(node1\) .*(out of memory|memory)"
+    assert re.search(cause, run.words)
+    assert cluster.record(job)["ranks"][1]["signal"] == 9
+    assert cluster.left(job) == []
+    timeline.note_end("a rank runs out of memory", run, at, cause)
+
+
+def test_a_script_that_ignores_sigterm(cluster: Cluster, timeline: Timeline) -> None:
+    run = cluster.run("ignores_sigterm.py", "-e", "logs=all")
+    for rank in range(3):
+        run.await_line(rf"^\[{rank} node{rank}\] deaf")
+    job, at = run.job, time.monotonic()
+    cluster.nodes[1].kill_processes(job, "ignores_sigterm.py")
+    assert run.wait() == 2
+    assert run.ended_at - at < END_SECONDS + GRACE_SECONDS
+    assert cluster.left(job) == []
+    timeline.note_end("a rank is killed, and the others ignore SIGTERM", run, at, r"rank 1 \(node1\) was killed")

@@ -1,0 +1,151 @@
+import fcntl
+import os
+import re
+import signal
+import stat
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import jobs
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError
+from local_nodes import SLEEP, LocalNode, code, refused, until
+
+BUSY = (
+    "node0 runs job job-1, which trainer started at 2026-11-22T17:30:00+01:00, and a node runs one job at a time; wait "
+    "for it, end it there with: kill PID, or leave the node out with --limit"
+)
+
+
+def without_pid(message: str) -> str:
+    return re.sub(r"kill (\d+|\?)", "kill PID", message)
+
+
+def test_a_second_job_is_refused_while_one_runs(node: LocalNode, tmp_path: Path) -> None:
+    bundle = code(tmp_path / "code", SLEEP)
+    node.start(bundle)
+    assert without_pid(refused(node, "prepare", bundle, job="job-2")) == BUSY
+    assert node.jobs == ["job-1"]
+    node.ask("stop", grace_seconds=5)
+    assert node.ask("prepare", bundle, job="job-2")["has_bundle"]
+
+
+def test_a_prepared_job_holds_the_node_until_it_is_discarded(node: LocalNode, tmp_path: Path) -> None:
+    bundle = code(tmp_path / "code", "")
+    node.prepare(bundle)
+    assert without_pid(refused(node, "prepare", bundle, job="job-2")) == BUSY
+    assert node.ask("prepare", bundle, job="job-2", dry=True)["has_bundle"], "a look does not mind"
+    node.ask("discard")
+    assert node.prepare(bundle, "job-2")["job_dir"] == str(node.job_dir("job-2"))
+
+
+def test_a_prepared_job_whose_supervisor_was_killed_holds_nothing(node: LocalNode, tmp_path: Path) -> None:
+    bundle = code(tmp_path / "code", "")
+    node.prepare(bundle)
+    supervisor = node.supervisor()
+    assert supervisor
+    os.kill(supervisor, signal.SIGKILL)
+    until(lambda: not node.supervisor())
+    assert node.follow(wait_seconds=0)[0]["state"] == "lost"
+    node.prepare(bundle, "job-2")
+
+
+def test_who_holds_a_node_may_be_unknown(node: LocalNode, tmp_path: Path) -> None:
+    with open(node.directory / "jobs" / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert refused(node, "prepare", code(tmp_path / "code", "")) == (
+            "node0 runs job ?, which ? started at ?, and a node runs one job at a time; wait for it, end it there "
+            "with: kill ?, or leave the node out with --limit"
+        )
+
+
+def test_a_look_does_not_keep_a_job_out(node: LocalNode, tmp_path: Path) -> None:
+    bundle = code(tmp_path / "code", "")
+    node.run("", tmp_path / "code")
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.is_set():
+            node.follow(wait_seconds=0.2)
+
+    watchers = [threading.Thread(target=look) for _number in range(2)]
+    for watcher in watchers:
+        watcher.start()
+    for number in range(2, 8):
+        node.ask("prepare", bundle, job=f"job-{number}")
+        node.ask("discard", job=f"job-{number}")
+    ended.set()
+    for watcher in watchers:
+        watcher.join()
+
+
+def test_of_jobs_that_come_at_the_same_moment_one_is_let_in(node: LocalNode, tmp_path: Path) -> None:
+    bundle = code(tmp_path / "code", "")
+    outcomes: list[str] = []
+
+    def prepare(number: int) -> None:
+        try:
+            node.ask("prepare", bundle, job=f"job-{number}")
+            outcomes.append("prepared")
+        except NodeError as error:
+            outcomes.append(str(error))
+
+    threads = [threading.Thread(target=prepare, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert outcomes.count("prepared") == 1
+    held = re.compile(re.escape(BUSY).replace("job\\-1", r"job-\d").replace("PID", r"(\d+|\?)"))
+    assert all(held.fullmatch(outcome) for outcome in outcomes if outcome != "prepared"), outcomes
+    assert len(node.jobs) == 1
+
+
+def test_discard_leaves_the_hold_of_another_job_alone(node: LocalNode, tmp_path: Path) -> None:
+    bundle = code(tmp_path / "code", "")
+    node.prepare(bundle)
+    node.ask("discard", job="job-2")
+    assert without_pid(refused(node, "prepare", bundle, job="job-3")) == BUSY
+
+
+def test_a_job_that_is_not_here(node: LocalNode) -> None:
+    for op in ("follow", "artifacts", "read"):
+        assert refused(node, op, parts=[], offset=0) == "node0 has no job job-1"
+    assert refused(node, "stop", grace_seconds=1) == "node0 has no job job-1"
+
+
+def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    jobs.write_file(str(path), b"new", 0o600, durable=True)
+    assert (path.read_text(), stat.S_IMODE(path.stat().st_mode)) == ("new", 0o600)
+
+    def fail(*_arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(jobs.os, "replace", fail)
+    with pytest.raises(OSError, match="No space left"):
+        jobs.write_file(str(path), b"newer", 0o600)
+    assert path.read_text() == "new"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_link_in_the_way_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "file").symlink_to("victim")
+    (tmp_path / "victim").write_text("precious")
+    jobs.write_file(str(tmp_path / "file"), b"new", 0o600)
+    assert (tmp_path / "victim").read_text() == "precious"
+    (tmp_path / f"other.{os.getpid()}").symlink_to("victim")
+    with pytest.raises(FileExistsError):
+        jobs.write_file(str(tmp_path / "other"), b"new", 0o600)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"), [(None, None), ("", None), ("[1]", None), ("{", None), ('{"a": 1}', {"a": 1})]
+)
+def test_read_json(tmp_path: Path, content: str | None, expected: Any) -> None:
+    path = tmp_path / "file"
+    if content is not None:
+        path.write_text(content)
+    assert jobs.read_json(str(path)) == expected

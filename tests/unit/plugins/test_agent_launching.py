@@ -1,0 +1,178 @@
+import hashlib
+import os
+import re
+import stat
+import subprocess
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import Bundle, make_bundle
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError
+from local_nodes import IS_ROOT, LocalNode, alive, code, full, refused
+
+
+def test_a_job_from_start_to_end(node: LocalNode, tmp_path: Path) -> None:
+    script = "import sys, pathlib\nprint('hello', *sys.argv[1:])\npathlib.Path('out/a').parent.mkdir()\n"
+    bundle = code(tmp_path / "code", script + "pathlib.Path('out/a').write_bytes(bytes(range(256)))\n")
+    prepared = node.ask("prepare", bundle)
+    assert prepared == {
+        "address": "127.0.0.1",
+        "interface": "lo",
+        "python": str(node.directory / "env/bin/python"),
+        "job_dir": str(node.job_dir()),
+        "gate": f"{node.job_dir()}.start",
+        "has_bundle": False,
+    }
+    node.ask("deliver", bundle, bundle.content)
+    assert node.follow(wait_seconds=0)[0] == {"state": "prepared", "offset": 0, "more": False}
+    node.ask("discard")
+    node.start(bundle, args=["two words", "ü", "$HOME", ""])
+    state, log = node.wait()
+    assert log == "hello two words ü $HOME \n"
+    assert state == {
+        "state": "succeeded",
+        "pid": state["pid"],
+        "started": state["started"],
+        "ended": state["ended"],
+        "exit_code": 0,
+        "signal": None,
+        "offset": len(log.encode()),
+        "more": False,
+    }
+    assert time.time() - 30 < state["started"] < state["ended"] <= time.time()
+    assert not alive(state["pid"])
+    assert node.ask("artifacts")["files"] == [("out/a", 256)]
+    reply, data = node.channel().call(node.request("read", parts=[["out/a", 0, 2], ["out/a", 250, 99], ["no", 0, 5]]))
+    assert (reply["lengths"], data) == ([2, 6, 0], bytes([0, 1, 250, 251, 252, 253, 254, 255]))
+
+
+def test_code_that_a_node_has_is_not_sent_again(node: LocalNode, tmp_path: Path) -> None:
+    node.run("print(1)", tmp_path / "code")
+    bundle = code(tmp_path / "elsewhere", "print(1)")
+    assert node.ask("prepare", bundle, job="job-2")["has_bundle"] is True
+    assert (node.job_dir("job-2") / "work" / "train.py").read_text() == "print(1)"
+
+
+def test_each_job_has_its_own_copy_of_the_code(node: LocalNode, tmp_path: Path) -> None:
+    script = "open('train.py', 'w').write('changed')"
+    assert [node.run(script, tmp_path / "code", job=job)[0]["exit_code"] for job in ("job-1", "job-2")] == [0, 0]
+
+
+def test_the_code_arrives_as_it_was(node: LocalNode, tmp_path: Path) -> None:
+    project = tmp_path / "code"
+    code(project, "")
+    (project / "lib").mkdir()
+    (project / "lib" / "tool.sh").write_text("#!/bin/sh\n")
+    (project / "lib" / "tool.sh").chmod(0o700)
+    (project / os.fsdecode(b"latin-\xe9")).write_bytes(b"\xff")
+    for name, target in {"in": "train.py", "out": "/etc/hostname", "up": "../../../..", "folder": "lib"}.items():
+        (project / name).symlink_to(target)
+    node.prepare(make_bundle(project, "train.py", 1))
+    work = node.job_dir() / "work"
+    assert sorted(os.listdir(work)) == sorted(os.listdir(project))
+    assert {name: os.readlink(work / name) for name in ("in", "out", "up", "folder")} == {
+        "in": "train.py",
+        "out": "/etc/hostname",
+        "up": "../../../..",
+        "folder": "lib",
+    }
+    assert os.access(work / "lib" / "tool.sh", os.X_OK)
+    assert stat.S_IMODE((work / "train.py").stat().st_mode) & 0o111 == 0
+
+
+@pytest.mark.parametrize(
+    ("present", "missing"),
+    [("", ""), (".", "/env/bin/python"), ("jobs", "/env/bin/python"), ("env/bin/python", "/env/bin/python")],
+)
+def test_a_node_that_was_never_set_up(tmp_path: Path, present: str, missing: str) -> None:
+    directory = tmp_path / "node"
+    if present == "env/bin/python":
+        LocalNode(directory).set_up()
+        (directory / "jobs").rmdir()
+    elif present:
+        (directory / present).mkdir(parents=True)
+    assert refused(LocalNode(directory), "prepare") == (
+        f"node0 was never set up: there is no {directory}{missing}; run: ansible-playbook setup.yml"
+    )
+    assert directory.exists() is bool(present)
+
+
+def test_a_look_changes_nothing(node: LocalNode, tmp_path: Path) -> None:
+    before = sorted(node.directory.rglob("*"))
+    node.ask("prepare", code(tmp_path / "code", ""), dry=True)
+    node.ask("inspect")
+    assert sorted(node.directory.rglob("*")) == before
+
+
+@pytest.mark.parametrize("damage", ["other content", "half of it", "garbage", "nothing"])
+def test_a_damaged_bundle_leaves_nothing(node: LocalNode, tmp_path: Path, damage: str) -> None:
+    bundle = code(tmp_path / "code", "print(1)\n" * 500)
+    payload = {
+        "other content": code(tmp_path / "other", "print(2)").content,
+        "half of it": bundle.content[: len(bundle.content) // 2],
+        "garbage": b"\0" * 100,
+        "nothing": b"",
+    }[damage]
+    node.ask("prepare", bundle)
+    with pytest.raises(NodeError) as caught:
+        node.ask("deliver", bundle, payload)
+    assert str(caught.value) == "node0 received a bundle that does not match its SHA-256; run the playbook again"
+    assert node.jobs == list((node.directory / "bundles").iterdir()) == []
+    node.prepare(bundle, "job-2")
+
+
+def test_a_job_larger_than_the_disk(node: LocalNode) -> None:
+    message = refused(node, "prepare", size=2**60)
+    assert re.fullmatch(re.escape("node0 " + full(node.directory, 0, 2**41 + 16)).replace("\\(0", r"\(\d+"), message)
+    assert node.jobs == []
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    place = tmp_path / "tiny"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=20m", "thunderhead-test", str(place)]
+    if not IS_ROOT or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root may mount a small disk")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_disk_that_fills_while_the_code_arrives(tiny_disk: Path) -> None:
+    node = LocalNode(tiny_disk / "node").set_up()
+    data = os.urandom(25 * 2**20)
+    node.ask("prepare")
+    with pytest.raises(NodeError) as caught:
+        node.ask(
+            "deliver",
+            payload=zlib.compress(data, 0),
+            bundle=Bundle(hashlib.sha256(data).hexdigest(), b"", 0, None, None),
+        )
+    assert str(caught.value) == (
+        f"node0 has too little disk space in {node.directory} (No space left on device); free some there, or move "
+        "cluster_dir to a larger disk"
+    )
+    assert node.jobs == list((node.directory / "bundles").iterdir()) == []
+
+
+def test_a_disk_that_is_full_before(tiny_disk: Path, tmp_path: Path) -> None:
+    node = LocalNode(tiny_disk / "node").set_up()
+    (tiny_disk / "data").write_bytes(bytes(10 * 2**20))
+    message = refused(node, "prepare", code(tmp_path / "code", ""))
+    assert re.fullmatch(re.escape("node0 " + full(node.directory, 0, 16)).replace("\\(0", r"\((9|10)"), message)
+
+
+def test_discard_undoes_prepare(node: LocalNode, tmp_path: Path) -> None:
+    node.prepare(code(tmp_path / "code", ""))
+    assert node.ask("discard") == {}
+    assert node.jobs == []
+    assert node.ask("discard") == {}, "again, or of a job that never was"
+
+
+def test_discard_leaves_a_job_alone_that_has_started(node: LocalNode, tmp_path: Path) -> None:
+    node.run("print(1)", tmp_path / "code")
+    node.ask("discard")
+    assert node.wait()[1] == "1\n"
