@@ -65,7 +65,7 @@ class ActionModule(ActionBase):
         _validation, arguments = self.validate_argument_spec(ARGUMENTS)
         inventory = Inventory(self, task_vars or {})
         interrupts = Interrupts()
-        say = Display().display
+        say = interrupts.sayer(Display().display)
         try:
             require_whole_words(inventory.stray_words)
             require_hosts(inventory.taking_part)
@@ -78,8 +78,9 @@ class ActionModule(ActionBase):
                 return {**result, "changed": True, "msg": f"would start {order.script} on {world_size} nodes"}
             return {**result, "changed": True, **runner.run(order, desk)}
         except runner.Stopped as stopped:
-            say(str(stopped))
-            interrupts.interrupt_playbook()
+            if not interrupts.came:
+                say(str(stopped))
+                interrupts.interrupt_playbook()
         except Interrupted:
             pass
         except (JobError, NodeError) as error:

@@ -39,7 +39,7 @@ class ActionModule(ActionBase):
         _validation, arguments = self.validate_argument_spec(ARGUMENTS)
         inventory = Inventory(self, task_vars or {})
         interrupts = Interrupts()
-        say = Display().display
+        say = interrupts.sayer(Display().display)
         try:
             require_hosts(inventory.cluster)
             hosts = inventory.cluster
@@ -47,8 +47,9 @@ class ActionModule(ActionBase):
             followed = runner.follow_again(as_order(arguments), desk, arguments["job"], arguments["offset"])
             return {**result, "changed": False, **followed}
         except runner.Stopped as stopped:
-            say(str(stopped))
-            interrupts.interrupt_playbook()
+            if not interrupts.came:
+                say(str(stopped))
+                interrupts.interrupt_playbook()
         except Interrupted:
             pass
         except (JobError, NodeError) as error:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import runner
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
@@ -48,4 +49,5 @@ class ActionModule(ActionBase):
         ended = "was stopped" if changed else "had ended already"
         count = len(stopped["states"])
         msg = f"job {stopped['job']} {ended} on {count} node{'s' if count > 1 else ''}, and no process of it is left"
+        Display().display(msg)
         return {**result, "changed": changed, "msg": msg, **stopped}

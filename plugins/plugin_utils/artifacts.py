@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError, Unreachable
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import Unreachable
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.fan_out import fan_out
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import Record
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import Node
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import amount, listed, shown
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import amount, listed
 
 BATCH_BYTES = 8 * 2**20
 """The most that one reply carries; also what the controller holds in memory for a node."""

@@ -1,18 +1,270 @@
 # Copyright (c) The Thunderhead developers
 # Licensed under the Apache License, Version 2.0 (see LICENSE)
-"""Why a job failed, in one sentence: the cause, not its victims."""
+"""Why a job did not end well: the cause, not its victims."""
 
 from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import Node, Topology
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import counted, listed
+
+if TYPE_CHECKING:
+    from ansible_collections.thunderhead.cluster.plugins.plugin_utils.follow import Ending
+    from ansible_collections.thunderhead.cluster.plugins.plugin_utils.logs import RankLog
+
+TOLD_TO_STOP = "was told to stop, and may be running there still"
+"""The note of a rank that did not end although it had to."""
+TRACEBACK_LINES = 40
+"""The most of a traceback that is shown; of a longer one the end."""
+TAIL_LINES = 10
+"""How much of a log without a traceback is shown."""
+REASON_CHARACTERS = 500
+MOST_CAUSES = 5
+"""How many causes get a sentence of their own."""
+ABORT_LINES = 100
+"""How far from its end a log is searched for the words of NCCL's watchdog: a C++ stack follows them."""
 
 _TRACEBACK = "Traceback (most recent call last):"
-# What stands before every line of a traceback: the rank, once torch has a process group; an exception group's margin.
-_MARGIN = re.compile(r"(\[rank\d+\]: )?[ |+]*")
+# What torch's excepthook puts in front of every line of a traceback, once there is a process group.
+_RANK = re.compile(r"\[rank\d+\]: ")
+# What stands before every line of a traceback: an exception group's margin.
+_MARGIN = re.compile(r"[ |+]*")
 # Lightning's children prefix nothing, torch's C++ log and warnings do: none of these names a cause.
-_NOISE = re.compile(r"\[?(rank\d+\]:)?\[[WIE]\d|\S*Warning: |\s*warnings\.warn\(|\S+\.py:\d+: ")
+_NOISE = re.compile(
+    r"\[?(rank\d+\]:)?\[[WIEF]\d|[WIEF]\d{4} \d\d:|\S*Warning: |\s*warnings\.warn\(|\S+\.py:\d+: |frame #\d+: "
+    r"|terminate called |Exception raised from |\[rank: \d+\] "
+)
+_CHAINED = (
+    "The above exception was the direct cause of the following exception:",
+    "During handling of the above exception, another exception occurred:",
+)
+# What gloo, NCCL, torch's store and torchrun say when another process went away, from their sources (torch 2.13: the
+# strings in libtorch_cpu.so; NCCL 2.2x: src/misc/socket.cc).
+_VICTIM = re.compile(
+    r"connection closed by (remote )?peer|connection reset by peer|broken pipe|connection was likely closed"
+    r"|ncclRemoteError|remote process exited or there was a network error|NCCL communicator was aborted"
+    r"|some NCCL operations have failed or timed out|NCCL watchdog thread terminated|watchdog caught collective"
+    r"|process group watchdog thread terminated|ProcessGroupNCCL'?s? watchdog"
+    r"|(recv|send)(Bytes|Value|Vector|String)? failed|failed to (recv|send), (got|sent) 0 bytes"
+    r"|connectFullMesh failed|socket timeout|timed out waiting \d+ms for (recv|send)"
+    r"|timed out after \d+ seconds waiting for clients|client socket has (timed out|failed to connect)"
+    r"|RendezvousConnectionError|RendezvousTimeoutError|RendezvousClosedError"
+    r"|SignalException: Process \d+ got signal: 15|\bSIGTERMException\b",
+    re.IGNORECASE,
+)
+# Of these the words may be the same, and yet nobody else is to blame: a script's own connection to elsewhere.
+_OWN = re.compile(r"EADDRINUSE|\[Errno \d+\]|ConnectionResetError|BrokenPipeError")
+_TORCHRUN = "torch.distributed.elastic.multiprocessing.errors.ChildFailedError"
+_OBSERVED = re.compile(r"\[rank: (\d+)\] Child process with PID \d+ terminated with code (-?\d+)\. Forcefully")
+_ROOT_CAUSE = re.compile(r"\s*(rank|exitcode)\s*: (-?\d+)")
+_PEER = re.compile(r"\[([0-9A-Fa-f.:]+)\]:\d+")
+_CPLUSPLUS = re.compile(r"\s*what\(\): +(.*)|(Fatal Python error: .*)")
+_HINTS = (
+    (
+        re.compile(r"rank < size\. "),
+        'num_nodes or devices in its Trainer disagrees with the job; use num_nodes=int(os.environ["NUM_NODES"])',
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why a job did not end well.
+
+    Attributes:
+        sentence: for the user; several causes are a line each.
+        tail: what the first of them printed last, its traceback if there is one.
+        state: ``failed``, or ``stopped`` for a stop on request.
+    """
+
+    sentence: str
+    tail: list[str]
+    state: str
+
+
+@dataclass(frozen=True)
+class LastWords:
+    """What a log's end says.
+
+    Attributes:
+        reason: one line.
+        victim: another process went away, and that is all it says.
+        tail: the traceback with the reason, or else the last lines.
+        child: ``(rank, exit code or minus the signal)`` of the process that ended first on the node, as its launcher
+            saw it, or None.
+        observed: the launcher was Lightning, which then kills itself too.
+    """
+
+    reason: str
+    victim: bool
+    tail: list[str]
+    child: tuple[int, int] | None
+    observed: bool
+
+
+def explain(topology: Topology, endings: Mapping[str, Ending], logs: Mapping[str, RankLog]) -> Explanation | None:
+    """Return why the job did not end well, the first cause first, or None if every rank ended with 0.
+
+    Ranks that were stopped because of another are not mentioned. Of those that ended badly by themselves, the ones that
+    only lost another, or that ended like one before them, are counted.
+
+    Args:
+        topology: the job's nodes.
+        endings: how each host's rank ended.
+        logs: each host's log.
+    """
+    bad = sorted(
+        (node for node in topology.nodes if endings[node.host].state != "succeeded"),
+        key=lambda node: endings[node.host].arrived,
+    )
+    if not bad:
+        return None
+    requests = [ending for node in bad if (ending := endings[node.host]).state == "stopped" and not ending.because]
+    told = min(map(_told, requests), default=float("inf"))
+    own = [node for node in bad if endings[node.host].state != "stopped"]
+    before = [node for node in own if endings[node.host].arrived < told and endings[node.host].note != TOLD_TO_STOP]
+    if before:
+        return _of_failures(topology, endings, logs, before, own)
+    left = [f"\n{node.name} {note}" for node in own if (note := endings[node.host].note)]
+    if requests:
+        seconds = next((ending.stopping for ending in requests if ending.stopping is not None), None)
+        return Explanation("on request" + _after(seconds) + "".join(left), [], "stopped")
+    because = next((ending.because for node in bad if (ending := endings[node.host]).because), "")
+    return Explanation((because or "it was told to stop") + "".join(left), [], "failed")
+
+
+def _told(ending: Ending) -> float:
+    """When a rank was told to stop, on the controller's clock."""
+    if ending.seconds is None or ending.stopping is None:
+        return ending.arrived
+    return ending.arrived - ending.seconds + ending.stopping
+
+
+def _of_failures(
+    topology: Topology,
+    endings: Mapping[str, Ending],
+    logs: Mapping[str, RankLog],
+    failed: Sequence[Node],
+    own: Sequence[Node],
+) -> Explanation:
+    """Explain ranks that ended badly by themselves, in the order in which they did."""
+    said = {node.host: last_words(logs[node.host].tail()) for node in failed}
+    causes = [node for node in failed if not _is_victim(endings[node.host], said[node.host])]
+    killed = next((endings[node.host].arrived for node in causes if endings[node.host].state != "lost"), float("inf"))
+    causes = [node for node in causes if endings[node.host].state != "lost" or endings[node.host].arrived < killed]
+    sentences: dict[tuple[str, str], str] = {}
+    named = []
+    for node in causes or failed[:1]:
+        ending, words = endings[node.host], said[node.host]
+        verb = _ending(ending, words)
+        reason = "" if ending.state == "lost" else ending.note and " " or words.reason
+        if (verb, reason) not in sentences and len(sentences) < MOST_CAUSES:
+            after = _after(ending.seconds)
+            why = f": {reason}" if reason.strip() else ""
+            sentences[verb, reason] = f"{node.name} {verb}{after}{why}; see {logs[node.host].path}"
+            named.append(node.host)
+    text = "\n".join(sentences.values())
+    if not causes:
+        text += _lost_peer(topology, endings, logs, failed[0], said[failed[0].host].reason)
+    others = [node.name for node in own if node.host not in named]
+    if others:
+        text += f". After it failed too: {listed(others)}"
+    first = (causes or failed)[0].host
+    return Explanation(text, said[first].tail, "failed")
+
+
+def _is_victim(ending: Ending, words: LastWords) -> bool:
+    if ending.oom or ending.state == "lost" or ending.note:
+        return False
+    number = ending.signal or max((ending.exit_code or 0) - 128, 0)
+    if words.observed or words.child:
+        return words.victim
+    if number == signal.SIGTERM:
+        return True
+    return words.victim and (not ending.signal or number == signal.SIGABRT)
+
+
+def _ending(ending: Ending, words: LastWords) -> str:
+    if ending.note:
+        return ending.note
+    if words.observed and ending.signal == signal.SIGKILL:
+        verb = "was ended by Lightning"
+        kill = words.child is not None and words.child[1] == -signal.SIGKILL
+    else:
+        verb = how_it_ended(ending.exit_code, ending.signal)
+        kill = ending.signal == signal.SIGKILL
+    if not ending.oom:
+        return verb
+    killed = f"(the kernel's OOM killer ended {_processes(ending.oom)} on this node meanwhile)"
+    return f"{verb} for want of memory {killed}" if kill else f"{verb} {killed}"
+
+
+def _processes(number: int) -> str:
+    return f"{number} process{'es' if number > 1 else ''}"
+
+
+def _lost_peer(
+    topology: Topology, endings: Mapping[str, Ending], logs: Mapping[str, RankLog], victim: Node, reason: str
+) -> str:
+    """Return whom the first victim lost, where all are victims: a process may die there without a word."""
+    peers = {node.address: node for node in topology.nodes}
+    found = _PEER.search(reason)
+    peer = peers.get(found[1]) if found else None
+    if peer is None or peer is victim:
+        return ""
+    ending = endings[peer.host]
+    if ending.state == "succeeded":
+        state = f"which had ended with code 0{_after(ending.seconds)}"
+    else:
+        state = "where a process ended without a word of why"
+    return f"\nIt lost {peer.name}, {state}; see {logs[peer.host].path}"
+
+
+def _after(seconds: float | None) -> str:
+    return f" after {seconds:.0f} s" if seconds is not None else ""
+
+
+def how_it_ended(exit_code: int | None, signal_number: int | None) -> str:
+    """Return "exited with code 1" or "was killed by SIGKILL"."""
+    if signal_number:
+        try:
+            return f"was killed by {signal.Signals(signal_number).name}"
+        except ValueError:
+            return f"was killed by signal {signal_number}"
+    return f"exited with code {exit_code}"
+
+
+# ----------------------------------------------------------------------------------------------------------- last words
+
+
+@dataclass(frozen=True)
+class _Block:
+    """One traceback in a log.
+
+    Attributes:
+        rank: torch's prefix, or "".
+        first: index of its first line in the log.
+        last: of the last line that belongs to it.
+        lines: without the prefix.
+        message: the exception's, and what follows of it.
+        chained: another exception was being handled.
+    """
+
+    rank: str
+    first: int
+    last: int
+    lines: list[str]
+    message: list[str]
+    chained: bool
+
+    @property
+    def is_victims(self) -> bool:
+        return _is_victims("\n".join(self.message))
 
 
 def reason(lines: Sequence[str]) -> str:
@@ -21,43 +273,160 @@ def reason(lines: Sequence[str]) -> str:
     Args:
         lines: the last lines of the log, printable.
     """
-    starts = [
-        number
-        for number, line in enumerate(lines)
-        if _TRACEBACK in line and not (number and lines[number - 1].startswith("Exception ignored"))
-    ]
-    if starts:
-        margin = _MARGIN.match(lines[starts[-1]])[0].replace("+", "|")  # type: ignore[index]  # it matches anything
-        for line in lines[starts[-1] + 1 :]:
-            text = line.removeprefix(margin)
-            if text.strip() and not text.startswith((" ", "\t")) and line.startswith(margin):
-                return text.strip()
-    meaningful = [line.strip() for line in lines if line.strip() and not _NOISE.match(line)]
-    return meaningful[-1] if meaningful else "it printed nothing"
+    return last_words(lines).reason
 
 
-def how_it_ended(exit_code: int | None, signal_number: int | None) -> str:
-    """Return "exited with code 1" or "was killed by SIGKILL"."""
-    if signal_number:
-        try:
-            name = signal.Signals(signal_number).name
-        except ValueError:
-            name = f"signal {signal_number}"
-        hint = " (often the kernel's, for want of memory: see dmesg there)" if name == "SIGKILL" else ""
-        return f"was killed by {name}{hint}"
-    return f"exited with code {exit_code}"
+def last_words(lines: Sequence[str]) -> LastWords:
+    """Return what the end of a node's log says about how its processes ended.
 
-
-def sentence(rank: int, host: str, ending: str, seconds: float | None, lines: Sequence[str], log: str) -> str:
-    """Return what the user reads first.
+    Several processes of a node write to one log, and its launcher too. A traceback is how a process ended if torch has
+    prefixed it, or if no ordinary output follows; a cause among them counts more than what it did to the others.
 
     Args:
-        rank: the node's rank.
-        host: its inventory name.
-        ending: from how_it_ended, or another verb phrase.
-        seconds: how long the rank ran, if known.
-        lines: tail of its log.
-        log: where the whole log lies.
+        lines: the last lines of the log, printable.
     """
-    after = f" after {seconds:.0f} s" if seconds is not None else ""
-    return f"rank {rank} ({host}) {ending}{after}: {reason(lines)}; see {log}"
+    child, observed = _seen_by_launcher(lines)
+    blocks = [
+        block for block in _blocks(lines) if not _is_torchruns(block) and not _is_ignored(lines, block.first, block.rank)
+    ]
+    final = _final(lines, blocks)
+    deaths = [block for block in blocks if block.rank or block in final]
+    causes = _without_victims(deaths)
+    chosen = (causes or deaths or blocks)[-1:]
+    if chosen:
+        victim = not causes and chosen[0].is_victims
+        text, tail = chosen[0].message[0], _shortened(chosen[0].lines)
+    else:
+        meaningful = [line.strip() for line in _before_summary(lines) if line.strip() and not _NOISE.match(line)]
+        spoken = [line for line in lines[-ABORT_LINES:] if (found := _CPLUSPLUS.match(line)) and any(found.groups())]
+        text = _CPLUSPLUS.sub(r"\1\2", spoken[0]) if spoken else meaningful[-1] if meaningful else "it printed nothing"
+        victim = _is_victims(text) or (not child and any(_aborted(line) for line in lines[-ABORT_LINES:]))
+        tail = [line for line in lines if line.strip()][-TAIL_LINES:]
+    if child and not causes and child[1] < 0 and child[1] != -signal.SIGTERM:
+        victim = False
+        text = f"its process of global rank {child[0]} {how_it_ended(None, -child[1])}"
+    text += "".join(f" ({hint})" for pattern, hint in _HINTS if pattern.search(text))
+    text = text if len(text) <= REASON_CHARACTERS else f"{text[:REASON_CHARACTERS]}…"
+    return LastWords(text, victim, tail, child, observed)
+
+
+def _is_victims(text: str) -> bool:
+    return bool(_VICTIM.search(text)) and not _OWN.search(text)
+
+
+def _aborted(line: str) -> bool:
+    """Whether a line is NCCL's, on the way to ending the process."""
+    return ("NCCL" in line or "watchdog" in line) and _is_victims(line)
+
+
+def _is_ignored(lines: Sequence[str], first: int, rank: str) -> bool:
+    return first > 0 and lines[first - 1].removeprefix(rank).startswith("Exception ignored")
+
+
+def _is_torchruns(block: _Block) -> bool:
+    return block.message[0].startswith(_TORCHRUN)
+
+
+def _seen_by_launcher(lines: Sequence[str]) -> tuple[tuple[int, int] | None, bool]:
+    """Return which process of the node ended first, and whether it was Lightning that saw it, or torchrun."""
+    for line in reversed(lines):
+        if found := _OBSERVED.match(line):
+            return (int(found[1]), int(found[2])), True
+    start = next((number for number, line in enumerate(lines) if line.startswith("Root Cause (first observed")), None)
+    if start is None:
+        return None, False
+    fields = {found[1]: int(found[2]) for line in lines[start : start + 8] if (found := _ROOT_CAUSE.match(line))}
+    return ((fields["rank"], fields["exitcode"]) if len(fields) == 2 else None), False
+
+
+def _before_summary(lines: Sequence[str]) -> Sequence[str]:
+    """Leave torchrun's own traceback and summary out."""
+    at = next((number for number, line in enumerate(lines) if line.startswith(_TORCHRUN)), None)
+    if at is None:
+        return lines
+    start = max((number for number in range(at) if lines[number].startswith(_TRACEBACK)), default=at)
+    return lines[:start]
+
+
+def _blocks(lines: Sequence[str]) -> list[_Block]:
+    """Return the tracebacks in the order in which their messages came."""
+    streams: dict[str, list[tuple[int, str]]] = {}
+    for number, line in enumerate(lines):
+        found = _RANK.match(line)
+        rank = found[0] if found else ""
+        streams.setdefault(rank, []).append((number, line.removeprefix(rank)))
+    found_blocks = [block for rank, stream in streams.items() for block in _blocks_of(rank, stream)]
+    return sorted(found_blocks, key=lambda block: block.last)
+
+
+def _blocks_of(rank: str, stream: Sequence[tuple[int, str]]) -> Iterator[_Block]:
+    """Find the tracebacks in what one process wrote, or all those that say nothing of their rank."""
+    starts = [at for at, (_number, text) in enumerate(stream) if _TRACEBACK in text and "traceback : " not in text]
+    for at, end in zip(starts, [*starts[1:], len(stream)]):
+        margin = _MARGIN.match(stream[at][1])[0].replace("+", "|")  # type: ignore[index]  # it matches anything
+        message = next(
+            (
+                position
+                for position in range(at + 1, end)
+                if (text := stream[position][1]).startswith(margin)
+                and (words := text.removeprefix(margin)).strip()
+                and not words.startswith((" ", "\t"))
+                and (rank or not _NOISE.match(text))
+            ),
+            None,
+        )
+        if message is None:
+            continue
+        last = message
+        while last + 1 < end and _goes_on(stream[last][0], *stream[last + 1]):
+            last += 1
+        before = [text.strip() for _number, text in stream[max(at - 3, 0) : at]]
+        yield _Block(
+            rank=rank,
+            first=stream[at][0],
+            last=stream[last][0],
+            lines=[text for _number, text in stream[at : last + 1]],
+            message=[text.removeprefix(margin).strip() for _number, text in stream[message : last + 1]],
+            chained=any(words in before for words in _CHAINED),
+        )
+
+
+def _goes_on(before: int, number: int, text: str) -> bool:
+    """Whether the next line of a process still belongs to an exception's message."""
+    return number == before + 1 and bool(text.strip()) and text.strip() not in _CHAINED and not _NOISE.match(text)
+
+
+def _final(lines: Sequence[str], blocks: Sequence[_Block]) -> list[_Block]:
+    """Return the tracebacks after which, but for other tracebacks and noise, nothing was printed."""
+    final: list[_Block] = []
+    end = len(lines)
+    for block in reversed(blocks):
+        between = lines[block.last + 1 : end]
+        if any(
+            line.strip() and not _NOISE.match(line) and not _RANK.match(line) and line.strip() not in _CHAINED
+            for line in _before_summary(between)
+        ):
+            break
+        final.append(block)
+        end = min(end, block.first)
+    return final
+
+
+def _without_victims(deaths: Sequence[_Block]) -> list[_Block]:
+    """Return those that are no victims, nor raised while one of these was handled."""
+    kept: list[_Block] = []
+    victims: set[str] = set()  # whose last traceback was one, by rank
+    for block in deaths:
+        if block.is_victims:
+            if not block.chained or block.rank in victims:
+                victims.add(block.rank)
+        elif not (block.chained and block.rank in victims):
+            victims.discard(block.rank)
+            kept.append(block)
+    return kept
+
+
+def _shortened(lines: Sequence[str]) -> list[str]:
+    if len(lines) <= TRACEBACK_LINES:
+        return list(lines)
+    return [lines[0], "  …", *lines[2 - TRACEBACK_LINES :]]

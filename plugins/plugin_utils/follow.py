@@ -113,6 +113,7 @@ class Following:
         self._began = time.monotonic() - max(0.0, time.time() - start.timestamp())
         self._news: queue.SimpleQueue[tuple[str, Ending | BaseException]] = queue.SimpleQueue()
         self._stopped_at: float | None = None
+        self._given_up = threading.Event()
 
     def run(self, interrupted: Callable[[], bool]) -> dict[str, Ending] | None:
         """Follow every rank to its end; the first that ends badly ends the others.
@@ -129,6 +130,7 @@ class Following:
         while len(endings) < len(self._ranks):
             self._gather(endings)
             if interrupted():
+                self._given_up.set()  # what nobody is shown any more must not get into the log: it would seem seen
                 return None
             self._judge(endings)
             because = self._observer.look({host: rank.offset for host, rank in self._ranks.items()}, endings)
@@ -202,6 +204,8 @@ class Following:
                     raise
                 time.sleep(1)
                 continue
+            if self._given_up.is_set():
+                return Ending("lost")
             rank.heard = time.monotonic()
             if data:
                 rank.log.write(data, rank.offset)

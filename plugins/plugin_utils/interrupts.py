@@ -14,7 +14,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Literal
 
@@ -76,6 +76,10 @@ class Interrupts:
             time.sleep(POLL_SECONDS)
         return False
 
+    def sayer(self, display: Callable[[str], None]) -> Callable[[str], None]:
+        """Return what shows text at once: by ``display`` as long as ansible-playbook listens to it."""
+        return lambda text: self.say(text) if self.came else display(text)
+
     def say(self, text: str) -> None:
         """Write to ansible-playbook's standard error, if it still leads anywhere."""
         if self._terminal is not None:
@@ -84,8 +88,9 @@ class Interrupts:
 
     def interrupt_playbook(self) -> None:
         """End ansible-playbook as Ctrl-C does, with exit status 99: the job neither failed nor succeeded."""
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which it sends next, and then it waits for this process
         os.kill(self._main, signal.SIGINT)
-        while not self._is_alone():  # it ends this process
+        while not self._is_alone():
             time.sleep(POLL_SECONDS)
 
     def _is_alone(self) -> bool:

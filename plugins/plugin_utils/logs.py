@@ -82,6 +82,8 @@ class LineReader:
             self._await_more()
             if idle:  # then what was written last may pass for complete
                 self._bar = _newest([self._rest]) or self._bar
+            if self._bar:
+                self._above = ""  # too old now
             state = self._bar or self._above
             if state != self._shown:
                 self._shown = state
@@ -91,7 +93,7 @@ class LineReader:
         """Yield what is left without a newline at its end."""
         if self._rest or self.due is not None:
             yield from self._end(bytes(self._rest))
-            if self._above != self._shown:
+            if self._above not in ("", self._shown):
                 yield self._above
         self.drop()
 
@@ -113,7 +115,7 @@ class LineReader:
             if self.due is None:
                 self._await_more()
         elif text or not self._several:  # an ordinary line, and the end of all redrawing
-            if self._above != self._shown:
+            if self._above not in ("", self._shown):
                 yield self._above
             if not text or text != self._shown:
                 yield text
@@ -177,8 +179,8 @@ def _shortened(text: str) -> str:
 class RankLog:
     """One rank's log on the controller: the node's, byte by byte at the same offsets.
 
-    Writing is idempotent: two followers of a job may write the same file at once, and a later one goes on where one that
-    was killed ended.
+    Writing is idempotent: two followers of a job may write one file at once, and one that comes after goes on where
+    one that was killed has ended.
     """
 
     def __init__(self, path: Path) -> None:

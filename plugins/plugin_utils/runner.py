@@ -248,11 +248,10 @@ def _see_through(
 ) -> dict[str, Any]:
     """Follow a started job; ``starts`` says from which byte on a shown log that is here already is shown again."""
     interrupts = desk.interrupts
-    say = desk.say
     interrupted: Callable[[], bool] = lambda: bool(interrupts.came)  # noqa: E731 - replaced below
     while True:
         shown = [node for node in gang.topology.nodes if SHOWN[order.logs](node)]
-        screen = Screen(say, gang.topology.world_size, [node.host for node in shown])
+        screen = Screen(desk.say, gang.topology.world_size, [node.host for node in shown])
         onlooker = Onlooker(gang, logs, screen, record.path / "stacks", order)
         for node in shown:
             log = logs[node.host]
@@ -267,10 +266,15 @@ def _see_through(
             interrupts.say(come_back(gang.job_id))
             raise Interrupted
         gang.stop(order.grace_seconds)
-        say, starts, interrupted = interrupts.say, {}, lambda: False
+        starts, interrupted = {}, lambda: False
     for log in logs.values():
         log.close()
-    return _finish(order, say, gang, record, logs, endings, onlooker.verdict)
+    try:
+        return _finish(order, desk.say, gang, record, logs, endings, onlooker.verdict)
+    except JobError as error:
+        if interrupts.came:  # and nobody will show it
+            interrupts.say(str(error))
+        raise
 
 
 def _wants_stop(order: Order, interrupts: Interrupts, job_id: str) -> bool:
@@ -306,8 +310,7 @@ def _finish(
         ranks=[_rank(node, endings[node.host], logs[node.host]) for node in topology.nodes],
     )
     lost = {host for host, ending in endings.items() if ending.state == "lost"}
-    head = gang.topology.head.host
-    notes = artifacts.collect(gang.open(head), lambda op: gang.request(op, head), record) if head not in lost else []
+    notes = artifacts.collect(gang, order.collect, record, order.node_timeout_seconds)
     if order.keep is not None:
         notes += housekeeping.keep_newest(gang, order.keep)
     record.update(notes=notes)
@@ -326,6 +329,7 @@ def _finish(
 
 def _explain(topology, endings, logs):  # type: ignore
     from types import SimpleNamespace
+
     bad = [(node, endings[node.host]) for node in topology.nodes if endings[node.host].state != "succeeded"]
     if not bad:
         return None

@@ -21,16 +21,8 @@ LAST_WORDS_SECONDS = 2
 """How long ``close`` goes on for the engine's own lines after it has given up the ranks'."""
 
 _PIECE_OVERHEAD = 256  # what a piece takes besides its bytes: with many small ones that is most of it
-_COLORS = (
-    "cyan",
-    "green",
-    "yellow",
-    "magenta",
-    "blue",
-    "bright cyan",
-    "bright green",
-    "bright purple",
-)  # red is for errors
+_COLORS = ("cyan", "green", "yellow", "magenta", "blue", "bright cyan", "bright green", "bright purple")
+"""Of the ranks' prefixes. Red is for errors."""
 
 
 @dataclass
@@ -110,7 +102,8 @@ class Screen:
         self._items: deque[str | _Piece | _Gap] = deque()
         self._held = 0
         self._closing = self._ended = False
-        self._news = threading.Condition()
+        lock = threading.Lock()
+        self._news, self._room = threading.Condition(lock), threading.Condition(lock)
         self._thread = threading.Thread(target=self._print, name="screen", daemon=True)
         self._thread.start()
 
@@ -147,6 +140,15 @@ class Screen:
                 self._leave_out(one, data[end:])
             self._news.notify()
 
+    def await_room(self, timeout_seconds: float) -> bool:
+        """Wait, for output that can wait (a log that is shown again), until the next 1 MiB would not be left out.
+
+        Returns:
+            Whether there is room now.
+        """
+        with self._news:
+            return self._room.wait_for(lambda: self._held <= BACKLOG_BYTES // 8, timeout_seconds)
+
     def close(self, timeout_seconds: float) -> None:
         """Print what is left; after ``timeout_seconds`` only how much of it is not shown, and the engine's own lines.
 
@@ -177,6 +179,8 @@ class Screen:
     def _release(self, piece: _Piece) -> None:
         piece.rank.held -= piece.cost
         self._held -= piece.cost
+        if self._held <= BACKLOG_BYTES // 8:
+            self._room.notify_all()
 
     def _leave_out(self, one: _Rank, data: bytes) -> None:
         """Count the lines that begin in ``data``, without a look at each of them."""

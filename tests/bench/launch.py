@@ -10,42 +10,36 @@ Needs a Docker engine (rig.py up), pdsh, and an mpirun of the nodes' version (De
 """
 
 import argparse
-import fcntl
 import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-RIG = REPOSITORY / "tests" / "docker" / "rig.py"
-SSH_CONFIG = REPOSITORY / ".cache" / "ssh" / "config"
-FOLDER = REPOSITORY / ".cache" / "bench"
+from cluster import FOLDER, PROJECT, SSH_CONFIG, Cluster, cluster, run
+
 STAMPS = FOLDER / "stamps"
 NETWORK = "thunderhead-bench"
 SUBNET = "198.18.20"
 STAMP = "python3 /bench/stamp.py"
-LIMIT_SECONDS = 300
 FLOOR = "ssh loop"  # what the others are compared with: the fastest there is without a daemon on the nodes
 
 
 class Bench:
-    """The nodes, and the ways to launch something on all of them.
+    """The ways to launch something on all nodes.
 
     Attributes:
+        cluster: the nodes.
         nodes: host name to address.
-        control: folder of the SSH connections that stay open.
         warm: whether connections stay open from one run to the next.
     """
 
-    def __init__(self, count: int, control: Path) -> None:
-        self.nodes = {f"node{number:02}": f"{SUBNET}.{10 + number}" for number in range(count)}
-        self.control = control
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.nodes = cluster.nodes
         self.warm = False
 
     def ways(self) -> dict[str, Callable[[], list[str]]]:
@@ -54,7 +48,8 @@ class Bench:
 
     def ssh_options(self) -> str:
         """What every way but Ansible gives to ssh; Ansible keeps connections open by itself."""
-        keep = f" -o ControlMaster=auto -o ControlPersist=600 -o ControlPath={self.control}/%C" if self.warm else ""
+        path = f"ControlPath={self.cluster.control}/%C"
+        keep = f" -o ControlMaster=auto -o ControlPersist=600 -o {path}" if self.warm else ""
         return f"-F {SSH_CONFIG}{keep}"
 
     def loop(self) -> list[str]:
@@ -81,22 +76,12 @@ class Bench:
 
     def thunderhead(self) -> list[str]:
         """This project."""
-        project = Path(__file__).parent
-        return [*self.playbook("run.yml"), "-e", "script=stamp.py", "-e", f"project_dir={project}"]
-
-    def playbook(self, name: str) -> list[str]:
-        """An `ansible-playbook` on the nodes, with the settings of the repository's ansible.cfg."""
-        inventory = FOLDER / "inventory.json"
-        hosts = {name: {"ansible_host": address} for name, address in self.nodes.items()}
-        inventory.write_text(json.dumps({"cluster": {"hosts": hosts, "vars": {"job_runs_dir": str(FOLDER / "runs")}}}))
-        ssh_args = f"ANSIBLE_SSH_ARGS=-F '{SSH_CONFIG}' -o ControlMaster=auto -o ControlPersist=600"
-        tool = Path(sys.executable).parent / "ansible-playbook"
-        return ["env", ssh_args, f"ANSIBLE_SSH_CONTROL_PATH_DIR={self.control}", str(tool), "-i", str(inventory), name]
+        return [*self.cluster.playbook("run.yml"), "-e", "script=stamp.py", "-e", f"project_dir={PROJECT}"]
 
     def measure(self, way: str) -> float:
         """Run one way once; the seconds from its command to the last node's stamp."""
         if not self.warm:
-            self.disconnect()
+            self.cluster.disconnect()
         for stamp in STAMPS.iterdir():
             stamp.unlink()
         command = self.ways()[way]()
@@ -106,39 +91,6 @@ class Bench:
         if missing := self.nodes.keys() - stamps.keys():
             sys.exit(f"{way} ended without having run on {', '.join(sorted(missing))}")
         return (max(stamps.values()) - start) / 1e9
-
-    def disconnect(self) -> None:
-        """Close every SSH connection that was left open."""
-        for connection in self.control.iterdir():
-            close = ["ssh", "-F", str(SSH_CONFIG), "-o", f"ControlPath={connection}", "-O", "exit", f"{SUBNET}.10"]
-            subprocess.run(close, check=False, capture_output=True)
-
-
-def run(command: list[str]) -> None:
-    """Run a command that has to succeed; otherwise show what it said and end."""
-    with tempfile.TemporaryFile("w+") as output:
-        try:
-            process = subprocess.run(
-                command,
-                check=False,
-                cwd=REPOSITORY,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                timeout=LIMIT_SECONDS,
-            )
-            end = f"exited with {process.returncode}" if process.returncode else ""
-        except subprocess.TimeoutExpired:
-            end = f"did not end within {LIMIT_SECONDS} s"
-        if end:
-            output.seek(0)
-            sys.exit(f"`{' '.join(command)}` {end}:\n{output.read()}")
-
-
-def rig(*arguments: str) -> None:
-    """Have the test rig do something; it says itself what goes wrong."""
-    if subprocess.run([sys.executable, RIG, *arguments], check=False).returncode:
-        sys.exit(1)
 
 
 def table(times: dict[str, list[float]]) -> str:
@@ -155,33 +107,20 @@ def measure_all(count: int, rounds: int) -> dict[str, dict[str, list[float]]]:
     STAMPS.mkdir(parents=True, exist_ok=True)
     STAMPS.chmod(0o777)  # the ways write as different users
     results: dict[str, dict[str, list[float]]] = {}
-    # A short path: the name of a socket is limited to some hundred characters.
-    with tempfile.TemporaryDirectory(prefix="thunderhead-", ignore_cleanup_errors=True) as control:
-        bench = Bench(count, Path(control))
+    volumes = ["--volume", f"{STAMPS}:/stamps", "--volume", f"{PROJECT}:/bench:ro"]
+    with cluster(NETWORK, SUBNET, count, "--image", "bench", *volumes) as nodes:
+        bench = Bench(nodes)
         ways = list(bench.ways())
-        volumes = ["--volume", f"{STAMPS}:/stamps", "--volume", f"{Path(__file__).parent}:/bench:ro"]
-        begin = time.monotonic()
-        nodes = [f"{name}={address}" for name, address in bench.nodes.items()]
-        rig("create", NETWORK, "--image", "bench", *volumes, *nodes)
-        print(f"{count} nodes answer after {time.monotonic() - begin:.1f} s", flush=True)
-        try:
-            # Nothing to install: what is measured is the launch.
-            requirements = FOLDER / "requirements.txt"
-            requirements.write_text("# nothing\n")
-            run([*bench.playbook("setup.yml"), "-e", f"python_env_requirements={requirements}"])
-            for state in ("cold", "warm"):
-                bench.warm = state == "warm"
-                for way in ways:  # not counted: opens the connections, fills the caches
-                    bench.measure(way)
-                results[state] = {way: [] for way in ways}
-                for _ in range(rounds):
-                    for way in ways:
-                        results[state][way].append(bench.measure(way))
-                print(f"\n{state}: seconds from command to last of {count} nodes, {rounds} rounds")
-                print(table(results[state]), flush=True)
-        finally:
-            bench.disconnect()
-            rig("remove", NETWORK)
+        for state in ("cold", "warm"):
+            bench.warm = state == "warm"
+            for way in ways:  # not counted: opens the connections, fills the caches
+                bench.measure(way)
+            results[state] = {way: [] for way in ways}
+            for _ in range(rounds):
+                for way in ways:
+                    results[state][way].append(bench.measure(way))
+            print(f"\n{state}: seconds from command to last of {count} nodes, {rounds} rounds")
+            print(table(results[state]), flush=True)
     return results
 
 
@@ -196,13 +135,7 @@ def main() -> None:
     if missing := [package for tool, package in tools.items() if not shutil.which(tool)]:
         sys.exit(f"the comparison needs {' and '.join(tools)}; as root: apt-get install {' '.join(missing)}")
 
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    with (FOLDER / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            sys.exit("another bench-launch runs in this checkout; two at once would measure each other")
-        results = measure_all(options.nodes, options.rounds)
+    results = measure_all(options.nodes, options.rounds)
     document = {"nodes": options.nodes, "cores": os.cpu_count(), "unit": "s", "rounds": results}
     options.output.write_text(json.dumps(document, indent=2) + "\n")
     print(f"\nevery measurement: {options.output}")

@@ -95,6 +95,24 @@ class Node:
         """Return the ids of the job's processes that run the script."""
         return [int(line.split()[0]) for line in self.processes(job) if script in line.split()]
 
+    def state(self, job: str) -> dict[str, Any]:
+        """Return what the supervisor has written down."""
+        found: dict[str, Any] = json.loads(self.execute("cat", f"{JOBS}/{job}/state.json"))
+        return found
+
+    def await_log(self, job: str, line: str) -> None:
+        """Return when the job's log has the line."""
+        grep = ["docker", "exec", self.container, "grep", "-qxF", line, f"{JOBS}/{job}/log"]
+        until(lambda: subprocess.run(grep, capture_output=True).returncode == 0, f"{line!r} in the log of {self}")
+
+    def jobs(self) -> list[str]:
+        """Return what lies in the folder of the jobs."""
+        return sorted(self.execute("ls", JOBS).split())
+
+    def touch(self, job: str, name: str) -> None:
+        """Make a file in the job's working directory."""
+        self.execute("touch", f"{JOBS}/{job}/work/{name}")
+
     def kill_processes(self, job: str, script: str, signal: str = "KILL") -> None:
         """Send a signal to the processes that run the script."""
         pids = self.scripts(job, script)
@@ -247,6 +265,11 @@ class Cluster:
         """Return job.json."""
         found: dict[str, Any] = json.loads((self.runs / job / "job.json").read_text())
         return found
+
+    def await_record(self, job: str, state: str) -> dict[str, Any]:
+        """Return job.json once it says so: whoever writes it may outlive ansible-playbook by a moment."""
+        until(lambda: self.record(job)["state"] == state, f"job.json of {job} says {state}", 10)
+        return self.record(job)
 
     def log(self, job: str, node: Node) -> str:
         """Return a rank's log as the controller has it."""

@@ -5,33 +5,11 @@ import time
 from collections.abc import Callable
 
 import pytest
+from jobs import END_SECONDS, assert_log_whole, await_lines, counting
 from machines import GRACE_SECONDS, NODE_TIMEOUT_SECONDS, Cluster, Node
 from measuring import Timeline
-from playbook import Playbook
 
-FOREVER = ["-e", "args=1000000", "-e", "logs=all"]
-END_SECONDS = 5  # besides the grace: from a rank's death to the end of run.yml
-
-
-def counting(cluster: Cluster, *arguments: str) -> Playbook:
-    """Return a job that prints on every rank, and has begun to on each."""
-    run = cluster.run("count.py", *FOREVER, *arguments)
-    for rank, _node in enumerate(cluster.nodes):
-        run.await_line(rf"^\[{rank} node{rank}\] line 20$")
-    return run
-
-
-def assert_contiguous(lines: list[str], start: int = 0) -> None:
-    """Fail if of the lines that count.py prints one is missing, or there twice."""
-    numbers = [int(line.split()[1]) for line in lines]
-    assert numbers == list(range(start, start + len(numbers)))
-
-
-def assert_log_whole(cluster: Cluster, job: str, node: Node) -> None:
-    """Fail if the controller's log of a rank is not the node's, or not what count.py prints."""
-    log = cluster.log(job, node)
-    assert log == node.execute("cat", f"/opt/thunderhead/jobs/{job}/log")
-    assert_contiguous(log.splitlines())
+VANISHED = r"lost|gave no sign of life|unreachable"
 
 
 def test_sigkill_of_one_rank(cluster: Cluster, timeline: Timeline) -> None:
@@ -54,10 +32,9 @@ def test_sigkill_of_one_rank(cluster: Cluster, timeline: Timeline) -> None:
 
 def test_an_exception_on_one_rank(cluster: Cluster, timeline: Timeline) -> None:
     run = cluster.run("raises.py", "-e", "args=2", "-e", "logs=all")
-    for rank in range(3):
-        run.await_line(rf"^\[{rank} node{rank}\] ready")
+    await_lines(run, cluster, "ready")
     job = run.job
-    cluster.nodes[2].execute("touch", f"/opt/thunderhead/jobs/{job}/work/go")
+    cluster.nodes[2].touch(job, "go")
     at = time.monotonic()
     assert run.wait() == 2
     assert run.ended_at - at < END_SECONDS + GRACE_SECONDS
@@ -84,15 +61,16 @@ def test_sigkill_of_the_whole_unit(cluster: Cluster, timeline: Timeline) -> None
     timeline.note_end("a node's whole unit is killed, its supervisor too", run, at, cause)
 
 
-@pytest.mark.parametrize("victim", [0, 1], ids=["head", "other"])
 @pytest.mark.parametrize(
-    ("fault", "strike"),
+    ("victim", "fault", "strike"),
     [
-        ("freezes (docker pause)", Node.freeze),
-        ("loses power (docker kill)", Node.power_off),
-        ("is cut off the network", Node.cut),
+        (0, "the head freezes (docker pause)", Node.freeze),
+        (1, "a node freezes (docker pause)", Node.freeze),
+        (0, "the head loses power (docker kill)", Node.power_off),
+        (1, "a node loses power (docker kill)", Node.power_off),
+        (1, "a node is cut off the network", Node.cut),
     ],
-    ids=["frozen", "dead", "cut"],
+    ids=["frozen-head", "frozen-node", "dead-head", "dead-node", "cut-node"],
 )
 def test_a_node_that_vanishes(
     cluster: Cluster, timeline: Timeline, victim: int, fault: str, strike: Callable[[Node], None]
@@ -109,27 +87,24 @@ def test_a_node_that_vanishes(
     record = cluster.record(job)
     assert record["state"] == "failed"
     assert re.match(cause, record["cause"])
-    assert re.search(r"lost|silent|unreachable", record["cause"])
+    assert re.search(VANISHED, record["cause"])
     assert [rank["state"] for rank in record["ranks"]] == ["lost" if rank == victim else "stopped" for rank in range(3)]
     assert cluster.left(job, others) == []
     node.heal()
     cluster.await_nothing_left(job, bound, [node])  # it finds out by itself that it was given up
     cluster.disconnect()
-    role = "the head" if victim == 0 else "a node"
-    timeline.note_end(f"{role} {fault}", run, at, cause)
+    timeline.note_end(fault, run, at, cause)
 
 
 def test_a_cable_that_is_plugged_in_again(cluster: Cluster, timeline: Timeline) -> None:
-    run = cluster.run("count.py", "-e", "args=900", "-e", "logs=all")
-    for rank in range(3):
-        run.await_line(rf"^\[{rank} node{rank}\] line 20$")
+    run = counting(cluster, lines=900)
     job, node, at = run.job, cluster.nodes[1], time.monotonic()
     node.cut()
     time.sleep(NODE_TIMEOUT_SECONDS / 2)  # the fault itself: that it lasts this long
     node.mend()
     assert run.wait() == 0
     for rank, one in enumerate(cluster.nodes):
-        assert_log_whole(cluster, job, one)
+        assert_log_whole(cluster, job, one, 900)
         assert run.printed(rank) == [f"line {number}" for number in range(900)]
     assert cluster.record(job)["state"] == "succeeded"
     silence = NODE_TIMEOUT_SECONDS / 2
@@ -138,14 +113,12 @@ def test_a_cable_that_is_plugged_in_again(cluster: Cluster, timeline: Timeline) 
 
 
 def test_sshd_is_restarted_everywhere(cluster: Cluster, timeline: Timeline) -> None:
-    run = cluster.run("count.py", "-e", "args=700", "-e", "logs=all")
-    for rank in range(3):
-        run.await_line(rf"^\[{rank} node{rank}\] line 20$")
+    run = counting(cluster, lines=700)
     job = run.job
     cluster.everywhere(Node.drop_connections)
     assert run.wait() == 0
     for rank, node in enumerate(cluster.nodes):
-        assert_log_whole(cluster, job, node)
+        assert_log_whole(cluster, job, node, 700)
         assert run.printed(rank) == [f"line {number}" for number in range(700)]
     assert cluster.record(job)["state"] == "succeeded"
     timeline.note("sshd restarts on every node, all sessions are killed", "the job goes on, and no line is lost")
@@ -170,12 +143,11 @@ def test_a_node_reboots(cluster: Cluster, timeline: Timeline) -> None:
 
 def test_out_of_memory(cluster: Cluster, timeline: Timeline) -> None:
     run = cluster.run("greedy.py", "-e", "logs=all")
-    for rank in range(3):
-        run.await_line(rf"^\[{rank} node{rank}\] ready")
+    await_lines(run, cluster, "ready")
     job, node = run.job, cluster.nodes[1]
     node.execute("systemctl", "set-property", "--runtime", f"thunderhead-{job}.scope", "MemoryMax=64M")
     at = time.monotonic()
-    node.execute("touch", f"/opt/thunderhead/jobs/{job}/work/go")
+    node.touch(job, "go")
     assert run.wait() == 2
     cause = r"rank 1 \(node1\) .*(out of memory|memory)"
     assert re.search(cause, run.words)
@@ -186,8 +158,7 @@ def test_out_of_memory(cluster: Cluster, timeline: Timeline) -> None:
 
 def test_a_script_that_ignores_sigterm(cluster: Cluster, timeline: Timeline) -> None:
     run = cluster.run("ignores_sigterm.py", "-e", "logs=all")
-    for rank in range(3):
-        run.await_line(rf"^\[{rank} node{rank}\] deaf")
+    await_lines(run, cluster, "deaf")
     job, at = run.job, time.monotonic()
     cluster.nodes[1].kill_processes(job, "ignores_sigterm.py")
     assert run.wait() == 2

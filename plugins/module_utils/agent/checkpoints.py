@@ -36,7 +36,7 @@ if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's sta
 MOST_LISTED = 1000
 """Of more checkpoints than this only the latest are looked at: they have the highest steps."""
 MOST_PICKLE_BYTES = 2**26
-"""A data.pkl holds no tensors, only what they are called: Lightning's has kilobytes, of the largest models megabytes."""
+"""A data.pkl holds no tensors, only what they are called: kilobytes, and of the largest models megabytes."""
 BLOCK_BYTES = 2**23
 ASIDE = ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "FRAME")
 """What may stand between a key and its value in a pickle."""
@@ -50,14 +50,15 @@ class Unfit(Exception):
 def checkpoints(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     """List the checkpoints that the ended job has left below ``work/``; what came with the code is none.
 
-    Here each is looked at, so that one cut short is refused; read whole, which takes long, is by ``verify`` the one that
-    is wanted. Reply: found, ``[[path relative to work, step, bytes, mtime]]``; refused, ``[[path, why]]``.
+    One that is cut short is refused; to read one whole takes long, and is for ``verify``. Reply: found, ``[[path
+    relative to work, step, bytes, mtime]]``; refused, ``[[path, why]]``.
     """
     holder = Holder(request)
     work = os.path.join(as_owner(request), "work")
     if holder.pid() is not None:
         name = request["job"]["id"]
-        raise Refusal(f"runs job {name} still; wait for it, or end it with: ansible-playbook stop.yml -e job={name}")
+        remedy = f"wait for it, or end it with: ansible-playbook stop.yml -e job={name}"
+        raise Refusal(f"runs job {name} still; {remedy}", running=True)
     files: list[tuple[float, str]] = []
     refused: list[tuple[str, str]] = []
     for folder, folders, names in os.walk(work):
@@ -139,8 +140,7 @@ def step_in(pickle: bytes) -> int | None:
     with contextlib.suppress(Exception):  # a damaged one
         for opcode, argument, _position in pickletools.genops(pickle):
             if is_next and opcode.name not in ASIDE:
-                is_step = isinstance(argument, int) and 0 <= argument < 2**63 and "INT" in opcode.name
-                return int(argument) if is_step else None
+                return argument if isinstance(argument, int) and 0 <= argument < 2**63 else None
             is_next = is_next or argument == "global_step"
     return None
 
@@ -213,7 +213,10 @@ def place(request: Request, payload: bytes) -> tuple[Reply, bytes]:
             else:
                 if request["offset"] == 0:
                     check_space(work, total)
-                whole = write_part(request["offset"], payload, total, folder, part)
+                written = write_part(request["offset"], payload, total, folder, part)
+                if written is None:  # an answer was lost on the way, and this is the last piece once more
+                    return {"placed": same(request["sha256"], folder, name)}, b""
+                whole = written
             if whole and not same(request["sha256"], folder, part):
                 os.unlink(part, dir_fd=folder)
                 if not from_job:
@@ -222,8 +225,6 @@ def place(request: Request, payload: bytes) -> tuple[Reply, bytes]:
             if whole:
                 os.utime(part, (PLACED_MTIME, PLACED_MTIME), dir_fd=folder)
                 os.rename(part, name, src_dir_fd=folder, dst_dir_fd=folder)
-            elif whole is None:  # an answer was lost on the way, and this is the last piece once more
-                whole = same(request["sha256"], folder, name)
     except OSError as error:
         if error.errno not in (errno.ENOTDIR, errno.ELOOP, errno.EISDIR):
             raise

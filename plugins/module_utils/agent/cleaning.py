@@ -1,0 +1,318 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""Old jobs, code and environments are removed from this node.
+
+What is to go is first moved into ``trash/``, where nobody looks for it, so that nothing is ever seen half removed: an
+environment without half of its files would pass for a complete one. Then the trash is emptied, which takes its time.
+
+A job's folder belongs to the account the job runs as: nothing in it is trusted, no link in it is followed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import time
+
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import (
+    gate_path,
+    job_directory,
+    open_own,
+    peek_state,
+    read_current,
+    reason_path,
+    unit_name,
+)
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import has_systemd
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.processes import marked, run_command
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import operation, said
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's start
+    from collections.abc import Iterator
+    from typing import Any
+
+    from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Reply, Request
+
+DAY_SECONDS = 86400
+LOOK_SECONDS = 0.2
+"""Whoever only looks at the lock has it for a moment."""
+SHA256_DIGITS = 64
+MOST_SPEC_BYTES = 2**22
+"""A larger spec.json is not the controller's."""
+
+
+@operation
+def clean(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
+    """Remove all but the newest ended jobs, then the bundles and environments that nothing uses any more.
+
+    Request: directory, keep (how many ended jobs stay), dry (only say what would go). Reply: jobs, bundles and envs,
+    lists of names; bytes (that become free); left, ``[[path, why]]`` of what could not be removed.
+
+    A job that is prepared, starts or ends at the same time is neither disturbed nor kept waiting:
+
+    - Job folders. A node runs one job at a time, no id comes twice, and whoever takes the lock writes its id into
+      jobs/current before it makes its folder. So of the folders that were listed *before* the lock and jobs/current are
+      looked at, all have ended but the one that these name; and what comes later is not in the list.
+    - Bundles: see ``take_bundles``.
+    - Environments. Setup has no lock: it builds beside the present environment, then switches the link. What is younger
+      than a day, complete or not, may be on its way to that, and stays.
+    """
+    directory = request["directory"]
+    names = folders_in(os.path.join(directory, "jobs"))
+    current = holder_of(directory)
+    specs = {name: read_spec(job_directory(named(request, name))) for name in names}
+    trash = Trash(directory, request["dry"])
+    gone = ended(request, [name for name in names if name != current], trash)[request["keep"] :]
+    if not current or specs.get(current):
+        take_bundles(directory, [spec for name, spec in specs.items() if name not in gone], names, current, trash)
+        for env in unused_envs(directory, specs[current] if current else None):
+            trash.take("envs", env)
+    for name in gone:
+        trash.take("jobs", name)
+        if not request["dry"]:
+            gate = gate_path(named(request, name))
+            for path in (gate, f"{gate}.part", reason_path(job_directory(named(request, name)))):
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
+    trash.empty()
+    return {**trash.taken, "bytes": trash.bytes, "left": trash.left}, b""
+
+
+def named(request: Request, name: str) -> Request:
+    """Return the request as one about the job ``name``."""
+    return {**request, "job": {"id": name}}
+
+
+def folders_in(path: str) -> list[str]:
+    """Return the names of the folders in a folder, links not among them."""
+    with contextlib.suppress(FileNotFoundError), os.scandir(path) as entries:
+        return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    return []
+
+
+@contextlib.contextmanager
+def lock_of(directory: str) -> Iterator[bool]:
+    """Hold the node's lock for a moment, if it is free."""
+    try:
+        lock = os.open(os.path.join(directory, "jobs", "lock"), os.O_RDWR | os.O_NOFOLLOW)
+    except FileNotFoundError:  # no job was ever here
+        yield True
+        return
+    deadline = time.monotonic() + LOOK_SECONDS
+    try:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    yield False
+                    return
+                time.sleep(0.01)
+        yield True
+    finally:
+        os.close(lock)
+
+
+def holder_of(directory: str) -> str | None:
+    """Return the id of the job that holds the node, or None."""
+    with lock_of(directory) as is_free:
+        return None if is_free else read_current(os.path.join(directory, "jobs"))["id"]
+
+
+def read_spec(job_dir: str) -> dict[str, Any] | None:
+    """Return what the controller wrote about a job, or None for one that never started; the job may have changed it."""
+    import json
+
+    try:
+        with open_own(os.path.join(job_dir, "spec.json")) as file:
+            found = json.loads(file.read(MOST_SPEC_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def ended(request: Request, names: list[str], trash: Trash) -> list[str]:
+    """Return those of the jobs that are over, the newest first."""
+    over = []
+    for name in names:
+        if alive(named(request, name)):
+            remedy = f"end them with: ansible-playbook stop.yml -e job={name}"
+            trash.left.append((f"jobs/{name}", f"it has processes that its supervisor left behind; {remedy}"))
+        else:
+            over.append(name)
+    return sorted(over, key=lambda name: (moment(job_directory(named(request, name))), name), reverse=True)
+
+
+def alive(request: Request) -> bool:
+    """Return whether a job without a supervisor has processes all the same: one whose supervisor was killed may."""
+    jobs, name = os.path.split(job_directory(request))
+    if b'"ended"' in peek_state(jobs, name):
+        return False
+    unit = unit_name(request) if os.geteuid() == 0 and has_systemd() else None
+    return bool(marked(job_directory(request))) or bool(
+        unit and run_command(["systemctl", "is-active", "--quiet", unit])[0] == 0
+    )
+
+
+def moment(job_dir: str) -> str:
+    """Return when a job was made, as its id says it; the id is not the job's to change."""
+    name = os.path.basename(job_dir)
+    if re.match(r"[0-9]{8}-[0-9]{6}-", name):
+        return name[:15]
+    with contextlib.suppress(OSError):
+        return time.strftime("%Y%m%d-%H%M%S", time.localtime(os.lstat(job_dir).st_mtime))
+    return ""
+
+
+def take_bundles(
+    directory: str, specs: list[dict[str, Any] | None], names: list[str], current: str | None, trash: Trash
+) -> None:
+    """Take the bundles that no job uses, unless a job came that was not looked at.
+
+    No job may look for its code meanwhile, find it, and then miss it. Either the lock is held here while the bundles
+    move, so none is prepared. Or a job has it, whose own bundle stays: if it still has it after the move, no other was
+    prepared during the move; if not, all is put back.
+
+    Args:
+        directory: of the cluster on this node.
+        specs: of the jobs that stay; None for one of which nothing is known, for which all younger bundles stay.
+        names: of all jobs that were looked at.
+        current: which of them holds the node.
+        trash: where the bundles go.
+    """
+    used = {spec.get("bundle") for spec in specs if spec}
+    folder = os.path.join(directory, "bundles")
+    unused = []
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            is_young = entry.stat(follow_symlinks=False).st_mtime > time.time() - DAY_SECONDS
+            in_the_making = len(entry.name) != SHA256_DIGITS
+            if entry.name not in used and not (is_young and (in_the_making or None in specs)):
+                unused.append(entry.name)
+    with lock_of(directory) as is_ours:
+        came = set(folders_in(os.path.join(directory, "jobs"))) - set(names)
+        if came or not (is_ours or current):
+            return
+        for name in sorted(unused):
+            trash.take("bundles", name)
+        if not is_ours and holder_of(directory) != current:
+            trash.put_back("bundles")
+
+
+def unused_envs(directory: str, spec: dict[str, Any] | None) -> list[str]:
+    """Return the environments that neither the link ``env`` nor the running job uses, but those made within a day.
+
+    Args:
+        directory: of the cluster on this node.
+        spec: the running job's, or None if none runs.
+    """
+    folder = os.path.join(directory, "envs")
+    used = {os.path.realpath(os.path.join(directory, "env"))}
+    if spec:
+        used.add(os.path.realpath(os.path.dirname(os.path.dirname(str(spec.get("python"))))))
+    unused = []
+    for name in folders_in(folder):
+        path = os.path.join(folder, name)
+        changed = []
+        for file in ("", "installed.txt"):  # which setup writes last
+            with contextlib.suppress(OSError):
+                changed.append(os.lstat(os.path.join(path, file)).st_mtime)
+        if os.path.realpath(path) not in used and max(changed, default=0) < time.time() - DAY_SECONDS:
+            unused.append(name)
+    return sorted(unused)
+
+
+class Trash:
+    """What goes."""
+
+    def __init__(self, directory: str, dry: bool) -> None:
+        """Take nothing yet.
+
+        Args:
+            directory: of the cluster on this node.
+            dry: change nothing, only add up.
+        """
+        self._directory = directory
+        self._path = os.path.join(directory, "trash")
+        self._dry = dry
+        self._moved: dict[tuple[str, str], str] = {}
+        self._in_place: list[str] = []
+        self.taken: dict[str, list[str]] = {"jobs": [], "bundles": [], "envs": []}
+        self.bytes = 0
+        self.left: list[tuple[str, str]] = []
+
+    def take(self, kind: str, name: str) -> None:
+        """Move a job, a bundle or an environment out of sight."""
+        path = os.path.join(self._directory, kind, name)
+        if self._dry:
+            self.bytes += used_bytes(path)
+        else:
+            target = os.path.join(self._path, f"{kind}.{name}.{os.getpid()}")
+            try:
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(self._path, 0o700)
+                os.rename(path, target)
+            except FileNotFoundError:  # another clean was first
+                return
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    self.left.append((f"{kind}/{name}", said(error)))
+                    return
+                target = path  # the folder lies on a disk of its own
+                self._in_place.append(path)
+                with contextlib.suppress(OSError):
+                    os.unlink(os.path.join(path, "installed.txt"))  # without it an environment is not complete
+            self._moved[kind, name] = target
+        self.taken[kind].append(name)
+
+    def put_back(self, kind: str) -> None:
+        """Undo what was taken of a kind."""
+        for name in self.taken[kind]:
+            if not self._dry:
+                os.rename(self._moved[kind, name], os.path.join(self._directory, kind, name))
+        self._in_place = []
+        self.taken[kind] = []
+
+    def empty(self) -> None:
+        """Remove all that lies in the trash, also what an earlier clean did not come to."""
+        import shutil
+
+        waiting = []
+        with contextlib.suppress(FileNotFoundError):
+            waiting = [os.path.join(self._path, name) for name in sorted(os.listdir(self._path))]
+        for path in waiting + self._in_place:
+            size = used_bytes(path)
+            if not self._dry:
+                try:
+                    # On Linux it goes from folder to folder by descriptors: no link leads it astray.
+                    shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
+                except FileNotFoundError:  # another clean is at it too
+                    continue
+                except (OSError, RecursionError) as error:  # folders nested too deep
+                    self.left.append((os.path.relpath(path, self._directory), said(error)))
+                    continue
+            self.bytes += size
+        if not self._dry:
+            with contextlib.suppress(OSError):
+                os.rmdir(self._path)
+
+
+def used_bytes(path: str) -> int:
+    """Return what becomes free when a file or folder goes: without links, and files that have another name besides."""
+    total = 0
+    pending = [path]
+    while pending:
+        path = pending.pop()
+        with contextlib.suppress(OSError):
+            entry = os.lstat(path)
+            is_folder = entry.st_mode & 0o170000 == 0o040000
+            if is_folder:
+                pending += [os.path.join(path, name) for name in os.listdir(path)]
+            if is_folder or entry.st_nlink == 1:
+                total += entry.st_blocks * 512
+    return total
