@@ -7,6 +7,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 NODES ?= 16
 ROUNDS ?= 5
+BYTES ?= 1000000000
 VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -44,7 +45,7 @@ lint: $(VENV)/.test ## ruff, mypy --strict, yamllint, ansible-lint (production, 
 	ruff format --check $(CODE)
 	MYPYPATH=collections:train mypy -p ansible_collections.thunderhead.cluster.plugins
 	MYPYPATH=train mypy train
-	mypy tests/docker tests/bench
+	MYPYPATH=tests/bench mypy tests/docker tests/bench
 	yamllint --strict .
 	ansible-lint --strict --offline
 
@@ -64,6 +65,12 @@ bench-launch: $(VENV)/.controller ## Time to start on NODES containers, against 
 	trap 'python tests/docker/rig.py down' EXIT; \
 	python tests/docker/rig.py up; \
 	python tests/bench/launch.py --nodes $(NODES) --rounds $(ROUNDS)
+
+.PHONY: bench-follow
+bench-follow: $(VENV)/.controller ## CPU time of following on NODES containers, and how fast logs of BYTES come home
+	trap 'python tests/docker/rig.py down' EXIT; \
+	python tests/docker/rig.py up; \
+	python tests/bench/follow.py --nodes $(NODES) --bytes $(BYTES)
 
 # --------------------------------------------------------------------------------------------------------------- tools
 

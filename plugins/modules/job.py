@@ -10,7 +10,10 @@ author: The Thunderhead developers
 description:
   - Snapshots the project, prepares every host of the play that is in group C(cluster), starts the script on all of them
     at the same moment, follows it, and collects logs and what rank 0 wrote.
-  - If one node cannot be prepared, nothing starts on any. The first rank that ends badly ends the others.
+  - If one node cannot be prepared, nothing starts on any. The first rank that ends badly ends the others, whether this
+    action still looks on or not.
+  - A job that is stopped, by M(thunderhead.cluster.job_stop) or a second Ctrl-C, ends ansible-playbook as Ctrl-C does,
+    with exit status 99.
   - Runs once for all hosts, from threads on the controller; C(forks) does not limit it.
   - Reads the inventory variables C(cluster_address), C(cluster_dir), C(cluster_master_port), C(job_user) and C(job_env)
     of each host; C(inventory/sample) describes them.
@@ -24,18 +27,62 @@ options:
     type: raw
     default: ""
   project_dir:
-    description: The folder whose code is copied to the nodes, as git would track it.
+    description:
+      - The folder whose code is copied to the nodes, as git would track it.
+      - By default the collection's C(train/), or the earlier job's with O(resume).
     type: path
-    required: true
   env:
     description: A mapping of environment variables for the script, merged last, values kept byte for byte.
     type: raw
     default: {}
+  launcher:
+    description:
+      - V(lightning) starts the script once on each node, and Lightning starts the local ranks. This is the default.
+      - V(torchrun) has torchrun start the script once for each device.
+    type: str
+    choices: ["", lightning, torchrun]
+    default: ""
+  devices:
+    description: How many ranks torchrun starts on each node, or V(auto), as many as there are GPUs, or one.
+    type: str
+    default: ""
+  resume:
+    description:
+      - Id of a job to go on from. The newest complete checkpoint that any of its nodes has is put on all nodes before
+        the start, and the script finds its path in the environment variable C(CKPT_PATH).
+      - What is not given (O(script), O(args), O(launcher), O(devices), O(project_dir)) is as it was in that job.
+    type: str
+    default: ""
+  rerun:
+    description: Id of a job to be run again, with the same code and arguments on the same nodes.
+    type: str
+    default: ""
   logs:
     description: Whose output is shown live. Every log is kept whole in O(runs_dir).
     type: str
     choices: [head, all, none]
     default: head
+  collect:
+    description: Whose artifacts are brought home, those of rank 0, of all ranks, or none.
+    type: str
+    choices: [head, all, none]
+    default: head
+  detach:
+    description: Return once the job is started.
+    type: bool
+    default: false
+  on_interrupt:
+    description: What Ctrl-C does, leave the job running (a second one stops it), or stop it at once.
+    type: str
+    choices: [detach, stop]
+    default: detach
+  wait:
+    description: How many seconds to wait for nodes that run another job.
+    type: int
+    default: 0
+  keep:
+    description: How many ended jobs stay on each node afterwards. All, if it is not given.
+    type: int
   runs_dir:
     description: The folder of the records, one folder per job, relative to the working directory.
     type: path
@@ -48,6 +95,18 @@ options:
     description: A node that is silent for this long is lost, which ends the job.
     type: int
     default: 30
+  stall_timeout_seconds:
+    description:
+      - When no rank has printed anything for this long, say what each of them does, and keep their stacks in the job's
+        folder. The job goes on. V(0) means never.
+    type: int
+    default: 0
+  rendezvous_timeout_seconds:
+    description:
+      - When no rank has printed anything for this long since the start, look what they do. A job whose ranks wait for
+        each other in vain is ended, with the reason. V(0) means never.
+    type: int
+    default: 120
   stop_grace_seconds:
     description: The time between SIGTERM and SIGKILL when the job is stopped.
     type: int
@@ -66,6 +125,10 @@ EXAMPLES = r"""
     project_dir: /home/me/project
     env:
       WANDB_MODE: offline
+
+- name: Go on where that job was when it lost a node
+  thunderhead.cluster.job:
+    resume: 20261122-173000-train-9f3a
 """
 
 RETURN = r"""
@@ -81,5 +144,9 @@ path:
 world_size:
   description: How many nodes took part.
   type: int
+  returned: success
+state:
+  description: What the job is doing, V(succeeded), or V(running) if O(detach) is set.
+  type: str
   returned: success
 """

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -34,6 +35,8 @@ RETRY_SECONDS = 1
 """How long to wait before a node that was unreachable is asked again."""
 ROUNDS = 3
 """How often a file is tried that changes while it is read."""
+OBSTACLES = (errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EEXIST, errno.ENOTEMPTY, errno.EACCES, errno.EPERM)
+"""Errors that concern a place in artifacts/, not the disk."""
 NO_LIMIT_SECONDS = 10**7
 """For what is bounded per request, not as a whole."""
 
@@ -196,6 +199,7 @@ class Transfer:
         self._store = store
         self._wanted: list[File] | None = None
         self._refused: list[str] = []
+        self._obstructed: set[str] = set()
 
     def measure(self) -> int:
         """Return how many bytes are still to be fetched.
@@ -223,26 +227,29 @@ class Transfer:
             NodeError: the node could not be read.
             OSError: the controller could not write.
         """
-        failed: dict[str, list[str]] = {}
-        if self._refused:
-            failed["their names would leave the folder"] = self._refused
         for _round in range(ROUNDS):
             changed = self._fetch_once()
             self._wanted = None
             if not changed:
                 break
-        else:
-            failed["they change while they are read"] = sorted(changed)
-        return [
-            f"not collected from {self._source.host}, because {why}: {listed(names)}" for why, names in failed.items()
-        ]
+        failed = {
+            "their names would leave the folder": self._refused,
+            "something else lies in their place": sorted(self._obstructed),
+            "they change while they are read": sorted(changed),
+        }
+        host = self._source.host
+        return [f"not collected from {host}, because {why}: {listed(names)}" for why, names in failed.items() if names]
 
     def _fetch_once(self) -> set[str]:
         """Fetch what is missing; return the names of files that changed meanwhile."""
         changed: set[str] = set()
         files = self._source.files() if self._wanted is None else self._wanted
-        wanted = (file for file in files if self._store.allows(file) and not self._store.has(file))
-        for batch in batches(((file, self._store.begun(file)) for file in wanted), self._source, changed):
+        wanted = (
+            (file, self._store.begun(file))
+            for file in files
+            if self._store.allows(file) and file.name not in self._obstructed and not self._store.has(file)
+        )
+        for batch in batches(wanted, self._source, changed):
             parts = [(file.name, offset, length) for file, offset, length in batch]
             reply, data = self._source.ask("read", parts=parts)
             position = 0
@@ -252,9 +259,18 @@ class Transfer:
                     changed.add(file.name)
                     self._store.drop(file)
                 elif file.name not in changed:
-                    self._store.write(part, data[position : position + length])
+                    self._write(part, data[position : position + length])
                 position += length
         return changed
+
+    def _write(self, part: Part, data: bytes) -> None:
+        try:
+            self._store.write(part, data)
+        except OSError as error:
+            if error.errno not in OBSTACLES:
+                raise
+            self._obstructed.add(part[0].name)
+            self._store.drop(part[0])
 
 
 def batches(files: Iterable[tuple[File, int]], source: Source, given_up: Collection[str] = ()) -> Iterator[list[Part]]:
@@ -304,10 +320,9 @@ def collect(
         f"nothing was collected from {node.name}, for it was lost; {remedy}" for node in chosen if node.host in lost
     ]
 
-    def incomplete(node: Node, error: object) -> str:
-        return (
-            f"what {node.name} wrote is not complete: {error}; it is in the job's work directory there; {remedy} again"
-        )
+    def incomplete(node: Node, error: Exception) -> str:
+        why = (error.strerror if isinstance(error, OSError) else None) or error
+        return f"what {node.name} wrote is not complete here: {why}; it is in the job's work directory there; {remedy}"
 
     nodes = {node.host: node for node in chosen if node.host not in lost}
     folders = {

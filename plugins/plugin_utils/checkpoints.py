@@ -17,13 +17,15 @@ from typing import Any
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.artifacts import BATCH_BYTES, RETRY_SECONDS, Source
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError, Unreachable
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError, in_one
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang, Replies
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import amount, shown
 
 LOOK_SECONDS = 60
 """What looking at all checkpoints of a node may take."""
 SLOWEST_DISK = 20e6
 """Bytes per second at which even a bad disk is read; the time-outs of what reads a whole checkpoint follow from it."""
+FIRST_BYTES = 2**20
+"""How much is sent first; then as much as the line takes."""
 MOST_NOTES = 5
 """Of more refused checkpoints than this only the first are named."""
 NOTHING_STARTED = "Nothing was started on any node."
@@ -91,7 +93,7 @@ def find(gang: Gang, timeout_seconds: float = 30) -> Checkpoint:
     Raises:
         JobError: there is none; the sentence says what was passed over and why.
     """
-    replies, errors = gang.ask("checkpoints", max(LOOK_SECONDS, timeout_seconds))
+    replies, errors = _ask(gang, "checkpoints", gang.settings, max(LOOK_SECONDS, timeout_seconds), timeout_seconds)
     listings = {host: {**reply, "refused": list(reply["refused"])} for host, (reply, _payload) in replies.items()}
     if any("running" in error.facts for error in errors.values()):
         raise in_one(errors.values(), NOTHING_STARTED)
@@ -204,14 +206,14 @@ def distribute(
     """
     about = {"path": checkpoint.path, "total": checkpoint.bytes, "sha256": checkpoint.sha256}
     reading_seconds = timeout_seconds + checkpoint.bytes / SLOWEST_DISK
-    placed = _ask_all(gang, gang.settings, reading_seconds, from_job=from_job, **about)
+    placed = _place(gang, gang.settings, reading_seconds, timeout_seconds, from_job=from_job, **about)
     missing = [host for host in gang.settings if not placed[host]]
     if missing and file is None:
         raise in_one([NodeError(host, "does not have the checkpoint") for host in missing], NOTHING_STARTED)
     if not missing or file is None:
         return
     with open(file, "rb") as content:
-        offset, length = 0, 2**20
+        offset, length = 0, FIRST_BYTES
         while offset < checkpoint.bytes:
             piece = content.read(length)
             if not piece:
@@ -219,7 +221,7 @@ def distribute(
             is_last = offset + len(piece) == checkpoint.bytes
             began = time.monotonic()
             seconds = reading_seconds if is_last else timeout_seconds
-            placed = _ask_all(gang, missing, seconds, payload=piece, offset=offset, **about)
+            placed = _place(gang, missing, seconds, timeout_seconds, payload=piece, offset=offset, **about)
             took = time.monotonic() - began
             length = min(2 * length, BATCH_BYTES) if took < 1 else max(length // 2, 2**16) if took > 4 else length
             offset += len(piece)
@@ -228,17 +230,26 @@ def distribute(
         raise in_one(lost, f"{NOTHING_STARTED} Run the playbook again.")
 
 
-def _ask_all(gang: Gang, hosts: Iterable[str], timeout_seconds: float, **more: Any) -> dict[str, bool]:
-    """Return whether each node has the checkpoint now; one that is unreachable is asked again, within the time-out."""
-    placed: dict[str, bool] = {}
+def _place(
+    gang: Gang, hosts: Iterable[str], answer_seconds: float, timeout_seconds: float, **more: Any
+) -> dict[str, bool]:
+    replies, errors = _ask(gang, "place", hosts, answer_seconds, timeout_seconds, **more)
+    if errors:
+        raise in_one(errors.values(), NOTHING_STARTED)
+    return {host: reply["placed"] for host, (reply, _payload) in replies.items()}
+
+
+def _ask(
+    gang: Gang, op: str, hosts: Iterable[str], answer_seconds: float, timeout_seconds: float, **more: Any
+) -> tuple[Replies, dict[str, NodeError]]:
+    """Ask nodes, and those that are unreachable again for ``timeout_seconds``; an answer may take ``answer_seconds``."""
+    found: Replies = {}
     began = time.monotonic()
     left = list(hosts)
     while True:
-        replies, errors = gang.ask("place", timeout_seconds, hosts=left, **more)
-        placed.update({host: reply["placed"] for host, (reply, _payload) in replies.items()})
+        replies, errors = gang.ask(op, answer_seconds, hosts=left, **more)
+        found.update(replies)
         left = [host for host, error in errors.items() if isinstance(error, Unreachable)]
-        if not errors:
-            return placed
-        if len(left) < len(errors) or time.monotonic() - began >= timeout_seconds:
-            raise in_one(errors.values(), NOTHING_STARTED)
+        if len(left) < len(errors) or not left or time.monotonic() - began >= timeout_seconds:
+            return {host: found[host] for host in hosts if host in found}, errors
         time.sleep(RETRY_SECONDS)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import Node, Topology
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import counted, listed
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import listed
 
 if TYPE_CHECKING:
     from ansible_collections.thunderhead.cluster.plugins.plugin_utils.follow import Ending
@@ -161,12 +161,9 @@ def _of_failures(
     named = []
     for node in causes or failed[:1]:
         ending, words = endings[node.host], said[node.host]
-        verb = _ending(ending, words)
-        reason = "" if ending.state == "lost" else ending.note and " " or words.reason
-        if (verb, reason) not in sentences and len(sentences) < MOST_CAUSES:
-            after = _after(ending.seconds)
-            why = f": {reason}" if reason.strip() else ""
-            sentences[verb, reason] = f"{node.name} {verb}{after}{why}; see {logs[node.host].path}"
+        verb, why = _ending(ending, words), "" if ending.note else f": {words.reason}"
+        if (verb, why) not in sentences and len(sentences) < MOST_CAUSES:
+            sentences[verb, why] = f"{node.name} {verb}{_after(ending.seconds)}{why}; see {logs[node.host].path}"
             named.append(node.host)
     text = "\n".join(sentences.values())
     if not causes:
@@ -249,7 +246,7 @@ class _Block:
     Attributes:
         rank: torch's prefix, or "".
         first: index of its first line in the log.
-        last: of the last line that belongs to it.
+        last: of the line with the exception.
         lines: without the prefix.
         message: the exception's, and what follows of it.
         chained: another exception was being handled.
@@ -287,27 +284,33 @@ def last_words(lines: Sequence[str]) -> LastWords:
     """
     child, observed = _seen_by_launcher(lines)
     blocks = [
-        block for block in _blocks(lines) if not _is_torchruns(block) and not _is_ignored(lines, block.first, block.rank)
+        block
+        for block in _blocks(lines)
+        if not _is_torchruns(block) and not _is_ignored(lines, block.first, block.rank)
     ]
     final = _final(lines, blocks)
     deaths = [block for block in blocks if block.rank or block in final]
     causes = _without_victims(deaths)
     chosen = (causes or deaths or blocks)[-1:]
     if chosen:
-        victim = not causes and chosen[0].is_victims
+        victim = not causes and (bool(deaths) or chosen[0].is_victims)
         text, tail = chosen[0].message[0], _shortened(chosen[0].lines)
     else:
         meaningful = [line.strip() for line in _before_summary(lines) if line.strip() and not _NOISE.match(line)]
         spoken = [line for line in lines[-ABORT_LINES:] if (found := _CPLUSPLUS.match(line)) and any(found.groups())]
         text = _CPLUSPLUS.sub(r"\1\2", spoken[0]) if spoken else meaningful[-1] if meaningful else "it printed nothing"
         victim = _is_victims(text) or (not child and any(_aborted(line) for line in lines[-ABORT_LINES:]))
-        tail = [line for line in lines if line.strip()][-TAIL_LINES:]
+        tail = _last_lines(lines)
     if child and not causes and child[1] < 0 and child[1] != -signal.SIGTERM:
-        victim = False
+        victim, tail = False, _last_lines(lines)
         text = f"its process of global rank {child[0]} {how_it_ended(None, -child[1])}"
     text += "".join(f" ({hint})" for pattern, hint in _HINTS if pattern.search(text))
     text = text if len(text) <= REASON_CHARACTERS else f"{text[:REASON_CHARACTERS]}…"
     return LastWords(text, victim, tail, child, observed)
+
+
+def _last_lines(lines: Sequence[str]) -> list[str]:
+    return [line for line in _before_summary(lines) if line.strip()][-TAIL_LINES:]
 
 
 def _is_victims(text: str) -> bool:
@@ -384,7 +387,7 @@ def _blocks_of(rank: str, stream: Sequence[tuple[int, str]]) -> Iterator[_Block]
         yield _Block(
             rank=rank,
             first=stream[at][0],
-            last=stream[last][0],
+            last=stream[message][0],
             lines=[text for _number, text in stream[at : last + 1]],
             message=[text.removeprefix(margin).strip() for _number, text in stream[message : last + 1]],
             chained=any(words in before for words in _CHAINED),
@@ -399,16 +402,13 @@ def _goes_on(before: int, number: int, text: str) -> bool:
 def _final(lines: Sequence[str], blocks: Sequence[_Block]) -> list[_Block]:
     """Return the tracebacks after which, but for other tracebacks and noise, nothing was printed."""
     final: list[_Block] = []
-    end = len(lines)
+    end, chained = len(lines), False
     for block in reversed(blocks):
-        between = lines[block.last + 1 : end]
-        if any(
-            line.strip() and not _NOISE.match(line) and not _RANK.match(line) and line.strip() not in _CHAINED
-            for line in _before_summary(between)
-        ):
+        between = _before_summary(lines[block.last + 1 : end])
+        if not chained and any(line.strip() and not _NOISE.match(line) and not _RANK.match(line) for line in between):
             break
         final.append(block)
-        end = min(end, block.first)
+        end, chained = min(end, block.first), block.chained
     return final
 
 

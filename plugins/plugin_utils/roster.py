@@ -60,7 +60,8 @@ class JobView:
     @property
     def state(self) -> str:
         """The job's, from its ranks'."""
-        states = {part.state for part in self.parts.values()}
+        # A rank that was stopped because of another says so: that one's node may be gone.
+        states = {"failed" if part.record.get("because") else part.state for part in self.parts.values()}
         for state in ("running", "prepared", "failed", "lost", "unknown", "stopped"):
             if state in states:
                 return "failed" if state == "lost" else state

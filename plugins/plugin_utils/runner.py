@@ -16,7 +16,9 @@ from ansible.release import __version__ as ansible_version
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import GOING_ON
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import (
     artifacts,
+    checkpoints,
     diagnosis,
+    housekeeping,
     roster,
 )
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError
@@ -84,7 +86,7 @@ class Desk:
 # -------------------------------------------------------------------------------------------------------------- running
 
 
-def plan(order: Order, desk: Desk) -> tuple[Launch, Any, Gang | None]:
+def plan(order: Order, desk: Desk) -> tuple[Launch, checkpoints.Checkpoint | None, Gang | None]:
     """Check what the user asked for, and return what is to be launched, and what it is to go on from.
 
     Raises:
@@ -104,7 +106,7 @@ def plan(order: Order, desk: Desk) -> tuple[Launch, Any, Gang | None]:
         known = Record.read(order.runs, order.resume)
         earlier = earlier or {**(known.data if known else {}), **view.spec}
         former = roster.gang_of(view, desk.cluster, desk.open_channel)
-        checkpoint = checkpoints.find(former)  # noqa: F821
+        checkpoint = checkpoints.find(former)
     job = make_job(order, earlier, checkpoint.path if checkpoint else "")
     return Launch(job, desk.settings, desk.open_channel), checkpoint, former
 
@@ -129,16 +131,16 @@ def run(order: Order, desk: Desk) -> dict[str, Any]:
     gang = launch.gang
     record = Record(order.runs, gang.job_id)
     with desk.interrupts.raising():
+        if checkpoint and former:  # before any node is held: it may take long
+            file = checkpoints.fetch(former, checkpoint, order.runs / ".checkpoints" / checkpoint.sha256)
         topology = launch.prepare(say=desk.say)
         try:
             record.create(state="prepared", command=_without_values(sys.argv), **described(launch.job, order))
-            if checkpoint and former:
-                file = checkpoints.fetch(former, checkpoint, record.path / "checkpoint")
-                checkpoints.distribute(gang, file, checkpoint, former.job_id)
-                desk.say(
-                    f"goes on from {checkpoint.path} of {order.resume}, step {checkpoint.step}, on {checkpoint.host}"
-                )
             logs = _open_logs(record, gang)
+            if checkpoint and former:
+                checkpoints.distribute(gang, file, checkpoint, former.job_id)
+                file.unlink()
+                launch.notes += [*checkpoint.notes, _origin(checkpoint, former.job_id)]
         except OSError as error:
             launch.discard()
             sentence = f"the job's record cannot be written: {error}; free some space, or set job_runs_dir"
@@ -171,6 +173,10 @@ def run(order: Order, desk: Desk) -> dict[str, Any]:
         desk.say(come_back(gang.job_id))
         return _result(record)
     return _see_through(order, desk, gang, record, logs, {})
+
+
+def _origin(checkpoint: checkpoints.Checkpoint, job_id: str) -> str:
+    return f"goes on from {job_id}, step {checkpoint.step}: {checkpoint.path}, which {checkpoint.host} had"
 
 
 def come_back(job_id: str) -> str:
@@ -297,7 +303,7 @@ def _finish(
 ) -> dict[str, Any]:
     """Write down how the job ended, collect, clean up, and say it."""
     topology = gang.topology
-    explanation = getattr(diagnosis, "explain", _explain)(topology, endings, logs)
+    explanation = diagnosis.explain(topology, endings, logs)
     state = explanation.state if explanation else "succeeded"
     cause = (verdict or explanation.sentence) if explanation else None
     if verdict:
@@ -310,7 +316,7 @@ def _finish(
         ranks=[_rank(node, endings[node.host], logs[node.host]) for node in topology.nodes],
     )
     lost = {host for host, ending in endings.items() if ending.state == "lost"}
-    notes = artifacts.collect(gang, order.collect, record, order.node_timeout_seconds)
+    notes = artifacts.collect(gang, order.collect, record, order.node_timeout_seconds, lost)
     if order.keep is not None:
         notes += housekeeping.keep_newest(gang, order.keep)
     record.update(notes=notes)
@@ -325,21 +331,6 @@ def _finish(
     if order.collect != "none":
         say(f"artifacts: {record.path / 'artifacts'}")
     return _result(record)
-
-
-def _explain(topology, endings, logs):  # type: ignore
-    from types import SimpleNamespace
-
-    bad = [(node, endings[node.host]) for node in topology.nodes if endings[node.host].state != "succeeded"]
-    if not bad:
-        return None
-    own = [pair for pair in bad if pair[1].state != "stopped"] or bad[:1]
-    (node, first), *others = sorted(own, key=lambda pair: pair[1].arrived)
-    stopped = "was stopped" if first.state == "stopped" else ""
-    ending = first.note or stopped or diagnosis.how_it_ended(first.exit_code, first.signal)
-    log = logs[node.host]
-    text = diagnosis.sentence(node.rank, node.host, ending, first.seconds, log.tail(), str(log.path))
-    return SimpleNamespace(sentence=text, state="stopped" if stopped and not first.because else "failed", tail=[])
 
 
 def _rank(node: Node, ending: Ending, log: RankLog) -> dict[str, Any]:

@@ -188,6 +188,14 @@ class Node:
             self.await_sshd()
         return bool(broken)
 
+    def mend_all(self) -> None:
+        """Make the machine usable whatever an earlier session did to it."""
+        docker("unpause", self.container, check=False)
+        docker("start", self.container)
+        self.execute("nft", "delete", "table", "inet", "cut", check=False)
+        self.await_sshd()
+        self.end_jobs()
+
     def end_jobs(self) -> str:
         """End whatever a job left here, so that the next test can begin; return what it was."""
         left = self.execute("ps", "--no-headers", "-o", "pid,args", "-u", USER, check=False)
@@ -223,8 +231,9 @@ class Cluster:
 
     def create(self, reuse: bool) -> None:
         """Start the containers; those of the last time, if they are there and may be used again."""
-        names = docker("ps", "--format", "{{.Names}}", "--filter", f"label=thunderhead={NETWORK}").split()
+        names = docker("ps", "--all", "--format", "{{.Names}}", "--filter", f"label=thunderhead={NETWORK}").split()
         if reuse and {node.container for node in self.nodes} <= set(names):
+            self.everywhere(Node.mend_all)
             return
         nodes = [f"{node.name}={node.address}" for node in self.nodes]
         subprocess.run([sys.executable, RIG, "create", NETWORK, *nodes], check=True)

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-JOB = re.compile(r"\b(\d{8}-\d{6}-[\w.-]+-[0-9a-f]{4})\b")
+JOB = re.compile(r"^(\d{8}-\d{6}-[\w.-]+-[0-9a-f]{4}): ")
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 LIMIT_SECONDS = 120  # longer than anything here may take; a test that gets there has failed
 

@@ -36,7 +36,7 @@ def test_a_disk_that_fills_up(cluster: Cluster, timeline: Timeline) -> None:
     assert b"".join(results(cluster, job)) == b"0" * 1_000_000 + b"1" * 1_000_000 + b"2" * 1_000_000
     assert next(size for name, size in artifacts(cluster, job).items() if name.endswith("all-there-is")) > 20_000_000
     assert cluster.record(job)["state"] == "succeeded"
-    assert cluster.log(job, cluster.nodes[1]) == "full\n"
+    assert cluster.log(job, cluster.nodes[1]) == "fills the disk\n"
     timeline.note("a node's disk is full when the job ends", "state, log and artifacts are complete")
     refused = cluster.run("succeeds.py", "-e", "cluster_dir=/opt/small")
     assert refused.wait() == 2

@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import time
 
 from jobs import END_SECONDS, assert_contiguous, assert_log_whole, counting, detached, numbers
@@ -77,7 +78,8 @@ def test_ctrl_c_twice(cluster: Cluster, timeline: Timeline) -> None:
     cluster.await_nothing_left(job, GRACE_SECONDS + END_SECONDS)
     ended = time.monotonic()
     assert ended - again < GRACE_SECONDS + END_SECONDS
-    assert run.process.returncode == STOPPED
+    # Ansible has no say in a second Ctrl-C: the signal ends it, and its worker goes on to stop the job.
+    assert run.process.returncode in (STOPPED, -signal.SIGINT)
     record = cluster.await_record(job, "stopped")
     assert [rank["state"] for rank in record["ranks"]] == ["stopped"] * 3
     said = run.first("stopp", since=at)
@@ -177,5 +179,5 @@ def test_stop_of_what_would_outlive_it(cluster: Cluster, timeline: Timeline) -> 
 def test_daemons_end_with_their_script(cluster: Cluster) -> None:
     run = cluster.run("daemons.py", "-e", "args=leave")
     assert run.wait() == 0, run.text
-    assert cluster.left(run.job) == []
+    cluster.await_nothing_left(run.job, END_SECONDS)
     assert cluster.everywhere(lambda node: node.execute("pgrep", "-l", "sleep", check=False)) == [""] * 3

@@ -107,4 +107,4 @@ def test_ctrl_c_before_the_start(cluster: Cluster) -> None:
     before = cluster.everywhere(Node.jobs)
     assert interrupted(waiting) == 99
     assert cluster.everywhere(Node.jobs) == before
-    assert "runs on" not in waiting.words, "no job of its own does"
+    assert "logs.yml" not in waiting.words, "there is no job to come back to"

@@ -90,7 +90,7 @@ def open_archive(file: BinaryIO) -> ZipFile:
     """Return the checkpoint's parts.
 
     Raises:
-        Unfit: it is cut short, or in another format.
+        Unfit: it is cut short, in another format, or without checksums.
     """
     import zipfile
 
@@ -105,6 +105,8 @@ def open_archive(file: BinaryIO) -> ZipFile:
     # Together no larger than the file, or a small one could keep a node busy for hours.
     if not stored or sum(part.file_size for part in parts) > os.fstat(file.fileno()).st_size:
         raise Unfit("is not in torch's zip format")
+    if not any(part.CRC for part in parts) and any(part.file_size for part in parts):
+        raise Unfit("has no checksums: torch.serialization.set_crc32_options(False) left them out")
     return archive
 
 
@@ -165,10 +167,7 @@ def check_parts(archive: ZipFile) -> None:
     Raises:
         Unfit: one differs from what was written; the first is named.
     """
-    parts = archive.infolist()
-    if not any(part.CRC for part in parts):
-        raise Unfit("has no checksums: torch.serialization.set_crc32_options(False) left them out")
-    for part in parts:
+    for part in archive.infolist():
         try:
             with archive.open(part) as content:
                 while content.read(BLOCK_BYTES):

@@ -41,6 +41,9 @@ DAY_SECONDS = 86400
 LOOK_SECONDS = 0.2
 """Whoever only looks at the lock has it for a moment."""
 SHA256_DIGITS = 64
+DEEP = "deep."
+DEEP_LEVELS = 400
+MOST_ROUNDS = 1000
 MOST_SPEC_BYTES = 2**22
 """A larger spec.json is not the controller's."""
 
@@ -280,26 +283,68 @@ class Trash:
 
     def empty(self) -> None:
         """Remove all that lies in the trash, also what an earlier clean did not come to."""
-        import shutil
-
-        waiting = []
-        with contextlib.suppress(FileNotFoundError):
-            waiting = [os.path.join(self._path, name) for name in sorted(os.listdir(self._path))]
-        for path in waiting + self._in_place:
-            size = used_bytes(path)
-            if not self._dry:
+        seen: set[str] = set()
+        while True:
+            waiting = [path for path in [*self._waiting(), *self._in_place] if path not in seen]
+            if not waiting:
+                break
+            seen.update(waiting)
+            for path in waiting:
+                size = 0 if os.path.basename(path).startswith(DEEP) else used_bytes(path)
                 try:
-                    # On Linux it goes from folder to folder by descriptors: no link leads it astray.
-                    shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
+                    if not self._dry:
+                        remove(path, self._path)
+                    self.bytes += size
                 except FileNotFoundError:  # another clean is at it too
-                    continue
-                except (OSError, RecursionError) as error:  # folders nested too deep
+                    pass
+                except OSError as error:
                     self.left.append((os.path.relpath(path, self._directory), said(error)))
-                    continue
-            self.bytes += size
         if not self._dry:
             with contextlib.suppress(OSError):
                 os.rmdir(self._path)
+
+    def _waiting(self) -> list[str]:
+        with contextlib.suppress(FileNotFoundError):
+            return [os.path.join(self._path, name) for name in sorted(os.listdir(self._path))]
+        return []
+
+
+def remove(path: str, workshop: str) -> None:
+    """Remove a file or folder, whatever a job has made of it; no link is followed.
+
+    Args:
+        path: of the file or folder.
+        workshop: a folder that takes what is nested deeper than rmtree reaches (it recurses, and keeps a file open for
+            each level), to be removed in its turn.
+    """
+    import shutil
+
+    if not os.path.isdir(path):
+        os.unlink(path)
+        return
+    for _round in range(MOST_ROUNDS):
+        try:
+            shutil.rmtree(path)  # on Linux it goes from folder to folder by descriptors, so no link leads it astray
+            return
+        except RecursionError:
+            pass
+        except OSError as error:
+            if error.errno != errno.EMFILE:
+                raise
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        for level in range(DEEP_LEVELS):  # along what rmtree could not finish: all before it is gone
+            with os.scandir(folder) as entries:
+                name = next((entry.name for entry in entries if entry.is_dir(follow_symlinks=False)), None)
+            if name is None:
+                break
+            if level == DEEP_LEVELS - 1:
+                os.rename(name, f"{workshop}/{DEEP}{os.getpid()}.{time.monotonic_ns()}", src_dir_fd=folder)
+            else:
+                below = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
+                os.close(folder)
+                folder = below
+        os.close(folder)
+    raise OSError(errno.ELOOP, "Folders are nested too deep", path)
 
 
 def used_bytes(path: str) -> int:

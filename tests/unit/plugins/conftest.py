@@ -5,6 +5,11 @@ import pytest
 from local_nodes import LocalNode, free_port
 
 
+def set_up(tmp_path: Path, count: int) -> list[LocalNode]:
+    port = free_port()
+    return [LocalNode(tmp_path / f"node{n}", f"node{n}", f"127.0.0.{n + 1}", port).set_up() for n in range(count)]
+
+
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[LocalNode]:
     """A node that was set up."""
@@ -16,8 +21,16 @@ def node(tmp_path: Path) -> Iterator[LocalNode]:
 @pytest.fixture
 def nodes(tmp_path: Path) -> Iterator[list[LocalNode]]:
     """Two nodes that were set up; either can be the head."""
-    port = free_port()
-    both = [LocalNode(tmp_path / f"node{n}", f"node{n}", f"127.0.0.{n + 1}", port).set_up() for n in range(2)]
+    both = set_up(tmp_path, 2)
     yield both
     for one in both:
+        one.end_all()
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Iterator[list[LocalNode]]:
+    """Three nodes that were set up."""
+    all_three = set_up(tmp_path, 3)
+    yield all_three
+    for one in all_three:
         one.end_all()

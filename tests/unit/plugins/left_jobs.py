@@ -1,10 +1,12 @@
 """Jobs that have ended, as they lie on nodes; and checkpoints, as torch.save writes them, made without torch."""
 
+import contextlib
 import json
 import os
 import pickle
+import subprocess
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,23 @@ def leave(
         ended = {} if state == "running" else {"ended": 2.0}
         (folder / "state.json").write_text(json.dumps({"state": state, "pid": 1, "started": 1.0, **ended}))
     return work
+
+
+@contextlib.contextmanager
+def nested(folder: Path, levels: int) -> Iterator[None]:
+    """Make folders in one another, with a file at the bottom; pytest could not remove them."""
+    here = os.getcwd()
+    try:
+        os.chdir(folder)
+        for _level in range(levels):
+            os.mkdir("d")
+            os.chdir("d")
+        Path("bottom").write_text("x")
+        os.chdir(here)
+        yield
+    finally:
+        os.chdir(here)
+        subprocess.run(["rm", "-rf", folder / "d"], check=True)
 
 
 def gang_on(nodes: Sequence[LocalNode], job: str = "job-1") -> Gang:

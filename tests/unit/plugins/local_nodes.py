@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import jobs
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import jobs, processes
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import ephemeral_ports
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import Bundle, make_bundle
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import Channel, NodeError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang, Job
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Identity
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.launch import Job, Launch
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
 
 PYTHON = os.path.realpath(sys.executable)
@@ -60,6 +61,20 @@ class Connection:
         pass
 
 
+class Altered(Connection):
+    """Sends an agent in which some text is another, of the same length: a constant, so that a test need not wait."""
+
+    def __init__(self, *changes: tuple[str, str]) -> None:
+        super().__init__()
+        assert all(len(old) == len(new) for old, new in changes)
+        self.changes = [(old.encode(), new.encode()) for old, new in changes]
+
+    def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
+        for old, new in self.changes:
+            in_data = in_data.replace(old, new)
+        return super().exec_command(command, in_data)
+
+
 @dataclass
 class LocalNode:
     """A node with a folder of its own."""
@@ -91,6 +106,10 @@ class LocalNode:
     def job_dir(self, job: str = "job-1") -> Path:
         return self.directory / "jobs" / job
 
+    def state(self, job: str = "job-1") -> dict[str, Any]:
+        """Return what the supervisor wrote last; nobody on the node is asked."""
+        return jobs.read_json(str(self.job_dir(job) / "state.json")) or {}
+
     @property
     def jobs(self) -> list[str]:
         """The jobs that have something here, started or not."""
@@ -109,6 +128,7 @@ class LocalNode:
             "job": {"id": job, "user": "trainer", "start": "2026-11-22T17:30:00+01:00"},
             "address": self.address,
             "master_port": None,
+            "watched": False,
             "bundle": bundle.sha256 if bundle else "0" * 64,
             "size": bundle.size if bundle else 0,
             "dry": False,
@@ -137,11 +157,11 @@ class LocalNode:
         python: str | None = None,
     ) -> None:
         """Prepare and start ``train.py`` of the bundle, as the only node of a job."""
-        gang = gang_of([self], bundle, id=job, args=args, env=variables or {}, grace_seconds=grace_seconds)
-        gang.prepare()
+        launch = gang_of([self], bundle, id=job, args=args, env=variables or {}, grace_seconds=grace_seconds)
+        launch.prepare()
         if python:
-            gang._prepared[self.host]["python"] = python
-        gang.start()
+            launch._prepared[self.host]["python"] = python
+        launch.start()
 
     def follow(self, offset: int = 0, job: str = "job-1", **more: Any) -> tuple[dict[str, Any], bytes]:
         poll = {"offset": offset, "wait_seconds": 10, "linger_seconds": 0, "max_bytes": 2**20, "quiet": False, **more}
@@ -164,12 +184,15 @@ class LocalNode:
         """Leave no process behind, whatever a test did."""
         pid = self.supervisor()
         if pid:
-            os.kill(pid, signal.SIGTERM)
+            for number in (signal.SIGTERM, signal.SIGCONT):
+                os.kill(pid, number)
             until(lambda: not self.supervisor(), 15)
+        for job in os.listdir(self.directory / "jobs") if self.directory.exists() else []:
+            processes.signal_processes(processes.marked(str(self.job_dir(job))), signal.SIGKILL)
 
 
-def gang_of(nodes: Sequence[LocalNode], bundle: Bundle, **changes: Any) -> Gang:
-    """Return a gang that runs ``train.py`` of the bundle on these nodes."""
+def gang_of(nodes: Sequence[LocalNode], bundle: Bundle, **changes: Any) -> Launch:
+    """Return the launch of ``train.py`` of the bundle on these nodes; its ``gang`` is their gang."""
     about: dict[str, Any] = {
         "id": "job-1",
         "user": "trainer",
@@ -180,9 +203,11 @@ def gang_of(nodes: Sequence[LocalNode], bundle: Bundle, **changes: Any) -> Gang:
         "env": {},
         "node_timeout_seconds": 5,
         "grace_seconds": 2,
+        **changes,
     }
+    identity = Identity(start=about.pop("start"), id=about.pop("id"), user=about.pop("user"))
     settings = [node.settings() for node in nodes]
-    return Gang(Job(**{**about, **changes}), settings, opener(nodes))
+    return Launch(Job(identity=identity, **about), settings, opener(nodes))
 
 
 def opener(nodes: Sequence[LocalNode]) -> Callable[[str], Channel]:
@@ -217,8 +242,13 @@ def daemon_of(node: LocalNode) -> int:
     return int((node.job_dir() / "work" / "daemon.pid").read_text())
 
 
+def by_rank(*scripts: str) -> str:
+    """Return one script that does something else on every rank."""
+    return f"import os, time\nexec({list(scripts)!r}[int(os.environ['NODE_RANK'])])\n"
+
+
 def until(condition: Callable[[], Any], seconds: float = 10) -> None:
-    """Wait for ``condition``, and fail if it does not come."""
+    """Wait for ``condition``, and fail if it does not come to be true."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"

@@ -7,7 +7,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import c
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import BUNDLE_MTIME
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import make_bundle
-from left_jobs import leave
+from left_jobs import leave, nested
 from local_nodes import LocalNode, code, refused
 
 
@@ -62,24 +62,17 @@ def test_what_vanishes_between_two_pages_is_passed_over(node: LocalNode) -> None
 
 
 def test_neither_the_code_nor_what_was_put_there_is_an_artifact(node: LocalNode) -> None:
-    work = leave(node, files={"code.py": b"", "start.ckpt": b"", "__pycache__/code.pyc": b"", "deep/__pycache__/x": b""})
+    work = leave(
+        node, files={"code.py": b"", "start.ckpt": b"", "__pycache__/code.pyc": b"", "deep/__pycache__/x": b""}
+    )
     os.utime(work / "code.py", (BUNDLE_MTIME, BUNDLE_MTIME))
     os.utime(work / "start.ckpt", (collecting.PLACED_MTIME, collecting.PLACED_MTIME))
     assert artifacts(node) == []
 
 
 def test_folders_nested_deeper_than_python_recurses(node: LocalNode) -> None:
-    work = leave(node)
-    here = os.getcwd()
-    try:
-        os.chdir(work)
-        for _level in range(1500):  # 3,000 characters: a path may have 4,096
-            os.mkdir("d")
-            os.chdir("d")
-        Path("bottom").write_text("x")
-    finally:
-        os.chdir(here)
-    ((name, _size, _mtime),) = artifacts(node)
+    with nested(leave(node), 1500):  # 3,000 characters: a path may have 4,096
+        ((name, _size, _mtime),) = artifacts(node)
     assert name == "d/" * 1500 + "bottom"
 
 
@@ -121,7 +114,7 @@ def test_missing_folders_are_made_only_if_asked_for(tmp_path: Path) -> None:
         pass
     with collecting.folder_of(str(tmp_path), "a/b/c", make=True) as (folder, name):
         assert (os.path.samestat(os.fstat(folder), os.stat(tmp_path / "a" / "b")), name) == (True, "c")
-    with pytest.raises(OSError, match="closed|Bad file"):
+    with pytest.raises(OSError, match="Bad file"):
         os.fstat(folder)
 
 

@@ -1,0 +1,391 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""A job that says nothing is looked into: what its processes are doing, and whether its nodes can reach each other."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import Holder, job_directory, read_json
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import User, ephemeral_ports
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.processes import descendants
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, operation, said
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's start
+    import socket
+    from typing import Any
+
+    from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Reply, Request
+
+SPY_SECONDS = 5
+"""How long the stacks of all processes may take; one takes 15 ms."""
+SPY_ATTEMPTS = 5
+"""A process that is not halted may change while it is looked at; of a very busy one, a tenth of the attempts fail."""
+MOST_SPIED = 64
+"""The most processes whose stacks are taken, oldest first."""
+LONGEST_DUMP = 2**18
+LONGEST_COMMAND = 200
+RETRY_SECONDS = 0.2
+LINGER_SECONDS = 0.5
+LONGEST_HELLO = 4096
+
+
+# --------------------------------------------------------------------------------------------------------------- stacks
+
+
+@operation
+def stacks(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
+    """Take the Python stacks of the job's processes, without halting one.
+
+    Reply: processes, oldest first, each {pid, parent, command, local_rank (or None), state (R, S, D, ...), python,
+    dumped, bytes (of its part of the payload)}; missing (where py-spy was looked for in vain, or None); port_range
+    (first and last ephemeral port). Payload: the stacks as text; where there is none, what the kernel says.
+    """
+    supervisor = Holder(request).pid()
+    if supervisor is None:
+        raise Refusal(f"does not run job {request['job']['id']} any more")
+    job_dir = job_directory(request)
+    owner = owner_of(job_dir)
+    with acting(owner):  # where it lacks CAP_SYS_PTRACE, root sees less of a user's processes than the user
+        spec = read_json(os.path.join(job_dir, "spec.json")) or {}
+        found = [one for one in map(look_at, descendants(supervisor)) if one]
+    found.sort(key=lambda one: (one.pop("start"), one["pid"]))
+    python = spec.get("python") or os.path.join(request["directory"], "env", "bin", "python")
+    spy = os.path.join(os.path.dirname(str(python)), "py-spy")
+    missing = None if os.path.isfile(spy) else spy
+    pids = [one["pid"] for one in found if one["python"]]
+    taken = {} if missing else take_stacks(pids[:MOST_SPIED], spy, owner)
+    payload = b""
+    for one in found:
+        one["dumped"], text = taken.get(one["pid"], (False, b""))
+        if not one["dumped"]:
+            with acting(owner):
+                text += kernels_view(one["pid"])
+        rank = "" if one["local_rank"] is None else f", local rank {one['local_rank']}"
+        head = f"==== process {one['pid']}{rank}, state {one['state']}: {one['command']}\n".encode(errors="replace")
+        one["bytes"] = len(head) + len(text) + 1
+        payload += head + text + b"\n"
+    return {"processes": found, "missing": missing, "port_range": ephemeral_ports()}, payload
+
+
+def owner_of(job_dir: str) -> User | None:
+    """Return the owner of a job's directory, as whom its processes run; None if that is who this agent runs as."""
+    import pwd
+
+    uid = os.lstat(job_dir).st_uid
+    return User(pwd.getpwuid(uid).pw_name) if os.geteuid() == 0 and uid else None
+
+
+def acting(user: User | None) -> contextlib.AbstractContextManager[None]:
+    """Look as ``user``, or as who this agent is."""
+    return user.acting() if user else contextlib.nullcontext()
+
+
+def look_at(pid: int) -> dict[str, Any] | None:
+    """Return what /proc says about a process, or None if it has ended; see proc(5)."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            words = os.fsdecode(file.read(4096)).split("\0")
+    except OSError:
+        return None
+    program, rank = words[0], None
+    with contextlib.suppress(OSError):
+        program = os.readlink(f"/proc/{pid}/exe")
+    with contextlib.suppress(OSError, ValueError), open(f"/proc/{pid}/environ", "rb") as file:
+        for variable in file.read().split(b"\0"):
+            if variable.startswith(b"LOCAL_RANK="):
+                rank = int(variable[11:])
+    if fields[0] == b"Z":
+        return None
+    return {
+        "pid": pid,
+        "parent": int(fields[1]),
+        "start": int(fields[19]),
+        "command": " ".join(words).strip()[:LONGEST_COMMAND],
+        "local_rank": rank,
+        "state": fields[0].decode(),
+        "python": any(os.path.basename(name).startswith("python") for name in (program, words[0])),
+    }
+
+
+def take_stacks(pids: list[int], spy: str, owner: User | None) -> dict[int, tuple[bool, bytes]]:
+    """Run py-spy on each process at once; return by process whether that went well, and what it said.
+
+    As this agent's user first: root may look at all, unless in a container without CAP_SYS_PTRACE. Else as the owner,
+    who may look at what is his own, unless Yama's ptrace_scope forbids it.
+    """
+    deadline = time.monotonic() + SPY_SECONDS
+    taken: dict[int, tuple[bool, bytes]] = {}
+    if owner is None or is_roots(spy):
+        taken = run_spy(pids, spy, None, deadline)
+    failed = [pid for pid in pids if not taken.get(pid, (False, b""))[0]]
+    if owner and failed:
+        again = run_spy(failed, spy, owner, time.monotonic() + SPY_SECONDS)
+        taken.update({pid: result for pid, result in again.items() if result[0] or pid not in taken})
+    return taken
+
+
+def is_roots(path: str) -> bool:
+    """Return whether nobody but root can have put the program there: its path is from spec.json, the job's own file."""
+    path = os.path.realpath(path)
+    while True:
+        status = os.lstat(path)
+        if status.st_uid != 0 or status.st_mode & 0o022:
+            return False
+        if path == "/":
+            return True
+        path = os.path.dirname(path)
+
+
+def run_spy(pids: list[int], spy: str, user: User | None, deadline: float) -> dict[int, tuple[bool, bytes]]:
+    """Run py-spy as ``user``, or as this agent's user, on each process until it succeeds or the time is over."""
+    import subprocess
+
+    # Without halting the process: a halted one stays so if py-spy is killed at the wrong moment.
+    options = ["dump", "--nonblocking", "--full-filenames", "--pid"]
+    account: dict[str, Any] = {}
+    if user:
+        account = {"user": user.uid, "group": user.gid, "extra_groups": os.getgrouplist(user.name, user.gid)}
+    results: dict[int, tuple[bool, bytes]] = {}
+    running: dict[int, tuple[subprocess.Popen[bytes], int]] = {}
+    attempts = dict.fromkeys(pids, 0)
+
+    def start(pid: int) -> None:
+        attempts[pid] += 1
+        output = os.memfd_create("stack")
+        running[pid] = (
+            subprocess.Popen(
+                [spy, *options, str(pid)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd="/",
+                env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
+                **account,
+            ),
+            output,
+        )
+
+    def end(pid: int, ended: bool) -> bool:
+        process, output = running.pop(pid)
+        if not ended:
+            process.kill()
+        code = process.wait()
+        text = os.pread(output, LONGEST_DUMP, 0)
+        os.close(output)
+        lines = [line.strip() for line in text.partition(b"Stack backtrace:")[0].split(b"\n") if line.strip()]
+        why = b" ".join(lines) if ended else b"it took too long"
+        results[pid] = (code == 0, text if code == 0 else b"py-spy: %b\n" % why[:500])
+        return code == 0 or b"ermission" in text or b"not permitted" in text
+
+    try:
+        for pid in pids:
+            start(pid)
+        while running and time.monotonic() < deadline:
+            for pid, (process, _output) in list(running.items()):
+                if process.poll() is not None and not end(pid, True) and attempts[pid] < SPY_ATTEMPTS:
+                    start(pid)
+            time.sleep(0.005)
+    except OSError as error:  # it cannot be run at all
+        results = {pid: (False, f"{spy}: {said(error)}\n".encode()) for pid in pids}
+    for pid in list(running):
+        end(pid, False)
+    return results
+
+
+def kernels_view(pid: int) -> bytes:
+    """Return what the kernel says about a process: better than nothing."""
+    text = b""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/wchan", "rb") as file:
+        place = file.read()
+        text += b"Waits in the kernel at: %b\n" % (place if place not in (b"", b"0") else b"(not known)")
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/status", "rb") as file:
+        wanted = (b"State", b"Threads", b"VmRSS", b"voluntary_ctxt_switches")
+        text += b"".join(line for line in file if line.split(b":")[0] in wanted)
+    return text
+
+
+# ---------------------------------------------------------------------------------------------------------------- reach
+
+
+@operation
+def reach(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
+    """Find out which other nodes this one can connect to, and which ones can connect to it.
+
+    All nodes have to be asked at about the same time. Each listens, and connects to all others again and again until it
+    succeeds or the time is over; both sides say who they are.
+
+    Request: host (this node's name), address (its own, to listen at), port, peers {host: address}, seconds, master
+    ([address, port] of a listener that is there already, or None). Reply: failed {host: "no answer", "refused", "no
+    route", or what else went wrong}, missing (peers that did not connect to this node), master (None if it answers or
+    was not asked for, else as in failed).
+    """
+    return Meeting(request).hold(), b""
+
+
+class Meeting:
+    """One node's part of everybody's connecting to everybody else, in one thread."""
+
+    def __init__(self, request: Request) -> None:
+        """Listen, or refuse; the fact ``taken`` says that another port would do."""
+        import errno
+        import resource
+        import selectors
+        import socket
+
+        self._peers: dict[str, str] = request["peers"]
+        self._port: int = request["port"]
+        self._master: list[Any] | None = request["master"]
+        self._job = request["job"]["id"]
+        self._own_hello = self._hello(request["host"])
+        self._hellos = {self._hello(host): host for host in self._peers}
+        self._deadline = time.monotonic() + request["seconds"]
+        needed = 3 * len(self._peers) + 100
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft != resource.RLIM_INFINITY and soft < needed:
+            most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
+        self._family = socket.AF_INET6 if ":" in request["address"] else socket.AF_INET
+        self._listener = socket.socket(self._family, socket.SOCK_STREAM)
+        try:
+            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._listener.bind((request["address"], self._port))
+            self._listener.listen(len(self._peers) + 8)
+        except OSError as error:
+            self._listener.close()
+            raise Refusal(
+                f"cannot listen at {request['address']}, port {self._port}: {said(error)}",
+                taken=error.errno == errno.EADDRINUSE,
+            ) from None
+        self._listener.setblocking(False)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        self._failed: dict[str | None, str] = dict.fromkeys(self._peers, "no answer")
+        if self._master:
+            self._failed[None] = "no answer"
+        self._retries: dict[str | None, float] = dict.fromkeys(self._failed, 0.0)
+        self._missing = dict.fromkeys(self._peers)
+
+    def _hello(self, host: str) -> bytes:
+        return ascii(("thunderhead", self._job, host)).encode() + b"\n"
+
+    def hold(self) -> Reply:
+        """Return when everybody has met, or the time is over."""
+        done: float | None = None
+        while True:
+            now = time.monotonic()
+            if done is None and not self._failed and not self._missing:
+                done = now + LINGER_SECONDS  # what was said last is on its way
+            until = self._deadline if done is None else min(done, self._deadline)
+            if now >= until:
+                break
+            for host, at in list(self._retries.items()):
+                if at <= now:
+                    del self._retries[host]
+                    self._connect(host)
+            wait = min([until, *self._retries.values()]) - time.monotonic()
+            for key, _events in self._selector.select(max(wait, 0)):
+                key.data(key.fileobj)
+        for key in list(self._selector.get_map().values()):
+            key.fileobj.close()  # type: ignore[union-attr]  # a socket
+        self._selector.close()
+        master = self._failed.pop(None, None)
+        return {"failed": self._failed, "missing": list(self._missing), "master": master}
+
+    def _connect(self, host: str | None) -> None:
+        """Begin to connect to a peer, or to the master (None)."""
+        import errno
+        import selectors
+        import socket
+
+        target = (self._peers[host], self._port) if host is not None else tuple(self._master or ())
+        connection = socket.socket(socket.AF_INET6 if ":" in target[0] else socket.AF_INET, socket.SOCK_STREAM)
+        connection.setblocking(False)
+        code = connection.connect_ex(target)
+        if code in (0, errno.EINPROGRESS):
+            self._selector.register(connection, selectors.EVENT_WRITE, lambda one: self._connected(host, one))
+        else:
+            connection.close()
+            self._fail(host, code)
+
+    def _connected(self, host: str | None, connection: socket.socket) -> None:
+        import selectors
+        import socket
+
+        code = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code or host is None:
+            self._part(connection)
+            return self._fail(host, code) if code else self._reached(host)
+        try:
+            connection.send(self._own_hello)
+        except OSError as error:
+            self._part(connection)
+            return self._fail(host, error.errno or 0)
+        heard = bytearray()
+        self._selector.modify(connection, selectors.EVENT_READ, lambda one: self._hear_answer(host, one, heard))
+        return None
+
+    def _hear_answer(self, host: str, connection: socket.socket, heard: bytearray) -> None:
+        """Read what a peer says back; nothing but its own hello counts."""
+        try:
+            data = connection.recv(LONGEST_HELLO)
+        except OSError:
+            data = b""
+        heard += data
+        if heard == self._hello(host):
+            self._part(connection)
+            self._reached(host)
+        elif not data or len(heard) > LONGEST_HELLO or b"\n" in heard:
+            self._part(connection)
+            self._failed[host] = "answered by another program" if heard else "no answer"
+            self._retries[host] = time.monotonic() + RETRY_SECONDS
+
+    def _accept(self, listener: socket.socket) -> None:
+        import selectors
+
+        with contextlib.suppress(OSError):
+            connection = listener.accept()[0]
+            connection.setblocking(False)
+            heard = bytearray()
+            self._selector.register(connection, selectors.EVENT_READ, lambda one: self._hear(one, heard))
+
+    def _hear(self, connection: socket.socket, heard: bytearray) -> None:
+        """Read who has connected, and answer if it is a peer."""
+        try:
+            data = connection.recv(LONGEST_HELLO)
+        except OSError:
+            data = b""
+        heard += data
+        if data and b"\n" not in heard and len(heard) <= LONGEST_HELLO:
+            return
+        host = self._hellos.get(bytes(heard))
+        if host is not None:
+            with contextlib.suppress(OSError):
+                connection.send(self._own_hello)
+                self._missing.pop(host, None)
+        self._part(connection)
+
+    def _part(self, connection: socket.socket) -> None:
+        self._selector.unregister(connection)
+        connection.close()
+
+    def _reached(self, host: str | None) -> None:
+        self._failed.pop(host, None)
+
+    def _fail(self, host: str | None, code: int) -> None:
+        """Note why a connection did not come about, and try again later."""
+        import errno
+
+        words = {
+            errno.ECONNREFUSED: "refused",
+            errno.ETIMEDOUT: "no answer",
+            errno.EHOSTUNREACH: "no route",
+            errno.ENETUNREACH: "no route",
+        }
+        self._failed[host] = words.get(code) or os.strerror(code)
+        self._retries[host] = time.monotonic() + RETRY_SECONDS

@@ -1,0 +1,48 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""Documentation of the action ``thunderhead.cluster.job_info``; the code is in plugins/action."""
+
+DOCUMENTATION = r"""
+module: job_info
+short_description: Lists the jobs on the cluster
+version_added: 0.1.0
+author: The Thunderhead developers
+description:
+  - Asks every host of group C(cluster) for its jobs, the newest 20 of each, whoever started them.
+  - Runs once for all hosts.
+options:
+  job:
+    description: One job's id. Empty means all.
+    type: str
+    default: ""
+  format:
+    description: Whether the jobs are shown too, as a table or as one line of JSON.
+    type: str
+    choices: [table, json, none]
+    default: none
+attributes:
+  check_mode:
+    support: full
+    description: It changes nothing anyway.
+"""
+
+EXAMPLES = r"""
+- name: Look at all jobs
+  thunderhead.cluster.job_info:
+  register: found
+"""
+
+RETURN = r"""
+jobs:
+  description:
+    - The jobs, the newest first. Each has C(id), C(script), C(user), C(started), C(state), C(since) (seconds since 1970),
+      C(world_size) and C(ranks), and each rank C(rank), C(host), C(state), C(exit_code), C(signal), C(because) (why it
+      was stopped), C(log_bytes) and C(last_line).
+  type: list
+  elements: dict
+  returned: success
+unreachable:
+  description: Why a host did not answer, by host.
+  type: dict
+  returned: success
+"""

@@ -1,0 +1,49 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""Documentation of the action ``thunderhead.cluster.job_stop``; the code is in plugins/action."""
+
+DOCUMENTATION = r"""
+module: job_stop
+short_description: Stops a job on all its nodes
+version_added: 0.1.0
+author: The Thunderhead developers
+description:
+  - Sends SIGTERM to all processes of the job on all nodes at the same moment, and SIGKILL after a grace. Fails if a node
+    does not answer, or if a process of the job is left.
+  - Runs once for all hosts.
+options:
+  job:
+    description: The job's id. Empty means the latest that runs.
+    type: str
+    default: ""
+  runs_dir:
+    description: The folder of the records, one folder per job, relative to the working directory.
+    type: path
+    default: runs
+  stop_grace_seconds:
+    description: The time between SIGTERM and SIGKILL when the job is stopped.
+    type: int
+    default: 10
+attributes:
+  check_mode:
+    support: none
+    description: It would have to stop the job to know that nothing is left of it.
+"""
+
+EXAMPLES = r"""
+- name: Stop the job that runs
+  thunderhead.cluster.job_stop:
+"""
+
+RETURN = r"""
+job:
+  description: The job's id.
+  type: str
+  returned: success
+  sample: 20261122-173000-train-9f3a
+states:
+  description: How the job ended on each host.
+  type: dict
+  returned: success
+  sample: {gpu-1: stopped, gpu-2: stopped}
+"""
