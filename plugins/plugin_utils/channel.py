@@ -9,6 +9,7 @@ import functools
 import os
 import re
 import shlex
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,10 @@ LOADER = (
     "sys.version_info<(3,9) and sys.exit('too old: Python %d.%d.%d' % sys.version_info[:3]); "
     "exec(compile(s.read(int(s.readline())), 'agent', 'exec'))"
 )
+
+
+# Two threads at once make CPython 3.11 fail, under load, with "AST constructor recursion depth mismatch" (gh-106905).
+_literals = threading.Lock()
 
 
 class NodeError(Exception):
@@ -152,7 +157,8 @@ class Channel:
         end = payload + int(payload_length)
         if len(output) < end:  # the connection broke: half a log would pass for a whole one
             raise Unreachable(self.host, f"is unreachable: its reply broke off, {_last_line(errors)}")
-        reply: dict[str, Any] = ast.literal_eval(output[body:payload].decode())
+        with _literals:
+            reply: dict[str, Any] = ast.literal_eval(output[body:payload].decode())
         if not reply.pop("ok"):
             raise NodeError(self.host, reply.pop("refusal"), **reply)
         return reply, output[payload:end]

@@ -242,14 +242,21 @@ def _place(
 def _ask(
     gang: Gang, op: str, hosts: Iterable[str], answer_seconds: float, timeout_seconds: float, **more: Any
 ) -> tuple[Replies, dict[str, NodeError]]:
-    """Ask nodes, and those that are unreachable again for ``timeout_seconds``; an answer may take ``answer_seconds``."""
+    """Ask nodes; those that are unreachable are asked again for ``timeout_seconds``.
+
+    An answer may take ``answer_seconds``.
+    """
     found: Replies = {}
+    refusals: dict[str, NodeError] = {}
     began = time.monotonic()
     left = list(hosts)
     while True:
         replies, errors = gang.ask(op, answer_seconds, hosts=left, **more)
         found.update(replies)
         left = [host for host, error in errors.items() if isinstance(error, Unreachable)]
-        if len(left) < len(errors) or not left or time.monotonic() - began >= timeout_seconds:
-            return {host: found[host] for host in hosts if host in found}, errors
+        refusals.update({host: error for host, error in errors.items() if host not in left})
+        if not left or time.monotonic() - began >= timeout_seconds:
+            failed = {**refusals, **errors}
+            in_order = {host: found[host] for host in hosts if host in found}
+            return in_order, {host: failed[host] for host in hosts if host in failed}
         time.sleep(RETRY_SECONDS)

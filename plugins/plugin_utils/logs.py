@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -180,7 +181,7 @@ class RankLog:
     """One rank's log on the controller: the node's, byte by byte at the same offsets.
 
     Writing is idempotent: two followers of a job may write one file at once, and one that comes after goes on where
-    one that was killed has ended.
+    one that was killed has ended. A thread may still write while another closes.
     """
 
     def __init__(self, path: Path) -> None:
@@ -193,6 +194,7 @@ class RankLog:
         self._file: int | None = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         self._size = os.fstat(self._file).st_size
         self._last = b""
+        self._lock = threading.Lock()  # else a late write might hit the next file with this one's number
 
     @property
     def size(self) -> int:
@@ -208,7 +210,7 @@ class RankLog:
         """
         if offset > self._size:
             raise ValueError(f"{self.path} has {self._size} bytes, so nothing can be put at offset {offset}")
-        with memoryview(data) as rest:
+        with self._lock, memoryview(data) as rest:
             done = 0
             while done < len(rest):
                 done += os.pwrite(self._descriptor(), rest[done:], offset + done)
@@ -244,10 +246,11 @@ class RankLog:
 
     def close(self) -> None:
         """Close the file; a second time does nothing."""
-        if self._file is not None:
-            self._last = self._read_tail()
-            file, self._file = self._file, None
-            os.close(file)
+        with self._lock:
+            if self._file is not None:
+                self._last = self._read_tail()
+                os.close(self._file)
+                self._file = None
 
     def _read_tail(self) -> bytes:
         return self.read(max(self._size - TAIL_BYTES, 0), TAIL_BYTES)

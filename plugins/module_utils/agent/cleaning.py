@@ -33,7 +33,6 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's start
     from collections.abc import Iterator
-    from typing import Any
 
     from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Reply, Request
 
@@ -127,8 +126,8 @@ def holder_of(directory: str) -> str | None:
         return None if is_free else read_current(os.path.join(directory, "jobs"))["id"]
 
 
-def read_spec(job_dir: str) -> dict[str, Any] | None:
-    """Return what the controller wrote about a job, or None for one that never started; the job may have changed it."""
+def read_spec(job_dir: str) -> dict[str, str] | None:
+    """Return the bundle and the python of a job, or None if they are not known; the job may have changed the file."""
     import json
 
     try:
@@ -136,7 +135,8 @@ def read_spec(job_dir: str) -> dict[str, Any] | None:
             found = json.loads(file.read(MOST_SPEC_BYTES))
     except (OSError, ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    known = {name: found.get(name) for name in ("bundle", "python")} if isinstance(found, dict) else {}
+    return known if known and all(isinstance(value, str) for value in known.values()) else None
 
 
 def ended(request: Request, names: list[str], trash: Trash) -> list[str]:
@@ -173,7 +173,7 @@ def moment(job_dir: str) -> str:
 
 
 def take_bundles(
-    directory: str, specs: list[dict[str, Any] | None], names: list[str], current: str | None, trash: Trash
+    directory: str, specs: list[dict[str, str] | None], names: list[str], current: str | None, trash: Trash
 ) -> None:
     """Take the bundles that no job uses, unless a job came that was not looked at.
 
@@ -188,7 +188,7 @@ def take_bundles(
         current: which of them holds the node.
         trash: where the bundles go.
     """
-    used = {spec.get("bundle") for spec in specs if spec}
+    used = {spec["bundle"] for spec in specs if spec}
     folder = os.path.join(directory, "bundles")
     unused = []
     with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
@@ -207,7 +207,7 @@ def take_bundles(
             trash.put_back("bundles")
 
 
-def unused_envs(directory: str, spec: dict[str, Any] | None) -> list[str]:
+def unused_envs(directory: str, spec: dict[str, str] | None) -> list[str]:
     """Return the environments that neither the link ``env`` nor the running job uses, but those made within a day.
 
     Args:
@@ -217,7 +217,7 @@ def unused_envs(directory: str, spec: dict[str, Any] | None) -> list[str]:
     folder = os.path.join(directory, "envs")
     used = {os.path.realpath(os.path.join(directory, "env"))}
     if spec:
-        used.add(os.path.realpath(os.path.dirname(os.path.dirname(str(spec.get("python"))))))
+        used.add(os.path.realpath(os.path.dirname(os.path.dirname(spec["python"]))))
     unused = []
     for name in folders_in(folder):
         path = os.path.join(folder, name)

@@ -129,6 +129,7 @@ class LocalNode:
             "address": self.address,
             "master_port": None,
             "watched": False,
+            "because": "",
             "bundle": bundle.sha256 if bundle else "0" * 64,
             "size": bundle.size if bundle else 0,
             "dry": False,

@@ -1,0 +1,181 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from ansible_collections.thunderhead.cluster.plugins.action import job_cleanup
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils import housekeeping, words
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import Unreachable
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
+from left_jobs import gang_on, leave
+from local_nodes import LocalNode, opener
+
+ROOT = Path(__file__).parents[3]
+
+
+def job_id(number: int) -> str:
+    return f"20261122-1730{number:02d}-train-0a0a"
+
+
+def fill(node: LocalNode, jobs: int) -> None:
+    """Leave jobs on a node, each with a bundle of its own."""
+    for number in range(jobs):
+        (node.directory / "bundles" / (str(number) * 64)).write_bytes(b"code")
+        leave(node, job_id(number), {"model": bytes(5000)}, {"bundle": str(number) * 64, "python": ""})
+
+
+def jobs_on(node: LocalNode) -> list[str]:
+    return sorted(path.name for path in (node.directory / "jobs").iterdir() if path.is_dir())
+
+
+def test_every_node_is_cleaned(nodes: list[LocalNode]) -> None:
+    fill(nodes[0], 4)
+    fill(nodes[1], 1)
+    cleaned, errors = housekeeping.clean([node.settings() for node in nodes], opener(nodes), 2)
+    assert errors == {}
+    assert [cleaned[host]["jobs"] for host in ("node0", "node1")] == [[job_id(1), job_id(0)], []]
+    assert [cleaned[host]["bundles"] for host in ("node0", "node1")] == [["0" * 64, "1" * 64], []]
+    assert jobs_on(nodes[0]) == [job_id(2), job_id(3)] and jobs_on(nodes[1]) == [job_id(0)]
+    assert housekeeping.removes(cleaned)
+
+
+def test_a_negative_number(nodes: list[LocalNode]) -> None:
+    with pytest.raises(JobError, match=r"^keep is -1; set it to 0 or more$"):
+        housekeeping.clean([node.settings() for node in nodes], opener(nodes), -1)
+
+
+def test_after_a_job_its_nodes_are_cleaned_and_the_user_is_told(nodes: list[LocalNode]) -> None:
+    for node in nodes:
+        fill(node, 3)
+    gang = gang_on(nodes, job_id(2))
+    (note,) = housekeeping.keep_newest(gang, 1)
+    assert note.startswith("removed 2 jobs, 2 bundles and 0 environments (") and note.endswith(") from 2 nodes")
+    assert housekeeping.keep_newest(gang, 1) == []
+    assert jobs_on(nodes[0]) == jobs_on(nodes[1]) == [job_id(2)]
+
+
+def test_what_went_wrong_is_told_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing: dict[str, Any] = {"jobs": [], "bundles": [], "envs": [], "bytes": 0}
+    cleaned = {"a": {**nothing, "left": [(f"jobs/{n}\x1b", "Operation not permitted") for n in range(7)]}}
+    answer = (cleaned, {"b": Unreachable("b", "is away")})
+    monkeypatch.setattr(housekeeping, "clean", lambda *arguments: answer)
+    gang: Any = SimpleNamespace(settings={}, open=None)
+    assert housekeeping.keep_newest(gang, 1) == [
+        *(f"a could not remove jobs/{n}\\x1b: Operation not permitted" for n in range(5)),
+        "2 more things could not be removed",
+        "b is away; nothing was removed there",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("replies", "dry", "sentence"),
+    [
+        ([], False, "nothing to remove"),
+        ([([], [], [], 0)], False, "nothing to remove"),
+        ([(["a", "b"], ["c"], ["d"], 1500)], False, "removed 2 jobs, 1 bundle and 1 environment (1.5 kB) from 1 node"),
+        (
+            [(["a"], [], [], 6 * 10**9), (["a", "b"], [], [], 6 * 10**9)],
+            True,
+            "would remove 2 jobs, 0 bundles and 0 environments (12.0 GB) from 2 nodes",
+        ),
+        ([([], [], [], 5)], False, "removed 0 jobs, 0 bundles and 0 environments (5 B) from 1 node"),
+    ],
+)
+def test_the_sum(replies: list[Any], dry: bool, sentence: str) -> None:
+    names = ("jobs", "bundles", "envs", "bytes")
+    cleaned = {str(n): {**dict(zip(names, reply, strict=True)), "left": []} for n, reply in enumerate(replies)}
+    assert housekeeping.summed_up(cleaned, dry) == sentence
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (99_949, "99.9 kB"),
+        (123_456, "123 kB"),
+        (999_499, "999 kB"),
+        (999_500, "1.0 MB"),
+        (12_340_000_000, "12.3 GB"),
+        (10**13, "10.0 TB"),
+        (10**16, "10000.0 TB"),
+    ],
+)
+def test_amounts(count: int, text: str) -> None:
+    assert words.amount(count) == text
+
+
+def test_names_that_act_upon_a_terminal_are_escaped() -> None:
+    assert words.shown("Zürich 日本.txt") == "Zürich 日本.txt"
+    assert words.shown("a\x1b[2J\n\u202e\udcff") == "a\\x1b[2J\\n\\u202e\\udcff"
+
+
+# -------------------------------------------------------------------------------------------------------- the playbook
+
+
+def playbook(folder: Path, nodes: list[LocalNode], *arguments: str) -> subprocess.CompletedProcess[str]:
+    variables = {
+        "ansible_connection": "local",
+        "ansible_become": False,
+        "ansible_python_interpreter": sys.executable,
+        "cluster_dir": f"{folder}/{{{{ inventory_hostname }}}}",
+        "job_user": "",
+    }
+    hosts = {node.host: {"cluster_address": node.address} for node in nodes}
+    (folder / "hosts.yml").write_text(yaml.safe_dump({"cluster": {"hosts": hosts, "vars": variables}}))
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("ANSIBLE_")}
+    settings = {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_HOME": str(folder), "ANSIBLE_NOCOLOR": "1"}
+    command = [sys.executable, "-m", "ansible", "playbook", "-i", "hosts.yml", ROOT / "clean.yml", *arguments]
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env={**environment, **settings, "COLUMNS": "1000"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_playbook(nodes: list[LocalNode], tmp_path: Path) -> None:
+    fill(nodes[0], 3)
+    fill(nodes[1], 3)
+    looked = playbook(tmp_path, nodes, "-e", "keep=1", "--check")
+    assert looked.returncode == 0, looked.stdout + looked.stderr
+    assert "would remove 2 jobs, 2 bundles and 0 environments (" in looked.stdout
+    assert jobs_on(nodes[0]) == [job_id(n) for n in range(3)]
+    done = playbook(tmp_path, nodes, "-e", "keep=1", "--limit", "node0")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "removed 2 jobs, 2 bundles" in done.stdout and " from 1 node\n" in done.stdout
+    assert "changed=1" in done.stdout
+    assert jobs_on(nodes[0]) == [job_id(2)] and len(jobs_on(nodes[1])) == 3
+    again = playbook(tmp_path, nodes, "-e", "keep=3")
+    assert "nothing to remove" in again.stdout and "changed=0" in again.stdout
+
+
+def test_a_node_that_cannot_be_cleaned_keeps_no_other_from_it(nodes: list[LocalNode], tmp_path: Path) -> None:
+    fill(nodes[1], 2)
+    (nodes[0].directory / "jobs").rmdir()
+    (nodes[0].directory / "jobs").write_text("no folder")
+    done = playbook(tmp_path, nodes, "-e", "keep=0")
+    (nodes[0].directory / "jobs").unlink()
+    (nodes[0].directory / "jobs").mkdir()
+    assert done.returncode != 0
+    words = f"node0 failed at clean: Not a directory: {nodes[0].directory}/jobs. On the other nodes: removed 2 jobs, 2 "
+    assert words in done.stdout + done.stderr
+    assert jobs_on(nodes[1]) == []
+
+
+def test_a_number_that_cannot_be_meant(nodes: list[LocalNode], tmp_path: Path) -> None:
+    done = playbook(tmp_path, nodes, "-e", "keep=-1")
+    assert done.returncode != 0
+    assert "keep is -1; set it to 0 or more" in done.stdout + done.stderr
+
+
+def test_the_playbook_passes_every_argument() -> None:
+    (play,) = yaml.safe_load((ROOT / "playbooks" / "clean.yml").read_text())
+    assert play["tasks"][0]["thunderhead.cluster.job_cleanup"].keys() == job_cleanup.ARGUMENTS.keys()

@@ -1,0 +1,485 @@
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible.errors import AnsibleConnectionFailure
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.supervising import Order
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils import launch as launch_module
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import Bundle
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.launch import Launch
+from local_nodes import SLEEP, Connection, LocalNode, alive, code, gang_of, until
+
+NEVER_STARTED = "Nothing was started on any node."
+
+
+def why_not(launch: Launch, **more: Any) -> str:
+    with pytest.raises(JobError) as caught:
+        launch.prepare(**more)
+    return str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------------------------ preparing
+
+
+def test_all_nodes_are_prepared_and_ranked(nodes: list[LocalNode], tmp_path: Path) -> None:
+    launch = gang_of(list(reversed(nodes)), code(tmp_path / "code", ""))
+    topology = launch.prepare()
+    assert [(one.rank, one.host, one.address, one.interface) for one in topology.nodes] == [
+        (0, "node1", "127.0.0.2", "lo"),
+        (1, "node0", "127.0.0.1", "lo"),
+    ]
+    assert [node.jobs for node in nodes] == [["job-1"]] * 2
+    assert launch.notes == []
+
+
+def test_a_dry_preparation_changes_nothing(nodes: list[LocalNode], tmp_path: Path) -> None:
+    assert gang_of(nodes, code(tmp_path / "code", "")).prepare(dry=True).world_size == 2
+    shutil.rmtree(nodes[1].directory / "env")
+    why_not(gang_of(nodes, code(tmp_path / "code", "")), dry=True)
+    assert [node.jobs for node in nodes] == [[], []]
+
+
+@pytest.mark.parametrize("broken", [[0], [1], [0, 1]])
+def test_if_one_node_cannot_nothing_is_left_on_any(nodes: list[LocalNode], tmp_path: Path, broken: list[int]) -> None:
+    for number in broken:
+        shutil.rmtree(nodes[number].directory / "env")
+    reasons = [
+        f"node{number} was never set up: there is no {nodes[number].directory}/env/bin/python; "
+        "run: ansible-playbook setup.yml"
+        for number in broken
+    ]
+    separator = ". " if len(broken) == 1 else "\n"
+    assert why_not(gang_of(nodes, code(tmp_path / "code", ""))) == separator.join([*reasons, NEVER_STARTED])
+    assert [node.jobs for node in nodes] == [[], []]
+
+
+def test_a_node_without_an_answer_is_cleaned_up_too(nodes: list[LocalNode], tmp_path: Path) -> None:
+    class LosesTheFirstReply(Connection):
+        lost = False
+
+        def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
+            answer = super().exec_command(command, in_data)
+            if b"'op': 'prepare'" in in_data and not self.lost:
+                self.lost = True
+                raise AnsibleConnectionFailure("Connection reset by peer")
+            return answer
+
+    nodes[1].connection = LosesTheFirstReply()
+    message = why_not(gang_of(nodes, code(tmp_path / "code", "")))
+    assert message == f"node1 is unreachable: Connection reset by peer. {NEVER_STARTED}"
+    assert [node.jobs for node in nodes] == [[], []]
+
+
+def test_a_user_who_gives_up_leaves_nothing(nodes: list[LocalNode], tmp_path: Path) -> None:
+    class GivenUp(BaseException):
+        pass
+
+    class Interrupted(Connection):
+        def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
+            answer = super().exec_command(command, in_data)
+            if b"'op': 'prepare'" in in_data:
+                raise GivenUp
+            return answer
+
+    nodes[1].connection = Interrupted()
+    with pytest.raises(GivenUp):
+        gang_of(nodes, code(tmp_path / "code", "")).prepare()
+    assert [node.jobs for node in nodes] == [[], []]
+
+
+def test_two_hosts_that_are_one(nodes: list[LocalNode], tmp_path: Path) -> None:
+    nodes[1].address = nodes[0].address
+    with pytest.raises(JobError) as caught:
+        gang_of(nodes, code(tmp_path / "code", ""))
+    assert str(caught.value) == (
+        "node0 and node1 have the same address 127.0.0.1, but every node needs its own; fix ansible_host or "
+        "cluster_address in the inventory, or remove one of them"
+    )
+
+
+def test_two_hosts_with_one_folder(nodes: list[LocalNode], tmp_path: Path) -> None:
+    nodes[1].directory = nodes[0].directory
+    message = why_not(gang_of(nodes, code(tmp_path / "code", "")))
+    told = f" has the cluster_dir {nodes[0].directory} of another host of the inventory on the same machine; give each "
+    assert message in [f"{host}{told}its own. {NEVER_STARTED}" for host in ("node0", "node1")]
+    assert nodes[0].jobs == []
+
+
+def test_code_of_an_earlier_job_that_is_nowhere_any_more(nodes: list[LocalNode], tmp_path: Path) -> None:
+    known = code(tmp_path / "code", "")
+    nodes[0].prepare(known)
+    nodes[0].ask("discard")
+    kept = Bundle(known.sha256, b"", known.size, None, None)
+    message = why_not(gang_of(nodes, kept))
+    assert message == (
+        f"node1 does not have that job's code any more; run the script anew, without rerun. {NEVER_STARTED}"
+    )
+    assert [node.jobs for node in nodes] == [[], []]
+    gang_of(nodes[:1], kept).prepare()
+
+
+# ----------------------------------------------------------------------------------------------------- who has the node
+
+
+def test_a_busy_node_names_its_job_and_frees_the_others(nodes: list[LocalNode], tmp_path: Path) -> None:
+    bundle = code(tmp_path / "code", SLEEP)
+    nodes[1].start(bundle, job="other-job")
+    until(lambda: nodes[1].state("other-job"))
+    assert why_not(gang_of(nodes, bundle)) == (
+        "node1 runs job other-job, which trainer started at 2026-11-22T17:30:00+01:00, and a node runs one job at a "
+        "time; wait for it with -e wait=SECONDS, end it with: ansible-playbook stop.yml -e job=other-job, or leave the "
+        f"node out with --limit. {NEVER_STARTED}"
+    )
+    assert [node.jobs for node in nodes] == [[], ["other-job"]]
+    assert nodes[1].follow(wait_seconds=0, job="other-job")[0]["state"] == "running"
+
+
+def test_waiting_for_a_node_that_runs_another_job(
+    nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch_module, "RETRY_SECONDS", 0.1)
+    bundle = code(tmp_path / "code", "import os, time\nwhile not os.path.exists('go'): time.sleep(0.01)")
+    nodes[1].start(bundle, job="other-job")
+    until(lambda: nodes[1].state("other-job"))
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        assert nodes[0].jobs == [], "others may want what this job could hold"
+        (nodes[1].job_dir("other-job") / "work" / "go").touch()
+
+    assert gang_of(nodes, bundle, wait_seconds=20).prepare(say=say).world_size == 2
+    (line,) = said
+    assert line.startswith("waiting for up to 20 s: node1 runs job other-job, which trainer started at ")
+    assert [node.jobs for node in nodes] == [["job-1"], ["job-1", "other-job"]]
+
+
+def test_waiting_in_vain(nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch_module, "RETRY_SECONDS", 0.1)
+    bundle = code(tmp_path / "code", SLEEP)
+    nodes[1].start(bundle, job="other-job")
+    until(lambda: nodes[1].state("other-job"))
+    said: list[str] = []
+    began = time.monotonic()
+    message = why_not(gang_of(nodes, bundle, wait_seconds=1), say=said.append)
+    assert time.monotonic() - began > 1
+    assert message.startswith("node1 runs job other-job, ")
+    assert len(said) == 1
+    assert [node.jobs for node in nodes] == [[], ["other-job"]]
+
+
+def test_a_node_that_cannot_at_all_is_not_waited_for(nodes: list[LocalNode], tmp_path: Path) -> None:
+    bundle = code(tmp_path / "code", SLEEP)
+    nodes[1].start(bundle, job="other-job")
+    shutil.rmtree(nodes[0].directory / "env")
+    said: list[str] = []
+    message = why_not(gang_of(nodes, bundle, wait_seconds=600), say=said.append)
+    assert [line.split()[0] for line in message.split("\n")] == ["node0", "node1", "Nothing"]
+    assert said == []
+
+
+def test_a_look_does_not_wait(nodes: list[LocalNode], tmp_path: Path) -> None:
+    bundle = code(tmp_path / "code", SLEEP)
+    nodes[1].start(bundle, job="other-job")
+    assert gang_of(nodes, bundle, wait_seconds=600).prepare(dry=True).world_size == 2
+
+
+def rivals(launches: Sequence[Launch]) -> list[str]:
+    """Prepare all at the same moment; return what each one's user reads, "" for a job that is ready."""
+    outcomes = [""] * len(launches)
+    together = threading.Barrier(len(launches))
+
+    def prepare(number: int) -> None:
+        together.wait()
+        try:
+            launches[number].prepare()
+        except JobError as error:
+            outcomes[number] = str(error)
+
+    threads = [threading.Thread(target=prepare, args=(number,)) for number in range(len(launches))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return outcomes
+
+
+@pytest.mark.parametrize("attempt", range(4))
+def test_of_two_jobs_for_the_same_nodes_one_wins(
+    nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attempt: int
+) -> None:
+    monkeypatch.setattr(launch_module, "RETRY_SECONDS", 0.1)
+    bundle = code(tmp_path / "code", "")
+    orders = [nodes, list(reversed(nodes)) if attempt % 2 else nodes]
+    outcomes = rivals([gang_of(order, bundle, id=f"job-{n}") for n, order in enumerate(orders)])
+    assert outcomes.count("") == 1, outcomes
+    winner = f"job-{outcomes.index('')}"
+    assert [node.jobs for node in nodes] == [[winner], [winner]]
+    (loser,) = filter(None, outcomes)
+    assert f"is held for job {winner}, which trainer started at 2026-11-22T17:30:00+01:00, " in loser
+    assert loser.endswith(NEVER_STARTED)
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_of_jobs_that_share_a_node_one_wins_at_least_and_none_is_left_in_half(
+    three: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attempt: int
+) -> None:
+    monkeypatch.setattr(launch_module, "RETRY_SECONDS", 0.1)
+    bundle = code(tmp_path / "code", "")
+    wanted = [[three[0], three[1]], [three[1], three[2]], [three[2], three[0]]]
+    outcomes = rivals([gang_of(some, bundle, id=f"job-{n}") for n, some in enumerate(wanted)])
+    assert outcomes.count("") == 1, outcomes
+    winner = outcomes.index("")
+    assert [node.jobs for node in three] == [[f"job-{winner}"] if node in wanted[winner] else [] for node in three]
+
+
+def test_the_one_that_waits_gets_the_nodes_of_its_rival_at_last(
+    nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch_module, "RETRY_SECONDS", 0.1)
+    bundle = code(tmp_path / "code", "")
+    launches = [gang_of(nodes, bundle, id=f"job-{n}", wait_seconds=30) for n in range(2)]
+    done: list[int] = []
+
+    def run(number: int) -> None:
+        launches[number].prepare()
+        assert [node.jobs for node in nodes] == [[f"job-{number}"]] * 2
+        launches[number].discard()
+        done.append(number)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(done) == [0, 1]
+    assert [node.jobs for node in nodes] == [[], []]
+
+
+def test_a_hold_of_a_supervisor_that_was_killed_is_void(nodes: list[LocalNode], tmp_path: Path) -> None:
+    crashed = gang_of(nodes, code(tmp_path / "code", "import os\nprint(os.getpid())\n" + SLEEP), id="crashed-job")
+    crashed.prepare()
+    crashed.start()
+    until(lambda: all(b"ready" in node.follow(wait_seconds=0, job="crashed-job")[1] for node in nodes))
+    script = int(nodes[1].follow(wait_seconds=0, job="crashed-job")[1].split()[0])
+    supervisor = nodes[1].supervisor()
+    assert supervisor
+    os.kill(supervisor, signal.SIGKILL)
+    nodes[0].ask("stop", job="crashed-job", grace_seconds=2)
+    assert alive(script)
+    launch = gang_of(nodes, code(tmp_path / "code", "print(1)"))
+    launch.prepare()
+    assert not alive(script), "what it left running has the GPUs"
+    assert launch.notes == [
+        "node1 still counted as taken by job crashed-job, which trainer started at 2026-11-22T17:30:00+01:00: it ended "
+        "there without a last word, by a crash or a reboot; its hold was void"
+    ]
+    launch.start()
+    assert [node.wait()[1] for node in nodes] == ["1\n", "1\n"]
+    after = gang_of(nodes, code(tmp_path / "code", ""), id="job-2")
+    after.prepare()
+    assert after.notes == [], "said once"
+
+
+# ------------------------------------------------------------------------------------------------------------- starting
+
+
+def test_a_node_that_cannot_start_stops_the_others(nodes: list[LocalNode], tmp_path: Path) -> None:
+    launch = gang_of(nodes, code(tmp_path / "code", SLEEP))
+    launch.prepare()
+    (nodes[1].directory / "jobs" / "job-1.start.part").mkdir()
+    with pytest.raises(JobError) as caught:
+        launch.start()
+    assert str(caught.value).startswith(f"node1 could not write {nodes[1].directory}/jobs/job-1.start: ")
+    assert str(caught.value).endswith(". The job was stopped on every other node.")
+    (nodes[1].directory / "jobs" / "job-1.start.part").rmdir()
+    assert [node.supervisor() for node in nodes] == [None, None]
+    assert nodes[1].jobs == []
+    state = nodes[0].state()
+    assert (state["state"], state["because"]) == ("stopped", "node1 could not start")
+
+
+def test_every_rank_has_its_environment(nodes: list[LocalNode], tmp_path: Path) -> None:
+    names = ["MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "NODE_RANK", "NUM_NODES", "JOB_ID", "CKPT_PATH", "A", "B", "C"]
+    script = f"import os, json, sys\nprint(json.dumps([os.environ.get(n) for n in {names!r}] + sys.argv[1:]))"
+    for node in nodes:
+        node.variables = {"A": f"inventory {node.host}", "B": "inventory"}
+    launch = gang_of(nodes, code(tmp_path / "code", script), env={"B": "user", "C": "ü $x"}, args=["--lr", "a b"])
+    launch.prepare()
+    launch.start()
+    ended = [node.wait() for node in nodes]
+    assert [state["state"] for state, _log in ended] == ["succeeded", "succeeded"]
+    port = str(nodes[0].master_port)
+    assert [json.loads(log) for _state, log in ended] == [
+        ["127.0.0.1", port, "2", str(rank), "2", "job-1", None, f"inventory node{rank}", "user", "ü $x", "--lr", "a b"]
+        for rank in (0, 1)
+    ]
+
+
+def test_where_the_checkpoint_is_to_be_found(nodes: list[LocalNode], tmp_path: Path) -> None:
+    script = "import os; print(os.environ['CKPT_PATH'])"
+    launch = gang_of(nodes, code(tmp_path / "code", script), checkpoint="logs/last v1.ckpt")
+    launch.prepare()
+    launch.start()
+    assert [node.wait()[1] for node in nodes] == [f"{node.job_dir()}/work/logs/last v1.ckpt\n" for node in nodes]
+
+
+def test_what_a_node_keeps_of_the_job(nodes: list[LocalNode], tmp_path: Path) -> None:
+    bundle = code(tmp_path / "code", "")
+    launch = gang_of(nodes, bundle, args=["a b", "ü"], env={"TOKEN": "hush"}, node_timeout_seconds=7)
+    launch.prepare()
+    launch.start()
+    until(lambda: all((node.job_dir() / "spec.json").exists() for node in nodes))
+    for rank, node in enumerate(nodes):
+        assert json.loads((node.job_dir() / "spec.json").read_text()) == {
+            "id": "job-1",
+            "user": "trainer",
+            "start": "2026-11-22T17:30:00+01:00",
+            "script": "train.py",
+            "args": ["a b", "ü"],
+            "launcher": "lightning",
+            "devices": None,
+            "bundle": bundle.sha256,
+            "grace_seconds": 2,
+            "node_timeout_seconds": 7,
+            "world_size": 2,
+            "master_addr": "127.0.0.1",
+            "master_port": nodes[0].master_port,
+            "ranks": [{"rank": n, "host": f"node{n}", "address": f"127.0.0.{n + 1}"} for n in range(2)],
+            "rank": rank,
+            "python": f"{node.directory}/env/bin/python",
+        }
+
+
+def gate(launch: Launch, rank: int = 0) -> Order:
+    """Return what a node's supervisor would read at its gate."""
+    return Order(launch._order(launch.gang.topology.nodes[rank]))
+
+
+def test_a_supervisor_understands_what_it_is_told(nodes: list[LocalNode], tmp_path: Path) -> None:
+    launch = gang_of(
+        nodes, code(tmp_path / "code", ""), args=["", "two\nlines"], env={"A": "=\n'\""}, node_timeout_seconds=7
+    )
+    launch.prepare()
+    first, second = gate(launch), gate(launch, 1)
+    assert (first.grace_seconds, first.node_timeout_seconds) == (2, 7)
+    assert (first.rank, second.rank, second.world_size) == (0, 1, 2)
+    assert (first.name, second.name, second.head_name) == ("rank 0 (node0)", "rank 1 (node1)", "rank 0 (node0)")
+    assert first.watch_key == second.watch_key and len(first.watch_key) == 32
+    assert (second.watch_address, second.watch_port) == ("127.0.0.1", first.watch_port)
+    assert first.watch_port
+    assert [os.fsdecode(word) for word in first.argv[1:]] == ["train.py", "", "two\nlines"]
+    assert b"A==\n'\"" in first.variables
+
+
+def test_two_jobs_have_two_keys_and_one_node_needs_no_watch(node: LocalNode, tmp_path: Path) -> None:
+    launches = [gang_of([node], code(tmp_path / "code", "")) for _number in range(2)]
+    orders = []
+    for launch in launches:
+        launch.prepare()
+        orders.append(gate(launch))
+        launch.discard()
+    assert orders[0].watch_key != orders[1].watch_key
+    assert [one.watch_port for one in orders] == [0, 0]
+
+
+# ------------------------------------------------------------------------------------------------------------- launchers
+
+
+def commands(nodes: list[LocalNode], tmp_path: Path, gpus: Sequence[int] = (0, 0), **changes: Any) -> list[list[str]]:
+    """Return the command of every rank, on nodes with so many GPUs."""
+    launch = gang_of(nodes, code(tmp_path / "code", ""), **changes)
+    launch.prepare(dry=True)
+    for node, count in zip(nodes, gpus, strict=True):
+        launch._prepared[node.host]["gpus"] = count
+    return [launch._command(one, "PYTHON") for one in launch.gang.topology.nodes]
+
+
+def test_lightning_runs_the_script_once_per_node(nodes: list[LocalNode], tmp_path: Path) -> None:
+    assert commands(nodes, tmp_path, args=["--lr", "a b"]) == [["PYTHON", "train.py", "--lr", "a b"]] * 2
+    assert commands(nodes, tmp_path, script="-c")[0] == ["PYTHON", "./-c"]
+
+
+@pytest.mark.parametrize(
+    ("devices", "gpus", "expected"), [(None, (0, 0), 1), (None, (4, 4), 4), (3, (0, 8), 3), (1, (2, 2), 1)]
+)
+def test_torchrun(
+    nodes: list[LocalNode], tmp_path: Path, devices: int | None, gpus: tuple[int, int], expected: int
+) -> None:
+    found = commands(nodes, tmp_path, gpus, launcher="torchrun", devices=devices, args=["--lr", "a b"])
+    assert found == [
+        [
+            *("PYTHON", "-m", "torch.distributed.run"),
+            *("--nnodes=2", f"--node-rank={rank}", f"--nproc-per-node={expected}"),
+            *("--rdzv-backend=static", "--rdzv-id=job-1", "--max-restarts=0"),
+            *("--master-addr=127.0.0.1", f"--master-port={nodes[0].master_port}"),
+            *("train.py", "--lr", "a b"),
+        ]
+        for rank in (0, 1)
+    ]
+
+
+def with_gpus(node: LocalNode, count: int) -> Connection:
+    """Return a connection to a node that has so many GPUs."""
+
+    class Equipped(Connection):
+        def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
+            folder = node.directory / "gpus"
+            for number in range(count):
+                (folder / str(number)).mkdir(parents=True, exist_ok=True)
+            length, _newline, rest = in_data.partition(b"\n")
+            if length.isdigit():
+                text, payload = rest[: int(length)], rest[int(length) :]
+                text = text.replace(b"/proc/driver/nvidia/gpus", os.fsencode(folder))
+                in_data = b"%d\n%b%b" % (len(text), text, payload)
+            return super().exec_command(command, in_data)
+
+    return Equipped()
+
+
+def test_devices_auto_needs_the_same_gpus_everywhere(nodes: list[LocalNode], tmp_path: Path) -> None:
+    for number, node in enumerate(nodes):
+        node.connection = with_gpus(node, 2 + number)
+    bundle = code(tmp_path / "code", "")
+    expected = (
+        "devices is auto, but the nodes have different numbers of GPUs (node0 has 2, node1 has 3), and every node runs "
+        "as many ranks; set -e devices=N, or leave nodes out with --limit"
+    )
+    assert why_not(gang_of(nodes, bundle, launcher="torchrun"), dry=True) == expected
+    assert why_not(gang_of(nodes, bundle, launcher="torchrun")) == expected
+    assert [node.jobs for node in nodes] == [[], []]
+    for allowed in ({"launcher": "torchrun", "devices": 2}, {"launcher": "lightning"}):
+        assert gang_of(nodes, bundle, **allowed).prepare(dry=True).world_size == 2
+
+
+def test_torchrun_for_real(nodes: list[LocalNode], tmp_path: Path) -> None:
+    """With a module of its own in place of torch's, which takes seconds to import."""
+    package = tmp_path / "code" / "torch" / "distributed"
+    package.mkdir(parents=True)
+    for name in ("__init__.py", "../__init__.py"):
+        (package / name).write_text("")
+    (package / "run.py").write_text("import sys\nprint(sys.argv[1:])\n")
+    launch = gang_of(nodes, code(tmp_path / "code", ""), launcher="torchrun", devices=2)
+    launch.prepare()
+    launch.start()
+    for rank, node in enumerate(nodes):
+        assert f"'--node-rank={rank}', '--nproc-per-node=2'" in node.wait()[1]
+
+
+def test_discard_frees_every_node(nodes: list[LocalNode], tmp_path: Path) -> None:
+    launch = gang_of(nodes, code(tmp_path / "code", ""))
+    launch.discard()
+    launch.prepare()
+    held: Callable[[], list[bool]] = lambda: [bool(node.supervisor()) for node in nodes]  # noqa: E731
+    assert held() == [True, True]
+    launch.discard()
+    assert held() == [False, False]
+    assert [node.jobs for node in nodes] == [[], []]
