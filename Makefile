@@ -37,7 +37,7 @@ demo: $(VENV)/.controller ## Train on two nodes on this machine, from nothing: n
 # ------------------------------------------------------------------------------------------------------------- testing
 
 .PHONY: test
-test: lint unit molecule ## Everything that proves it: lint, unit tests, molecule on real containers
+test: lint unit molecule chaos ## Everything that proves it: lint, unit tests, molecule and faults on real containers
 
 .PHONY: lint
 lint: $(VENV)/.test ## ruff, mypy --strict, yamllint, ansible-lint (production, strict)
@@ -59,6 +59,12 @@ molecule: $(VENV)/.test ## Scenarios on containers with systemd, sshd and a fire
 	trap 'python tests/docker/rig.py down' EXIT; \
 	python tests/docker/rig.py up; \
 	MOLECULE_GLOB='tests/molecule/*/molecule.yml' molecule test --all
+
+.PHONY: chaos
+chaos: $(VENV)/.test ## Faults on containers: machines that freeze, cables, Ctrl-C (ONLY=a test's name); for docs/reliability.md
+	trap 'python tests/docker/rig.py down' EXIT; \
+	python tests/docker/rig.py up; \
+	pytest tests/chaos $(if $(ONLY),-k '$(ONLY)')
 
 .PHONY: bench-launch
 bench-launch: $(VENV)/.controller ## Time to start on NODES containers, against ssh, pdsh and mpirun (NODES=16 ROUNDS=5)

@@ -12,9 +12,15 @@ On every node of the cluster, all at once:
 The launcher starts one process per node and says in the environment how many nodes there are (NUM_NODES), which of
 them this is (NODE_RANK) and where they meet (MASTER_ADDR, MASTER_PORT). A script reads NUM_NODES, Lightning the rest.
 
-Rank 0 writes checkpoints/ and metrics/, and the result as JSON in the last line of its standard output. Where it finds
-checkpoints/last.ckpt, training goes on from there, with another number of nodes too; remove it to start anew. A job on
-the cluster has a directory of its own, so it starts anew unless --output-dir names one that stays.
+Rank 0 writes checkpoints/ and metrics/, and the result as JSON in the last line of its standard output. Training goes
+on from the checkpoint that the launcher has put on every node (CKPT_PATH), which is how a job goes on from another:
+
+    ansible-playbook run.yml -e script=train.py -e resume=20261122-173000-train-9f3a
+
+Else, where rank 0 finds checkpoints/last.ckpt, it goes on from there, with another number of nodes too; remove it to
+start anew. A job on the cluster has a directory of its own, so it starts anew unless --output-dir names one that stays.
+With the same number of ranks, a training that was killed and went on ends with bit for bit the weights and the loss of
+one that was not.
 """
 
 import json
@@ -92,10 +98,14 @@ class Classifier(pl.LightningModule):
 
 
 class Progress(pl.Callback):
-    """A line per epoch on rank 0, and this run's steps and seconds of training, validation included."""
+    """A line per epoch on rank 0, and this run's steps and seconds of training, validation included.
+
+    The last epoch's loss is kept in the checkpoints: a run that goes on where nothing is left to do still knows it.
+    """
 
     steps = 0
     seconds = 0.0
+    train_loss: float | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock; a resumed run does not begin at step 0."""
@@ -104,7 +114,8 @@ class Progress(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the line."""
-        loss, accuracy = (trainer.callback_metrics[name] for name in ("train_loss", "val_accuracy"))
+        loss, accuracy = (trainer.callback_metrics[name].item() for name in ("train_loss", "val_accuracy"))
+        self.train_loss = loss
         epoch = f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}"
         pl_module.print(f"{epoch}: loss {loss:.4f}, validation accuracy {accuracy:.4f}", flush=True)
 
@@ -112,6 +123,14 @@ class Progress(pl.Callback):
         """Stop the clock."""
         self.steps = trainer.global_step - self.first_step
         self.seconds = time.perf_counter() - self.started
+
+    def state_dict(self) -> dict[str, float | None]:
+        """What goes into a checkpoint."""
+        return {"train_loss": self.train_loss}
+
+    def load_state_dict(self, state_dict: dict[str, float | None]) -> None:
+        """Take over what a checkpoint holds."""
+        self.train_loss = state_dict["train_loss"]
 
 
 def build_trainer(options: Namespace, progress: Progress) -> pl.Trainer:
@@ -187,7 +206,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     data = Digits(options.batch_size, options.seed)
 
     trainer.validate(model, data, verbose=False)  # Here the ranks meet: before, none knows what rank 0 has.
-    trainer.fit(model, data, ckpt_path=share_checkpoint(trainer, options.output_dir / "checkpoints" / "last.ckpt"))
+    last = options.output_dir / "checkpoints" / "last.ckpt"
+    trainer.fit(model, data, ckpt_path=os.environ.get("CKPT_PATH") or share_checkpoint(trainer, last))
     [scores] = trainer.test(model, data, verbose=False)  # The model as it is: a checkpoint's path is rank 0's only.
 
     if trainer.is_global_zero:
@@ -196,6 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "test_accuracy": round(scores["test_accuracy"], 4),
             "world_size": trainer.world_size,
             "epochs": trainer.current_epoch,
+            "train_loss": progress.train_loss,  # all digits: equal losses are equal to the last bit
             "train_seconds": round(progress.seconds, 2),
             "samples_per_second": round(samples / progress.seconds) if samples else 0,
         }

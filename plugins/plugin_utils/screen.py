@@ -118,6 +118,8 @@ class Screen:
 
     def show(self, rank: int, host: str, data: bytes) -> None:
         """Show a rank's output, which may begin and end within a line, or leave it out. Returns at once."""
+        if not data:
+            return
         with self._news:
             one = self._ranks.get(rank) or self._add(rank, host)
             if one.leaving_out:

@@ -238,6 +238,10 @@ class Cluster:
         nodes = [f"{node.name}={node.address}" for node in self.nodes]
         subprocess.run([sys.executable, RIG, "create", NETWORK, *nodes], check=True)
 
+    def fill_wheels(self) -> None:
+        """Have what the nodes install lie in their /wheels."""
+        subprocess.run([sys.executable, RIG, "wheels"], check=True)
+
     def remove(self) -> None:
         subprocess.run([sys.executable, RIG, "remove", NETWORK], check=True)
 

@@ -376,7 +376,7 @@ def test_an_environment_on_a_disk_of_its_own(linked: LocalNode, monkeypatch: pyt
     assert not path.exists() and linked.jobs == []
 
 
-# ----------------------------------------------------------------------------------------------------- what it amounts to
+# ------------------------------------------------------------------------------------------------- what it amounts to
 
 
 def test_a_look_changes_nothing(linked: LocalNode) -> None:

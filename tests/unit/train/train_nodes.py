@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 import traceback
@@ -32,7 +33,22 @@ def stay_in(directory: Path) -> None:
     sys.addaudithook(check)
 
 
-def node(environment: dict[str, str], directory: Path, arguments: list[str]) -> None:
+def die_at(step: int) -> None:
+    """Have this process killed in the middle of the training step with that number."""
+    import train
+
+    training_step = train.Classifier.training_step
+
+    def last_step(self: train.Classifier, batch: train.Batch, batch_idx: int) -> train.Tensor:
+        loss = training_step(self, batch, batch_idx)
+        if self.global_step == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return loss
+
+    train.Classifier.training_step = last_step
+
+
+def node(environment: dict[str, str], directory: Path, arguments: list[str], killed_at: int | None) -> None:
     os.environ.update(environment)
     os.chdir(directory)
     stay_in(directory)
@@ -45,14 +61,25 @@ def node(environment: dict[str, str], directory: Path, arguments: list[str]) -> 
         try:
             import train
 
+            if killed_at is not None:
+                die_at(killed_at)
             train.main(arguments)
         except BaseException:
             traceback.print_exc()
             raise
 
 
-def run_nodes(directories: list[Path], *arguments: str) -> list[str]:
-    """Run a node in each directory, all at once, and return what each wrote to its standard output."""
+def run_nodes(
+    directories: list[Path], *arguments: str, checkpoint: str = "", killed_at: int | None = None
+) -> list[str]:
+    """Run a node in each directory, all at once, and return what each wrote to its standard output.
+
+    Args:
+        directories: where the nodes run, in rank order.
+        *arguments: of train.py.
+        checkpoint: path relative to each directory of the checkpoint that the launcher has put there.
+        killed_at: the training step in which all ranks are killed.
+    """
     shared = {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
@@ -64,7 +91,8 @@ def run_nodes(directories: list[Path], *arguments: str) -> list[str]:
     processes = []
     for rank, directory in enumerate(directories):
         directory.mkdir(exist_ok=True)
-        process = context.Process(target=node, args=(shared | {"NODE_RANK": str(rank)}, directory, list(arguments)))
+        own = {"NODE_RANK": str(rank), **({"CKPT_PATH": str(directory / checkpoint)} if checkpoint else {})}
+        process = context.Process(target=node, args=(shared | own, directory, list(arguments), killed_at))
         process.start()
         processes.append(process)
     for process in processes:
@@ -73,5 +101,6 @@ def run_nodes(directories: list[Path], *arguments: str) -> list[str]:
     for process in processes:
         process.kill()
     logs = "\n".join((directory / "log").read_text() for directory in directories)
-    assert ended == [0] * len(directories), f"exit codes {ended} (None: still running)\n{logs}"
+    expected = 0 if killed_at is None else -signal.SIGKILL
+    assert ended == [expected] * len(directories), f"exit codes {ended} (None: still running)\n{logs}"
     return [(directory / "output").read_text() for directory in directories]

@@ -1,0 +1,65 @@
+"""A training small enough to be watched: a line per epoch, and at the end its loss to the last bit."""
+
+import json
+import os
+import time
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+EPOCHS = 8
+SECONDS_PER_EPOCH = 0.4  # time enough to be killed in between
+
+
+class Model(pl.LightningModule):
+    """Samples (n, 8) to values (n, 1)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Mean squared error."""
+        inputs, targets = batch
+        loss = nn.functional.mse_loss(self.net(inputs), targets)
+        self.log("train_loss", loss, on_step=False, on_epoch=True, sync_dist=True)
+        return loss
+
+    def on_train_epoch_start(self) -> None:
+        """Say which epoch begins."""
+        self.print(f"epoch {self.current_epoch}", flush=True)
+        time.sleep(SECONDS_PER_EPOCH)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam: what it remembers has to come along."""
+        return torch.optim.Adam(self.parameters(), lr=0.01)
+
+
+def main() -> None:
+    """Train, from the checkpoint that the launcher names if it names one."""
+    torch.set_num_threads(1)
+    pl.seed_everything(7)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=1,
+        num_nodes=int(os.environ["NUM_NODES"]),
+        strategy="ddp",
+        max_epochs=EPOCHS,
+        callbacks=[ModelCheckpoint("checkpoints", save_last=True)],
+        logger=False,
+        log_every_n_steps=1,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    inputs = torch.randn(256, 8, generator=torch.Generator().manual_seed(1))
+    data = TensorDataset(inputs, inputs.sin().sum(1, keepdim=True))
+    trainer.fit(Model(), DataLoader(data, batch_size=32, shuffle=True), ckpt_path=os.environ.get("CKPT_PATH"))
+    if trainer.is_global_zero:
+        loss = float(trainer.callback_metrics["train_loss"])
+        print(json.dumps({"train_loss": loss.hex(), "world_size": trainer.world_size}), flush=True)
+
+
+main()

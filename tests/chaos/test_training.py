@@ -1,0 +1,85 @@
+"""What needs torch: launchers, resuming, and a rendezvous that never completes. Two nodes are enough."""
+
+import json
+import re
+import time
+
+import pytest
+from machines import Cluster
+from measuring import Timeline
+from playbook import Playbook
+
+pytestmark = pytest.mark.torch
+
+TWO = ["--limit", "node0,node1"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _torch(machines: Cluster) -> None:
+    """Two nodes with the project's own requirements."""
+    machines.fill_wheels()
+    setup = machines.playbook("setup.yml", *TWO)
+    assert setup.wait(300) == 0, setup.text
+
+
+def result(run: Playbook) -> dict[str, object]:
+    """Return what trains.py prints last."""
+    assert run.wait() == 0, run.text
+    found: dict[str, object] = json.loads(run.printed(0)[-1])
+    return found
+
+
+def test_a_killed_training_goes_on_to_the_same_loss(cluster: Cluster, timeline: Timeline) -> None:
+    # The one that nothing happens to is torchrun's: with either launcher the numbers are the same.
+    whole = result(cluster.run("trains.py", "-e", "launcher=torchrun", "-e", "devices=1", *TWO))
+    assert whole["world_size"] == 2
+
+    killed = cluster.run("trains.py", *TWO)
+    killed.await_line(r"^\[0 node0\] +epoch 4$", 90)
+    job, at = killed.job, time.monotonic()
+    cluster.nodes[1].kill_processes(job, "trains.py")
+    assert killed.wait() == 2
+    cause = r"rank 1 \(node1\) was killed by (signal 9|SIGKILL)"
+    assert re.search(cause, killed.words)
+    assert cluster.left(job) == []
+    timeline.note_end("a rank of a training is killed (SIGKILL)", killed, at, cause)
+
+    resumed = cluster.run("trains.py", "-e", f"resume={job}", *TWO)
+    end = result(resumed)
+    epochs = [int(line.split()[1]) for line in resumed.printed(0) if re.fullmatch(r"epoch \d+", line)]
+    assert epochs[0] in (3, 4) and epochs == list(range(epochs[0], 8)), "from the checkpoint on"
+    assert end == whole, "to the last bit"
+    timeline.note(
+        "a killed training is resumed",
+        f"goes on at epoch {epochs[0]} of 8; train_loss is bit-identical to an undisturbed one's: {end['train_loss']}",
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "sums"),
+    [
+        ([], {0: ["rank 0 of 2: 3"], 1: ["rank 1 of 2: 3"]}),
+        (
+            ["-e", "launcher=torchrun", "-e", "devices=2"],
+            {0: ["rank 0 of 4: 10", "rank 1 of 4: 10"], 1: ["rank 2 of 4: 10", "rank 3 of 4: 10"]},
+        ),
+    ],
+    ids=["once-per-node", "torchrun"],
+)
+def test_plain_torch(cluster: Cluster, options: list[str], sums: dict[int, list[str]]) -> None:
+    run = cluster.run("plain.py", "-e", "logs=all", *options, *TWO)
+    assert run.wait() == 0, run.text
+    assert {rank: sorted(line for line in run.printed(rank) if "of" in line.split()[2:3]) for rank in sums} == sums
+
+
+def test_a_rendezvous_that_never_completes(cluster: Cluster, timeline: Timeline) -> None:
+    at = time.monotonic()
+    run = cluster.run("plain.py", "-e", "args=1", "-e", "job_rendezvous_timeout_seconds=10", *TWO)
+    assert run.wait() == 2
+    job = run.job
+    cause = r"rendezvous|never came|num_nodes|world_size|WORLD_SIZE"
+    assert re.search(cause, cluster.record(job)["cause"])
+    stacks = sorted(path.name for path in (cluster.runs / job / "stacks").iterdir())
+    assert len(stacks) >= 2, stacks
+    cluster.await_nothing_left(job, 5)
+    timeline.note("a rendezvous that never completes", cluster.record(job)["cause"][:200], None, run.ended_at - at)
