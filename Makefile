@@ -78,6 +78,12 @@ bench-follow: $(VENV)/.controller ## CPU time of following on NODES containers, 
 	python tests/docker/rig.py up; \
 	python tests/bench/follow.py --nodes $(NODES) --bytes $(BYTES)
 
+.PHONY: bench-recovery
+bench-recovery: $(VENV)/.controller ## Start skew, kill latency, time to run again, on 2, 8, 16 and 32 containers
+	trap 'python tests/docker/rig.py down' EXIT; \
+	python tests/docker/rig.py up; \
+	python tests/bench/recovery.py
+
 # --------------------------------------------------------------------------------------------------------------- tools
 
 $(BIN)/uv: pyproject.toml

@@ -51,12 +51,22 @@ class Unreachable(NodeError):
     """The node gave no reply: what happened there is not known."""
 
 
-# Makes the modules of {name: text} as an import would, without files; each finds those before it in sys.modules.
+# Imports the agent's modules from what came with the request, each when it is first needed: else it is not compiled.
 INSTALLER = """\
 import sys
-for name, text in {modules!a}.items():
-    module = sys.modules[name] = type(sys)(name)
-    exec(compile(text, name, 'exec'), vars(module))
+class Sent:
+    texts = {modules!a}
+    def find_spec(name, path=None, target=None):
+        return type(sys.__spec__)(name, Sent) if name in Sent.texts else None
+    def create_module(spec):
+        return None
+    def exec_module(module):
+        exec(compile(Sent.texts[module.__name__], module.__name__, 'exec'), vars(module))
+sys.meta_path.insert(0, Sent)
+sys.modules[{package!r}] = type(sys)({package!r})
+sys.modules[{package!r}].__path__ = []
+from {module} import operation
+from {package}.protocol import answer
 """
 
 
@@ -68,17 +78,20 @@ def _modules() -> dict[str, str]:
 
 @functools.cache
 def program(op: str) -> bytes:
-    """Return the text of the agent's modules that answer requests of the name ``op``, imported ones first."""
+    """Return the text of the agent's modules that answering requests of the name ``op`` may need."""
     needed: dict[str, str] = {}
 
     def add(name: str) -> None:
-        for imported in re.findall(rf"^from ({re.escape(agent.__name__)}\.\w+) import", _modules()[name], re.MULTILINE):
-            add(imported)
-        needed.setdefault(name, _modules()[name])
+        if name not in needed:
+            needed[name] = _modules()[name]
+            for imported in re.findall(
+                rf"^ *from ({re.escape(agent.__name__)}\.\w+) import", needed[name], re.MULTILINE
+            ):
+                add(imported)
 
     (answering,) = (name for name, text in _modules().items() if f"@operation\ndef {op}(" in text)
     add(answering)
-    return (INSTALLER.format(modules=needed) + f"from {agent.__name__}.protocol import answer\n").encode()
+    return INSTALLER.format(modules=needed, package=agent.__name__, module=answering).encode()
 
 
 @functools.lru_cache(maxsize=4)

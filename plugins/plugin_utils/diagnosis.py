@@ -309,6 +309,11 @@ def last_words(lines: Sequence[str]) -> LastWords:
     return LastWords(text, victim, tail, child, observed)
 
 
+def is_noise(line: str) -> bool:
+    """Return whether a line is a warning of torch or Lightning, or the like: it says nothing of the script."""
+    return bool(_NOISE.match(line))
+
+
 def _last_lines(lines: Sequence[str]) -> list[str]:
     return [line for line in _before_summary(lines) if line.strip()][-TAIL_LINES:]
 

@@ -17,11 +17,14 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.collecti
     PLACED_MTIME,
     folder_of,
     open_file,
+    walk,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import (
     BUNDLE_MTIME,
+    GOING_ON,
     Holder,
     as_owner,
+    job_state,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import check_space
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, operation
@@ -54,26 +57,22 @@ def checkpoints(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     relative to work, step, bytes, mtime]]``; refused, ``[[path, why]]``.
     """
     holder = Holder(request)
-    work = os.path.join(as_owner(request), "work")
-    if holder.pid() is not None:
+    job_dir = as_owner(request)
+    if job_state(job_dir, holder)["state"] in GOING_ON:
         name = request["job"]["id"]
         remedy = f"wait for it, or end it with: ansible-playbook stop.yml -e job={name}"
         raise Refusal(f"runs job {name} still; {remedy}", running=True)
+    work = os.path.join(job_dir, "work")
     files: list[tuple[float, str]] = []
-    refused: list[tuple[str, str]] = []
-    for folder, folders, names in os.walk(work):
-        for name in [name for name in folders if name.endswith(".ckpt")]:
-            folders.remove(name)
-            path = os.path.relpath(os.path.join(folder, name), work)
-            if not os.path.islink(os.path.join(work, path)):
-                refused.append((path, "is a folder: a sharded checkpoint, of which each node has a part only"))
-        for name in names:
-            if name.endswith(".ckpt"):
-                with contextlib.suppress(OSError):
-                    entry = os.lstat(os.path.join(folder, name))
-                    # A link's target is found by itself; so ModelCheckpoint(save_last="link") is served.
-                    if (entry.st_mode & 0o170000) == 0o100000 and int(entry.st_mtime) != BUNDLE_MTIME:
-                        files.append((entry.st_mtime, os.path.relpath(os.path.join(folder, name), work)))
+    sharded: dict[str, str] = {}
+    for path, entry in walk(work):  # a link's target is found by itself; so ModelCheckpoint(save_last="link") is served
+        *folders, name = path.split("/")
+        depth = next((depth for depth, folder in enumerate(folders, 1) if folder.endswith(".ckpt")), 0)
+        if depth:
+            sharded["/".join(folders[:depth])] = "is a folder: a sharded checkpoint, of which each node has a part only"
+        elif name.endswith(".ckpt") and int(entry.st_mtime) != BUNDLE_MTIME:
+            files.append((entry.st_mtime, path))
+    refused = list(sharded.items())
     found = []
     for mtime, path in sorted(files, reverse=True)[:MOST_LISTED]:
         try:

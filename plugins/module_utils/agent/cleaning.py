@@ -135,8 +135,10 @@ def read_spec(job_dir: str) -> dict[str, str] | None:
             found = json.loads(file.read(MOST_SPEC_BYTES))
     except (OSError, ValueError, RecursionError):
         return None
-    known = {name: found.get(name) for name in ("bundle", "python")} if isinstance(found, dict) else {}
-    return known if known and all(isinstance(value, str) for value in known.values()) else None
+    if not isinstance(found, dict):
+        return None
+    known = {name: found[name] for name in ("bundle", "python") if isinstance(found.get(name), str)}
+    return known if len(known) == 2 else None
 
 
 def ended(request: Request, names: list[str], trash: Trash) -> list[str]:

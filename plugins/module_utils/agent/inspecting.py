@@ -220,8 +220,8 @@ def reach(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     All nodes have to be asked at about the same time. Each listens, and connects to all others again and again until it
     succeeds or the time is over; both sides say who they are.
 
-    Request: host (this node's name), address (its own, to listen at), port, peers {host: address}, seconds, master
-    ([address, port] of a listener that is there already, or None). Reply: failed {host: "no answer", "refused", "no
+    Request: host (this node's name), address (its own, to listen at), port, peers {host: address} (of this node too, or
+    not), seconds, master ([address, port] of a listener that is there already, or None). Reply: failed {host: "no answer", "refused", "no
     route", or what else went wrong}, missing (peers that did not connect to this node), master (None if it answers or
     was not asked for, else as in failed).
     """
@@ -238,7 +238,7 @@ class Meeting:
         import selectors
         import socket
 
-        self._peers: dict[str, str] = request["peers"]
+        self._peers = {host: address for host, address in request["peers"].items() if host != request["host"]}
         self._port: int = request["port"]
         self._master: list[Any] | None = request["master"]
         self._job = request["job"]["id"]

@@ -19,7 +19,6 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs imp
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import User, has_systemd
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.processes import descendants, signal_processes
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, said
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.watching import Head, Peer, Watch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's start
@@ -27,6 +26,7 @@ if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's sta
     from typing import Any
 
     from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Request
+    from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.watching import Watch
 
 GATE_SECONDS = 300
 """A prepared job that nobody starts or discards is given up after this long: its controller has vanished."""
@@ -162,6 +162,8 @@ class Supervisor:
         return ""
 
     def _open_watch(self) -> Watch:
+        from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.watching import Head, Peer
+
         order = self._order
         if order.rank == 0 and self._listener:
             return Head(self._listener, order.watch_key, order.node_timeout_seconds, order.world_size)

@@ -113,7 +113,8 @@ class LocalNode:
     @property
     def jobs(self) -> list[str]:
         """The jobs that have something here, started or not."""
-        return sorted(name.removesuffix(".start") for name in os.listdir(self.directory / "jobs") if "job" in name)
+        names = os.listdir(self.directory / "jobs")
+        return sorted({name.removesuffix(".start") for name in names if "job" in name})
 
     def supervisor(self) -> int | None:
         """The process that holds this node for a job."""

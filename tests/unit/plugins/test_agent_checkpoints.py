@@ -1,3 +1,4 @@
+import fcntl
 import hashlib
 import os
 import pickle
@@ -10,7 +11,7 @@ import pytest
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import checkpoints
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.collecting import PLACED_MTIME
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import BUNDLE_MTIME
-from left_jobs import LIGHTNING, checkpoint, leave
+from left_jobs import LIGHTNING, checkpoint, leave, nested
 from local_nodes import SLEEP, LocalNode, code, refused
 
 
@@ -81,6 +82,21 @@ def test_a_job_that_still_runs(node: LocalNode, tmp_path: Path) -> None:
     assert refused(node, "checkpoints") == (
         "node0 runs job job-1 still; wait for it, or end it with: ansible-playbook stop.yml -e job=job-1"
     )
+
+
+def test_a_supervisor_that_says_good_bye_is_not_in_the_way(node: LocalNode) -> None:
+    checkpoint(leave(node, state="failed") / "a.ckpt", step=3)
+    (node.directory / "jobs" / "current").write_text(f"job-1\ntrainer\n2026\n{os.getpid()}\n")
+    with open(node.directory / "jobs" / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert listing(node) == ({"a.ckpt": 3}, {})
+
+
+def test_a_job_that_nested_folders_deep(node: LocalNode) -> None:
+    work = leave(node)
+    checkpoint(work / "z.ckpt", step=3)
+    with nested(work, 1500):
+        assert listing(node) == ({"z.ckpt": 3}, {})
 
 
 # ------------------------------------------------------------------------------------------------------ whole or not

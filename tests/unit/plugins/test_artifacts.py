@@ -116,8 +116,8 @@ class Watched:
         return ({}, {host: error}) if error else self.gang.ask(op, timeout, hosts, **more)
 
 
-def collect(gang: Any, record: Record, which: str = "head", timeout: float = 5, **more: Any) -> list[str]:
-    return artifacts.collect(gang, which, record, timeout, **more)
+def collect(gang: Any, record: Record, which: str = "head", **more: Any) -> list[str]:
+    return artifacts.collect(gang, which, record, 5, **more)
 
 
 def contents(record: Record) -> dict[str, bytes]:
@@ -260,10 +260,11 @@ def test_a_node_that_is_unreachable_for_a_moment(node: LocalNode, record: Record
     assert contents(record) == FILES
 
 
-def test_a_node_that_stays_unreachable(nodes: list[LocalNode], record: Record) -> None:
+def test_a_node_that_stays_unreachable(nodes: list[LocalNode], record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(artifacts, "RETRY_SECONDS", 1)
     leave(nodes[1], files={"who": b"node1"})
     gone = Watched(gang_on(nodes), lambda op, host, n: Unreachable(host, "is away") if host == "node0" else None)
-    (note,) = collect(gone, record, "all", timeout=0.2)
+    (note,) = collect(gone, record, "all")
     assert note.startswith("what rank 0 (node0) wrote is not complete here: node0 is away; it is in the job's work")
     assert contents(record) == {"rank1-node1/who": b"node1"}
 
@@ -280,9 +281,9 @@ def test_a_frozen_node_holds_nobody_up(nodes: list[LocalNode], record: Record) -
             return 255, b"", b""
 
     nodes[0].connection = Frozen()
-    (note,) = collect(gang_on(nodes), record, "all", timeout=1)
+    (note,) = collect(gang_on(nodes), record, "all")
     thaw.set()
-    assert "node0 gave no answer within 1 s" in note
+    assert "node0 gave no answer within 5 s" in note
     assert contents(record) == {"rank1-node1/who": b"node1"}
 
 

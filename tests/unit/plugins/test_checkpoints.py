@@ -136,10 +136,12 @@ def test_a_node_that_cannot_be_asked_is_said(nodes: list[LocalNode], monkeypatch
         checkpoint(leave(node) / "x.ckpt", step=step)
     away = Unreachable("node0", "is away")
     note = "node0 is away; what it has is not known"
+    monkeypatch.setattr(checkpoints, "SLOWEST_DISK", 1e9)
+    monkeypatch.setattr(checkpoints, "RETRY_SECONDS", 1)
+    monkeypatch.setattr(artifacts, "RETRY_SECONDS", 1)
     for op in ("checkpoints", "verify"):
         gang = Watched(gang_on(nodes), lambda asked, host, n, op=op: away if (asked, host) == (op, "node0") else None)
-        monkeypatch.setattr(checkpoints, "SLOWEST_DISK", 1e9)
-        found = checkpoints.find(gang, 2)  # type: ignore[arg-type]
+        found = checkpoints.find(gang, 5)  # type: ignore[arg-type]
         assert (found.host, found.step, found.notes) == ("node1", 5, (note,))
 
 
@@ -344,13 +346,14 @@ def test_every_node_that_could_not_is_named(prepared: Prepared) -> None:
     assert str(caught.value) == f"node0 {obstacle}\nnode1 {obstacle}\nNothing was started on any node."
 
 
-def test_a_node_that_stays_unreachable(prepared: Prepared) -> None:
+def test_a_node_that_stays_unreachable(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoints, "RETRY_SECONDS", 1)
     nodes, found, file = prepared
     gang = Watched(
         gang_on(nodes, "job-2"), lambda op, host, n: Unreachable(host, "is away") if host == "node0" else None
     )
     with pytest.raises(JobError, match=r"^node0 is away\. Nothing was started on any node\.$"):
-        checkpoints.distribute(gang, file, found, "none", 0.5)  # type: ignore[arg-type]
+        checkpoints.distribute(gang, file, found, "none", 5)  # type: ignore[arg-type]
 
 
 def test_a_file_cut_short_meanwhile(prepared: Prepared) -> None:

@@ -1,0 +1,156 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""Which nodes of a job can connect to which: asked of all nodes at once, said in few words."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import Topology
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import listed
+
+DEFAULT_PORTS = (32768, 60999)
+"""Linux's ephemeral ports, where a node's are not known."""
+PROBE_SECONDS = 5.0
+"""How long a small job's nodes try to reach each other."""
+SECONDS_PER_NODE = 0.05
+"""Besides: with hundreds of nodes, the last one is asked some time after the first."""
+ANSWER_SECONDS = 20
+"""What asking may take besides."""
+MOST_PAIRS = 5
+
+_VERBS = {"no answer": "gets no answer from", "refused": "is refused by", "no route": "is told of no route to"}
+_REASONS = {"no answer": "a firewall drops it", "refused": "a firewall rejects it", "no route": "a firewall rejects it"}
+_REMEDY = "run: ansible-playbook setup.yml"
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What the nodes found.
+
+    Attributes:
+        port: at which they listened.
+        failed: by host, the hosts it could not connect to, and why.
+        master: by host, why it could not connect to MASTER_PORT on the head.
+        unknown: hosts that could not be asked.
+    """
+
+    port: int
+    failed: dict[str, dict[str, str]]
+    master: dict[str, str]
+    unknown: dict[str, NodeError]
+
+
+def probe(gang: Gang, ranges: Mapping[str, tuple[int, int]], master: bool) -> Reach:
+    """Have all nodes connect to all others.
+
+    Args:
+        gang: whose topology is known.
+        ranges: the nodes' ephemeral ports, first and last, as far as known.
+        master: try MASTER_PORT on the head too, where rank 0 must be listening.
+    """
+    topology = gang.topology
+    seconds = PROBE_SECONDS + SECONDS_PER_NODE * topology.world_size
+    addresses = {node.host: node.address for node in topology.nodes}
+    head = topology.head
+    target = [head.address, head.settings.master_port]
+    for attempt in range(2):
+        port = choose_port(ranges.values())
+        replies, errors = gang.ask(
+            "reach",
+            seconds + ANSWER_SECONDS,
+            host=lambda host: host,
+            address=lambda host: addresses[host],
+            port=port,
+            peers=addresses,
+            seconds=seconds,
+            master=lambda host: target if master and host != head.host else None,
+        )
+        if attempt or not any(error.facts.get("taken") for error in errors.values()):
+            break
+    return Reach(
+        port,
+        {host: reply["failed"] for host, (reply, _payload) in replies.items()},
+        {host: reply["master"] for host, (reply, _payload) in replies.items() if reply["master"]},
+        errors,
+    )
+
+
+def choose_port(ranges: Iterable[tuple[int, int]]) -> int:
+    """Return a port that is ephemeral on all nodes, as those are that torch listens at."""
+    spans = [*ranges] or [DEFAULT_PORTS]
+    first, last = max(low for low, _high in spans), min(high for _low, high in spans)
+    return random.randint(first, last) if first <= last else random.randint(*spans[0])
+
+
+def describe(topology: Topology, reach: Reach) -> list[str]:
+    """Return in a few sentences who cannot connect to whom; none if all can."""
+    hosts = [node.host for node in topology.nodes]
+    pairs = {(host, peer): why for host, failed in reach.failed.items() for peer, why in failed.items()}
+    found = []
+    at = f"(port {reach.port})"
+    if len(hosts) > 2:
+        every = len(reach.failed) * (len(hosts) - 1)
+        if every and len(pairs) == every:
+            found.append(f"every node {_verb(pairs.values())} every other {at}: {_remedy(pairs.values())}")
+            pairs = {}
+        deaf = [
+            peer
+            for peer in hosts
+            if len(askers := reach.failed.keys() - {peer}) > 1 and all((host, peer) in pairs for host in askers)
+        ]
+        found += _sum_up(
+            pairs, [(peer, {(host, peer) for host in hosts}) for peer in deaf], "every other node {} {}", at
+        )
+        pairs = {pair: why for pair, why in pairs.items() if pair[1] not in deaf}
+        left = [host for host in hosts if host not in deaf]
+        mute = [
+            host
+            for host in reach.failed
+            if len(targets := [peer for peer in left if peer != host]) > 1
+            and all((host, peer) in pairs for peer in targets)
+        ]
+        found += _sum_up(pairs, [(host, {(host, peer) for peer in hosts}) for host in mute], "{1} {0} every other", at)
+        pairs = {pair: why for pair, why in pairs.items() if pair[0] not in mute}
+    if pairs:
+        words = [f"{host} {_verb([why])} {peer}" for (host, peer), why in list(pairs.items())[:MOST_PAIRS]]
+        more = f" and {len(pairs) - MOST_PAIRS} more pairs of nodes" if len(pairs) > MOST_PAIRS else ""
+        found.append(f"{', '.join(words)}{more} {at}: {_remedy(pairs.values())}")
+    return found + _describe_master(topology, reach)
+
+
+def _sum_up(
+    pairs: Mapping[tuple[str, str], str], groups: Iterable[tuple[str, set[tuple[str, str]]]], form: str, at: str
+) -> list[str]:
+    """Return a sentence for all nodes about which the same is to be said."""
+    named: dict[tuple[str, str], list[str]] = {}
+    for name, members in groups:
+        reasons = [pairs[pair] for pair in members if pair in pairs]
+        named.setdefault((_verb(reasons), _remedy(reasons)), []).append(name)
+    return [f"{form.format(verb, listed(names))} {at}: {remedy}" for (verb, remedy), names in named.items()]
+
+
+def _describe_master(topology: Topology, reach: Reach) -> list[str]:
+    """Return what is wrong with MASTER_PORT, for nodes that reach the head's other ports."""
+    head = topology.head
+    failed = {host: why for host, why in reach.master.items() if head.host not in reach.failed.get(host, {})}
+    if not failed:
+        return []
+    port = f"MASTER_PORT {head.settings.master_port}"
+    if all(why == "refused" for why in failed.values()):
+        return [f"nothing listens at {port} on {head.host} for {listed(list(failed))}: its rank 0 is not there"]
+    return [f"{listed(list(failed))} cannot connect to {port} on {head.host}: {_remedy(failed.values())}"]
+
+
+def _verb(reasons: Iterable[str]) -> str:
+    return _VERBS.get(Counter(reasons).most_common(1)[0][0], "cannot connect to")
+
+
+def _remedy(reasons: Iterable[str]) -> str:
+    reason = Counter(reasons).most_common(1)[0][0]
+    return f"{_REASONS[reason]}; {_REMEDY}" if reason in _REASONS else reason

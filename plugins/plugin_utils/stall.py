@@ -1,0 +1,425 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""A job that says nothing any more: noticed, looked into, and explained."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils import stacks as reading
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.diagnosis import is_noise
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.logs import RankLog
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.reachability import describe, probe
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.stacks import Activity, Process
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import Node, Topology
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import counted
+
+GATHER_SECONDS = 30
+"""What it may take to ask all nodes for their stacks; on a node it is a second."""
+LONGEST_SENTENCE = 1500
+MOST_GROUPS = 4
+"""How many groups of ranks that do different things are told apart."""
+MOST_SPANS = 10
+# Lightning's (fabric/utilities/distributed.py) before it waits, from every rank, and after it, from rank 0.
+_ANNOUNCED = re.compile(r"Initializing distributed: GLOBAL_RANK: (\d+), MEMBER: (\d+)/(\d+)")
+_REGISTERED = "All distributed processes registered"
+
+
+# -------------------------------------------------------------------------------------------------------------- noticing
+
+
+@dataclass(frozen=True)
+class Silence:
+    """Nothing has been heard for too long.
+
+    Attributes:
+        seconds: for how long.
+        stall: for the time that the user gave for a running job.
+        rendezvous: for the time that the ranks may take to meet at the start.
+    """
+
+    seconds: float
+    stall: bool
+    rendezvous: bool
+
+
+class StallWatch:
+    """Notices when no rank prints anything, and none ends."""
+
+    def __init__(
+        self,
+        stall_timeout_seconds: float | None,
+        rendezvous_timeout_seconds: float | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Begin with a sign of life.
+
+        Args:
+            stall_timeout_seconds: a silence of this length is told once; 0 or None: never.
+            rendezvous_timeout_seconds: the same while the ranks may still be about to meet; 0 or None: never. It is told
+                again when the job is twice as old as it was then, for the ranks may come late, and without a word.
+            clock: seconds.
+        """
+        self._stall = stall_timeout_seconds or float("inf")
+        self._rendezvous = rendezvous_timeout_seconds or float("inf")
+        self._clock = clock
+        self._began = self._heard = clock()
+        self._known: tuple[int, int] | None = None
+        self._told = False
+        self._look_again = 0.0  # age of the job
+
+    def look(self, written: Mapping[str, int], ended: int) -> Silence | None:
+        """Return a silence that was not told before, or None.
+
+        Args:
+            written: bytes that each rank has printed so far.
+            ended: how many ranks have ended.
+        """
+        now = self._clock()
+        known = (sum(written.values()), ended)
+        if known != self._known:
+            self._known, self._heard, self._told = known, now, False
+        silent = now - self._heard
+        stall = silent >= self._stall and not self._told
+        rendezvous = silent >= self._rendezvous and now - self._began >= self._look_again
+        self._told = self._told or stall
+        if rendezvous:
+            self._look_again = 2 * (now - self._began)
+        return Silence(silent, stall, rendezvous) if stall or rendezvous else None
+
+    def past_rendezvous(self) -> None:
+        """Speak of the rendezvous no more: all ranks have met."""
+        self._rendezvous = float("inf")
+
+
+def progress(lines: Sequence[str]) -> str:
+    """Return how far a rank has come by its log, a verb phrase.
+
+    Args:
+        lines: the last ones, printable.
+    """
+    said = [line.strip() for line in lines if line.strip() and not is_noise(line)]
+    if not said:
+        return "has printed nothing"
+    announced = _ANNOUNCED.search(said[-1])
+    if announced:
+        return f"is waiting in the rendezvous (MEMBER: {announced[2]}/{announced[3]})"
+    words = said[-1] if len(said[-1]) <= 100 else f"{said[-1][:100]}…"
+    met = any(map(_ANNOUNCED.search, said)) or any(_REGISTERED in line for line in said)
+    return f"has passed the rendezvous, and printed last: {words}" if met else f"has printed last: {words}"
+
+
+# ------------------------------------------------------------------------------------------------------------- gathering
+
+
+@dataclass
+class Stacks:
+    """What all processes of a job are doing.
+
+    Attributes:
+        folder: where it lies as text, a file for each node; None if it could not be written.
+        processes: by host.
+        errors: by host, why nothing is known of it, a verb phrase.
+        missing: by host, where py-spy was looked for in vain.
+        ports: by host, its first and last ephemeral port.
+    """
+
+    folder: Path | None
+    processes: dict[str, list[Process]] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    ports: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+
+def gather(gang: Gang, folder: Path, timeout_seconds: float = GATHER_SECONDS) -> Stacks:
+    """Ask all nodes at once what the job's processes are doing, and write it down.
+
+    Args:
+        gang: the job's nodes.
+        folder: for a file ``rank<k>-<host>.txt`` each, which replaces an earlier one.
+        timeout_seconds: a node without an answer after this long is one of which nothing is known.
+    """
+    replies, errors = gang.ask("stacks", timeout_seconds)
+    found = Stacks(folder, errors={host: str(error).removeprefix(f"{host} ") for host, error in errors.items()})
+    for host, (reply, payload) in replies.items():
+        found.processes[host] = reading.parse(reply, payload)
+        found.ports[host] = tuple(reply["port_range"])
+        if reply["missing"]:
+            found.missing[host] = reply["missing"]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for node in gang.topology.nodes:
+            texts = [process.text for process in found.processes.get(node.host, [])]
+            texts = texts or [found.errors.get(node.host, "runs no process of the job") + "\n"]
+            _write(folder / re.sub(r"[^A-Za-z0-9_.-]", "_", f"rank{node.rank}-{node.host}.txt"), "\n".join(texts))
+    except OSError:  # a full disk here: what is known is said all the same
+        found.folder = None
+    return found
+
+
+def _write(path: Path, text: str) -> None:
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "w") as file:
+        file.write(text)
+
+
+# ------------------------------------------------------------------------------------------------------------ explaining
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Why nothing is heard of a job.
+
+    Attributes:
+        rendezvous: some rank is in the rendezvous.
+        passed: all ranks have left it behind.
+        sentence: who waits, and for what.
+    """
+
+    rendezvous: bool
+    passed: bool
+    sentence: str
+
+
+@dataclass(frozen=True)
+class _Member:
+    """One rank, or the launcher that has not started any."""
+
+    node: Node
+    local_rank: int
+    siblings: int  # on the same node, itself among them
+    activity: Activity
+
+
+@dataclass(frozen=True)
+class _Announcement:
+    """What Lightning printed for one rank, from the line above."""
+
+    global_rank: int
+    members: int
+
+
+def explain(topology: Topology, stacks: Stacks, logs: Mapping[str, RankLog], gang: Gang | None) -> Verdict:
+    """Say why nothing is heard of a job. If its ranks wait for each other, its nodes are asked to connect to each other.
+
+    Args:
+        topology: the job's nodes.
+        stacks: from ``gather``.
+        logs: each host's.
+        gang: to ask the nodes; None asks nobody.
+    """
+    tails = {node.host: logs[node.host].tail() for node in topology.nodes}
+    members = [member for node in topology.nodes for member in _members(node, stacks, tails[node.host])]
+    present = {member.node.rank for member in members}
+    silent = [node for node in topology.nodes if node.rank not in present]
+    meeting = [member for member in members if member.activity.kind == reading.RENDEZVOUS]
+    if meeting:
+        text = _of_rendezvous(topology, stacks, tails, members, meeting, silent, gang)
+        text = f"the rendezvous does not complete: {text}"
+    else:
+        text = _of_stall(topology, stacks, members, gang)
+    unknown = [node for node in silent if node.host in stacks.errors]
+    for why in dict.fromkeys(stacks.errors[node.host] for node in unknown):
+        text += (
+            f"; nothing is known of {_nodes([node for node in unknown if stacks.errors[node.host] == why])}: it {why}"
+        )
+    if stacks.missing:
+        host, path = next(iter(stacks.missing.items()))
+        text += f"; {host} has no {path}, so run: ansible-playbook setup.yml"
+    text = text if len(text) <= LONGEST_SENTENCE else f"{text[:LONGEST_SENTENCE]}…"
+    if stacks.folder:
+        text += f"; what every rank is doing: {stacks.folder}"
+    passed = not silent and all(_has_passed(member, tails) for member in members)
+    return Verdict(bool(meeting), passed, text)
+
+
+def _members(node: Node, stacks: Stacks, tail: Sequence[str]) -> list[_Member]:
+    """Return what the ranks of a node are doing, by their stacks, or else by their log."""
+    processes = stacks.processes.get(node.host, [])
+    found = reading.members(processes)
+    activities = [reading.activity(process, processes) for process in found]
+    if all(one.kind == reading.UNKNOWN for one in activities) and "waiting in the rendezvous" in progress(tail):
+        return [_Member(node, 0, 1, Activity(reading.RENDEZVOUS, "in Lightning's rendezvous"))]
+    return [
+        _Member(node, process.local_rank or 0, len(found), one) for process, one in zip(found, activities, strict=True)
+    ]
+
+
+def _has_passed(member: _Member, tails: Mapping[str, Sequence[str]]) -> bool:
+    """Whether a rank has left the rendezvous behind."""
+    return member.activity.kind in (reading.COLLECTIVE, reading.BACKWARD) or (
+        member.activity.kind != reading.RENDEZVOUS and any(_REGISTERED in line for line in tails[member.node.host])
+    )
+
+
+def _of_rendezvous(
+    topology: Topology,
+    stacks: Stacks,
+    tails: Mapping[str, Sequence[str]],
+    members: Sequence[_Member],
+    meeting: Sequence[_Member],
+    silent: Sequence[Node],
+    gang: Gang | None,
+) -> str:
+    """Say why some ranks wait in the rendezvous: the first reason that is found."""
+    wrong = _wrong_numbers(topology, stacks, tails)
+    if wrong:
+        return wrong
+    absent = [member for member in members if member not in meeting and not _has_passed(member, tails)]
+    empty = [node for node in silent if node.host not in stacks.errors]
+    if absent or empty:
+        missing = [_doing(group, "never came to it, but ") for group in _grouped(absent)]
+        if empty:
+            missing.append(f"{_nodes(empty)} {'runs' if len(empty) == 1 else 'run'} no Python process")
+        return (
+            f"{', '.join(missing)}; {_who(meeting, 'waits', 'wait')} in {_where(meeting)}; if more time is all that is "
+            "needed, raise job_rendezvous_timeout_seconds"
+        )
+    if gang:
+        reach = probe(gang, stacks.ports, master=True)
+        found = describe(topology, reach)
+        if found:
+            return "; ".join(found)
+    passed = [member for member in members if member not in meeting]
+    who = "all ranks wait" if not passed and not silent else _who(meeting, "waits", "wait")
+    beyond = "".join(f", {_doing(group)}" for group in _grouped(passed))
+    network = " and all nodes can connect to each other" if gang else ""
+    return (
+        f"{who} in {_where(meeting)}{beyond}{network}; if the script counts its ranks itself, it may expect others than "
+        f"the {counted(len(members), 'rank')} that there are"
+    )
+
+
+def _wrong_numbers(topology: Topology, stacks: Stacks, tails: Mapping[str, Sequence[str]]) -> str | None:
+    """Return in what the script's numbers, as Lightning announced them, differ from the job's."""
+    announced = [(node, found) for node in topology.nodes if (found := _announcements(tails[node.host]))]
+    if not announced:
+        return None
+    started: dict[int, list[Node]] = {}
+    for node, found in announced:
+        running = len(reading.members(stacks.processes.get(node.host, [])))
+        started.setdefault(max(len({one.global_rank for one in found}), running), []).append(node)
+    if len(started) > 1:
+        counts = [f"{_nodes(nodes)} started {_processes(number)}" for number, nodes in sorted(started.items())]
+        return (
+            f"{', but '.join(counts)}, and every node must start the same number; set devices in the Trainer to what all "
+            "nodes have"
+        )
+    (local,) = started
+    expected = {one.members for _node, found in announced for one in found}
+    wrong = sorted(expected - {local * topology.world_size})
+    if wrong:
+        return (
+            f"the script expects {' or '.join(map(str, wrong))} ranks, but {counted(topology.world_size, 'node')} with "
+            f"{_processes(local)} each started: num_nodes or devices in its Trainer disagrees with the job; use "
+            'num_nodes=int(os.environ["NUM_NODES"])'
+        )
+    owners: dict[int, str] = {}
+    for node, found in announced:
+        for one in found:
+            if (owner := owners.setdefault(one.global_rank, node.host)) != node.host:
+                return (
+                    f"{owner} and {node.host} both announced global rank {one.global_rank}; the script must leave "
+                    "NODE_RANK as the job sets it"
+                )
+    return None
+
+
+def _announcements(lines: Sequence[str]) -> list[_Announcement]:
+    found = filter(None, map(_ANNOUNCED.search, lines))
+    return [_Announcement(int(one[1]), int(one[3])) for one in found]
+
+
+def _of_stall(topology: Topology, stacks: Stacks, members: Sequence[_Member], gang: Gang | None) -> str:
+    """Say which ranks wait, and for whom."""
+    if not members:
+        return "no rank's stack could be taken"
+    waiting = [member for member in members if member.activity.waits]
+    others = [member for member in members if not member.activity.waits]
+    if waiting and others:
+        doing = ", ".join(map(_doing, _grouped(others)))
+        places = " or ".join(group[0] for group in reversed(_grouped(waiting)))
+        return f"{doing} while {_who(waiting, 'waits', 'wait')} for {'it' if len(others) == 1 else 'them'} {places}"
+    if others:
+        return f"no rank waits for another: {', '.join(map(_doing, _grouped(others)))}"
+    groups = _grouped(waiting)
+    if len(groups) > 1:
+        doing = ", ".join(f"{_who(group)} {words}" for words, group in groups)
+        return f"the ranks wait for each other in different places: {doing}; all must take part in the same, in order"
+    if gang and topology.world_size > 1:
+        found = describe(topology, probe(gang, stacks.ports, master=False))
+        network = "; ".join(found) if found else "all nodes can connect to each other"
+        return f"all ranks wait {groups[0][0]}; {network}"
+    return f"all ranks wait {groups[0][0]}"
+
+
+# ----------------------------------------------------------------------------------------------------------------- words
+
+
+def _grouped(members: Sequence[_Member]) -> list[tuple[str, list[_Member]]]:
+    """Return members that do the same together, the smallest group first: it is the odd one out."""
+    groups: dict[str, list[_Member]] = {}
+    for member in members:
+        groups.setdefault(member.activity.words, []).append(member)
+    ordered = sorted(groups.items(), key=lambda item: len(item[1]))
+    if len(ordered) > MOST_GROUPS:
+        rest = [member for _words, group in ordered[MOST_GROUPS - 1 :] for member in group]
+        ordered = [*ordered[: MOST_GROUPS - 1], ("elsewhere", rest)]
+    return ordered
+
+
+def _where(members: Sequence[_Member]) -> str:
+    """Return "init_process_group", or several such."""
+    names = [member.activity.words.removeprefix("in ") for member in members]
+    return " or ".join(dict.fromkeys(names))
+
+
+def _doing(group: tuple[str, Sequence[_Member]], before: str = "") -> str:
+    """Return "rank 2 (c) is in load at train.py:8"."""
+    words, members = group
+    return f"{_who(members, f'{before}is', f'{before}are')} {words}"
+
+
+def _who(members: Sequence[_Member], one: str = "", many: str = "") -> str:
+    """Return "rank 2 (c)", "ranks 0-298", or which of their processes where it is not all; and the verb that fits."""
+    local: dict[int, list[_Member]] = {}
+    for member in members:
+        local.setdefault(member.node.rank, []).append(member)
+    nodes = _nodes([group[0].node for group in local.values()])
+    verb = one if len(local) == 1 else many
+    parts = {tuple(member.local_rank for member in group) for group in local.values()}
+    if any(len(group) < group[0].siblings for group in local.values()):
+        ranks = [*parts.pop()] if len(parts) == 1 else []
+        verb = one if len(members) == 1 else many
+        if ranks:
+            nodes = f"local rank{'s' if len(ranks) > 1 else ''} {_spans(ranks)} of {nodes}"
+        else:
+            nodes = f"{_processes(len(members))} of {nodes}"
+    return f"{nodes} {verb}" if verb else nodes
+
+
+def _nodes(nodes: Sequence[Node]) -> str:
+    return nodes[0].name if len(nodes) == 1 else f"ranks {_spans(node.rank for node in nodes)}"
+
+
+def _spans(numbers: Iterable[int]) -> str:
+    """Return "0-2, 5", bounded."""
+    spans: list[list[int]] = []
+    for number in sorted(numbers):
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    words = [
+        str(low) if low == high else f"{low}, {high}" if high == low + 1 else f"{low}-{high}" for low, high in spans
+    ]
+    return ", ".join(words[:MOST_SPANS]) + (f" and {len(words) - MOST_SPANS} more spans" if words[MOST_SPANS:] else "")
+
+
+def _processes(number: int) -> str:
+    return f"{number} process{'es' if number != 1 else ''}"

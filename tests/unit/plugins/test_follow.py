@@ -1,0 +1,470 @@
+import datetime
+import os
+import random
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible.errors import AnsibleConnectionFailure
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils import follow as follow_module
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.follow import Ending, Following
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.launch import Launch
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.logs import RankLog
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import Node
+from local_nodes import SLEEP, Altered, Connection, LocalNode, by_rank, code, gang_of, until
+
+
+class Onlooker:
+    """Each rank's log in a folder, what was shown live, and when the job was looked at."""
+
+    def __init__(self, folder: Path, nodes: list[LocalNode]) -> None:
+        self.files = {node.host: RankLog(folder / f"{node.host}.log") for node in nodes}
+        self.shown: dict[str, bytes] = {node.host: b"" for node in nodes}
+        self.looks: list[tuple[dict[str, int], list[str]]] = []
+
+    def output(self, node: Node, data: bytes) -> None:
+        self.shown[node.host] += data
+
+    def look(self, written: Mapping[str, int], endings: Mapping[str, Ending]) -> str | None:
+        self.looks.append((dict(written), list(endings)))
+        return None
+
+    def read(self, host: str) -> bytes:
+        return self.files[host].path.read_bytes()
+
+
+def following(launch: Launch, onlooker: Onlooker, live: str = "node0") -> Following:
+    job = launch.job
+    return Following(
+        launch.gang,
+        onlooker.files,
+        lambda node: node.host in live,
+        onlooker,
+        job.node_timeout_seconds,
+        job.grace_seconds,
+    )
+
+
+def followed(launch: Launch, onlooker: Onlooker, live: str = "node0") -> dict[str, Ending]:
+    endings = following(launch, onlooker, live).run(lambda: False)
+    assert endings is not None
+    return endings
+
+
+def launched(nodes: list[LocalNode], folder: Path, script: str, **changes: Any) -> Launch:
+    launch = gang_of(nodes, code(folder / "code", script), **changes)
+    launch.prepare()
+    launch.start()
+    return launch
+
+
+@pytest.fixture(autouse=True)
+def _quiet_ranks_are_looked_at_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follow_module, "QUIET_SECONDS", 0.05)
+
+
+@pytest.fixture
+def unwatched(nodes: list[LocalNode]) -> list[LocalNode]:
+    """Two nodes whose jobs have no watch of their own for as long as a test runs: only who follows can end them."""
+    for node in nodes:
+        node.connection = Altered(("WATCH_AFTER_SECONDS = 1", "WATCH_AFTER_SECONDS = 9"))
+    return nodes
+
+
+# -------------------------------------------------------------------------------------------------------- to its end
+
+
+def test_success(nodes: list[LocalNode], tmp_path: Path) -> None:
+    launch = launched(nodes, tmp_path, "import os\nprint(os.environ['NODE_RANK'])")
+    onlooker = Onlooker(tmp_path, nodes)
+    endings = followed(launch, onlooker)
+    assert list(endings) == ["node0", "node1"]
+    for ending in endings.values():
+        assert (ending.state, ending.exit_code, ending.signal, ending.note) == ("succeeded", 0, None, "")
+        assert (ending.because, ending.stopping, ending.oom) == ("", None, 0)
+    assert [onlooker.read(node.host) for node in nodes] == [b"0\n", b"1\n"]
+    assert onlooker.shown == {"node0": b"0\n", "node1": b""}
+
+
+@pytest.mark.parametrize("kept", ["nodes", "unwatched"])
+def test_the_first_that_fails_ends_the_others(kept: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    both = request.getfixturevalue(kept)
+    script = by_rank("print('waiting'); time.sleep(600)", "time.sleep(0.5); raise SystemExit(7)")
+    launch = launched(both, tmp_path, script)
+    began, onlooker = time.monotonic(), Onlooker(tmp_path, both)
+    endings = followed(launch, onlooker)
+    assert time.monotonic() - began < 6
+    assert list(endings) == ["node0", "node1"]
+    assert [(one.state, one.exit_code, one.signal) for one in endings.values()] == [
+        ("stopped", 143, 15),
+        ("failed", 7, None),
+    ]
+    assert endings["node0"].because == "rank 1 (node1) exited with code 7"
+    assert endings["node0"].stopping is not None and endings["node0"].stopping > 0.4
+    assert endings["node1"].arrived < endings["node0"].arrived
+    assert endings["node1"].seconds is not None and 0.4 < endings["node1"].seconds < 5
+    assert onlooker.shown == {"node0": b"waiting\n", "node1": b""}
+
+
+def test_order_of_causes_is_that_of_the_ends_not_of_the_news(nodes: list[LocalNode], tmp_path: Path) -> None:
+    """Rank 0's node answers late."""
+
+    class Late(Connection):
+        def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
+            answer = super().exec_command(command, in_data)
+            if b"'op': 'follow'" in in_data:
+                time.sleep(1)
+            return answer
+
+    nodes[0].connection = Late()
+    launch = launched(nodes, tmp_path, by_rank("raise SystemExit(1)", "time.sleep(0.4); raise SystemExit(2)"))
+    endings = followed(launch, Onlooker(tmp_path, nodes))
+    assert endings["node0"].arrived < endings["node1"].arrived
+
+
+def test_what_the_observer_sees_and_its_word_counts(unwatched: list[LocalNode], tmp_path: Path) -> None:
+    class Tired(Onlooker):
+        def look(self, written: Mapping[str, int], endings: Mapping[str, Ending]) -> str | None:
+            super().look(written, endings)
+            return "it stands still" if written == {"node0": 6, "node1": 6} else None
+
+    onlooker = Tired(tmp_path, unwatched)
+    endings = followed(launched(unwatched, tmp_path, SLEEP), onlooker)
+    assert [(one.state, one.because) for one in endings.values()] == [("stopped", "it stands still")] * 2
+    assert onlooker.looks[0] == ({"node0": 0, "node1": 0}, [])
+    assert onlooker.looks[-1][0] == {"node0": 6, "node1": 6}
+
+
+def test_a_stop_on_request_is_no_failure(nodes: list[LocalNode], tmp_path: Path) -> None:
+    launch = launched(nodes, tmp_path, SLEEP)
+    onlooker = Onlooker(tmp_path, nodes)
+    until(lambda: all(node.state() for node in nodes))
+    threading.Timer(0.3, launch.gang.stop, (2,)).start()
+    endings = followed(launch, onlooker)
+    assert [(one.state, one.because, one.note) for one in endings.values()] == [("stopped", "", "")] * 2
+
+
+# --------------------------------------------------------------------------------------------------------- bad weather
+
+
+@pytest.fixture
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A second between retries is a twentieth here."""
+    real = time.sleep
+    monkeypatch.setattr(follow_module.time, "sleep", lambda seconds: real(min(seconds, 0.05)))
+    yield
+
+
+class EverySecond(Connection):
+    """Fails at every second poll: before it is sent, with its reply lost, or with half of its reply."""
+
+    polls = 0
+
+    def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
+        if b"'op': 'follow'" not in in_data:
+            return super().exec_command(command, in_data)
+        self.polls += 1
+        kind = self.polls % 6
+        if kind == 1:
+            raise AnsibleConnectionFailure("Connection refused")
+        code, output, errors = super().exec_command(command, in_data)
+        if kind == 3:
+            raise AnsibleConnectionFailure("Connection reset by peer")
+        if kind == 5:
+            return 255, output[: len(output) - 7], b"client_loop: send disconnect: Broken pipe"
+        return code, output, errors
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_a_bad_connection_loses_and_repeats_nothing(
+    nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follow_module, "CHUNK_BYTES", 997)
+    noise = random.Random(3).randbytes(4000)
+    project = tmp_path / "code"
+    project.mkdir()
+    (project / "noise").write_bytes(noise)
+    script = (
+        "import sys, time\ndata = open('noise', 'rb').read()\n"
+        "for start in range(0, len(data), 200):\n"
+        "    sys.stdout.buffer.write(data[start:start + 200]); sys.stdout.flush(); time.sleep(0.04)\n"
+    )
+    for node in nodes:
+        node.connection = EverySecond()
+    launch = launched(nodes, tmp_path, script)
+    onlooker = Onlooker(tmp_path, nodes)
+    endings = followed(launch, onlooker, live="node0 node1")
+    assert [ending.state for ending in endings.values()] == ["succeeded", "succeeded"]
+    assert [onlooker.read(node.host) for node in nodes] == [noise, noise]
+    assert [onlooker.shown[node.host] for node in nodes] == [noise, noise]
+    assert all(node.connection.polls > 6 for node in nodes)
+
+
+class Cut(Connection):
+    """Works until ``cut`` is set."""
+
+    cut = False
+
+    def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
+        if self.cut:
+            return 255, b"", b"ssh: connect to host 198.18.0.2 port 22: No route to host\r\n"
+        return super().exec_command(command, in_data)
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_a_node_that_stays_away_is_lost_and_ends_the_others(
+    nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follow_module, "POLL_SECONDS", 0.3)
+    cut = nodes[1].connection = Cut()
+    launch = launched(nodes, tmp_path, "import time; print(1); time.sleep(600)", node_timeout_seconds=1)
+    threading.Timer(0.5, lambda: setattr(cut, "cut", True)).start()
+    began = time.monotonic()
+    endings = followed(launch, Onlooker(tmp_path, nodes))
+    assert 1 < time.monotonic() - began < 8
+    assert [(one.state, one.note) for one in endings.values()] == [
+        ("stopped", ""),
+        ("lost", "is unreachable: ssh: connect to host 198.18.0.2 port 22: No route to host"),
+    ]
+    assert endings["node0"].because == (
+        "rank 1 (node1) is unreachable: ssh: connect to host 198.18.0.2 port 22: No route to host"
+    )
+    cut.cut = False
+
+
+class Frozen(Connection):
+    """Answers no poll and no stop until it thaws."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.thaw = threading.Event()
+
+    def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
+        if b"'op': 'follow'" in in_data or b"'op': 'stop'" in in_data:
+            self.thaw.wait(30)
+        return super().exec_command(command, in_data)
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_a_node_that_freezes_is_lost(nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follow_module, "POLL_SECONDS", 0.3)
+    frozen = nodes[1].connection = Frozen()
+    launch = launched(nodes, tmp_path, "import time; time.sleep(600)", node_timeout_seconds=1)
+    began = time.monotonic()
+    endings = followed(launch, Onlooker(tmp_path, nodes))
+    assert time.monotonic() - began < 8
+    frozen.thaw.set()
+    assert [(one.state, one.note) for one in endings.values()] == [
+        ("stopped", ""),
+        ("lost", f"gave no sign of life for {endings['node1'].note.split()[-2]} s"),
+    ]
+
+
+def test_a_node_that_does_not_end_although_it_was_told_to(
+    unwatched: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follow_module, "STOP_SECONDS", 0.5)
+
+    class Deaf(Connection):
+        def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
+            if b"'op': 'stop'" in in_data:
+                raise AnsibleConnectionFailure("Connection refused")
+            return super().exec_command(command, in_data)
+
+    class Both(Altered, Deaf):
+        pass
+
+    unwatched[0].connection = Both(("WATCH_AFTER_SECONDS = 1", "WATCH_AFTER_SECONDS = 9"))
+    script = by_rank("time.sleep(600)", "raise SystemExit(1)")
+    launch = launched(unwatched, tmp_path, script, grace_seconds=1)
+    began = time.monotonic()
+    endings = followed(launch, Onlooker(tmp_path, unwatched))
+    assert time.monotonic() - began < 8
+    assert (endings["node0"].state, endings["node0"].note) == ("lost", "was told to stop, and may be running there still")
+
+
+def test_a_supervisor_that_was_killed(unwatched: list[LocalNode], tmp_path: Path) -> None:
+    launch = launched(unwatched, tmp_path, "import os, time; print(os.getpid()); time.sleep(600)")
+    until(lambda: unwatched[1].follow(wait_seconds=0)[1])
+    state, data = unwatched[1].follow(wait_seconds=0)
+    for pid in (state["pid"], int(data)):
+        os.kill(pid, signal.SIGKILL)
+    endings = followed(launch, Onlooker(tmp_path, unwatched))
+    assert [(one.state, one.exit_code, one.note) for one in endings.values()] == [
+        ("stopped", 143, ""),
+        ("lost", None, "lost the process that looked after it"),
+    ]
+    assert endings["node0"].because == "rank 1 (node1) lost the process that looked after it"
+
+
+def test_a_job_whose_folder_is_gone(unwatched: list[LocalNode], tmp_path: Path) -> None:
+    launch = launched(unwatched, tmp_path, by_rank("time.sleep(600)", "pass"))
+    unwatched[1].wait()
+    shutil.rmtree(unwatched[1].job_dir())
+    endings = followed(launch, Onlooker(tmp_path, unwatched))
+    assert [(one.state, one.note) for one in endings.values()] == [("stopped", ""), ("lost", "has no job job-1")]
+
+
+def test_a_script_that_cannot_start_is_said(nodes: list[LocalNode], tmp_path: Path) -> None:
+    launch = gang_of(nodes, code(tmp_path / "code", SLEEP))
+    launch.prepare()
+    launch._prepared["node1"]["python"] = "/no/such/python"
+    launch.start()
+    endings = followed(launch, Onlooker(tmp_path, nodes))
+    note = "did not start: No such file or directory: /no/such/python"
+    assert [(one.state, one.note) for one in endings.values()] == [("stopped", ""), ("failed", note)]
+    assert endings["node0"].because == f"rank 1 (node1) {note}"
+
+
+def test_a_full_disk_here_is_the_end_of_following(unwatched: list[LocalNode], tmp_path: Path) -> None:
+    class Full(RankLog):
+        def write(self, data: bytes, offset: int) -> None:
+            raise OSError(28, "No space left on device")
+
+    launch = launched(unwatched, tmp_path, SLEEP)
+    onlooker = Onlooker(tmp_path, unwatched)
+    onlooker.files["node1"] = Full(tmp_path / "full.log")
+    endings = followed(launch, onlooker)
+    assert endings["node1"].note == "could not be followed any more: [Errno 28] No space left on device"
+    assert endings["node0"].state == "stopped"
+
+
+def test_a_defect_is_seen(nodes: list[LocalNode], tmp_path: Path) -> None:
+    class Broken(Onlooker):
+        def output(self, node: Node, data: bytes) -> None:
+            raise ZeroDivisionError
+
+    launch = launched(nodes, tmp_path, "print(1)")
+    with pytest.raises(ZeroDivisionError):
+        followed(launch, Broken(tmp_path, nodes))
+
+
+def test_what_the_controller_holds_is_bounded(
+    nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follow_module, "CHUNK_BYTES", 10_000)
+    sizes = []
+
+    class Measuring(Onlooker):
+        def output(self, node: Node, data: bytes) -> None:
+            sizes.append(len(data))
+            super().output(node, data)
+
+    launch = launched(nodes, tmp_path, "print('x' * 199_999)")
+    onlooker = Measuring(tmp_path, nodes)
+    followed(launch, onlooker)
+    assert max(sizes) <= 10_000
+    assert [len(onlooker.read(node.host)) for node in nodes] == [200_000, 200_000]
+
+
+# ------------------------------------------------------------------------------------------- given up, and taken up again
+
+
+def test_who_gives_up_leaves_the_job_alone(nodes: list[LocalNode], tmp_path: Path) -> None:
+    launch = launched(nodes, tmp_path, SLEEP)
+    onlooker = Onlooker(tmp_path, nodes)
+    assert following(launch, onlooker).run(lambda: b"ready" in onlooker.shown["node0"]) is None
+    assert [node.follow(wait_seconds=0)[0]["state"] for node in nodes] == ["running", "running"]
+
+
+def test_who_has_given_up_writes_nothing_any_more(nodes: list[LocalNode], tmp_path: Path) -> None:
+    """What comes later must be there for the next who follows, and was not shown to anybody."""
+    answered = threading.Event()
+
+    class Slow(Connection):
+        def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
+            answer = super().exec_command(command, in_data)
+            if b"'op': 'follow'" in in_data and b"later" in answer[1]:
+                given_up.wait(10)
+                answered.set()
+            return answer
+
+    given_up = threading.Event()
+    nodes[0].connection = Slow()
+    script = "import os, time\nprint('first')\nwhile not os.path.exists('go'): time.sleep(0.01)\nprint('later')\n" + SLEEP
+    launch = launched(nodes, tmp_path, script)
+    onlooker = Onlooker(tmp_path, nodes)
+
+    def interrupted() -> bool:
+        if onlooker.shown["node0"] and not given_up.is_set():
+            (nodes[0].job_dir() / "work" / "go").touch()
+            until(lambda: b"later" in (nodes[0].job_dir() / "log").read_bytes())
+            time.sleep(0.5)  # for the poll to have it
+            return True
+        return False
+
+    one = following(launch, onlooker)
+    assert one.run(interrupted) is None
+    threads = [thread for thread in threading.enumerate() if thread.name == "node0"]
+    given_up.set()
+    assert answered.wait(10)
+    for thread in threads:
+        thread.join(10)
+    assert onlooker.read("node0") == onlooker.shown["node0"] == b"first\n"
+
+
+def test_the_next_goes_on_at_the_offset_of_the_last(nodes: list[LocalNode], tmp_path: Path) -> None:
+    script = "import os, time\nprint('first')\nwhile not os.path.exists('go'): time.sleep(0.01)\nprint('then')\n"
+    launch = launched(nodes, tmp_path, script)
+    onlooker = Onlooker(tmp_path, nodes)
+    live = "node0 node1"
+    assert following(launch, onlooker, live).run(lambda: all(onlooker.shown.values())) is None
+    for node in nodes:
+        (node.job_dir() / "work" / "go").touch()
+    again = Onlooker(tmp_path, nodes)
+    endings = followed(launch, again, live)
+    assert [one.state for one in endings.values()] == ["succeeded", "succeeded"]
+    assert again.shown == {node.host: b"then\n" for node in nodes}
+    assert [again.read(node.host) for node in nodes] == [b"first\nthen\n"] * 2
+
+
+def test_a_job_that_has_ended_is_followed_too(nodes: list[LocalNode], tmp_path: Path) -> None:
+    """Arrived is when it ended, not when that was heard of."""
+    ended_at = datetime.datetime.now().astimezone() - datetime.timedelta(seconds=2)
+    launch = launched(
+        nodes,
+        tmp_path,
+        by_rank("print(0); time.sleep(0.4); raise SystemExit(3)", "time.sleep(600)"),
+        start=ended_at.isoformat(timespec="seconds"),
+    )
+    for node in nodes:
+        node.wait()
+    onlooker = Onlooker(tmp_path, nodes)
+    before = time.monotonic()
+    endings = followed(launch, onlooker)
+    assert [(one.state, one.exit_code) for one in endings.values()] == [("failed", 3), ("stopped", 143)]
+    assert endings["node0"].arrived < endings["node1"].arrived < before
+    assert endings["node1"].because == "rank 0 (node0) exited with code 3"
+    assert onlooker.shown["node0"] == b"0\n"
+
+
+def test_several_may_follow_a_job_at_once(nodes: list[LocalNode], tmp_path: Path) -> None:
+    script = "import time\nfor n in range(30):\n    print(n)\n    time.sleep(0.02)\n"
+    launch = launched(nodes, tmp_path, script)
+    expected = b"".join(b"%d\n" % n for n in range(30))
+    onlookers = []
+    for number in range(2):
+        (tmp_path / str(number)).mkdir()
+        onlookers.append(Onlooker(tmp_path / str(number), nodes))
+    threads = [threading.Thread(target=followed, args=(launch, one, "node0 node1")) for one in onlookers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for one in onlookers:
+        assert one.shown == {"node0": expected, "node1": expected}
+        assert one.read("node0") == expected
+
+
+def test_a_node_that_answers_late_is_no_silent_one(nodes: list[LocalNode], tmp_path: Path) -> None:
+    """Whoever shows must not block; even so, a poll that took long is a sign of life when it comes."""
+    waits: Callable[[], bool] = lambda: False  # noqa: E731
+    launch = launched(nodes, tmp_path, "import time\nfor n in range(60):\n    print(n)\n    time.sleep(0.05)")
+    endings = following(launch, Onlooker(tmp_path, nodes), "node0 node1").run(waits)
+    assert endings is not None
+    assert [(one.state, one.note) for one in endings.values()] == [("succeeded", ""), ("succeeded", "")]
