@@ -22,7 +22,7 @@ SHARED = ("logs", "collect", "on_interrupt", "keep", "runs_dir", "node_timeout_s
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "job": {"type": "str", "default": ""},
     "offset": {"type": "int"},
-    **{name: JOB_ARGUMENTS[name] for name in (*SHARED, "stop_grace_seconds")},
+    **{name: JOB_ARGUMENTS[name] for name in (*SHARED, "rendezvous_timeout_seconds", "stop_grace_seconds")},
 }
 
 

@@ -54,6 +54,12 @@ options:
         folder. The job goes on. V(0) means never.
     type: int
     default: 0
+  rendezvous_timeout_seconds:
+    description:
+      - When no rank has printed anything for this long since the start, look what they do. A job whose ranks wait for
+        each other in vain is ended, with the reason. V(0) means never.
+    type: int
+    default: 120
   stop_grace_seconds:
     description: The time between SIGTERM and SIGKILL when the job is stopped.
     type: int

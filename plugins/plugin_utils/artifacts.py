@@ -33,6 +33,8 @@ REMEMBERED_FILES = 10_000
 """Of a node that has more to fetch than this, the list is asked for once more instead of kept."""
 RETRY_SECONDS = 1
 """How long to wait before a node that was unreachable is asked again."""
+LOST_SECONDS = 5
+"""How long a node that was lost is given to show that it is back, as after a reboot."""
 ROUNDS = 3
 """How often a file is tried that changes while it is read."""
 OBSTACLES = (errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EEXIST, errno.ENOTEMPTY, errno.EACCES, errno.EPERM)
@@ -305,32 +307,30 @@ def collect(
     """Bring what the job wrote to ``runs/<id>/artifacts/``; called again, it goes on where it ended.
 
     Args:
-        gang: the job's nodes; they are asked from several threads.
+        gang: the job's nodes; asked from several threads.
         which: ``head`` (rank 0, right below artifacts/), ``all`` (each into artifacts/rank<k>-<host>/) or ``none``.
         record: the job's folder, which is there.
         node_timeout_seconds: a node that is unreachable for this long is given up.
-        lost: hosts that need not be tried.
+        lost: hosts that did not answer any more and are not waited for; one that is back is collected from.
 
     Returns:
         What the user should know, a sentence each; empty if all is there.
     """
     chosen = {"head": gang.topology.nodes[:1], "all": gang.topology.nodes, "none": []}[which]
     remedy = f"run: ansible-playbook logs.yml -e job={gang.job_id}"
-    notes = [
-        f"nothing was collected from {node.name}, for it was lost; {remedy}" for node in chosen if node.host in lost
-    ]
+    (record.path / "artifacts").mkdir(exist_ok=True)
 
     def incomplete(node: Node, error: Exception) -> str:
         why = (error.strerror if isinstance(error, OSError) else None) or error
         return f"what {node.name} wrote is not complete here: {why}; it is in the job's work directory there; {remedy}"
 
-    nodes = {node.host: node for node in chosen if node.host not in lost}
-    folders = {
-        host: f"{record.log_path(node.rank, host).stem}/" if which == "all" else "" for host, node in nodes.items()
-    }
-    transfers = {
-        host: Transfer(Source(gang, host, node_timeout_seconds), Store(record, folders[host])) for host in nodes
-    }
+    def transfer_from(node: Node) -> Transfer:
+        seconds = min(node_timeout_seconds, LOST_SECONDS) if node.host in lost else node_timeout_seconds
+        folder = f"{record.log_path(node.rank, node.host).stem}/" if which == "all" else ""
+        return Transfer(Source(gang, node.host, seconds), Store(record, folder))
+
+    nodes = {node.host: node for node in chosen}
+    transfers = {host: transfer_from(node) for host, node in nodes.items()}
     places = threading.Semaphore(NODES_AT_ONCE)
 
     def measure(transfer: Transfer) -> int:
@@ -348,8 +348,9 @@ def collect(
     needed, free = sum(sizes.values()), shutil.disk_usage(record.path).free
     if needed > free:
         whole = f"artifacts ({amount(needed)}) do not fit into {record.path} ({amount(free)} free)"
-        return [*notes, f"{whole}; free some space there; {remedy} again"]
+        return [f"{whole}; free some space there; {remedy} again"]
     fetched, more_errors = fan_out({host: transfers[host] for host in sizes}, fetch, NO_LIMIT_SECONDS)
+    notes: list[str] = []
     for host, node in nodes.items():
         result = {**fetched, **errors, **more_errors}[host]
         notes += result if isinstance(result, list) else [incomplete(node, result)]

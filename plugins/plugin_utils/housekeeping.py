@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError
@@ -14,8 +14,10 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Ga
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import amount, counted, shown
 
-TIMEOUT_SECONDS = 600
-"""What removing may take on a node: of many small files some 10,000 a second."""
+GO_SECONDS = 10
+"""How long a node removes before it answers, to be asked again if there is more."""
+TIMEOUT_SECONDS = 60
+"""After this long without an answer a node counts as unreachable."""
 MOST_NOTES = 5
 """Of more things that could not be removed than this only the first are named."""
 
@@ -44,19 +46,35 @@ def clean(
         raise JobError(f"keep is {keep}; set it to 0 or more")
 
     def ask(one: NodeSettings) -> Cleaned:
-        request = {"op": "clean", "directory": one.directory, "keep": keep, "dry": dry}
+        request = {"op": "clean", "directory": one.directory, "keep": keep, "dry": dry, "seconds": GO_SECONDS}
         return open_channel(one.host).call(request)[0]
 
-    return fan_out({one.host: one for one in settings}, ask, TIMEOUT_SECONDS)
+    cleaned: dict[str, Cleaned] = {}
+    errors: dict[str, NodeError] = {}
+    asked = {one.host: one for one in settings}
+    while asked:
+        replies, failed = fan_out(asked, ask, TIMEOUT_SECONDS)
+        errors.update(failed)
+        asked = {host: asked[host] for host, reply in replies.items() if reply.pop("more")}
+        for host, reply in replies.items():
+            known = cleaned.setdefault(host, reply)
+            if known is not reply:  # lists and bytes; what could not be removed could not either time
+                cleaned[host] = {name: reply[name] if name == "left" else known[name] + reply[name] for name in reply}
+    return cleaned, errors
 
 
-def keep_newest(gang: Gang, keep: int) -> list[str]:
+def keep_newest(gang: Gang, keep: int, lost: Collection[str] = ()) -> list[str]:
     """Remove all but the newest ``keep`` ended jobs from the nodes of a job that has ended.
+
+    Args:
+        gang: the job's nodes.
+        keep: how many.
+        lost: hosts that do not answer, and are not asked.
 
     Returns:
         What the user should know, a sentence each: what was removed, if anything was, and what could not be.
     """
-    cleaned, errors = clean(list(gang.settings.values()), gang.open, keep)
+    cleaned, errors = clean([one for one in gang.settings.values() if one.host not in lost], gang.open, keep)
     summary = [summed_up(cleaned)] if removes(cleaned) else []
     return [*summary, *left_over(cleaned), *(f"{error}; nothing was removed there" for error in errors.values())]
 

@@ -1,16 +1,17 @@
 # Copyright (c) The Thunderhead developers
 # Licensed under the Apache License, Version 2.0 (see LICENSE)
-"""Who looks on while a job is followed: shows its output, and notices when it has come to a standstill."""
+"""Who looks on while a job is followed: shows its output, and explains when it has come to a standstill."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils import stall
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.follow import Ending
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.logs import RankLog
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import Order
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.screen import Screen
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import Node
 
@@ -22,13 +23,31 @@ class Onlooker:
         verdict: why the job has to end because of a standstill; "" if it need not.
     """
 
-    def __init__(self, gang: Gang, logs: Mapping[str, RankLog], screen: Screen, stacks: Path, order: Order) -> None:
-        """Look at nothing yet; ``stacks`` is the folder for what the ranks are doing."""
+    def __init__(
+        self,
+        gang: Gang,
+        logs: Mapping[str, RankLog],
+        screen: Screen,
+        stacks: Path,
+        stall_timeout_seconds: int,
+        rendezvous_timeout_seconds: int,
+    ) -> None:
+        """Look at nothing yet.
+
+        Args:
+            gang: the job's nodes.
+            logs: of each host.
+            screen: where the shown ranks' output goes.
+            stacks: folder for what the ranks are doing, made when it is needed.
+            stall_timeout_seconds: without any output for this long, it is said what the ranks do; 0 means never.
+            rendezvous_timeout_seconds: the same since the start; ranks that wait for each other in vain end the job.
+        """
         self._gang = gang
         self._logs = logs
         self._screen = screen
         self._stacks = stacks
-        self._order = order
+        self._watch = stall.StallWatch(stall_timeout_seconds, rendezvous_timeout_seconds)
+        self._explaining: threading.Thread | None = None
         self.verdict = ""
 
     def output(self, node: Node, data: bytes) -> None:
@@ -36,5 +55,20 @@ class Onlooker:
         self._screen.show(node.rank, node.host, data)
 
     def look(self, written: Mapping[str, int], endings: Mapping[str, Ending]) -> str | None:
-        """Return why the job has to be stopped, or None."""
+        """Return why the job has to be stopped, or None. A silence is explained in a thread of its own."""
+        silence = self._watch.look(written, len(endings))
+        if silence and not (self._explaining and self._explaining.is_alive()):
+            self._explaining = threading.Thread(target=self._explain, args=(silence,), daemon=True)
+            self._explaining.start()
         return self.verdict or None
+
+    def _explain(self, silence: stall.Silence) -> None:
+        stacks = stall.gather(self._gang, self._stacks)
+        found = stall.explain(self._gang.topology, stacks, self._logs, self._gang)
+        if found.passed:
+            self._watch.past_rendezvous()
+        sentence = f"nothing was printed for {silence.seconds:.0f} s: {found.sentence}"
+        if silence.rendezvous and found.rendezvous:
+            self.verdict = sentence
+        elif silence.stall:
+            self._screen.say(sentence)

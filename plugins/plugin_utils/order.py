@@ -190,7 +190,7 @@ def earlier_job(order: Order, hosts: Sequence[str]) -> Mapping[str, Any]:
     return record.data
 
 
-# ---------------------------------------------------------------------------------------------- the code of earlier jobs
+# --------------------------------------------------------------------------------------------- the code of earlier jobs
 
 
 def store_bundle(runs: Path, bundle: Bundle) -> None:

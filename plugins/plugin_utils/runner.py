@@ -258,7 +258,14 @@ def _see_through(
     while True:
         shown = [node for node in gang.topology.nodes if SHOWN[order.logs](node)]
         screen = Screen(desk.say, gang.topology.world_size, [node.host for node in shown])
-        onlooker = Onlooker(gang, logs, screen, record.path / "stacks", order)
+        onlooker = Onlooker(
+            gang,
+            logs,
+            screen,
+            record.path / "stacks",
+            order.stall_timeout_seconds,
+            order.rendezvous_timeout_seconds,
+        )
         for node in shown:
             log = logs[node.host]
             for position in range(starts.get(node.host, log.size), log.size, PIECE_BYTES):

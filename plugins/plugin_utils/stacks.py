@@ -32,7 +32,7 @@ _COLLECTIVES = {
     *("_verify_param_shape_across_processes", "_sync_module_states", "_sync_params_and_buffers"),
 }
 _LIBRARY = re.compile(r"/(site|dist)-packages/|/lib/python3\.\d+/|^<")
-_FRAME = re.compile(r" {4}(.+) \((.+?)(?::(\d+))?\)$")
+_FRAME = re.compile(r" {4}(.+?) \((.+?)(?::(\d+))?\)$")
 _THREAD = re.compile(r'Thread (\S+) \(([^)]*)\)(?:: "(.*)")?')
 
 
@@ -112,8 +112,8 @@ def parse(reply: Mapping[str, Any], payload: bytes) -> list[Process]:
 def members(processes: Sequence[Process]) -> list[Process]:
     """Return those of a node's processes that are ranks, by local rank; or the launcher, as long as there are none.
 
-    A rank is the script itself, or was started by it or by torchrun with a LOCAL_RANK of its own; a data loader's worker
-    inherits that of its rank. Nobody told torch.multiprocessing.spawn's what they are, but their stacks do.
+    A rank is the script itself, or was started by it or by torchrun with a LOCAL_RANK of its own; a data loader's
+    worker inherits that of its rank. Nobody told torch.multiprocessing.spawn's what they are, but their stacks do.
     """
     pythons = [process for process in processes if process.python]
     ranks_of = {process.pid: process.local_rank for process in pythons}
@@ -124,7 +124,7 @@ def members(processes: Sequence[Process]) -> list[Process]:
         or any("torch/multiprocessing/spawn.py" in frame.file and frame.name == "_wrap" for frame in _calls(process))
     ]
     first = pythons[:1]  # Lightning's is local rank 0 and starts the others; torchrun's starts all of them
-    if spawned and all(process.local_rank in (0, None) for process in spawned[:1]):
+    if any(process.local_rank in (0, None) for process in spawned):
         first = []
     found = [*first, *(process for process in spawned if process not in first)]
     return sorted(found, key=lambda process: process.local_rank or 0)
@@ -161,12 +161,13 @@ def activity(process: Process, others: Sequence[Process] = ()) -> Activity:
     """
     idle, frames = process.main_thread
     if not frames:
-        return Activity(UNKNOWN, f"in state {process.state}, and its stack could not be taken")
+        return Activity(UNKNOWN, f"in state {process.state}, with a stack that could not be taken")
     user = next((frame for frame in frames if not frame.is_library), None)
     at = f" at {user.place}" if user else ""
     meeting = [frame for frame in frames if frame.name in _RENDEZVOUS and "torch/distributed/" in frame.file]
     if meeting:
-        return Activity(RENDEZVOUS, f"in {meeting[-1].name}")
+        elastic = "torch/distributed/elastic/" in meeting[-1].file
+        return Activity(RENDEZVOUS, "in torchrun's rendezvous" if elastic else f"in {meeting[-1].name}")
     together = [frame for frame in frames if frame.name in _COLLECTIVES and "torch/" in frame.file]
     if together:
         return Activity(COLLECTIVE, f"in {together[-1].name}{at}")

@@ -31,7 +31,7 @@ _ANNOUNCED = re.compile(r"Initializing distributed: GLOBAL_RANK: (\d+), MEMBER: 
 _REGISTERED = "All distributed processes registered"
 
 
-# -------------------------------------------------------------------------------------------------------------- noticing
+# ------------------------------------------------------------------------------------------------------------- noticing
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class StallWatch:
 
         Args:
             stall_timeout_seconds: a silence of this length is told once; 0 or None: never.
-            rendezvous_timeout_seconds: the same while the ranks may still be about to meet; 0 or None: never. It is told
-                again when the job is twice as old as it was then, for the ranks may come late, and without a word.
+            rendezvous_timeout_seconds: the same while the ranks may still be about to meet; 0 or None: never. It is
+                told again when the job is twice as old as it was then: ranks may come late, and without a word.
             clock: seconds.
         """
         self._stall = stall_timeout_seconds or float("inf")
@@ -115,7 +115,7 @@ def progress(lines: Sequence[str]) -> str:
     return f"has passed the rendezvous, and printed last: {words}" if met else f"has printed last: {words}"
 
 
-# ------------------------------------------------------------------------------------------------------------- gathering
+# ------------------------------------------------------------------------------------------------------------ gathering
 
 
 @dataclass
@@ -168,7 +168,7 @@ def _write(path: Path, text: str) -> None:
         file.write(text)
 
 
-# ------------------------------------------------------------------------------------------------------------ explaining
+# ----------------------------------------------------------------------------------------------------------- explaining
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ class _Announcement:
 
 
 def explain(topology: Topology, stacks: Stacks, logs: Mapping[str, RankLog], gang: Gang | None) -> Verdict:
-    """Say why nothing is heard of a job. If its ranks wait for each other, its nodes are asked to connect to each other.
+    """Say why nothing is heard of a job. Where its ranks wait for each other, its nodes try to connect to each other.
 
     Args:
         topology: the job's nodes.
@@ -214,47 +214,44 @@ def explain(topology: Topology, stacks: Stacks, logs: Mapping[str, RankLog], gan
         gang: to ask the nodes; None asks nobody.
     """
     tails = {node.host: logs[node.host].tail() for node in topology.nodes}
-    members = [member for node in topology.nodes for member in _members(node, stacks, tails[node.host])]
+    met = any(_REGISTERED in line for tail in tails.values() for line in tail) or "has passed" in progress(
+        tails[topology.head.host]
+    )
+    members = [member for node in topology.nodes for member in _members(node, stacks, tails[node.host], met)]
+    met = met or any(member.activity.kind in (reading.COLLECTIVE, reading.BACKWARD) for member in members)
     present = {member.node.rank for member in members}
     silent = [node for node in topology.nodes if node.rank not in present]
     meeting = [member for member in members if member.activity.kind == reading.RENDEZVOUS]
     if meeting:
-        text = _of_rendezvous(topology, stacks, tails, members, meeting, silent, gang)
+        text = _of_rendezvous(topology, stacks, tails, members, meeting, silent, met, gang)
         text = f"the rendezvous does not complete: {text}"
     else:
-        text = _of_stall(topology, stacks, members, gang)
-    unknown = [node for node in silent if node.host in stacks.errors]
-    for why in dict.fromkeys(stacks.errors[node.host] for node in unknown):
-        text += (
-            f"; nothing is known of {_nodes([node for node in unknown if stacks.errors[node.host] == why])}: it {why}"
-        )
+        text = _of_stall(topology, stacks, members, silent, gang)
+    for why in dict.fromkeys(stacks.errors[node.host] for node in silent if node.host in stacks.errors):
+        nodes = [node for node in silent if stacks.errors.get(node.host) == why]
+        text += f"; {'each of ' if len(nodes) > 1 else ''}{_nodes(nodes)} {why}"
     if stacks.missing:
         host, path = next(iter(stacks.missing.items()))
         text += f"; {host} has no {path}, so run: ansible-playbook setup.yml"
     text = text if len(text) <= LONGEST_SENTENCE else f"{text[:LONGEST_SENTENCE]}…"
     if stacks.folder:
         text += f"; what every rank is doing: {stacks.folder}"
-    passed = not silent and all(_has_passed(member, tails) for member in members)
-    return Verdict(bool(meeting), passed, text)
+    return Verdict(bool(meeting), met and not meeting and not silent, text)
 
 
-def _members(node: Node, stacks: Stacks, tail: Sequence[str]) -> list[_Member]:
-    """Return what the ranks of a node are doing, by their stacks, or else by their log."""
+def _members(node: Node, stacks: Stacks, tail: Sequence[str], met: bool) -> list[_Member]:
+    """Return what the ranks of a node are doing, by their stacks, or else by their log.
+
+    A log says little: while it trains, Lightning prints nothing on other ranks than 0.
+    """
     processes = stacks.processes.get(node.host, [])
     found = reading.members(processes)
     activities = [reading.activity(process, processes) for process in found]
-    if all(one.kind == reading.UNKNOWN for one in activities) and "waiting in the rendezvous" in progress(tail):
+    if all(one.kind == reading.UNKNOWN for one in activities) and not met and "waiting in the rend" in progress(tail):
         return [_Member(node, 0, 1, Activity(reading.RENDEZVOUS, "in Lightning's rendezvous"))]
     return [
         _Member(node, process.local_rank or 0, len(found), one) for process, one in zip(found, activities, strict=True)
     ]
-
-
-def _has_passed(member: _Member, tails: Mapping[str, Sequence[str]]) -> bool:
-    """Whether a rank has left the rendezvous behind."""
-    return member.activity.kind in (reading.COLLECTIVE, reading.BACKWARD) or (
-        member.activity.kind != reading.RENDEZVOUS and any(_REGISTERED in line for line in tails[member.node.host])
-    )
 
 
 def _of_rendezvous(
@@ -264,35 +261,33 @@ def _of_rendezvous(
     members: Sequence[_Member],
     meeting: Sequence[_Member],
     silent: Sequence[Node],
+    met: bool,
     gang: Gang | None,
 ) -> str:
     """Say why some ranks wait in the rendezvous: the first reason that is found."""
     wrong = _wrong_numbers(topology, stacks, tails)
     if wrong:
         return wrong
-    absent = [member for member in members if member not in meeting and not _has_passed(member, tails)]
+    others = [member for member in members if member.activity.kind != reading.RENDEZVOUS]
     empty = [node for node in silent if node.host not in stacks.errors]
-    if absent or empty:
-        missing = [_doing(group, "never came to it, but ") for group in _grouped(absent)]
+    where = " or ".join(dict.fromkeys(member.activity.words.removeprefix("in ") for member in meeting))
+    if empty or (others and not met):
+        missing = [_doing(group, "never came to it, but ") for group in _grouped(others)]
         if empty:
-            missing.append(f"{_nodes(empty)} {'runs' if len(empty) == 1 else 'run'} no Python process")
+            missing.append(_empty(empty))
         return (
-            f"{', '.join(missing)}; {_who(meeting, 'waits', 'wait')} in {_where(meeting)}; if more time is all that is "
-            "needed, raise job_rendezvous_timeout_seconds"
+            f"{', '.join(missing)}; {_who(meeting, 'waits', 'wait')} in {where}; if more time is all that is needed, "
+            "raise job_rendezvous_timeout_seconds"
         )
-    if gang:
-        reach = probe(gang, stacks.ports, master=True)
-        found = describe(topology, reach)
-        if found:
-            return "; ".join(found)
-    passed = [member for member in members if member not in meeting]
-    who = "all ranks wait" if not passed and not silent else _who(meeting, "waits", "wait")
-    beyond = "".join(f", {_doing(group)}" for group in _grouped(passed))
-    network = " and all nodes can connect to each other" if gang else ""
-    return (
-        f"{who} in {_where(meeting)}{beyond}{network}; if the script counts its ranks itself, it may expect others than "
-        f"the {counted(len(members), 'rank')} that there are"
-    )
+    found = describe(topology, probe(gang, stacks.ports, master=True)) if gang else []
+    if found:
+        return "; ".join(found)
+    who = _who(meeting, "waits", "wait") if others or silent else "all ranks wait"
+    beyond = "".join(f", {_doing(group)}" for group in _grouped(others))
+    network = "; all nodes can connect to each other" if gang else ""
+    own = "torchrun" not in where  # which is told by the job how many nodes there are
+    counts = f"; the script may expect more than the {counted(len(members), 'rank')} that there are" if own else ""
+    return f"{who} in {where}{beyond}{network}{counts}"
 
 
 def _wrong_numbers(topology: Topology, stacks: Stacks, tails: Mapping[str, Sequence[str]]) -> str | None:
@@ -307,8 +302,8 @@ def _wrong_numbers(topology: Topology, stacks: Stacks, tails: Mapping[str, Seque
     if len(started) > 1:
         counts = [f"{_nodes(nodes)} started {_processes(number)}" for number, nodes in sorted(started.items())]
         return (
-            f"{', but '.join(counts)}, and every node must start the same number; set devices in the Trainer to what all "
-            "nodes have"
+            f"{', but '.join(counts)}, and every node must start the same number; set devices in the Trainer to what "
+            "all nodes have"
         )
     (local,) = started
     expected = {one.members for _node, found in announced for one in found}
@@ -335,30 +330,34 @@ def _announcements(lines: Sequence[str]) -> list[_Announcement]:
     return [_Announcement(int(one[1]), int(one[3])) for one in found]
 
 
-def _of_stall(topology: Topology, stacks: Stacks, members: Sequence[_Member], gang: Gang | None) -> str:
+def _of_stall(
+    topology: Topology, stacks: Stacks, members: Sequence[_Member], silent: Sequence[Node], gang: Gang | None
+) -> str:
     """Say which ranks wait, and for whom."""
-    if not members:
-        return "no rank's stack could be taken"
     waiting = [member for member in members if member.activity.waits]
     others = [member for member in members if not member.activity.waits]
-    if waiting and others:
-        doing = ", ".join(map(_doing, _grouped(others)))
-        places = " or ".join(group[0] for group in reversed(_grouped(waiting)))
-        return f"{doing} while {_who(waiting, 'waits', 'wait')} for {'it' if len(others) == 1 else 'them'} {places}"
-    if others:
-        return f"no rank waits for another: {', '.join(map(_doing, _grouped(others)))}"
+    empty = [node for node in silent if node.host not in stacks.errors]
+    doing = [*map(_doing, _grouped(others)), *([_empty(empty)] if empty else [])]
     groups = _grouped(waiting)
+    if waiting and doing:
+        places = " or ".join(words for words, _group in reversed(groups))
+        late = {member.node.rank for member in others} | {node.rank for node in empty}
+        it = "it" if len(late) == 1 else "them"
+        return f"{', '.join(doing)} while {_who(waiting, 'waits', 'wait')} for {it} {places}"
+    if doing:
+        return f"no rank waits for another: {', '.join(doing)}"
+    if not groups:
+        return "nothing is known of any rank"
     if len(groups) > 1:
-        doing = ", ".join(f"{_who(group)} {words}" for words, group in groups)
-        return f"the ranks wait for each other in different places: {doing}; all must take part in the same, in order"
-    if gang and topology.world_size > 1:
-        found = describe(topology, probe(gang, stacks.ports, master=False))
-        network = "; ".join(found) if found else "all nodes can connect to each other"
-        return f"all ranks wait {groups[0][0]}; {network}"
-    return f"all ranks wait {groups[0][0]}"
+        doing = [f"{_who(group)} {words}" for words, group in groups]
+        return f"the ranks wait for each other in different places: {', '.join(doing)}"
+    who = _who(waiting, "waits", "wait") if silent else "all ranks wait"
+    found = describe(topology, probe(gang, stacks.ports, master=False)) if gang and topology.world_size > 1 else None
+    network = "" if found is None else f"; {'; '.join(found) or 'all nodes can connect to each other'}"
+    return f"{who} {groups[0][0]}{network}"
 
 
-# ----------------------------------------------------------------------------------------------------------------- words
+# ---------------------------------------------------------------------------------------------------------------- words
 
 
 def _grouped(members: Sequence[_Member]) -> list[tuple[str, list[_Member]]]:
@@ -371,12 +370,6 @@ def _grouped(members: Sequence[_Member]) -> list[tuple[str, list[_Member]]]:
         rest = [member for _words, group in ordered[MOST_GROUPS - 1 :] for member in group]
         ordered = [*ordered[: MOST_GROUPS - 1], ("elsewhere", rest)]
     return ordered
-
-
-def _where(members: Sequence[_Member]) -> str:
-    """Return "init_process_group", or several such."""
-    names = [member.activity.words.removeprefix("in ") for member in members]
-    return " or ".join(dict.fromkeys(names))
 
 
 def _doing(group: tuple[str, Sequence[_Member]], before: str = "") -> str:
@@ -403,6 +396,10 @@ def _who(members: Sequence[_Member], one: str = "", many: str = "") -> str:
     return f"{nodes} {verb}" if verb else nodes
 
 
+def _empty(nodes: Sequence[Node]) -> str:
+    return f"{_nodes(nodes)} {'runs' if len(nodes) == 1 else 'run'} no Python process"
+
+
 def _nodes(nodes: Sequence[Node]) -> str:
     return nodes[0].name if len(nodes) == 1 else f"ranks {_spans(node.rank for node in nodes)}"
 
@@ -418,7 +415,8 @@ def _spans(numbers: Iterable[int]) -> str:
     words = [
         str(low) if low == high else f"{low}, {high}" if high == low + 1 else f"{low}-{high}" for low, high in spans
     ]
-    return ", ".join(words[:MOST_SPANS]) + (f" and {len(words) - MOST_SPANS} more spans" if words[MOST_SPANS:] else "")
+    more = sum(high - low + 1 for low, high in spans[MOST_SPANS:])
+    return ", ".join(words[:MOST_SPANS]) + (f" and {more} more" if more else "")
 
 
 def _processes(number: int) -> str:

@@ -7,8 +7,8 @@ CPU: while rank 0 prints 100 lines a second and the others nothing. A node's sha
 the script and less what the same container uses without a job; the controller's is ansible-playbook, its worker and
 every ssh. Logs: 4 ranks print so many bytes as fast as they can, once with a terminal that takes everything and once
 with one that reads 10 KB a second; the logs that came home are compared with the nodes' by SHA-256.
-Needs a Docker engine (rig.py up) on this machine, and 10 bytes of disk for each of --bytes. The exit status is 1 if
-bytes were lost; that a target is missed is only said.
+Needs a Docker engine (rig.py up) on this machine, and disk for 8 times --bytes. The exit status is 1 if bytes were
+lost; that a target is missed is only said.
 """
 
 import argparse
@@ -278,6 +278,7 @@ def measure_cpu(nodes: Cluster, seconds: float) -> dict[str, list[float]]:
 def measure_transfer(nodes: Cluster, size: int, terminal: int) -> Transfer:
     """Let RANKS nodes print ``size`` bytes each; compare the logs."""
     hosts = list(nodes.nodes)[:RANKS]
+    os.sync()  # what was written before must not be in the way
     playbook = Playbook(nodes, f"--bytes {size}", terminal, ",".join(hosts))
     seconds, main, worker = playbook.wait(LIMIT_SECONDS + RANKS * size / 1e6)
     folder = playbook.job()
@@ -332,7 +333,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nodes", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=60, help="how long CPU time is measured")
-    parser.add_argument("--bytes", type=int, default=10**9, help="what each of the ranks prints")
+    parser.add_argument(
+        "--bytes", type=int, default=10**9, help="what each of the ranks prints; 0: measure CPU time only"
+    )
     parser.add_argument("--output", type=Path, default=FOLDER / "follow.json", help="every figure, as JSON")
     options = parser.parse_args()
     if options.nodes < RANKS:
@@ -346,12 +349,12 @@ def main() -> None:
         )
         print("CPU time in % of a core")
         print(cpu_table(cpu), flush=True)
-        transfers = {
-            name: measure_transfer(nodes, options.bytes, terminal)
-            for name, terminal in (("fast", 0), ("slow", SLOW_BYTES_PER_SECOND))
-        }
-        print(f"\n{RANKS} ranks print {options.bytes:,} bytes each")
-        print(transfer_table(transfers, options.bytes), flush=True)
+        transfers = {}
+        if options.bytes:
+            for name, terminal in (("fast", 0), ("slow", SLOW_BYTES_PER_SECOND)):
+                transfers[name] = measure_transfer(nodes, options.bytes, terminal)
+            print(f"\n{RANKS} ranks print {options.bytes:,} bytes each")
+            print(transfer_table(transfers, options.bytes), flush=True)
     document = {
         "nodes": options.nodes,
         "cores": os.cpu_count(),

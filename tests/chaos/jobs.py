@@ -4,7 +4,7 @@ from machines import JOBS, Cluster, Node
 from playbook import Playbook
 
 END_SECONDS = 5
-"""The most between a rank's death and the end of run.yml, besides the grace."""
+"""The most between a rank's death and the end of run.yml, besides the grace; a supervisor says good-bye as long."""
 
 
 def counting(cluster: Cluster, *arguments: str, lines: int = 1_000_000, terminal: bool = False) -> Playbook:

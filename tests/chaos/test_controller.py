@@ -58,13 +58,13 @@ def test_a_lost_terminal_and_logs(cluster: Cluster, timeline: Timeline) -> None:
 
 
 def test_ctrl_c_once(cluster: Cluster, timeline: Timeline) -> None:
-    run = counting(cluster, lines=900, terminal=True)
+    run = counting(cluster, lines=700, terminal=True)
     job = run.job
     at = run.press_ctrl_c()
     assert run.wait() == INTERRUPTED
     assert_says_how_to_come_back(run, job)
     assert_runs_on(cluster, job)
-    assert_goes_on_without_a_gap(cluster, job, run, lines=900)
+    assert_goes_on_without_a_gap(cluster, job, run, lines=700)
     timeline.note("Ctrl-C", "the job goes on; the words say how to come back", None, run.ended_at - at)
 
 

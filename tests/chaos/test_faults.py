@@ -26,7 +26,7 @@ def test_sigkill_of_one_rank(cluster: Cluster, timeline: Timeline) -> None:
     assert re.search(cause, record["cause"]) and "rank 0" not in record["cause"] and "rank 2" not in record["cause"]
     assert [rank["state"] for rank in record["ranks"]] == ["stopped", "failed", "stopped"]
     assert record["ranks"][1]["signal"] == 9
-    assert cluster.left(job) == []
+    cluster.await_nothing_left(job, END_SECONDS)
     timeline.note_end("a rank is killed (SIGKILL)", run, at, cause)
 
 
@@ -41,7 +41,7 @@ def test_an_exception_on_one_rank(cluster: Cluster, timeline: Timeline) -> None:
     cause = r"rank 2 \(node2\) exited with code 1 after \d+ s: RuntimeError: deliberate, on rank 2"
     assert re.search(cause + r"; see \S*/rank2-node2\.log", run.words)
     assert [rank["state"] for rank in cluster.record(job)["ranks"]] == ["stopped", "stopped", "failed"]
-    assert cluster.left(job) == []
+    cluster.await_nothing_left(job, END_SECONDS)
     timeline.note_end("a rank raises an exception", run, at, cause)
 
 
@@ -57,7 +57,7 @@ def test_sigkill_of_the_whole_unit(cluster: Cluster, timeline: Timeline) -> None
     assert re.match(cause, record["cause"])
     assert record["ranks"][1]["state"] == "lost"
     assert [record["ranks"][rank]["state"] for rank in (0, 2)] == ["stopped", "stopped"]
-    assert cluster.left(job) == []
+    cluster.await_nothing_left(job, END_SECONDS)
     timeline.note_end("a node's whole unit is killed, its supervisor too", run, at, cause)
 
 
@@ -76,6 +76,7 @@ def test_a_node_that_vanishes(
     cluster: Cluster, timeline: Timeline, victim: int, fault: str, strike: Callable[[Node], None]
 ) -> None:
     run = counting(cluster)
+    await_lines(run, cluster, "line 250$")  # by then the nodes watch over each other
     job, node = run.job, cluster.nodes[victim]
     others = [other for other in cluster.nodes if other is not node]
     at = time.monotonic()
@@ -135,7 +136,7 @@ def test_a_node_reboots(cluster: Cluster, timeline: Timeline) -> None:
     assert re.match(cause, record["cause"])
     assert [record["ranks"][rank]["state"] for rank in (0, 2)] == ["stopped", "stopped"]
     cluster.nodes[1].await_sshd()
-    assert cluster.left(job) == []
+    cluster.await_nothing_left(job, END_SECONDS)
     timeline.note_end("a node reboots", run, at, cause)
     again = cluster.run("succeeds.py")
     assert again.wait() == 0, again.text
@@ -152,7 +153,7 @@ def test_out_of_memory(cluster: Cluster, timeline: Timeline) -> None:
     cause = r"rank 1 \(node1\) .*(out of memory|memory)"
     assert re.search(cause, run.words)
     assert cluster.record(job)["ranks"][1]["signal"] == 9
-    assert cluster.left(job) == []
+    cluster.await_nothing_left(job, END_SECONDS)
     timeline.note_end("a rank runs out of memory", run, at, cause)
 
 
@@ -163,5 +164,5 @@ def test_a_script_that_ignores_sigterm(cluster: Cluster, timeline: Timeline) -> 
     cluster.nodes[1].kill_processes(job, "ignores_sigterm.py")
     assert run.wait() == 2
     assert run.ended_at - at < END_SECONDS + GRACE_SECONDS
-    assert cluster.left(job) == []
+    cluster.await_nothing_left(job, END_SECONDS)
     timeline.note_end("a rank is killed, and the others ignore SIGTERM", run, at, r"rank 1 \(node1\) was killed")

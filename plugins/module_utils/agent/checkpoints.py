@@ -31,6 +31,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's start
+    from collections.abc import Iterator
     from typing import BinaryIO
     from zipfile import ZipFile
 
@@ -169,22 +170,31 @@ def check_parts(archive: ZipFile) -> None:
     for part in archive.infolist():
         try:
             with archive.open(part) as content:
-                while content.read(BLOCK_BYTES):
+                while content.read(BLOCK_BYTES):  # at its end it compares the checksum
                     pass
         except Exception:
             raise Unfit(f"has a damaged part {part.filename.partition('/')[2] or part.filename}") from None
 
 
-def digest(file: BinaryIO) -> str:
-    """Return the SHA-256 of the rest of a file."""
-    import hashlib
-
-    so_far = hashlib.sha256()
+def blocks(file: BinaryIO) -> Iterator[bytes]:
+    """Yield the rest of a file."""
     while True:
         block = file.read(BLOCK_BYTES)
         if not block:
-            return so_far.hexdigest()
+            return
+        yield block
+
+
+def digest(file: BinaryIO, touched: str = "") -> str:
+    """Return the SHA-256 of the rest of a file; a folder ``touched`` shows meanwhile that work is going on."""
+    import hashlib
+
+    so_far = hashlib.sha256()
+    for block in blocks(file):
         so_far.update(block)
+        if touched:
+            os.utime(touched)
+    return so_far.hexdigest()
 
 
 @operation
@@ -198,24 +208,23 @@ def place(request: Request, payload: bytes) -> tuple[Reply, bytes]:
     path, total = request["path"], request["total"]
     if os.path.exists(os.path.join(job_dir, "state.json")):
         raise Refusal(f"has started job {request['job']['id']} already; report this")
-    os.utime(job_dir)  # so that its supervisor sees that the controller has not vanished
+    os.utime(job_dir)  # now and below: so that its supervisor sees that the controller has not vanished
     work = os.path.join(job_dir, "work")
     try:
         with folder_of(work, path, make=True) as (folder, name):
             part = f".{request['sha256']}.part"
             from_job = request.get("from_job")
             if from_job:
-                whole = copy_part(
-                    os.path.join(request["directory"], "jobs", from_job, "work"), path, total, folder, part
-                )
+                source = os.path.join(os.path.dirname(job_dir), from_job, "work")
+                whole = copy_part(source, path, total, folder, part, job_dir)
             else:
                 if request["offset"] == 0:
                     check_space(work, total)
                 written = write_part(request["offset"], payload, total, folder, part)
                 if written is None:  # an answer was lost on the way, and this is the last piece once more
-                    return {"placed": same(request["sha256"], folder, name)}, b""
+                    return {"placed": same(request["sha256"], folder, name, job_dir)}, b""
                 whole = written
-            if whole and not same(request["sha256"], folder, part):
+            if whole and not same(request["sha256"], folder, part, job_dir):
                 os.unlink(part, dir_fd=folder)
                 if not from_job:
                     raise Refusal("received a checkpoint that does not match its SHA-256; run the playbook again")
@@ -230,7 +239,7 @@ def place(request: Request, payload: bytes) -> tuple[Reply, bytes]:
     return {"placed": whole}, b""
 
 
-def copy_part(source: str, path: str, total: int, folder: int, part: str) -> bool:
+def copy_part(source: str, path: str, total: int, folder: int, part: str, touched: str) -> bool:
     """Copy the file ``path`` below ``source`` to ``part``; return False if there is none of that size."""
     try:
         found = open_file(source, path)
@@ -241,11 +250,10 @@ def copy_part(source: str, path: str, total: int, folder: int, part: str) -> boo
             return False
         check_space(source, total)
         with open(create(folder, part), "wb") as copy:
-            while True:
-                block = original.read(BLOCK_BYTES)
-                if not block:
-                    return True
+            for block in blocks(original):
                 copy.write(block)
+                os.utime(touched)
+    return True
 
 
 def write_part(offset: int, piece: bytes, total: int, folder: int, part: str) -> bool | None:
@@ -276,10 +284,10 @@ def create(folder: int, name: str) -> int:
     return os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644, dir_fd=folder)
 
 
-def same(sha256: str, folder: int, name: str) -> bool:
+def same(sha256: str, folder: int, name: str, touched: str) -> bool:
     """Return whether a file is there and has this SHA-256."""
     try:
         with open(os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folder), "rb") as file:
-            return digest(file) == sha256
+            return digest(file, touched) == sha256
     except FileNotFoundError:
         return False

@@ -14,7 +14,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import re
 import time
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import (
@@ -51,8 +50,9 @@ MOST_SPEC_BYTES = 2**22
 def clean(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     """Remove all but the newest ended jobs, then the bundles and environments that nothing uses any more.
 
-    Request: directory, keep (how many ended jobs stay), dry (only say what would go). Reply: jobs, bundles and envs,
-    lists of names; bytes (that become free); left, ``[[path, why]]`` of what could not be removed.
+    Request: directory, keep (how many ended jobs stay), dry (only say what would go), seconds (after which to answer,
+    though the trash is not empty). Reply: jobs, bundles and envs, lists of names; bytes (that became free); left,
+    ``[[path, why]]`` of what could not be removed; more, whether to ask again.
 
     A job that is prepared, starts or ends at the same time is neither disturbed nor kept waiting:
 
@@ -80,8 +80,8 @@ def clean(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
             for path in (gate, f"{gate}.part", reason_path(job_directory(named(request, name)))):
                 with contextlib.suppress(OSError):
                     os.unlink(path)
-    trash.empty()
-    return {**trash.taken, "bytes": trash.bytes, "left": trash.left}, b""
+    is_empty = trash.empty(request["seconds"])
+    return {**trash.taken, "bytes": trash.bytes, "left": trash.left, "more": not is_empty}, b""
 
 
 def named(request: Request, name: str) -> Request:
@@ -167,7 +167,8 @@ def alive(request: Request) -> bool:
 def moment(job_dir: str) -> str:
     """Return when a job was made, as its id says it; the id is not the job's to change."""
     name = os.path.basename(job_dir)
-    if re.match(r"[0-9]{8}-[0-9]{6}-", name):
+    day, _dash, rest = name.partition("-")
+    if len(day) == 8 and (day + rest[:6]).isdigit() and rest[6:7] == "-":
         return name[:15]
     with contextlib.suppress(OSError):
         return time.strftime("%Y%m%d-%H%M%S", time.localtime(os.lstat(job_dir).st_mtime))
@@ -283,8 +284,13 @@ class Trash:
         self._in_place = []
         self.taken[kind] = []
 
-    def empty(self) -> None:
-        """Remove all that lies in the trash, also what an earlier clean did not come to."""
+    def empty(self, seconds: float) -> bool:
+        """Remove what lies in the trash, also what an earlier clean did not come to; return whether that is all.
+
+        Args:
+            seconds: how long at most, by and large.
+        """
+        deadline = time.monotonic() + seconds
         seen: set[str] = set()
         while True:
             waiting = [path for path in [*self._waiting(), *self._in_place] if path not in seen]
@@ -292,6 +298,8 @@ class Trash:
                 break
             seen.update(waiting)
             for path in waiting:
+                if time.monotonic() > deadline and not self._dry:
+                    return False
                 size = 0 if os.path.basename(path).startswith(DEEP) else used_bytes(path)
                 try:
                     if not self._dry:
@@ -304,6 +312,7 @@ class Trash:
         if not self._dry:
             with contextlib.suppress(OSError):
                 os.rmdir(self._path)
+        return True
 
     def _waiting(self) -> list[str]:
         with contextlib.suppress(FileNotFoundError):

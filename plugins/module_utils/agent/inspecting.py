@@ -220,10 +220,10 @@ def reach(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     All nodes have to be asked at about the same time. Each listens, and connects to all others again and again until it
     succeeds or the time is over; both sides say who they are.
 
-    Request: host (this node's name), address (its own, to listen at), port, peers {host: address} (of this node too, or
-    not), seconds, master ([address, port] of a listener that is there already, or None). Reply: failed {host: "no answer", "refused", "no
-    route", or what else went wrong}, missing (peers that did not connect to this node), master (None if it answers or
-    was not asked for, else as in failed).
+    Request: host (this node's name), address (its own, to listen at), port, peers {host: address} (with or without this
+    node), seconds, master ([address, port] of a listener that is there already, or None). Reply: failed {host: "no
+    answer", "refused", "no route", or what else went wrong}, missing (peers that did not connect to this node), master
+    (None if it answers or was not asked for, else as in failed).
     """
     return Meeting(request).hold(), b""
 

@@ -166,13 +166,15 @@ class LocalNode:
         launch.start()
 
     def follow(self, offset: int = 0, job: str = "job-1", **more: Any) -> tuple[dict[str, Any], bytes]:
-        poll = {"offset": offset, "wait_seconds": 10, "linger_seconds": 0, "max_bytes": 2**20, "quiet": False, **more}
+        poll = {"offset": offset, "wait_seconds": 5, "linger_seconds": 0, "max_bytes": 2**20, "quiet": False, **more}
         return self.channel().call(self.request("follow", job=job, **poll))
 
     def wait(self, job: str = "job-1") -> tuple[dict[str, Any], str]:
         """Return the last state of a job and its whole log."""
         log, state = b"", {"state": "running", "more": False}
+        deadline = time.monotonic() + 30
         while state["state"] in jobs.GOING_ON or state["more"]:
+            assert time.monotonic() < deadline, f"the job does not end: {state}"
             state, data = self.follow(len(log), job)
             log += data
         return state, log.decode()

@@ -134,7 +134,7 @@ def test_run(cluster: Cluster) -> None:
             {**JOB_ENV, "HOST": f"node{rank}", **expected},
             ["--lr", "0.1"],
         ]
-    (run,) = (cluster.folder / "runs").iterdir()
+    (run,) = (cluster.folder / "runs").glob("*-*")
     record = json.loads((run / "job.json").read_text())
     assert (record["state"], record["world_size"]) == ("succeeded", 2)
     assert "hush" not in (run / "job.json").read_text()
@@ -149,7 +149,7 @@ def test_a_job_on_fewer_nodes_that_fails(cluster: Cluster) -> None:
     )
     result = cluster.run(script, "-e", "script=train.py", "--limit", "node1", "-e", "job_runs_dir=failed")
     assert result.returncode != 0
-    (run,) = (cluster.folder / "failed").iterdir()
+    (run,) = (cluster.folder / "failed").glob("*-*")
     (rank,) = json.loads((run / "job.json").read_text())["ranks"]
     cause = f"rank 0 (node1) exited with code 1 after {rank['seconds']:.0f} s: ValueError: 10127.0.0.2"
     assert f"{cause}; see {run}/logs/rank0-node1.log" in result.stdout + result.stderr

@@ -1,8 +1,11 @@
+import contextlib
 import fcntl
 import hashlib
 import os
 import pickle
 import random
+import subprocess
+import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -11,8 +14,9 @@ import pytest
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import checkpoints
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.collecting import PLACED_MTIME
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import BUNDLE_MTIME
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError
 from left_jobs import LIGHTNING, checkpoint, leave, nested
-from local_nodes import SLEEP, LocalNode, code, refused
+from local_nodes import IS_ROOT, PYTHON, SLEEP, LocalNode, code, refused
 
 
 def listing(node: LocalNode) -> tuple[dict[str, int], dict[str, str]]:
@@ -400,3 +404,44 @@ def test_another_checkpoint_of_that_name_is_not_taken(node: LocalNode) -> None:
     assert not from_job(node, b"01234")
     assert not from_job(node, b"0123", "job-9")
     assert list((work / "c").iterdir()) == []
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="only root acts as somebody else")
+def test_as_root_all_is_done_with_the_rights_of_the_jobs_account() -> None:
+    python = next((path for path in (PYTHON, "/usr/bin/python3") if reached_by_nobody(path)), None)
+    if python is None:
+        pytest.skip("the account nobody reaches no Python here")
+    with tempfile.TemporaryDirectory(prefix="thunderhead-test-") as name:  # unlike tmp_path, in reach of nobody
+        os.chmod(name, 0o755)
+        node = LocalNode(Path(name) / "node", user="nobody", python=python).set_up()
+        secret = Path(name) / "secret.ckpt"
+        checkpoint(secret)
+        secret.chmod(0o600)
+        work = leave(node, "job-0")
+        content = checkpoint(work / "own.ckpt", step=3)
+        checkpoint(work / "locked.ckpt", step=9)
+        (work / "locked.ckpt").chmod(0)
+        (work / "link.ckpt").symlink_to(secret)
+        os.link(secret, work / "linked.ckpt")
+        (leave(node, state="") / "locked").mkdir(mode=0o700)
+        for job in ("job-0", "job-1"):
+            subprocess.run(["chown", "-R", "--no-dereference", "nobody", node.job_dir(job)], check=True)
+        for path in (secret, node.job_dir() / "work" / "locked"):
+            os.chown(path, 0, 0)
+        reply = node.ask("checkpoints", job="job-0")
+        assert [path for path, *_rest in reply["found"]] == ["own.ckpt"]
+        refused_too = {path: why for path, why in reply["refused"]}
+        assert refused_too == {name: "cannot be read: Permission denied" for name in ("linked.ckpt", "locked.ckpt")}
+        about = {"path": "c/own.ckpt", "total": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        assert node.ask("place", payload=content, offset=0, **about) == {"placed": True}
+        placed = node.job_dir() / "work" / "c" / "own.ckpt"
+        assert {placed.owner(), placed.parent.owner()} == {"nobody"}
+        assert node.ask("place", from_job="job-0", **{**about, "path": "own.ckpt"}) == {"placed": True}
+        with pytest.raises(NodeError, match="Permission denied"):
+            node.ask("place", payload=content, offset=0, **{**about, "path": "locked/own.ckpt"})
+
+
+def reached_by_nobody(python: str) -> bool:
+    with contextlib.suppress(OSError):
+        return subprocess.run([python, "-I", "-S", "-c", ""], user="nobody").returncode == 0
+    return False

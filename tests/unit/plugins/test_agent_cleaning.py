@@ -22,7 +22,8 @@ FREED = {"jobs": [], "bundles": [], "envs": [], "left": []}
 
 def clean(node: LocalNode, keep: int = 0, dry: bool = False) -> dict[str, Any]:
     """What a node removed, without the bytes."""
-    reply = node.ask("clean", keep=keep, dry=dry)
+    reply = node.ask("clean", keep=keep, dry=dry, seconds=60)
+    assert reply.pop("more") is False
     del reply["bytes"]
     return reply
 
@@ -199,12 +200,23 @@ def test_what_cannot_be_removed_is_said(node: LocalNode, monkeypatch: pytest.Mon
         remove(path, workshop)
 
     monkeypatch.setattr(cleaning, "remove", refuse)
-    reply, _payload = cleaning.clean({"directory": str(node.directory), "keep": 0, "dry": False}, b"")
+    reply, _payload = cleaning.clean({"directory": str(node.directory), "keep": 0, "dry": False, "seconds": 60}, b"")
     ((path, why),) = reply["left"]
     assert path == f"trash/jobs.job-1.{os.getpid()}"
     assert why == f"Operation not permitted: {node.directory}/{path}"
     monkeypatch.undo()
     assert clean(node) == FREED  # what an earlier one did not come to
+    assert not (node.directory / "trash").exists()
+
+
+def test_what_takes_long_is_done_in_several_goes(node: LocalNode) -> None:
+    for number in range(3):
+        leave(node, job_id(number), {"out/model": b"x"})
+    first = node.ask("clean", keep=1, dry=False, seconds=-1)
+    assert (first["jobs"], first["bytes"], first["more"]) == ([job_id(1), job_id(0)], 0, True)
+    assert os.listdir(node.directory / "jobs") == [job_id(2)]  # gone all the same
+    second = node.ask("clean", keep=1, dry=False, seconds=60)
+    assert (second["jobs"], second["bytes"] > 0, second["more"]) == ([], True, False)
     assert not (node.directory / "trash").exists()
 
 
@@ -371,7 +383,7 @@ def test_an_environment_on_a_disk_of_its_own(linked: LocalNode, monkeypatch: pyt
         raise OSError(18, "Invalid cross-device link")
 
     monkeypatch.setattr(os, "rename", rename)
-    reply, _payload = cleaning.clean({"directory": str(linked.directory), "keep": 0, "dry": False}, b"")
+    reply, _payload = cleaning.clean({"directory": str(linked.directory), "keep": 0, "dry": False, "seconds": 60}, b"")
     assert (reply["jobs"], reply["envs"], reply["left"]) == (["job-1"], ["1"], [])
     assert not path.exists() and linked.jobs == []
 
@@ -384,10 +396,10 @@ def test_a_look_changes_nothing(linked: LocalNode) -> None:
         leave(linked, job_id(number), {"a": bytes(50_000)}, spec=spec(bundle(linked, str(number))))
     env(linked, "1")
     before = sorted(linked.directory.rglob("*"))
-    seen = linked.ask("clean", keep=1, dry=True)
+    seen = linked.ask("clean", keep=1, dry=True, seconds=60)
     assert sorted(linked.directory.rglob("*")) == before
     assert seen["bytes"] > 100_000
-    assert linked.ask("clean", keep=1, dry=False) == seen
+    assert linked.ask("clean", keep=1, dry=False, seconds=60) == seen
     assert seen["jobs"] == [job_id(1), job_id(0)] and seen["bundles"] == ["0" * 64, "1" * 64] and seen["envs"] == ["1"]
     assert clean(linked, 1) == FREED
 
@@ -407,5 +419,5 @@ def test_nobody_else_may_look_into_the_trash(node: LocalNode, monkeypatch: pytes
     seen = []
     monkeypatch.setattr(cleaning, "remove", lambda path, workshop: seen.append(stat.S_IMODE(os.stat(workshop).st_mode)))
     leave(node)
-    cleaning.clean({"directory": str(node.directory), "keep": 0, "dry": False}, b"")
+    cleaning.clean({"directory": str(node.directory), "keep": 0, "dry": False, "seconds": 60}, b"")
     assert seen == [0o700]

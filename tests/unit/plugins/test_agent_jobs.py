@@ -13,19 +13,17 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import
 from local_nodes import SLEEP, LocalNode, code, refused, until
 
 BUSY = (
-    "node0 runs job job-1, which trainer started at 2026-11-22T17:30:00+01:00, and a node runs one job at a time; wait "
-    "for it, end it there with: kill PID, or leave the node out with --limit"
+    "node0 {} job job-1, which trainer started at 2026-11-22T17:30:00+01:00, and a node runs one job at a time; wait "
+    "for it with -e wait=SECONDS, end it with: ansible-playbook stop.yml -e job=job-1, or leave the node out with "
+    "--limit"
 )
-
-
-def without_pid(message: str) -> str:
-    return re.sub(r"kill (\d+|\?)", "kill PID", message)
+RUNS, HELD = BUSY.format("runs"), BUSY.format("is held for")
 
 
 def test_a_second_job_is_refused_while_one_runs(node: LocalNode, tmp_path: Path) -> None:
     bundle = code(tmp_path / "code", SLEEP)
     node.start(bundle)
-    assert without_pid(refused(node, "prepare", bundle, job="job-2")) == BUSY
+    assert refused(node, "prepare", bundle, job="job-2") == RUNS
     assert node.jobs == ["job-1"]
     node.ask("stop", grace_seconds=5)
     assert node.ask("prepare", bundle, job="job-2")["has_bundle"]
@@ -34,7 +32,7 @@ def test_a_second_job_is_refused_while_one_runs(node: LocalNode, tmp_path: Path)
 def test_a_prepared_job_holds_the_node_until_it_is_discarded(node: LocalNode, tmp_path: Path) -> None:
     bundle = code(tmp_path / "code", "")
     node.prepare(bundle)
-    assert without_pid(refused(node, "prepare", bundle, job="job-2")) == BUSY
+    assert refused(node, "prepare", bundle, job="job-2") == HELD
     assert node.ask("prepare", bundle, job="job-2", dry=True)["has_bundle"], "a look does not mind"
     node.ask("discard")
     assert node.prepare(bundle, "job-2")["job_dir"] == str(node.job_dir("job-2"))
@@ -55,8 +53,8 @@ def test_who_holds_a_node_may_be_unknown(node: LocalNode, tmp_path: Path) -> Non
     with open(node.directory / "jobs" / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert refused(node, "prepare", code(tmp_path / "code", "")) == (
-            "node0 runs job ?, which ? started at ?, and a node runs one job at a time; wait for it, end it there "
-            "with: kill ?, or leave the node out with --limit"
+            "node0 is held for job ?, which ? started at ?, and a node runs one job at a time; wait for it with -e "
+            "wait=SECONDS, end it with: ansible-playbook stop.yml -e job=?, or leave the node out with --limit"
         )
 
 
@@ -97,7 +95,7 @@ def test_of_jobs_that_come_at_the_same_moment_one_is_let_in(node: LocalNode, tmp
     for thread in threads:
         thread.join()
     assert outcomes.count("prepared") == 1
-    held = re.compile(re.escape(BUSY).replace("job\\-1", r"job-\d").replace("PID", r"(\d+|\?)"))
+    held = re.compile(re.escape(HELD).replace("job\\-1", r"job-\d"))
     assert all(held.fullmatch(outcome) for outcome in outcomes if outcome != "prepared"), outcomes
     assert len(node.jobs) == 1
 
@@ -106,7 +104,7 @@ def test_discard_leaves_the_hold_of_another_job_alone(node: LocalNode, tmp_path:
     bundle = code(tmp_path / "code", "")
     node.prepare(bundle)
     node.ask("discard", job="job-2")
-    assert without_pid(refused(node, "prepare", bundle, job="job-3")) == BUSY
+    assert refused(node, "prepare", bundle, job="job-3") == HELD
 
 
 def test_a_job_that_is_not_here(node: LocalNode) -> None:

@@ -25,6 +25,8 @@ def test_a_job_from_start_to_end(node: LocalNode, tmp_path: Path) -> None:
         "job_dir": str(node.job_dir()),
         "gate": f"{node.job_dir()}.start",
         "has_bundle": False,
+        "gpus": 0,
+        "watch_port": 0,
     }
     node.ask("deliver", bundle, bundle.content)
     assert node.follow(wait_seconds=0)[0] == {"state": "prepared", "offset": 0, "more": False}
@@ -39,14 +41,15 @@ def test_a_job_from_start_to_end(node: LocalNode, tmp_path: Path) -> None:
         "ended": state["ended"],
         "exit_code": 0,
         "signal": None,
+        "oom": state["oom"],
         "offset": len(log.encode()),
         "more": False,
     }
     assert time.time() - 30 < state["started"] < state["ended"] <= time.time()
     assert not alive(state["pid"])
-    assert node.ask("artifacts")["files"] == [("out/a", 256)]
     reply, data = node.channel().call(node.request("read", parts=[["out/a", 0, 2], ["out/a", 250, 99], ["no", 0, 5]]))
-    assert (reply["lengths"], data) == ([2, 6, 0], bytes([0, 1, 250, 251, 252, 253, 254, 255]))
+    assert [length for length, _size, _mtime_ns in reply["parts"]] == [2, 6, 0]
+    assert data == bytes([0, 1, 250, 251, 252, 253, 254, 255])
 
 
 def test_code_that_a_node_has_is_not_sent_again(node: LocalNode, tmp_path: Path) -> None:

@@ -176,12 +176,27 @@ def test_only_the_head_or_nobody(nodes: list[LocalNode], record: Record) -> None
     assert contents(record) == {"who": b"node0"} and {host for _op, host in gang.asked} == {"node0"}
 
 
-def test_a_node_that_is_lost_is_not_tried(nodes: list[LocalNode], record: Record) -> None:
-    leave(nodes[1], files={"who": b"node1"})
-    gang = Watched(gang_on(nodes))
-    notes = collect(gang, record, "all", lost={"node0"})
-    assert notes == [f"nothing was collected from rank 0 (node0), for it was lost; {REMEDY}"]
-    assert {host for _op, host in gang.asked} == {"node1"} and contents(record) == {"rank1-node1/who": b"node1"}
+def test_a_node_that_was_lost_is_not_waited_for(
+    nodes: list[LocalNode], record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for node in nodes:
+        leave(node, files={"who": node.host.encode()})
+    monkeypatch.setattr(artifacts, "LOST_SECONDS", 0)
+    away = Unreachable("node0", "is away")
+    gang = Watched(gang_on(nodes), lambda op, host, n: away if host == "node0" else None)
+    (note,) = collect(gang, record, "all", lost={"node0"})
+    assert note == (
+        "what rank 0 (node0) wrote is not complete here: node0 is away; it is in the job's work directory there; "
+        + REMEDY
+    )
+    assert gang.asked.count(("artifacts", "node0")) == 1 and contents(record) == {"rank1-node1/who": b"node1"}
+
+
+def test_from_a_node_that_is_back_again_is_collected(nodes: list[LocalNode], record: Record) -> None:
+    for node in nodes:
+        leave(node, files={"who": node.host.encode()}, state="running")
+    assert collect(gang_on(nodes), record, "all", lost={"node0"}) == []
+    assert contents(record) == {f"rank{n}-node{n}/who": b"node%d" % n for n in (0, 1)}
 
 
 # ---------------------------------------------------------------------------------------------------------- interrupted

@@ -429,7 +429,7 @@ def test_a_job_that_has_ended_is_followed_too(nodes: list[LocalNode], tmp_path: 
     launch = launched(
         nodes,
         tmp_path,
-        by_rank("print(0); time.sleep(0.4); raise SystemExit(3)", "time.sleep(600)"),
+        by_rank("print(0); time.sleep(600)", "time.sleep(0.4); raise SystemExit(3)"),
         start=ended_at.isoformat(timespec="seconds"),
     )
     for node in nodes:
@@ -437,9 +437,9 @@ def test_a_job_that_has_ended_is_followed_too(nodes: list[LocalNode], tmp_path: 
     onlooker = Onlooker(tmp_path, nodes)
     before = time.monotonic()
     endings = followed(launch, onlooker)
-    assert [(one.state, one.exit_code) for one in endings.values()] == [("failed", 3), ("stopped", 143)]
-    assert endings["node0"].arrived < endings["node1"].arrived < before
-    assert endings["node1"].because == "rank 0 (node0) exited with code 3"
+    assert [(one.state, one.exit_code) for one in endings.values()] == [("stopped", 143), ("failed", 3)]
+    assert endings["node1"].arrived < endings["node0"].arrived < before
+    assert endings["node0"].because == "rank 1 (node1) exited with code 3"
     assert onlooker.shown["node0"] == b"0\n"
 
 

@@ -58,6 +58,32 @@ def test_after_a_job_its_nodes_are_cleaned_and_the_user_is_told(nodes: list[Loca
     assert jobs_on(nodes[0]) == jobs_on(nodes[1]) == [job_id(2)]
 
 
+def test_what_takes_long_is_asked_for_again(nodes: list[LocalNode], monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(nodes[0], 3)
+    monkeypatch.setattr(housekeeping, "GO_SECONDS", -1)
+    clean, goes = housekeeping.fan_out, []
+
+    def fan_out(asked: Any, ask: Any, seconds: float) -> Any:
+        goes.append(list(asked))
+        if len(goes) == 2:
+            monkeypatch.setattr(housekeeping, "GO_SECONDS", 60)
+        return clean(asked, ask, seconds)
+
+    monkeypatch.setattr(housekeeping, "fan_out", fan_out)
+    cleaned, errors = housekeeping.clean([node.settings() for node in nodes], opener(nodes), 1)
+    assert (goes, errors) == ([["node0", "node1"], ["node0"]], {})
+    assert cleaned["node0"]["jobs"] == [job_id(1), job_id(0)] and cleaned["node0"]["bytes"] > 0
+    assert cleaned["node1"] == {"jobs": [], "bundles": [], "envs": [], "bytes": 0, "left": []}
+    assert not (nodes[0].directory / "trash").exists()
+
+
+def test_a_node_that_is_lost_is_not_asked(nodes: list[LocalNode]) -> None:
+    for node in nodes:
+        fill(node, 3)
+    (note,) = housekeeping.keep_newest(gang_on(nodes), 0, lost={"node0"})
+    assert note.endswith(" from 1 node") and len(jobs_on(nodes[0])) == 3
+
+
 def test_what_went_wrong_is_told_too(monkeypatch: pytest.MonkeyPatch) -> None:
     nothing: dict[str, Any] = {"jobs": [], "bundles": [], "envs": [], "bytes": 0}
     cleaned = {"a": {**nothing, "left": [(f"jobs/{n}\x1b", "Operation not permitted") for n in range(7)]}}

@@ -1,0 +1,304 @@
+import os
+import re
+import shutil
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.inspecting import Meeting, is_roots
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import ephemeral_ports
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.stacks import activity, members, parse
+from local_nodes import IS_ROOT, LocalNode, code, free_port, until
+
+PY_SPY = Path(sys.executable).parent / "py-spy"
+
+# A script with a rank of its own beside it, a data loader's worker, and something that is no Python.
+SCRIPT = """\
+import os, subprocess, sys, time
+
+def work(what):
+    print("ready", what, flush=True)
+    time.sleep(600)
+
+def main():
+    if "LOCAL_RANK" not in os.environ:
+        subprocess.Popen([sys.executable, *sys.argv], env={**os.environ, "LOCAL_RANK": "1"})
+        subprocess.Popen(["sleep", "600"])
+    elif os.fork() == 0:
+        work("worker")
+    work("rank")
+
+main()
+"""
+
+
+@pytest.fixture
+def running(node: LocalNode, tmp_path: Path) -> LocalNode:
+    """A node with py-spy whose job has come to rest."""
+    (node.directory / "env" / "bin" / "py-spy").symlink_to(PY_SPY)
+    node.start(code(tmp_path / "code", SCRIPT))
+    until(lambda: (node.job_dir() / "log").read_text().count("ready") == 3)
+    until((node.job_dir() / "spec.json").exists)
+    return node
+
+
+def stacks(node: LocalNode) -> tuple[dict[str, Any], bytes]:
+    return node.channel().call(node.request("stacks"))
+
+
+def test_stacks(running: LocalNode) -> None:
+    reply, payload = stacks(running)
+    assert (reply["missing"], reply["port_range"]) == (None, ephemeral_ports())
+    first, *others = reply["processes"]
+    assert first == {
+        "pid": first["pid"],
+        "parent": running.supervisor(),
+        "command": first["command"],
+        "local_rank": None,
+        "state": "S",
+        "python": True,
+        "dumped": True,
+        "bytes": first["bytes"],
+    }
+    assert first["command"].endswith("python train.py")
+    assert sorted((one["python"], one["dumped"], one["local_rank"]) for one in others) == [
+        (False, False, None),
+        (True, True, 1),
+        (True, True, 1),
+    ]
+    processes = parse(reply, payload)
+    ranks = members(processes)
+    assert [rank.local_rank for rank in ranks] == [None, 1]
+    assert [activity(rank).words for rank in ranks] == ["in work at train.py:5"] * 2
+    assert processes[0].text.startswith(f"==== process {first['pid']}, state S: {first['command']}\nProcess ")
+    asleep = next(process for process in processes if not process.python)
+    assert re.search(r"\nState:\s+S \(sleeping\)\n", asleep.text)
+
+
+def test_without_py_spy_the_kernel_is_asked(running: LocalNode) -> None:
+    (running.directory / "env" / "bin" / "py-spy").unlink()
+    reply, payload = stacks(running)
+    assert reply["missing"] == str(running.directory / "env" / "bin" / "py-spy")
+    assert not any(one["dumped"] for one in reply["processes"])
+    for process in parse(reply, payload):
+        assert "Waits in the kernel at: " in process.text
+        assert "State:" in process.text
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        (
+            "#!/bin/sh\necho 'Error: Failed to copy PyFrame' >&2\necho 'Stack backtrace:' >&2\nexit 1\n",
+            "py-spy: Error: Failed to copy PyFrame\n",
+        ),
+        ("#!/bin/sh\nexec sleep 60\n", "py-spy: it took too long\n"),
+        ("#!/no/such/shell\n", "No such file or directory"),
+    ],
+)
+def test_a_py_spy_that_fails(running: LocalNode, script: str, expected: str) -> None:
+    spy = running.directory / "env" / "bin" / "py-spy"
+    spy.unlink()
+    spy.write_text(script)
+    spy.chmod(0o755)
+    reply, payload = stacks(running)
+    assert not any(one["dumped"] for one in reply["processes"])
+    text = parse(reply, payload)[0].text
+    assert expected in text
+    assert "State:" in text
+
+
+def test_a_process_that_changes_is_looked_at_again(running: LocalNode) -> None:
+    spy = running.directory / "env" / "bin" / "py-spy"
+    spy.unlink()
+    spy.write_text(f'#!/bin/sh\nmkdir "{running.directory}/$5" 2>/dev/null && exit 1\nexec {PY_SPY} "$@"\n')
+    spy.chmod(0o755)
+    reply, _payload = stacks(running)
+    assert [one["dumped"] for one in reply["processes"] if one["python"]] == [True] * 3
+
+
+def test_a_job_that_has_ended_has_no_stacks(node: LocalNode, tmp_path: Path) -> None:
+    node.run("pass", tmp_path / "code")
+    with pytest.raises(NodeError) as caught:
+        stacks(node)
+    assert str(caught.value) == "node0 does not run job job-1 any more"
+
+
+def test_root_runs_only_what_root_installed(tmp_path: Path) -> None:
+    program = tmp_path / "py-spy"
+    shutil.copy("/bin/true", program)
+    assert not is_roots(str(program))  # /tmp is everybody's
+    if IS_ROOT:
+        assert is_roots("/bin/sh")
+
+
+# ---------------------------------------------------------------------------------------------------------------- reach
+
+
+def hosts(count: int) -> dict[str, str]:
+    return {f"node{number}": f"127.0.0.{number + 1}" for number in range(count)}
+
+
+def request(host: str, peers: dict[str, str], port: int, **more: Any) -> dict[str, Any]:
+    job = {"id": "job-1"}
+    about = {"host": host, "address": peers[host], "port": port, "peers": peers, "seconds": 20, "master": None}
+    return {"job": job, **about, **more}
+
+
+def meet(peers: dict[str, str], port: int, absent: tuple[str, ...] = (), **more: Any) -> dict[str, dict[str, Any]]:
+    """What each node says after all have tried at the same time."""
+    replies: dict[str, dict[str, Any]] = {}
+
+    def hold(host: str) -> None:
+        replies[host] = Meeting(request(host, peers, port, **more)).hold()
+
+    threads = [threading.Thread(target=hold, args=(host,)) for host in peers if host not in absent]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return replies
+
+
+MET = {"failed": {}, "missing": [], "master": None}
+
+
+def test_nodes_that_meet(nodes: list[LocalNode]) -> None:
+    peers = {node.host: node.address for node in nodes}
+    port = free_port()
+    replies: dict[str, dict[str, Any]] = {}
+
+    def ask(node: LocalNode) -> None:
+        replies[node.host] = node.ask("reach", **request(node.host, peers, port) | {"job": "job-1"})
+
+    threads = [threading.Thread(target=ask, args=(node,)) for node in nodes]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert replies == {"node0": MET, "node1": MET}
+
+
+def test_many_nodes() -> None:
+    peers = hosts(24)
+    assert meet(peers, free_port()) == dict.fromkeys(peers, MET)
+
+
+def test_a_node_alone() -> None:
+    assert meet(hosts(1), free_port()) == {"node0": MET}
+
+
+def test_nodes_that_come_late() -> None:
+    peers = hosts(2)
+    port = free_port()
+    replies = {}
+    early = threading.Thread(target=lambda: replies.update(meet(peers, port, absent=("node1",))))
+    early.start()
+
+    def tried() -> bool:  # a refusal behind it, node0 listens
+        with socket.socket() as probe:
+            return probe.connect_ex((peers["node0"], port)) == 0
+
+    until(tried)
+    replies.update(meet(peers, port, absent=("node0",)))
+    early.join()
+    assert replies == {"node0": MET, "node1": MET}
+
+
+def test_a_node_that_does_not_come() -> None:
+    peers = hosts(3)
+    replies = meet(peers, free_port(), absent=("node2",), seconds=1)
+    expected = {"failed": {"node2": "refused"}, "missing": ["node2"], "master": None}
+    assert replies == {"node0": expected, "node1": expected}
+
+
+@pytest.fixture
+def deaf() -> Iterator[tuple[str, int]]:
+    """Where nothing answers: the queue of a listener that accepts nothing is full."""
+    with socket.create_server(("127.0.0.9", free_port()), backlog=0) as listener:
+        fillers = [socket.socket() for _number in range(4)]
+        for filler in fillers:
+            filler.setblocking(False)
+            filler.connect_ex(listener.getsockname())
+        yield listener.getsockname()
+        for filler in fillers:
+            filler.close()
+
+
+def test_no_answer(deaf: tuple[str, int]) -> None:
+    peers = {"node0": "127.0.0.1", "node1": deaf[0]}
+    assert meet(peers, deaf[1], absent=("node1",), seconds=1, master=deaf) == {
+        "node0": {"failed": {"node1": "no answer"}, "missing": ["node1"], "master": "no answer"}
+    }
+
+
+@pytest.mark.parametrize("said", [b"SSH-2.0-OpenSSH_9.2\n", b"x" * 10000, b""])
+def test_another_program_does_not_count(said: bytes) -> None:
+    peers = hosts(2)
+    with socket.create_server((peers["node1"], free_port())) as stranger:
+        port = stranger.getsockname()[1]
+
+        def answer() -> None:
+            while True:
+                try:
+                    connection = stranger.accept()[0]
+                except OSError:
+                    return
+                with connection:
+                    connection.sendall(said)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        reply = meet(peers, port, absent=("node1",), seconds=1)["node0"]
+        stranger.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    assert reply["missing"] == ["node1"]
+    assert reply["failed"] == {"node1": "answered by another program" if said else "no answer"}
+
+
+def test_strangers_do_not_disturb() -> None:
+    peers = hosts(2)
+    port = free_port()
+    replies: dict[str, Any] = {}
+    early = threading.Thread(target=lambda: replies.update(meet(peers, port, absent=("node1",))))
+    early.start()
+    strangers = []
+    for words in (b"GET / HTTP/1.1\r\n\r\n", b"\xff" * 9000, b"('thunderhead', 'job-2', 'node1')\n", b""):
+        stranger = socket.socket()
+        until(lambda stranger=stranger: stranger.connect_ex((peers["node0"], port)) in (0, 106))  # EISCONN
+        stranger.sendall(words)
+        strangers.append(stranger)
+    replies.update(meet(peers, port, absent=("node0",)))
+    early.join()
+    for stranger in strangers:
+        stranger.close()
+    assert replies == {"node0": MET, "node1": MET}
+
+
+def test_a_port_that_is_taken() -> None:
+    with socket.create_server(("127.0.0.1", free_port())) as other, pytest.raises(Refusal) as caught:
+        Meeting(request("node0", hosts(2), other.getsockname()[1]))
+    assert caught.value.facts == {"taken": True}
+    assert str(caught.value).startswith("cannot listen at 127.0.0.1, port ")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_master(address: str) -> None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.create_server((address, free_port()), family=family) as master:
+        at = list(master.getsockname()[:2])
+        assert meet({"node0": address}, free_port(), master=at) == {"node0": MET}
+    refused = meet({"node0": address}, free_port(), master=at, seconds=0.5)["node0"]
+    assert refused == {**MET, "master": "refused"}
+
+
+def test_no_file_is_left_open() -> None:
+    before = os.listdir("/proc/self/fd")
+    meet(hosts(4), free_port(), absent=("node3",), seconds=0.5)
+    assert len(os.listdir("/proc/self/fd")) == len(before)

@@ -1,0 +1,168 @@
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.reachability import (
+    Reach,
+    choose_port,
+    describe,
+    probe,
+)
+from stacks_of_jobs import Answer, FakeGang, topology_of, unreachable
+
+SETUP = "run: ansible-playbook setup.yml"
+
+
+def reach(count: int, *pairs: tuple[int, int, str], master: Mapping[int, str] | None = None) -> Reach:
+    """What ``count`` nodes found: who could not connect to whom, and why."""
+    failed: dict[str, dict[str, str]] = {f"node{rank}": {} for rank in range(count)}
+    for source, target, why in pairs:
+        failed[f"node{source}"][f"node{target}"] = why
+    return Reach(47011, failed, {f"node{rank}": why for rank, why in (master or {}).items()}, {})
+
+
+def described(count: int, *pairs: tuple[int, int, str], **more: Any) -> list[str]:
+    return describe(topology_of(count), reach(count, *pairs, **more))
+
+
+def all_pairs(count: int, why: str) -> list[tuple[int, int, str]]:
+    return [(source, target, why) for source in range(count) for target in range(count) if source != target]
+
+
+@pytest.mark.parametrize(
+    ("count", "pairs", "expected"),
+    [
+        (2, [], []),
+        (
+            2,
+            [(1, 0, "no answer")],
+            [f"node1 gets no answer from node0 (port 47011): a firewall drops it; {SETUP}"],
+        ),
+        (
+            2,
+            all_pairs(2, "refused"),
+            [
+                "node0 is refused by node1, node1 is refused by node0 (port 47011): a firewall rejects it; "
+                "run: ansible-playbook setup.yml"
+            ],
+        ),
+        (
+            3,
+            all_pairs(3, "no answer"),
+            [f"every node gets no answer from every other (port 47011): a firewall drops it; {SETUP}"],
+        ),
+        (
+            3,
+            [(0, 2, "no route"), (1, 2, "no route")],
+            [f"every other node is told of no route to node2 (port 47011): a firewall rejects it; {SETUP}"],
+        ),
+        (
+            4,
+            [(3, 0, "no answer"), (3, 1, "no answer"), (3, 2, "no answer")],
+            [f"node3 gets no answer from every other (port 47011): a firewall drops it; {SETUP}"],
+        ),
+        (
+            4,
+            [(0, 1, "no answer"), (2, 3, "answered by another program")],
+            [
+                "node0 gets no answer from node1, node2 cannot connect to node3 (port 47011): a firewall drops it; "
+                "run: ansible-playbook setup.yml"
+            ],
+        ),
+    ],
+)
+def test_describe(count: int, pairs: list[tuple[int, int, str]], expected: list[str]) -> None:
+    assert described(count, *pairs) == expected
+
+
+def test_a_node_that_is_bad_in_both_directions_and_a_pair() -> None:
+    pairs = [(source, target, why) for source, target, why in all_pairs(5, "no answer") if 4 in (source, target)]
+    assert described(5, *pairs, (0, 1, "refused")) == [
+        f"every other node gets no answer from node4 (port 47011): a firewall drops it; {SETUP}",
+        f"node4 gets no answer from every other (port 47011): a firewall drops it; {SETUP}",
+        f"node0 is refused by node1 (port 47011): a firewall rejects it; {SETUP}",
+    ]
+
+
+def test_300_nodes_in_few_words() -> None:
+    bad = {7, 8, 9, 10, 11, 12, 13}
+    pairs = [(source, target, "no answer") for source, target, _why in all_pairs(300, "") if target in bad]
+    assert described(300, *pairs) == [
+        "every other node gets no answer from node7, node8, node9, node10, node11 and 2 more (port 47011): a firewall "
+        "drops it; run: ansible-playbook setup.yml"
+    ]
+    ring = [(rank, (rank + 1) % 300, "refused") for rank in range(300)]
+    (sentence,) = described(300, *ring)
+    assert sentence.endswith(
+        f"node4 is refused by node5 and 295 more pairs of nodes (port 47011): a firewall rejects it; {SETUP}"
+    )
+
+
+def test_master_port() -> None:
+    assert described(3, master={1: "refused", 2: "refused"}) == [
+        "nothing listens at MASTER_PORT 29500 on node0 for node1, node2: its rank 0 is not there"
+    ]
+    assert described(3, master={1: "no answer"}) == [
+        f"node1 cannot connect to MASTER_PORT 29500 on node0: a firewall drops it; {SETUP}"
+    ]
+    pairs = [(1, 0, "no answer"), (2, 0, "no answer")]
+    assert described(3, *pairs, master={1: "no answer", 2: "no answer"}) == [
+        f"every other node gets no answer from node0 (port 47011): a firewall drops it; {SETUP}"
+    ]
+
+
+# --------------------------------------------------------------------------------------------------------------- asking
+
+
+def test_probe() -> None:
+    def answer(host: str, request: Mapping[str, Any]) -> Answer:
+        return {"failed": {"node0": "refused"} if host == "node1" else {}, "missing": [], "master": None}, b""
+
+    gang = FakeGang(topology_of(3), reach=answer)
+    found = probe(gang, {"node0": (40000, 60999), "node1": (32768, 40000)}, master=True)  # type: ignore[arg-type]
+    assert found == Reach(40000, {"node0": {}, "node1": {"node0": "refused"}, "node2": {}}, {}, {})
+    ((op, requests),) = gang.asked
+    peers = {"node0": "198.18.0.1", "node1": "198.18.0.2", "node2": "198.18.0.3"}
+    common = {"port": 40000, "peers": peers, "seconds": 5.15}
+    assert op == "reach"
+    assert requests == {
+        "node0": {"host": "node0", "address": "198.18.0.1", "master": None, **common},
+        "node1": {"host": "node1", "address": "198.18.0.2", "master": ["198.18.0.1", 29500], **common},
+        "node2": {"host": "node2", "address": "198.18.0.3", "master": ["198.18.0.1", 29500], **common},
+    }
+
+
+def test_a_port_that_is_taken_is_replaced_once() -> None:
+    def answer(host: str, request: Mapping[str, Any]) -> Answer:
+        if host == "node1":
+            return NodeError("node1", "cannot listen", taken=True)
+        return {"failed": {"node1": "refused"}, "missing": [], "master": None}, b""
+
+    gang = FakeGang(topology_of(2), reach=answer)
+    found = probe(gang, {}, master=False)  # type: ignore[arg-type]
+    assert len(gang.asked) == 2
+    assert list(found.unknown) == ["node1"]
+
+
+def test_a_node_that_cannot_be_asked() -> None:
+    def answer(host: str, request: Mapping[str, Any]) -> Answer:
+        if host == "node1":
+            return unreachable(host)
+        return {"failed": {"node1": "no answer"}, "missing": ["node1"], "master": "refused"}, b""
+
+    gang = FakeGang(topology_of(2), reach=answer)
+    found = probe(gang, {}, master=True)  # type: ignore[arg-type]
+    assert (found.failed, list(found.unknown), len(gang.asked)) == ({"node0": {"node1": "no answer"}}, ["node1"], 1)
+
+
+@pytest.mark.parametrize(
+    ("ranges", "allowed"),
+    [
+        ([], range(32768, 61000)),
+        ([(50000, 50002), (50001, 60000)], range(50001, 50003)),
+        ([(50000, 50002), (60000, 60001)], range(50000, 50003)),
+    ],
+)
+def test_choose_port(ranges: list[tuple[int, int]], allowed: range) -> None:
+    assert all(choose_port(ranges) in allowed for _attempt in range(100))

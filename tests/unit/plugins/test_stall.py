@@ -1,0 +1,410 @@
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils import stall
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.stacks import Process, parse
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.stall import Silence, Stacks, StallWatch, Verdict
+from local_nodes import LocalNode, code, gang_of, until
+from stacks_of_jobs import Answer, FakeGang, Log, log_of, reply_of, topology_of, unreachable
+
+# ------------------------------------------------------------------------------------------------------------- noticing
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def told(watch: StallWatch, clock: Clock, seconds: float, printed: int = 0, ended: int = 0) -> Silence | None:
+    """What the watch says ``seconds`` after its begin."""
+    clock.now = 1000.0 + seconds
+    return watch.look({"node0": printed, "node1": 0}, ended)
+
+
+def watch_of(stall_timeout: float | None, rendezvous_timeout: float | None) -> tuple[StallWatch, Clock]:
+    clock = Clock()
+    return StallWatch(stall_timeout, rendezvous_timeout, clock), clock
+
+
+def test_a_stall_is_told_once_per_silence() -> None:
+    watch, clock = watch_of(60, 0)
+    assert told(watch, clock, 0) is None
+    assert told(watch, clock, 59.9) is None
+    assert told(watch, clock, 60.1) == Silence(pytest.approx(60.1), stall=True, rendezvous=False)  # type: ignore[arg-type]
+    assert told(watch, clock, 90) is None
+    assert told(watch, clock, 100, printed=5) is None
+    assert told(watch, clock, 159, printed=5) is None
+    assert told(watch, clock, 160, printed=5) == Silence(60, stall=True, rendezvous=False)
+    assert told(watch, clock, 170, printed=5, ended=1) is None
+    assert told(watch, clock, 230, printed=5, ended=1) == Silence(60, stall=True, rendezvous=False)
+
+
+def test_a_rendezvous_is_told_again_when_the_job_is_twice_as_old() -> None:
+    watch, clock = watch_of(None, 120)
+    assert told(watch, clock, 0) is None
+    assert told(watch, clock, 119) is None
+    assert told(watch, clock, 120) == Silence(120, stall=False, rendezvous=True)
+    assert told(watch, clock, 239) is None
+    assert told(watch, clock, 240) == Silence(240, stall=False, rendezvous=True)
+    assert told(watch, clock, 400, printed=5) is None
+    assert told(watch, clock, 519, printed=5) is None
+    assert told(watch, clock, 520, printed=5) == Silence(120, stall=False, rendezvous=True)
+    watch.past_rendezvous()
+    assert told(watch, clock, 9999, printed=5) is None
+
+
+def test_both_at_once() -> None:
+    watch, clock = watch_of(120, 120)
+    assert told(watch, clock, 0) is None
+    assert told(watch, clock, 121) == Silence(121, stall=True, rendezvous=True)
+
+
+@pytest.mark.parametrize("off", [0, None])
+def test_off(off: int | None) -> None:
+    watch, clock = watch_of(off, off)
+    assert all(told(watch, clock, seconds) is None for seconds in (0, 1e9))
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ([], "has printed nothing"),
+        (["", "x.py:3: UserWarning: slow"], "has printed nothing"),
+        (
+            ["GPU available: False", "Initializing distributed: GLOBAL_RANK: 0, MEMBER: 1/4"],
+            "is waiting in the rendezvous (MEMBER: 1/4)",
+        ),
+        (
+            [
+                "Initializing distributed: GLOBAL_RANK: 1, MEMBER: 2/4",
+                "[W1122 17:30:05.1 socket.cpp:767] [c10d] The hostname of the client socket cannot be retrieved",
+            ],
+            "is waiting in the rendezvous (MEMBER: 2/4)",
+        ),
+        (
+            [
+                "Initializing distributed: GLOBAL_RANK: 0, MEMBER: 1/4",
+                "-" * 100,
+                "distributed_backend=gloo",
+                "All distributed processes registered. Starting with 4 processes",
+            ],
+            "has passed the rendezvous, and printed last: All distributed processes registered. Starting with 4 "
+            "processes",
+        ),
+        (
+            ["Initializing distributed: GLOBAL_RANK: 1, MEMBER: 2/4", "step 1"],
+            "has passed the rendezvous, and printed last: step 1",
+        ),
+        (["loading", ""], "has printed last: loading"),
+        (["x" * 200], f"has printed last: {'x' * 100}…"),
+    ],
+)
+def test_progress(lines: list[str], expected: str) -> None:
+    assert stall.progress(lines) == expected
+
+
+# ------------------------------------------------------------------------------------------------------------ gathering
+
+
+def test_gather(tmp_path: Path) -> None:
+    def answer(host: str, _request: Mapping[str, Any]) -> Answer:
+        return unreachable(host) if host == "node2" else reply_of("numbers", host)
+
+    found = stall.gather(FakeGang(topology_of(3), stacks=answer), tmp_path / "runs" / "stacks")  # type: ignore[arg-type]
+    assert found.folder == tmp_path / "runs" / "stacks"
+    assert {host: len(processes) for host, processes in found.processes.items()} == {"node0": 2, "node1": 2}
+    assert found.errors == {"node2": "is unreachable: Connection timed out"}
+    assert found.ports == dict.fromkeys(("node0", "node1"), (32768, 60999))
+    files = {path.name: path.read_text() for path in found.folder.iterdir()}
+    assert sorted(files) == ["rank0-node0.txt", "rank1-node1.txt", "rank2-node2.txt"]
+    assert files["rank2-node2.txt"] == "is unreachable: Connection timed out\n"
+    assert files["rank1-node1.txt"].count("==== process ") == 2
+    assert "_new_process_group_helper" in files["rank1-node1.txt"]
+
+
+def test_gather_where_nothing_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "stacks").write_text("a file in the way")
+    gang = FakeGang(topology_of(1), stacks=lambda host, request: reply_of("mesh", host))
+    found = stall.gather(gang, tmp_path / "stacks")  # type: ignore[arg-type]
+    assert found.folder is None
+    assert len(found.processes["node0"]) == 1
+
+
+# ----------------------------------------------------------------------------------------------------------- explaining
+
+REACHED = {"failed": {}, "missing": [], "master": None}
+
+
+def explained(
+    case: str, count: int, logs: Mapping[str, bytes] | None = None, reach: Mapping[str, Mapping[str, Any]] | None = None
+) -> Verdict:
+    """What is said of a real job on the first ``count`` nodes, with other logs or nodes that cannot connect."""
+    topology = topology_of(count)
+    found = Stacks(Path("STACKS"))
+    texts = {}
+    for node in topology.nodes:
+        found.processes[node.host] = parse(*reply_of(case, node.host))
+        texts[node.host] = Log(logs[node.host]) if logs and node.host in logs else log_of(case, node.host)
+    replies = {**dict.fromkeys(texts, REACHED), **(reach or {})}
+    gang = FakeGang(topology, reach=lambda host, _request: (dict(replies[host]), b""))
+    verdict = stall.explain(topology, found, texts, gang)  # type: ignore[arg-type]
+    end = "; what every rank is doing: STACKS"
+    assert verdict.sentence.endswith(end)
+    return Verdict(verdict.rendezvous, verdict.passed, verdict.sentence.removesuffix(end))
+
+
+def test_the_script_expects_more_ranks() -> None:
+    assert explained("numbers", 2) == Verdict(
+        True,
+        False,
+        "the rendezvous does not complete: the script expects 6 ranks, but 2 nodes with 2 processes each started: "
+        "num_nodes or devices in its Trainer disagrees with the job; use "
+        'num_nodes=int(os.environ["NUM_NODES"])',
+    )
+
+
+def announced(*ranks: tuple[int, int]) -> bytes:
+    return b"".join(
+        b"Initializing distributed: GLOBAL_RANK: %d, MEMBER: %d/%d\n" % (rank, rank + 1, of) for rank, of in ranks
+    )
+
+
+def test_nodes_start_different_numbers_of_processes() -> None:
+    logs = {"node0": announced((0, 4), (1, 4)), "node1": announced((2, 4), (3, 4), (4, 4))}
+    assert explained("numbers", 2, logs).sentence == (
+        "the rendezvous does not complete: rank 0 (node0) started 2 processes, but rank 1 (node1) started 3 processes, "
+        "and every node must start the same number; set devices in the Trainer to what all nodes have"
+    )
+
+
+def test_two_nodes_are_the_same_rank() -> None:
+    logs = {"node0": announced((0, 4), (1, 4)), "node1": announced((0, 4), (1, 4))}
+    assert explained("numbers", 2, logs).sentence == (
+        "the rendezvous does not complete: node0 and node1 both announced global rank 0; the script must leave "
+        "NODE_RANK as the job sets it"
+    )
+
+
+def test_a_rank_never_came() -> None:
+    assert explained("missing", 3) == Verdict(
+        True,
+        False,
+        "the rendezvous does not complete: rank 2 (node2) never came to it, but is in prepare at train.py:7; ranks "
+        "0, 1 wait in init_process_group; if more time is all that is needed, raise job_rendezvous_timeout_seconds",
+    )
+
+
+def test_a_firewall() -> None:
+    deaf = {host: {**REACHED, "failed": {"node1": "no answer"}} for host in ("node0", "node2")}
+    verdict = explained("mesh", 3, reach=deaf)
+    assert (verdict.rendezvous, verdict.passed) == (True, False)
+    head, _port, tail = verdict.sentence.partition("(port ")
+    assert head == "the rendezvous does not complete: every other node gets no answer from node1 "
+    assert tail.endswith("): a firewall drops it; run: ansible-playbook setup.yml")
+
+
+def test_nothing_is_wrong_with_the_network() -> None:
+    assert explained("mesh", 3).sentence == (
+        "the rendezvous does not complete: ranks 1, 2 wait in init_process_group, rank 0 (node0) is in barrier at "
+        "train.py:7; all nodes can connect to each other; the script may expect more than the 3 ranks that there are"
+    )
+    assert explained("torchrun-static", 2).sentence == (
+        "the rendezvous does not complete: all ranks wait in torchrun's rendezvous; all nodes can connect to each other"
+    )
+
+
+@pytest.mark.parametrize(
+    ("case", "count", "expected"),
+    [
+        (
+            "reduce",
+            3,
+            "rank 1 (node1) is in load at train.py:8 while ranks 0, 2 wait for it in all_reduce at train.py:15",
+        ),
+        (
+            "backward",
+            2,
+            "rank 1 (node1) is in Model.training_step at train.py:17 while rank 0 (node0) waits for it in backward at "
+            "train.py:28",
+        ),
+        (
+            "loader",
+            2,
+            "rank 1 (node1) is in the data loader at train.py:28, whose worker is in Slow.__getitem__ at train.py:9 "
+            "while rank 0 (node0) waits for it in backward at train.py:28",
+        ),
+    ],
+)
+def test_a_stall_after_the_rendezvous(case: str, count: int, expected: str) -> None:
+    assert explained(case, count) == Verdict(False, True, expected)
+
+
+# What was not seen on real nodes: many of them, and few that answer.
+
+PACKAGES = "/opt/thunderhead/env/lib/python3.11/site-packages"
+WORK = "/opt/thunderhead/jobs/20261122-173000-train-1a2b/work"
+MEETING = f"    init_process_group ({PACKAGES}/torch/distributed/distributed_c10d.py:1899)\n"
+REDUCING = f"    all_reduce ({PACKAGES}/torch/distributed/distributed_c10d.py:3252)\n    <module> ({WORK}/train.py:3)\n"
+BROADCASTING = REDUCING.replace("all_reduce", "broadcast")
+SLEEPING = f"    load ({WORK}/train.py:8)\n"
+
+
+def ranks(*calls: str) -> list[Process]:
+    """The processes of a node as Lightning starts them, by what they are doing."""
+    return [
+        Process(10 + rank, 10 if rank else 1, rank or None, "S", True, f'Thread 7 (idle): "MainThread"\n{call}')
+        for rank, call in enumerate(calls)
+    ]
+
+
+def said(
+    processes: list[list[Process] | str], logs: Mapping[int, bytes] | None = None, gang: FakeGang | None = None
+) -> Verdict:
+    """What is said of nodes that do this; a string says why nothing is known of one."""
+    topology = topology_of(len(processes))
+    hosts = [node.host for node in topology.nodes]
+    found = Stacks(
+        None,
+        {host: one for host, one in zip(hosts, processes, strict=True) if not isinstance(one, str)},
+        {host: one for host, one in zip(hosts, processes, strict=True) if isinstance(one, str)},
+    )
+    texts = {host: Log((logs or {}).get(rank, b"")) for rank, host in enumerate(hosts)}
+    return stall.explain(topology, found, texts, gang)  # type: ignore[arg-type]
+
+
+def test_300_ranks() -> None:
+    assert said([ranks(REDUCING)] * 299 + [ranks(SLEEPING)]).sentence == (
+        "rank 299 (node299) is in load at train.py:8 while ranks 0-298 wait for it in all_reduce at train.py:3"
+    )
+    many = [ranks(REDUCING if rank % 2 else SLEEPING.replace(":8", f":{rank}")) for rank in range(300)]
+    sentence = said(many).sentence
+    assert sentence == (
+        "rank 0 (node0) is in load at train.py:0, rank 2 (node2) is in load at train.py:2, rank 4 (node4) is in load "
+        "at train.py:4, ranks 6, 8, 10, 12, 14, 16, 18, 20, 22, 24 and 137 more are elsewhere while ranks 1, 3, 5, 7, "
+        "9, 11, 13, 15, 17, 19 and 140 more wait for them in all_reduce at train.py:3"
+    )
+
+
+def test_local_ranks() -> None:
+    assert said([ranks(REDUCING, REDUCING), ranks(REDUCING, SLEEPING)]).sentence == (
+        "local rank 1 of rank 1 (node1) is in load at train.py:8 while 3 processes of ranks 0, 1 wait for it in "
+        "all_reduce at train.py:3"
+    )
+    assert said([ranks(REDUCING, SLEEPING, SLEEPING)] * 2).sentence == (
+        "local ranks 1, 2 of ranks 0, 1 are in load at train.py:8 while local rank 0 of ranks 0, 1 wait for them in "
+        "all_reduce at train.py:3"
+    )
+
+
+def test_different_collectives() -> None:
+    assert said([ranks(REDUCING), ranks(BROADCASTING), ranks(REDUCING)]).sentence == (
+        "the ranks wait for each other in different places: rank 1 (node1) in broadcast at train.py:3, ranks 0, 2 in "
+        "all_reduce at train.py:3"
+    )
+
+
+def test_all_in_the_same_collective() -> None:
+    processes: list[list[Process] | str] = [ranks(REDUCING), ranks(REDUCING)]
+    gang = FakeGang(topology_of(2), reach=lambda host, request: (dict(REACHED), b""))
+    assert said(processes, gang=gang).sentence == (
+        "all ranks wait in all_reduce at train.py:3; all nodes can connect to each other"
+    )
+    assert said(processes).sentence == "all ranks wait in all_reduce at train.py:3"
+    assert said([*processes, "does not run job job-1 any more"]).sentence == (
+        "ranks 0, 1 wait in all_reduce at train.py:3; rank 2 (node2) does not run job job-1 any more"
+    )
+
+
+def test_nobody_waits() -> None:
+    assert said([ranks(SLEEPING), ranks(SLEEPING)]).sentence == (
+        "no rank waits for another: ranks 0, 1 are in load at train.py:8"
+    )
+
+
+def test_nobody_is_known() -> None:
+    assert said(["is unreachable: timeout", "is unreachable: timeout"]) == Verdict(
+        False, False, "nothing is known of any rank; each of ranks 0, 1 is unreachable: timeout"
+    )
+
+
+def test_a_node_without_a_python() -> None:
+    shell = [Process(9, 1, None, "S", False, "State: S")]
+    assert said([ranks(MEETING), shell]).sentence == (
+        "the rendezvous does not complete: rank 1 (node1) runs no Python process; rank 0 (node0) waits in "
+        "init_process_group; if more time is all that is needed, raise job_rendezvous_timeout_seconds"
+    )
+    assert said([ranks(REDUCING), shell]).sentence == (
+        "rank 1 (node1) runs no Python process while rank 0 (node0) waits for it in all_reduce at train.py:3"
+    )
+
+
+def test_who_has_met_is_not_missing() -> None:
+    registered = {0: announced((0, 2)) + b"All distributed processes registered. Starting with 2 processes\n"}
+    verdict = said([ranks(SLEEPING), ranks(MEETING)], registered)
+    assert (verdict.rendezvous, verdict.passed) == (True, False)
+    assert "never came" not in verdict.sentence
+    assert said([ranks(SLEEPING), ranks(SLEEPING)], registered).passed
+
+
+def unknown() -> list[Process]:
+    return [Process(9, 1, None, "S", True, "State: S")]
+
+
+def test_without_py_spy_the_logs_count() -> None:
+    topology = topology_of(2)
+    found = Stacks(None, {"node0": unknown(), "node1": unknown()}, missing={"node0": "/opt/thunderhead/env/bin/py-spy"})
+    logs = {"node0": Log(announced((0, 2))), "node1": Log(b"loading\n")}
+    assert stall.explain(topology, found, logs, None) == Verdict(  # type: ignore[arg-type]
+        True,
+        False,
+        "the rendezvous does not complete: rank 1 (node1) never came to it, but is in state S, with a stack that could "
+        "not be taken; rank 0 (node0) waits in Lightning's rendezvous; if more time is all that is needed, raise "
+        "job_rendezvous_timeout_seconds; node0 has no /opt/thunderhead/env/bin/py-spy, so run: ansible-playbook "
+        "setup.yml",
+    )
+
+
+def test_while_it_trains_lightning_prints_on_rank_0_only() -> None:
+    logs = {0: announced((0, 2)) + b"step 1\n", 1: announced((1, 2))}
+    assert said([unknown(), unknown()], logs) == Verdict(
+        False,
+        True,
+        "no rank waits for another: ranks 0, 1 are in state S, with a stack that could not be taken",
+    )
+
+
+def test_errors_have_no_name_in_front() -> None:
+    gang = FakeGang(topology_of(1), stacks=lambda host, request: NodeError(host, "does not run job job-1 any more"))
+    assert stall.gather(gang, Path("/dev/null/x")).errors == {"node0": "does not run job job-1 any more"}  # type: ignore[arg-type]
+
+
+def test_real_nodes(nodes: list[LocalNode], tmp_path: Path) -> None:
+    """A job of two nodes, in functions that have the names of torch's, looked into from end to end."""
+    packages = tmp_path / "lib" / "site-packages"
+    collectives = packages / "torch" / "distributed" / "distributed_c10d.py"
+    collectives.parent.mkdir(parents=True)
+    collectives.write_text("import time\n\n\ndef all_reduce():\n    print('ready', flush=True)\n    time.sleep(600)\n")
+    script = f"import sys\nsys.path.append('{packages}')\nfrom torch.distributed.distributed_c10d import all_reduce\n"
+    for node in nodes:
+        (node.directory / "env" / "bin" / "py-spy").symlink_to(Path(sys.executable).parent / "py-spy")
+    launch = gang_of(nodes, code(tmp_path / "code", script + "all_reduce()\n"))
+    launch.prepare()
+    launch.start()
+    logs = [node.job_dir() / "log" for node in nodes]
+    until(lambda: all(log.exists() and b"ready" in log.read_bytes() for log in logs))
+    until(lambda: all((node.job_dir() / "spec.json").exists() for node in nodes))
+    found = stall.gather(launch.gang, tmp_path / "stacks")
+    texts = {node.host: Log(log.read_bytes()) for node, log in zip(nodes, logs, strict=True)}
+    assert stall.explain(launch.gang.topology, found, texts, launch.gang) == Verdict(  # type: ignore[arg-type]
+        False,
+        True,
+        "all ranks wait in all_reduce at train.py:4; all nodes can connect to each other; what every rank is doing: "
+        f"{tmp_path}/stacks",
+    )
