@@ -45,6 +45,8 @@ from torchmetrics.classification import MulticlassAccuracy
 warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
 # It is meant to hold the last run's checkpoint.
 warnings.filterwarnings("ignore", message=r"Checkpoint directory .* exists and is not empty")
+# Each job has a directory of its own.
+warnings.filterwarnings("ignore", message="The dirpath has changed")
 
 
 class Classifier(pl.LightningModule):

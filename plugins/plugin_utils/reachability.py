@@ -64,7 +64,7 @@ def probe(gang: Gang, ranges: Mapping[str, tuple[int, int]], master: bool) -> Re
         replies, errors = gang.ask(
             "reach",
             seconds + ANSWER_SECONDS,
-            host=lambda host: host,
+            name=lambda host: host,
             address=lambda host: addresses[host],
             port=port,
             peers=addresses,
@@ -90,8 +90,13 @@ def choose_port(ranges: Iterable[tuple[int, int]]) -> int:
 
 def describe(topology: Topology, reach: Reach) -> list[str]:
     """Return in a few sentences who cannot connect to whom; none if all can."""
-    hosts = [node.host for node in topology.nodes]
-    pairs = {(host, peer): why for host, failed in reach.failed.items() for peer, why in failed.items()}
+    hosts = [node.host for node in topology.nodes if node.host not in reach.unknown]  # those did not listen
+    pairs = {
+        (host, peer): why
+        for host, failed in reach.failed.items()
+        for peer, why in failed.items()
+        if peer not in reach.unknown
+    }
     found = []
     at = f"(port {reach.port})"
     if len(hosts) > 2:

@@ -325,7 +325,7 @@ def _finish(
     lost = {host for host, ending in endings.items() if ending.state == "lost"}
     notes = artifacts.collect(gang, order.collect, record, order.node_timeout_seconds, lost)
     if order.keep is not None:
-        notes += housekeeping.keep_newest(gang, order.keep)
+        notes += housekeeping.keep_newest(gang, order.keep, lost)
     record.update(notes=notes)
     for note in notes:
         say(note)

@@ -220,7 +220,7 @@ def reach(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     All nodes have to be asked at about the same time. Each listens, and connects to all others again and again until it
     succeeds or the time is over; both sides say who they are.
 
-    Request: host (this node's name), address (its own, to listen at), port, peers {host: address} (with or without this
+    Request: name (this node's), address (its own, to listen at), port, peers {host: address} (with or without this
     node), seconds, master ([address, port] of a listener that is there already, or None). Reply: failed {host: "no
     answer", "refused", "no route", or what else went wrong}, missing (peers that did not connect to this node), master
     (None if it answers or was not asked for, else as in failed).
@@ -238,11 +238,11 @@ class Meeting:
         import selectors
         import socket
 
-        self._peers = {host: address for host, address in request["peers"].items() if host != request["host"]}
+        self._peers = {host: address for host, address in request["peers"].items() if host != request["name"]}
         self._port: int = request["port"]
         self._master: list[Any] | None = request["master"]
         self._job = request["job"]["id"]
-        self._own_hello = self._hello(request["host"])
+        self._own_hello = self._hello(request["name"])
         self._hellos = {self._hello(host): host for host in self._peers}
         self._deadline = time.monotonic() + request["seconds"]
         needed = 3 * len(self._peers) + 100

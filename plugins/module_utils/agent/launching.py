@@ -68,7 +68,7 @@ def prepare(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
         "job_dir": job_directory(request),
         "gate": gate_path(request),
         "gpus": count_gpus(),
-        "has_bundle": os.path.exists(bundle_path(request)),
+        "has_bundle": False,
     }
     if request["dry"]:
         return reply, b""
@@ -80,6 +80,7 @@ def prepare(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
         os.mkdir(job_directory(request), 0o700)
         if os.geteuid() == 0:
             os.chown(job_directory(request), user.uid, user.gid)
+        reply["has_bundle"] = os.path.exists(bundle_path(request))  # from now on nobody cleans it away
         if reply["has_bundle"]:
             unpack(request, user)
         listener = listen(address) if request["watched"] else None

@@ -147,7 +147,7 @@ def hosts(count: int) -> dict[str, str]:
 
 def request(host: str, peers: dict[str, str], port: int, **more: Any) -> dict[str, Any]:
     job = {"id": "job-1"}
-    about = {"host": host, "address": peers[host], "port": port, "peers": peers, "seconds": 20, "master": None}
+    about = {"name": host, "address": peers[host], "port": port, "peers": peers, "seconds": 20, "master": None}
     return {"job": job, **about, **more}
 
 

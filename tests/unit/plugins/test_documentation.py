@@ -103,9 +103,26 @@ def test_return(name: str) -> None:
             assert isinstance(about["sample"], {"str": str, "int": int, "list": list, "dict": dict}[about["type"]])
 
 
-def test_run_yml_passes_every_argument_of_the_action() -> None:
-    (play,) = yaml.safe_load((ROOT / "playbooks" / "run.yml").read_text())
-    assert play["tasks"][0]["thunderhead.cluster.job"].keys() == job.ARGUMENTS.keys()
+@pytest.mark.parametrize(
+    ("playbook", "name"),
+    [("run", "job"), ("logs", "job_logs"), ("status", "job_info"), ("stop", "job_stop"), ("clean", "job_cleanup")],
+)
+def test_a_playbook_passes_every_argument_of_its_action(playbook: str, name: str) -> None:
+    arguments = importlib.import_module(f"{PLUGINS}.action.{name}").ARGUMENTS
+    (play,) = yaml.safe_load((ROOT / "playbooks" / f"{playbook}.yml").read_text())
+    (task,) = play["tasks"]
+    assert task[f"thunderhead.cluster.{name}"].keys() == arguments.keys()
+    assert task["run_once"] is True
+    assert yaml.safe_load((ROOT / f"{playbook}.yml").read_text())[0]["ansible.builtin.import_playbook"] == (
+        f"playbooks/{playbook}.yml"
+    )
+
+
+@pytest.mark.parametrize("name", ["job_logs", "job_stop", "job_cleanup"])
+def test_actions_agree_about_what_they_share_with_run(name: str) -> None:
+    arguments = importlib.import_module(f"{PLUGINS}.action.{name}").ARGUMENTS
+    for shared in arguments.keys() & job.ARGUMENTS.keys() - {"keep"}:
+        assert arguments[shared] == job.ARGUMENTS[shared]
 
 
 # ---------------------------------------------------------------------------------------------------------------- roles

@@ -127,9 +127,9 @@ def test_probe() -> None:
     common = {"port": 40000, "peers": peers, "seconds": 5.15}
     assert op == "reach"
     assert requests == {
-        "node0": {"host": "node0", "address": "198.18.0.1", "master": None, **common},
-        "node1": {"host": "node1", "address": "198.18.0.2", "master": ["198.18.0.1", 29500], **common},
-        "node2": {"host": "node2", "address": "198.18.0.3", "master": ["198.18.0.1", 29500], **common},
+        "node0": {"name": "node0", "address": "198.18.0.1", "master": None, **common},
+        "node1": {"name": "node1", "address": "198.18.0.2", "master": ["198.18.0.1", 29500], **common},
+        "node2": {"name": "node2", "address": "198.18.0.3", "master": ["198.18.0.1", 29500], **common},
     }
 
 
@@ -149,11 +149,12 @@ def test_a_node_that_cannot_be_asked() -> None:
     def answer(host: str, request: Mapping[str, Any]) -> Answer:
         if host == "node1":
             return unreachable(host)
-        return {"failed": {"node1": "no answer"}, "missing": ["node1"], "master": "refused"}, b""
+        return {"failed": {"node1": "no answer"}, "missing": ["node1"], "master": None}, b""
 
     gang = FakeGang(topology_of(2), reach=answer)
     found = probe(gang, {}, master=True)  # type: ignore[arg-type]
     assert (found.failed, list(found.unknown), len(gang.asked)) == ({"node0": {"node1": "no answer"}}, ["node1"], 1)
+    assert describe(topology_of(2), found) == []  # it did not listen
 
 
 @pytest.mark.parametrize(

@@ -1,84 +1,36 @@
+import contextlib
 import getpass
 import json
+import os
 import platform
 import re
 import shutil
+import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from ansible.errors import AnsibleConnectionFailure
 from ansible.release import __version__ as ansible_version
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils import follow as follow_module
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import runner
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Ending
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.logs import RankLog
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.interrupts import Interrupted, Interrupts
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import Order
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import rank_nodes
-from local_nodes import Connection, LocalNode, opener
+from local_nodes import SLEEP, Connection, LocalNode, by_rank, opener, until
+from orders import order
+
+
+@pytest.fixture(autouse=True)
+def _quiet_ranks_are_looked_at_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follow_module, "QUIET_SECONDS", 0.05)
+
 
 # ---------------------------------------------------------------------------------------------------------------- input
-
-
-@pytest.mark.parametrize(
-    ("args", "expected"),
-    [
-        ("", []),
-        ("--max-epochs 3", ["--max-epochs", "3"]),
-        ("--name 'two words' \"it's\" a\\ b", ["--name", "two words", "it's", "a b"]),
-        ("$HOME `id` ; rm *", ["$HOME", "`id`", ";", "rm", "*"]),
-        ("''", [""]),
-        ([], []),
-        (["--lr", 0.1, 3, "two words", ""], ["--lr", "0.1", "3", "two words", ""]),
-        (("a",), ["a"]),
-    ],
-)
-def test_args(args: Any, expected: list[str]) -> None:
-    assert runner.split_args(args) == expected
-
-
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        (
-            "--name 'oops",
-            "args has unbalanced quotes (No closing quotation): --name 'oops; close them, or give a list",
-        ),
-        ("oops\\", "args has unbalanced quotes (No escaped character): oops\\; close them, or give a list"),
-        (["a\0b"], "args has a word with a null byte, which no command line can hold; remove it"),
-        (None, "args is None; give a string such as '--max-epochs 3', or a list of words"),
-        (3, "args is 3; give a string such as '--max-epochs 3', or a list of words"),
-        ([["a"]], "args is [['a']]; give a string such as '--max-epochs 3', or a list of words"),
-        ({"a": 1}, "args is {'a': 1}; give a string such as '--max-epochs 3', or a list of words"),
-    ],
-)
-def test_args_that_are_none(args: Any, message: str) -> None:
-    with pytest.raises(JobError) as caught:
-        runner.split_args(args)
-    assert str(caught.value) == message
-
-
-def order(tmp_path: Path, text: str, **changes: Any) -> runner.Order:
-    project = tmp_path / "project"
-    project.mkdir(exist_ok=True)
-    (project / "train.py").write_text(text)
-    return runner.Order(
-        **{
-            "script": "train.py",
-            "args": "",
-            "project": project,
-            "env": {},
-            "runs": tmp_path / "runs",
-            "logs": "head",
-            "bundle_max_mb": 10,
-            "node_timeout_seconds": 5,
-            "grace_seconds": 2,
-            **changes,
-        }
-    )
 
 
 @pytest.mark.parametrize(
@@ -104,7 +56,7 @@ def test_bad_input_reaches_no_node(tmp_path: Path, changes: dict[str, Any], mess
 
     settings = [NodeSettings("node0", "127.0.0.1", "/nowhere", 29500, "", {})]
     with pytest.raises(JobError) as caught:
-        runner.plan(order(tmp_path, "pass", **changes), settings, open_channel)
+        runner.plan(order(tmp_path, "pass", **changes), runner.Desk(print, Undisturbed(), settings, ["node0"], open_channel))
     assert str(caught.value) == message.replace("PROJECT", str(tmp_path / "project"))
     assert not (tmp_path / "runs").exists()
 
@@ -112,31 +64,79 @@ def test_bad_input_reaches_no_node(tmp_path: Path, changes: dict[str, Any], mess
 # ----------------------------------------------------------------------------------------------------------- whole jobs
 
 
+class Undisturbed(Interrupts):
+    """Of a user who does nothing to ansible-playbook, unless a test says so."""
+
+    def __init__(self) -> None:
+        self.what: Literal["", "signal", "gone"] = ""
+        self.twice = False
+        self.said: list[str] = []
+
+    @contextlib.contextmanager
+    def raising(self) -> Iterator[None]:
+        if self.what:
+            raise Interrupted
+        yield
+
+    @property
+    def came(self) -> Literal["", "signal", "gone"]:
+        return self.what
+
+    def again(self) -> bool:
+        return self.twice
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
 class Session:
     """One run on two nodes, and what the user saw of it."""
 
-    def __init__(self, nodes: list[LocalNode], given: runner.Order) -> None:
+    def __init__(self, nodes: list[LocalNode], given: Order) -> None:
         self.nodes = nodes
         self.order = given
-        self.open_channel = opener(nodes)
         self.said: list[tuple[float, str]] = []
+        self.interrupts = Undisturbed()
         self.result: dict[str, Any] = {}
         self.error = ""
+        self.interrupted = False
 
-    def run(self, meanwhile: Callable[[str], None] = lambda line: None) -> "Session":
-        def say(line: str) -> None:
-            self.said.append((time.monotonic(), line))
-            meanwhile(line)
+    def desk(self, meanwhile: Callable[[str], None] = lambda line: None) -> runner.Desk:
+        def say(text: str) -> None:
+            for line in text.split("\n"):
+                self.said.append((time.monotonic(), line))
+                meanwhile(line)
 
         for node in self.nodes:
             node.variables = {"INVENTORY": "from the inventory"}
-        gang = runner.plan(self.order, [node.settings() for node in self.nodes], self.open_channel)
-        self.id = gang.job.id
+        hosts = [node.host for node in self.nodes]
+        settings = [node.settings() for node in self.nodes]
+        return runner.Desk(say, self.interrupts, settings, hosts, opener(self.nodes))
+
+    def attempt(self, command: Callable[[], dict[str, Any]]) -> "Session":
         try:
-            self.result = runner.run(self.order, gang, say, self.open_channel)
+            self.result = command()
         except JobError as error:
             self.error = str(error)
+        except Interrupted:
+            self.interrupted = True
         return self
+
+    def run(self, meanwhile: Callable[[str], None] = lambda line: None) -> "Session":
+        return self.attempt(lambda: runner.run(self.order, self.desk(meanwhile)))
+
+    def follow(
+        self, job: str = "", offset: int | None = None, meanwhile: Callable[[str], None] = lambda line: None
+    ) -> "Session":
+        return self.attempt(lambda: runner.follow_again(self.order, self.desk(meanwhile), job, offset))
+
+    def stop(self, job: str = "") -> "Session":
+        return self.attempt(lambda: runner.stop(self.desk(), job, self.order.runs, 2))
+
+    @property
+    def id(self) -> str:
+        (one,) = [path.name for path in self.order.runs.iterdir() if not path.name.startswith(".")]
+        return one
 
     @property
     def lines(self) -> list[str]:
@@ -164,7 +164,7 @@ def test_success(nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.Mon
     )
     session = Session(nodes, order(tmp_path, script, args="a 'b c'")).run()
     assert session.error == ""
-    assert session.result == {"job": session.id, "path": str(session.path), "world_size": 2}
+    assert session.result == {"job": session.id, "path": str(session.path), "world_size": 2, "state": "succeeded"}
     assert session.lines == [
         f"{session.id}: train.py on 2 nodes, MASTER_ADDR 127.0.0.1, MASTER_PORT {nodes[0].master_port}",
         "[0 node0] rank 0 ['a', 'b c'] from the inventory",
@@ -247,13 +247,16 @@ def test_failure_names_the_cause_and_stops_the_others(nodes: list[LocalNode], tm
     )
     session = Session(nodes, order(tmp_path, script)).run()
     record = session.record
-    assert session.error == (
+    cause = (
         f"rank 1 (node1) exited with code 1 after {record['ranks'][1]['seconds']:.0f} s: ValueError: bad batch 17; see "
         f"{session.path}/logs/rank1-node1.log"
     )
+    said, *tail = session.error.split("\n")
+    assert said == cause
+    assert (tail[0], tail[-1]) == ("  | Traceback (most recent call last):", "  | ValueError: bad batch 17")
     assert session.said[-1][0] - session.said[0][0] < 6
     assert "[0 node0] waiting" in session.lines
-    assert (record["state"], record["cause"]) == ("failed", session.error)
+    assert (record["state"], record["cause"]) == ("failed", cause)
     assert [(rank["state"], rank["exit_code"], rank["signal"]) for rank in record["ranks"]] == [
         ("stopped", 143, 15),
         ("failed", 1, None),
@@ -269,7 +272,7 @@ def test_failure_of_all_ranks_counts_the_others(nodes: list[LocalNode], tmp_path
     seconds = session.record["ranks"][0]["seconds"]
     log = f"{session.path}/logs/rank0-node0.log"
     cause = f"rank 0 (node0) exited with code 1 after {seconds:.0f} s: gave up; see {log}"
-    assert session.error in (cause, f"{cause}. After it failed too: rank 1 (node1)")
+    assert session.error in (f"{cause}\n  | gave up", f"{cause}. After it failed too: rank 1 (node1)\n  | gave up")
 
 
 def test_a_rank_that_is_not_shown_can_be_the_cause(nodes: list[LocalNode], tmp_path: Path) -> None:
@@ -279,8 +282,9 @@ def test_a_rank_that_is_not_shown_can_be_the_cause(nodes: list[LocalNode], tmp_p
     )
     session = Session(nodes, order(tmp_path, script)).run()
     assert session.error.startswith("rank 1 (node1) exited with code 1 after ")
-    assert session.error.endswith(
-        f" s: the cause; see {session.path}/logs/rank1-node1.log. After it failed too: rank 0 (node0)"
+    assert session.error.split("\n")[0].partition(" s: ")[2] in (
+        f"the cause; see {session.path}/logs/rank1-node1.log",  # the other was stopped before it could fail
+        f"the cause; see {session.path}/logs/rank1-node1.log. After it failed too: rank 0 (node0)",
     )
 
 
@@ -321,8 +325,8 @@ def test_artifacts_that_cannot_be_fetched_do_not_change_how_the_job_ended(
     nodes[0].connection = NoArtifacts()
     session = Session(nodes, order(tmp_path, "print(1)")).run()
     note = (
-        "artifacts were not collected: node0 is unreachable: Connection refused; they are in the job's work directory "
-        "on node0"
+        "what rank 0 (node0) wrote is not complete here: node0 is unreachable: Connection refused; it is in the job's "
+        f"work directory there; run: ansible-playbook logs.yml -e job={session.id}"
     )
     assert session.error == ""
     assert session.record["notes"] == [note]
@@ -363,47 +367,222 @@ def test_values_of_the_environment_are_recorded_nowhere(
     assert [path for path in session.path.rglob("*") if path.is_file() and b"hush" in path.read_bytes()] == []
 
 
-# ------------------------------------------------------------------------------------------------------------ the cause
+# ------------------------------------------------------------------------------------------- detached, and found again
 
 
-def explained(tmp_path: Path, *endings: Ending) -> str | None:
-    settings = [NodeSettings(f"node{rank}", None, "/", 29500, "", {}) for rank in range(len(endings))]
-    located = {one.host: {"address": f"198.18.0.{rank}", "interface": "eth0"} for rank, one in enumerate(settings)}
-    logs = {one.host: RankLog(tmp_path / one.host) for one in settings}
-    for rank, log in enumerate(logs.values()):
-        log.write(b"ValueError: of rank %d\n" % rank)
-    return runner.explain(
-        rank_nodes(settings, located), {f"node{rank}": ending for rank, ending in enumerate(endings)}, logs
+def states(session: Session) -> list[str]:
+    return [node.state(session.id)["state"] for node in session.nodes]
+
+
+def test_detach_and_come_back(nodes: list[LocalNode], tmp_path: Path) -> None:
+    script = "import os, time\nprint('first')\nwhile not os.path.exists('go'): time.sleep(0.01)\nprint('then')\n"
+    detached = Session(nodes, order(tmp_path, script, detach=True)).run()
+    assert (detached.error, detached.result["state"]) == ("", "running")
+    assert detached.lines[-1] == (
+        f"{detached.id} runs on. Its output again: ansible-playbook logs.yml -e job={detached.id} - all jobs: "
+        f"ansible-playbook status.yml - to stop it: ansible-playbook stop.yml -e job={detached.id}"
     )
+    assert detached.record["state"] == "running" and "ended" not in detached.record
+    again = Session(nodes, order(tmp_path))
 
+    def meanwhile(line: str) -> None:
+        if line == "[0 node0] first":
+            for node in nodes:
+                (node.job_dir(detached.id) / "work" / "go").touch()
 
-def ended(state: str, arrived: float, **more: Any) -> Ending:
-    return Ending(state, arrived=arrived, **more)
+    again.follow(meanwhile=meanwhile)
+    assert again.error == ""
+    assert [line for line in again.lines if line.startswith("[")] == ["[0 node0] first", "[0 node0] then"]
+    assert again.result == {"job": again.id, "path": str(again.path), "world_size": 2, "state": "succeeded"}
+    assert list(again.files("logs").values()) == [b"first\nthen\n"] * 2
+    assert again.record["state"] == "succeeded"
 
 
 @pytest.mark.parametrize(
-    ("endings", "expected"),
+    ("offset", "expected"),
     [
-        ([ended("succeeded", 1), ended("succeeded", 2)], None),
-        (
-            [ended("failed", 2, exit_code=1, seconds=3.0), ended("failed", 1, exit_code=5, seconds=2.2)],
-            "rank 1 (node1) exited with code 5 after 2 s: ValueError: of rank 1; see LOGS/node1. After it failed too: "
-            "rank 0 (node0)",
-        ),
-        (
-            [ended("stopped", 3, signal=15), ended("failed", 2, exit_code=139, signal=11), ended("succeeded", 1)],
-            "rank 1 (node1) was killed by SIGSEGV: ValueError: of rank 1; see LOGS/node1",
-        ),
-        (
-            [ended("stopped", 3, signal=15), ended("lost", 9, note="gave no sign of life for 40 s")],
-            "rank 1 (node1) gave no sign of life for 40 s: ValueError: of rank 1; see LOGS/node1",
-        ),
-        (
-            [ended("stopped", 2, exit_code=143, signal=15), ended("stopped", 1, exit_code=0)],
-            "rank 0 (node0) was stopped: ValueError: of rank 0; see LOGS/node0",
-        ),
+        (None, ["[0 node0] one", "[0 node0] two"]),
+        (0, ["[0 node0] one", "[0 node0] two"]),
+        (4, ["[0 node0] two"]),
+        (8, []),
+        (99, []),
     ],
 )
-def test_explain(tmp_path: Path, endings: list[Ending], expected: str | None) -> None:
-    text = explained(tmp_path, *endings)
-    assert text == (expected.replace("LOGS", str(tmp_path)) if expected else None)
+def test_logs_of_a_job_that_has_ended(
+    nodes: list[LocalNode], tmp_path: Path, offset: int | None, expected: list[str]
+) -> None:
+    session = Session(nodes, order(tmp_path, "print('one')\nprint('two')")).run()
+    again = Session(nodes, order(tmp_path)).follow(session.id, offset)
+    assert again.error == ""
+    assert [line for line in again.lines if line.startswith("[")] == expected
+    assert list(again.files("logs").values()) == [b"one\ntwo\n"] * 2
+
+
+@pytest.mark.parametrize(("offset", "expected"), [(None, ["one", "two"]), (0, ["one", "two"]), (4, ["two"])])
+def test_logs_of_a_job_that_another_controller_started(
+    nodes: list[LocalNode], tmp_path: Path, offset: int | None, expected: list[str]
+) -> None:
+    Session(nodes, order(tmp_path, "print('one')\nprint('two')")).run()
+    there = Session(nodes, order(tmp_path, runs_dir=tmp_path / "there")).follow(offset=offset)
+    assert there.error == ""
+    assert [line for line in there.lines if line.startswith("[")] == [f"[0 node0] {line}" for line in expected]
+    assert (there.record["state"], there.record["script"], there.record["world_size"]) == ("succeeded", "train.py", 2)
+    assert list(there.files("logs").values()) == [b"one\ntwo\n"] * 2
+
+
+def test_a_job_that_failed_meanwhile(nodes: list[LocalNode], tmp_path: Path) -> None:
+    script = by_rank("time.sleep(600)", "raise ValueError('bad batch 17')")
+    detached = Session(nodes, order(tmp_path, script, detach=True)).run()
+    until(lambda: all("ended" in node.state(detached.id) for node in nodes))
+    again = Session(nodes, order(tmp_path)).follow()
+    assert again.error.startswith("rank 1 (node1) exited with code 1 after ")
+    assert "ValueError: bad batch 17" in again.error
+    assert again.record["state"] == "failed"
+
+
+def test_no_job_to_follow(nodes: list[LocalNode], tmp_path: Path) -> None:
+    assert Session(nodes, order(tmp_path)).follow().error == "no job was ever started on these nodes"
+    assert Session(nodes, order(tmp_path)).follow("job-7").error == (
+        "no node has a job job-7; ansible-playbook status.yml lists them"
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- stopped
+
+
+def test_stop_a_detached_job(nodes: list[LocalNode], tmp_path: Path) -> None:
+    session = Session(nodes, order(tmp_path, SLEEP, detach=True)).run()
+    until(lambda: all(node.state(session.id) for node in nodes))
+    stopped = Session(nodes, order(tmp_path)).stop()
+    assert stopped.result == {
+        "job": session.id,
+        "states": {"node0": "stopped", "node1": "stopped"},
+        "was_running": True,
+    }
+    assert session.record["state"] == "stopped"
+    assert [node.supervisor() for node in nodes] == [None, None]
+    assert Session(nodes, order(tmp_path)).stop().error == "no job runs on these nodes"
+    assert Session(nodes, order(tmp_path)).stop(session.id).result["was_running"] is False
+    again = Session(nodes, order(tmp_path)).follow()
+    assert re.fullmatch(rf"job {session.id} was stopped: on request.*", again.error)
+    assert again.record["state"] == "stopped"
+
+
+def test_a_stop_while_it_is_followed(nodes: list[LocalNode], tmp_path: Path) -> None:
+    session = Session(nodes, order(tmp_path, SLEEP))
+
+    def meanwhile(line: str) -> None:
+        if line == "[0 node0] ready":
+            Session(nodes, order(tmp_path)).stop()
+
+    session.run(meanwhile)
+    assert session.error.startswith(f"job {session.id} was stopped: on request")
+    assert session.record["state"] == "stopped"
+    assert states(session) == ["stopped", "stopped"]
+
+
+def test_a_node_that_cannot_be_told_to_stop_is_named(nodes: list[LocalNode], tmp_path: Path) -> None:
+    class NoStop(Connection):
+        def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
+            if b"'op': 'stop'" in in_data:
+                raise AnsibleConnectionFailure("Connection refused")
+            return super().exec_command(command, in_data)
+
+    session = Session(nodes, order(tmp_path, SLEEP, detach=True)).run()
+    until(lambda: all(node.state(session.id) for node in nodes))
+    nodes[1].connection = NoStop()
+    stopped = Session(nodes, order(tmp_path)).stop()
+    assert stopped.error == (
+        f"node1 is unreachable: Connection refused. Job {session.id} is stopped on node0; run this again for the others."
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- interrupted
+
+
+def interrupted(nodes: list[LocalNode], tmp_path: Path, what: Any, **more: Any) -> Session:
+    twice = more.pop("twice", False)
+    session = Session(nodes, order(tmp_path, SLEEP, **more))
+
+    def meanwhile(line: str) -> None:
+        if line == "[0 node0] ready":
+            session.interrupts.twice = twice
+            session.interrupts.what = what
+
+    return session.run(meanwhile)
+
+
+def test_ctrl_c_leaves_the_job_running(nodes: list[LocalNode], tmp_path: Path) -> None:
+    session = interrupted(nodes, tmp_path, "signal")
+    assert (session.interrupted, session.error) == (True, "")
+    assert session.interrupts.said == [
+        f"\n{session.id} runs on; press Ctrl-C once more to stop it",
+        runner.come_back(session.id),
+    ]
+    assert states(session) == ["running", "running"]
+    assert session.record["state"] == "running"
+
+
+@pytest.mark.parametrize("more", [{"twice": True}, {"on_interrupt": "stop"}])
+def test_a_second_ctrl_c_or_the_option_stops_it(nodes: list[LocalNode], tmp_path: Path, more: dict[str, Any]) -> None:
+    session = interrupted(nodes, tmp_path, "signal", **more)
+    assert session.error.startswith(f"job {session.id} was stopped: on request")
+    assert f"stopping {session.id}" in session.interrupts.said
+    assert session.interrupts.said[-1] == session.error
+    assert states(session) == ["stopped", "stopped"]
+    assert session.record["state"] == "stopped"
+
+
+@pytest.mark.parametrize("on_interrupt", ["detach", "stop"])
+def test_a_playbook_that_is_gone_leaves_the_job_running(
+    nodes: list[LocalNode], tmp_path: Path, on_interrupt: str
+) -> None:
+    session = interrupted(nodes, tmp_path, "gone", on_interrupt=on_interrupt)
+    assert session.interrupted
+    assert states(session) == ["running", "running"]
+
+
+def test_who_gives_up_before_the_start_leaves_nothing(nodes: list[LocalNode], tmp_path: Path) -> None:
+    session = Session(nodes, order(tmp_path, SLEEP))
+    session.interrupts.what = "signal"
+    session.run()
+    assert session.interrupted
+    assert [node.jobs for node in nodes] == [[], []]
+
+
+def test_after_an_interrupt_the_rest_is_shown_once(nodes: list[LocalNode], tmp_path: Path) -> None:
+    session = interrupted(nodes, tmp_path, "signal")
+    again = Session(nodes, order(tmp_path))
+    stops = iter([True])
+
+    def meanwhile(line: str) -> None:
+        if line.startswith(again.id) and next(stops, False):
+            nodes[0].ask("stop", job=session.id, grace_seconds=2)
+
+    again.follow(meanwhile=meanwhile)
+    assert [line for line in again.lines if line.startswith("[")] == []
+    assert again.files("logs")["rank0-node0.log"] == b"ready\n"
+
+
+# ----------------------------------------------------------------------------------------------------------- once again
+
+
+def test_rerun(nodes: list[LocalNode], tmp_path: Path) -> None:
+    script = "import os, sys\nprint('v1', sys.argv[1:], os.environ['A'])"
+    first = Session(nodes, order(tmp_path, script, args="--lr 1", env={"A": "x"})).run()
+    (tmp_path / "project" / "train.py").write_text("print('v2')")
+    earlier = first.id
+    again = Session(nodes, order(tmp_path, rerun=earlier, env={"A": "y"})).run()
+    assert again.error == ""
+    assert "[0 node0] v1 ['--lr', '1'] y" in again.lines
+    assert json.loads((Path(again.result["path"]) / "job.json").read_text())["rerun"] == earlier
+
+
+def test_a_job_that_still_runs_cannot_be_gone_on_from(nodes: list[LocalNode], tmp_path: Path) -> None:
+    first = Session(nodes, order(tmp_path, SLEEP, detach=True)).run()
+    until(lambda: all(node.state(first.id) for node in nodes))
+    again = Session(nodes, order(tmp_path, resume=first.id)).run()
+    assert again.error == (
+        f"job {first.id} still runs (2 running), so it cannot be gone on from; stop it first: ansible-playbook stop.yml "
+        f"-e job={first.id}"
+    )

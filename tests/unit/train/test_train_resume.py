@@ -55,6 +55,7 @@ def test_killed_and_resumed_is_never_interrupted(tmp_path: Path, world_size: int
         shutil.copy(last(killed[0]), last(directory))
     (output, *_) = run_nodes(resumed, *epochs, checkpoint="checkpoints/last.ckpt")
     assert "epoch 1 of 3" not in output and "epoch 2 of 3" in output
+    assert "Warning" not in (resumed[0] / "log").read_text()
 
     assert result(output)["train_loss"] == uninterrupted["train_loss"]
     assert result(output)["test_accuracy"] == uninterrupted["test_accuracy"]

@@ -1,0 +1,235 @@
+import datetime
+import getpass
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import (
+    EXAMPLES,
+    count_devices,
+    described,
+    earlier_job,
+    make_job,
+    split_args,
+    store_bundle,
+    stored_bundle,
+)
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import Record
+from orders import order
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        ("", []),
+        ("--max-epochs 3", ["--max-epochs", "3"]),
+        ("--name 'two words' \"it's\" a\\ b", ["--name", "two words", "it's", "a b"]),
+        ("$HOME `id` ; rm *", ["$HOME", "`id`", ";", "rm", "*"]),
+        ("''", [""]),
+        ([], []),
+        (["--lr", 0.1, 3, "two words", ""], ["--lr", "0.1", "3", "two words", ""]),
+        (("a",), ["a"]),
+    ],
+)
+def test_args(args: Any, expected: list[str]) -> None:
+    assert split_args(args) == expected
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (
+            "--name 'oops",
+            "args has unbalanced quotes (No closing quotation): --name 'oops; close them, or give a list",
+        ),
+        ("oops\\", "args has unbalanced quotes (No escaped character): oops\\; close them, or give a list"),
+        (["a\0b"], "args has a word with a null byte, which no command line can hold; remove it"),
+        (None, "args is None; give a string such as '--max-epochs 3', or a list of words"),
+        (3, "args is 3; give a string such as '--max-epochs 3', or a list of words"),
+        ([["a"]], "args is [['a']]; give a string such as '--max-epochs 3', or a list of words"),
+        ({"a": 1}, "args is {'a': 1}; give a string such as '--max-epochs 3', or a list of words"),
+    ],
+)
+def test_args_that_are_none(args: Any, message: str) -> None:
+    with pytest.raises(JobError) as caught:
+        split_args(args)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("devices", "launcher", "expected"),
+    [("", "lightning", None), ("auto", "lightning", None), ("auto", "torchrun", None), ("4", "torchrun", 4)],
+)
+def test_devices(devices: str, launcher: str, expected: int | None) -> None:
+    assert count_devices(devices, launcher) == expected
+
+
+@pytest.mark.parametrize(
+    ("devices", "launcher", "message"),
+    [
+        (
+            "4",
+            "lightning",
+            "devices is 4, but only launcher=torchrun takes it; with launcher=lightning the script's "
+            "Trainer(devices=...) decides",
+        ),
+        ("0", "torchrun", "devices is 0; set auto, or the number of ranks on each node"),
+        ("-1", "torchrun", "devices is -1; set auto, or the number of ranks on each node"),
+        ("two", "torchrun", "devices is two; set auto, or the number of ranks on each node"),
+        ("²", "torchrun", "devices is ²; set auto, or the number of ranks on each node"),
+    ],
+)
+def test_devices_that_are_none(devices: str, launcher: str, message: str) -> None:
+    with pytest.raises(JobError) as caught:
+        count_devices(devices, launcher)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"node_timeout_seconds": 0}, "job_node_timeout_seconds is 0; set it to 1 or more"),
+        ({"stop_grace_seconds": -1}, "job_stop_grace_seconds is -1; set it to 0 or more"),
+        ({"stall_timeout_seconds": -1}, "job_stall_timeout_seconds is -1; set it to 0 or more"),
+        ({"rendezvous_timeout_seconds": -1}, "job_rendezvous_timeout_seconds is -1; set it to 0 or more"),
+        ({"wait": -5}, "wait is -5; set it to 0 or more"),
+        ({"keep": -1}, "keep is -1; set it to 0 or more"),
+        *(
+            (
+                {"rerun": "job-0", **more},
+                "rerun runs an earlier job's code with its arguments again, so script, args and project_dir cannot be "
+                "given with it; leave them out, or leave out rerun",
+            )
+            for more in ({"script": "train.py"}, {"args": "--lr 1"}, {"args": ["x"]}, {"project_dir": "/tmp"})
+        ),
+    ],
+)
+def test_options_that_cannot_be_meant(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(JobError) as caught:
+        order(tmp_path, **changes).check()
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("changes", [{}, {"rerun": "job-0"}, {"rerun": "job-0", "args": []}, {"keep": 0, "wait": 5}])
+def test_options_that_can(tmp_path: Path, changes: dict[str, Any]) -> None:
+    order(tmp_path, **changes).check()
+
+
+def test_a_job_of_an_order(tmp_path: Path) -> None:
+    before = datetime.datetime.now().astimezone().replace(microsecond=0)
+    job = make_job(
+        order(tmp_path, "pass", args="--lr 1", env='{"A": 1}', launcher="torchrun", devices="2", wait=9), {}, "x/y.ckpt"
+    )
+    assert (job.script, job.args, job.env, job.launcher, job.devices) == (
+        *("train.py", ["--lr", "1"], {"A": "1"}, "torchrun", 2),
+    )
+    assert (job.node_timeout_seconds, job.grace_seconds, job.wait_seconds, job.checkpoint) == (5, 2, 9, "x/y.ckpt")
+    assert job.identity.user == getpass.getuser()
+    assert before <= datetime.datetime.fromisoformat(job.identity.start) <= datetime.datetime.now().astimezone()
+
+
+def test_who_names_no_project_gets_the_examples(tmp_path: Path) -> None:
+    assert make_job(order(tmp_path, script="train.py"), {}, "").script == "train.py"
+    assert (EXAMPLES / "train.py").is_file()
+
+
+# --------------------------------------------------------------------------------------------------------- earlier jobs
+
+
+def recorded(tmp_path: Path, text: str = "print(1)", hosts: tuple[str, ...] = ("node0", "node1"), **given: Any) -> Any:
+    """Leave the record of an earlier job; return the job."""
+    one = order(tmp_path, text, **given)
+    job = make_job(one, {}, "")
+    Record(one.runs, "job-0").create(ranks=[{"host": host} for host in hosts], **described(job, one))
+    store_bundle(one.runs, job.bundle)
+    return job
+
+
+def test_a_rerun_has_the_same_code_and_arguments_although_the_project_changed(tmp_path: Path) -> None:
+    first = recorded(tmp_path, args="--lr 1", env={"TOKEN": "x"}, launcher="torchrun", devices="2")
+    (tmp_path / "project" / "train.py").write_text("print(2)")
+    again = order(tmp_path, rerun="job-0", env={"TOKEN": "y"})
+    job = make_job(again, earlier_job(again, ["node0", "node1"]), "")
+    assert job.bundle == first.bundle
+    assert (job.script, job.args, job.launcher, job.devices) == ("train.py", ["--lr", "1"], "torchrun", 2)
+    assert job.env == {"TOKEN": "y"}
+    assert job.identity != first.identity
+    assert described(job, again)["rerun"] == "job-0"
+
+
+def test_a_rerun_whose_code_is_not_kept_here_any_more(tmp_path: Path) -> None:
+    first = recorded(tmp_path)
+    for path in (tmp_path / "runs" / ".bundles").iterdir():
+        path.unlink()
+    again = order(tmp_path, rerun="job-0")
+    job = make_job(again, earlier_job(again, ["node0", "node1"]), "")
+    assert (job.bundle.sha256, job.bundle.content) == (first.bundle.sha256, b"")
+
+
+def test_a_rerun_needs_the_values_that_are_not_kept(tmp_path: Path) -> None:
+    recorded(tmp_path, env={"TOKEN": "x", "A": "1", "B": "2"})
+    assert "x" not in json.loads((tmp_path / "runs" / "job-0" / "job.json").read_text())["env_names"]
+    again = order(tmp_path, rerun="job-0", env={"A": "1"})
+    with pytest.raises(JobError) as caught:
+        make_job(again, earlier_job(again, ["node0", "node1"]), "")
+    assert str(caught.value) == (
+        "job job-0 had environment variables whose values are not kept: B, TOKEN; give them again with "
+        "-e '{\"env\": {...}}'"
+    )
+
+
+@pytest.mark.parametrize("hosts", [["node0"], ["node1", "node0"], ["node0", "node1", "node2"]])
+def test_a_rerun_on_other_hosts(tmp_path: Path, hosts: list[str]) -> None:
+    recorded(tmp_path)
+    with pytest.raises(JobError) as caught:
+        earlier_job(order(tmp_path, rerun="job-0"), hosts)
+    assert str(caught.value) == (
+        f"job job-0 ran on node0, node1, in this order, not on {', '.join(hosts)}; add --limit node0,node1, or run its "
+        "script anew, without rerun"
+    )
+
+
+def test_a_rerun_of_an_unknown_job(tmp_path: Path) -> None:
+    with pytest.raises(JobError) as caught:
+        earlier_job(order(tmp_path, rerun="job-7"), ["node0"])
+    assert str(caught.value) == f"job job-7 is not in {tmp_path}/runs; name one that is, or set job_runs_dir"
+
+
+def test_a_rerun_of_a_job_that_was_never_started(tmp_path: Path) -> None:
+    """Its record has no ranks yet: the controller was killed while it prepared, or a node could not start."""
+    one = order(tmp_path, "pass")
+    Record(one.runs, "job-0").create(state="prepared", **described(make_job(one, {}, ""), one))
+    with pytest.raises(JobError):
+        earlier_job(order(tmp_path, rerun="job-0"), ["node0"])
+
+
+def test_no_earlier_job(tmp_path: Path) -> None:
+    assert earlier_job(order(tmp_path), ["node0"]) == {}
+
+
+def test_what_goes_on_from_a_job_takes_over_what_is_not_given(tmp_path: Path) -> None:
+    first = order(tmp_path, "print(1)", args="--lr 1", launcher="torchrun", devices="2")
+    earlier = described(make_job(first, {}, ""), first)
+    (tmp_path / "project" / "train.py").write_text("print(2)")
+    job = make_job(order(tmp_path, resume="job-0"), earlier, "last.ckpt")
+    assert (job.script, job.args, job.launcher, job.devices) == ("train.py", ["--lr", "1"], "torchrun", 2)
+    assert job.bundle.sha256 != earlier["bundle"]["sha256"], "the project as it is now"
+    changed = make_job(order(tmp_path, resume="job-0", args="--lr 2", devices="4"), earlier, "")
+    assert (changed.args, changed.devices) == (["--lr", "2"], 4)
+    other = make_job(order(tmp_path, resume="job-0", launcher="lightning", devices="auto"), earlier, "")
+    assert (other.launcher, other.devices) == ("lightning", None)
+
+
+def test_code_is_kept_once(tmp_path: Path) -> None:
+    job = recorded(tmp_path)
+    (path,) = (tmp_path / "runs" / ".bundles").iterdir()
+    before = path.stat()
+    store_bundle(tmp_path / "runs", job.bundle)
+    assert path.stat() == before
+    kept = stored_bundle(
+        tmp_path / "runs",
+        {"sha256": job.bundle.sha256, "bytes": job.bundle.size, "git_commit": None, "git_dirty": None},
+    )
+    assert kept == job.bundle

@@ -1,0 +1,234 @@
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible.errors import AnsibleConnectionFailure
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils import roster
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import Unreachable
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Identity
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.roster import JobView, Part
+from left_jobs import leave
+from local_nodes import SLEEP, Connection, LocalNode, code, gang_of, opener, until
+
+
+def looked(nodes: list[LocalNode], only: str | None = None) -> tuple[list[JobView], dict[str, str]]:
+    views, errors = roster.look([node.settings() for node in nodes], opener(nodes), only)
+    return views, {host: str(error) for host, error in errors.items()}
+
+
+def spec(job: str, rank: int = 0, hosts: tuple[str, ...] = ("node0", "node1")) -> dict[str, Any]:
+    return {
+        **{"id": job, "rank": rank, "script": "train.py", "user": "zoë", "start": "2026-11-22T17:30:00+01:00"},
+        "world_size": len(hosts),
+        "ranks": [{"rank": n, "host": host, "address": f"127.0.0.{n + 1}"} for n, host in enumerate(hosts)],
+    }
+
+
+def view(*states: str, because: Mapping[int, str] | None = None, **times: Any) -> JobView:
+    parts = {
+        rank: Part(f"node{rank}", state, {"because": (because or {}).get(rank, ""), **times})
+        for rank, state in enumerate(states)
+    }
+    return JobView("job-1", spec("job-1"), parts)
+
+
+@pytest.mark.parametrize(
+    ("states", "expected"),
+    [
+        (["succeeded", "succeeded"], "succeeded"),
+        (["succeeded", "running"], "running"),
+        (["failed", "running"], "running"),
+        (["prepared", "prepared"], "prepared"),
+        (["failed", "stopped"], "failed"),
+        (["lost", "stopped"], "failed"),
+        (["stopped", "stopped"], "stopped"),
+        (["stopped", "succeeded"], "stopped"),
+        (["unknown", "succeeded"], "unknown"),
+        (["unknown", "failed"], "failed"),
+        (["unknown", "running"], "running"),
+    ],
+)
+def test_the_state_of_a_job(states: list[str], expected: str) -> None:
+    assert view(*states).state == expected
+
+
+def test_a_rank_that_was_stopped_because_of_another_says_that_the_job_failed() -> None:
+    assert view("stopped", "unknown", because={0: "the node of rank 1 gave no sign of life"}).state == "failed"
+
+
+def test_since() -> None:
+    assert view("prepared").since is None
+    assert view("running", started=5.0).since == 5.0
+    assert view("succeeded", started=5.0, ended=7.0).since == 7.0
+
+
+@pytest.mark.parametrize(
+    ("states", "expected"),
+    [(["running"] * 4, "4 running"), (["failed", "stopped", "stopped"], "1 failed, 2 stopped")],
+)
+def test_how_the_ranks_fare(states: list[str], expected: str) -> None:
+    assert view(*states).ranks == expected
+
+
+def test_a_look_at_real_jobs(nodes: list[LocalNode], tmp_path: Path) -> None:
+    launch = gang_of(nodes, code(tmp_path / "code", SLEEP))
+    launch.prepare()
+    launch.start()
+    until(lambda: all(node.follow(wait_seconds=0)[1] for node in nodes))
+    (one,), errors = looked(nodes)
+    assert errors == {}
+    assert (one.id, one.state, one.ranks) == ("job-1", "running", "2 running")
+    assert [(part.host, part.last_line, part.log_bytes) for part in one.parts.values()] == [
+        ("node0", "ready", 6),
+        ("node1", "ready", 6),
+    ]
+    launch.gang.stop(2)
+    assert [view.state for view in looked(nodes)[0]] == ["stopped"]
+
+
+def test_jobs_of_several_nodes_the_newest_first(nodes: list[LocalNode]) -> None:
+    for rank, node in enumerate(nodes):
+        leave(node, "20260101-both", spec=spec("20260101-both", rank))
+    leave(nodes[1], "20260201-one", spec=spec("20260201-one", 0, ("node1",)))
+    views, _errors = looked(nodes)
+    assert [(one.id, [part.host for part in one.parts.values()]) for one in views] == [
+        ("20260201-one", ["node1"]),
+        ("20260101-both", ["node0", "node1"]),
+    ]
+    assert [one.id for one in looked(nodes, only="20260101-both")[0]] == ["20260101-both"]
+
+
+class Dead(Connection):
+    def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
+        raise AnsibleConnectionFailure("Connection timed out")
+
+
+def test_a_node_that_does_not_answer(nodes: list[LocalNode]) -> None:
+    for rank, node in enumerate(nodes):
+        leave(node, spec=spec("job-1", rank))
+    nodes[1].connection = Dead()
+    (one,), errors = looked(nodes)
+    assert errors == {"node1": "node1 is unreachable: Connection timed out"}
+    assert (one.state, one.ranks) == ("unknown", "1 succeeded, 1 unknown")
+
+
+def test_a_node_that_has_the_job_no_more(nodes: list[LocalNode]) -> None:
+    leave(nodes[1], spec=spec("job-1", 1))
+    (one,), _errors = looked(nodes)
+    assert (one.state, one.ranks, [part.host for part in one.parts.values()]) == (
+        *("failed", "1 lost, 1 succeeded"),
+        ["node0", "node1"],
+    )
+
+
+def test_a_rank_on_a_host_that_was_not_asked(nodes: list[LocalNode]) -> None:
+    """It is not in the inventory any more."""
+    leave(nodes[0], spec=spec("job-1", 0))
+    (one,), errors = looked(nodes[:1])
+    assert (errors, one.parts[1].host) == ({}, "node1")
+    with pytest.raises(JobError) as caught:
+        roster.gang_of(one, [nodes[0].settings()], opener(nodes))
+    assert "runs on node1 too, which is not in the inventory; name it with -i" in str(caught.value)
+
+
+def test_a_job_that_was_never_started(nodes: list[LocalNode], tmp_path: Path) -> None:
+    gang_of(nodes, code(tmp_path / "code", "")).prepare()
+    (one,), _errors = looked(nodes)
+    assert (one.state, one.spec, one.ranks) == ("prepared", {}, "2 prepared")
+    with pytest.raises(JobError):
+        roster.choose("", [one], {})
+
+
+# -------------------------------------------------------------------------------------------------------------- choosing
+
+
+def test_choose() -> None:
+    ended, runs = view("succeeded"), view("running")
+    ended.id = "job-2"
+    views = [ended, runs]
+    assert roster.choose("", views, {}) is ended
+    assert roster.choose("", views, {}, going_on=True) is runs
+    assert roster.choose("job-1", views, {}) is runs
+
+
+@pytest.mark.parametrize(
+    ("job", "going_on", "message"),
+    [
+        ("", False, "no job was ever started on these nodes"),
+        ("", True, "no job runs on these nodes"),
+        ("job-7", False, "no node has a job job-7; ansible-playbook status.yml lists them"),
+    ],
+)
+def test_there_is_none(job: str, going_on: bool, message: str) -> None:
+    for errors, more in (({}, ""), ({"n": Unreachable("n", "is away")}, "; n is away")):
+        with pytest.raises(JobError) as caught:
+            roster.choose(job, [], errors, going_on)
+        assert str(caught.value) == message + more
+
+
+def test_the_gang_of_an_earlier_job(nodes: list[LocalNode]) -> None:
+    for rank, node in enumerate(reversed(nodes)):
+        leave(node, spec=spec("job-1", rank, ("node1", "node0")))
+    (one,), _errors = looked(nodes)
+    gang = roster.gang_of(one, [node.settings() for node in nodes], opener(nodes))
+    assert [(node.rank, node.host, node.address) for node in gang.topology.nodes] == [
+        (0, "node1", "127.0.0.1"),
+        (1, "node0", "127.0.0.2"),
+    ]
+    assert gang.identity == Identity("2026-11-22T17:30:00+01:00", "job-1", "zoë")
+    assert list(gang.settings) == ["node1", "node0"]
+
+
+# --------------------------------------------------------------------------------------------------------------- showing
+
+
+def test_as_data(nodes: list[LocalNode]) -> None:
+    leave(nodes[0], spec=spec("job-1", 0, ("node0",)))
+    views, _errors = looked(nodes[:1])
+    data = roster.as_data(views, {"n": Unreachable("n", "is away")})
+    assert data == {
+        "jobs": [
+            {
+                "id": "job-1",
+                "script": "train.py",
+                "user": "zoë",
+                "started": "2026-11-22T17:30:00+01:00",
+                "state": "succeeded",
+                "since": 2.0,
+                "world_size": 1,
+                "ranks": [
+                    {
+                        "rank": 0,
+                        "host": "node0",
+                        "state": "succeeded",
+                        "exit_code": None,
+                        "signal": None,
+                        "because": None,
+                        "log_bytes": 0,
+                        "last_line": "",
+                    }
+                ],
+            }
+        ],
+        "unreachable": {"n": "n is away"},
+    }
+
+
+def test_as_table() -> None:
+    one = view("running", "running", started=1.0)
+    one.parts[0].last_line = "epoch 3: loss 0.25"
+    never = JobView("job-0", {}, {0: Part("node0", "prepared")})
+    lines = roster.as_table([one, never], {"n": Unreachable("n", "is away")}, 160).splitlines()
+    assert lines[0].split() == ["JOB", "SCRIPT", "USER", "STATE", "SINCE", "RANKS", "LAST", "LINE"]
+    assert lines[1].startswith("job-1  train.py  zoë   running   ")
+    assert lines[1].endswith("2 running   epoch 3: loss 0.25")
+    assert lines[2].split() == ["job-0", "-", "-", "prepared", "-", "1", "prepared"]
+    assert lines[3] == "n is away"
+    assert all(len(line) <= 60 for line in roster.as_table([one, never], {}, 60).splitlines())
+
+
+def test_no_jobs() -> None:
+    assert roster.as_table([], {}, 80) == "no jobs"
+    assert roster.as_table([], {"n": Unreachable("n", "is away")}, 80) == "no jobs\nn is away"
