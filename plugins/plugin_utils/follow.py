@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import GOING_ON
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError, Unreachable
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.diagnosis import how_it_ended
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.diagnosis import TOLD_TO_STOP, how_it_ended
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import STOP_SECONDS, Gang
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.logs import RankLog
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import Node
@@ -164,7 +164,7 @@ class Following:
             if silent > self._node_timeout:
                 endings[host] = Ending("lost", note=f"gave no sign of life for {silent:.0f} s")
             elif overdue:
-                endings[host] = Ending("lost", note="was told to stop, and may be running there still")
+                endings[host] = Ending("lost", note=TOLD_TO_STOP)
 
     def _words(self, host: str, ending: Ending) -> str:
         if ending.state == "stopped":

@@ -48,6 +48,7 @@ class Onlooker:
         self._stacks = stacks
         self._watch = stall.StallWatch(stall_timeout_seconds, rendezvous_timeout_seconds)
         self._explaining: threading.Thread | None = None
+        self._signs = (0, 0)  # of life: bytes printed, ranks ended
         self.verdict = ""
 
     def output(self, node: Node, data: bytes) -> None:
@@ -57,16 +58,20 @@ class Onlooker:
     def look(self, written: Mapping[str, int], endings: Mapping[str, Ending]) -> str | None:
         """Return why the job has to be stopped, or None. A silence is explained in a thread of its own."""
         silence = self._watch.look(written, len(endings))
+        self._signs = (sum(written.values()), len(endings))
         if silence and not (self._explaining and self._explaining.is_alive()):
             self._explaining = threading.Thread(target=self._explain, args=(silence,), daemon=True)
             self._explaining.start()
         return self.verdict or None
 
     def _explain(self, silence: stall.Silence) -> None:
+        before = self._signs
         stacks = stall.gather(self._gang, self._stacks)
         found = stall.explain(self._gang.topology, stacks, self._logs, self._gang)
         if found.passed:
             self._watch.past_rendezvous()
+        if self._signs != before:  # it goes on after all
+            return
         sentence = f"nothing was printed for {silence.seconds:.0f} s: {found.sentence}"
         if silence.rendezvous and found.rendezvous:
             self.verdict = sentence
