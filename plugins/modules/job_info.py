@@ -35,9 +35,9 @@ EXAMPLES = r"""
 RETURN = r"""
 jobs:
   description:
-    - The jobs, the newest first. Each has C(id), C(script), C(user), C(started), C(state), C(since) (seconds since 1970),
-      C(world_size) and C(ranks), and each rank C(rank), C(host), C(state), C(exit_code), C(signal), C(because) (why it
-      was stopped), C(log_bytes) and C(last_line).
+    - The jobs, the newest first. Each has C(id), C(script), C(user), C(started), C(state), C(since) (seconds since
+      1970), C(world_size) and C(ranks), and each rank C(rank), C(host), C(state), C(exit_code), C(signal), C(because)
+      (why it was stopped), C(log_bytes) and C(last_line).
   type: list
   elements: dict
   returned: success

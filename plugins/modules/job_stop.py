@@ -8,8 +8,8 @@ short_description: Stops a job on all its nodes
 version_added: 0.1.0
 author: The Thunderhead developers
 description:
-  - Sends SIGTERM to all processes of the job on all nodes at the same moment, and SIGKILL after a grace. Fails if a node
-    does not answer, or if a process of the job is left.
+  - Sends SIGTERM to all processes of the job on all nodes at the same moment, and SIGKILL after a grace. Fails if a
+    node does not answer, or if a process of the job is left.
   - Runs once for all hosts.
 options:
   job:

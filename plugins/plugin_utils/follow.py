@@ -19,12 +19,16 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import ST
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.logs import RankLog
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import Node
 
-CHUNK_BYTES = 2**20
+CHUNK_BYTES = 2**22
 """The most of a log that one reply carries: what the controller holds per node."""
+ALL_CHUNKS_BYTES = 2**24
+"""The most that the replies of all nodes carry together, if a megabyte for each is not more."""
 POLL_SECONDS = 10
 """How long a node without news may hold a poll: its heartbeat."""
 LINGER_SECONDS = 0.2
 """How long a node gathers output before it answers a poll."""
+PACE_SECONDS = 3
+"""How far apart the answers are of a node that prints all the time: each costs it some 40 ms of a core."""
 QUIET_SECONDS = 1
 """A rank whose output is not shown live is first looked at after this long: right after the start, nodes are busy."""
 LOOK_SECONDS = 0.2
@@ -114,6 +118,7 @@ class Following:
         self._news: queue.SimpleQueue[tuple[str, Ending | BaseException]] = queue.SimpleQueue()
         self._stopped_at: float | None = None
         self._given_up = threading.Event()
+        self._chunk = min(CHUNK_BYTES, max(2**20, ALL_CHUNKS_BYTES // len(self._ranks)))
 
     def run(self, interrupted: Callable[[], bool]) -> dict[str, Ending] | None:
         """Follow every rank to its end; the first that ends badly ends the others.
@@ -185,6 +190,7 @@ class Following:
     def _follow_to_end(self, rank: _Rank) -> Ending:
         channel = self._gang.open(rank.node.host)
         live = self._shown(rank.node)
+        pace = 0
         if not live:
             time.sleep(QUIET_SECONDS)
         while True:
@@ -194,7 +200,8 @@ class Following:
                 offset=rank.offset,
                 wait_seconds=min(POLL_SECONDS, self._node_timeout / 3),
                 linger_seconds=LINGER_SECONDS,
-                max_bytes=CHUNK_BYTES,
+                pace_seconds=pace,
+                max_bytes=self._chunk,
                 quiet=not live,
             )
             try:
@@ -207,6 +214,7 @@ class Following:
             if self._given_up.is_set():
                 return Ending("lost")
             rank.heard = time.monotonic()
+            pace = PACE_SECONDS if data else 0
             if data:
                 rank.log.write(data, rank.offset)
                 if live:

@@ -47,6 +47,8 @@ SCREEN_SECONDS = 10
 PIECE_BYTES = 2**20
 """How much of a log that is here already is shown at a time."""
 
+ROOM_SECONDS = 0.2
+
 SHOWN: Mapping[str, Callable[[Node], bool]] = {
     "all": lambda node: True,
     "head": lambda node: node.rank == 0,
@@ -269,6 +271,8 @@ def _see_through(
         for node in shown:
             log = logs[node.host]
             for position in range(starts.get(node.host, log.size), log.size, PIECE_BYTES):
+                while not screen.await_room(ROOM_SECONDS) and not interrupted():
+                    pass  # what is here already is shown whole, however slow the terminal is
                 screen.show(node.rank, node.host, log.read(position, PIECE_BYTES))
         following = Following(gang, logs, SHOWN[order.logs], onlooker, order.node_timeout_seconds, order.grace_seconds)
         endings = following.run(interrupted)

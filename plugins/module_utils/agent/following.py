@@ -21,29 +21,35 @@ if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's sta
     from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Reply, Request
 
 
+GATHER_SECONDS = 0.25
+"""How often a ``follow`` that only gathers looks at the log and the state."""
+
+
 @operation
 def follow(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     """Wait for news of the job.
 
     Request: offset (bytes of the log already known), wait_seconds, linger_seconds (after the first news, to gather
-    more), max_bytes, quiet (log growth alone is no news until ``max_bytes`` have gathered). Reply: the job's state and
-    the new offset; payload: the log from the old offset on.
+    more), pace_seconds (from the request on, likewise), max_bytes, quiet (log growth alone is no news until
+    ``max_bytes`` have gathered). Reply: the job's state and the new offset; payload: the log from the old offset on.
     """
     holder, job_dir = Holder(request), as_owner(request)
     offset, most = request["offset"], request["max_bytes"]
     enough = most if request["quiet"] else 1
-    deadline = time.monotonic() + request["wait_seconds"]
+    began = time.monotonic()
+    deadline = began + request["wait_seconds"]
     with open(os.path.join(job_dir, "log"), "rb") as log:
         while True:
             state = job_state(job_dir, holder)
             size = os.fstat(log.fileno()).st_size - offset
-            left = deadline - time.monotonic()
-            if state["state"] not in GOING_ON or size >= most or left <= 0:
+            now = time.monotonic()
+            if state["state"] not in GOING_ON or size >= most or now >= deadline:
                 break
             if size >= enough:
-                deadline, enough = min(deadline, time.monotonic() + request["linger_seconds"]), most
-                continue
-            time.sleep(min(POLL_SECONDS, max(left, 0)))
+                deadline = min(deadline, max(now + request["linger_seconds"], began + request["pace_seconds"]))
+                enough = most
+            # The first words are wanted at once; what follows them, and an end, can wait for a moment.
+            time.sleep(min(POLL_SECONDS if enough == 1 else GATHER_SECONDS, max(deadline - now, 0)))
         log.seek(offset)
         data = log.read(most)
         state["more"] = os.fstat(log.fileno()).st_size > offset + len(data)

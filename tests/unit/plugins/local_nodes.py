@@ -166,7 +166,8 @@ class LocalNode:
         launch.start()
 
     def follow(self, offset: int = 0, job: str = "job-1", **more: Any) -> tuple[dict[str, Any], bytes]:
-        poll = {"offset": offset, "wait_seconds": 5, "linger_seconds": 0, "max_bytes": 2**20, "quiet": False, **more}
+        poll = {"offset": offset, "wait_seconds": 5, "linger_seconds": 0, "max_bytes": 2**20}
+        poll |= {"pace_seconds": 0, "quiet": False, **more}
         return self.channel().call(self.request("follow", job=job, **poll))
 
     def wait(self, job: str = "job-1") -> tuple[dict[str, Any], str]:

@@ -147,3 +147,78 @@ def test_read_json(tmp_path: Path, content: str | None, expected: Any) -> None:
     if content is not None:
         path.write_text(content)
     assert jobs.read_json(str(path)) == expected
+
+
+def test_what_the_controller_is_told_of_the_job_that_has_the_node(node: LocalNode, tmp_path: Path) -> None:
+    bundle = code(tmp_path / "code", SLEEP)
+    node.prepare(bundle)
+
+    def busy() -> dict[str, Any]:
+        with pytest.raises(NodeError) as caught:
+            node.ask("prepare", bundle, job="job-2")
+        facts: dict[str, Any] = caught.value.facts["busy"]
+        return facts
+
+    about = {"id": "job-1", "user": "trainer", "start": "2026-11-22T17:30:00+01:00", "pid": str(node.supervisor())}
+    assert busy() == {**about, "prepared": True}
+    node.ask("discard")
+    node.start(bundle)
+    until(node.state)
+    assert busy() == {**about, "pid": str(node.supervisor()), "prepared": False}
+
+
+def test_a_job_that_ended_without_a_last_word_is_told_once(node: LocalNode, tmp_path: Path) -> None:
+    bundle = code(tmp_path / "code", SLEEP)
+    node.start(bundle)
+    until(node.state)
+    supervisor = node.supervisor()
+    assert supervisor
+    os.kill(supervisor, signal.SIGKILL)
+    until(lambda: not node.supervisor())
+    assert node.prepare(bundle, "job-2")["stale"] == {
+        "id": "job-1",
+        "user": "trainer",
+        "start": "2026-11-22T17:30:00+01:00",
+        "pid": str(supervisor),
+    }
+    node.ask("discard", job="job-2")
+    assert "stale" not in node.prepare(bundle, "job-3")
+
+
+def test_a_job_that_ended_well_is_not_stale(node: LocalNode, tmp_path: Path) -> None:
+    node.run("", tmp_path / "code")
+    assert "stale" not in node.prepare(code(tmp_path / "code", ""), "job-2")
+
+
+def test_a_supervisor_that_says_good_bye_is_waited_for(node: LocalNode) -> None:
+    """Its job has ended, and so has the state: it only tells the others yet."""
+    jobs.write_current(node.request("", job="job-0"), os.getpid())
+    node.job_dir("job-0").mkdir()
+    (node.job_dir("job-0") / "state.json").write_text('{"state": "failed", "ended": 1.0}')
+    with open(node.directory / "jobs" / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        threading.Timer(0.7, fcntl.flock, (lock, fcntl.LOCK_UN)).start()
+        assert node.ask("prepare")["job_dir"] == str(node.job_dir())
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_what_a_job_put_in_the_place_of_a_file_is_not_opened(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "state.json"
+    if kind == "link":
+        (tmp_path / "secret").write_text('{"a": 1}')
+        path.symlink_to("secret")
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.mkdir()
+    assert jobs.read_json(str(path)) is None
+    with pytest.raises(OSError):
+        jobs.open_own(str(path))
+
+
+@pytest.mark.parametrize("text", ["", "job-1\n", "job-1\nme\n2026\n"])
+def test_who_held_the_node_last_may_be_known_in_part(tmp_path: Path, text: str) -> None:
+    (tmp_path / "current").write_text(text)
+    found = jobs.read_current(str(tmp_path))
+    assert set(found) == {"id", "user", "start", "pid"}
+    assert found["id"] == text.split("\n")[0]

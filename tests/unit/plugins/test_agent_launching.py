@@ -1,6 +1,8 @@
 import hashlib
 import os
 import re
+import signal
+import socket
 import stat
 import subprocess
 import time
@@ -9,9 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import jobs, processes
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import Bundle, make_bundle
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError
-from local_nodes import IS_ROOT, LocalNode, alive, code, full, refused
+from local_nodes import DAEMON, IS_ROOT, SLEEP, LocalNode, alive, code, daemon_of, full, refused, until
 
 
 def test_a_job_from_start_to_end(node: LocalNode, tmp_path: Path) -> None:
@@ -179,3 +182,32 @@ def test_discard_leaves_a_job_alone_that_has_started(node: LocalNode, tmp_path: 
     node.run("print(1)", tmp_path / "code")
     node.ask("discard")
     assert node.wait()[1] == "1\n"
+
+
+def test_code_has_a_time_that_tells_it_from_what_a_job_wrote(node: LocalNode, tmp_path: Path) -> None:
+    node.prepare(code(tmp_path / "code", ""))
+    assert (node.job_dir() / "work" / "train.py").stat().st_mtime == jobs.BUNDLE_MTIME
+
+
+def test_the_head_of_several_listens_for_the_others(node: LocalNode, tmp_path: Path) -> None:
+    port = node.ask("prepare", code(tmp_path / "code", ""), watched=True)["watch_port"]
+    with socket.create_connection(("127.0.0.1", port)):
+        pass
+    node.ask("discard")
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port))
+
+
+def test_what_a_crashed_job_left_running_is_ended(node: LocalNode, tmp_path: Path) -> None:
+    bundle = code(tmp_path / "code", DAEMON + SLEEP)
+    node.start(bundle)
+    until(lambda: b"ready" in node.follow(wait_seconds=1)[1])
+    supervisor = node.supervisor()
+    assert supervisor
+    os.kill(supervisor, signal.SIGKILL)
+    until(lambda: not node.supervisor())
+    node.ask("prepare", bundle, job="job-2", dry=True)
+    assert alive(daemon_of(node)), "a look changes nothing"
+    node.prepare(bundle, "job-2")
+    assert not alive(daemon_of(node))
+    assert processes.marked(str(node.job_dir())) == []

@@ -1,7 +1,10 @@
+import os
+import signal
 import time
 from pathlib import Path
 
-from local_nodes import DAEMON, SLEEP, LocalNode, alive, code, daemon_of, until
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import supervising
+from local_nodes import DAEMON, SLEEP, Altered, LocalNode, alive, code, daemon_of, until
 
 DEAF = "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('deaf')\ntime.sleep(600)\n"
 
@@ -40,3 +43,64 @@ def test_stop_after_the_end_changes_nothing(node: LocalNode, tmp_path: Path) -> 
     state = node.ask("stop", grace_seconds=5)
     assert state == {"left": [], **{key: value for key, value in before.items() if key not in ("offset", "more")}}
     assert state["state"] == "failed"
+
+
+def test_why_it_was_stopped_is_kept(node: LocalNode, tmp_path: Path) -> None:
+    node.start(code(tmp_path / "code", SLEEP))
+    until(lambda: node.follow(wait_seconds=1)[1])
+    why = "rank 3 (gpu-4) exited with code 1; ü " + "x" * 1000
+    state = node.ask("stop", grace_seconds=5, because=why)
+    assert state["because"] == why[: supervising.LONGEST_REASON]
+    assert 0 < state["stopping"] < 60
+    assert node.jobs == ["job-1"], "no file is left beside its folder"
+
+
+def test_a_prepared_job_is_discarded(node: LocalNode, tmp_path: Path) -> None:
+    node.prepare(code(tmp_path / "code", ""))
+    assert node.ask("stop", grace_seconds=5) == {"state": "prepared", "left": []}
+    assert node.jobs == []
+    assert node.supervisor() is None
+
+
+def test_a_job_that_was_just_told_to_start_is_stopped(node: LocalNode, tmp_path: Path) -> None:
+    for attempt in range(5):
+        job = f"job-{attempt}"
+        node.start(code(tmp_path / "code", SLEEP), job=job)
+        assert node.ask("stop", job=job, grace_seconds=5)["state"] == "stopped"
+        assert node.supervisor() is None
+
+
+def test_what_outlived_a_supervisor_is_ended(node: LocalNode, tmp_path: Path) -> None:
+    supervisor, script = running(node, tmp_path)
+    os.kill(supervisor, signal.SIGKILL)
+    until(lambda: not node.supervisor())
+    assert alive(script)
+    state = node.ask("stop", grace_seconds=5)
+    assert (state["state"], state["left"]) == ("lost", [])
+    assert not alive(script)
+
+
+def test_a_frozen_supervisor_is_killed_with_all_it_has(node: LocalNode, tmp_path: Path) -> None:
+    supervisor, script = running(node, tmp_path)
+    os.kill(supervisor, signal.SIGSTOP)
+    node.connection = Altered(("FAREWELL_SECONDS = 5", "FAREWELL_SECONDS = 0"))
+    state = node.ask("stop", grace_seconds=0.5)
+    assert (state["state"], state["left"]) == ("lost", [])
+    assert not alive(script) and not alive(supervisor)
+
+
+def running(node: LocalNode, tmp_path: Path) -> tuple[int, int]:
+    """Start a job; return its supervisor and its script."""
+    node.start(code(tmp_path / "code", "import os\nprint(os.getpid())\n" + SLEEP))
+    until(lambda: b"ready" in node.follow(wait_seconds=1)[1])
+    supervisor = node.supervisor()
+    assert supervisor
+    return supervisor, int(node.follow(wait_seconds=0)[1].split()[0])
+
+
+def test_stopping_one_job_leaves_another_alone(node: LocalNode, tmp_path: Path) -> None:
+    node.run("pass", tmp_path / "code")
+    node.start(code(tmp_path / "code", SLEEP), job="job-2")
+    until(lambda: node.follow(wait_seconds=1, job="job-2")[1])
+    assert node.ask("stop", grace_seconds=5)["state"] == "succeeded"
+    assert node.follow(wait_seconds=0, job="job-2")[0]["state"] == "running"

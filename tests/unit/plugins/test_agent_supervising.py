@@ -10,8 +10,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import supervising
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import environment
-from local_nodes import DAEMON, IS_ROOT, ME, PYTHON, SLEEP, Connection, LocalNode, alive, code, daemon_of, until
+from local_nodes import (
+    DAEMON,
+    IS_ROOT,
+    ME,
+    PYTHON,
+    SLEEP,
+    Altered,
+    Connection,
+    LocalNode,
+    alive,
+    code,
+    daemon_of,
+    until,
+)
 
 
 @pytest.mark.parametrize(
@@ -162,3 +176,44 @@ def test_a_daemon_that_is_deaf_ends_with_its_script(node: LocalNode, tmp_path: P
     node.run(deaf, tmp_path / "code")
     assert not alive(daemon_of(node))
     assert time.monotonic() - began < 5
+
+
+def test_a_job_that_was_not_stopped_has_no_reason(node: LocalNode, tmp_path: Path) -> None:
+    ended, _log = node.run("pass", tmp_path / "code")
+    assert "because" not in ended and "stopping" not in ended
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "expected"),
+    [
+        (0, "exited with code 0"),
+        (3, "exited with code 3"),
+        (-9, "was killed by SIGKILL"),
+        (-15, "was killed by SIGTERM"),
+        (-63, "was killed by signal 63"),
+    ],
+)
+def test_how_it_ended_in_words(exit_code: int, expected: str) -> None:
+    assert supervising.how_it_ended(exit_code) == expected
+
+
+def test_what_the_kernel_killed_meanwhile_is_counted(node: LocalNode, tmp_path: Path) -> None:
+    with tempfile.NamedTemporaryFile("w", prefix="", suffix="", dir="/tmp") as file:
+        counter = Path(f"/tmp/{os.path.basename(file.name)[:7]}")
+        assert len(str(counter)) == len("/proc/vmstat")
+        node.connection = Altered(("/proc/vmstat", str(counter)))
+        counter.write_text("pgfault 9\noom_kill 5\n")
+        try:
+            node.start(code(tmp_path / "code", "import os, time\nwhile not os.path.exists('go'): time.sleep(0.01)"))
+            until(node.state)
+            counter.write_text("pgfault 9\noom_kill 7\n")
+            (node.job_dir() / "work" / "go").touch()
+            assert node.wait()[0]["oom"] == 2
+        finally:
+            counter.unlink()
+
+
+def test_the_last_word_has_room_on_a_full_disk(node: LocalNode, tmp_path: Path) -> None:
+    """state.json always has the size that its last word may need."""
+    node.run("pass", tmp_path / "code")
+    assert (node.job_dir() / "state.json").stat().st_size == supervising.STATE_BYTES + 1

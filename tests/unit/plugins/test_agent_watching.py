@@ -18,7 +18,7 @@ from local_nodes import SLEEP, Altered, LocalNode, by_rank, code, gang_of, until
 
 KEY = bytes(range(32))
 
-# ----------------------------------------------------------------------------------------- the words, without supervisors
+# --------------------------------------------------------------------------------------- the words, without supervisors
 
 
 @pytest.fixture
@@ -409,7 +409,7 @@ def test_one_that_never_reads_does_not_hold_up_the_others(_hasty: None) -> None:
     place.close()
 
 
-# ------------------------------------------------------------------------------------------ real supervisors, nobody follows
+# ------------------------------------------------------------------------------------- real supervisors, nobody follows
 
 
 def launched(nodes: list[LocalNode], folder: Path, script: str, node_timeout_seconds: int = 5) -> Launch:

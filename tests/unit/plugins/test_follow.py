@@ -76,7 +76,7 @@ def unwatched(nodes: list[LocalNode]) -> list[LocalNode]:
     return nodes
 
 
-# -------------------------------------------------------------------------------------------------------- to its end
+# ----------------------------------------------------------------------------------------------------------- to its end
 
 
 def test_success(nodes: list[LocalNode], tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_a_stop_on_request_is_no_failure(nodes: list[LocalNode], tmp_path: Path)
     assert [(one.state, one.because, one.note) for one in endings.values()] == [("stopped", "", "")] * 2
 
 
-# --------------------------------------------------------------------------------------------------------- bad weather
+# ---------------------------------------------------------------------------------------------------------- bad weather
 
 
 @pytest.fixture
@@ -285,7 +285,10 @@ def test_a_node_that_does_not_end_although_it_was_told_to(
     began = time.monotonic()
     endings = followed(launch, Onlooker(tmp_path, unwatched))
     assert time.monotonic() - began < 8
-    assert (endings["node0"].state, endings["node0"].note) == ("lost", "was told to stop, and may be running there still")
+    assert (endings["node0"].state, endings["node0"].note) == (
+        "lost",
+        "was told to stop, and may be running there still",
+    )
 
 
 def test_a_supervisor_that_was_killed(unwatched: list[LocalNode], tmp_path: Path) -> None:
@@ -362,7 +365,7 @@ def test_what_the_controller_holds_is_bounded(
     assert [len(onlooker.read(node.host)) for node in nodes] == [200_000, 200_000]
 
 
-# ------------------------------------------------------------------------------------------- given up, and taken up again
+# ----------------------------------------------------------------------------------------- given up, and taken up again
 
 
 def test_who_gives_up_leaves_the_job_alone(nodes: list[LocalNode], tmp_path: Path) -> None:
@@ -386,7 +389,9 @@ def test_who_has_given_up_writes_nothing_any_more(nodes: list[LocalNode], tmp_pa
 
     given_up = threading.Event()
     nodes[0].connection = Slow()
-    script = "import os, time\nprint('first')\nwhile not os.path.exists('go'): time.sleep(0.01)\nprint('later')\n" + SLEEP
+    script = (
+        "import os, time\nprint('first')\nwhile not os.path.exists('go'): time.sleep(0.01)\nprint('later')\n" + SLEEP
+    )
     launch = launched(nodes, tmp_path, script)
     onlooker = Onlooker(tmp_path, nodes)
 

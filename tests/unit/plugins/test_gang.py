@@ -69,7 +69,9 @@ def test_ask(nodes: list[LocalNode]) -> None:
 
 def test_ask_names_the_nodes_that_could_not(nodes: list[LocalNode], tmp_path: Path) -> None:
     nodes[0].prepare(code(tmp_path / "code", ""))
-    replies, errors = gang(nodes).ask("follow", 20, offset=0, wait_seconds=0, linger_seconds=0, max_bytes=1, quiet=True)
+    replies, errors = gang(nodes).ask(
+        "follow", 20, offset=0, wait_seconds=0, linger_seconds=0, pace_seconds=0, max_bytes=1, quiet=True
+    )
     assert replies["node0"][0]["state"] == "prepared"
     assert {host: str(error) for host, error in errors.items()} == {"node1": "node1 has no job job-1"}
 

@@ -392,7 +392,7 @@ def test_two_jobs_have_two_keys_and_one_node_needs_no_watch(node: LocalNode, tmp
     assert [one.watch_port for one in orders] == [0, 0]
 
 
-# ------------------------------------------------------------------------------------------------------------- launchers
+# ------------------------------------------------------------------------------------------------------------ launchers
 
 
 def commands(nodes: list[LocalNode], tmp_path: Path, gpus: Sequence[int] = (0, 0), **changes: Any) -> list[list[str]]:

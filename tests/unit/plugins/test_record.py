@@ -62,3 +62,24 @@ def test_artifact_path(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["", "/etc/passwd", "..", "../x", "a/../../x", "a/..", ".", "./a", "a//b", "a/"])
 def test_artifact_path_that_leaves_the_folder(tmp_path: Path, name: str) -> None:
     assert Record(tmp_path, "id-1").artifact_path(name) is None
+
+
+def test_what_an_earlier_command_left(tmp_path: Path) -> None:
+    assert Record.read(tmp_path, "id-1") is None
+    Record(tmp_path, "id-1").create(state="running")
+    record = Record.read(tmp_path, "id-1")
+    assert record
+    assert record.data == {"id": "id-1", "state": "running"}
+    record.update(state="failed")
+    again = Record.read(tmp_path, "id-1")
+    assert again and again.data["state"] == "failed"
+
+
+@pytest.mark.parametrize("text", ["", "{", "\xff"])
+def test_a_damaged_record_is_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "id-1").mkdir()
+    (tmp_path / "id-1" / "job.json").write_text(text)
+    assert Record.read(tmp_path, "id-1") is None
+    (tmp_path / "id-1" / "job.json").write_text("[1]")
+    record = Record.read(tmp_path, "id-1")
+    assert record and record.data == {"id": "id-1"}

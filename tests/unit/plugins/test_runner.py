@@ -1,11 +1,9 @@
 import contextlib
 import getpass
 import json
-import os
 import platform
 import re
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -56,7 +54,9 @@ def test_bad_input_reaches_no_node(tmp_path: Path, changes: dict[str, Any], mess
 
     settings = [NodeSettings("node0", "127.0.0.1", "/nowhere", 29500, "", {})]
     with pytest.raises(JobError) as caught:
-        runner.plan(order(tmp_path, "pass", **changes), runner.Desk(print, Undisturbed(), settings, ["node0"], open_channel))
+        runner.plan(
+            order(tmp_path, "pass", **changes), runner.Desk(print, Undisturbed(), settings, ["node0"], open_channel)
+        )
     assert str(caught.value) == message.replace("PROJECT", str(tmp_path / "project"))
     assert not (tmp_path / "runs").exists()
 
@@ -188,6 +188,13 @@ def test_success(nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.Mon
         "versions": {"ansible": ansible_version, "python": platform.python_version()},
         "script": "train.py",
         "args": ["a", "b c"],
+        "launcher": "lightning",
+        "devices": None,
+        "checkpoint": None,
+        "resumed": None,
+        "rerun": None,
+        "node_timeout_seconds": 5,
+        "grace_seconds": 2,
         "project_dir": str(tmp_path / "project"),
         "env_names": [],
         "user": getpass.getuser(),
@@ -204,6 +211,7 @@ def test_success(nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.Mon
                 "exit_code": 0,
                 "signal": None,
                 "note": "",
+                "because": "",
                 "log": str(session.path / "logs" / f"rank{rank}-node{rank}.log"),
             }
             for rank in (0, 1)
@@ -367,7 +375,7 @@ def test_values_of_the_environment_are_recorded_nowhere(
     assert [path for path in session.path.rglob("*") if path.is_file() and b"hush" in path.read_bytes()] == []
 
 
-# ------------------------------------------------------------------------------------------- detached, and found again
+# -------------------------------------------------------------------------------------------- detached, and found again
 
 
 def states(session: Session) -> list[str]:
@@ -447,7 +455,7 @@ def test_no_job_to_follow(nodes: list[LocalNode], tmp_path: Path) -> None:
     )
 
 
-# ------------------------------------------------------------------------------------------------------------- stopped
+# -------------------------------------------------------------------------------------------------------------- stopped
 
 
 def test_stop_a_detached_job(nodes: list[LocalNode], tmp_path: Path) -> None:
@@ -493,7 +501,8 @@ def test_a_node_that_cannot_be_told_to_stop_is_named(nodes: list[LocalNode], tmp
     nodes[1].connection = NoStop()
     stopped = Session(nodes, order(tmp_path)).stop()
     assert stopped.error == (
-        f"node1 is unreachable: Connection refused. Job {session.id} is stopped on node0; run this again for the others."
+        f"node1 is unreachable: Connection refused. Job {session.id} is stopped on node0; run this again for the "
+        "others."
     )
 
 
@@ -583,6 +592,6 @@ def test_a_job_that_still_runs_cannot_be_gone_on_from(nodes: list[LocalNode], tm
     until(lambda: all(node.state(first.id) for node in nodes))
     again = Session(nodes, order(tmp_path, resume=first.id)).run()
     assert again.error == (
-        f"job {first.id} still runs (2 running), so it cannot be gone on from; stop it first: ansible-playbook stop.yml "
-        f"-e job={first.id}"
+        f"job {first.id} still runs (2 running), so it cannot be gone on from; stop it first: ansible-playbook "
+        f"stop.yml -e job={first.id}"
     )
