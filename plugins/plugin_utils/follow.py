@@ -27,7 +27,7 @@ POLL_SECONDS = 10
 """How long a node without news may hold a poll: its heartbeat."""
 LINGER_SECONDS = 0.2
 """How long a node gathers output before it answers a poll."""
-PACE_SECONDS = 3
+PACE_SECONDS = 4
 """How far apart the answers are of a node that prints all the time: each costs it some 40 ms of a core."""
 QUIET_SECONDS = 1
 """A rank whose output is not shown live is first looked at after this long: right after the start, nodes are busy."""
@@ -66,8 +66,8 @@ class Ending:
 class Observer(Protocol):
     """Who is told what comes while a job is followed, all in the caller's thread but ``output``."""
 
-    def output(self, node: Node, data: bytes) -> None:
-        """Take a piece of a shown rank's output, from the thread that follows it; must not block."""
+    def output(self, node: Node, data: bytes, offset: int) -> None:
+        """Take what a shown rank's log has from ``offset`` on, from the thread that follows it; must not block."""
 
     def look(self, written: Mapping[str, int], endings: Mapping[str, Ending]) -> str | None:
         """Look at it all every so often: bytes of log by host, and who has ended.
@@ -218,7 +218,7 @@ class Following:
             if data:
                 rank.log.write(data, rank.offset)
                 if live:
-                    self._observer.output(rank.node, data)
+                    self._observer.output(rank.node, data, rank.offset)
             rank.offset = reply["offset"]
             if reply["state"] not in GOING_ON and not reply["more"]:
                 return self._ending(reply)

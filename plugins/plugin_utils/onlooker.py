@@ -28,6 +28,7 @@ class Onlooker:
         gang: Gang,
         logs: Mapping[str, RankLog],
         screen: Screen,
+        starts: Mapping[str, int],
         stacks: Path,
         stall_timeout_seconds: int,
         rendezvous_timeout_seconds: int,
@@ -38,6 +39,7 @@ class Onlooker:
             gang: the job's nodes.
             logs: of each host.
             screen: where the shown ranks' output goes.
+            starts: what is before this byte of a host's log is not shown; 0 for a host that is not named.
             stacks: folder for what the ranks are doing, made when it is needed.
             stall_timeout_seconds: without any output for this long, it is said what the ranks do; 0 means never.
             rendezvous_timeout_seconds: the same since the start; ranks that wait for each other in vain end the job.
@@ -45,15 +47,16 @@ class Onlooker:
         self._gang = gang
         self._logs = logs
         self._screen = screen
+        self._starts = starts
         self._stacks = stacks
         self._watch = stall.StallWatch(stall_timeout_seconds, rendezvous_timeout_seconds)
         self._explaining: threading.Thread | None = None
         self._signs = (0, 0)  # of life: bytes printed, ranks ended
         self.verdict = ""
 
-    def output(self, node: Node, data: bytes) -> None:
-        """Show a piece of a rank's output."""
-        self._screen.show(node.rank, node.host, data)
+    def output(self, node: Node, data: bytes, offset: int) -> None:
+        """Show what a rank's log has from ``offset`` on."""
+        self._screen.show(node.rank, node.host, data[max(0, self._starts.get(node.host, 0) - offset) :])
 
     def look(self, written: Mapping[str, int], endings: Mapping[str, Ending]) -> str | None:
         """Return why the job has to be stopped, or None. A silence is explained in a thread of its own."""

@@ -181,6 +181,8 @@ def earlier_job(order: Order, hosts: Sequence[str]) -> Mapping[str, Any]:
     record = Record.read(order.runs, order.rerun)
     if record is None:
         raise JobError(f"job {order.rerun} is not in {order.runs}; name one that is, or set job_runs_dir")
+    if "ranks" not in record.data:
+        raise JobError(f"job {order.rerun} was never started, so it cannot be run again; run its script anew")
     ranks = [rank["host"] for rank in record.data["ranks"]]
     if ranks != list(hosts):
         raise JobError(

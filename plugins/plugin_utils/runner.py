@@ -241,7 +241,7 @@ def follow_again(order: Order, desk: Desk, job: str, offset: int | None) -> dict
     record.update(ranks=_ranks(gang))
     logs = _open_logs(record, gang)
     goes_on = offset is None and "ended" not in record.data
-    starts = {host: log.last_line_start() if goes_on else min(offset or 0, log.size) for host, log in logs.items()}
+    starts = {host: log.last_line_start() if goes_on else offset or 0 for host, log in logs.items()}
     desk.say(f"{view.id}: {view.spec.get('script', '')} on {len(view.parts)} nodes, {view.ranks}")
     return _see_through(order, desk, gang, record, logs, starts)
 
@@ -264,6 +264,7 @@ def _see_through(
             gang,
             logs,
             screen,
+            starts,
             record.path / "stacks",
             order.stall_timeout_seconds,
             order.rendezvous_timeout_seconds,

@@ -168,7 +168,6 @@ def test_stop_of_what_would_outlive_it(cluster: Cluster, timeline: Timeline) -> 
     at = time.monotonic()
     stop = cluster.playbook("stop.yml", "-e", f"job={job}")
     assert stop.wait() == 0, stop.text
-    assert stop.ended_at - at < GRACE_SECONDS + END_SECONDS
     assert cluster.left(job) == []
     assert cluster.everywhere(lambda node: node.execute("pgrep", "-l", "sleep", check=False)) == [""] * 3
     assert [node.state(job)["state"] for node in cluster.nodes] == ["stopped"] * 3

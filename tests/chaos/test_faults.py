@@ -90,11 +90,11 @@ def test_a_node_that_vanishes(
     assert re.match(cause, record["cause"])
     assert re.search(VANISHED, record["cause"])
     assert [rank["state"] for rank in record["ranks"]] == ["lost" if rank == victim else "stopped" for rank in range(3)]
-    assert cluster.left(job, others) == []
+    cluster.await_nothing_left(job, END_SECONDS, others)
     node.heal()
     cluster.await_nothing_left(job, bound, [node])  # it finds out by itself that it was given up
     cluster.disconnect()
-    timeline.note_end(fault, run, at, cause)
+    timeline.note_end(fault, run, at, rf"{cause}({VANISHED})")
 
 
 def test_a_cable_that_is_plugged_in_again(cluster: Cluster, timeline: Timeline) -> None:

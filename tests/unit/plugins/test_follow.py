@@ -27,7 +27,7 @@ class Onlooker:
         self.shown: dict[str, bytes] = {node.host: b"" for node in nodes}
         self.looks: list[tuple[dict[str, int], list[str]]] = []
 
-    def output(self, node: Node, data: bytes) -> None:
+    def output(self, node: Node, data: bytes, offset: int) -> None:
         self.shown[node.host] += data
 
     def look(self, written: Mapping[str, int], endings: Mapping[str, Ending]) -> str | None:
@@ -339,7 +339,7 @@ def test_a_full_disk_here_is_the_end_of_following(unwatched: list[LocalNode], tm
 
 def test_a_defect_is_seen(nodes: list[LocalNode], tmp_path: Path) -> None:
     class Broken(Onlooker):
-        def output(self, node: Node, data: bytes) -> None:
+        def output(self, node: Node, data: bytes, offset: int) -> None:
             raise ZeroDivisionError
 
     launch = launched(nodes, tmp_path, "print(1)")
@@ -354,9 +354,9 @@ def test_what_the_controller_holds_is_bounded(
     sizes = []
 
     class Measuring(Onlooker):
-        def output(self, node: Node, data: bytes) -> None:
+        def output(self, node: Node, data: bytes, offset: int) -> None:
             sizes.append(len(data))
-            super().output(node, data)
+            super().output(node, data, offset)
 
     launch = launched(nodes, tmp_path, "print('x' * 199_999)")
     onlooker = Measuring(tmp_path, nodes)

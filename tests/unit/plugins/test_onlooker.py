@@ -20,7 +20,7 @@ class Scene:
         self.found = found
         self.screen = Screen(self.said.append, 2)
         timeouts = {"stall_timeout_seconds": 0, "rendezvous_timeout_seconds": 0, **seconds}
-        self.onlooker = Onlooker(gang_on(nodes), {}, self.screen, folder / "stacks", **timeouts)
+        self.onlooker = Onlooker(gang_on(nodes), {}, self.screen, {"node1": 2}, folder / "stacks", **timeouts)
 
     def gather(self, *_arguments: Any) -> None:
         self.gathered += 1
@@ -58,7 +58,7 @@ def scene(nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_output_is_shown(scene: Any) -> None:
     one = scene()
-    one.onlooker.output(SimpleNamespace(rank=1, host="node1"), b"hello\n")
+    one.onlooker.output(SimpleNamespace(rank=1, host="node1"), b"hello\n", 0)
     one.screen.close(5)
     assert one.said == ["[1 node1] hello"]
 
