@@ -46,16 +46,7 @@ def cluster(machines: Cluster, tmp_path: Path) -> Iterator[Cluster]:
     machines.heal()
 
 
-@pytest.fixture(scope="session")
-def measurements() -> Path:
-    """The file that this session's measurements go to; the last session's are gone."""
-    CACHE.mkdir(parents=True, exist_ok=True)
-    path = CACHE / "measurements.jsonl"
-    path.unlink(missing_ok=True)
-    return path
-
-
 @pytest.fixture
-def timeline(measurements: Path, request: pytest.FixtureRequest) -> Timeline:
+def timeline(request: pytest.FixtureRequest) -> Timeline:
     """Measures, and writes down."""
-    return Timeline(measurements, request.node.name)
+    return Timeline(CACHE / "measurements.jsonl", request.node.name)

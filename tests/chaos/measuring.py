@@ -28,11 +28,14 @@ class Measurement:
 
 
 class Timeline:
-    """Takes the measurements of one test."""
+    """Takes the measurements of one test; those of its last time are forgotten."""
 
     def __init__(self, path: Path, repeat: str) -> None:
         self._path = path
         self._repeat = repeat
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        path.write_text("".join(line for line in lines if json.loads(line)["repeat"] != repeat))
 
     def note(
         self, fault: str, outcome: str, detected_seconds: float | None = None, ended_seconds: float | None = None

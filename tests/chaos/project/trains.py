@@ -10,7 +10,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-EPOCHS = 8
+EPOCHS = 10
 SECONDS_PER_EPOCH = 0.4  # time enough to be killed in between
 
 

@@ -58,9 +58,9 @@ def scene(nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_output_is_shown(scene: Any) -> None:
     one = scene()
-    one.onlooker.output(SimpleNamespace(rank=1, host="node1"), b"hello\n", 0)
+    one.onlooker.output(SimpleNamespace(rank=1, host="node1"), b"1\nhello\n", 0)
     one.screen.close(5)
-    assert one.said == ["[1 node1] hello"]
+    assert one.said == ["[1 node1] hello"], "the first two bytes of node1's log are not to be shown"
 
 
 def test_no_silence_no_question(scene: Any) -> None:
