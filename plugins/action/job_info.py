@@ -39,6 +39,8 @@ class ActionModule(ActionBase):
             require_hosts(inventory.cluster)
             settings = inventory.settings(inventory.cluster)
             views, errors = roster.look(settings, inventory.open_channel, only=arguments["job"] or None)
+            if arguments["job"]:
+                roster.choose(arguments["job"], views, errors)
         except (JobError, NodeError) as error:
             raise AnsibleActionFail(str(error)) from error
         data = roster.as_data(views, errors)

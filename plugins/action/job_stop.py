@@ -14,7 +14,6 @@ from ansible.utils.display import Display
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import runner
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.interrupts import Interrupts
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.inventory import Inventory
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import require_hosts
 
@@ -39,10 +38,12 @@ class ActionModule(ActionBase):
         inventory = Inventory(self, task_vars or {})
         try:
             require_hosts(inventory.cluster)
-            hosts = inventory.cluster
-            desk = runner.Desk(print, Interrupts(), inventory.settings(hosts), hosts, inventory.open_channel)
+            cluster = inventory.settings(inventory.cluster)
             runs = Path(os.path.abspath(arguments["runs_dir"]))
-            stopped = runner.stop(desk, arguments["job"], runs, arguments["stop_grace_seconds"])
+            stopped = runner.stop(
+                *(Display().display, cluster, inventory.open_channel),
+                *(arguments["job"], runs, arguments["stop_grace_seconds"]),
+            )
         except (JobError, NodeError) as error:
             raise AnsibleActionFail(str(error)) from error
         changed = stopped.pop("was_running")

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import GOING_ON
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError, Unreachable
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.diagnosis import TOLD_TO_STOP, how_it_ended
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import STOP_SECONDS, Gang
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.logs import RankLog
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import Node
@@ -29,6 +30,8 @@ LINGER_SECONDS = 0.2
 """How long a node gathers output before it answers a poll."""
 PACE_SECONDS = 4
 """How far apart the answers are of a node that prints all the time: each costs it some 40 ms of a core."""
+POLL_SLACK_SECONDS = 2
+"""How much later than it should a healthy node may be heard of."""
 QUIET_SECONDS = 1
 """A rank whose output is not shown live is first looked at after this long: right after the start, nodes are busy."""
 LOOK_SECONDS = 0.2
@@ -128,6 +131,9 @@ class Following:
 
         Returns:
             Every host's ending, in rank order; None if interrupted.
+
+        Raises:
+            JobError: it cannot be followed any more; the job goes on then, too.
         """
         for rank in self._ranks.values():
             threading.Thread(target=self._follow_one, args=(rank,), name=rank.node.host, daemon=True).start()
@@ -161,15 +167,29 @@ class Following:
             timeout = 0
 
     def _judge(self, endings: dict[str, Ending]) -> None:
-        """Give up nodes that are silent, or that do not end although they were told to."""
+        """Give up nodes that are silent, or that do not end although they were told to.
+
+        Raises:
+            JobError: all are silent; the job is not stopped for that.
+        """
         now = time.monotonic()
         overdue = self._stopped_at is not None and now > self._stopped_at + self._grace + STOP_SECONDS
-        for host in self._ranks.keys() - endings.keys():
+        unfinished = self._ranks.keys() - endings.keys()
+        quietest = min((now - self._ranks[host].heard for host in unfinished), default=0.0)
+        if len(unfinished) > 1 and quietest > self._node_timeout and self._stopped_at is None:
+            raise self._broken_off(f"no node was heard of for {quietest:.0f} s, so this machine is cut off from them")
+        # Where all are silent, but not for long enough, it may be this machine that is cut off.
+        waits = len(unfinished) > 1 and quietest > self._node_timeout / 3 + POLL_SLACK_SECONDS
+        for host in unfinished:
             silent = now - self._ranks[host].heard
-            if silent > self._node_timeout:
+            if silent > self._node_timeout and (not waits or self._stopped_at is not None):
                 endings[host] = Ending("lost", note=f"gave no sign of life for {silent:.0f} s")
             elif overdue:
                 endings[host] = Ending("lost", note=TOLD_TO_STOP)
+
+    def _broken_off(self, why: str) -> JobError:
+        job_id = self._gang.job_id
+        return JobError(f"{why}. The job runs on; to follow it again: ansible-playbook logs.yml -e job={job_id}")
 
     def _words(self, host: str, ending: Ending) -> str:
         if ending.state == "stopped":
@@ -182,8 +202,8 @@ class Following:
             self._news.put((host, self._follow_to_end(rank)))
         except NodeError as error:
             self._news.put((host, Ending("lost", note=str(error).removeprefix(f"{host} "))))
-        except OSError as error:  # a full disk here
-            self._news.put((host, Ending("lost", note=f"could not be followed any more: {error}")))
+        except OSError as error:  # a full disk here: no reason to stop what runs there
+            self._news.put((host, self._broken_off(f"the log of {rank.node.name} cannot be written: {error}")))
         except BaseException as error:  # a defect: to be seen
             self._news.put((host, error))
 

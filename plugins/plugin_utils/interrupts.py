@@ -20,6 +20,8 @@ from typing import Literal
 
 SECOND_SECONDS = 3
 """How long a first Ctrl-C waits for a second one."""
+TERMINAL_SECONDS = 5
+"""How long a terminal that takes nothing is waited for."""
 POLL_SECONDS = 0.05
 
 
@@ -82,9 +84,14 @@ class Interrupts:
 
     def say(self, text: str) -> None:
         """Write to ansible-playbook's standard error, if it still leads anywhere."""
-        if self._terminal is not None:
-            with contextlib.suppress(OSError):
-                os.write(self._terminal, f"{text}\n".encode())
+        left = f"{text}\n".encode()
+        deadline = time.monotonic() + TERMINAL_SECONDS
+        with contextlib.suppress(OSError):
+            while left and self._terminal is not None and time.monotonic() < deadline:
+                try:
+                    left = left[os.write(self._terminal, left) :]
+                except BlockingIOError:
+                    time.sleep(POLL_SECONDS)
 
     def interrupt_playbook(self) -> None:
         """End ansible-playbook as Ctrl-C does, with exit status 99: the job neither failed nor succeeded."""

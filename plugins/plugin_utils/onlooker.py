@@ -68,6 +68,12 @@ class Onlooker:
         return self.verdict or None
 
     def _explain(self, silence: stall.Silence) -> None:
+        try:
+            self._look_into(silence)
+        except Exception as error:  # a defect; the job does not suffer from it
+            self._screen.say(f"nothing was printed for {silence.seconds:.0f} s, and why cannot be said: {error!r}")
+
+    def _look_into(self, silence: stall.Silence) -> None:
         before = self._signs
         stacks = stall.gather(self._gang, self._stacks)
         found = stall.explain(self._gang.topology, stacks, self._logs, self._gang)

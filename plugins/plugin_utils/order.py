@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import getpass
+import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.environment im
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Identity
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.launch import LAUNCHERS, Job
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import Record, new_job_id
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import Record, check_job_id, new_job_id
 
 EXAMPLES = Path(__file__).parents[2] / "train"
 """The project of those who name none."""
@@ -174,15 +176,21 @@ def earlier_job(order: Order, hosts: Sequence[str]) -> Mapping[str, Any]:
     """Return job.json of the job to run again; empty if there is none to.
 
     Raises:
-        JobError: it is not known here, or ran on other nodes.
+        JobError: it is not known here, was started from elsewhere, or ran on other nodes.
     """
     if not order.rerun:
         return {}
+    check_job_id(order.rerun)
     record = Record.read(order.runs, order.rerun)
     if record is None:
         raise JobError(f"job {order.rerun} is not in {order.runs}; name one that is, or set job_runs_dir")
     if "ranks" not in record.data:
         raise JobError(f"job {order.rerun} was never started, so it cannot be run again; run its script anew")
+    if record.data.get("env_names") is None:
+        raise JobError(
+            f"job {order.rerun} was started from elsewhere, and only its logs were fetched here, not its code; "
+            "run it again from where it was started, or run its script anew, without rerun"
+        )
     ranks = [rank["host"] for rank in record.data["ranks"]]
     if ranks != list(hosts):
         raise JobError(
@@ -200,9 +208,14 @@ def store_bundle(runs: Path, bundle: Bundle) -> None:
     path = runs / ".bundles" / bundle.sha256
     if bundle.content and not path.exists():
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_bytes(bundle.content)
-        part.replace(path)
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")
+        try:
+            part.write_bytes(bundle.content)
+            part.replace(path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                part.unlink()
+            raise
 
 
 def stored_bundle(runs: Path, described: Mapping[str, Any]) -> Bundle:
@@ -215,6 +228,27 @@ def stored_bundle(runs: Path, described: Mapping[str, Any]) -> Bundle:
         commit=described["git_commit"],
         dirty=described["git_dirty"],
     )
+
+
+def described_by_nodes(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return in the shape of ``described`` what spec.json says of a job that was started from elsewhere.
+
+    The job's user can write that file: what cannot be is left out. It never says which folder here is sent to nodes.
+    """
+    kinds: dict[str, Callable[[Any], bool]] = {
+        "script": lambda value: isinstance(value, str),
+        "args": lambda value: isinstance(value, list) and all(isinstance(word, str) for word in value),
+        "launcher": lambda value: value in LAUNCHERS,
+        "devices": lambda value: value is None or (type(value) is int and value > 0),
+        "user": lambda value: isinstance(value, str),
+        "node_timeout_seconds": lambda value: isinstance(value, (int, float)),
+        "grace_seconds": lambda value: isinstance(value, (int, float)),
+        "world_size": lambda value: isinstance(value, int),
+        "master_addr": lambda value: isinstance(value, str),
+        "master_port": lambda value: isinstance(value, int),
+    }
+    known = {name: spec[name] for name, fits in kinds.items() if name in spec and fits(spec[name])}
+    return {**known, **({"started": spec["start"]} if "start" in spec else {})}
 
 
 def described(job: Job, order: Order) -> dict[str, Any]:

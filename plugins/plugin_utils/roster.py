@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,13 +16,17 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.fan_out import fan_out
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang, Identity, OpenChannel
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.logs import printable
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import JOB_ID, check_job_id
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import Node, Topology
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import listed, shown
 
 LOOK_SECONDS = 30
 """After this long without an answer a node counts as unreachable."""
-NEWEST = 20
+NEWEST = 10
 """How many jobs of each node are looked at."""
+MOST_RANKS = 10_000
+"""A job that claims to have more has no unknown ranks filled in."""
 
 
 @dataclass
@@ -29,9 +34,10 @@ class Part:
     """One rank's part of a job, as its node knows it.
 
     Attributes:
-        host: inventory name.
-        state: prepared, running, succeeded, failed, stopped, lost, or unknown (its node did not answer).
-        record: the node's words: started, ended, exit_code, signal, because.
+        host: inventory name; "" if only rank 0, which did not answer, could say it.
+        state: prepared, running, succeeded, failed, stopped, lost, unknown (its node did not answer), or removed
+            (it did, but the job lies there no more).
+        record: the node's words: started, ended, exit_code, signal, because, error.
         last_line: of its log.
         log_bytes: of its log.
     """
@@ -62,6 +68,7 @@ class JobView:
         """The job's, from its ranks'."""
         # A rank that was stopped because of another says so: that one's node may be gone.
         states = {"failed" if part.record.get("because") else part.state for part in self.parts.values()}
+        states.discard("removed")
         for state in ("running", "prepared", "failed", "lost", "unknown", "stopped"):
             if state in states:
                 return "failed" if state == "lost" else state
@@ -95,8 +102,13 @@ def look(
         only: one job's id; None means the newest of every node.
 
     Returns:
-        The jobs, the newest first, and the nodes that did not answer.
+        The jobs, the newest first, and the nodes that did not answer. What nodes say is ready to be shown.
+
+    Raises:
+        JobError: ``only`` is no job's id.
     """
+    if only is not None:
+        check_job_id(only)
 
     def ask(one: NodeSettings) -> list[dict[str, Any]]:
         request = {"op": "jobs", "directory": one.directory, "user": one.user, "newest": NEWEST, "only": only}
@@ -105,21 +117,54 @@ def look(
         return jobs
 
     answers, errors = fan_out({one.host: one for one in settings}, ask, LOOK_SECONDS)
-    views: dict[str, JobView] = {}
+    found: dict[str, list[tuple[Part, dict[str, Any]]]] = {}
     for host, jobs in answers.items():
         for job in jobs:
-            spec = job["spec"] or {}
-            view = views.setdefault(job["id"], JobView(job["id"], spec, {}))
-            view.spec = view.spec or spec
-            rank = spec.get("rank", len(view.parts))
-            line = printable(job["last_line"])
-            view.parts[rank] = Part(host, job["state"]["state"], job["state"], line, job["size"])
-    for view in views.values():
-        for known in view.spec.get("ranks", []):
-            gone = known["host"] in errors
-            view.parts.setdefault(known["rank"], Part(known["host"], "unknown" if gone else "lost"))
-        view.parts = dict(sorted(view.parts.items()))
-    return sorted(views.values(), key=lambda view: view.id, reverse=True), errors
+            spec = _readable(job["spec"] or {})
+            if not JOB_ID.fullmatch(job["id"]) or only not in (None, job["id"]) or not _has_rank(spec):
+                continue
+            state = _readable(job["state"])
+            part = Part(host, state["state"], state, printable(job["last_line"]), job["size"])
+            found.setdefault(job["id"], []).append((part, spec))
+    views = [_view(job, parts, answers.keys(), bool(errors)) for job, parts in found.items()]
+    return sorted(views, key=lambda view: view.id, reverse=True), errors
+
+
+def _readable(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a node says of a job, ready to be shown, without a start that is no time."""
+    known = {name: shown(value) if isinstance(value, str) else value for name, value in said.items()}
+    try:
+        datetime.datetime.fromisoformat(known.get("start", "")).timestamp()
+    except (ValueError, OverflowError):
+        known.pop("start", None)
+    return known
+
+
+def _has_rank(spec: Mapping[str, Any]) -> bool:
+    """Whether its rank is one of its world's; a job that was never started has none yet."""
+    return not spec or (type(spec.get("rank")) is int and 0 <= spec["rank"] < spec.get("world_size", 0))
+
+
+def _view(job: str, found: Sequence[tuple[Part, dict[str, Any]]], answered: Collection[str], silent: bool) -> JobView:
+    """Put a job together from what its nodes say; ``silent``: other nodes did not answer."""
+    specs = [spec for _part, spec in found if spec]
+    spec = next((spec for spec in specs if "ranks" in spec), specs[0] if specs else {})
+    parts: dict[int, Part] = {}
+    for part, own in found:
+        if own:
+            parts.setdefault(own["rank"], part)
+    ranks = {one["host"]: one["rank"] for one in spec.get("ranks", []) if 0 <= one["rank"] < spec["world_size"]}
+    for part, own in found:
+        if not own:
+            free = next(rank for rank in itertools.count() if rank not in parts)
+            rank = ranks.get(part.host, free)
+            parts[free if rank in parts else rank] = part
+    for host, rank in ranks.items():
+        parts.setdefault(rank, Part(shown(host), "removed" if host in answered else "unknown"))
+    if specs and "ranks" not in spec and len(parts) < min(spec["world_size"], MOST_RANKS):
+        for rank in range(spec["world_size"]):
+            parts.setdefault(rank, Part("", "unknown" if silent else "removed"))
+    return JobView(job, spec, dict(sorted(parts.items())))
 
 
 def choose(job: str, views: Sequence[JobView], errors: Mapping[str, NodeError], going_on: bool = False) -> JobView:
@@ -146,23 +191,34 @@ def choose(job: str, views: Sequence[JobView], errors: Mapping[str, NodeError], 
     raise JobError(f"no job {'runs' if going_on else 'was ever started'} on these nodes{silent}")
 
 
-def gang_of(view: JobView, settings: Sequence[NodeSettings], open_channel: OpenChannel) -> Gang:
-    """Return the gang of a job that was started earlier.
+def gang_of(view: JobView, settings: Sequence[NodeSettings], open_channel: OpenChannel) -> tuple[Gang, list[str]]:
+    """Return the gang of a job that was started earlier, and notes on whom it leaves out.
+
+    Left out are hosts that are not in the inventory, and those where the job lies no more.
 
     Raises:
-        JobError: one of its nodes is not in the inventory.
+        JobError: nobody is left.
     """
     known = {one.host: one for one in settings}
+    addresses = {one["rank"]: one["address"] for one in view.spec.get("ranks", [])}
     nodes = []
+    foreign = []
     for rank, part in view.parts.items():
         if part.host not in known:
-            raise JobError(f"job {view.id} runs on {part.host} too, which is not in the inventory; name it with -i")
-        addresses = {one["rank"]: one["address"] for one in view.spec.get("ranks", [])}
-        nodes.append(Node(rank, known[part.host], addresses.get(rank, ""), ""))
+            if part.state != "removed":
+                foreign.append(part.host or f"the host of rank {rank}")
+        elif part.state != "removed":
+            nodes.append(Node(rank, known[part.host], addresses.get(rank, ""), ""))
+    notes = []
+    if foreign:
+        verb = "is" if len(foreign) == 1 else "are"
+        notes = [f"job {view.id} names {listed(foreign)}, which {verb} not in the inventory and left out; add with -i"]
+    if not nodes:
+        raise JobError(f"no node in the inventory has a part of job {view.id}; name its nodes with -i")
     spec = {"start": datetime.datetime.now().astimezone().isoformat(timespec="seconds"), "user": "", **view.spec}
     gang = Gang(Identity(spec["start"], view.id, spec["user"]), [node.settings for node in nodes], open_channel)
     gang.topology = Topology(nodes)
-    return gang
+    return gang, notes
 
 
 def as_data(views: Sequence[JobView], errors: Mapping[str, NodeError]) -> dict[str, Any]:
@@ -197,11 +253,18 @@ def as_data(views: Sequence[JobView], errors: Mapping[str, NodeError]) -> dict[s
     }
 
 
+def _clock(seconds: float | None) -> str:
+    try:
+        return datetime.datetime.fromtimestamp(seconds).strftime("%m-%d %H:%M:%S") if seconds else "-"
+    except (ValueError, OverflowError, OSError):  # a job's user can write any number
+        return "-"
+
+
 def as_table(views: Sequence[JobView], errors: Mapping[str, NodeError], width: int) -> str:
     """Return what is known as a table of at most ``width`` columns, which the last line of rank 0 fills."""
     rows = [("JOB", "SCRIPT", "USER", "STATE", "SINCE", "RANKS", "LAST LINE")]
     for view in views:
-        since = datetime.datetime.fromtimestamp(view.since).strftime("%m-%d %H:%M:%S") if view.since else "-"
+        since = _clock(view.since)
         last = next((part.last_line for part in view.parts.values() if part.last_line), "")
         spec = view.spec
         rows.append((view.id, spec.get("script", "-"), spec.get("user", "-"), view.state, since, view.ranks, last))

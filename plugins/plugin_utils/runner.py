@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ansible.release import __version__ as ansible_version
@@ -32,6 +33,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.onlooker impor
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import (
     Order,
     described,
+    described_by_nodes,
     earlier_job,
     make_job,
     store_bundle,
@@ -55,6 +57,16 @@ SHOWN: Mapping[str, Callable[[Node], bool]] = {
     "none": lambda node: False,
 }
 """Whose output is shown live, by the option's value."""
+
+HARMLESS = re.compile(
+    r"[\w./-]+\.ya?ml|-[CDbv]+|--(check|diff|become|verbose|extra-vars|inventory|limit|forks|tags|skip-tags)|-[eilft]"
+    r"|--(inventory|limit|forks|tags|skip-tags)=\S*"
+    r"|(-e|--extra-vars=)?(script|project_dir|logs|launcher|devices|resume|rerun|detach|on_interrupt|wait|collect|keep"
+    r"|job_\w+_(mb|seconds|dir))=\S*"
+)
+"""Words of a command line that hold no secret. Of an option's abbreviation nothing is known, nor of other variables."""
+WITH_HARMLESS_VALUE = re.compile(r"-[ilft]|--(inventory|limit|forks|tags|skip-tags)")
+"""Options whose next word holds none."""
 
 
 class Stopped(JobError):
@@ -82,7 +94,8 @@ class Desk:
     @property
     def settings(self) -> list[NodeSettings]:
         """Of the hosts that take part."""
-        return [one for one in self.cluster if one.host in set(self.hosts)]
+        hosts = set(self.hosts)
+        return [one for one in self.cluster if one.host in hosts]
 
 
 # -------------------------------------------------------------------------------------------------------------- running
@@ -106,8 +119,10 @@ def plan(order: Order, desk: Desk) -> tuple[Launch, checkpoints.Checkpoint | Non
                 f"ansible-playbook stop.yml -e job={view.id}"
             )
         known = Record.read(order.runs, order.resume)
-        earlier = earlier or {**(known.data if known else {}), **view.spec}
-        former = roster.gang_of(view, desk.cluster, desk.open_channel)
+        earlier = earlier or {**described_by_nodes(view.spec), **(known.data if known else {})}
+        former, notes = roster.gang_of(view, desk.cluster, desk.open_channel)
+        for note in notes:
+            desk.say(note)
         checkpoint = checkpoints.find(former)
     job = make_job(order, earlier, checkpoint.path if checkpoint else "")
     return Launch(job, desk.settings, desk.open_channel), checkpoint, former
@@ -160,9 +175,10 @@ def run(order: Order, desk: Desk) -> dict[str, Any]:
     try:
         launch.start()
     except JobError as error:
-        record.update(state="failed", cause=str(error))
+        _write(record, desk.say, state="failed", cause=str(error))
         raise
-    record.update(
+    _write(
+        *(record, desk.say),
         state="running",
         versions={"ansible": ansible_version, "python": platform.python_version()},
         world_size=topology.world_size,
@@ -170,7 +186,10 @@ def run(order: Order, desk: Desk) -> dict[str, Any]:
         master_port=head.settings.master_port,
         ranks=_ranks(gang),
     )
-    store_bundle(order.runs, launch.job.bundle)
+    try:
+        store_bundle(order.runs, launch.job.bundle)
+    except OSError as error:
+        desk.say(f"the job's code cannot be kept here for a rerun: {error}; free some space, or set job_runs_dir")
     if order.detach:
         desk.say(come_back(gang.job_id))
         return _result(record)
@@ -189,6 +208,14 @@ def come_back(job_id: str) -> str:
     )
 
 
+def _write(record: Record, say: Callable[[str], None], **data: Any) -> None:
+    """Write down what is known of a started job: the job goes on even if that cannot be."""
+    try:
+        record.update(**data)
+    except OSError as error:
+        say(f"the job's record cannot be written: {error}; free some space, or set job_runs_dir")
+
+
 def _result(record: Record) -> dict[str, Any]:
     data = record.data
     return {"job": data["id"], "path": str(record.path), "world_size": data["world_size"], "state": data["state"]}
@@ -203,16 +230,12 @@ def _open_logs(record: Record, gang: Gang) -> dict[str, RankLog]:
 
 
 def _without_values(words: Sequence[str]) -> list[str]:
-    """Return a command line with no value of a variable that might be a secret."""
-    names = "script|project_dir|logs|launcher|devices|resume|rerun|detach|on_interrupt|wait|collect|keep"
-    shown = re.compile(rf"({names}|job_\w+_(mb|seconds|dir))=\S*")
-    kept: list[str] = []
-    for word in words:
-        after_option = bool(kept) and kept[-1] in ("-e", "--extra-vars")
-        value = word.removeprefix("--extra-vars=") if word.startswith("--extra-vars=") else word
-        is_variable = after_option or value != word or (word.startswith("-e") and len(word) > 2)
-        kept.append(word if not is_variable or shown.fullmatch(value.removeprefix("-e").strip()) else "…")
-    return kept
+    """Return a command line with only those words that are known to hold no secret."""
+    before = ["", *words]
+    return [
+        word if HARMLESS.fullmatch(word) or WITH_HARMLESS_VALUE.fullmatch(last) or not last else "…"
+        for last, word in zip(before, words, strict=False)
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------------ following
@@ -231,19 +254,42 @@ def follow_again(order: Order, desk: Desk, job: str, offset: int | None) -> dict
     Raises:
         JobError: there is no such job, or it did not end well on every rank.
     """
+    if offset is not None and offset < 0:
+        raise JobError(f"offset is {offset}; set it to 0, the beginning of the logs, or more")
     views, errors = roster.look(desk.cluster, desk.open_channel, only=job or None)
-    view = roster.choose(job, views, errors)
-    gang = roster.gang_of(view, desk.cluster, desk.open_channel)
-    record = Record.read(order.runs, view.id)
-    if record is None:
-        record = Record(order.runs, view.id)
-        record.create(**{name: value for name, value in view.spec.items() if name not in ("id", "rank", "python")})
-    record.update(ranks=_ranks(gang))
-    logs = _open_logs(record, gang)
+    view = _whole(roster.choose(job, views, errors), desk.cluster, desk.open_channel)
+    gang, notes = roster.gang_of(view, desk.cluster, desk.open_channel)
+    for note in notes:
+        desk.say(note)
+    try:
+        record = Record.read(order.runs, view.id)
+        if record is None:
+            record = Record(order.runs, view.id)
+            record.create(**described_by_nodes(view.spec))
+        if "ended" not in record.data:
+            record.update(ranks=_with_others(record, _ranks(gang)))
+        logs = _open_logs(record, gang)
+    except OSError as error:
+        sentence = f"the job's record cannot be written: {error}; free some space, or set job_runs_dir"
+        raise JobError(sentence) from None
     goes_on = offset is None and "ended" not in record.data
     starts = {host: log.last_line_start() if goes_on else offset or 0 for host, log in logs.items()}
     desk.say(f"{view.id}: {view.spec.get('script', '')} on {len(view.parts)} nodes, {view.ranks}")
     return _see_through(order, desk, gang, record, logs, starts)
+
+
+def _whole(view: roster.JobView, cluster: Sequence[NodeSettings], open_channel: OpenChannel) -> roster.JobView:
+    """Return a job with its ranks' hosts and addresses, which in the list of all jobs only rank 0 says."""
+    if "ranks" in view.spec:
+        return view
+    views, errors = roster.look(cluster, open_channel, only=view.id)
+    return roster.choose(view.id, views, errors)
+
+
+def _with_others(record: Record, ranks: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return what is known of these ranks, and what the record says of those whose nodes have the job no more."""
+    known = {rank["rank"]: rank for rank in [*record.data.get("ranks", []), *ranks]}
+    return [known[rank] for rank in sorted(known)]
 
 
 def _see_through(
@@ -256,7 +302,11 @@ def _see_through(
 ) -> dict[str, Any]:
     """Follow a started job; ``starts`` says from which byte on a shown log that is here already is shown again."""
     interrupts = desk.interrupts
-    interrupted: Callable[[], bool] = lambda: bool(interrupts.came)  # noqa: E731 - replaced below
+    stopped = False
+
+    def interrupted() -> bool:
+        return not stopped and bool(interrupts.came)
+
     while True:
         shown = [node for node in gang.topology.nodes if SHOWN[order.logs](node)]
         screen = Screen(desk.say, gang.topology.world_size, [node.host for node in shown])
@@ -284,7 +334,7 @@ def _see_through(
             interrupts.say(come_back(gang.job_id))
             raise Interrupted
         gang.stop(order.grace_seconds)
-        starts, interrupted = {}, lambda: False
+        starts, stopped = {}, True
     for log in logs.values():
         log.close()
     try:
@@ -320,29 +370,39 @@ def _finish(
     cause = (verdict or explanation.sentence) if explanation else None
     if verdict:
         state = "failed"
-    record.update(
-        ended=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        world_size=topology.world_size,
-        state=state,
-        cause=cause,
-        ranks=[_rank(node, endings[node.host], logs[node.host]) for node in topology.nodes],
-    )
+    if _is_news(record, topology.nodes, endings):
+        ranks = _with_others(record, [_rank(node, endings[node.host], logs[node.host]) for node in topology.nodes])
+        now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        ended = record.data.get("ended", now)
+        _write(record, say, ended=ended, world_size=len(ranks), state=state, cause=cause, ranks=ranks)
+    else:
+        state, cause = record.data["state"], record.data.get("cause")
     lost = {host for host, ending in endings.items() if ending.state == "lost"}
+    if explanation and state == "failed" and lost:  # at once: what a lost node wrote is waited for in vain
+        say(f"{cause}")
     notes = artifacts.collect(gang, order.collect, record, order.node_timeout_seconds, lost)
     if order.keep is not None:
         notes += housekeeping.keep_newest(gang, order.keep, lost)
-    record.update(notes=notes)
+    _write(record, say, notes=notes)
     for note in notes:
         say(note)
-    if explanation and state == "stopped":
+    if state == "stopped":
         raise Stopped(f"job {gang.job_id} was stopped: {cause}")
-    if explanation:
-        tail = "".join(f"\n  | {line}" for line in explanation.tail) if not verdict else ""
+    if state != "succeeded":
+        tail = "".join(f"\n  | {line}" for line in explanation.tail) if explanation and not verdict else ""
         raise JobError(f"{cause}{tail}")
     say(f"logs: {record.path / 'logs'}")
     if order.collect != "none":
         say(f"artifacts: {record.path / 'artifacts'}")
     return _result(record)
+
+
+def _is_news(record: Record, nodes: Sequence[Node], endings: Mapping[str, Ending]) -> bool:
+    """Whether these endings say more than the record of a job that has ended."""
+    known = {rank["rank"]: rank.get("state") for rank in record.data.get("ranks", [])}
+    return "ended" not in record.data or any(
+        endings[node.host].state not in ("lost", known.get(node.rank)) for node in nodes
+    )
 
 
 def _rank(node: Node, ending: Ending, log: RankLog) -> dict[str, Any]:
@@ -363,11 +423,20 @@ def _rank(node: Node, ending: Ending, log: RankLog) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------------- stopping
 
 
-def stop(desk: Desk, job: str, runs: Any, grace_seconds: int) -> dict[str, Any]:
+def stop(
+    say: Callable[[str], None],
+    cluster: Sequence[NodeSettings],
+    open_channel: OpenChannel,
+    job: str,
+    runs: Path,
+    grace_seconds: int,
+) -> dict[str, Any]:
     """End a job on all its nodes, and make sure that no process of it is left.
 
     Args:
-        desk: the command's.
+        say: shows text at once.
+        cluster: settings of all hosts of the cluster, in inventory order.
+        open_channel: gives a new channel to a host.
         job: id; "" means the latest that runs.
         runs: folder of the controller's records.
         grace_seconds: between TERM and KILL.
@@ -375,9 +444,11 @@ def stop(desk: Desk, job: str, runs: Any, grace_seconds: int) -> dict[str, Any]:
     Raises:
         JobError: there is none, a node did not answer, or a process could not be ended.
     """
-    views, errors = roster.look(desk.cluster, desk.open_channel, only=job or None)
-    view = roster.choose(job, views, errors, going_on=True)
-    gang = roster.gang_of(view, desk.cluster, desk.open_channel)
+    views, errors = roster.look(cluster, open_channel, only=job or None)
+    view = _whole(roster.choose(job, views, errors, going_on=True), cluster, open_channel)
+    gang, notes = roster.gang_of(view, cluster, open_channel)
+    for note in notes:
+        say(note)
     replies, failed = gang.stop(grace_seconds)
     left = {host: reply["left"] for host, (reply, _payload) in replies.items() if reply["left"]}
     stubborn = [
@@ -390,6 +461,6 @@ def stop(desk: Desk, job: str, runs: Any, grace_seconds: int) -> dict[str, Any]:
         raise in_one([*failed.values(), *stubborn], consequence)
     record = Record.read(runs, view.id)
     if record and record.data.get("state") in GOING_ON:
-        record.update(state="stopped")
+        _write(record, say, state="stopped")
     states = {host: reply["state"] for host, (reply, _payload) in replies.items()}
     return {"job": view.id, "states": states, "was_running": view.state in (*GOING_ON, "unknown")}

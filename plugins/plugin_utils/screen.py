@@ -70,13 +70,13 @@ class _Gap:
 
     def __str__(self) -> str:
         if self.lines == 1:
-            return f"… 1 line of rank {self.rank.rank} is not shown here, the terminal is too slow; it is in its log"
+            return f"… 1 line of rank {self.rank.rank} is not shown here, for it came too fast; it is in its log"
         lines = f"{self.lines:,} lines of rank {self.rank.rank}"
-        return f"… {lines} are not shown here, the terminal is too slow; they are in its log"
+        return f"… {lines} are not shown here, for they came too fast; they are in its log"
 
 
 class Screen:
-    """Shows lines, in a thread of its own: what the terminal is too slow for is left out, and a line says so.
+    """Shows lines, in a thread of its own: what comes too fast for the terminal is left out, and a line says so.
 
     Each rank may hold as much of the backlog as it leaves free, so that one which prints without end does not keep the
     others from the terminal.

@@ -41,7 +41,8 @@ def numbers(lines: list[str]) -> list[int]:
 def assert_contiguous(lines: list[str], start: int = 0) -> None:
     """Fail if of the lines that count.py prints one is missing, or there twice."""
     found = numbers(lines)
-    assert found == list(range(start, start + len(found)))
+    wrong = [at for at, number in enumerate(found, start) if number != at]
+    assert not wrong, f"from {wrong[0]} on: {found[wrong[0] - start :][:10]}"
 
 
 def assert_log_whole(cluster: Cluster, job: str, node: Node, lines: int | None = None) -> None:

@@ -24,10 +24,10 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs imp
     GOING_ON,
     Holder,
     as_owner,
-    job_state,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import check_space
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, operation
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.records import job_state
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's start

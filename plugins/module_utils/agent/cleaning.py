@@ -23,6 +23,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs imp
     peek_state,
     read_current,
     reason_path,
+    started_path,
     unit_name,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import has_systemd
@@ -68,7 +69,10 @@ def clean(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     current = holder_of(directory)
     specs = {name: read_spec(job_directory(named(request, name))) for name in names}
     trash = Trash(directory, request["dry"])
-    gone = ended(request, [name for name in names if name != current], trash)[request["keep"] :]
+    keep = request["keep"]
+    if current and b'"ended"' in peek_state(os.path.join(directory, "jobs"), current):
+        keep = max(0, keep - 1)  # its supervisor only says good-bye
+    gone = ended(request, [name for name in names if name != current], trash)[keep:]
     if not current or specs.get(current):
         take_bundles(directory, [spec for name, spec in specs.items() if name not in gone], names, current, trash)
         for env in unused_envs(directory, specs[current] if current else None):
@@ -77,7 +81,8 @@ def clean(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
         trash.take("jobs", name)
         if not request["dry"]:
             gate = gate_path(named(request, name))
-            for path in (gate, f"{gate}.part", reason_path(job_directory(named(request, name)))):
+            job_dir = job_directory(named(request, name))
+            for path in (gate, f"{gate}.part", started_path(job_dir), reason_path(job_dir)):
                 with contextlib.suppress(OSError):
                     os.unlink(path)
     is_empty = trash.empty(request["seconds"])

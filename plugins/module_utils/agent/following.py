@@ -12,9 +12,9 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs imp
     POLL_SECONDS,
     Holder,
     as_owner,
-    job_state,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import operation
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.records import job_state
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's start

@@ -8,7 +8,7 @@ import contextlib
 import os
 import time
 
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import Holder, job_directory, read_json
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import Holder, job_directory
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import User, ephemeral_ports
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.processes import descendants
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, operation, said
@@ -50,11 +50,9 @@ def stacks(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     job_dir = job_directory(request)
     owner = owner_of(job_dir)
     with acting(owner):  # where it lacks CAP_SYS_PTRACE, root sees less of a user's processes than the user
-        spec = read_json(os.path.join(job_dir, "spec.json")) or {}
         found = [one for one in map(look_at, descendants(supervisor)) if one]
     found.sort(key=lambda one: (one.pop("start"), one["pid"]))
-    python = spec.get("python") or os.path.join(request["directory"], "env", "bin", "python")
-    spy = os.path.join(os.path.dirname(str(python)), "py-spy")
+    spy = os.path.realpath(os.path.join(request["directory"], "env", "bin", "py-spy"))
     missing = None if os.path.isfile(spy) else spy
     pids = [one["pid"] for one in found if one["python"]]
     taken = {} if missing else take_stacks(pids[:MOST_SPIED], spy, owner)
@@ -131,8 +129,7 @@ def take_stacks(pids: list[int], spy: str, owner: User | None) -> dict[int, tupl
 
 
 def is_roots(path: str) -> bool:
-    """Return whether nobody but root can have put the program there: its path is from spec.json, the job's own file."""
-    path = os.path.realpath(path)
+    """Return whether nobody but root can have put the program there; ``path`` has no links in it."""
     while True:
         status = os.lstat(path)
         if status.st_uid != 0 or status.st_mode & 0o022:

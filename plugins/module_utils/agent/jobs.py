@@ -25,6 +25,8 @@ BUNDLE_MTIME = 946684800
 """Modification time, seconds since 1970, of every file that came with the code: what differs was written by the job."""
 FAREWELL_SECONDS = 5
 """How long a supervisor may live on after its job has ended here: it tells the others."""
+MOST_JSON_BYTES = 2**22
+"""Of a file that a job may have written; one of ours is smaller, with thousands of ranks in it too."""
 POLL_SECONDS = 0.05
 """How often a process that waits looks again."""
 
@@ -47,6 +49,11 @@ def gate_path(request: Request) -> str:
 def reason_path(job_dir: str) -> str:
     """Return the file beside a job's folder that says why it was stopped: written as root, read by its supervisor."""
     return job_dir + ".because"
+
+
+def started_path(job_dir: str) -> str:
+    """Return the file beside a job's folder that says that it was started; unlike what is in it, not the job's own."""
+    return job_dir + ".started"
 
 
 def bundle_path(request: Request) -> str:
@@ -86,8 +93,8 @@ def read_json(path: str) -> dict[str, Any] | None:
 
     try:
         with open_own(path) as file:
-            found = json.load(file)
-    except (OSError, ValueError):
+            found = json.loads(file.read(MOST_JSON_BYTES))
+    except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 
@@ -137,18 +144,27 @@ def peek_state(jobs: str, job: str) -> bytes:
 
 
 def write_current(request: Request, pid: int) -> None:
-    """Write down who holds the node: the job's id, its user, its start and the process, a line each."""
+    """Write down who holds the node: the job's id, its user, its start, the process and its birth, a line each."""
     job = request["job"]
-    text = f"{job['id']}\n{job['user']}\n{job['start']}\n{pid}\n"
+    text = f"{job['id']}\n{job['user']}\n{job['start']}\n{pid}\n{born(pid)}\n"
     write_file(os.path.join(request["directory"], "jobs", "current"), text.encode(), 0o644)
 
 
+def born(pid: int | str) -> str:
+    """Return when a process was started, in the kernel's ticks since the boot: with its id, no other process has it."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[19].decode()
+    except OSError:
+        return "gone"
+
+
 def read_current(jobs: str) -> dict[str, str]:
-    """Return id, user, start and pid as ``write_current`` wrote them."""
+    """Return id, user, start, pid and born as ``write_current`` wrote them."""
     lines: list[str] = []
     with contextlib.suppress(OSError), open(os.path.join(jobs, "current")) as file:
         lines = file.read().split("\n")
-    return dict(zip(("id", "user", "start", "pid"), [*lines, *"????"]))
+    return dict(zip(("id", "user", "start", "pid", "born"), [*lines, *"?????"]))
 
 
 class Holder:
@@ -170,18 +186,11 @@ class Holder:
             fcntl.flock(self._lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             current = read_current(self._jobs)
-            return int(current["pid"]) if current["id"] == self._job else None
+            # Whoever takes the lock writes that down a moment later: until then it says who had it before.
+            own = current["id"] == self._job and current["born"] == born(current["pid"])
+            return int(current["pid"]) if own else None
         fcntl.flock(self._lock, fcntl.LOCK_UN)
         return None
-
-
-def job_state(job_dir: str, holder: Holder) -> dict[str, Any]:
-    """Return the job's state; a job whose supervisor ended without its last word is ``lost``."""
-    alive = holder.pid() is not None  # before the file: a supervisor writes its last word, then lets go of the lock
-    state = read_json(os.path.join(job_dir, "state.json")) or {"state": "prepared"}
-    if state["state"] in GOING_ON and not alive:
-        state["state"] = "lost"
-    return state
 
 
 def as_owner(request: Request) -> str:

@@ -59,7 +59,6 @@ def prepare(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     address, interface = locate_address(request["address"])
     if request["master_port"]:
         check_port_range(request["master_port"])
-        check_port_free(request["master_port"], user.uid)
     check_space(directory, 2 * request["size"] + 2**24)
     reply = {
         "address": address,
@@ -71,12 +70,14 @@ def prepare(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
         "has_bundle": False,
     }
     if request["dry"]:
+        check_master_port(request, user)
         return reply, b""
     stale = hold(request)
     try:
         if stale:
             reply["stale"] = stale
             end_leftovers({**request, "job": stale})
+        check_master_port(request, user)  # now that no job of ours can have it
         os.mkdir(job_directory(request), 0o700)
         if os.geteuid() == 0:
             os.chown(job_directory(request), user.uid, user.gid)
@@ -90,6 +91,12 @@ def prepare(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
         discard(request, b"")
         raise
     return reply, b""
+
+
+def check_master_port(request: Request, user: User) -> None:
+    """Refuse to be the head where MASTER_PORT is taken."""
+    if request["master_port"]:
+        check_port_free(request["master_port"], user.uid)
 
 
 def listen(address: str) -> Socket:

@@ -9,11 +9,11 @@ import os
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import (
     Holder,
-    job_state,
     open_own,
     read_json,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import operation
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.records import SPEC, believed, job_state
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's start
@@ -28,7 +28,7 @@ def jobs(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
 
     Request: directory, newest (how many at most), only (one job's id, or None). Reply: jobs, a list of {id, spec (as
     the controller wrote it, or None for a job that never started), state (as for ``follow``), size (bytes of the log),
-    last_line (bytes)}.
+    last_line (bytes)}. A spec has ``ranks``, which are many on a large cluster, only for ``only`` and on rank 0.
     """
     folder = os.path.join(request["directory"], "jobs")
     ids: list[str] = []
@@ -42,10 +42,11 @@ def jobs(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
         job_dir = os.path.join(folder, name)
         holder = Holder({**request, "job": {"id": name}})
         size, last_line = last_words(os.path.join(job_dir, "log"))
-        spec = read_json(os.path.join(job_dir, "spec.json"))
-        found.append(
-            {"id": name, "spec": spec, "state": job_state(job_dir, holder), "size": size, "last_line": last_line}
-        )
+        spec = believed(read_json(os.path.join(job_dir, "spec.json")), SPEC)
+        if spec and spec.get("rank") != 0 and not request["only"]:
+            spec.pop("ranks", None)
+        state = job_state(job_dir, holder)
+        found.append({"id": name, "spec": spec, "state": state, "size": size, "last_line": last_line})
     return {"jobs": found}, b""
 
 

@@ -15,8 +15,8 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs imp
     as_owner,
     gate_path,
     job_directory,
-    job_state,
     reason_path,
+    started_path,
     write_file,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.processes import (
@@ -24,7 +24,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.processe
     end_leftovers,
     signal_processes,
 )
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import operation
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, operation
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's start
@@ -37,7 +37,7 @@ def discard(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     import shutil
 
     holder, job_dir = Holder(request), job_directory(request)
-    if not os.path.exists(os.path.join(job_dir, "state.json")):
+    if not os.path.exists(started_path(job_dir)):
         for path in (gate_path(request), gate_path(request) + ".part"):
             with contextlib.suppress(OSError):
                 os.unlink(path)
@@ -57,15 +57,17 @@ def stop(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     """
     import signal
 
+    from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.records import job_state
+
     holder, job_dir = Holder(request), job_directory(request)
+    if not os.path.isdir(job_dir):
+        raise Refusal(f"has no job {request['job']['id']}")
     supervisor = holder.pid()
-    started = any(map(os.path.exists, (os.path.join(job_dir, "state.json"), gate_path(request))))
-    if supervisor and not started:
+    if not any(map(os.path.exists, (started_path(job_dir), gate_path(request)))):
         discard(request, b"")
-        return {"state": "prepared", "left": []}, b""
+        return {"state": "prepared", "left": end_leftovers(request)}, b""
     if supervisor:
-        if request["because"]:
-            write_file(reason_path(job_dir), request["because"].encode(), 0o644)
+        write_file(reason_path(job_dir), request["because"].encode(), 0o644)
         with contextlib.suppress(ProcessLookupError):
             os.kill(supervisor, signal.SIGTERM)  # it tells all the others, and waits for them
         deadline = time.monotonic() + request["grace_seconds"] + FAREWELL_SECONDS

@@ -13,6 +13,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs imp
     gate_path,
     job_directory,
     reason_path,
+    started_path,
     unit_name,
     write_file,
 )
@@ -63,6 +64,7 @@ def supervise(request: Request, user: User, listener: Socket | None) -> None:
         return
     with open(gate_path(request), "rb") as gate:
         order = Order(gate.read())
+    write_file(started_path(job_directory(request)), b"", 0o644)
     os.unlink(gate_path(request))
     # Orphans of the job become children of this process (PR_SET_CHILD_SUBREAPER), so none escapes the final sweep.
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
@@ -98,7 +100,12 @@ class Supervisor:
             if unit:
                 await_unit(unit)
             os.chdir(os.path.join(self._job_dir, "work"))
-            write_file(os.path.join(self._job_dir, "node.env"), self._order.node_env, 0o600)
+            for name, content in (
+                ("node.env", self._order.node_env),
+                ("spec.json", self._order.spec),
+                ("state.json", first_state(self._state)),
+            ):
+                write_file(os.path.join(self._job_dir, name), content, 0o600)
             argv = self._order.argv
             environment = job_environment(user, argv[0], self._order.variables)
             # Python ignores these two signals; a script expects the default.
@@ -107,13 +114,18 @@ class Supervisor:
             self._save(state="failed", ended=time.time(), error=f"did not start: {said(error)}")
             self._part(f"{self._order.name} did not start: {said(error)}")
             return
-        started = time.monotonic()
-        self._save()
-        write_file(os.path.join(self._job_dir, "spec.json"), self._order.spec, 0o600)
+        try:
+            self._see_through(script, time.monotonic(), killed_before)
+        except BaseException:  # a defect: no script may be left that nobody looks after
+            signal_processes(descendants(os.getpid()), signal.SIGKILL)
+            raise
+
+    def _see_through(self, script: int, started: float, killed_before: int) -> None:
+        """Wait for the script, tell the others, leave nothing behind, and say how it ended."""
         code = os.waitstatus_to_exitcode(self._see_out(script, started))
         self._state["ended"] = time.time()
         self._state["oom"] = killed_for_memory() - killed_before
-        state = "stopped" if self._told_at else "succeeded" if code == 0 else "failed"
+        state = "stopped" if "stopping" in self._state else "succeeded" if code == 0 else "failed"
         if state == "failed" and self._watch:  # at once: the others wait for this rank in vain
             self._watch.end(f"{self._order.name} {how_it_ended(code)}")
         sweep()
@@ -148,10 +160,19 @@ class Supervisor:
                 self._watch = self._open_watch()
             if pid:
                 continue
-            if self._watch:
-                self._watch.wait(POLL_SECONDS)
-            else:
-                time.sleep(POLL_SECONDS)
+            self._wait()
+
+    def _wait(self) -> None:
+        if not self._watch:
+            return time.sleep(POLL_SECONDS)
+        try:
+            self._watch.wait(POLL_SECONDS)
+        except Exception:  # the script matters more than the watch
+            import traceback
+
+            traceback.print_exc()  # into the job's log
+            self._watch, self._order.world_size = None, 1
+        return None
 
     def _reason(self) -> str:
         """Why this node is told to stop: the watch's word, or the controller's; "" for a stop on request."""
@@ -159,7 +180,7 @@ class Supervisor:
             return self._watch.verdict
         with contextlib.suppress(OSError), open(reason_path(self._job_dir), errors="replace") as file:
             return file.read(LONGEST_REASON)
-        return ""
+        return f"{self._order.name} was told to stop by its own node, as at a shutdown"
 
     def _open_watch(self) -> Watch:
         from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.watching import Head, Peer
@@ -191,6 +212,11 @@ class Supervisor:
         except OSError:
             with open(path, "r+b") as file:
                 file.write(data)
+
+
+def first_state(state: dict[str, Any]) -> bytes:
+    """Return the first state.json, padded. Written before the start, on which json need not be waited for."""
+    return ascii(state).replace("'", '"').ljust(STATE_BYTES).encode() + b"\n"
 
 
 def killed_for_memory() -> int:

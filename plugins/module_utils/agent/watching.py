@@ -32,6 +32,8 @@ FAREWELL_SECONDS = 3
 """How long a supervisor that ends waits for its last word to go out."""
 READ_SECONDS = 0.5
 RETRY_SECONDS = 0.5
+CONNECT_SECONDS = 2
+"""How long a connection may take to be made and proven."""
 STRANGER_SECONDS = 10
 """How long a connection may go without its proof."""
 LONGEST_WORD = 4096
@@ -235,12 +237,12 @@ class Head(Watch):
 
     def _hear(self, line: Line, word: list[str], now: float) -> None:
         if line.rank is None:
-            if len(word) != 5 or word[0] != "join" or not word[1].isdecimal():
+            if len(word) != 5 or word[0] != "join":
                 return line.close()
-            rank, name, nonce = int(word[1]), word[2], word[3]
-            if not proves(word[4], proof(self._key, "peer", [line.nonce, nonce], f"{rank} {name}")):
+            name, nonce = word[2], word[3]
+            if not proves(word[4], proof(self._key, "peer", [line.nonce, nonce], f"{word[1]} {name}")):
                 return line.close()
-            line.rank = rank
+            line.rank = rank = int(word[1])
             if rank in self._members:
                 self._members[rank].line.close()
             self._members[rank] = Member(name, line)
@@ -306,6 +308,10 @@ class Peer(Watch):
             self._line.flush()
             for word in self._line.words():
                 self._hear(self._line, word, now)
+            # TCP waits ever longer before it tries a cut cable again; a new connection is through once it is mended.
+            quiet = now - max(self._line.since, self._heard if self._welcome and self._heard else 0)
+            if quiet > (max(self._timeout / 3, 2 * self._beat) if self._welcome else CONNECT_SECONDS):
+                self._line.close()
             if not self._line.open:
                 if not self._line.refused:  # cut off, perhaps; a refusal says that the head's machine lives
                     self._refused_since = None

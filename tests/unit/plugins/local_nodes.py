@@ -4,6 +4,7 @@ import contextlib
 import os
 import pwd
 import random
+import re
 import shlex
 import signal
 import socket
@@ -114,7 +115,7 @@ class LocalNode:
     def jobs(self) -> list[str]:
         """The jobs that have something here, started or not."""
         names = os.listdir(self.directory / "jobs")
-        return sorted({name.removesuffix(".start") for name in names if "job" in name})
+        return sorted({re.sub(r"\.start(ed)?$", "", name) for name in names if "job" in name})
 
     def supervisor(self) -> int | None:
         """The process that holds this node for a job."""

@@ -160,11 +160,13 @@ def test_what_the_controller_is_told_of_the_job_that_has_the_node(node: LocalNod
         return facts
 
     about = {"id": "job-1", "user": "trainer", "start": "2026-11-22T17:30:00+01:00", "pid": str(node.supervisor())}
+    about["born"] = jobs.born(about["pid"])
     assert busy() == {**about, "prepared": True}
     node.ask("discard")
     node.start(bundle)
     until(node.state)
-    assert busy() == {**about, "pid": str(node.supervisor()), "prepared": False}
+    about |= {"pid": str(node.supervisor()), "born": jobs.born(node.supervisor() or 0)}
+    assert busy() == {**about, "prepared": False}
 
 
 def test_a_job_that_ended_without_a_last_word_is_told_once(node: LocalNode, tmp_path: Path) -> None:
@@ -175,7 +177,9 @@ def test_a_job_that_ended_without_a_last_word_is_told_once(node: LocalNode, tmp_
     assert supervisor
     os.kill(supervisor, signal.SIGKILL)
     until(lambda: not node.supervisor())
-    assert node.prepare(bundle, "job-2")["stale"] == {
+    stale = node.prepare(bundle, "job-2")["stale"]
+    assert stale.pop("born").isdecimal()
+    assert stale == {
         "id": "job-1",
         "user": "trainer",
         "start": "2026-11-22T17:30:00+01:00",
@@ -220,5 +224,5 @@ def test_what_a_job_put_in_the_place_of_a_file_is_not_opened(tmp_path: Path, kin
 def test_who_held_the_node_last_may_be_known_in_part(tmp_path: Path, text: str) -> None:
     (tmp_path / "current").write_text(text)
     found = jobs.read_current(str(tmp_path))
-    assert set(found) == {"id", "user", "start", "pid"}
+    assert set(found) == {"id", "user", "start", "pid", "born"}
     assert found["id"] == text.split("\n")[0]

@@ -82,3 +82,53 @@ def test_a_log_that_is_none(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for name in ("absent", "link", "pipe", "."):
         assert last_words(str(tmp_path / name)) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"args": "--lr 1"},
+        {"args": [1]},
+        {"devices": True},
+        {"rank": "0"},
+        {"script": ["x"]},
+        {"script": "x" * 5000},
+        {"grace_seconds": float("nan")},
+        {"world_size": 10**400},
+        {"ranks": [{"rank": 0, "host": "a"}]},
+        {"ranks": [{"rank": 0, "host": 1, "address": ""}]},
+        {"ranks": {}},
+    ],
+)
+def test_a_spec_that_is_not_believed(node: LocalNode, broken: dict[str, Any]) -> None:
+    leave(node, spec={"id": "job-1", "rank": 0, **broken})
+    assert listed(node)[0]["spec"] is None
+
+
+def test_of_a_spec_only_what_is_known_is_passed_on(node: LocalNode) -> None:
+    leave(node, spec={"id": "job-1", "rank": 0, "devices": None, "project_dir": "/etc"})
+    assert listed(node)[0]["spec"] == {"id": "job-1", "rank": 0, "devices": None}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"state": "fine"}',
+        "{}",
+        '{"state": []}',
+        '{"state": "failed", "ended": NaN}',
+        '{"state": "failed", "oom": 1e999}',
+    ],
+)
+def test_a_state_that_is_not_believed(node: LocalNode, text: str) -> None:
+    leave(node)
+    (node.job_dir() / "state.json").write_text(text)
+    assert listed(node)[0]["state"] == {"state": "lost"}
+
+
+def test_ranks_come_from_rank_0_or_for_one_job(node: LocalNode) -> None:
+    ranks = [{"rank": 0, "host": "node0", "address": "127.0.0.1"}]
+    leave(node, "job-0", spec={"rank": 0, "ranks": ranks})
+    leave(node, "job-1", spec={"rank": 1, "ranks": ranks})
+    assert [job["spec"] for job in listed(node)] == [{"rank": 1}, {"rank": 0, "ranks": ranks}]
+    assert listed(node, only="job-1")[0]["spec"] == {"rank": 1, "ranks": ranks}

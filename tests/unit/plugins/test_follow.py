@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from ansible.errors import AnsibleConnectionFailure
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import follow as follow_module
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.follow import Ending, Following
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.launch import Launch
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.logs import RankLog
@@ -332,9 +333,13 @@ def test_a_full_disk_here_is_the_end_of_following(unwatched: list[LocalNode], tm
     launch = launched(unwatched, tmp_path, SLEEP)
     onlooker = Onlooker(tmp_path, unwatched)
     onlooker.files["node1"] = Full(tmp_path / "full.log")
-    endings = followed(launch, onlooker)
-    assert endings["node1"].note == "could not be followed any more: [Errno 28] No space left on device"
-    assert endings["node0"].state == "stopped"
+    with pytest.raises(JobError) as caught:
+        followed(launch, onlooker)
+    assert str(caught.value) == (
+        "the log of rank 1 (node1) cannot be written: [Errno 28] No space left on device. The job runs on; to follow "
+        "it again: ansible-playbook logs.yml -e job=job-1"
+    )
+    assert [node.state()["state"] for node in unwatched] == ["running", "running"]
 
 
 def test_a_defect_is_seen(nodes: list[LocalNode], tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import (
     EXAMPLES,
     count_devices,
     described,
+    described_by_nodes,
     earlier_job,
     make_job,
     split_args,
@@ -98,7 +99,7 @@ def test_devices_that_are_none(devices: str, launcher: str, message: str) -> Non
         ({"keep": -1}, "keep is -1; set it to 0 or more"),
         *(
             (
-                {"rerun": "job-0", **more},
+                {"rerun": "20260101-000000-train-0000", **more},
                 "rerun runs an earlier job's code with its arguments again, so script, args and project_dir cannot be "
                 "given with it; leave them out, or leave out rerun",
             )
@@ -112,7 +113,15 @@ def test_options_that_cannot_be_meant(tmp_path: Path, changes: dict[str, Any], m
     assert str(caught.value) == message
 
 
-@pytest.mark.parametrize("changes", [{}, {"rerun": "job-0"}, {"rerun": "job-0", "args": []}, {"keep": 0, "wait": 5}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"rerun": "20260101-000000-train-0000"},
+        {"rerun": "20260101-000000-train-0000", "args": []},
+        {"keep": 0, "wait": 5},
+    ],
+)
 def test_options_that_can(tmp_path: Path, changes: dict[str, Any]) -> None:
     order(tmp_path, **changes).check()
 
@@ -142,7 +151,9 @@ def recorded(tmp_path: Path, text: str = "print(1)", hosts: tuple[str, ...] = ("
     """Leave the record of an earlier job; return the job."""
     one = order(tmp_path, text, **given)
     job = make_job(one, {}, "")
-    Record(one.runs, "job-0").create(ranks=[{"host": host} for host in hosts], **described(job, one))
+    Record(one.runs, "20260101-000000-train-0000").create(
+        ranks=[{"host": host} for host in hosts], **described(job, one)
+    )
     store_bundle(one.runs, job.bundle)
     return job
 
@@ -150,33 +161,35 @@ def recorded(tmp_path: Path, text: str = "print(1)", hosts: tuple[str, ...] = ("
 def test_a_rerun_has_the_same_code_and_arguments_although_the_project_changed(tmp_path: Path) -> None:
     first = recorded(tmp_path, args="--lr 1", env={"TOKEN": "x"}, launcher="torchrun", devices="2")
     (tmp_path / "project" / "train.py").write_text("print(2)")
-    again = order(tmp_path, rerun="job-0", env={"TOKEN": "y"})
+    again = order(tmp_path, rerun="20260101-000000-train-0000", env={"TOKEN": "y"})
     job = make_job(again, earlier_job(again, ["node0", "node1"]), "")
     assert job.bundle == first.bundle
     assert (job.script, job.args, job.launcher, job.devices) == ("train.py", ["--lr", "1"], "torchrun", 2)
     assert job.env == {"TOKEN": "y"}
     assert job.identity != first.identity
-    assert described(job, again)["rerun"] == "job-0"
+    assert described(job, again)["rerun"] == "20260101-000000-train-0000"
 
 
 def test_a_rerun_whose_code_is_not_kept_here_any_more(tmp_path: Path) -> None:
     first = recorded(tmp_path)
     for path in (tmp_path / "runs" / ".bundles").iterdir():
         path.unlink()
-    again = order(tmp_path, rerun="job-0")
+    again = order(tmp_path, rerun="20260101-000000-train-0000")
     job = make_job(again, earlier_job(again, ["node0", "node1"]), "")
     assert (job.bundle.sha256, job.bundle.content) == (first.bundle.sha256, b"")
 
 
 def test_a_rerun_needs_the_values_that_are_not_kept(tmp_path: Path) -> None:
     recorded(tmp_path, env={"TOKEN": "x", "A": "1", "B": "2"})
-    assert "x" not in json.loads((tmp_path / "runs" / "job-0" / "job.json").read_text())["env_names"]
-    again = order(tmp_path, rerun="job-0", env={"A": "1"})
+    assert (
+        "x" not in json.loads((tmp_path / "runs" / "20260101-000000-train-0000" / "job.json").read_text())["env_names"]
+    )
+    again = order(tmp_path, rerun="20260101-000000-train-0000", env={"A": "1"})
     with pytest.raises(JobError) as caught:
         make_job(again, earlier_job(again, ["node0", "node1"]), "")
     assert str(caught.value) == (
-        "job job-0 had environment variables whose values are not kept: B, TOKEN; give them again with "
-        "-e '{\"env\": {...}}'"
+        "job 20260101-000000-train-0000 had environment variables whose values are not kept: B, TOKEN; give them again "
+        "with -e '{\"env\": {...}}'"
     )
 
 
@@ -184,25 +197,43 @@ def test_a_rerun_needs_the_values_that_are_not_kept(tmp_path: Path) -> None:
 def test_a_rerun_on_other_hosts(tmp_path: Path, hosts: list[str]) -> None:
     recorded(tmp_path)
     with pytest.raises(JobError) as caught:
-        earlier_job(order(tmp_path, rerun="job-0"), hosts)
+        earlier_job(order(tmp_path, rerun="20260101-000000-train-0000"), hosts)
     assert str(caught.value) == (
-        f"job job-0 ran on node0, node1, in this order, not on {', '.join(hosts)}; add --limit node0,node1, or run its "
-        "script anew, without rerun"
+        f"job 20260101-000000-train-0000 ran on node0, node1, in this order, not on {', '.join(hosts)}; "
+        "add --limit node0,node1, or run its script anew, without rerun"
     )
 
 
 def test_a_rerun_of_an_unknown_job(tmp_path: Path) -> None:
     with pytest.raises(JobError) as caught:
-        earlier_job(order(tmp_path, rerun="job-7"), ["node0"])
-    assert str(caught.value) == f"job job-7 is not in {tmp_path}/runs; name one that is, or set job_runs_dir"
+        earlier_job(order(tmp_path, rerun="20260101-000000-train-0007"), ["node0"])
+    assert (
+        str(caught.value)
+        == f"job 20260101-000000-train-0007 is not in {tmp_path}/runs; name one that is, or set job_runs_dir"
+    )
 
 
 def test_a_rerun_of_a_job_that_was_never_started(tmp_path: Path) -> None:
     """Its record has no ranks yet: the controller was killed while it prepared, or a node could not start."""
     one = order(tmp_path, "pass")
-    Record(one.runs, "job-0").create(state="prepared", **described(make_job(one, {}, ""), one))
+    Record(one.runs, "20260101-000000-train-0000").create(state="prepared", **described(make_job(one, {}, ""), one))
     with pytest.raises(JobError):
-        earlier_job(order(tmp_path, rerun="job-0"), ["node0"])
+        earlier_job(order(tmp_path, rerun="20260101-000000-train-0000"), ["node0"])
+
+
+def test_a_rerun_of_a_job_whose_logs_alone_are_here(tmp_path: Path) -> None:
+    spec = {"script": "train.py", "args": [], "launcher": "sh", "devices": True, "project_dir": "/etc", "start": "then"}
+    known = described_by_nodes(spec)
+    assert known == {"script": "train.py", "args": [], "started": "then"}
+    one = order(tmp_path, rerun="20260101-000000-train-0000")
+    Record(one.runs, one.rerun).create(ranks=[{"host": "node0"}], **known)
+    with pytest.raises(JobError, match="was started from elsewhere"):
+        earlier_job(one, ["node0"])
+
+
+def test_a_rerun_of_what_is_no_job(tmp_path: Path) -> None:
+    with pytest.raises(JobError, match="is no job's id"):
+        earlier_job(order(tmp_path, rerun="../../etc"), ["node0"])
 
 
 def test_no_earlier_job(tmp_path: Path) -> None:
@@ -213,12 +244,14 @@ def test_what_goes_on_from_a_job_takes_over_what_is_not_given(tmp_path: Path) ->
     first = order(tmp_path, "print(1)", args="--lr 1", launcher="torchrun", devices="2")
     earlier = described(make_job(first, {}, ""), first)
     (tmp_path / "project" / "train.py").write_text("print(2)")
-    job = make_job(order(tmp_path, resume="job-0"), earlier, "last.ckpt")
+    job = make_job(order(tmp_path, resume="20260101-000000-train-0000"), earlier, "last.ckpt")
     assert (job.script, job.args, job.launcher, job.devices) == ("train.py", ["--lr", "1"], "torchrun", 2)
     assert job.bundle.sha256 != earlier["bundle"]["sha256"], "the project as it is now"
-    changed = make_job(order(tmp_path, resume="job-0", args="--lr 2", devices="4"), earlier, "")
+    changed = make_job(order(tmp_path, resume="20260101-000000-train-0000", args="--lr 2", devices="4"), earlier, "")
     assert (changed.args, changed.devices) == (["--lr", "2"], 4)
-    other = make_job(order(tmp_path, resume="job-0", launcher="lightning", devices="auto"), earlier, "")
+    other = make_job(
+        order(tmp_path, resume="20260101-000000-train-0000", launcher="lightning", devices="auto"), earlier, ""
+    )
     assert (other.launcher, other.devices) == ("lightning", None)
 
 

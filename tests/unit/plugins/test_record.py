@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import Record, new_job_id
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import JOB_ID, Record, new_job_id
 
 NOW = datetime.datetime(2026, 11, 22, 17, 30, 5)
 
@@ -22,6 +22,11 @@ NOW = datetime.datetime(2026, 11, 22, 17, 30, 5)
 )
 def test_job_id(script: str, stem: str) -> None:
     assert re.fullmatch(f"20261122-173005-{re.escape(stem)}-[0-9a-f]{{4}}", new_job_id(script, NOW))
+
+
+@pytest.mark.parametrize("script", ["train.py", "日本.py", "-x.py", "_.py", "x" * 99])
+def test_a_job_id_is_one(script: str) -> None:
+    assert JOB_ID.fullmatch(new_job_id(script, NOW))
 
 
 def test_job_ids_of_the_same_second_differ() -> None:

@@ -12,6 +12,8 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.roster import 
 from left_jobs import leave
 from local_nodes import SLEEP, Connection, LocalNode, code, gang_of, opener, until
 
+JOB = "20260101-000000-train-0001"
+
 
 def looked(nodes: list[LocalNode], only: str | None = None) -> tuple[list[JobView], dict[str, str]]:
     views, errors = roster.look([node.settings() for node in nodes], opener(nodes), only)
@@ -31,7 +33,7 @@ def view(*states: str, because: Mapping[int, str] | None = None, **times: Any) -
         rank: Part(f"node{rank}", state, {"because": (because or {}).get(rank, ""), **times})
         for rank, state in enumerate(states)
     }
-    return JobView("job-1", spec("job-1"), parts)
+    return JobView(JOB, spec(JOB), parts)
 
 
 @pytest.mark.parametrize(
@@ -73,13 +75,13 @@ def test_how_the_ranks_fare(states: list[str], expected: str) -> None:
 
 
 def test_a_look_at_real_jobs(nodes: list[LocalNode], tmp_path: Path) -> None:
-    launch = gang_of(nodes, code(tmp_path / "code", SLEEP))
+    launch = gang_of(nodes, code(tmp_path / "code", SLEEP), id=JOB)
     launch.prepare()
     launch.start()
-    until(lambda: all(node.follow(wait_seconds=0)[1] for node in nodes))
+    until(lambda: all(node.follow(job=JOB, wait_seconds=0)[1] for node in nodes))
     (one,), errors = looked(nodes)
     assert errors == {}
-    assert (one.id, one.state, one.ranks) == ("job-1", "running", "2 running")
+    assert (one.id, one.state, one.ranks) == (JOB, "running", "2 running")
     assert [(part.host, part.last_line, part.log_bytes) for part in one.parts.values()] == [
         ("node0", "ready", 6),
         ("node1", "ready", 6),
@@ -90,14 +92,14 @@ def test_a_look_at_real_jobs(nodes: list[LocalNode], tmp_path: Path) -> None:
 
 def test_jobs_of_several_nodes_the_newest_first(nodes: list[LocalNode]) -> None:
     for rank, node in enumerate(nodes):
-        leave(node, "20260101-both", spec=spec("20260101-both", rank))
-    leave(nodes[1], "20260201-one", spec=spec("20260201-one", 0, ("node1",)))
+        leave(node, "20260101-000000-both-0001", spec=spec("20260101-000000-both-0001", rank))
+    leave(nodes[1], "20260201-000000-one-0001", spec=spec("20260201-000000-one-0001", 0, ("node1",)))
     views, _errors = looked(nodes)
     assert [(one.id, [part.host for part in one.parts.values()]) for one in views] == [
-        ("20260201-one", ["node1"]),
-        ("20260101-both", ["node0", "node1"]),
+        ("20260201-000000-one-0001", ["node1"]),
+        ("20260101-000000-both-0001", ["node0", "node1"]),
     ]
-    assert [one.id for one in looked(nodes, only="20260101-both")[0]] == ["20260101-both"]
+    assert [one.id for one in looked(nodes, only="20260101-000000-both-0001")[0]] == ["20260101-000000-both-0001"]
 
 
 class Dead(Connection):
@@ -107,7 +109,7 @@ class Dead(Connection):
 
 def test_a_node_that_does_not_answer(nodes: list[LocalNode]) -> None:
     for rank, node in enumerate(nodes):
-        leave(node, spec=spec("job-1", rank))
+        leave(node, JOB, spec=spec(JOB, rank))
     nodes[1].connection = Dead()
     (one,), errors = looked(nodes)
     assert errors == {"node1": "node1 is unreachable: Connection timed out"}
@@ -115,26 +117,70 @@ def test_a_node_that_does_not_answer(nodes: list[LocalNode]) -> None:
 
 
 def test_a_node_that_has_the_job_no_more(nodes: list[LocalNode]) -> None:
-    leave(nodes[1], spec=spec("job-1", 1))
-    (one,), _errors = looked(nodes)
+    leave(nodes[1], JOB, spec=spec(JOB, 1))
+    assert [one.state for one in looked(nodes)[0]] == ["succeeded"]
+    (one,), _errors = looked(nodes, only=JOB)
     assert (one.state, one.ranks, [part.host for part in one.parts.values()]) == (
-        *("failed", "1 lost, 1 succeeded"),
+        *("succeeded", "1 removed, 1 succeeded"),
         ["node0", "node1"],
     )
 
 
 def test_a_rank_on_a_host_that_was_not_asked(nodes: list[LocalNode]) -> None:
     """It is not in the inventory any more."""
-    leave(nodes[0], spec=spec("job-1", 0))
+    leave(nodes[0], JOB, spec=spec(JOB, 0))
     (one,), errors = looked(nodes[:1])
     assert (errors, one.parts[1].host) == ({}, "node1")
-    with pytest.raises(JobError) as caught:
-        roster.gang_of(one, [nodes[0].settings()], opener(nodes))
-    assert "runs on node1 too, which is not in the inventory; name it with -i" in str(caught.value)
+    gang, notes = roster.gang_of(one, [nodes[0].settings()], opener(nodes))
+    assert (list(gang.settings), notes) == (
+        ["node0"],
+        [f"job {JOB} names node1, which is not in the inventory and left out; add with -i"],
+    )
+    with pytest.raises(JobError):
+        roster.gang_of(one, [], opener(nodes))
+
+
+def test_what_nodes_say_cannot_act_upon_a_terminal(nodes: list[LocalNode]) -> None:
+    leave(nodes[0], JOB, spec={**spec(JOB, 0, ("node0",)), "script": "\x1b[2J", "start": "never"})
+    (one,), _errors = looked(nodes[:1])
+    assert (one.spec["script"], "start" in one.spec) == ("\\x1b[2J", False)
+    assert "\x1b" not in roster.as_table([one], {}, 200)
+    gang, _notes = roster.gang_of(one, [nodes[0].settings()], opener(nodes))
+    assert gang.identity.start
+
+
+@pytest.mark.parametrize("rank", [-1, 2, 10**9])
+def test_a_rank_outside_of_its_world(nodes: list[LocalNode], rank: int) -> None:
+    leave(nodes[0], JOB, spec=spec(JOB, rank))
+    assert looked(nodes)[0] == []
+
+
+def test_a_folder_that_is_no_job(nodes: list[LocalNode]) -> None:
+    leave(nodes[0], "lost+found")
+    assert looked(nodes)[0] == []
+
+
+@pytest.mark.parametrize("job", ["../../etc", "job-1", f"{JOB}\n", "\x1b"])
+def test_what_is_no_jobs_id(job: str) -> None:
+    with pytest.raises(JobError, match="is no job's id, which is like "):
+        roster.look([], opener([]), only=job)
+
+
+def test_only_rank_0_names_all_ranks_in_the_list_of_all_jobs(nodes: list[LocalNode]) -> None:
+    for rank, node in enumerate(nodes):
+        leave(node, JOB, spec=spec(JOB, rank))
+    nodes[0].connection = Dead()
+    (one,), _errors = looked(nodes)
+    assert ("ranks" in one.spec, [(part.host, part.state) for part in one.parts.values()]) == (
+        False,
+        [("", "unknown"), ("node1", "succeeded")],
+    )
+    (one,), _errors = looked(nodes, only=JOB)
+    assert [part.host for part in one.parts.values()] == ["node0", "node1"]
 
 
 def test_a_job_that_was_never_started(nodes: list[LocalNode], tmp_path: Path) -> None:
-    gang_of(nodes, code(tmp_path / "code", "")).prepare()
+    gang_of(nodes, code(tmp_path / "code", ""), id=JOB).prepare()
     (one,), _errors = looked(nodes)
     assert (one.state, one.spec, one.ranks) == ("prepared", {}, "2 prepared")
     with pytest.raises(JobError):
@@ -146,11 +192,11 @@ def test_a_job_that_was_never_started(nodes: list[LocalNode], tmp_path: Path) ->
 
 def test_choose() -> None:
     ended, runs = view("succeeded"), view("running")
-    ended.id = "job-2"
+    ended.id = "20260101-000000-train-0002"
     views = [ended, runs]
     assert roster.choose("", views, {}) is ended
     assert roster.choose("", views, {}, going_on=True) is runs
-    assert roster.choose("job-1", views, {}) is runs
+    assert roster.choose(JOB, views, {}) is runs
 
 
 @pytest.mark.parametrize(
@@ -158,7 +204,11 @@ def test_choose() -> None:
     [
         ("", False, "no job was ever started on these nodes"),
         ("", True, "no job runs on these nodes"),
-        ("job-7", False, "no node has a job job-7; ansible-playbook status.yml lists them"),
+        (
+            "20260101-000000-train-0007",
+            False,
+            "no node has a job 20260101-000000-train-0007; ansible-playbook status.yml lists them",
+        ),
     ],
 )
 def test_there_is_none(job: str, going_on: bool, message: str) -> None:
@@ -170,14 +220,15 @@ def test_there_is_none(job: str, going_on: bool, message: str) -> None:
 
 def test_the_gang_of_an_earlier_job(nodes: list[LocalNode]) -> None:
     for rank, node in enumerate(reversed(nodes)):
-        leave(node, spec=spec("job-1", rank, ("node1", "node0")))
+        leave(node, JOB, spec=spec(JOB, rank, ("node1", "node0")))
     (one,), _errors = looked(nodes)
-    gang = roster.gang_of(one, [node.settings() for node in nodes], opener(nodes))
+    gang, notes = roster.gang_of(one, [node.settings() for node in nodes], opener(nodes))
+    assert notes == []
     assert [(node.rank, node.host, node.address) for node in gang.topology.nodes] == [
         (0, "node1", "127.0.0.1"),
         (1, "node0", "127.0.0.2"),
     ]
-    assert gang.identity == Identity("2026-11-22T17:30:00+01:00", "job-1", "zoë")
+    assert gang.identity == Identity("2026-11-22T17:30:00+01:00", JOB, "zoë")
     assert list(gang.settings) == ["node1", "node0"]
 
 
@@ -185,13 +236,13 @@ def test_the_gang_of_an_earlier_job(nodes: list[LocalNode]) -> None:
 
 
 def test_as_data(nodes: list[LocalNode]) -> None:
-    leave(nodes[0], spec=spec("job-1", 0, ("node0",)))
+    leave(nodes[0], JOB, spec=spec(JOB, 0, ("node0",)))
     views, _errors = looked(nodes[:1])
     data = roster.as_data(views, {"n": Unreachable("n", "is away")})
     assert data == {
         "jobs": [
             {
-                "id": "job-1",
+                "id": JOB,
                 "script": "train.py",
                 "user": "zoë",
                 "started": "2026-11-22T17:30:00+01:00",
@@ -219,12 +270,12 @@ def test_as_data(nodes: list[LocalNode]) -> None:
 def test_as_table() -> None:
     one = view("running", "running", started=1.0)
     one.parts[0].last_line = "epoch 3: loss 0.25"
-    never = JobView("job-0", {}, {0: Part("node0", "prepared")})
+    never = JobView("20260101-000000-train-0000", {}, {0: Part("node0", "prepared")})
     lines = roster.as_table([one, never], {"n": Unreachable("n", "is away")}, 160).splitlines()
     assert lines[0].split() == ["JOB", "SCRIPT", "USER", "STATE", "SINCE", "RANKS", "LAST", "LINE"]
-    assert lines[1].startswith("job-1  train.py  zoë   running   ")
+    assert lines[1].startswith(f"{JOB}  train.py  zoë   running   ")
     assert lines[1].endswith("2 running   epoch 3: loss 0.25")
-    assert lines[2].split() == ["job-0", "-", "-", "prepared", "-", "1", "prepared"]
+    assert lines[2].split() == ["20260101-000000-train-0000", "-", "-", "prepared", "-", "1", "prepared"]
     assert lines[3] == "n is away"
     assert all(len(line) <= 60 for line in roster.as_table([one, never], {}, 60).splitlines())
 

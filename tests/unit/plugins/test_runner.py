@@ -131,7 +131,10 @@ class Session:
         return self.attempt(lambda: runner.follow_again(self.order, self.desk(meanwhile), job, offset))
 
     def stop(self, job: str = "") -> "Session":
-        return self.attempt(lambda: runner.stop(self.desk(), job, self.order.runs, 2))
+        return self.attempt(lambda: self._stop(self.desk(), job))
+
+    def _stop(self, desk: runner.Desk, job: str) -> dict[str, Any]:
+        return runner.stop(desk.say, desk.cluster, desk.open_channel, job, self.order.runs, 2)
 
     @property
     def id(self) -> str:
@@ -354,6 +357,10 @@ def test_artifacts_that_cannot_be_fetched_do_not_change_how_the_job_ended(
         ("run.yml --extra-vars=env={A:hush}", "run.yml …"),
         ("run.yml -e ansible_become_password=hush", "run.yml -e …"),
         ("run.yml -eenv={A:hush}", "run.yml …"),
+        ("run.yml --extra-var token=hush", "run.yml … …"),
+        ("run.yml --extra-v=token=hush", "run.yml …"),
+        ("run.yml -ve token=hush", "run.yml … …"),
+        ("run.yml --limit=a -fhush", "run.yml --limit=a …"),
     ],
 )
 def test_the_recorded_command_has_no_secrets(given: str, recorded: str) -> None:
@@ -450,8 +457,8 @@ def test_a_job_that_failed_meanwhile(nodes: list[LocalNode], tmp_path: Path) -> 
 
 def test_no_job_to_follow(nodes: list[LocalNode], tmp_path: Path) -> None:
     assert Session(nodes, order(tmp_path)).follow().error == "no job was ever started on these nodes"
-    assert Session(nodes, order(tmp_path)).follow("job-7").error == (
-        "no node has a job job-7; ansible-playbook status.yml lists them"
+    assert Session(nodes, order(tmp_path)).follow("20260101-000000-train-0007").error == (
+        "no node has a job 20260101-000000-train-0007; ansible-playbook status.yml lists them"
     )
 
 

@@ -170,8 +170,8 @@ def test_the_words_for_what_is_left_out(terminal: Terminal, monkeypatch: pytest.
     assert terminal.printed[1:] == [
         f"[0 n] {0:099d}",
         f"[0 n] {1:099d}",
-        "… 12,343 lines of rank 0 are not shown here, the terminal is too slow; they are in its log",
-        "… 1 line of rank 1 is not shown here, the terminal is too slow; it is in its log",
+        "… 12,343 lines of rank 0 are not shown here, for they came too fast; they are in its log",
+        "… 1 line of rank 1 is not shown here, for it came too fast; it is in its log",
     ]
 
 
@@ -192,7 +192,7 @@ def test_a_line_that_was_begun_before_a_gap_is_left_out_whole(
     assert terminal.printed == [
         "[0 n] one",
         "stands still",
-        "… 1 line of rank 0 is not shown here, the terminal is too slow; it is in its log",
+        "… 1 line of rank 0 is not shown here, for it came too fast; it is in its log",
         "[0 n] three",
         "[0 n] four begins four ends",
         "[0 n] five",
@@ -287,8 +287,8 @@ def test_the_end_waits_for_the_terminal_only_so_long(terminal: Terminal, monkeyp
     assert terminal.printed == [
         "stands still",
         "in the middle",
-        "… 1,500 lines of rank 0 are not shown here, the terminal is too slow; they are in its log",
-        "… 2 lines of rank 1 are not shown here, the terminal is too slow; they are in its log",
+        "… 1,500 lines of rank 0 are not shown here, for they came too fast; they are in its log",
+        "… 2 lines of rank 1 are not shown here, for they came too fast; they are in its log",
         "the result",
     ]
     await_true(lambda: not shown._thread.is_alive())
