@@ -65,7 +65,7 @@ def test_a_request_is_sent_the_modules_that_it_needs_and_no_others() -> None:
         return [name.rpartition(".")[2] for name in ast.literal_eval(table.decode())]
 
     assert set(sent("inspect")) == {"protocol", "node"}
-    assert set(sent("follow")) == {"protocol", "node", "jobs", "following"}
+    assert set(sent("follow")) == {"protocol", "node", "jobs", "records", "following"}
     assert "watching" in sent("prepare"), "what a function imports is needed too"
     assert "collecting" not in sent("prepare")
 

@@ -154,7 +154,7 @@ def given_by_playbooks() -> set[str]:
 def read_by_playbooks() -> set[str]:
     """Settings that playbooks read themselves (the names of users' -e variables have no prefix)."""
     text = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("playbooks/*.yml"))
-    return set(re.findall(r"\bjob_[a-z_]+", text))
+    return set(re.findall(r"(?<![a-z.])job_[a-z_]+", text))
 
 
 EXAMPLES = {"cluster_address": "10.0.0.11", "job_env": {"NCCL_DEBUG": "WARN"}}
@@ -177,7 +177,7 @@ def test_the_sample_shows_the_defaults_of_the_action() -> None:
     shown = sample_variables()
     run = (ROOT / "playbooks" / "run.yml").read_text(encoding="utf-8")
     arguments = dict(re.findall(r"(?m)^ +([a-z_]+): \"{{ (job_[a-z_]+) \| default\(omit\) }}\"$", run))
-    assert len(arguments) == 4
+    assert len(arguments) == 6
     for argument, variable in arguments.items():
         assert shown[variable] == job.ARGUMENTS[argument]["default"]
 
