@@ -88,7 +88,7 @@ def test_master_port_is_grabbed_between_prepare_and_start(cluster: Cluster, time
         assert "taken" in head.execute("cat", "/root/grab.out")
         cause = r"rank 0 \(node0\) exited with code 1 after \d+ s: OSError: \[Errno 98\] Address already in use"
         assert re.search(cause, run.words)
-        assert cluster.left(run.job) == []
+        cluster.await_nothing_left(run.job, 5)
         timeline.note_end("MASTER_PORT is taken between prepare and start", run, at, cause)
     finally:
         head.execute("pkill", "-KILL", "-f", "/root/grab.py", check=False)

@@ -191,7 +191,7 @@ class Head(Watch):
     def leave(self, told_to_stop: Callable[[], bool]) -> None:
         """Stay until all ranks that ever came have ended: who else would tell them when one fails?"""
         deadline = time.monotonic() + FAREWELL_SECONDS  # those who are about to come have to hear how it ended, too
-        while len(self._members) < self._world_size - 1 and time.monotonic() < deadline and not told_to_stop():
+        while len(self._members) < self._world_size - 1 and time.monotonic() < deadline:
             self.wait(0.05)
         while self.verdict is None and any(not member.done for member in self._members.values()):
             self.wait(0.05)
