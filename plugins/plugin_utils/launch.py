@@ -7,6 +7,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import posixpath
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -198,7 +199,7 @@ class Launch:
         topology, job = self.gang.topology, self.job
         prepared = self._prepared[node.host]
         job_dir = prepared["job_dir"]
-        checkpoint = f"{job_dir}/work/{job.checkpoint}" if job.checkpoint else ""
+        checkpoint = posixpath.join(job_dir, "work", job.checkpoint) if job.checkpoint else ""
         text = environment.render(
             {
                 "rank": node.rank,

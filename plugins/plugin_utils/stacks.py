@@ -31,6 +31,7 @@ _COLLECTIVES = {
     # DistributedDataParallel's own, and the first in which its ranks meet
     *("_verify_param_shape_across_processes", "_sync_module_states", "_sync_params_and_buffers"),
 }
+_JOBS_CODE = "/".join(("", "jobs", "[^/]+", "work", ""))  # a job's own copy of the code on its node
 _LIBRARY = re.compile(r"/(site|dist)-packages/|/lib/python3\.\d+/|^<")
 _FRAME = re.compile(r" {4}(.+?) \((.+?)(?::(\d+))?\)$")
 _THREAD = re.compile(r'Thread (\S+) \(([^)]*)\)(?:: "(.*)")?')
@@ -57,7 +58,7 @@ class Frame:
     @property
     def place(self) -> str:
         """File and line, the file as one would name it."""
-        for pattern in (r"/jobs/[^/]+/work/", r"/(?:site|dist)-packages/", r"/lib/python3\.\d+/"):
+        for pattern in (_JOBS_CODE, r"/(?:site|dist)-packages/", r"/lib/python3\.\d+/"):
             if found := re.search(pattern, self.file):
                 return f"{self.file[found.end() :]}:{self.line}"
         return f"{self.file}:{self.line}"

@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from playbook import Playbook
@@ -112,7 +112,7 @@ class Node:
 
     def touch(self, job: str, name: str) -> None:
         """Make a file in the job's working directory."""
-        self.execute("touch", f"{JOBS}/{job}/work/{name}")
+        self.execute("touch", str(PurePosixPath(JOBS, job, "work", name)))
 
     def kill_processes(self, job: str, script: str, signal: str = "KILL") -> None:
         """Send a signal to the processes that run the script."""

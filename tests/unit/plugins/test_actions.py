@@ -20,6 +20,7 @@ from local_nodes import PYTHON, free_port
 ROOT = Path(__file__).parents[3]
 PLAYBOOK = [sys.executable, "-m", "ansible", "playbook"]
 
+# As root under systemd the agent refuses them; test_agent_launching shows that it does, tests/molecule runs them there.
 starts_jobs = pytest.mark.skipif(
     os.geteuid() == 0 and machine.has_systemd(), reason="where there is systemd, root runs no jobs as root"
 )

@@ -406,6 +406,7 @@ def test_another_checkpoint_of_that_name_is_not_taken(node: LocalNode) -> None:
     assert list((work / "c").iterdir()) == []
 
 
+# An ordinary user has one account: there is nothing to be tested then. CI runs as root.
 @pytest.mark.skipif(not IS_ROOT, reason="only root acts as somebody else")
 def test_as_root_all_is_done_with_the_rights_of_the_jobs_account() -> None:
     python = next((path for path in (PYTHON, "/usr/bin/python3") if reached_by_nobody(path)), None)

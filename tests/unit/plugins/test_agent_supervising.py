@@ -132,6 +132,7 @@ def within_reach_of_nobody(python: str) -> bool:
     return False
 
 
+# An ordinary user has one account: there is nothing to be tested then. CI runs as root.
 @pytest.mark.skipif(not IS_ROOT, reason="only root starts jobs as somebody else")
 def test_a_job_of_an_unprivileged_account(open_place: Path, tmp_path: Path) -> None:
     pythons = [python for python in (PYTHON, "/usr/bin/python3") if within_reach_of_nobody(python)]

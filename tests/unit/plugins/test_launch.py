@@ -330,7 +330,9 @@ def test_where_the_checkpoint_is_to_be_found(nodes: list[LocalNode], tmp_path: P
     launch = gang_of(nodes, code(tmp_path / "code", script), checkpoint="logs/last v1.ckpt")
     launch.prepare()
     launch.start()
-    assert [node.wait()[1] for node in nodes] == [f"{node.job_dir()}/work/logs/last v1.ckpt\n" for node in nodes]
+    assert [node.wait()[1] for node in nodes] == [
+        f"{node.job_dir() / 'work' / 'logs' / 'last v1.ckpt'}\n" for node in nodes
+    ]
 
 
 def test_what_a_node_keeps_of_the_job(nodes: list[LocalNode], tmp_path: Path) -> None:

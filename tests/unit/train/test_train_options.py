@@ -42,6 +42,7 @@ def test_batch_that_the_ranks_cannot_share(tmp_path, monkeypatch: pytest.MonkeyP
     assert not list(tmp_path.iterdir())
 
 
+# The error is what a node without a GPU says; on one that has a GPU there is none to be seen.
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_gpu_that_is_not_there(tmp_path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
