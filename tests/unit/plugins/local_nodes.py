@@ -113,9 +113,9 @@ class LocalNode:
 
     @property
     def jobs(self) -> list[str]:
-        """The jobs that have something here, started or not."""
+        """The jobs that have something here, started or not, or about to be."""
         names = os.listdir(self.directory / "jobs")
-        return sorted({re.sub(r"\.start(ed)?$", "", name) for name in names if "job" in name})
+        return sorted({re.sub(r"\.start(ed)?(\.\d+)?$", "", name) for name in names if "job" in name})
 
     def supervisor(self) -> int | None:
         """The process that holds this node for a job."""
