@@ -5,42 +5,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from ansible.errors import AnsibleActionFail
-from ansible.plugins.action import ActionBase
-from ansible.utils.display import Display
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import runner
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.attend import Desk
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.cluster_action import (
+    ATTENDING,
+    Arguments,
+    AttendingAction,
+)
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.interrupts import Interrupted, Interrupts
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.interrupts import Interrupts
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.inventory import Inventory
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import Order
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import require_hosts
-
-ARGUMENTS: dict[str, dict[str, Any]] = {
-    "script": {"type": "str", "default": ""},
-    "args": {"type": "raw", "default": ""},
-    "project_dir": {"type": "path"},
-    "env": {"type": "raw", "default": {}},
-    "launcher": {"type": "str", "choices": ["", "lightning", "torchrun"], "default": ""},
-    "devices": {"type": "str", "default": ""},
-    "resume": {"type": "str", "default": ""},
-    "rerun": {"type": "str", "default": ""},
-    "logs": {"type": "str", "choices": ["head", "all", "none"], "default": "head"},
-    "collect": {"type": "str", "choices": ["head", "all", "none"], "default": "head"},
-    "detach": {"type": "bool", "default": False},
-    "on_interrupt": {"type": "str", "choices": ["detach", "stop"], "default": "detach"},
-    "wait": {"type": "int", "default": 0},
-    "keep": {"type": "int"},
-    "runs_dir": {"type": "path", "default": "runs"},
-    "bundle_max_mb": {"type": "int", "default": 100},
-    "node_timeout_seconds": {"type": "int", "default": 30},
-    "stall_timeout_seconds": {"type": "int", "default": 0},
-    "rendezvous_timeout_seconds": {"type": "int", "default": 120},
-    "stop_grace_seconds": {"type": "int", "default": 10},
-}
 
 
 def require_whole_words(stray: str) -> None:
@@ -52,45 +32,43 @@ def require_whole_words(stray: str) -> None:
         )
 
 
-class ActionModule(ActionBase):
-    """Runs once for all hosts of the play."""
+class ActionModule(AttendingAction):
+    """Runs a job."""
 
-    BYPASS_HOST_LOOP = True
-    _supports_check_mode = True
-    _supports_async = False
+    ARGUMENTS: ClassVar[Arguments] = {
+        "script": {"type": "str", "default": ""},
+        "args": {"type": "raw", "default": ""},
+        "project_dir": {"type": "path"},
+        "env": {"type": "raw", "default": {}},
+        "launcher": {"type": "str", "choices": ["", "lightning", "torchrun"], "default": ""},
+        "devices": {"type": "str", "default": ""},
+        "resume": {"type": "str", "default": ""},
+        "rerun": {"type": "str", "default": ""},
+        "detach": {"type": "bool", "default": False},
+        "wait": {"type": "int", "default": 0},
+        "bundle_max_mb": {"type": "int", "default": 100},
+        **ATTENDING,
+    }
 
-    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Run the job; see the module of the same name for arguments and results."""
-        result: dict[str, Any] = super().run(tmp, task_vars)
-        _validation, arguments = self.validate_argument_spec(ARGUMENTS)
-        inventory = Inventory(self, task_vars or {})
-        interrupts = Interrupts()
-        say = interrupts.sayer(Display().display)
-        try:
-            require_whole_words(inventory.stray_words)
-            require_hosts(inventory.taking_part)
-            order = as_order(arguments)
-            hosts = inventory.taking_part
-            cluster = inventory.settings(inventory.cluster if order.resume else hosts)
-            desk = runner.Desk(say, interrupts, cluster, hosts, inventory.open_channel)
-            if self._task.check_mode:
-                world_size = runner.check(order, desk)
-                return {**result, "changed": True, "msg": f"would start {order.script} on {world_size} nodes"}
-            return {**result, "changed": True, **runner.run(order, desk)}
-        except runner.Stopped as stopped:
-            if not interrupts.came:
-                say(str(stopped))
-                interrupts.interrupt_playbook()
-        except Interrupted:
-            pass
-        except (JobError, NodeError) as error:
-            raise AnsibleActionFail(str(error)) from error
-        return {**result, "failed": True, "msg": "interrupted"}
+    def attend(
+        self, arguments: dict[str, Any], inventory: Inventory, interrupts: Interrupts, say: Callable[[str], None]
+    ) -> dict[str, Any]:
+        """Run it to its end, or only say what would be started."""
+        require_whole_words(inventory.stray_words)
+        hosts = inventory.taking_part
+        require_hosts(hosts)
+        order = as_order(arguments)
+        cluster = inventory.settings(inventory.cluster if order.resume else hosts)
+        desk = Desk(say, interrupts, cluster, hosts, inventory.open_channel)
+        if self._task.check_mode:
+            world_size = runner.check(order, desk)
+            return {"changed": True, "msg": f"would start {order.script} on {world_size} nodes"}
+        return {"changed": True, **runner.run(order, desk)}
 
 
 def as_order(arguments: dict[str, Any]) -> Order:
     """Return the order in the arguments of an action; those it does not have get their defaults."""
-    given: dict[str, Any] = {name: about.get("default") for name, about in ARGUMENTS.items()} | arguments
+    given: dict[str, Any] = {name: about.get("default") for name, about in ActionModule.ARGUMENTS.items()} | arguments
     return Order(
         script=given["script"],
         args=given["args"],

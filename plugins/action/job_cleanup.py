@@ -4,40 +4,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
-from ansible.errors import AnsibleActionFail
-from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import housekeeping
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError, in_one
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.cluster_action import Arguments, ClusterAction
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import in_one
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.inventory import Inventory
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import require_hosts
 
-ARGUMENTS: dict[str, dict[str, Any]] = {"keep": {"type": "int", "default": 10}}
 
+class ActionModule(ClusterAction):
+    """Cleans every node."""
 
-class ActionModule(ActionBase):
-    """Runs once for all hosts of the play."""
+    ARGUMENTS: ClassVar[Arguments] = {"keep": {"type": "int", "default": 10}}
 
-    BYPASS_HOST_LOOP = True
-    _supports_check_mode = True
-    _supports_async = False
-
-    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Clean every node; see the module of the same name for arguments and results."""
-        result: dict[str, Any] = super().run(tmp, task_vars)
-        _validation, arguments = self.validate_argument_spec(ARGUMENTS)
-        inventory = Inventory(self, task_vars or {})
+    def act(self, arguments: dict[str, Any], inventory: Inventory) -> dict[str, Any]:
+        """Remove what is old, or only say what would be."""
+        hosts = inventory.taking_part
+        require_hosts(hosts)
         dry = bool(self._task.check_mode)
-        try:
-            hosts = inventory.taking_part
-            require_hosts(hosts)
-            settings = inventory.settings(hosts)
-            cleaned, errors = housekeeping.clean(settings, inventory.open_channel, arguments["keep"], dry)
-        except (JobError, NodeError) as error:
-            raise AnsibleActionFail(str(error)) from error
+        cleaned, errors = housekeeping.clean(inventory.settings(hosts), inventory.open_channel, arguments["keep"], dry)
         said = housekeeping.summed_up(cleaned, dry)
         if errors:
             found = {"failed": True, "msg": str(in_one(errors.values(), f"On the other nodes: {said}."))}
@@ -45,4 +32,4 @@ class ActionModule(ActionBase):
             found = {"msg": said}
             for line in (said, *housekeeping.left_over(cleaned)):
                 Display().display(line)
-        return {**result, **found, "changed": housekeeping.removes(cleaned), "nodes": cleaned}
+        return {**found, "changed": housekeeping.removes(cleaned), "nodes": cleaned}

@@ -57,60 +57,19 @@ options:
     description: Id of a job to be run again, with the same code and arguments on the same nodes.
     type: str
     default: ""
-  logs:
-    description: Whose output is shown live. Every log is kept whole in O(runs_dir).
-    type: str
-    choices: [head, all, none]
-    default: head
-  collect:
-    description: Whose artifacts are brought home, those of rank 0, of all ranks, or none.
-    type: str
-    choices: [head, all, none]
-    default: head
   detach:
     description: Return once the job is started.
     type: bool
     default: false
-  on_interrupt:
-    description: What Ctrl-C does, leave the job running (a second one stops it), or stop it at once.
-    type: str
-    choices: [detach, stop]
-    default: detach
   wait:
     description: How many seconds to wait for nodes that run another job.
     type: int
     default: 0
-  keep:
-    description: How many ended jobs stay on each node afterwards. All, if it is not given.
-    type: int
-  runs_dir:
-    description: The folder of the records, one folder per job, relative to the working directory.
-    type: path
-    default: runs
   bundle_max_mb:
     description: The most that the project's files may have together, in MiB.
     type: int
     default: 100
-  node_timeout_seconds:
-    description: A node that is silent for this long is lost, which ends the job.
-    type: int
-    default: 30
-  stall_timeout_seconds:
-    description:
-      - When no rank has printed anything for this long, say what each of them does, and keep their stacks in the job's
-        folder. The job goes on. V(0) means never.
-    type: int
-    default: 0
-  rendezvous_timeout_seconds:
-    description:
-      - When no rank has printed anything for this long since the start, look what they do. A job whose ranks wait for
-        each other in vain is ended, with the reason. V(0) means never.
-    type: int
-    default: 120
-  stop_grace_seconds:
-    description: The time between SIGTERM and SIGKILL when the job is stopped.
-    type: int
-    default: 10
+extends_documentation_fragment: thunderhead.cluster.attending
 attributes:
   check_mode:
     support: full

@@ -326,7 +326,7 @@ def collect(
 
     def transfer_from(node: Node) -> Transfer:
         seconds = min(node_timeout_seconds, LOST_SECONDS) if node.host in lost else node_timeout_seconds
-        folder = f"{record.log_path(node.rank, node.host).stem}/" if which == "all" else ""
+        folder = f"{node.file_stem}/" if which == "all" else ""
         return Transfer(Source(gang, node.host, seconds), Store(record, folder))
 
     nodes = {node.host: node for node in chosen}

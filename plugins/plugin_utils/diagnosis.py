@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.processes import how_it_ended
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import Node, Topology
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import listed
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import counted, listed
 
 if TYPE_CHECKING:
     from ansible_collections.thunderhead.cluster.plugins.plugin_utils.follow import Ending
@@ -193,16 +194,12 @@ def _ending(ending: Ending, words: LastWords) -> str:
         verb = "was ended by Lightning"
         kill = words.child is not None and words.child[1] == -signal.SIGKILL
     else:
-        verb = how_it_ended(ending.exit_code, ending.signal)
+        verb = ending.how
         kill = ending.signal == signal.SIGKILL
     if not ending.oom:
         return verb
-    killed = f"(the kernel's OOM killer ended {_processes(ending.oom)} on this node meanwhile)"
+    killed = f"(the kernel's OOM killer ended {counted(ending.oom, 'process')} on this node meanwhile)"
     return f"{verb} for want of memory {killed}" if kill else f"{verb} {killed}"
-
-
-def _processes(number: int) -> str:
-    return f"{number} process{'es' if number > 1 else ''}"
 
 
 def _lost_peer(
@@ -224,16 +221,6 @@ def _lost_peer(
 
 def _after(seconds: float | None) -> str:
     return f" after {seconds:.0f} s" if seconds is not None else ""
-
-
-def how_it_ended(exit_code: int | None, signal_number: int | None) -> str:
-    """Return "exited with code 1" or "was killed by SIGKILL"."""
-    if signal_number:
-        try:
-            return f"was killed by {signal.Signals(signal_number).name}"
-        except ValueError:
-            return f"was killed by signal {signal_number}"
-    return f"exited with code {exit_code}"
 
 
 # ----------------------------------------------------------------------------------------------------------- last words
@@ -262,15 +249,6 @@ class _Block:
     @property
     def is_victims(self) -> bool:
         return _is_victims("\n".join(self.message))
-
-
-def reason(lines: Sequence[str]) -> str:
-    """Return the line of a log's tail that says why: the last exception's message, else the last line worth reading.
-
-    Args:
-        lines: the last lines of the log, printable.
-    """
-    return last_words(lines).reason
 
 
 def last_words(lines: Sequence[str]) -> LastWords:
@@ -303,7 +281,7 @@ def last_words(lines: Sequence[str]) -> LastWords:
         tail = _last_lines(lines)
     if child and not causes and child[1] < 0 and child[1] != -signal.SIGTERM:
         victim, tail = False, _last_lines(lines)
-        text = f"its process of global rank {child[0]} {how_it_ended(None, -child[1])}"
+        text = f"its process of global rank {child[0]} {how_it_ended(child[1])}"
     text += "".join(f" ({hint})" for pattern, hint in _HINTS if pattern.search(text))
     text = text if len(text) <= REASON_CHARACTERS else f"{text[:REASON_CHARACTERS]}…"
     return LastWords(text, victim, tail, child, observed)

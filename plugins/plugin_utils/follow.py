@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import GOING_ON
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.processes import how_it_ended
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError, Unreachable
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.diagnosis import TOLD_TO_STOP, how_it_ended
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.diagnosis import TOLD_TO_STOP
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import STOP_SECONDS, Gang
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.logs import RankLog
@@ -64,6 +65,11 @@ class Ending:
     stopping: float | None = None
     oom: int = 0
     arrived: float = field(default_factory=time.monotonic)
+
+    @property
+    def how(self) -> str:
+        """Its note, or "exited with code 1", or "was killed by SIGKILL"."""
+        return self.note or how_it_ended(-self.signal if self.signal else self.exit_code or 0)
 
 
 class Observer(Protocol):
@@ -194,7 +200,7 @@ class Following:
     def _words(self, host: str, ending: Ending) -> str:
         if ending.state == "stopped":
             return ending.because
-        return f"{self._ranks[host].node.name} {ending.note or how_it_ended(ending.exit_code, ending.signal)}"
+        return f"{self._ranks[host].node.name} {ending.how}"
 
     def _follow_one(self, rank: _Rank) -> None:
         host = rank.node.host

@@ -249,7 +249,7 @@ class Launch:
                 "world_size": topology.world_size,
                 "master_addr": topology.head.address,
                 "master_port": topology.head.settings.master_port,
-                "ranks": [{"rank": node.rank, "host": node.host, "address": node.address} for node in topology.nodes],
+                "ranks": topology.ranks,
             }
         )
 

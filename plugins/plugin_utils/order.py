@@ -4,22 +4,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import getpass
-import os
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import Bundle, check_script, make_bundle
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import check_script, make_bundle
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.environment import as_environment
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Identity
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.history import stored_bundle
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.launch import LAUNCHERS, Job
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import Record, check_job_id, new_job_id
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import new_job_id
 
 EXAMPLES = Path(__file__).parents[2] / "train"
 """The project of those who name none."""
@@ -170,85 +169,6 @@ def make_job(order: Order, earlier: Mapping[str, Any], checkpoint: str) -> Job:
         devices=devices,
         checkpoint=checkpoint,
     )
-
-
-def earlier_job(order: Order, hosts: Sequence[str]) -> Mapping[str, Any]:
-    """Return job.json of the job to run again; empty if there is none to.
-
-    Raises:
-        JobError: it is not known here, was started from elsewhere, or ran on other nodes.
-    """
-    if not order.rerun:
-        return {}
-    check_job_id(order.rerun)
-    record = Record.read(order.runs, order.rerun)
-    if record is None:
-        raise JobError(f"job {order.rerun} is not in {order.runs}; name one that is, or set job_runs_dir")
-    if "ranks" not in record.data:
-        raise JobError(f"job {order.rerun} was never started, so it cannot be run again; run its script anew")
-    if record.data.get("env_names") is None:
-        raise JobError(
-            f"job {order.rerun} was started from elsewhere, and only its logs were fetched here, not its code; "
-            "run it again from where it was started, or run its script anew, without rerun"
-        )
-    ranks = [rank["host"] for rank in record.data["ranks"]]
-    if ranks != list(hosts):
-        raise JobError(
-            f"job {order.rerun} ran on {', '.join(ranks)}, in this order, not on {', '.join(hosts)}; "
-            f"add --limit {','.join(ranks)}, or run its script anew, without rerun"
-        )
-    return record.data
-
-
-# --------------------------------------------------------------------------------------------- the code of earlier jobs
-
-
-def store_bundle(runs: Path, bundle: Bundle) -> None:
-    """Keep a job's code on the controller, once for all jobs with the same."""
-    path = runs / ".bundles" / bundle.sha256
-    if bundle.content and not path.exists():
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
-        try:
-            part.write_bytes(bundle.content)
-            part.replace(path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                part.unlink()
-            raise
-
-
-def stored_bundle(runs: Path, described: Mapping[str, Any]) -> Bundle:
-    """Return the code of an earlier job, with what is kept of it here: nothing, if it was removed."""
-    path = runs / ".bundles" / described["sha256"]
-    return Bundle(
-        sha256=described["sha256"],
-        content=path.read_bytes() if path.exists() else b"",
-        size=described["bytes"],
-        commit=described["git_commit"],
-        dirty=described["git_dirty"],
-    )
-
-
-def described_by_nodes(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Return in the shape of ``described`` what spec.json says of a job that was started from elsewhere.
-
-    The job's user can write that file: what cannot be is left out. It never says which folder here is sent to nodes.
-    """
-    kinds: dict[str, Callable[[Any], bool]] = {
-        "script": lambda value: isinstance(value, str),
-        "args": lambda value: isinstance(value, list) and all(isinstance(word, str) for word in value),
-        "launcher": lambda value: value in LAUNCHERS,
-        "devices": lambda value: value is None or (type(value) is int and value > 0),
-        "user": lambda value: isinstance(value, str),
-        "node_timeout_seconds": lambda value: isinstance(value, (int, float)),
-        "grace_seconds": lambda value: isinstance(value, (int, float)),
-        "world_size": lambda value: isinstance(value, int),
-        "master_addr": lambda value: isinstance(value, str),
-        "master_port": lambda value: isinstance(value, int),
-    }
-    known = {name: spec[name] for name, fits in kinds.items() if name in spec and fits(spec[name])}
-    return {**known, **({"started": spec["start"]} if "start" in spec else {})}
 
 
 def described(job: Job, order: Order) -> dict[str, Any]:

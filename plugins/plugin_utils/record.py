@@ -9,10 +9,12 @@ import json
 import os
 import re
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import Node
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import shown
 
 JOB_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[A-Za-z0-9_][A-Za-z0-9_-]{0,39}-[0-9a-f]{4}")
@@ -66,9 +68,16 @@ class Record:
         part.write_text(json.dumps(self.data, indent=2) + "\n", encoding="utf-8")
         part.replace(self.path / "job.json")
 
-    def log_path(self, rank: int, host: str) -> Path:
-        """Where a rank's log lies."""
-        return self.path / "logs" / f"rank{rank}-{re.sub(r'[^A-Za-z0-9_.-]', '_', host)}.log"
+    def note(self, say: Callable[[str], None], **data: Any) -> None:
+        """Update what is known of a started job: it goes on even if that cannot be written down."""
+        try:
+            self.update(**data)
+        except OSError as error:
+            say(f"the job's record cannot be written: {error}; free some space, or set job_runs_dir")
+
+    def log_path(self, node: Node) -> Path:
+        """Where a node's log lies."""
+        return self.path / "logs" / f"{node.file_stem}.log"
 
     def artifact_path(self, name: str) -> Path | None:
         """Where the file that a node calls ``name`` goes, or None for a name that would leave artifacts/."""

@@ -157,7 +157,7 @@ def gather(gang: Gang, folder: Path, timeout_seconds: float = GATHER_SECONDS) ->
         for node in gang.topology.nodes:
             texts = [process.text for process in found.processes.get(node.host, [])]
             texts = texts or [found.errors.get(node.host, "runs no process of the job") + "\n"]
-            _write(folder / re.sub(r"[^A-Za-z0-9_.-]", "_", f"rank{node.rank}-{node.host}.txt"), "\n".join(texts))
+            _write(folder / f"{node.file_stem}.txt", "\n".join(texts))
     except OSError:  # a full disk here: what is known is said all the same
         found.folder = None
     return found
@@ -300,7 +300,7 @@ def _wrong_numbers(topology: Topology, stacks: Stacks, tails: Mapping[str, Seque
         running = len(reading.members(stacks.processes.get(node.host, [])))
         started.setdefault(max(len({one.global_rank for one in found}), running), []).append(node)
     if len(started) > 1:
-        counts = [f"{_nodes(nodes)} started {_processes(number)}" for number, nodes in sorted(started.items())]
+        counts = [f"{_nodes(nodes)} started {counted(number, 'process')}" for number, nodes in sorted(started.items())]
         return (
             f"{', but '.join(counts)}, and every node must start the same number; set devices in the Trainer to what "
             "all nodes have"
@@ -311,8 +311,8 @@ def _wrong_numbers(topology: Topology, stacks: Stacks, tails: Mapping[str, Seque
     if wrong:
         return (
             f"the script expects {' or '.join(map(str, wrong))} ranks, but {counted(topology.world_size, 'node')} with "
-            f"{_processes(local)} each started: num_nodes or devices in its Trainer disagrees with the job; use "
-            'num_nodes=int(os.environ["NUM_NODES"])'
+            f"{counted(local, 'process')} each started: num_nodes or devices in its Trainer disagrees with the job; "
+            'use num_nodes=int(os.environ["NUM_NODES"])'
         )
     owners: dict[int, str] = {}
     for node, found in announced:
@@ -392,7 +392,7 @@ def _who(members: Sequence[_Member], one: str = "", many: str = "") -> str:
         if ranks:
             nodes = f"local rank{'s' if len(ranks) > 1 else ''} {_spans(ranks)} of {nodes}"
         else:
-            nodes = f"{_processes(len(members))} of {nodes}"
+            nodes = f"{counted(len(members), 'process')} of {nodes}"
     return f"{nodes} {verb}" if verb else nodes
 
 
@@ -417,7 +417,3 @@ def _spans(numbers: Iterable[int]) -> str:
     ]
     more = sum(high - low + 1 for low, high in spans[MOST_SPANS:])
     return ", ".join(words[:MOST_SPANS]) + (f" and {more} more" if more else "")
-
-
-def _processes(number: int) -> str:
-    return f"{number} process{'es' if number != 1 else ''}"

@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
@@ -37,6 +39,11 @@ class Node:
         """What it is called in a sentence."""
         return f"rank {self.rank} ({self.host})"
 
+    @property
+    def file_stem(self) -> str:
+        """What its files in a job's record are called, without the ending."""
+        return f"rank{self.rank}-{re.sub(r'[^A-Za-z0-9_.-]', '_', self.host)}"
+
 
 @dataclass(frozen=True)
 class Topology:
@@ -53,6 +60,11 @@ class Topology:
     def world_size(self) -> int:
         """How many nodes take part."""
         return len(self.nodes)
+
+    @property
+    def ranks(self) -> list[dict[str, Any]]:
+        """The nodes as job.json and spec.json list them: rank, host and address of each."""
+        return [{"rank": node.rank, "host": node.host, "address": node.address} for node in self.nodes]
 
 
 def require_hosts(hosts: Sequence[str]) -> None:

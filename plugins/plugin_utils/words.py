@@ -17,8 +17,9 @@ def amount(count: float) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """Return "1 job", "2 jobs"."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    """Return "1 job", "2 jobs", "3 processes"."""
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{number} {noun if number == 1 else plural}"
 
 
 def shown(name: str) -> str:

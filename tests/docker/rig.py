@@ -46,7 +46,7 @@ NODE_PACKAGES = (
 )
 IMAGES = {"node": NODE_PACKAGES, "bench": (*NODE_PACKAGES, "openmpi-bin")}
 
-# With named rights, where all of the host's would be easier: a test node must not be able to touch this machine's disks,
+# Named rights, where all of the host's would be easier: a test node must not be able to touch this machine's disks,
 # clock or devices. The host's cgroup namespace, so that systemd finds its own place in the mounted tree and stays in it
 # on version 1 and 2 alike; in a namespace of its own it would take the host's root for its own on version 2.
 NODE_OPTIONS = (

@@ -19,9 +19,9 @@ import time
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import (
     gate_path,
     job_directory,
-    open_own,
     peek_state,
     read_current,
+    read_json,
     reason_path,
     started_path,
     unit_name,
@@ -29,6 +29,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs imp
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import has_systemd
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.processes import marked, run_command
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import operation, said
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.records import believed, is_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's start
@@ -43,8 +44,6 @@ SHA256_DIGITS = 64
 DEEP = "deep."
 DEEP_LEVELS = 400
 MOST_ROUNDS = 1000
-MOST_SPEC_BYTES = 2**22
-"""A larger spec.json is not the controller's."""
 
 
 @operation
@@ -133,17 +132,8 @@ def holder_of(directory: str) -> str | None:
 
 def read_spec(job_dir: str) -> dict[str, str] | None:
     """Return the bundle and the python of a job, or None if they are not known; the job may have changed the file."""
-    import json
-
-    try:
-        with open_own(os.path.join(job_dir, "spec.json")) as file:
-            found = json.loads(file.read(MOST_SPEC_BYTES))
-    except (OSError, ValueError, RecursionError):
-        return None
-    if not isinstance(found, dict):
-        return None
-    known = {name: found[name] for name in ("bundle", "python") if isinstance(found.get(name), str)}
-    return known if len(known) == 2 else None
+    spec = believed(read_json(os.path.join(job_dir, "spec.json")), dict.fromkeys(("bundle", "python"), is_text))
+    return spec if spec and len(spec) == 2 else None
 
 
 def ended(request: Request, names: list[str], trash: Trash) -> list[str]:

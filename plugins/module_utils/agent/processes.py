@@ -23,6 +23,18 @@ LEFTOVER_SECONDS = 5
 """How long a killed process may take to vanish."""
 
 
+def how_it_ended(code: int) -> str:
+    """Return "exited with code 1" or "was killed by SIGKILL"; negative codes are signals."""
+    import signal
+
+    if code >= 0:
+        return f"exited with code {code}"
+    try:
+        return f"was killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"was killed by signal {-code}"
+
+
 def run_command(command: list[str]) -> tuple[int, str]:
     """Run a command and return its exit code and output; to import subprocess takes as long as all else here."""
     reader, writer = os.pipe()

@@ -18,7 +18,11 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs imp
     write_file,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import User, has_systemd
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.processes import descendants, signal_processes
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.processes import (
+    descendants,
+    how_it_ended,
+    signal_processes,
+)
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, said
 
 TYPE_CHECKING = False
@@ -226,18 +230,6 @@ def killed_for_memory() -> int:
             if line.startswith("oom_kill "):
                 return int(line.split()[1])
     return 0
-
-
-def how_it_ended(code: int) -> str:
-    """Return "exited with code 1" or "was killed by SIGKILL"; negative codes are signals."""
-    import signal
-
-    if code >= 0:
-        return f"exited with code {code}"
-    try:
-        return f"was killed by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"was killed by signal {-code}"
 
 
 def wait_at_gate(request: Request) -> bool:

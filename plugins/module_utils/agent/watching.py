@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's sta
 
 RETURN_SECONDS = 5
 """A supervisor whose connection was closed, not cut, has this long to come back: it has died, or a router forgot it."""
-FAREWELL_SECONDS = 3
+LAST_WORD_SECONDS = 3
 """How long a supervisor that ends waits for its last word to go out."""
 READ_SECONDS = 0.5
 RETRY_SECONDS = 0.5
@@ -190,14 +190,14 @@ class Head(Watch):
 
     def leave(self, told_to_stop: Callable[[], bool]) -> None:
         """Stay until all ranks that ever came have ended: who else would tell them when one fails?"""
-        deadline = time.monotonic() + FAREWELL_SECONDS  # those who are about to come have to hear how it ended, too
+        deadline = time.monotonic() + LAST_WORD_SECONDS  # those who are about to come have to hear how it ended, too
         while len(self._members) < self._world_size - 1 and time.monotonic() < deadline:
             self.wait(0.05)
         while self.verdict is None and any(not member.done for member in self._members.values()):
             self.wait(0.05)
             if told_to_stop():
                 self.end("")
-        deadline = time.monotonic() + FAREWELL_SECONDS
+        deadline = time.monotonic() + LAST_WORD_SECONDS
         while not all([line.flush() for line in self._lines if line.open]) and time.monotonic() < deadline:
             self.wait(0.05)
         deadline = time.monotonic() + READ_SECONDS  # a connection closed over unread words takes the last one with it
@@ -286,7 +286,7 @@ class Peer(Watch):
 
     def leave(self, told_to_stop: Callable[[], bool]) -> None:
         """Say that this rank is done, if that was not said already."""
-        deadline = time.monotonic() + (FAREWELL_SECONDS if self._heard is None else self._timeout)
+        deadline = time.monotonic() + (LAST_WORD_SECONDS if self._heard is None else self._timeout)
         while not self._welcome and time.monotonic() < deadline and not told_to_stop():
             self.wait(0.05)
         if not self._line or not self._welcome:
@@ -295,7 +295,7 @@ class Peer(Watch):
             self._line.send("done")
         else:
             self._line.send("end", self.verdict)
-        deadline = time.monotonic() + FAREWELL_SECONDS
+        deadline = time.monotonic() + LAST_WORD_SECONDS
         while self._line.open and not self._line.flush() and time.monotonic() < deadline:
             time.sleep(0.05)
         self._line.close()

@@ -23,7 +23,7 @@ KEY = bytes(range(32))
 
 @pytest.fixture
 def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RETURN_SECONDS", "FAREWELL_SECONDS", "STRANGER_SECONDS"):
+    for name in ("RETURN_SECONDS", "LAST_WORD_SECONDS", "STRANGER_SECONDS"):
         monkeypatch.setattr(watching, name, 0.4)
     monkeypatch.setattr(watching, "RETRY_SECONDS", 0.05)
     monkeypatch.setattr(watching, "READ_SECONDS", 0.2)
@@ -596,7 +596,7 @@ def test_ranks_that_cannot_reach_each_other_are_not_judged(nodes: list[LocalNode
     script = "import os, time\nwhile not os.path.exists('go'): time.sleep(0.01)\n"
     for node in nodes:
         node.connection = Altered(
-            ("WATCH_AFTER_SECONDS = 1", "WATCH_AFTER_SECONDS = 0"), ("FAREWELL_SECONDS = 3", "FAREWELL_SECONDS = 1")
+            ("WATCH_AFTER_SECONDS = 1", "WATCH_AFTER_SECONDS = 0"), ("LAST_WORD_SECONDS = 3", "LAST_WORD_SECONDS = 1")
         )
     launch = gang_of(nodes, code(tmp_path / "code", script), node_timeout_seconds=1)
     launch.prepare()

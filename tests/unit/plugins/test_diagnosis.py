@@ -9,9 +9,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.diagnosis impo
     Explanation,
     LastWords,
     explain,
-    how_it_ended,
     last_words,
-    reason,
 )
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.follow import Ending
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.logs import RankLog
@@ -27,6 +25,10 @@ def output_of(script: str) -> list[str]:
         [sys.executable, "-I", "-S", "-c", textwrap.dedent(script)], stderr=subprocess.STDOUT, stdout=subprocess.PIPE
     )
     return result.stdout.decode().split("\n")
+
+
+def reason_of(lines: Sequence[str]) -> str:
+    return last_words(lines).reason
 
 
 @pytest.mark.parametrize(
@@ -106,7 +108,7 @@ def output_of(script: str) -> list[str]:
     ],
 )
 def test_what_a_real_python_prints(script: str, expected: str) -> None:
-    assert reason(output_of(script)) == expected
+    assert reason_of(output_of(script)) == expected
 
 
 @pytest.mark.parametrize(
@@ -121,7 +123,7 @@ def test_what_a_real_python_prints(script: str, expected: str) -> None:
     ],
 )
 def test_noise_after_the_traceback(noise: list[str]) -> None:
-    assert reason([*TRACEBACK, "ValueError: the cause", *noise]) == "ValueError: the cause"
+    assert reason_of([*TRACEBACK, "ValueError: the cause", *noise]) == "ValueError: the cause"
 
 
 @pytest.mark.parametrize(
@@ -137,20 +139,20 @@ def test_noise_after_the_traceback(noise: list[str]) -> None:
     ],
 )
 def test_noise_without_a_traceback(noise: str) -> None:
-    assert reason(["epoch 1", "loss is nan, giving up", noise]) == "loss is nan, giving up"
-    assert reason([noise]) == "it printed nothing"
+    assert reason_of(["epoch 1", "loss is nan, giving up", noise]) == "loss is nan, giving up"
+    assert reason_of([noise]) == "it printed nothing"
 
 
 def test_torch_writes_the_rank_in_front_of_every_line() -> None:
     lines = [f"[rank0]: {line}" for line in [*TRACEBACK, "RuntimeError: shapes differ"]]
-    assert reason(["epoch 1", *lines, ""]) == "RuntimeError: shapes differ"
+    assert reason_of(["epoch 1", *lines, ""]) == "RuntimeError: shapes differ"
 
 
 def test_two_local_ranks_fail_at_once() -> None:
     first = [f"[rank0]: {line}" for line in [*TRACEBACK, "ValueError: of rank 0"]]
     second = [f"[rank1]: {line}" for line in [*TRACEBACK, "ValueError: of rank 1"]]
     mixed = [line for pair in zip(first, second, strict=True) for line in pair]
-    assert reason(mixed) == "ValueError: of rank 1"
+    assert reason_of(mixed) == "ValueError: of rank 1"
 
 
 def test_a_data_loader_passes_on_what_its_worker_printed() -> None:
@@ -163,16 +165,16 @@ def test_a_data_loader_passes_on_what_its_worker_printed() -> None:
         "ValueError: broken image 17.png",
         "",
     ]
-    assert reason(lines) == "ValueError: broken image 17.png"
-    assert reason([f"[rank0]: {line}" if line else "" for line in lines]) == "ValueError: broken image 17.png"
+    assert reason_of(lines) == "ValueError: broken image 17.png"
+    assert reason_of([f"[rank0]: {line}" if line else "" for line in lines]) == "ValueError: broken image 17.png"
 
 
 def test_a_tail_that_begins_inside_a_traceback() -> None:
-    assert reason(["in <module>", "    main()", "ValueError: the cause"]) == "ValueError: the cause"
+    assert reason_of(["in <module>", "    main()", "ValueError: the cause"]) == "ValueError: the cause"
 
 
 def test_a_traceback_that_was_cut_off() -> None:
-    assert reason(["epoch 3", *TRACEBACK]) == "~~~~^^"
+    assert reason_of(["epoch 3", *TRACEBACK]) == "~~~~^^"
 
 
 @pytest.mark.parametrize(
@@ -187,7 +189,7 @@ def test_a_traceback_that_was_cut_off() -> None:
     ],
 )
 def test_how_it_ended(exit_code: int, signal_number: int | None, expected: str) -> None:
-    assert how_it_ended(exit_code, signal_number) == expected
+    assert Ending("failed", exit_code, signal_number).how == expected
 
 
 # ----------------------------------------------------------------------------------------- last words of real trainings
@@ -327,7 +329,7 @@ def test_segmentation_fault_of_a_python_with_faulthandler() -> None:
         "import faulthandler, os, signal\nfaulthandler.enable()\nprint('step 1', flush=True)\n"
         "os.kill(os.getpid(), signal.SIGSEGV)\n"
     )
-    assert reason(lines) == "Fatal Python error: Segmentation fault"
+    assert reason_of(lines) == "Fatal Python error: Segmentation fault"
 
 
 # ------------------------------------------------------------------------------------------------------ the whole gang

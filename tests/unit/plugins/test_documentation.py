@@ -19,6 +19,18 @@ def module(name: str) -> Any:
     return importlib.import_module(f"{PLUGINS}.modules.{name}")
 
 
+def documentation(name: str) -> dict[str, Any]:
+    """What ansible-doc shows of a module: with the fragment that it shares with others."""
+    documented: dict[str, Any] = yaml.safe_load(module(name).DOCUMENTATION)
+    if fragment := documented.get("extends_documentation_fragment"):
+        assert fragment.startswith("thunderhead.cluster.")
+        source = importlib.import_module(f"{PLUGINS}.doc_fragments.{fragment.rpartition('.')[2]}")
+        shared = yaml.safe_load(source.ModuleDocFragment.DOCUMENTATION)
+        assert not documented["options"].keys() & shared["options"].keys()
+        documented["options"] |= shared["options"]
+    return documented
+
+
 class Constructed(BaseException):
     """Carries what a module gave to AnsibleModule out of it."""
 
@@ -27,7 +39,7 @@ def specification(name: str, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str,
     """Return the argument spec of a module, or of the action that stands before it, and if it supports check mode."""
     if name in ACTIONS:
         action = importlib.import_module(f"{PLUGINS}.action.{name}")
-        return action.ARGUMENTS, action.ActionModule._supports_check_mode
+        return action.ActionModule.ARGUMENTS, action.ActionModule._supports_check_mode
 
     def construct(argument_spec: dict[str, Any], supports_check_mode: bool = False, **_more: Any) -> None:
         raise Constructed(argument_spec, supports_check_mode)
@@ -61,7 +73,7 @@ def test_every_action_has_a_module_for_its_documentation() -> None:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_options(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    documented = yaml.safe_load(module(name).DOCUMENTATION)
+    documented = documentation(name)
     spec, check_mode = specification(name, monkeypatch)
     assert comparable(documented.get("options") or {}) == comparable(spec)
     assert (documented["attributes"]["check_mode"]["support"] == "full") is check_mode
@@ -71,7 +83,7 @@ def test_options(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_documentation(name: str) -> None:
-    documented = yaml.safe_load(module(name).DOCUMENTATION)
+    documented = documentation(name)
     assert documented["module"] == name
     assert not documented["short_description"].endswith(".")
     version = yaml.safe_load((ROOT / "galaxy.yml").read_text())["version"]
@@ -80,7 +92,7 @@ def test_documentation(name: str) -> None:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples(name: str) -> None:
-    options = yaml.safe_load(module(name).DOCUMENTATION).get("options") or {}
+    options = documentation(name).get("options") or {}
     examples = yaml.safe_load(module(name).EXAMPLES)
     assert examples
     for task in examples:
@@ -108,7 +120,7 @@ def test_return(name: str) -> None:
     [("run", "job"), ("logs", "job_logs"), ("status", "job_info"), ("stop", "job_stop"), ("clean", "job_cleanup")],
 )
 def test_a_playbook_passes_every_argument_of_its_action(playbook: str, name: str) -> None:
-    arguments = importlib.import_module(f"{PLUGINS}.action.{name}").ARGUMENTS
+    arguments = importlib.import_module(f"{PLUGINS}.action.{name}").ActionModule.ARGUMENTS
     (play,) = yaml.safe_load((ROOT / "playbooks" / f"{playbook}.yml").read_text())
     (task,) = play["tasks"]
     assert task[f"thunderhead.cluster.{name}"].keys() == arguments.keys()
@@ -120,9 +132,9 @@ def test_a_playbook_passes_every_argument_of_its_action(playbook: str, name: str
 
 @pytest.mark.parametrize("name", ["job_logs", "job_stop", "job_cleanup"])
 def test_actions_agree_about_what_they_share_with_run(name: str) -> None:
-    arguments = importlib.import_module(f"{PLUGINS}.action.{name}").ARGUMENTS
-    for shared in arguments.keys() & job.ARGUMENTS.keys() - {"keep"}:
-        assert arguments[shared] == job.ARGUMENTS[shared]
+    arguments = importlib.import_module(f"{PLUGINS}.action.{name}").ActionModule.ARGUMENTS
+    for shared in arguments.keys() & job.ActionModule.ARGUMENTS.keys() - {"keep"}:
+        assert arguments[shared] == job.ActionModule.ARGUMENTS[shared]
 
 
 # ---------------------------------------------------------------------------------------------------------------- roles

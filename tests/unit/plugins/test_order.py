@@ -6,16 +6,18 @@ from typing import Any
 
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.history import (
+    described_by_nodes,
+    earlier_job,
+    store_bundle,
+    stored_bundle,
+)
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import (
     EXAMPLES,
     count_devices,
     described,
-    described_by_nodes,
-    earlier_job,
     make_job,
     split_args,
-    store_bundle,
-    stored_bundle,
 )
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import Record
 from orders import order
@@ -162,7 +164,7 @@ def test_a_rerun_has_the_same_code_and_arguments_although_the_project_changed(tm
     first = recorded(tmp_path, args="--lr 1", env={"TOKEN": "x"}, launcher="torchrun", devices="2")
     (tmp_path / "project" / "train.py").write_text("print(2)")
     again = order(tmp_path, rerun="20260101-000000-train-0000", env={"TOKEN": "y"})
-    job = make_job(again, earlier_job(again, ["node0", "node1"]), "")
+    job = make_job(again, earlier_job(again.rerun, again.runs, ["node0", "node1"]), "")
     assert job.bundle == first.bundle
     assert (job.script, job.args, job.launcher, job.devices) == ("train.py", ["--lr", "1"], "torchrun", 2)
     assert job.env == {"TOKEN": "y"}
@@ -175,7 +177,7 @@ def test_a_rerun_whose_code_is_not_kept_here_any_more(tmp_path: Path) -> None:
     for path in (tmp_path / "runs" / ".bundles").iterdir():
         path.unlink()
     again = order(tmp_path, rerun="20260101-000000-train-0000")
-    job = make_job(again, earlier_job(again, ["node0", "node1"]), "")
+    job = make_job(again, earlier_job(again.rerun, again.runs, ["node0", "node1"]), "")
     assert (job.bundle.sha256, job.bundle.content) == (first.bundle.sha256, b"")
 
 
@@ -186,7 +188,7 @@ def test_a_rerun_needs_the_values_that_are_not_kept(tmp_path: Path) -> None:
     )
     again = order(tmp_path, rerun="20260101-000000-train-0000", env={"A": "1"})
     with pytest.raises(JobError) as caught:
-        make_job(again, earlier_job(again, ["node0", "node1"]), "")
+        make_job(again, earlier_job(again.rerun, again.runs, ["node0", "node1"]), "")
     assert str(caught.value) == (
         "job 20260101-000000-train-0000 had environment variables whose values are not kept: B, TOKEN; give them again "
         "with -e '{\"env\": {...}}'"
@@ -197,7 +199,7 @@ def test_a_rerun_needs_the_values_that_are_not_kept(tmp_path: Path) -> None:
 def test_a_rerun_on_other_hosts(tmp_path: Path, hosts: list[str]) -> None:
     recorded(tmp_path)
     with pytest.raises(JobError) as caught:
-        earlier_job(order(tmp_path, rerun="20260101-000000-train-0000"), hosts)
+        earlier_job("20260101-000000-train-0000", tmp_path / "runs", hosts)
     assert str(caught.value) == (
         f"job 20260101-000000-train-0000 ran on node0, node1, in this order, not on {', '.join(hosts)}; "
         "add --limit node0,node1, or run its script anew, without rerun"
@@ -206,7 +208,7 @@ def test_a_rerun_on_other_hosts(tmp_path: Path, hosts: list[str]) -> None:
 
 def test_a_rerun_of_an_unknown_job(tmp_path: Path) -> None:
     with pytest.raises(JobError) as caught:
-        earlier_job(order(tmp_path, rerun="20260101-000000-train-0007"), ["node0"])
+        earlier_job("20260101-000000-train-0007", tmp_path / "runs", ["node0"])
     assert (
         str(caught.value)
         == f"job 20260101-000000-train-0007 is not in {tmp_path}/runs; name one that is, or set job_runs_dir"
@@ -218,7 +220,7 @@ def test_a_rerun_of_a_job_that_was_never_started(tmp_path: Path) -> None:
     one = order(tmp_path, "pass")
     Record(one.runs, "20260101-000000-train-0000").create(state="prepared", **described(make_job(one, {}, ""), one))
     with pytest.raises(JobError):
-        earlier_job(order(tmp_path, rerun="20260101-000000-train-0000"), ["node0"])
+        earlier_job("20260101-000000-train-0000", tmp_path / "runs", ["node0"])
 
 
 def test_a_rerun_of_a_job_whose_logs_alone_are_here(tmp_path: Path) -> None:
@@ -228,16 +230,16 @@ def test_a_rerun_of_a_job_whose_logs_alone_are_here(tmp_path: Path) -> None:
     one = order(tmp_path, rerun="20260101-000000-train-0000")
     Record(one.runs, one.rerun).create(ranks=[{"host": "node0"}], **known)
     with pytest.raises(JobError, match="was started from elsewhere"):
-        earlier_job(one, ["node0"])
+        earlier_job(one.rerun, one.runs, ["node0"])
 
 
 def test_a_rerun_of_what_is_no_job(tmp_path: Path) -> None:
     with pytest.raises(JobError, match="is no job's id"):
-        earlier_job(order(tmp_path, rerun="../../etc"), ["node0"])
+        earlier_job("../../etc", tmp_path / "runs", ["node0"])
 
 
 def test_no_earlier_job(tmp_path: Path) -> None:
-    assert earlier_job(order(tmp_path), ["node0"]) == {}
+    assert earlier_job("", tmp_path, ["node0"]) == {}
 
 
 def test_what_goes_on_from_a_job_takes_over_what_is_not_given(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import JOB_ID, Record, new_job_id
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import rank_nodes
 
 NOW = datetime.datetime(2026, 11, 22, 17, 30, 5)
 
@@ -52,11 +54,10 @@ def test_a_record_is_never_written_over(tmp_path: Path) -> None:
         Record(tmp_path, "id-1").create(state="running")
 
 
-@pytest.mark.parametrize(
-    ("host", "name"), [("gpu-1.example.org", "rank3-gpu-1.example.org.log"), ("a/../b c", "rank3-a_.._b_c.log")]
-)
-def test_log_path(tmp_path: Path, host: str, name: str) -> None:
-    assert Record(tmp_path, "id-1").log_path(3, host) == tmp_path / "id-1" / "logs" / name
+def test_log_path(tmp_path: Path) -> None:
+    settings = NodeSettings(host="gpu-1", address=None, directory="/d", master_port=29500, user="", env={})
+    (node,) = rank_nodes([settings], {"gpu-1": {"address": "198.18.0.1", "interface": "eth0"}}).nodes
+    assert Record(tmp_path, "id-1").log_path(node) == tmp_path / "id-1" / "logs" / "rank0-gpu-1.log"
 
 
 @pytest.mark.parametrize("name", ["a", "a/b.ckpt", "...", "a b/ü", "..a/b..", "-"])

@@ -15,6 +15,8 @@ from ansible.errors import AnsibleConnectionFailure
 from ansible.release import __version__ as ansible_version
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import follow as follow_module
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import runner
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.attend import Desk, come_back
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.command_line import without_values
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.interrupts import Interrupted, Interrupts
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import Order
@@ -54,9 +56,7 @@ def test_bad_input_reaches_no_node(tmp_path: Path, changes: dict[str, Any], mess
 
     settings = [NodeSettings("node0", "127.0.0.1", "/nowhere", 29500, "", {})]
     with pytest.raises(JobError) as caught:
-        runner.plan(
-            order(tmp_path, "pass", **changes), runner.Desk(print, Undisturbed(), settings, ["node0"], open_channel)
-        )
+        runner.plan(order(tmp_path, "pass", **changes), Desk(print, Undisturbed(), settings, ["node0"], open_channel))
     assert str(caught.value) == message.replace("PROJECT", str(tmp_path / "project"))
     assert not (tmp_path / "runs").exists()
 
@@ -101,7 +101,7 @@ class Session:
         self.error = ""
         self.interrupted = False
 
-    def desk(self, meanwhile: Callable[[str], None] = lambda line: None) -> runner.Desk:
+    def desk(self, meanwhile: Callable[[str], None] = lambda line: None) -> Desk:
         def say(text: str) -> None:
             for line in text.split("\n"):
                 self.said.append((time.monotonic(), line))
@@ -111,7 +111,7 @@ class Session:
             node.variables = {"INVENTORY": "from the inventory"}
         hosts = [node.host for node in self.nodes]
         settings = [node.settings() for node in self.nodes]
-        return runner.Desk(say, self.interrupts, settings, hosts, opener(self.nodes))
+        return Desk(say, self.interrupts, settings, hosts, opener(self.nodes))
 
     def attempt(self, command: Callable[[], dict[str, Any]]) -> "Session":
         try:
@@ -133,7 +133,7 @@ class Session:
     def stop(self, job: str = "") -> "Session":
         return self.attempt(lambda: self._stop(self.desk(), job))
 
-    def _stop(self, desk: runner.Desk, job: str) -> dict[str, Any]:
+    def _stop(self, desk: Desk, job: str) -> dict[str, Any]:
         return runner.stop(desk.say, desk.cluster, desk.open_channel, job, self.order.runs, 2)
 
     @property
@@ -364,11 +364,11 @@ def test_artifacts_that_cannot_be_fetched_do_not_change_how_the_job_ended(
     ],
 )
 def test_the_recorded_command_has_no_secrets(given: str, recorded: str) -> None:
-    assert runner._without_values(given.split()) == recorded.split()
+    assert without_values(given.split()) == recorded.split()
 
 
 def test_a_secret_beside_a_harmless_variable_is_not_recorded() -> None:
-    assert runner._without_values(["-e", "script=train.py env={A: hush}"]) == ["-e", "…"]
+    assert without_values(["-e", "script=train.py env={A: hush}"]) == ["-e", "…"]
 
 
 def test_values_of_the_environment_are_recorded_nowhere(
@@ -533,7 +533,7 @@ def test_ctrl_c_leaves_the_job_running(nodes: list[LocalNode], tmp_path: Path) -
     assert (session.interrupted, session.error) == (True, "")
     assert session.interrupts.said == [
         f"\n{session.id} runs on; press Ctrl-C once more to stop it",
-        runner.come_back(session.id),
+        come_back(session.id),
     ]
     assert states(session) == ["running", "running"]
     assert session.record["state"] == "running"

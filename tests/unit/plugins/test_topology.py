@@ -29,6 +29,14 @@ def test_ranks_follow_the_order_and_are_dense(hosts: list[str]) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("host", "stem"), [("gpu-1.example.org", "rank0-gpu-1.example.org"), ("a/../b c", "rank0-a_.._b_c")]
+)
+def test_a_host_in_a_file_name(host: str, stem: str) -> None:
+    (node,) = rank_nodes([settings(host)], located(host)).nodes
+    assert node.file_stem == stem
+
+
 def test_hosts_that_do_not_take_part_leave_no_gap() -> None:
     topology = rank_nodes([settings("a"), settings("c")], located("a", "b", "c"))
     assert [(node.rank, node.host) for node in topology.nodes] == [(0, "a"), (1, "c")]

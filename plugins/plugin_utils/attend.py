@@ -1,0 +1,215 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""A started job is seen through to its end: its output, what the user does meanwhile, how it ended, what it left."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils import artifacts, diagnosis, housekeeping
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.follow import Ending, Following
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang, OpenChannel
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.interrupts import Interrupted, Interrupts
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.logs import RankLog
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.onlooker import Onlooker
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import Order
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import Record
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.screen import Screen
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import Node
+
+SCREEN_SECONDS = 10
+"""How long the end of a job waits for a slow terminal."""
+
+PIECE_BYTES = 2**20
+"""How much of a log that is here already is shown at a time."""
+
+ROOM_SECONDS = 0.2
+
+SHOWN: Mapping[str, Callable[[Node], bool]] = {
+    "all": lambda node: True,
+    "head": lambda node: node.rank == 0,
+    "none": lambda node: False,
+}
+"""Whose output is shown live, by the option's value."""
+
+
+class Stopped(JobError):
+    """The job was stopped on request: it neither failed nor succeeded."""
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What every command works with.
+
+    Attributes:
+        say: shows text at once.
+        interrupts: what the user did to the playbook meanwhile.
+        cluster: settings of all hosts of the cluster, in inventory order.
+        hosts: those that take part.
+        open_channel: gives a new channel to a host.
+    """
+
+    say: Callable[[str], None]
+    interrupts: Interrupts
+    cluster: Sequence[NodeSettings]
+    hosts: Sequence[str]
+    open_channel: OpenChannel
+
+    @property
+    def settings(self) -> list[NodeSettings]:
+        """Of the hosts that take part."""
+        hosts = set(self.hosts)
+        return [one for one in self.cluster if one.host in hosts]
+
+
+def see_through(
+    order: Order,
+    desk: Desk,
+    gang: Gang,
+    record: Record,
+    logs: Mapping[str, RankLog],
+    starts: Mapping[str, int],
+) -> dict[str, Any]:
+    """Follow a started job; ``starts`` says from which byte on a shown log that is here already is shown again."""
+    interrupts = desk.interrupts
+    stopped = False
+
+    def interrupted() -> bool:
+        return not stopped and bool(interrupts.came)
+
+    while True:
+        shown = [node for node in gang.topology.nodes if SHOWN[order.logs](node)]
+        screen = Screen(desk.say, gang.topology.world_size, [node.host for node in shown])
+        onlooker = Onlooker(
+            gang,
+            logs,
+            screen,
+            starts,
+            record.path / "stacks",
+            order.stall_timeout_seconds,
+            order.rendezvous_timeout_seconds,
+        )
+        for node in shown:
+            log = logs[node.host]
+            for position in range(starts.get(node.host, log.size), log.size, PIECE_BYTES):
+                while not screen.await_room(ROOM_SECONDS) and not interrupted():
+                    pass  # what is here already is shown whole, however slow the terminal is
+                screen.show(node.rank, node.host, log.read(position, PIECE_BYTES))
+        following = Following(gang, logs, SHOWN[order.logs], onlooker, order.node_timeout_seconds, order.grace_seconds)
+        endings = following.run(interrupted)
+        screen.close(SCREEN_SECONDS)
+        if endings is not None:
+            break
+        if interrupts.came == "gone" or not _wants_stop(order, interrupts, gang.job_id):
+            interrupts.say(come_back(gang.job_id))
+            raise Interrupted
+        gang.stop(order.grace_seconds)
+        starts, stopped = {}, True
+    for log in logs.values():
+        log.close()
+    try:
+        return _finish(order, desk.say, gang, record, logs, endings, onlooker.verdict)
+    except JobError as error:
+        if interrupts.came:  # and nobody will show it
+            interrupts.say(str(error))
+        raise
+
+
+def _wants_stop(order: Order, interrupts: Interrupts, job_id: str) -> bool:
+    if order.on_interrupt != "stop":
+        interrupts.say(f"\n{job_id} runs on; press Ctrl-C once more to stop it")
+        if not interrupts.again():
+            return False
+    interrupts.say(f"stopping {job_id}")
+    return True
+
+
+def _finish(
+    order: Order,
+    say: Callable[[str], None],
+    gang: Gang,
+    record: Record,
+    logs: Mapping[str, RankLog],
+    endings: Mapping[str, Ending],
+    verdict: str,
+) -> dict[str, Any]:
+    """Write down how the job ended, collect, clean up, and say it."""
+    topology = gang.topology
+    explanation = diagnosis.explain(topology, endings, logs)
+    state = explanation.state if explanation else "succeeded"
+    cause = (verdict or explanation.sentence) if explanation else None
+    if verdict:
+        state = "failed"
+    if _is_news(record, topology.nodes, endings):
+        ranks = with_others(record, [_rank(node, endings[node.host], logs[node.host]) for node in topology.nodes])
+        now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        ended = record.data.get("ended", now)
+        record.note(say, ended=ended, world_size=len(ranks), state=state, cause=cause, ranks=ranks)
+    else:
+        state, cause = record.data["state"], record.data.get("cause")
+    lost = {host for host, ending in endings.items() if ending.state == "lost"}
+    if explanation and state == "failed" and lost:  # at once: what a lost node wrote is waited for in vain
+        say(f"{cause}")
+    notes = artifacts.collect(gang, order.collect, record, order.node_timeout_seconds, lost)
+    if order.keep is not None:
+        notes += housekeeping.keep_newest(gang, order.keep, lost)
+    record.note(say, notes=notes)
+    for note in notes:
+        say(note)
+    if state == "stopped":
+        raise Stopped(f"job {gang.job_id} was stopped: {cause}")
+    if state != "succeeded":
+        tail = "".join(f"\n  | {line}" for line in explanation.tail) if explanation and not verdict else ""
+        raise JobError(f"{cause}{tail}")
+    say(f"logs: {record.path / 'logs'}")
+    if order.collect != "none":
+        say(f"artifacts: {record.path / 'artifacts'}")
+    return result(record)
+
+
+def _is_news(record: Record, nodes: Sequence[Node], endings: Mapping[str, Ending]) -> bool:
+    """Whether these endings say more than the record of a job that has ended."""
+    known = {rank["rank"]: rank.get("state") for rank in record.data.get("ranks", [])}
+    return "ended" not in record.data or any(
+        endings[node.host].state not in ("lost", known.get(node.rank)) for node in nodes
+    )
+
+
+def _rank(node: Node, ending: Ending, log: RankLog) -> dict[str, Any]:
+    return {
+        "rank": node.rank,
+        "host": node.host,
+        "address": node.address,
+        "state": ending.state,
+        "exit_code": ending.exit_code,
+        "signal": ending.signal,
+        "seconds": ending.seconds,
+        "note": ending.note,
+        "because": ending.because,
+        "log": str(log.path),
+    }
+
+
+def with_others(record: Record, ranks: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return what is known of these ranks, and what the record says of those whose nodes have the job no more."""
+    known = {rank["rank"]: rank for rank in [*record.data.get("ranks", []), *ranks]}
+    return [known[rank] for rank in sorted(known)]
+
+
+def come_back(job_id: str) -> str:
+    """Return how to find a job again."""
+    return (
+        f"{job_id} runs on. Its output again: ansible-playbook logs.yml -e job={job_id} - all jobs: ansible-playbook "
+        f"status.yml - to stop it: ansible-playbook stop.yml -e job={job_id}"
+    )
+
+
+def result(record: Record) -> dict[str, Any]:
+    """Return what a command says of its job: id, folder, world size and state."""
+    data = record.data
+    return {"job": data["id"], "path": str(record.path), "world_size": data["world_size"], "state": data["state"]}

@@ -1,0 +1,84 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""What the actions have in common: arguments in, engine, result out, once for all hosts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+from ansible.errors import AnsibleActionFail
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.attend import Stopped
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.interrupts import Interrupted, Interrupts
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.inventory import Inventory
+
+Arguments = Mapping[str, dict[str, Any]]
+"""An argument spec."""
+
+ATTENDING: Arguments = {
+    "logs": {"type": "str", "choices": ["head", "all", "none"], "default": "head"},
+    "collect": {"type": "str", "choices": ["head", "all", "none"], "default": "head"},
+    "on_interrupt": {"type": "str", "choices": ["detach", "stop"], "default": "detach"},
+    "keep": {"type": "int"},
+    "runs_dir": {"type": "path", "default": "runs"},
+    "node_timeout_seconds": {"type": "int", "default": 30},
+    "stall_timeout_seconds": {"type": "int", "default": 0},
+    "rendezvous_timeout_seconds": {"type": "int", "default": 120},
+    "stop_grace_seconds": {"type": "int", "default": 10},
+}
+"""Arguments of every action that follows a job, described in plugins/doc_fragments."""
+
+
+class ClusterAction(ActionBase):
+    """Runs once for all hosts of the play; see the module of the action's name for arguments and results."""
+
+    BYPASS_HOST_LOOP = True
+    _supports_check_mode = True
+    _supports_async = False
+
+    ARGUMENTS: ClassVar[Arguments] = {}
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Check the arguments, and have ``act`` do the rest."""
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        _validation, arguments = self.validate_argument_spec(dict(self.ARGUMENTS))
+        try:
+            return {**result, **self.act(arguments, Inventory(self, task_vars or {}))}
+        except (JobError, NodeError) as error:
+            raise AnsibleActionFail(str(error)) from error
+
+    def act(self, arguments: dict[str, Any], inventory: Inventory) -> dict[str, Any]:
+        """Return the result.
+
+        Raises:
+            JobError, NodeError: what the user is told if it cannot be done.
+        """
+        raise NotImplementedError
+
+
+class AttendingAction(ClusterAction):
+    """One that follows a job, and may be interrupted."""
+
+    def act(self, arguments: dict[str, Any], inventory: Inventory) -> dict[str, Any]:
+        """Have ``attend`` do it; a job that was stopped ends ansible-playbook as Ctrl-C does."""
+        interrupts = Interrupts()
+        say = interrupts.sayer(Display().display)
+        try:
+            return self.attend(arguments, inventory, interrupts, say)
+        except Stopped as stopped:
+            if not interrupts.came:
+                say(str(stopped))
+                interrupts.interrupt_playbook()
+        except Interrupted:
+            pass
+        return {"failed": True, "msg": "interrupted"}
+
+    def attend(
+        self, arguments: dict[str, Any], inventory: Inventory, interrupts: Interrupts, say: Callable[[str], None]
+    ) -> dict[str, Any]:
+        """Return the result; raise as ``act`` does, and Stopped or Interrupted besides."""
+        raise NotImplementedError

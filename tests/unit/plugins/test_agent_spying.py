@@ -1,0 +1,134 @@
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import ephemeral_ports
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.spying import is_roots
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.stacks import activity, members, parse
+from local_nodes import IS_ROOT, LocalNode, code, until
+
+PY_SPY = Path(sys.executable).parent / "py-spy"
+
+# A script with a rank of its own beside it, a data loader's worker, and something that is no Python.
+SCRIPT = """\
+import os, subprocess, sys, time
+
+def work(what):
+    print("ready", what, flush=True)
+    time.sleep(600)
+
+def main():
+    if "LOCAL_RANK" not in os.environ:
+        subprocess.Popen([sys.executable, *sys.argv], env={**os.environ, "LOCAL_RANK": "1"})
+        subprocess.Popen(["sleep", "600"])
+    elif os.fork() == 0:
+        work("worker")
+    work("rank")
+
+main()
+"""
+
+
+@pytest.fixture
+def running(node: LocalNode, tmp_path: Path) -> LocalNode:
+    """A node with py-spy whose job has come to rest."""
+    (node.directory / "env" / "bin" / "py-spy").symlink_to(PY_SPY)
+    node.start(code(tmp_path / "code", SCRIPT))
+    until(lambda: (node.job_dir() / "log").read_text().count("ready") == 3)
+    until((node.job_dir() / "spec.json").exists)
+    return node
+
+
+def stacks(node: LocalNode) -> tuple[dict[str, Any], bytes]:
+    return node.channel().call(node.request("stacks"))
+
+
+def test_stacks(running: LocalNode) -> None:
+    reply, payload = stacks(running)
+    assert (reply["missing"], reply["port_range"]) == (None, ephemeral_ports())
+    first, *others = reply["processes"]
+    assert first == {
+        "pid": first["pid"],
+        "parent": running.supervisor(),
+        "command": first["command"],
+        "local_rank": None,
+        "state": "S",
+        "python": True,
+        "dumped": True,
+        "bytes": first["bytes"],
+    }
+    assert first["command"].endswith("python train.py")
+    assert sorted((one["python"], one["dumped"], one["local_rank"]) for one in others) == [
+        (False, False, None),
+        (True, True, 1),
+        (True, True, 1),
+    ]
+    processes = parse(reply, payload)
+    ranks = members(processes)
+    assert [rank.local_rank for rank in ranks] == [None, 1]
+    assert [activity(rank).words for rank in ranks] == ["in work at train.py:5"] * 2
+    assert processes[0].text.startswith(f"==== process {first['pid']}, state S: {first['command']}\nProcess ")
+    asleep = next(process for process in processes if not process.python)
+    assert re.search(r"\nState:\s+S \(sleeping\)\n", asleep.text)
+
+
+def test_without_py_spy_the_kernel_is_asked(running: LocalNode) -> None:
+    (running.directory / "env" / "bin" / "py-spy").unlink()
+    reply, payload = stacks(running)
+    assert reply["missing"] == str(running.directory / "env" / "bin" / "py-spy")
+    assert not any(one["dumped"] for one in reply["processes"])
+    for process in parse(reply, payload):
+        assert "Waits in the kernel at: " in process.text
+        assert "State:" in process.text
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        (
+            "#!/bin/sh\necho 'Error: Failed to copy PyFrame' >&2\necho 'Stack backtrace:' >&2\nexit 1\n",
+            "py-spy: Error: Failed to copy PyFrame\n",
+        ),
+        ("#!/bin/sh\nexec sleep 60\n", "py-spy: it took too long\n"),
+        ("#!/no/such/shell\n", "No such file or directory"),
+    ],
+)
+def test_a_py_spy_that_fails(running: LocalNode, script: str, expected: str) -> None:
+    spy = running.directory / "env" / "bin" / "py-spy"
+    spy.unlink()
+    spy.write_text(script)
+    spy.chmod(0o755)
+    reply, payload = stacks(running)
+    assert not any(one["dumped"] for one in reply["processes"])
+    text = parse(reply, payload)[0].text
+    assert expected in text
+    assert "State:" in text
+
+
+def test_a_process_that_changes_is_looked_at_again(running: LocalNode) -> None:
+    spy = running.directory / "env" / "bin" / "py-spy"
+    spy.unlink()
+    spy.write_text(f'#!/bin/sh\nmkdir "{running.directory}/$5" 2>/dev/null && exit 1\nexec {PY_SPY} "$@"\n')
+    spy.chmod(0o755)
+    reply, _payload = stacks(running)
+    assert [one["dumped"] for one in reply["processes"] if one["python"]] == [True] * 3
+
+
+def test_a_job_that_has_ended_has_no_stacks(node: LocalNode, tmp_path: Path) -> None:
+    node.run("pass", tmp_path / "code")
+    with pytest.raises(NodeError) as caught:
+        stacks(node)
+    assert str(caught.value) == "node0 does not run job job-1 any more"
+
+
+def test_root_runs_only_what_root_installed(tmp_path: Path) -> None:
+    program = tmp_path / "py-spy"
+    shutil.copy("/bin/true", program)
+    assert not is_roots(str(program))  # /tmp is everybody's
+    if IS_ROOT:
+        assert is_roots(os.path.realpath("/bin/sh"))
