@@ -476,7 +476,9 @@ def test_stop_a_detached_job(nodes: list[LocalNode], tmp_path: Path) -> None:
     }
     assert session.record["state"] == "stopped"
     assert [node.supervisor() for node in nodes] == [None, None]
-    assert Session(nodes, order(tmp_path)).stop().error == "no job runs on these nodes"
+    assert Session(nodes, order(tmp_path)).stop().error == (
+        "no job runs on these nodes; ansible-playbook status.yml lists those that have ended"
+    )
     assert Session(nodes, order(tmp_path)).stop(session.id).result["was_running"] is False
     again = Session(nodes, order(tmp_path)).follow()
     assert re.fullmatch(rf"job {session.id} was stopped: on request.*", again.error)
