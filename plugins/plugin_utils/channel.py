@@ -4,12 +4,10 @@
 
 from __future__ import annotations
 
-import ast
 import functools
 import os
 import re
 import shlex
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,9 @@ from ansible.plugins.loader import become_loader, connection_loader
 from ansible.template import Templar
 from ansible_collections.thunderhead.cluster.plugins.module_utils import agent
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import MARK
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils import literals
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.replies import flaw
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import shown
 
 # Python's -I and -S leave the user's environment and site-packages out, which also halves the time that an interpreter
 # takes to start.
@@ -33,16 +34,21 @@ LOADER = (
     "exec(compile(s.read(int(s.readline())), 'agent', 'exec'))"
 )
 
-
-# Two threads at once make CPython 3.11 fail, under load, with "AST constructor recursion depth mismatch" (gh-106905).
-_literals = threading.Lock()
+_HEAD = re.compile(rb"%b ([0-9]{1,12}) ([0-9]{1,12})\n" % MARK.encode())
+LONGEST_WORDS = 2000
+"""Characters of what a node says of itself, on its way into a sentence."""
 
 
 class NodeError(Exception):
-    """What one node could not do. ``str()`` is a sentence that begins with the node's name; ``facts`` are for code."""
+    """What one node could not do.
+
+    ``str()`` is a sentence that begins with the node's name, in one line that a terminal may show, whoever wrote
+    ``state``; ``facts`` are for code.
+    """
 
     def __init__(self, host: str, state: str, **facts: Any) -> None:
-        super().__init__(f"{host} {state}")
+        words = state if len(state) <= LONGEST_WORDS else f"{state[:LONGEST_WORDS]}…"
+        super().__init__(f"{host} {shown(words)}")
         self.host = host
         self.facts = facts
 
@@ -126,7 +132,7 @@ class Channel:
             NodeError: the node refused, or cannot run the agent.
         """
         command = f"{shlex.quote(self._python)} -I -S -c {shlex.quote(LOADER)}"
-        return self._parse(*self._execute(command, frame(request["op"], ascii(dict(request)), payload)))
+        return self._parse(request, *self._execute(command, frame(request["op"], ascii(dict(request)), payload)))
 
     def put(self, path: str, data: bytes) -> None:
         """Make the file ``path`` appear on the node, whole and readable by nobody else.
@@ -158,23 +164,32 @@ class Channel:
             raise NodeError(self.host, f"cannot be talked to: {error}") from error
         return code, output, errors.decode(errors="replace")
 
-    def _parse(self, code: int, output: bytes, errors: str) -> tuple[dict[str, Any], bytes]:
+    def _parse(self, request: Mapping[str, Any], code: int, output: bytes, errors: str) -> tuple[dict[str, Any], bytes]:
         # A login shell may print before the agent does, so the reply begins at the mark.
-        start = output.find(MARK.encode())
-        line_end = output.find(b"\n", start)
-        if start < 0 or line_end < 0:
+        head = _HEAD.search(output)
+        if not head:
             raise self._no_reply(code, errors)
-        _mark, length, payload_length = output[start:line_end].split()
-        body = line_end + 1
-        payload = body + int(length)
-        end = payload + int(payload_length)
+        payload = head.end() + int(head[1])
+        end = payload + int(head[2])
         if len(output) < end:  # the connection broke: half a log would pass for a whole one
             raise Unreachable(self.host, f"is unreachable: its reply broke off, {_last_line(errors)}")
-        with _literals:
-            reply: dict[str, Any] = ast.literal_eval(output[body:payload].decode())
+        try:
+            reply = literals.parse(output[head.end() : payload].decode("ascii"))
+        except ValueError as error:
+            raise self._unbelievable(request, f"form: {error}") from None
+        wrong = flaw(request, reply, output[payload:end])
+        if wrong:
+            raise self._unbelievable(request, wrong)
         if not reply.pop("ok"):
             raise NodeError(self.host, reply.pop("refusal"), **reply)
         return reply, output[payload:end]
+
+    def _unbelievable(self, request: Mapping[str, Any], what: str) -> NodeError:
+        return NodeError(
+            self.host,
+            f"sent a reply that Thunderhead's agent never gives (to {request['op']}, by its {what}); something else "
+            "may have answered for it: find out what before you use that machine again",
+        )
 
     def _no_reply(self, code: int, errors: str) -> NodeError:
         remedy = "install Python 3.10 to 3.13 there, or set ansible_python_interpreter for it in the inventory"
