@@ -41,6 +41,9 @@ class ActionModule(ClusterAction):
         changed = stopped.pop("was_running")
         ended = "was stopped" if changed else "had ended already"
         nodes = counted(len(stopped["states"]), "node")
-        msg = f"job {stopped['job']} {ended} on {nodes}, and no process of it is left"
+        msg = (
+            f"job {stopped['job']} {ended} on {nodes}, and no process of it is left; for its logs and artifacts: "
+            f"ansible-playbook logs.yml -e job={stopped['job']}"
+        )
         display(msg)
         return {"changed": changed, "msg": msg, **stopped}

@@ -188,7 +188,9 @@ def choose(job: str, views: Sequence[JobView], errors: Mapping[str, NodeError], 
     for view in views:
         if view.spec and (not going_on or view.state in (*GOING_ON, "unknown")):
             return view
-    raise JobError(f"no job {'runs' if going_on else 'was ever started'} on these nodes{silent}")
+    if going_on:
+        raise JobError(f"no job runs on these nodes; ansible-playbook status.yml lists those that have ended{silent}")
+    raise JobError(f"no job was ever started on these nodes; start one: ansible-playbook run.yml -e script=…{silent}")
 
 
 def gang_of(view: JobView, settings: Sequence[NodeSettings], open_channel: OpenChannel) -> tuple[Gang, list[str]]:

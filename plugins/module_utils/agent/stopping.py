@@ -20,6 +20,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs imp
     write_file,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.processes import (
+    LEFTOVER_SECONDS,
     descendants,
     end_leftovers,
     signal_processes,
@@ -70,13 +71,19 @@ def stop(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
         write_file(reason_path(job_dir), request["because"].encode(), 0o644)
         with contextlib.suppress(ProcessLookupError):
             os.kill(supervisor, signal.SIGTERM)  # it tells all the others, and waits for them
-        deadline = time.monotonic() + request["grace_seconds"] + FAREWELL_SECONDS
-        while holder.pid() and time.monotonic() < deadline:
-            time.sleep(POLL_SECONDS)
-        if holder.pid():
+        if not gone(holder, request["grace_seconds"] + FAREWELL_SECONDS):
             signal_processes([*descendants(supervisor), supervisor], signal.SIGKILL)
+            gone(holder, LEFTOVER_SECONDS)  # until then the job would still count as running
     left = end_leftovers(request)
     with contextlib.suppress(OSError):
         os.unlink(reason_path(job_dir))
     as_owner(request)
     return {**job_state(job_dir, holder), "left": left}, b""
+
+
+def gone(holder: Holder, seconds: float) -> bool:
+    """Wait for the end of a job's supervisor; return whether it has ended."""
+    deadline = time.monotonic() + seconds
+    while holder.pid() and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+    return holder.pid() is None

@@ -354,7 +354,11 @@ class Liar:
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
         self.files = files
-        self.topology = SimpleNamespace(nodes=[SimpleNamespace(host="node0", rank=0, name="rank 0 (node0)")])
+        self.topology = SimpleNamespace(
+            nodes=[
+                SimpleNamespace(host="node0", rank=0, name="rank 0 (node0)", file_stem="rank0-node0"),
+            ]
+        )
 
     def ask(self, op: str, timeout: float, hosts: Sequence[str], **more: Any) -> tuple[Any, dict[str, NodeError]]:
         if op == "artifacts":
@@ -424,7 +428,10 @@ def test_a_few_nodes_at_a_time(record: Record) -> None:
     most = now = 0
     lock = threading.Lock()
     meet = threading.Barrier(artifacts.NODES_AT_ONCE)
-    nodes = [SimpleNamespace(host=f"n{n}", rank=n, name=f"n{n}") for n in range(3 * artifacts.NODES_AT_ONCE)]
+    nodes = [
+        SimpleNamespace(host=f"n{n}", rank=n, name=f"n{n}", file_stem=f"rank{n}-n{n}")
+        for n in range(3 * artifacts.NODES_AT_ONCE)
+    ]
 
     class Busy:
         job_id = "job-1"

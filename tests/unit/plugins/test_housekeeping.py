@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible_collections.thunderhead.cluster.plugins.action import job_cleanup
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import housekeeping, words
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import Unreachable
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
@@ -200,8 +199,3 @@ def test_a_number_that_cannot_be_meant(nodes: list[LocalNode], tmp_path: Path) -
     done = playbook(tmp_path, nodes, "-e", "keep=-1")
     assert done.returncode != 0
     assert "keep is -1; set it to 0 or more" in done.stdout + done.stderr
-
-
-def test_the_playbook_passes_every_argument() -> None:
-    (play,) = yaml.safe_load((ROOT / "playbooks" / "clean.yml").read_text())
-    assert play["tasks"][0]["thunderhead.cluster.job_cleanup"].keys() == job_cleanup.ARGUMENTS.keys()

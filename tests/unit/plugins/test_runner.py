@@ -456,7 +456,9 @@ def test_a_job_that_failed_meanwhile(nodes: list[LocalNode], tmp_path: Path) -> 
 
 
 def test_no_job_to_follow(nodes: list[LocalNode], tmp_path: Path) -> None:
-    assert Session(nodes, order(tmp_path)).follow().error == "no job was ever started on these nodes"
+    assert Session(nodes, order(tmp_path)).follow().error == (
+        "no job was ever started on these nodes; start one: ansible-playbook run.yml -e script=…"
+    )
     assert Session(nodes, order(tmp_path)).follow("20260101-000000-train-0007").error == (
         "no node has a job 20260101-000000-train-0007; ansible-playbook status.yml lists them"
     )
@@ -476,7 +478,9 @@ def test_stop_a_detached_job(nodes: list[LocalNode], tmp_path: Path) -> None:
     }
     assert session.record["state"] == "stopped"
     assert [node.supervisor() for node in nodes] == [None, None]
-    assert Session(nodes, order(tmp_path)).stop().error == "no job runs on these nodes"
+    assert Session(nodes, order(tmp_path)).stop().error == (
+        "no job runs on these nodes; ansible-playbook status.yml lists those that have ended"
+    )
     assert Session(nodes, order(tmp_path)).stop(session.id).result["was_running"] is False
     again = Session(nodes, order(tmp_path)).follow()
     assert re.fullmatch(rf"job {session.id} was stopped: on request.*", again.error)

@@ -179,7 +179,7 @@ def test_the_sample_shows_the_defaults_of_the_action() -> None:
     arguments = dict(re.findall(r"(?m)^ +([a-z_]+): \"{{ (job_[a-z_]+) \| default\(omit\) }}\"$", run))
     assert len(arguments) == 6
     for argument, variable in arguments.items():
-        assert shown[variable] == job.ARGUMENTS[argument]["default"]
+        assert shown[variable] == job.ActionModule.ARGUMENTS[argument]["default"]
 
 
 def test_the_sample_shows_the_defaults_of_the_roles() -> None:
