@@ -47,8 +47,8 @@ class NodeError(Exception):
     """
 
     def __init__(self, host: str, state: str, **facts: Any) -> None:
-        words = state if len(state) <= LONGEST_WORDS else f"{state[:LONGEST_WORDS]}…"
-        super().__init__(f"{host} {shown(words)}")
+        words = shown(state)
+        super().__init__(f"{host} {words if len(words) <= LONGEST_WORDS else f'{words[:LONGEST_WORDS]}…'}")
         self.host = host
         self.facts = facts
 

@@ -55,7 +55,7 @@ class ClusterAction(ActionBase):
         try:
             return {**result, **self.act(arguments, Inventory(self, task_vars or {}))}
         except (JobError, NodeError) as error:
-            raise AnsibleActionFail(shown_lines(str(error))) from error
+            raise AnsibleActionFail(shown_lines(str(error))) from None  # Ansible shows a cause too, as it is
 
     def act(self, arguments: dict[str, Any], inventory: Inventory) -> dict[str, Any]:
         """Return the result.

@@ -10,6 +10,7 @@ that whoever uses it need not ask. Strings are still foreign: ``words.shown`` be
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -54,6 +55,11 @@ def is_relative_path(value: object) -> bool:
     if not isinstance(value, str) or len(value) > LONGEST_TEXT or "\0" in value:
         return False
     return all(part not in ("", ".", "..") for part in value.split("/"))
+
+
+def is_sentence(value: object) -> bool:
+    """Return whether it says anything."""
+    return isinstance(value, str) and is_text(value) and bool(value.strip())
 
 
 def is_flag(value: object) -> bool:
@@ -244,7 +250,7 @@ def flaw(request: Mapping[str, Any], reply: object, payload: bytes) -> str | Non
     if not isinstance(reply, dict) or not isinstance(reply.get("ok"), bool):
         return "form"
     said = {name: value for name, value in reply.items() if name != "ok"}
-    required, optional = REPLIES[request["op"]] if reply["ok"] else ({"refusal": is_text}, FACTS)
+    required, optional = REPLIES[request["op"]] if reply["ok"] else ({"refusal": is_sentence}, FACTS)
     wrong = wrong_field(said, required, optional)
     if wrong is not None:
         return f"field {wrong}"
@@ -262,13 +268,15 @@ def _is_log(request: Mapping[str, Any], reply: Mapping[str, Any], payload: bytes
 
 
 def _is_listing(request: Mapping[str, Any], reply: Mapping[str, Any], payload: bytes) -> bool:
-    """Whether these are files, each with its path, bytes and modification time, and a last page ends the list."""
+    """Whether these are files, each with its path, bytes and modification time, in the order of a walk: none twice."""
     fields_of_files = payload.split(b"\0")[:-1]
     names, sizes, times = (fields_of_files[first::3] for first in range(3))
+    order = [os.fsdecode(name).split("/") for name in names]
     return (
         len(names) == len(sizes) == len(times) <= request["most"]
         and all(len(size) < 20 and size.isdigit() and int(size) < 2**63 for size in sizes)
         and all(len(time) < 21 and time.removeprefix(b"-").isdigit() and is_time_ns(int(time)) for time in times)
+        and all(before < after for before, after in zip([request["after"].split("/"), *order], order, strict=False))
         and (bool(names) or not reply["more"])
     )
 
