@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
@@ -146,7 +147,7 @@ class Channel:
         part = shlex.quote(path + ".part")
         code, _output, errors = self._execute(f"umask 077 && cat > {part} && mv {part} {shlex.quote(path)}", data)
         if code == 255:  # ssh's own
-            raise Unreachable(self.host, f"is unreachable: {_last_line(errors)}")
+            raise self._unreachable(errors)
         if code:
             raise NodeError(self.host, f"could not write {path}: {_last_line(errors)}")
 
@@ -159,7 +160,7 @@ class Channel:
                 f"{self._executable} -c {shlex.quote(command)}", in_data=data
             )
         except AnsibleConnectionFailure as error:
-            raise Unreachable(self.host, f"is unreachable: {_last_line(str(error))}") from error
+            raise self._unreachable(str(error)) from error
         except AnsibleError as error:
             raise NodeError(self.host, f"cannot be talked to: {error}") from error
         return code, output, errors.decode(errors="replace")
@@ -191,6 +192,30 @@ class Channel:
             "may have answered for it: find out what before you use that machine again",
         )
 
+    def _unreachable(self, said: str) -> Unreachable:
+        """Return what ssh's last words mean; of a host key, which it says much about, what to do."""
+        if "REMOTE HOST IDENTIFICATION HAS CHANGED" in said:
+            return Unreachable(
+                self.host,
+                "shows another SSH host key than the one you know it by: it was installed anew, or another machine answers "
+                "in its place; compare the fingerprint with its administrator's before you remove the old key: "
+                f"ssh-keygen -R {self._address}",
+            )
+        if "Host key verification failed" in said:
+            return Unreachable(
+                self.host,
+                "shows an SSH host key that you do not know it by; log in to it once and compare the fingerprint: "
+                f"ssh {self._address}",
+            )
+        return Unreachable(self.host, f"is unreachable: {_last_line(said)}")
+
+    @property
+    def _address(self) -> str:
+        """Where the connection leads, as far as it says so."""
+        with contextlib.suppress(AttributeError, KeyError):
+            return str(self._connection.get_option("host"))
+        return self.host
+
     def _no_reply(self, code: int, errors: str) -> NodeError:
         remedy = "install Python 3.10 to 3.13 there, or set ansible_python_interpreter for it in the inventory"
         if code == 127:
@@ -198,7 +223,7 @@ class Channel:
         if "too old: Python" in errors:
             return NodeError(self.host, f"has no usable Python: {self._python} is {_last_line(errors)}; {remedy}")
         if code == 255:  # ssh's own
-            return Unreachable(self.host, f"is unreachable: {_last_line(errors)}")
+            return self._unreachable(errors)
         return NodeError(self.host, f"could not run Thunderhead's agent (exit code {code}): {_last_line(errors)}")
 
 

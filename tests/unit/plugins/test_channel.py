@@ -28,6 +28,17 @@ from local_nodes import PYTHON, Connection, LocalNode
 
 FOLLOWED = b"{'ok': True, 'state': 'running', 'more': False, 'offset': %d}"
 INSPECTED = {"address": "198.18.0.9", "interface": "eth0", "port_range": (32768, 60999)}
+CHANGED_KEY = """\
+Failed to connect to the host via ssh: @@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@
+@    WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!     @
+@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@
+Host key for 198.18.0.9 has changed and you have requested strict checking.
+Host key verification failed.
+"""
+OTHER_KEY = (
+    "shows another SSH host key than the one you know it by: it was installed anew, or another machine answers in its "
+    "place; compare the fingerprint with its administrator's before you remove the old key: ssh-keygen -R gpu-1"
+)
 REMEDY = "install Python 3.10 to 3.13 there, or set ansible_python_interpreter for it in the inventory"
 
 
@@ -144,6 +155,13 @@ def test_half_a_reply_is_none(kept: int) -> None:
     ("error", "kind", "message"),
     [
         (AnsibleConnectionFailure("Failed\nto connect"), Unreachable, "gpu-1 is unreachable: to connect"),
+        (AnsibleConnectionFailure(CHANGED_KEY), Unreachable, f"gpu-1 {OTHER_KEY}"),
+        (
+            AnsibleConnectionFailure("Failed to connect to the host via ssh: Host key verification failed.\r\n"),
+            Unreachable,
+            "gpu-1 shows an SSH host key that you do not know it by; log in to it once and compare the fingerprint: "
+            "ssh gpu-1",
+        ),
         (AnsibleError("no such plugin"), NodeError, "gpu-1 cannot be talked to: no such plugin"),
     ],
 )
