@@ -197,8 +197,8 @@ class Channel:
         if "REMOTE HOST IDENTIFICATION HAS CHANGED" in said:
             return Unreachable(
                 self.host,
-                "shows another SSH host key than the one you know it by: it was installed anew, or another machine answers "
-                "in its place; compare the fingerprint with its administrator's before you remove the old key: "
+                "shows another SSH host key than the one you know it by: it was installed anew, or another machine "
+                "answers in its place; compare the fingerprint with its administrator's before you remove the old key: "
                 f"ssh-keygen -R {self._address}",
             )
         if "Host key verification failed" in said:
