@@ -4,11 +4,13 @@ import ast
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import MARK
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import Channel
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
+
+if TYPE_CHECKING:  # a liar is started for every request, and Ansible takes its time to import
+    from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import Channel
+    from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
 
 JOB = "20261122-173005-train-1a2b"
 LOG = b"hello\n"
@@ -101,8 +103,12 @@ class LyingNode:
         reply, payload = honest(request, int(self.host[4:]))
         return 0, written(*self.lie(request, {"ok": True, **reply}, payload)), b""
 
-    def channel(self) -> Channel:
+    def channel(self) -> "Channel":
+        from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import Channel
+
         return Channel(self.host, self, "python3", "/bin/sh")
 
-    def settings(self) -> NodeSettings:
+    def settings(self) -> "NodeSettings":
+        from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
+
         return NodeSettings(self.host, self.address, "/opt/thunderhead", 29500, "", {})
