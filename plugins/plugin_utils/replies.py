@@ -254,8 +254,16 @@ def flaw(request: Mapping[str, Any], reply: object, payload: bytes) -> str | Non
     wrong = wrong_field(said, required, optional)
     if wrong is not None:
         return f"field {wrong}"
+    if not _is_at_home(request, said):
+        return "field address"
     fits = _PAYLOADS.get(request["op"], _is_empty) if reply["ok"] else _is_empty
     return None if fits(request, said, payload) else "payload"
+
+
+def _is_at_home(request: Mapping[str, Any], reply: Mapping[str, Any]) -> bool:
+    """Whether the node has the address that the inventory gives it, if it gives one: firewalls are opened to it."""
+    wanted = request.get("address")
+    return wanted is None or reply.get("address", wanted) == wanted
 
 
 def _is_empty(_request: Mapping[str, Any], _reply: Mapping[str, Any], payload: bytes) -> bool:

@@ -162,6 +162,16 @@ def test_what_is_wrong_is_named() -> None:
     )
 
 
+@pytest.mark.parametrize("op", ["inspect", "prepare"])
+def test_a_node_has_the_address_that_the_inventory_gives_it(op: str) -> None:
+    true, _payload = honest({"op": op, "address": "198.18.0.66"})
+    node = LyingNode(lie=lambda *_true: ({"ok": True, **true}, b""))
+    assert node.channel().call({"op": op, "address": None})[0]["address"] == "198.18.0.66"
+    with pytest.raises(NodeError) as caught:
+        node.channel().call({"op": op, "address": "198.18.0.5"})
+    assert f"(to {op}, by its field address)" in str(caught.value)
+
+
 # ------------------------------------------------------------------------------------------------------- whole commands
 
 
