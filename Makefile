@@ -66,6 +66,12 @@ chaos: $(VENV)/.test ## Faults on containers: machines that freeze, cables, Ctrl
 	python tests/docker/rig.py up; \
 	pytest tests/chaos $(if $(ONLY),-k '$(ONLY)')
 
+.PHONY: security
+security: $(VENV)/.test ## Secrets, modes, traps and host keys on containers: a part of chaos; for docs/security.md
+	trap 'python tests/docker/rig.py down' EXIT; \
+	python tests/docker/rig.py up; \
+	pytest tests/chaos/test_security.py
+
 .PHONY: bench-launch
 bench-launch: $(VENV)/.controller ## Time to start on NODES containers, against ssh, pdsh and mpirun (NODES=16 ROUNDS=5)
 	trap 'python tests/docker/rig.py down' EXIT; \

@@ -6,9 +6,12 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from ansible.utils.display import Display
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import housekeeping
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.cluster_action import Arguments, ClusterAction
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.cluster_action import (
+    Arguments,
+    ClusterAction,
+    display,
+)
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import in_one
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.inventory import Inventory
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import require_hosts
@@ -31,5 +34,5 @@ class ActionModule(ClusterAction):
         else:
             found = {"msg": said}
             for line in (said, *housekeeping.left_over(cleaned)):
-                Display().display(line)
+                display(line)
         return {**found, "changed": housekeeping.removes(cleaned), "nodes": cleaned}

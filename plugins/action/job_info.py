@@ -8,9 +8,12 @@ import json
 import shutil
 from typing import Any, ClassVar
 
-from ansible.utils.display import Display
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import roster
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.cluster_action import Arguments, ClusterAction
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.cluster_action import (
+    Arguments,
+    ClusterAction,
+    display,
+)
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.inventory import Inventory
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import require_hosts
 
@@ -32,7 +35,7 @@ class ActionModule(ClusterAction):
             roster.choose(arguments["job"], views, errors)
         data = roster.as_data(views, errors)
         if arguments["format"] == "table":
-            Display().display(roster.as_table(views, errors, shutil.get_terminal_size((160, 24)).columns))
+            display(roster.as_table(views, errors, shutil.get_terminal_size((160, 24)).columns))
         elif arguments["format"] == "json":
-            Display().display(json.dumps(data))
+            display(json.dumps(data))
         return {"changed": False, **data}

@@ -8,12 +8,12 @@ import os
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ansible.utils.display import Display
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import runner
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.cluster_action import (
     ATTENDING,
     Arguments,
     ClusterAction,
+    display,
 )
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.inventory import Inventory
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import require_hosts
@@ -35,7 +35,7 @@ class ActionModule(ClusterAction):
         cluster = inventory.settings(inventory.cluster)
         runs = Path(os.path.abspath(arguments["runs_dir"]))
         stopped = runner.stop(
-            *(Display().display, cluster, inventory.open_channel),
+            *(display, cluster, inventory.open_channel),
             *(arguments["job"], runs, arguments["stop_grace_seconds"]),
         )
         changed = stopped.pop("was_running")
@@ -45,5 +45,5 @@ class ActionModule(ClusterAction):
             f"job {stopped['job']} {ended} on {nodes}, and no process of it is left; for its logs and artifacts: "
             f"ansible-playbook logs.yml -e job={stopped['job']}"
         )
-        Display().display(msg)
+        display(msg)
         return {"changed": changed, "msg": msg, **stopped}

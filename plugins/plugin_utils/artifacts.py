@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import Unreachable
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError, Unreachable
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.fan_out import fan_out
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import Record
@@ -29,6 +29,8 @@ NODES_AT_ONCE = 8
 """How many nodes are read from at the same time."""
 PAGE_FILES = 2000
 """The most files that a reply lists."""
+MOST_FILES = 10_000_000
+"""A node that lists more than this does not come to an end."""
 REMEMBERED_FILES = 10_000
 """Of a node that has more to fetch than this, the list is asked for once more instead of kept."""
 RETRY_SECONDS = 1
@@ -93,10 +95,13 @@ class Source:
 
     def files(self) -> Iterator[File]:
         """Yield what the job wrote on this node, asked for page by page."""
-        after, more = "", True
+        after, more, listed_files = "", True, 0
         while more:
+            if listed_files > MOST_FILES:
+                raise NodeError(self.host, f"lists more than {MOST_FILES} files")
             reply, data = self.ask("artifacts", after=after, most=PAGE_FILES)
             fields = data.split(b"\0")
+            listed_files += len(fields) // 3
             for name, size, mtime_ns in zip(fields[0::3], fields[1::3], fields[2::3], strict=False):
                 after = os.fsdecode(name)
                 yield File(after, int(size), int(mtime_ns))

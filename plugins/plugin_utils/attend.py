@@ -21,6 +21,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.screen import Screen
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import Node
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import shown_lines
 
 SCREEN_SECONDS = 10
 """How long the end of a job waits for a slow terminal."""
@@ -47,18 +48,22 @@ class Desk:
     """What every command works with.
 
     Attributes:
-        say: shows text at once.
+        terminal: shows text at once, as it is.
         interrupts: what the user did to the playbook meanwhile.
         cluster: settings of all hosts of the cluster, in inventory order.
         hosts: those that take part.
         open_channel: gives a new channel to a host.
     """
 
-    say: Callable[[str], None]
+    terminal: Callable[[str], None]
     interrupts: Interrupts
     cluster: Sequence[NodeSettings]
     hosts: Sequence[str]
     open_channel: OpenChannel
+
+    def say(self, text: str) -> None:
+        """Show text at once; what nodes have put into it does not act upon the terminal."""
+        self.terminal(shown_lines(text))
 
     @property
     def settings(self) -> list[NodeSettings]:
@@ -84,7 +89,7 @@ def see_through(
 
     while True:
         shown = [node for node in gang.topology.nodes if SHOWN[order.logs](node)]
-        screen = Screen(desk.say, gang.topology.world_size, [node.host for node in shown])
+        screen = Screen(desk.terminal, gang.topology.world_size, [node.host for node in shown])
         onlooker = Onlooker(
             gang,
             logs,
@@ -116,7 +121,7 @@ def see_through(
         return _finish(order, desk.say, gang, record, logs, endings, onlooker.verdict)
     except JobError as error:
         if interrupts.came:  # and nobody will show it
-            interrupts.say(str(error))
+            interrupts.say(shown_lines(str(error)))
         raise
 
 

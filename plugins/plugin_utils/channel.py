@@ -4,12 +4,11 @@
 
 from __future__ import annotations
 
-import ast
+import contextlib
 import functools
 import os
 import re
 import shlex
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,9 @@ from ansible.plugins.loader import become_loader, connection_loader
 from ansible.template import Templar
 from ansible_collections.thunderhead.cluster.plugins.module_utils import agent
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import MARK
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils import literals
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.replies import flaw
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import shown
 
 # Python's -I and -S leave the user's environment and site-packages out, which also halves the time that an interpreter
 # takes to start.
@@ -33,16 +35,21 @@ LOADER = (
     "exec(compile(s.read(int(s.readline())), 'agent', 'exec'))"
 )
 
-
-# Two threads at once make CPython 3.11 fail, under load, with "AST constructor recursion depth mismatch" (gh-106905).
-_literals = threading.Lock()
+_HEAD = re.compile(rb"%b ([0-9]{1,12}) ([0-9]{1,12})\n" % MARK.encode())
+LONGEST_WORDS = 2000
+"""Characters of what a node says of itself, on its way into a sentence."""
 
 
 class NodeError(Exception):
-    """What one node could not do. ``str()`` is a sentence that begins with the node's name; ``facts`` are for code."""
+    """What one node could not do.
+
+    ``str()`` is a sentence that begins with the node's name, in one line that a terminal may show, whoever wrote
+    ``state``; ``facts`` are for code.
+    """
 
     def __init__(self, host: str, state: str, **facts: Any) -> None:
-        super().__init__(f"{host} {state}")
+        words = shown(state)
+        super().__init__(f"{host} {words if len(words) <= LONGEST_WORDS else f'{words[:LONGEST_WORDS]}…'}")
         self.host = host
         self.facts = facts
 
@@ -126,7 +133,7 @@ class Channel:
             NodeError: the node refused, or cannot run the agent.
         """
         command = f"{shlex.quote(self._python)} -I -S -c {shlex.quote(LOADER)}"
-        return self._parse(*self._execute(command, frame(request["op"], ascii(dict(request)), payload)))
+        return self._parse(request, *self._execute(command, frame(request["op"], ascii(dict(request)), payload)))
 
     def put(self, path: str, data: bytes) -> None:
         """Make the file ``path`` appear on the node, whole and readable by nobody else.
@@ -140,7 +147,7 @@ class Channel:
         part = shlex.quote(path + ".part")
         code, _output, errors = self._execute(f"umask 077 && cat > {part} && mv {part} {shlex.quote(path)}", data)
         if code == 255:  # ssh's own
-            raise Unreachable(self.host, f"is unreachable: {_last_line(errors)}")
+            raise self._unreachable(errors)
         if code:
             raise NodeError(self.host, f"could not write {path}: {_last_line(errors)}")
 
@@ -153,28 +160,61 @@ class Channel:
                 f"{self._executable} -c {shlex.quote(command)}", in_data=data
             )
         except AnsibleConnectionFailure as error:
-            raise Unreachable(self.host, f"is unreachable: {_last_line(str(error))}") from error
+            raise self._unreachable(str(error)) from error
         except AnsibleError as error:
             raise NodeError(self.host, f"cannot be talked to: {error}") from error
         return code, output, errors.decode(errors="replace")
 
-    def _parse(self, code: int, output: bytes, errors: str) -> tuple[dict[str, Any], bytes]:
+    def _parse(self, request: Mapping[str, Any], code: int, output: bytes, errors: str) -> tuple[dict[str, Any], bytes]:
         # A login shell may print before the agent does, so the reply begins at the mark.
-        start = output.find(MARK.encode())
-        line_end = output.find(b"\n", start)
-        if start < 0 or line_end < 0:
+        head = _HEAD.search(output)
+        if not head:
             raise self._no_reply(code, errors)
-        _mark, length, payload_length = output[start:line_end].split()
-        body = line_end + 1
-        payload = body + int(length)
-        end = payload + int(payload_length)
+        payload = head.end() + int(head[1])
+        end = payload + int(head[2])
         if len(output) < end:  # the connection broke: half a log would pass for a whole one
             raise Unreachable(self.host, f"is unreachable: its reply broke off, {_last_line(errors)}")
-        with _literals:
-            reply: dict[str, Any] = ast.literal_eval(output[body:payload].decode())
+        try:
+            reply = literals.parse(output[head.end() : payload].decode("ascii"))
+        except ValueError as error:
+            raise self._unbelievable(request, f"form: {error}") from None
+        wrong = flaw(request, reply, output[payload:end])
+        if wrong:
+            raise self._unbelievable(request, wrong)
         if not reply.pop("ok"):
             raise NodeError(self.host, reply.pop("refusal"), **reply)
         return reply, output[payload:end]
+
+    def _unbelievable(self, request: Mapping[str, Any], what: str) -> NodeError:
+        return NodeError(
+            self.host,
+            f"sent a reply that Thunderhead's agent never gives (to {request['op']}, by its {what}); something else "
+            "may have answered for it: find out what before you use that machine again",
+        )
+
+    def _unreachable(self, said: str) -> Unreachable:
+        """Return what ssh's last words mean; of a host key, which it says much about, what to do."""
+        if "REMOTE HOST IDENTIFICATION HAS CHANGED" in said:
+            return Unreachable(
+                self.host,
+                "shows another SSH host key than the one you know it by: it was installed anew, or another machine "
+                "answers in its place; compare the fingerprint with its administrator's before you remove the old key: "
+                f"ssh-keygen -R {self._address}",
+            )
+        if "Host key verification failed" in said:
+            return Unreachable(
+                self.host,
+                "shows an SSH host key that you do not know it by; log in to it once and compare the fingerprint: "
+                f"ssh {self._address}",
+            )
+        return Unreachable(self.host, f"is unreachable: {_last_line(said)}")
+
+    @property
+    def _address(self) -> str:
+        """Where the connection leads, as far as it says so."""
+        with contextlib.suppress(AttributeError, KeyError):
+            return str(self._connection.get_option("host"))
+        return self.host
 
     def _no_reply(self, code: int, errors: str) -> NodeError:
         remedy = "install Python 3.10 to 3.13 there, or set ansible_python_interpreter for it in the inventory"
@@ -183,7 +223,7 @@ class Channel:
         if "too old: Python" in errors:
             return NodeError(self.host, f"has no usable Python: {self._python} is {_last_line(errors)}; {remedy}")
         if code == 255:  # ssh's own
-            return Unreachable(self.host, f"is unreachable: {_last_line(errors)}")
+            return self._unreachable(errors)
         return NodeError(self.host, f"could not run Thunderhead's agent (exit code {code}): {_last_line(errors)}")
 
 

@@ -15,6 +15,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.interrupts import Interrupted, Interrupts
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.inventory import Inventory
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import shown_lines
 
 Arguments = Mapping[str, dict[str, Any]]
 """An argument spec."""
@@ -33,6 +34,11 @@ ATTENDING: Arguments = {
 """Arguments of every action that follows a job, described in plugins/doc_fragments."""
 
 
+def display(text: str) -> None:
+    """Show text; what nodes have put into it does not act upon the terminal."""
+    Display().display(shown_lines(text))
+
+
 class ClusterAction(ActionBase):
     """Runs once for all hosts of the play; see the module of the action's name for arguments and results."""
 
@@ -49,7 +55,7 @@ class ClusterAction(ActionBase):
         try:
             return {**result, **self.act(arguments, Inventory(self, task_vars or {}))}
         except (JobError, NodeError) as error:
-            raise AnsibleActionFail(str(error)) from error
+            raise AnsibleActionFail(shown_lines(str(error))) from None  # Ansible shows a cause too, as it is
 
     def act(self, arguments: dict[str, Any], inventory: Inventory) -> dict[str, Any]:
         """Return the result.
@@ -71,7 +77,7 @@ class AttendingAction(ClusterAction):
             return self.attend(arguments, inventory, interrupts, say)
         except Stopped as stopped:
             if not interrupts.came:
-                say(str(stopped))
+                say(shown_lines(str(stopped)))
                 interrupts.interrupt_playbook()
         except Interrupted:
             pass

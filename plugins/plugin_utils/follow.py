@@ -246,7 +246,7 @@ class Following:
                 if live:
                     self._observer.output(rank.node, data, rank.offset)
             rank.offset = reply["offset"]
-            if reply["state"] not in GOING_ON and not reply["more"]:
+            if reply["state"] not in GOING_ON and not (reply["more"] and data):
                 return self._ending(reply)
 
     def _ending(self, reply: Mapping[str, Any]) -> Ending:

@@ -16,6 +16,8 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import a
 
 GO_SECONDS = 10
 """How long a node removes before it answers, to be asked again if there is more."""
+MOST_ROUNDS = 1000
+"""A node that has more to remove after being asked this often does not come to an end."""
 TIMEOUT_SECONDS = 60
 """After this long without an answer a node counts as unreachable."""
 MOST_NOTES = 5
@@ -52,7 +54,7 @@ def clean(
     cleaned: dict[str, Cleaned] = {}
     errors: dict[str, NodeError] = {}
     asked = {one.host: one for one in settings}
-    while asked:
+    for _round in range(MOST_ROUNDS):
         replies, failed = fan_out(asked, ask, TIMEOUT_SECONDS)
         errors.update(failed)
         asked = {host: asked[host] for host, reply in replies.items() if reply.pop("more")}
@@ -60,6 +62,8 @@ def clean(
             known = cleaned.setdefault(host, reply)
             if known is not reply:  # lists and bytes; what could not be removed could not either time
                 cleaned[host] = {name: reply[name] if name == "left" else known[name] + reply[name] for name in reply}
+        if not asked:
+            break
     return cleaned, errors
 
 

@@ -24,7 +24,8 @@ _BLOCK_BYTES = 65536
 # Escape sequences (CSI, OSC, other two-character ones), then every control character but the tab: what a script
 # prints, or what stands in a file it prints, must not drive the user's terminal.
 _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[@-_]?")
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# Those of Unicode that turn the direction of what follows besides, or break the line.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _CONTROL_BYTES = bytes({*range(32), 127} - set(b"\t\n"))
 _CURSOR_UP = re.compile(rb"\x1b\[\d*[AF]")
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from ansible.utils.color import stringc
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.logs import LineReader
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import shown_lines
 
 BACKLOG_BYTES = 4 * 2**20
 """How much output of all ranks together may wait for the terminal."""
@@ -109,6 +110,7 @@ class Screen:
 
     def say(self, line: str) -> None:
         """Show a line of the engine's own after all that came before. It is never left out. Returns at once."""
+        line = shown_lines(line)
         with self._news:
             if not self._ended:
                 self._items.append(line)

@@ -33,7 +33,6 @@ _COLLECTIVES = {
 }
 _JOBS_CODE = "/".join(("", "jobs", "[^/]+", "work", ""))  # a job's own copy of the code on its node
 _LIBRARY = re.compile(r"/(site|dist)-packages/|/lib/python3\.\d+/|^<")
-_FRAME = re.compile(r" {4}(.+?) \((.+?)(?::(\d+))?\)$")
 _THREAD = re.compile(r'Thread (\S+) \(([^)]*)\)(?:: "(.*)")?')
 
 
@@ -64,6 +63,16 @@ class Frame:
         return f"{self.file}:{self.line}"
 
 
+def _frame(line: str) -> Frame | None:
+    """Return the call in "    function (file:line)", or None. Some lines would keep a regular expression busy."""
+    function, _space, place = line.removeprefix("    ").partition(" (")
+    if not line.startswith("    ") or not function or len(place) < 2 or not place.endswith(")"):
+        return None
+    file, _colon, number = place[:-1].rpartition(":")
+    is_numbered = bool(file) and number.isascii() and number.isdigit() and len(number) < 10
+    return Frame(function, file, int(number)) if is_numbered else Frame(function, place[:-1], 0)
+
+
 @dataclass(frozen=True)
 class Process:
     """One process of a job, as the agent's ``stacks`` replied.
@@ -91,8 +100,8 @@ class Process:
         for line in self.text.split("\n"):
             if found := _THREAD.match(line):
                 threads.append((found[3] or "", "idle" in found[2], []))
-            elif threads and (found := _FRAME.match(line)):
-                threads[-1][2].append(Frame(found[1], found[2], int(found[3] or 0)))
+            elif threads and (frame := _frame(line)):
+                threads[-1][2].append(frame)
         named = [thread for thread in threads if thread[0] == "MainThread"] or threads[:1]
         return (named[0][1], named[0][2]) if named else (False, [])
 

@@ -23,8 +23,15 @@ def counted(number: int, noun: str) -> str:
 
 
 def shown(name: str) -> str:
-    """Return a name that somebody else chose, with what would act upon a terminal escaped."""
-    return name if name.isprintable() else name.encode("unicode_escape").decode()
+    """Return words that somebody else chose, in one line, with what would act upon a terminal escaped."""
+    if name.isprintable():
+        return name
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in name)
+
+
+def shown_lines(text: str) -> str:
+    """Return the same of a text of several lines, which stay lines."""
+    return "\n".join(map(shown, text.split("\n")))
 
 
 def listed(names: Sequence[str], most: int = 5) -> str:

@@ -7,8 +7,6 @@ import pytest
 from machines import CACHE, Cluster
 from measuring import Timeline
 
-HERE = Path(__file__).resolve().parent
-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--keep", action="store_true", help="leave the nodes running, and use those that run already")
@@ -29,7 +27,7 @@ def machines(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     made = Cluster(["node0", "node1", "node2"])
     try:
         made.create(reuse=keep)
-        setup = made.playbook("setup.yml", "-e", f"python_env_requirements={HERE}/requirements.txt")
+        setup = made.playbook("setup.yml", *made.requirements)
         assert setup.wait(300) == 0, setup.text
         yield made
     finally:

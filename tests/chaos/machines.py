@@ -82,10 +82,10 @@ class Node:
     def __repr__(self) -> str:
         return self.name
 
-    def execute(self, *command: str, check: bool = True, text: str | None = None) -> str:
-        """Run a command on it as root, past SSH, and return what it printed."""
+    def execute(self, *command: str, check: bool = True, text: str | None = None, user: str = "root") -> str:
+        """Run a command on it, past SSH, and return what it printed."""
         interactive = ["--interactive"] if text is not None else []
-        return docker("exec", *interactive, self.container, *command, check=check, text=text)
+        return docker("exec", f"--user={user}", *interactive, self.container, *command, check=check, text=text)
 
     def processes(self, job: str) -> list[str]:
         """Return "pid parent command" of every process of the job, the supervisor too."""
@@ -170,6 +170,16 @@ class Node:
             "mkdir jobs bundles; chmod 711 jobs; chmod 700 bundles; ln -s /opt/thunderhead/env env",
         )
 
+    def change_host_key(self) -> None:
+        """Have it introduce itself as another machine would."""
+        conf = "/etc/ssh/sshd_config.d/node.conf"
+        own, other = "/etc/node/host_key", "/root/other_host_key"
+        restart = "systemctl restart ssh"
+        self._broken.append(lambda: self.execute("sh", "-c", f"sed -i 's#{other}#{own}#' {conf}; {restart}"))
+        make = f"test -e {other} || ssh-keygen -q -t ed25519 -N '' -f {other}"
+        self.execute("sh", "-ec", f"{make}; sed -i 's#{own}#{other}#' {conf}; {restart}")
+        self.await_sshd()
+
     # ----------------------------------------------------------------------------------------------------- mending it
 
     def await_sshd(self) -> None:
@@ -211,7 +221,10 @@ class Cluster:
     Attributes:
         nodes: in rank order.
         runs: where the records of this test's jobs go.
+        requirements: arguments of setup.yml: what is installed on the nodes.
     """
+
+    requirements = ("-e", f"python_env_requirements={PROJECT.parent}/requirements.txt")
 
     def __init__(self, names: Sequence[str]) -> None:
         self.nodes = [Node(name, f"{SUBNET}.{10 + number}") for number, name in enumerate(names)]

@@ -68,6 +68,7 @@ def prepare(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
         "gate": gate_path(request),
         "gpus": count_gpus(),
         "has_bundle": False,
+        "watch_port": 0,
     }
     if request["dry"]:
         check_master_port(request, user)
@@ -85,7 +86,8 @@ def prepare(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
         if reply["has_bundle"]:
             unpack(request, user)
         listener = listen(address) if request["watched"] else None
-        reply["watch_port"] = listener.getsockname()[1] if listener else 0
+        if listener:
+            reply["watch_port"] = listener.getsockname()[1]
         fork_supervisor(request, user, listener)
     except BaseException:
         discard(request, b"")

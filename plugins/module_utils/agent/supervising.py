@@ -181,7 +181,7 @@ class Supervisor:
     def _reason(self) -> str:
         """Why this node is told to stop: the watch's word, or the controller's; "" for a stop on request."""
         if self._watch and self._watch.verdict is not None:
-            return self._watch.verdict
+            return self._watch.verdict[:LONGEST_REASON]  # another node's words
         with contextlib.suppress(OSError), open(reason_path(self._job_dir), errors="replace") as file:
             return file.read(LONGEST_REASON)
         return f"{self._order.name} was told to stop by its own node, as at a shutdown"

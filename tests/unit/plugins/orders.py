@@ -1,9 +1,12 @@
-"""Orders of a user whose project is one script."""
+"""Orders of a user whose project is one script, and who does nothing else."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ansible_collections.thunderhead.cluster.plugins.action.job import as_order
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.interrupts import Interrupted, Interrupts
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import Order
 
 
@@ -16,3 +19,28 @@ def order(tmp_path: Path, text: str | None = None, **changes: Any) -> Order:
         (project / "train.py").write_text(text)
         given |= {"script": "train.py", "project_dir": project}
     return as_order({**given, **changes})
+
+
+class Undisturbed(Interrupts):
+    """Of a user who does nothing to ansible-playbook, unless a test says so."""
+
+    def __init__(self) -> None:
+        self.what: Literal["", "signal", "gone"] = ""
+        self.twice = False
+        self.said: list[str] = []
+
+    @contextlib.contextmanager
+    def raising(self) -> Iterator[None]:
+        if self.what:
+            raise Interrupted
+        yield
+
+    @property
+    def came(self) -> Literal["", "signal", "gone"]:
+        return self.what
+
+    def again(self) -> bool:
+        return self.twice
+
+    def say(self, text: str) -> None:
+        self.said.append(text)

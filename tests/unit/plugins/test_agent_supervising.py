@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import supervising
@@ -218,3 +219,9 @@ def test_the_last_word_has_room_on_a_full_disk(node: LocalNode, tmp_path: Path) 
     """state.json always has the size that its last word may need."""
     node.run("pass", tmp_path / "code")
     assert (node.job_dir() / "state.json").stat().st_size == supervising.STATE_BYTES + 1
+
+
+def test_another_nodes_reason_is_kept_short() -> None:
+    supervisor = supervising.Supervisor("/nowhere", SimpleNamespace(), None)  # type: ignore[arg-type]
+    supervisor._watch = SimpleNamespace(verdict="x" * 1_000_000)  # type: ignore[assignment]
+    assert supervisor._reason() == "x" * supervising.LONGEST_REASON

@@ -26,6 +26,19 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import
 )
 from local_nodes import PYTHON, Connection, LocalNode
 
+FOLLOWED = b"{'ok': True, 'state': 'running', 'more': False, 'offset': %d}"
+INSPECTED = {"address": "198.18.0.9", "interface": "eth0", "port_range": (32768, 60999)}
+CHANGED_KEY = """\
+Failed to connect to the host via ssh: @@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@
+@    WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!     @
+@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@
+Host key for 198.18.0.9 has changed and you have requested strict checking.
+Host key verification failed.
+"""
+OTHER_KEY = (
+    "shows another SSH host key than the one you know it by: it was installed anew, or another machine answers in its "
+    "place; compare the fingerprint with its administrator's before you remove the old key: ssh-keygen -R gpu-1"
+)
 REMEDY = "install Python 3.10 to 3.13 there, or set ansible_python_interpreter for it in the inventory"
 
 
@@ -43,6 +56,12 @@ class Canned:
 
 def call(code: int = 0, output: bytes = b"", errors: bytes = b"") -> tuple[dict[str, Any], bytes]:
     return Channel("gpu-1", Canned(code, output, errors), "python3", "/bin/sh").call({"op": "inspect"})
+
+
+def log(offset: int, output: bytes) -> tuple[dict[str, Any], bytes]:
+    """Return what `follow` makes of this output for a log of which nothing is known yet."""
+    request = {"op": "follow", "offset": 0, "max_bytes": offset}
+    return Channel("gpu-1", Canned(0, output), "python3", "/bin/sh").call(request)
 
 
 def reply(text: bytes, payload: bytes = b"") -> bytes:
@@ -72,11 +91,13 @@ def test_a_request_is_sent_the_modules_that_it_needs_and_no_others() -> None:
 
 @pytest.mark.parametrize("noise", [b"", b"Welcome!\n\xff\x00\x1b[0m\n", b"no newline at its end "])
 def test_a_reply_behind_noise(noise: bytes) -> None:
-    assert call(0, noise + reply(b"{'ok': True, 'a': 1}", b"pay\nload")) == ({"a": 1}, b"pay\nload")
+    assert log(8, noise + reply(FOLLOWED % 8, b"pay\nload"))[1] == b"pay\nload"
 
 
 def test_noise_behind_a_reply_is_not_its_payload() -> None:
-    assert call(0, reply(b"{'ok': True}", b"data") + b"logout\n") == ({}, b"data")
+    found, payload = log(4, reply(FOLLOWED % 4, b"data") + b"logout\n")
+    assert found == {"state": "running", "more": False, "offset": 4}
+    assert payload == b"data"
 
 
 def test_a_refusal_begins_with_the_node() -> None:
@@ -123,8 +144,8 @@ def test_no_reply(code: int, errors: bytes, kind: type[NodeError], message: str)
 
 @pytest.mark.parametrize("kept", range(30, 60, 3))
 def test_half_a_reply_is_none(kept: int) -> None:
-    whole = reply(b"{'ok': True, 'offset': 11}", b"hello world")
-    assert call(0, whole) == ({"offset": 11}, b"hello world")
+    whole = reply(FOLLOWED % 11, b"hello world")
+    assert log(11, whole)[1] == b"hello world"
     with pytest.raises(Unreachable) as caught:
         call(255, whole[:kept], b"client_loop: send disconnect: Broken pipe\n")
     assert str(caught.value) == ("gpu-1 is unreachable: its reply broke off, client_loop: send disconnect: Broken pipe")
@@ -134,6 +155,13 @@ def test_half_a_reply_is_none(kept: int) -> None:
     ("error", "kind", "message"),
     [
         (AnsibleConnectionFailure("Failed\nto connect"), Unreachable, "gpu-1 is unreachable: to connect"),
+        (AnsibleConnectionFailure(CHANGED_KEY), Unreachable, f"gpu-1 {OTHER_KEY}"),
+        (
+            AnsibleConnectionFailure("Failed to connect to the host via ssh: Host key verification failed.\r\n"),
+            Unreachable,
+            "gpu-1 shows an SSH host key that you do not know it by; log in to it once and compare the fingerprint: "
+            "ssh gpu-1",
+        ),
         (AnsibleError("no such plugin"), NodeError, "gpu-1 cannot be talked to: no such plugin"),
     ],
 )
@@ -244,7 +272,7 @@ def command_of(channel: Channel) -> str:
 
     def execute(command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
         commands.append(command)
-        return 0, reply(b"{'ok': True}"), b""
+        return 0, reply(ascii({"ok": True, **INSPECTED}).encode()), b""
 
     channel._connection.exec_command = execute
     channel.call({"op": "inspect"})

@@ -1,4 +1,3 @@
-import contextlib
 import getpass
 import json
 import platform
@@ -6,9 +5,9 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 from ansible.errors import AnsibleConnectionFailure
@@ -18,11 +17,11 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils import runner
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.attend import Desk, come_back
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.command_line import without_values
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.interrupts import Interrupted, Interrupts
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.interrupts import Interrupted
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import Order
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
 from local_nodes import SLEEP, Connection, LocalNode, by_rank, opener, until
-from orders import order
+from orders import Undisturbed, order
 
 
 @pytest.fixture(autouse=True)
@@ -62,31 +61,6 @@ def test_bad_input_reaches_no_node(tmp_path: Path, changes: dict[str, Any], mess
 
 
 # ----------------------------------------------------------------------------------------------------------- whole jobs
-
-
-class Undisturbed(Interrupts):
-    """Of a user who does nothing to ansible-playbook, unless a test says so."""
-
-    def __init__(self) -> None:
-        self.what: Literal["", "signal", "gone"] = ""
-        self.twice = False
-        self.said: list[str] = []
-
-    @contextlib.contextmanager
-    def raising(self) -> Iterator[None]:
-        if self.what:
-            raise Interrupted
-        yield
-
-    @property
-    def came(self) -> Literal["", "signal", "gone"]:
-        return self.what
-
-    def again(self) -> bool:
-        return self.twice
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
 
 
 class Session:

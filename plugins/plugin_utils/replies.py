@@ -1,0 +1,319 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""What a node may reply to each operation of the agent: anything else is no agent's word, and goes no further.
+
+A node that was broken into can reply what it likes. What a reply holds becomes paths, addresses in firewalls, the
+environment of other nodes' jobs and lines on a terminal; that it is of the right kind is made sure of here, once, so
+that whoever uses it need not ask. Strings are still foreign: ``words.shown`` before a terminal sees them.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.records import (
+    LONGEST_TEXT,
+    SPEC,
+    STATE,
+    is_count,
+    is_number,
+    is_text,
+)
+
+Check = Callable[[object], bool]
+
+MOST_ITEMS = 100_000
+"""Of any list in a reply."""
+MOST_STACKS_BYTES = 2**26
+_INTERFACE = re.compile(r"[^\s/\0]{1,15}")  # as the kernel allows them
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+# ----------------------------------------------------------------------------------------------------- kinds of values
+
+
+def is_address(value: object) -> bool:
+    """Return whether it is the IP address of one machine."""
+    try:
+        address = ipaddress.ip_address(value) if isinstance(value, str) and "%" not in value else None
+    except ValueError:
+        return False
+    return address is not None and not (address.is_unspecified or address.is_multicast)
+
+
+def is_absolute_path(value: object) -> bool:
+    """Return whether it is an absolute path, of printable characters."""
+    return isinstance(value, str) and len(value) <= LONGEST_TEXT and value.startswith("/") and value.isprintable()
+
+
+def is_relative_path(value: object) -> bool:
+    """Return whether it is a path that stays below where it begins."""
+    if not isinstance(value, str) or len(value) > LONGEST_TEXT or "\0" in value:
+        return False
+    return all(part not in ("", ".", "..") for part in value.split("/"))
+
+
+def is_sentence(value: object) -> bool:
+    """Return whether it says anything."""
+    return isinstance(value, str) and is_text(value) and bool(value.strip())
+
+
+def is_flag(value: object) -> bool:
+    """Return whether it is true or false."""
+    return isinstance(value, bool)
+
+
+def is_size(value: object) -> bool:
+    """Return whether it is a number of bytes or of anything else."""
+    return is_count(value) and isinstance(value, int) and value >= 0
+
+
+def is_port(value: object) -> bool:
+    """Return whether it is a TCP port, or 0 for none."""
+    return is_count(value) and isinstance(value, int) and 0 <= value <= 65535
+
+
+def is_time_ns(value: object) -> bool:
+    """Return whether it is a modification time in nanoseconds, as the kernel has them."""
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+
+
+def is_port_range(value: object) -> bool:
+    """Return whether these are the first and the last of some ports."""
+    return row(is_port, is_port)(value) and isinstance(value, (list, tuple)) and value[0] <= value[1]
+
+
+def is_interface(value: object) -> bool:
+    """Return whether it is the name of a network interface."""
+    return isinstance(value, str) and value.isprintable() and bool(_INTERFACE.fullmatch(value))
+
+
+def matches(pattern: re.Pattern[str]) -> Check:
+    """Return what checks for a string of this form."""
+    return lambda value: isinstance(value, str) and bool(pattern.fullmatch(value))
+
+
+def is_bytes(value: object) -> bool:
+    """Return whether these are bytes, not more than a line of a log."""
+    return isinstance(value, bytes) and len(value) <= LONGEST_TEXT
+
+
+def none_or(check: Check) -> Check:
+    """Return what lets None through besides."""
+    return lambda value: value is None or check(value)
+
+
+def many(check: Check, most: int = MOST_ITEMS) -> Check:
+    """Return what checks each item of a list."""
+    return lambda value: isinstance(value, (list, tuple)) and len(value) <= most and all(map(check, value))
+
+
+def row(*checks: Check) -> Check:
+    """Return what checks a list of so many items, each in its own way."""
+    return lambda value: (
+        isinstance(value, (list, tuple))
+        and len(value) == len(checks)
+        and all(check(item) for check, item in zip(checks, value, strict=True))
+    )
+
+
+def table(check_key: Check, check: Check) -> Check:
+    """Return what checks the keys and values of a dictionary."""
+    return lambda value: isinstance(value, dict) and all(check_key(key) and check(one) for key, one in value.items())
+
+
+def wrong_field(value: Mapping[str, Any], required: Mapping[str, Check], optional: Mapping[str, Check]) -> str | None:
+    """Return the first field that is missing, unknown or of the wrong kind, or None."""
+    checks = {**required, **optional}
+    for name in (*required, *value):
+        if name not in checks or name not in value or not checks[name](value[name]):
+            return name
+    return None
+
+
+def fields(required: Mapping[str, Check], optional: Mapping[str, Check] | None = None) -> Check:
+    """Return what checks a dictionary with these fields and no others."""
+    return lambda value: isinstance(value, dict) and wrong_field(value, required, optional or {}) is None
+
+
+# ------------------------------------------------------------------------------------------------------------ the table
+
+_STATE = {"state": STATE["state"]}
+_MORE_OF_STATE = {name: check for name, check in STATE.items() if name != "state"}
+_HOLDER = {name: is_text for name in ("id", "user", "start", "pid", "born")}
+
+REPLIES: Mapping[str, tuple[Mapping[str, Check], Mapping[str, Check]]] = {
+    "artifacts": ({"more": is_flag}, {}),
+    "checkpoints": (
+        {
+            "found": many(row(is_relative_path, is_size, is_size, is_number)),
+            "refused": many(row(is_relative_path, is_text)),
+        },
+        {},
+    ),
+    "clean": (
+        {
+            "jobs": many(is_text),
+            "bundles": many(is_text),
+            "envs": many(is_text),
+            "bytes": is_size,
+            "left": many(row(is_text, is_text)),
+            "more": is_flag,
+        },
+        {},
+    ),
+    "deliver": ({}, {}),
+    "discard": ({}, {}),
+    "follow": ({**_STATE, "more": is_flag, "offset": is_size}, _MORE_OF_STATE),
+    "inspect": ({"address": is_address, "interface": is_interface, "port_range": is_port_range}, {}),
+    "jobs": (
+        {
+            "jobs": many(
+                fields(
+                    {
+                        "id": is_text,
+                        "spec": none_or(fields({}, SPEC)),
+                        "state": fields(_STATE, _MORE_OF_STATE),
+                        "size": is_size,
+                        "last_line": is_bytes,
+                    }
+                )
+            )
+        },
+        {},
+    ),
+    "place": ({"placed": is_flag}, {}),
+    "prepare": (
+        {
+            "address": is_address,
+            "interface": is_interface,
+            "python": is_absolute_path,
+            "job_dir": is_absolute_path,
+            "gate": is_absolute_path,
+            "gpus": is_size,
+            "has_bundle": is_flag,
+            "watch_port": is_port,
+        },
+        {"stale": fields(_HOLDER)},
+    ),
+    "reach": ({"failed": table(is_text, is_text), "missing": many(is_text), "master": none_or(is_text)}, {}),
+    "read": ({"parts": many(row(is_size, is_size, is_time_ns))}, {}),
+    "stacks": (
+        {
+            "processes": many(
+                fields(
+                    {
+                        "pid": is_size,
+                        "parent": is_size,
+                        "command": is_text,
+                        "local_rank": none_or(is_count),
+                        "state": matches(re.compile("[A-Za-z]")),
+                        "python": is_flag,
+                        "dumped": is_flag,
+                        "bytes": is_size,
+                    }
+                )
+            ),
+            "missing": none_or(is_text),
+            "port_range": is_port_range,
+        },
+        {},
+    ),
+    "stop": ({**_STATE, "left": many(is_size)}, _MORE_OF_STATE),
+    "verify": ({"why": is_text}, {"bytes": is_size, "sha256": matches(_SHA256)}),
+}
+"""Required and optional fields of the reply to each operation."""
+
+FACTS: Mapping[str, Check] = {
+    "busy": fields({**_HOLDER, "prepared": is_flag}),
+    "running": is_flag,
+    "taken": is_flag,
+}
+"""What may come with a refusal."""
+
+
+# ----------------------------------------------------------------------------------------------------------- the whole
+
+
+def flaw(request: Mapping[str, Any], reply: object, payload: bytes) -> str | None:
+    """Return what is wrong with a reply, a noun, or None.
+
+    Args:
+        request: what was asked.
+        reply: what came back, with ``ok``: whether it was done, or else ``refusal``: why not.
+        payload: what came with it.
+    """
+    if not isinstance(reply, dict) or not isinstance(reply.get("ok"), bool):
+        return "form"
+    said = {name: value for name, value in reply.items() if name != "ok"}
+    required, optional = REPLIES[request["op"]] if reply["ok"] else ({"refusal": is_sentence}, FACTS)
+    wrong = wrong_field(said, required, optional)
+    if wrong is not None:
+        return f"field {wrong}"
+    if not _is_at_home(request, said):
+        return "field address"
+    fits = _PAYLOADS.get(request["op"], _is_empty) if reply["ok"] else _is_empty
+    return None if fits(request, said, payload) else "payload"
+
+
+def _is_at_home(request: Mapping[str, Any], reply: Mapping[str, Any]) -> bool:
+    """Whether the node has the address that the inventory gives it, if it gives one: firewalls are opened to it."""
+    wanted = request.get("address")
+    return wanted is None or reply.get("address", wanted) == wanted
+
+
+def _is_empty(_request: Mapping[str, Any], _reply: Mapping[str, Any], payload: bytes) -> bool:
+    return not payload
+
+
+def _is_log(request: Mapping[str, Any], reply: Mapping[str, Any], payload: bytes) -> bool:
+    """Whether it is what comes next in the log, of which so much was asked for."""
+    return bool(len(payload) <= request["max_bytes"] and reply["offset"] == request["offset"] + len(payload))
+
+
+def _is_listing(request: Mapping[str, Any], reply: Mapping[str, Any], payload: bytes) -> bool:
+    """Whether these are files, each with its path, bytes and modification time, in the order of a walk: none twice."""
+    fields_of_files = payload.split(b"\0")[:-1]
+    names, sizes, times = (fields_of_files[first::3] for first in range(3))
+    order = [os.fsdecode(name).split("/") for name in names]
+    return (
+        len(names) == len(sizes) == len(times) <= request["most"]
+        and all(len(size) < 20 and size.isdigit() and int(size) < 2**63 for size in sizes)
+        and all(len(time) < 21 and time.removeprefix(b"-").isdigit() and is_time_ns(int(time)) for time in times)
+        and all(before < after for before, after in zip([request["after"].split("/"), *order], order, strict=False))
+        and (bool(names) or not reply["more"])
+    )
+
+
+def _are_parts(request: Mapping[str, Any], reply: Mapping[str, Any], payload: bytes) -> bool:
+    """Whether these are the parts that were asked for, or less of them."""
+    lengths = [length for length, _size, _mtime_ns in reply["parts"]]
+    asked = [length for _path, _offset, length in request["parts"]]
+    return (
+        len(lengths) == len(asked)
+        and all(length <= most for length, most in zip(lengths, asked, strict=True))
+        and sum(lengths) == len(payload)
+    )
+
+
+def _is_verdict(_request: Mapping[str, Any], reply: Mapping[str, Any], payload: bytes) -> bool:
+    """Whether a checkpoint that is whole is described."""
+    return not payload and (reply.keys() == {"why"} if reply["why"] else len(reply) == 3)
+
+
+def _are_stacks(_request: Mapping[str, Any], reply: Mapping[str, Any], payload: bytes) -> bool:
+    """Whether every byte belongs to a process."""
+    return bool(sum(one["bytes"] for one in reply["processes"]) == len(payload) <= MOST_STACKS_BYTES)
+
+
+_PAYLOADS: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, Any], bytes], bool]] = {
+    "artifacts": _is_listing,
+    "follow": _is_log,
+    "read": _are_parts,
+    "stacks": _are_stacks,
+    "verify": _is_verdict,
+}

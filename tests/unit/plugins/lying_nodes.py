@@ -1,0 +1,114 @@
+"""Nodes that were broken into: whatever is asked of them, they reply what their new owner likes."""
+
+import ast
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import MARK
+
+if TYPE_CHECKING:  # a liar is started for every request, and Ansible takes its time to import
+    from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import Channel
+    from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
+
+JOB = "20261122-173005-train-1a2b"
+LOG = b"hello\n"
+CONTENT = b"a result"
+Answer = tuple[Any, bytes]
+
+SPEC = {
+    **{"id": JOB, "user": "trainer", "start": "2026-11-22T17:30:05+01:00", "script": "train.py"},
+    **{"launcher": "lightning", "bundle": "0" * 64, "python": "/opt/thunderhead/env/bin/python"},
+    **{"args": ["--lr", "1"], "devices": None, "master_addr": "127.0.0.1", "master_port": 29500},
+    **{"grace_seconds": 1, "node_timeout_seconds": 1, "world_size": 2, "rank": 0},
+    "ranks": [
+        {"rank": 0, "host": "node0", "address": "127.0.0.1"},
+        {"rank": 1, "host": "node1", "address": "127.0.0.2"},
+    ],
+}
+ENDED = {
+    **{"state": "failed", "pid": 7, "oom": 1, "exit_code": 1, "signal": None, "started": 1.0, "ended": 3.5},
+    **{"stopping": 2.5, "because": "rank 1 (node1) exited with code 1", "error": ""},
+}
+STACK = b"""\
+==== process 7
+Thread 7 (idle): "MainThread"
+    init_process_group (torch/distributed/distributed_c10d.py:1800)
+    main (train.py:1)
+"""
+PROCESS = {
+    **{"pid": 7, "parent": 1, "command": "python train.py", "local_rank": None, "state": "S", "python": True},
+    **{"dumped": True, "bytes": len(STACK)},
+}
+
+
+def honest(request: Mapping[str, Any], rank: int = 0) -> Answer:
+    """Return what the node of this rank replies whose job has failed, and left a log, a file and a checkpoint."""
+    op = request["op"]
+    address = request.get("address") or "127.0.0.1"
+    place = {"address": address, "interface": "lo"}
+    paths = {"python": "/x/env/bin/python", "job_dir": "/x/jobs/y", "gate": "/x/jobs/y.start"}
+    if op == "follow":
+        data = LOG[request["offset"] :]
+        return {**ENDED, "more": False, "offset": request["offset"] + len(data)}, data
+    if op == "read":
+        parts = [CONTENT[offset : offset + length] for _path, offset, length in request["parts"]]
+        return {"parts": [(len(part), len(CONTENT), 10**18) for part in parts]}, b"".join(parts)
+    spec = {**SPEC, "rank": rank}
+    answers: dict[str, Answer] = {
+        "artifacts": ({"more": False}, b"result\0%d\0%d\0" % (len(CONTENT), 10**18)),
+        "checkpoints": ({"found": [("last.ckpt", 5, len(CONTENT), 1.5)], "refused": [("a.ckpt", "is empty")]}, b""),
+        "clean": ({"jobs": ["x"], "bundles": [], "envs": ["y"], "bytes": 5, "left": [("z", "a")], "more": False}, b""),
+        "deliver": ({}, b""),
+        "discard": ({}, b""),
+        "inspect": ({**place, "port_range": (32768, 60999)}, b""),
+        "jobs": (
+            {"jobs": [{"id": JOB, "spec": spec, "state": ENDED, "size": len(LOG), "last_line": b"hello"}]},
+            b"",
+        ),
+        "place": ({"placed": True}, b""),
+        "prepare": ({**place, **paths, "gpus": 0, "has_bundle": True, "watch_port": 40000}, b""),
+        "reach": ({"failed": {"node1": "refused"}, "missing": ["node1"], "master": "no route"}, b""),
+        "stacks": ({"processes": [PROCESS], "missing": None, "port_range": (32768, 60999)}, STACK),
+        "stop": ({**ENDED, "left": []}, b""),
+        "verify": ({"why": "", "bytes": len(CONTENT), "sha256": hashlib.sha256(CONTENT).hexdigest()}, b""),
+    }
+    return answers[op]
+
+
+def written(reply: Any, payload: bytes) -> bytes:
+    """Return a reply as it comes over the line."""
+    text = reply if isinstance(reply, bytes) else ascii(reply).encode()
+    return b"%s %d %d\n" % (MARK.encode(), len(text), len(payload)) + text + payload
+
+
+@dataclass
+class LyingNode:
+    """A node without a machine. `lie(request, reply, payload)` returns what it replies instead."""
+
+    host: str = "node0"
+    address: str = "127.0.0.1"
+    lie: Callable[[Mapping[str, Any], Any, bytes], Answer] = lambda _request, reply, payload: (reply, payload)
+    become: None = None
+    asked: list[str] = field(default_factory=list)
+
+    def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
+        head, _newline, rest = in_data.partition(b"\n")
+        if not head.isdigit():  # the word to start, which is put into a file
+            return 0, b"", b""
+        call = rest[: int(head)].rpartition(b"\nanswer(")[2]
+        request = ast.literal_eval(call.rstrip().removesuffix(b")").decode())
+        self.asked.append(request["op"])
+        reply, payload = honest(request, int(self.host[4:]))
+        return 0, written(*self.lie(request, {"ok": True, **reply}, payload)), b""
+
+    def channel(self) -> "Channel":
+        from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import Channel
+
+        return Channel(self.host, self, "python3", "/bin/sh")
+
+    def settings(self) -> "NodeSettings":
+        from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
+
+        return NodeSettings(self.host, self.address, "/opt/thunderhead", 29500, "", {})

@@ -1,0 +1,420 @@
+"""A node that lies: nothing outside the job's record is written, nothing reaches the terminal, and the user is told."""
+
+import ast
+import os
+import random
+import stat
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.thunderhead.cluster.plugins.module_utils import agent
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils import (
+    artifacts,
+    checkpoints,
+    follow,
+    housekeeping,
+    roster,
+    runner,
+    stall,
+    survey,
+)
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.attend import Desk
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang, Identity
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.interrupts import Interrupted
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.logs import RankLog
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.replies import REPLIES, flaw
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import rank_nodes
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import shown_lines
+from lying_nodes import JOB, Answer, LyingNode, honest, written
+from orders import Undisturbed, order
+
+WORDS = [
+    *("", "\x1b]0;owned\x07\x1b[2J", "fine\nnode0: all is well", "\u202egnihton", "\udc80", "\0", "x" * 100_000),
+    *("../../../../victim", "/tmp/victim", "..", "{{ lookup('pipe', 'touch victim') }}", "{0.__class__} %s %n"),
+    *("127.0.0.1\nwatch_key=00", "0.0.0.0/0", "10.0.0.1, 0.0.0.0/0", "a/../../b", "~/.ssh/authorized_keys"),
+]
+VALUES = [*WORDS, None, True, -1, 0, 2**40, 2**70, 1.5, 1e300, b"\x1b[2J", [], {}, ["\x1b[2J"], {"\x1b[2J": 1}]
+REQUESTS: dict[str, dict[str, Any]] = {
+    **{op: {"op": op} for op in REPLIES},
+    "artifacts": {"op": "artifacts", "after": "", "most": 2000},
+    "follow": {"op": "follow", "offset": 0, "max_bytes": 100},
+    "read": {"op": "read", "parts": [("result", 0, 8)]},
+}
+
+
+def altered(value: Any) -> Iterator[Any]:
+    """Yield the value with one part of it, at whatever depth, replaced, missing, or one too many."""
+    yield from VALUES
+    if isinstance(value, dict):
+        for key in value:
+            yield {name: one for name, one in value.items() if name != key}
+            for other in altered(value[key]):
+                yield {**value, key: other}
+        yield {**value, "host": "gpu-1", "state": "\x1b[2J"}
+    elif isinstance(value, (list, tuple)) and value:
+        yield [*value, value[0]]
+        for other in altered(value[0]):
+            yield [other, *value[1:]]
+
+
+def altered_payloads(payload: bytes) -> Iterator[bytes]:
+    chance = random.Random(1)
+    yield from (b"", b"\0", b"\0\0\0", b"\x1b[2J\n" * 9, payload[:-1], payload + b"x", payload * 2)
+    yield from (chance.randbytes(length) for length in (1, 10, 1000))
+
+
+def refusals() -> Iterator[Any]:
+    """Yield refusals, with what may come with one and what may not."""
+    holder = {"id": JOB, "user": "u", "start": "now", "pid": "1", "born": "2", "prepared": True}
+    for fact in ({}, {"busy": holder}, {"taken": True}, {"running": True}, {"host": "gpu-1"}, {"state": "x"}, {1: 2}):
+        yield from altered({"ok": False, "refusal": "is tired", **fact})
+
+
+def test_every_operation_of_the_agent_has_a_form_for_its_reply() -> None:
+    sources = [path.read_text() for path in Path(agent.__path__[0]).glob("*.py")]
+    trees = [node for source in sources for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
+    operations = {
+        node.name
+        for node in trees
+        if any(isinstance(one, ast.Name) and one.id == "operation" for one in node.decorator_list)
+    }
+    assert operations == REPLIES.keys()
+
+
+# ---------------------------------------------------------------------------------------------------- a reply by itself
+
+
+def replied(op: str, reply: Any, payload: bytes = b"") -> tuple[dict[str, Any], bytes] | str:
+    """Return what comes of a reply to a request: itself, or the sentence that refuses it."""
+    node = LyingNode(lie=lambda *_true: (reply, payload))
+    try:
+        return node.channel().call(REQUESTS[op])
+    except NodeError as error:
+        return str(error)
+
+
+def assert_a_sentence(text: str) -> None:
+    assert text.startswith("node0 ") and text.isprintable() and 6 < len(text) < 2500, text
+
+
+@pytest.mark.parametrize("op", sorted(REPLIES))
+def test_a_reply_is_believed_or_refused_in_a_sentence(op: str) -> None:
+    true, payload = honest(REQUESTS[op])
+    assert replied(op, {"ok": True, **true}, payload) == (true, payload)
+    answers = [(reply, payload) for reply in altered({"ok": True, **true})]
+    answers += [({"ok": True, **true}, other) for other in altered_payloads(payload)]
+    answers += [(reply, b"") for reply in refusals()]
+    for reply, data in answers:
+        outcome = replied(op, reply, data)
+        if isinstance(outcome, str):
+            assert_a_sentence(outcome)
+        else:
+            assert outcome[0].keys() <= REPLIES[op][0].keys() | REPLIES[op][1].keys()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(b"", b"\xff\xfe", b"{", b"__import__('os').system('touch victim')", b"{'ok': True", b"{1: 2}", b"{'a'}"),
+        *(b"[" * 100_000, b"-" * 100_000, b"1+" * 100_000 + b"1", b"{'ok':" * 100_000, b"'" + b"\\" * 99_999),
+        *(b"9" * 100_000, b"1e999999999", b"'\\N{DIGIT ONE}'", b"'\\777'", b"f'{x}'", b"'a' 'b'", b"lambda: 0", b"1_0"),
+        *(b"[" + b"1," * 2**22 + b"1]", b"nan", b"...", b"{'ok': True} {'ok': True}", b"[1 2]", b"[,]"),
+    ],
+    ids=lambda text: repr(text[:20]),
+)
+def test_what_is_no_reply_at_all(text: bytes) -> None:
+    began = time.monotonic()
+    outcome = replied("inspect", text)
+    assert isinstance(outcome, str)
+    assert_a_sentence(outcome)
+    assert "sent a reply that Thunderhead's agent never gives (to inspect, by its form" in outcome
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        *(b"thunderhead-reply", b"thunderhead-reply 1\n", b"thunderhead-reply -5 0\n[]", b"thunderhead-reply a b\n"),
+        *(b"thunderhead-reply 1 1 1\n", b"thunderhead-reply %d 0\n" % 10**11, b"thunderhead-reply 2 9999999\n{}"),
+        *(b"\x1b[2J" * 1000, b"\0" * 1000),
+    ],
+)
+def test_what_does_not_even_look_like_one(output: bytes) -> None:
+    class Other(LyingNode):
+        def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
+            return 1, output, b"\x1b]0;owned\x07 \xff\n{{ 7 * 7 }}\x1b[2J"
+
+    with pytest.raises(NodeError) as caught:
+        Other().channel().call(REQUESTS["inspect"])
+    assert_a_sentence(str(caught.value))
+
+
+def test_what_is_wrong_is_named() -> None:
+    true, _payload = honest(REQUESTS["inspect"])
+    assert replied("inspect", {"ok": True, **true, "address": "0.0.0.0/0"}) == (
+        "node0 sent a reply that Thunderhead's agent never gives (to inspect, by its field address); something else "
+        "may have answered for it: find out what before you use that machine again"
+    )
+
+
+@pytest.mark.parametrize("op", ["inspect", "prepare"])
+def test_a_node_has_the_address_that_the_inventory_gives_it(op: str) -> None:
+    true, _payload = honest({"op": op, "address": "198.18.0.66"})
+    node = LyingNode(lie=lambda *_true: ({"ok": True, **true}, b""))
+    assert node.channel().call({"op": op, "address": None})[0]["address"] == "198.18.0.66"
+    with pytest.raises(NodeError) as caught:
+        node.channel().call({"op": op, "address": "198.18.0.5"})
+    assert f"(to {op}, by its field address)" in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------------------- whole commands
+
+
+class Scene:
+    """Two nodes, of which the second does what `lie` says, and a user with a home that is none of their business."""
+
+    def __init__(self, folder: Path, lie: Callable[[Mapping[str, Any], Any, bytes], Answer]) -> None:
+        self.folder = folder
+        self.nodes = [LyingNode(), LyingNode("node1", "127.0.0.2", lie)]
+        self.said: list[str] = []
+        (folder / "victim").write_text("precious")
+        (folder / "victim.part").write_text("precious")
+        self.order = order(
+            *(folder, "pass"), collect="all", logs="all", runs_dir=folder / "runs", node_timeout_seconds=2, keep=5
+        )
+
+    def open(self, host: str) -> Any:
+        return next(node for node in self.nodes if node.host == host).channel()
+
+    @property
+    def settings(self) -> list[Any]:
+        return [node.settings() for node in self.nodes]
+
+    def desk(self) -> Desk:
+        return Desk(self.said.append, Undisturbed(), self.settings, ["node0", "node1"], self.open)
+
+    def gang(self) -> Gang:
+        gang = Gang(Identity("2026-11-22T17:30:05+01:00", JOB, "trainer"), self.settings, self.open)
+        gang.topology = rank_nodes(
+            self.settings, {n.host: {"address": n.address, "interface": "lo"} for n in self.nodes}
+        )
+        return gang
+
+    def run(self) -> None:
+        runner.run(self.order, self.desk())
+
+    def resume(self) -> None:
+        runner.run(order(self.folder, "pass", runs_dir=self.folder / "runs", resume=JOB), self.desk())
+
+    def logs(self) -> None:
+        runner.follow_again(self.order, self.desk(), "", None)
+
+    def stop(self) -> None:
+        desk = self.desk()
+        runner.stop(desk.say, self.settings, self.open, JOB, self.folder / "runs", 1)
+
+    def status(self) -> None:
+        views, errors = roster.look(self.settings, self.open)
+        desk = self.desk()
+        desk.say(roster.as_table(views, errors, 160))
+        desk.say(str(roster.as_data(views, errors)))
+
+    def clean(self) -> None:
+        cleaned, errors = housekeeping.clean(self.settings, self.open, 5)
+        desk = self.desk()
+        for line in (housekeeping.summed_up(cleaned), *housekeeping.left_over(cleaned), *map(str, errors.values())):
+            desk.say(line)
+
+    def setup(self) -> None:
+        found = survey.survey(self.settings, ["node0", "node1"], self.open)
+        assert [*found["nodes"]] == ["node0", "node1"]
+
+    def stall(self) -> None:
+        gang, runs = self.gang(), self.folder / "runs"
+        runs.mkdir()
+        logs = {node.host: RankLog(runs / node.host) for node in self.nodes}
+        stacks = stall.gather(gang, runs / "stacks")
+        self.desk().say(stall.explain(gang.topology, stacks, logs, gang).sentence)
+
+    def play(self, command: str) -> None:
+        """Run a command, and see that it did no harm."""
+        before = self.outside()
+        try:
+            getattr(self, command)()
+        except (JobError, NodeError) as error:  # in the action this goes to Ansible as it is here
+            self.said.append(shown_lines(str(error)))
+        except Interrupted:
+            raise AssertionError("nobody pressed anything") from None
+        assert self.outside() == before
+        for folder, folders, files in os.walk(self.folder / "runs"):
+            modes = [os.lstat(os.path.join(folder, name)).st_mode for name in (*folders, *files)]
+            assert all(stat.S_ISREG(mode) or stat.S_ISDIR(mode) for mode in modes)
+        for text in self.said:
+            foreign = text.replace("\n", "").replace("\x1b[0;36m", "").replace("\x1b[0;32m", "").replace("\x1b[0m", "")
+            assert foreign.isprintable(), repr(text)
+
+    def outside(self) -> dict[str, str]:
+        own = [path for path in self.folder.iterdir() if path.name != "runs"]
+        files = [path for one in own for path in (one, *one.rglob("*")) if path.is_file() or path.is_symlink()]
+        return {str(path): path.read_text() for path in files}
+
+
+@pytest.fixture(autouse=True)
+def _nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follow, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(follow, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(artifacts, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(checkpoints, "RETRY_SECONDS", 0.01)
+
+
+MOST_LIES = 60
+"""Of those about one operation, for each command that asks for it."""
+COMMANDS = {
+    "run": ["prepare", "follow", "artifacts", "read", "clean"],
+    "resume": ["jobs", "checkpoints", "verify", "read", "place"],
+    "logs": ["jobs", "follow", "artifacts", "read"],
+    "stop": ["jobs", "stop"],
+    "status": ["jobs"],
+    "clean": ["clean"],
+    "setup": ["inspect"],
+    "stall": ["stacks", "reach"],
+}
+
+
+def believable(op: str) -> list[Any]:
+    """Return lies in the form of a true reply, and one that is not: those all come to the same."""
+    true, payload = honest(REQUESTS[op])
+    found = [reply for reply in altered({"ok": True, **true}) if flaw(REQUESTS[op], reply, payload) is None]
+    words = [{"ok": False, "refusal": word} for word in WORDS[1:5]]
+    few = random.Random(1).sample(found, min(len(found), MOST_LIES))
+    return [*few, *words, {"ok": True, "\x1b[2J": "\x1b[2J"}]
+
+
+@pytest.mark.parametrize(("command", "op"), [(command, op) for command, ops in COMMANDS.items() for op in ops])
+def test_a_command_comes_to_no_harm(command: str, op: str, tmp_path: Path) -> None:
+    lies = believable(op)
+    for number, lie in enumerate(lies):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+
+        def tell(request: Mapping[str, Any], reply: Any, payload: bytes, lie: Any = lie) -> Answer:
+            if request["op"] != op:
+                return reply, payload
+            if op == "follow" and lie.get("ok") and "offset" in lie:  # else it would only be refused
+                return {**lie, "offset": reply["offset"]}, payload
+            return lie, payload if lie.get("ok") else b""
+
+        scene = Scene(folder, tell)
+        scene.play(command)
+        assert op in scene.nodes[1].asked or command == "resume"
+
+
+NAMES = [
+    *(
+        "../victim",
+        "../../victim",
+        "/tmp/victim",
+        "..",
+        ".",
+        "a/../../../victim",
+        "a//b",
+        "./x",
+        "x/",
+        "\x1b[2J",
+        "a\nb",
+    ),
+    *("{{ 7 * 7 }}", "n" * 255, "n" * 256, "d/" * 300 + "f", "\udcff\udcfe", "result/below", "-rf", "~", "job.json"),
+]
+
+
+@pytest.mark.parametrize("names", [[name] for name in NAMES] + [NAMES], ids=lambda names: repr(names[0][:12]))
+def test_files_with_names_that_lead_elsewhere(names: list[str], tmp_path: Path) -> None:
+    def tell(request: Mapping[str, Any], reply: Any, payload: bytes) -> Answer:
+        if request["op"] == "artifacts":
+            files = sorted({"result", *names}, key=lambda name: name.split("/"))
+            lines = b"".join(b"%b\0%d\0%d\0" % (name.encode(errors="surrogateescape"), 8, 10**18) for name in files)
+            return reply, lines
+        return reply, payload
+
+    scene = Scene(tmp_path, tell)
+    scene.play("run")
+    (record,) = (tmp_path / "runs").glob("2*")
+    assert (record / "artifacts" / "rank0-node0" / "result").read_text() == "a result"
+    if names == ["../victim"]:
+        assert "not collected from node1, because their names would leave the folder: ../victim" in "\n".join(
+            scene.said
+        )
+
+
+@pytest.mark.parametrize(("size", "mtime_ns"), [(2**62, 1), (0, 2**63 - 1), (8, -(2**63) + 1), (2**64, 1), (8, 2**64)])
+def test_files_that_cannot_be(size: int, mtime_ns: int, tmp_path: Path) -> None:
+    def tell(request: Mapping[str, Any], reply: Any, payload: bytes) -> Answer:
+        return reply, b"result\0%d\0%d\0" % (size, mtime_ns) if request["op"] == "artifacts" else payload
+
+    Scene(tmp_path, tell).play("run")
+
+
+def test_a_checkpoint_whose_checksum_is_a_path(tmp_path: Path) -> None:
+    def tell(request: Mapping[str, Any], reply: Any, payload: bytes) -> Answer:
+        if request["op"] == "checkpoints":
+            return {**reply, "found": [("last.ckpt", 10**6, 8, 2.0)]}, b""
+        return ({**reply, "sha256": str(tmp_path / "victim")}, b"") if request["op"] == "verify" else (reply, payload)
+
+    scene = Scene(tmp_path, tell)
+    scene.play("resume")
+    assert "verify" in scene.nodes[1].asked, "it has the newest"
+
+
+def test_a_node_that_never_comes_to_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(artifacts, "MOST_FILES", 5000)
+    monkeypatch.setattr(housekeeping, "MOST_ROUNDS", 20)
+
+    def tell(request: Mapping[str, Any], reply: Any, payload: bytes) -> Answer:
+        if request["op"] == "artifacts":
+            first = int(request["after"] or 10**9) + 1
+            payload = b"".join(b"%d\x000\x001\0" % number for number in range(first, first + request["most"]))
+        return {**reply, **({"more": True} if "more" in reply else {})}, payload
+
+    scene = Scene(tmp_path, tell)
+    scene.play("run")
+    assert "lists more than 5000 files" in "\n".join(scene.said)
+
+
+def test_a_log_that_acts_upon_a_terminal(tmp_path: Path) -> None:
+    log = b"\x1b]0;owned\x07\x1b[2J\x9b2J {{ 7 * 7 }} \xe2\x80\xae\xc2\x9b\n"
+    log += b"Traceback (most recent call last):\nE: \x1b[2J\x07\n"
+
+    def tell(request: Mapping[str, Any], reply: Any, payload: bytes) -> Answer:
+        if request["op"] == "follow":
+            data = log[request["offset"] :]
+            return {**reply, "because": "", "stopping": 1e9, "offset": request["offset"] + len(data)}, data
+        return reply, payload
+
+    scene = Scene(tmp_path, tell)
+    scene.play("run")
+    (record,) = (tmp_path / "runs").glob("2*")
+    assert (record / "logs" / "rank1-node1.log").read_bytes() == log, "the file has every byte"
+    assert "{{ 7 * 7 }}" in "\n".join(scene.said)
+
+
+def test_stacks_that_keep_a_reader_busy(tmp_path: Path) -> None:
+    lines = b"\n".join([b"    " + b" (" * 4000, b"    x (" + b":1" * 4000 + b")", b"Thread 1 (" * 800] * 300)
+
+    def tell(request: Mapping[str, Any], reply: Any, payload: bytes) -> Answer:
+        if request["op"] != "stacks":
+            return reply, payload
+        return {**reply, "processes": [{**reply["processes"][0], "bytes": len(lines)}]}, lines
+
+    scene = Scene(tmp_path, tell)
+    began = time.monotonic()
+    scene.play("stall")
+    assert time.monotonic() - began < 5
+
+
+def test_what_is_written_is_what_is_sent() -> None:
+    assert written({"ok": True}, b"x") == b"thunderhead-reply 12 1\n{'ok': True}x"

@@ -1,0 +1,177 @@
+"""The role python_env on nodes on this machine, with wheels of a few bytes from an index that wants a password."""
+
+import base64
+import hashlib
+import http.server
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+from test_actions import PLAYBOOK, ROOT
+
+PASSWORD = "hush-hush-4711"
+UV_VERSION = yaml.safe_load((ROOT / "roles" / "python_env" / "defaults" / "main.yml").read_text())[
+    "python_env_uv_version"
+]
+
+
+def make_wheel(folder: Path, name: str) -> str:
+    """Make version 1.0 of a package with one empty module; return its SHA-256."""
+    about = f"{name}-1.0.dist-info"
+    path = folder / f"{name}-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as wheel:
+        wheel.writestr(f"{name}.py", "")
+        wheel.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{about}/RECORD", "".join(f"{one},,\n" for one in [*wheel.namelist(), f"{about}/RECORD"]))
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+class Index(http.server.SimpleHTTPRequestHandler):
+    """A package index for whoever has the password."""
+
+    def do_GET(self) -> None:
+        expected = base64.b64encode(f"user:{PASSWORD}".encode()).decode()
+        if self.headers.get("Authorization") == f"Basic {expected}":
+            super().do_GET()
+        else:
+            self.send_response(401)
+            self.send_header("WWW-Authenticate", "Basic")
+            self.end_headers()
+
+    def log_message(self, *_arguments: object) -> None:
+        pass
+
+
+@dataclass
+class Site:
+    """A node, and the wheels that there are for it."""
+
+    folder: Path
+    hashes: dict[str, str]
+    url: str
+
+    def setup(self, requirements: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        (self.folder / "requirements.txt").write_text(requirements)
+        variables = {key: value for key, value in os.environ.items() if not key.startswith(("ANSIBLE_", "UV_"))}
+        settings = {
+            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+            "ANSIBLE_HOME": str(self.folder / "ansible"),
+            "ANSIBLE_REMOTE_TMP": str(self.folder / "tmp"),
+            "ANSIBLE_NOCOLOR": "1",
+            "COLUMNS": "1000",
+            "UV_CACHE_DIR": str(self.folder / "uv"),
+            "XDG_CACHE_HOME": str(self.folder / "cache"),
+        }
+        command = [*PLAYBOOK, "-i", "hosts.yml", ROOT / "setup.yml", "--tags", "python_env", *arguments]
+        return subprocess.run(
+            command, cwd=self.folder, env={**variables, **settings}, capture_output=True, text=True, check=False
+        )
+
+    @property
+    def installed(self) -> set[str]:
+        """The packages in the node's environment."""
+        return {path.name.split("-")[0] for path in self.folder.glob("node/env/lib/*/site-packages/*.dist-info")}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("site")
+    hashes = {}
+    for name in ("tiny", "other", "third"):
+        (folder / "simple" / name).mkdir(parents=True)
+        hashes[name] = make_wheel(folder / "simple" / name, name)
+    handler = lambda *arguments: Index(*arguments, directory=str(folder))  # noqa: E731
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://user:{PASSWORD}@127.0.0.1:{server.server_port}/simple/"
+    # What the role would fetch with pip: the very uv that made this environment.
+    cache = folder / "cache" / "thunderhead" / f"uv-{UV_VERSION}-manylinux2014_{platform.machine()}" / "bin"
+    cache.mkdir(parents=True)
+    shutil.copy(Path(sys.executable).parent / "uv", cache / "uv")
+    variables = {
+        "ansible_connection": "local",
+        "ansible_become": False,
+        "ansible_python_interpreter": sys.executable,
+        "cluster_dir": f"{folder}/node",
+        "cluster_address": "127.0.0.1",
+        "job_user": "",
+        "python_env_python": sys.executable,
+        "python_env_requirements": f"{folder}/requirements.txt",
+        "python_env_index_url": url,
+        "python_env_torch_backend": "none",
+    }
+    (folder / "hosts.yml").write_text(yaml.safe_dump({"cluster": {"hosts": {"node0": variables}}}))
+    yield Site(folder, hashes, url)
+    server.shutdown()
+
+
+def test_the_right_hash_and_a_password_that_nobody_sees(site: Site) -> None:
+    text = f"# --hash is explained in the role's README\ntiny==1.0 \\\n    --hash=sha256:{site.hashes['tiny']}\n"
+    result = site.setup(text, "-vvv", "--diff")
+    output = result.stdout + result.stderr
+    assert result.returncode == 0, output
+    assert site.installed == {"tiny"}
+    assert PASSWORD not in output
+    kept = [path for path in site.folder.rglob("*") if path.is_file() and path.name != "hosts.yml"]
+    assert not [path for path in kept if PASSWORD.encode() in path.read_bytes()]
+
+
+@pytest.mark.parametrize(
+    ("requirements", "message"),
+    [
+        (
+            "tiny==1.0 --hash=sha256:{tiny}\nother==1.0 --hash=sha256:{tiny}\n",
+            "node0 has no new environment, and FOLDER/node/env is as it was, because a package is not the one whose "
+            "hash FOLDER/requirements.txt gives: it was changed on its way or at its source, or the hash is of another "
+            "file; find out which, correct the hash only if you know the package, and run setup again",
+        ),
+        (
+            "tiny==1.0 --hash=sha256:{tiny}\nother==1.0\n",
+            "all requirements must have a hash, but none were provided for: other==1.0",
+        ),
+        (
+            "tiny @ https://user:token@example.org/tiny-1.0-py3-none-any.whl\n",
+            "FOLDER/requirements.txt holds a password or a token in a URL, and everybody on a node may read that file; "
+            "give it in python_env_index_url or python_env_extra_index_urls, from a vault",
+        ),
+    ],
+    ids=["wrong", "missing", "token"],
+)
+def test_what_is_refused_leaves_nothing_behind(site: Site, requirements: str, message: str) -> None:
+    before = {path for path in site.folder.glob("node/envs/*/") if path.is_dir()}, site.installed
+    result = site.setup(requirements.format(**site.hashes))
+    output = " ".join((result.stdout + result.stderr).split())
+    assert result.returncode != 0
+    assert message.replace("FOLDER", str(site.folder)) in output, output
+    assert ({path for path in site.folder.glob("node/envs/*/") if path.is_dir()}, site.installed) == before
+
+
+def test_a_wrong_password_is_not_shown_either(site: Site) -> None:
+    wrong = site.url.replace(PASSWORD, "wrong-password-0815")
+    result = site.setup("third==1.0\n", "-vvv", "-e", f"python_env_index_url={wrong}")
+    assert result.returncode != 0
+    assert "node0 has no new environment" in result.stdout
+    assert "wrong-password" not in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("platform_name", ["../../../evil", "manylinux2014_x86_64/../../evil", "{{ 7 * 7 }}"])
+def test_a_node_whose_platform_is_a_path(site: Site, platform_name: str) -> None:
+    node = site.folder / "lying-python"
+    fields = {"python": "3.11.0", "executable": "/x", "supported": True, "platform": platform_name, "backend": "cpu"}
+    fields |= {"root": False, "uv": "", "target": "envs/0123456789abcdef", "complete": False, "current": False}
+    node.write_text(f"#!{sys.executable}\nimport json\nprint(json.dumps({fields!r}))\n")
+    node.chmod(0o755)
+    result = site.setup("tiny==1.0\n", "-e", f"python_env_python={node}")
+    assert result.returncode != 0
+    assert f'node0 says that its platform is "{platform_name}", which is none' in result.stdout
+    assert not list(site.folder.parent.rglob("evil"))
