@@ -117,12 +117,12 @@ SCRIPT_TEXT = f"""\
 # Written by Thunderhead, overwritten by the next setup: lets the cluster's nodes through the administrator's firewall.
 status=0
 commit() {{ # program; what is to be done with the chain comes on standard input
+    jumps=$("$1" --wait -S INPUT | sed -n '/ {JUMP}$/s/^-A/-D/p')
     {{
-        printf '*filter\\n:{CHAIN} - [0:0]\\n'
-        "$1" --wait -S INPUT | sed -n '/ {JUMP}$/s/^-A/-D/p'
+        printf '*filter\\n:{CHAIN} - [0:0]\\n%s\\n' "$jumps"
         cat
         echo COMMIT
-    }} | "$1-restore" --noflush || status=1
+    }} | "$1-restore" --noflush --wait || status=1
 }}
 """
 OPEN_CALL = r"^commit (\S+) <<'OPEN'$"

@@ -116,7 +116,7 @@ def test_the_script_replaces_jumps_wherever_they_stand(tmp_path):
     path = f"{tmp_path}:/usr/bin:/bin"
     assert subprocess.run(["sh"], input=script, text=True, cwd=tmp_path, env={"PATH": path}).returncode == 1
     assert (tmp_path / "restored").read_text() == (
-        "--noflush\n*filter\n:THUNDERHEAD - [0:0]\n-D INPUT -i lo -j THUNDERHEAD\n-D INPUT -j THUNDERHEAD\n"
+        "--noflush --wait\n*filter\n:THUNDERHEAD - [0:0]\n-D INPUT -i lo -j THUNDERHEAD\n-D INPUT -j THUNDERHEAD\n"
         "-A THUNDERHEAD -j ACCEPT\n-I INPUT 1 -j THUNDERHEAD\nCOMMIT\n"
     )
 
