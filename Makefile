@@ -39,6 +39,9 @@ demo: $(VENV)/.controller ## Train on two nodes on this machine, from nothing: n
 .PHONY: test
 test: lint unit molecule chaos ## Everything that proves it: lint, unit tests, molecule and faults on real containers
 
+.PHONY: test-all
+test-all: test training ## test, and what takes longer: a training behind each firewall
+
 .PHONY: lint
 lint: $(VENV)/.test ## ruff, mypy --strict, yamllint, ansible-lint (production, strict)
 	ruff check $(CODE)
@@ -59,6 +62,17 @@ molecule: $(VENV)/.test ## Scenarios on containers with systemd, sshd and a fire
 	trap 'python tests/docker/rig.py down' EXIT; \
 	python tests/docker/rig.py up; \
 	MOLECULE_GLOB='tests/molecule/*/molecule.yml' molecule test --all
+
+.PHONY: training
+training: $(VENV)/.test ## A training on three containers behind firewalld, ufw and iptables; for docs/network.md
+	trap 'python tests/docker/rig.py down' EXIT; \
+	python tests/docker/rig.py up; \
+	export MOLECULE_GLOB='tests/molecule/*/molecule.yml'; \
+	for scenario in firewalld ufw iptables; do \
+		molecule converge --scenario-name $$scenario; \
+		molecule side-effect --scenario-name $$scenario; \
+		molecule destroy --scenario-name $$scenario; \
+	done
 
 .PHONY: chaos
 chaos: $(VENV)/.test ## Faults on containers: machines that freeze, cables, Ctrl-C (ONLY=a test's name); for docs/reliability.md

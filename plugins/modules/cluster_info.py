@@ -48,6 +48,12 @@ addresses:
   type: list
   elements: str
   returned: success
+peers:
+  description: All addresses on the interfaces that hold those, IPv6 too. Of a host that C(--limit) leaves out only what
+    the inventory says.
+  type: list
+  elements: str
+  returned: success
 nodes:
   description: Each host of the play to its C(rank), C(address), C(interface), C(directory), C(user) and
     C(port_range).

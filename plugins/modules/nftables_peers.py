@@ -67,19 +67,23 @@ msg:
   sample: "peers let in through inet filter input: 2"
 """
 
-import ipaddress
 import json
 import os
 import re
 import shlex
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall import files as restoring
+from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall.nftables import SCRIPT
+from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall.opening import (
+    NAME,
+    addresses,
+    required_spans,
+    written,
+)
 
-NAME = "thunderhead"
 JUMP = f'jump {NAME} comment "{NAME}"'
-SCRIPT = "/etc/thunderhead/nftables.sh"
 DROP_IN = "/etc/systemd/system/nftables.service.d/thunderhead.conf"
 
 # ExecStartPost, since a second ExecStart would make systemd refuse any unit that is not of type oneshot, and with it
@@ -126,45 +130,21 @@ def accept_rules(peers: list[str], ports: list[str]) -> dict[str, str]:
 
     Raises ValueError, in one sentence, for what is no address and no port.
     """
-    addresses: dict[str, set[Any]] = {"ip": set(), "ip6": set()}
-    for peer in peers:
-        try:
-            address = ipaddress.ip_address(peer.replace("%", " "))  # no zones: nft takes none
-        except ValueError:
-            raise ValueError(
-                f"{peer!r} in peers is not an IPv4 or IPv6 address; name every peer by its address, without a prefix "
-                "length or a zone (the role firewall takes them from firewall_peers)."
-            ) from None
-        addresses["ip" if address.version == 4 else "ip6"].add(address)
-    merged: list[list[int]] = []  # nft refuses, or itself merges, ranges that overlap or touch
-    for low, high in sorted(map(port_range, ports)):
-        if merged and low <= merged[-1][1] + 1:
-            merged[-1][1] = max(high, merged[-1][1])
-        else:
-            merged.append([low, high])
-    if peers and not merged:
-        raise ValueError("ports is empty although there are peers; name the ports to open (firewall_ports).")
-    dport = ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in merged)
+    known = addresses(peers)
+    # nft refuses, or itself merges, ranges that overlap or touch.
+    dport = ", ".join(written(span, "-") for span in required_spans(peers, ports))
+    members = {
+        "ip": [str(one) for one in known if one.version == 4],
+        "ip6": [str(one) for one in known if one.version == 6],
+    }
     return {
         # An address to a line, for the diff's sake.
         family: f"{family} saddr {{\n    "
-        + ",\n    ".join(map(str, sorted(members)))
+        + ",\n    ".join(chosen)
         + f'\n}} tcp dport {{ {dport} }} accept comment "{NAME}"'
-        for family, members in addresses.items()
-        if members
+        for family, chosen in members.items()
+        if chosen
     }
-
-
-def port_range(port: str) -> tuple[int, int]:
-    """Return the first and the last port of "29500" or "32768-60999"; raises ValueError for anything else."""
-    match = re.fullmatch(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", port)
-    low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-    if not 1 <= low <= high <= 65535:
-        raise ValueError(
-            f"{port!r} in ports is neither a port nor an ascending range within 1-65535; write 29500 or 32768-60999 "
-            "(the role firewall takes them from firewall_ports)."
-        )
-    return low, high
 
 
 def rule_text(rule: Entry) -> str:
@@ -221,8 +201,8 @@ def survey(ruleset: list[Entry], rules: dict[str, str], iptables: bool) -> tuple
     for chain in needed:
         if chain[:2] in foreign and policies[chain] == "drop":
             raise ValueError(
-                f"The chain {' '.join(chain)} drops by default and is managed by iptables, which this version cannot "
-                "drive; open the ports there by hand, and set firewall_provider to none for this host."
+                f"The chain {' '.join(chain)} drops by default and is managed by iptables; set firewall_provider "
+                "to auto or iptables for this host in the inventory."
             )
     return live, [chain for chain in needed if chain[:2] not in foreign]
 
@@ -298,21 +278,6 @@ def script_text(chains: list[Chain], rules: dict[str, str]) -> str | None:
     return SCRIPT_TEXT + lines(calls) if calls else None
 
 
-def write(module: AnsibleModule, path: str, text: str | None) -> None:
-    """Replace a file in one step, or remove it, and its folder if that is then empty."""
-    file = Path(path)
-    if text is None:
-        file.unlink()
-        if not any(file.parent.iterdir()):
-            file.parent.rmdir()
-        return
-    file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    temporary = Path(module.tmpdir, file.name)
-    temporary.write_text(text, encoding="utf-8")
-    temporary.chmod(0o644)
-    module.atomic_move(str(temporary), path)
-
-
 def live_ruleset(module: AnsibleModule) -> list[Entry]:
     """Return what `nft` lists; nothing where nothing is to be removed and nft is missing."""
     nft = module.get_bin_path("nft")
@@ -327,15 +292,6 @@ def live_ruleset(module: AnsibleModule) -> list[Entry]:
         )
     entries: list[Entry] = json.loads(out)["nftables"]
     return entries
-
-
-def service(module: AnsibleModule) -> dict[str, str]:
-    """Return what systemd knows about nftables.service; nothing where systemd does not run."""
-    systemctl = module.get_bin_path("systemctl")
-    if systemctl is None:
-        return {}
-    status, out, _ = module.run_command([systemctl, "show", "--property=UnitFileState,DropInPaths", "nftables.service"])
-    return {} if status else dict(line.split("=", 1) for line in out.splitlines())
 
 
 def main() -> None:
@@ -354,7 +310,7 @@ def main() -> None:
         rules = accept_rules(module.params["peers"] or [], module.params["ports"] or []) if present else {}
     except ValueError as error:
         module.fail_json(msg=str(error))
-    files = {path: Path(path).read_text("utf-8") if Path(path).exists() else None for path in (SCRIPT, DROP_IN)}
+    files = restoring.read((SCRIPT, DROP_IN))
     if not present and os.geteuid() and not any(files.values()):
         module.exit_json(changed=False, chains=[], msg="no rules of the cluster are installed")
     iptables = module.get_bin_path("iptables") is not None
@@ -362,14 +318,11 @@ def main() -> None:
         plan = make_plan(live_ruleset(module), rules, files, iptables)
     except ValueError as error:
         module.fail_json(msg=str(error))
-    systemd = service(module)
+    systemd = restoring.show_unit(module, "nftables.service", "UnitFileState", "DropInPaths")
     stale = bool(systemd) and (DROP_IN in systemd["DropInPaths"]) != (plan.files[DROP_IN] is not None)
     rewritten = [path for path in files if files[path] != plan.files[path]]
     diff = [{"before_header": "live rules", "after_header": "live rules", "before": plan.before, "after": plan.after}]
-    diff += [
-        {"before_header": path, "after_header": path, "before": files[path] or "", "after": plan.files[path] or ""}
-        for path in rewritten
-    ]
+    diff += restoring.differences(files, plan.files)
     if not module.check_mode:
         apply(module, plan, rewritten, bool(systemd) and (stale or DROP_IN in rewritten))
     if plan.chains and systemd.get("UnitFileState") != "enabled":
@@ -391,7 +344,7 @@ def apply(module: AnsibleModule, plan: Plan, rewritten: list[str], reload: bool)
     """Carry the plan out. While a rule is live, a file says so: files are written before and removed after."""
     for path in rewritten:
         if plan.files[path] is not None:
-            write(module, path, plan.files[path])
+            restoring.write(module, path, plan.files[path])
     if plan.commands:
         nft = module.get_bin_path("nft", required=True)
         status, _, err = module.run_command([nft, "-f", "-"], data=plan.commands)
@@ -402,7 +355,7 @@ def apply(module: AnsibleModule, plan: Plan, rewritten: list[str], reload: bool)
             )
     for path in rewritten:
         if plan.files[path] is None:
-            write(module, path, None)
+            restoring.write(module, path, None)
     if reload:
         module.run_command([module.get_bin_path("systemctl", required=True), "daemon-reload"], check_rc=True)
 

@@ -26,8 +26,9 @@ def survey(settings: Sequence[NodeSettings], taking_part: Sequence[str], open_ch
         open_channel: gives a channel to a host.
 
     Returns:
-        world_size, head, master_addr, master_port, addresses (in rank order), and nodes: each host that takes part to
-        its rank, address, interface, directory, user and port_range (first and last ephemeral port).
+        world_size, head, master_addr, master_port, addresses (in rank order), peers (what connections between nodes
+        may come from: all addresses on the interfaces of those), and nodes: each host that takes part to its rank,
+        address, interface, directory, user and port_range (first and last ephemeral port).
 
     Raises:
         JobError: a node could not be looked at, or the inventory contradicts itself or a node.
@@ -49,14 +50,20 @@ def survey(settings: Sequence[NodeSettings], taking_part: Sequence[str], open_ch
     seen, errors = fan_out(asked, look, TIMEOUT_SECONDS)
     if errors:
         raise in_one(errors.values(), "Nothing was changed on any node.")
-    from_inventory = {one.host: {"address": one.address, "interface": ""} for one in settings if one.address}
-    topology = rank_nodes(settings, {**from_inventory, **seen})
+    from_inventory = {
+        one.host: {"address": one.address, "interface": "", "addresses": [one.address]}
+        for one in settings
+        if one.address
+    }
+    located = {**from_inventory, **seen}
+    topology = rank_nodes(settings, located)
     return {
         "world_size": topology.world_size,
         "head": topology.head.host,
         "master_addr": topology.head.address,
         "master_port": topology.head.settings.master_port,
         "addresses": [node.address for node in topology.nodes],
+        "peers": [address for node in topology.nodes for address in located[node.host]["addresses"]],
         "nodes": {
             node.host: {
                 "rank": node.rank,

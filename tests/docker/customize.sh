@@ -32,6 +32,15 @@ WantedBy=multi-user.target
 END
 chroot "$root" systemctl enable default-route.service
 
+# Which firewall a node has its scenario decides. ufw and netfilter-persistent exclude each other: the one is installed,
+# the other lies ready.
+chroot "$root" systemctl disable firewalld.service ufw.service nftables.service
+mkdir "$root/opt/netfilter-persistent"
+(
+    cd "$root/opt/netfilter-persistent"
+    APT_CONFIG=$MMDEBSTRAP_APT_CONFIG apt-get download netfilter-persistent iptables-persistent
+)
+
 # What a container has no hardware, no console or no need for.
 chroot "$root" systemctl set-default multi-user.target
 chroot "$root" systemctl mask \

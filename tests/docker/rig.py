@@ -3,7 +3,8 @@
 
     rig.py up         a Docker engine: the one that answers, else Debian's own, started by hand
     rig.py wheels     fill .cache/wheels with what requirements.txt names; the nodes install from there
-    rig.py create thunderhead-default node0=198.18.10.10 node1=198.18.10.11
+    rig.py create thunderhead-default node0=198.18.10.10 node1=198.18.10.11 (--ipv6: fd00:198:18:10::10 and ::11 too)
+    rig.py reboot thunderhead-default node0=198.18.10.10
     rig.py remove thunderhead-default
     rig.py down       end the engine that `up` started, and nothing else
 
@@ -43,6 +44,7 @@ TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 NODE_PACKAGES = (
     *("systemd", "systemd-sysv", "dbus", "openssh-server", "python3", "sudo"),
     *("nftables", "iproute2", "procps", "iputils-ping", "netbase", "ca-certificates"),
+    *("firewalld", "ufw", "iptables"),  # there, and off: see customize.sh
 )
 IMAGES = {"node": NODE_PACKAGES, "bench": (*NODE_PACKAGES, "openmpi-bin")}
 
@@ -225,15 +227,18 @@ def image(name: str) -> str:
 # ----------------------------------------------------------------------------------------------------------- nodes
 
 
-def create(network: str, nodes: dict[str, str], image_name: str, volumes: Iterable[str]) -> None:
+def create(network: str, nodes: dict[str, str], image_name: str, volumes: Iterable[str], ipv6: bool) -> None:
     """Start nodes ({host name: address}) on a /24 of their own; return when sshd answers on all of them."""
     keys()
     WHEELS.mkdir(parents=True, exist_ok=True)
     tag = image(image_name)
     remove(network)
-    subnet = str(ipaddress.ip_network(f"{next(iter(nodes.values()))}/24", strict=False))
+    first = next(iter(nodes.values()))
+    subnets = ["--subnet", str(ipaddress.ip_network(f"{first}/24", strict=False))]
+    if ipv6:
+        subnets += ["--ipv6", "--subnet", str(ipaddress.ip_network(f"{in_ipv6(first)}/64", strict=False))]
     # Internal: no way out, so that a test cannot depend on, or bother, anything but these nodes.
-    call("docker", "network", "create", "--internal", "--subnet", subnet, "--label", f"thunderhead={network}", network)
+    call("docker", "network", "create", "--internal", *subnets, "--label", f"thunderhead={network}", network)
     mounts = [f"{SSH / 'node'}:/etc/node:ro", f"{WHEELS}:/wheels:ro", *volumes]
 
     def start(name: str) -> str | None:
@@ -241,6 +246,7 @@ def create(network: str, nodes: dict[str, str], image_name: str, volumes: Iterab
         call(
             *("docker", "run", "--detach", "--name", container, "--label", f"thunderhead={network}", *NODE_OPTIONS),
             *("--hostname", name, "--network", network, "--ip", nodes[name]),
+            *(("--ip6", in_ipv6(nodes[name])) if ipv6 else ()),
             *("--add-host", f"{name}:127.0.1.1"),  # as Debian's installer does; gloo trips over it
             *(option for mount in mounts for option in ("--volume", mount)),
             tag,
@@ -249,13 +255,36 @@ def create(network: str, nodes: dict[str, str], image_name: str, volumes: Iterab
 
     with ThreadPoolExecutor(len(nodes)) as threads:
         failed = [container for container in threads.map(start, nodes) if container]
+    explain(failed)
+
+
+def in_ipv6(address: str) -> str:
+    """Return the IPv6 address of a node with this IPv4 address: its numbers, read as hexadecimal ones."""
+    *net, host = address.split(".")
+    return f"fd00:{':'.join(net)}::{host}"
+
+
+def reboot(network: str, nodes: dict[str, str]) -> None:
+    """Shut these nodes down and start them again; return when sshd answers on all of them."""
+
+    def restart(name: str) -> str | None:
+        container = f"{network}-{name}"
+        call("docker", "restart", container)
+        return None if ssh_answers(nodes[name]) else container
+
+    with ThreadPoolExecutor(len(nodes)) as threads:
+        explain([container for container in threads.map(restart, nodes) if container])
+
+
+def explain(failed: Iterable[str]) -> None:
+    """Show what is known of containers without sshd, and give up, if there are any."""
     for container in failed:
         say(f"{container} did not answer on port 22 within {NODE_START_SECONDS} s; its console and its journal:")
         subprocess.run(["docker", "logs", "--tail", "30", container], check=False, stdout=sys.stderr)
         journal = ["docker", "exec", container, "journalctl", "--no-pager", "--lines", "60"]
         subprocess.run(journal, check=False, stdout=sys.stderr)
     if failed:
-        sys.exit(f"no sshd on {', '.join(failed)}; they are left for a look, `rig.py remove {network}` removes them")
+        sys.exit(f"no sshd on {', '.join(failed)}; they are left for a look, `rig.py remove NETWORK` removes them")
 
 
 def ssh_answers(address: str) -> bool:
@@ -313,7 +342,7 @@ def wheels() -> None:
 def main() -> None:
     """Read the command line and do what it says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="up|down|wheels|create|remove")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="up|down|wheels|create|reboot|remove")
     for name in ("up", "down", "wheels"):
         commands.add_parser(name)
     creation = commands.add_parser("create")
@@ -321,11 +350,17 @@ def main() -> None:
     creation.add_argument("nodes", nargs="+", metavar="HOSTNAME=ADDRESS")
     creation.add_argument("--image", choices=IMAGES, default="node")
     creation.add_argument("--volume", action="append", default=[], metavar="FROM:TO", help="as for `docker run`")
+    creation.add_argument("--ipv6", action="store_true", help="an IPv6 address for each node besides")
+    rebooting = commands.add_parser("reboot")
+    rebooting.add_argument("network")
+    rebooting.add_argument("nodes", nargs="+", metavar="HOSTNAME=ADDRESS")
     commands.add_parser("remove").add_argument("network")
     options = parser.parse_args()
     if options.command == "create":
         nodes = dict(node.split("=", 1) for node in options.nodes)
-        create(options.network, nodes, options.image, options.volume)
+        create(options.network, nodes, options.image, options.volume, options.ipv6)
+    elif options.command == "reboot":
+        reboot(options.network, dict(node.split("=", 1) for node in options.nodes))
     elif options.command == "remove":
         remove(options.network)
     else:

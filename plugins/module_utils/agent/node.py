@@ -217,10 +217,13 @@ class User:
 def inspect(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     """Look, and change nothing. Request: user, address (or None), master_port (on the head, else None).
 
-    Reply: address, interface, port_range (first and last ephemeral port).
+    Reply: address, interface, addresses (that one and what else a peer may see: the interface's others), port_range
+    (first and last ephemeral port).
     """
     refuse_root(request["user"], None)
     address, interface = locate_address(request["address"])
     if request["master_port"]:
         check_port_range(request["master_port"])
-    return {"address": address, "interface": interface, "port_range": ephemeral_ports()}, b""
+    others = [other for name, other, is_loopback in network_addresses() if name == interface and not is_loopback]
+    addresses = list(dict.fromkeys([address, *others]))
+    return {"address": address, "interface": interface, "addresses": addresses, "port_range": ephemeral_ports()}, b""

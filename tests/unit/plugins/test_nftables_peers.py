@@ -229,8 +229,8 @@ def test_a_table_of_iptables_that_drops_by_default(ruleset, iptables):
     with pytest.raises(ValueError) as caught:
         plan(ruleset, iptables=iptables)
     assert str(caught.value) == (
-        "The chain ip filter INPUT drops by default and is managed by iptables, which this version cannot drive; open "
-        "the ports there by hand, and set firewall_provider to none for this host."
+        "The chain ip filter INPUT drops by default and is managed by iptables; set firewall_provider to auto or "
+        "iptables for this host in the inventory."
     )
 
 

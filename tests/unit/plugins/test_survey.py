@@ -38,6 +38,7 @@ def test_the_whole_cluster_changes_nothing(tmp_path: Path) -> None:
         "master_addr": "127.0.0.1",
         "master_port": nodes[0].master_port,
         "addresses": ["127.0.0.1", "127.0.0.2", "127.0.0.3"],
+        "peers": ["127.0.0.1", "127.0.0.2", "127.0.0.3"],
         "nodes": {
             f"node{rank}": {
                 "rank": rank,
@@ -75,6 +76,7 @@ def test_those_left_out_are_asked_for_an_address_that_nobody_wrote_down(tmp_path
     settings[1] = dataclasses.replace(settings[1], address=None)
     found = survey(settings, ["node0"], opener(nodes, reached))
     assert found["addresses"] == ["127.0.0.1", own, "127.0.0.3"]
+    assert set(found["peers"]) >= set(found["addresses"])
     assert sorted(reached) == ["node0", "node1"]
     assert list(found["nodes"]) == ["node0"]
 

@@ -1,0 +1,115 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""What the programs of iptables list, and what becomes of a packet that none of their rules names."""
+
+from __future__ import annotations
+
+import re
+
+from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall.opening import multiports
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall.opening import Span
+
+    Ask = Callable[..., "str | None"]
+
+Chains = dict[str, list[str]]
+"""Each chain's rules as `iptables -S` writes them after `-A CHAIN`, a built-in chain's policy as its last."""
+CHAIN = "THUNDERHEAD"
+JUMP = f"-j {CHAIN}"
+SCRIPT = "/etc/thunderhead/iptables.sh"
+TABLE_NAMES = {"iptables": "/proc/net/ip_tables_names", "ip6tables": "/proc/net/ip6_tables_names"}
+
+# A rule for everything, or for all of an interface or of TCP: not one about some sender, port or state.
+_FOR_ALL = re.compile(
+    r"""(?:-i \S+ |-p tcp |-m comment --comment (?:"(?:[^"\\]|\\.)*"|\S+) )*-(?:j|g) (\S+)(?: --reject-with \S+)?"""
+)
+
+
+def programs(find: Callable[[str], str | None]) -> list[str]:
+    """Return the programs that show a set of rules of their own, IPv4 before IPv6.
+
+    iptables is either iptables-nft or iptables-legacy under another name; both sets can be in force at once. The legacy
+    programs are asked only where legacy tables exist, for asking makes them.
+
+    Args:
+        find: gives the path of a program, or None.
+    """
+    found = []
+    for name, table_names in TABLE_NAMES.items():
+        variants = [variant for variant in (f"{name}-nft", f"{name}-legacy") if find(variant)]
+        if f"{name}-legacy" in variants and "filter" not in legacy_tables(table_names):
+            variants.remove(f"{name}-legacy")
+        found += variants or [name] * bool(find(name))
+    return found
+
+
+def legacy_tables(path: str) -> list[str]:
+    """Return the legacy tables that exist; see ip_tables in the kernel's net/ipv4/netfilter."""
+    try:
+        with open(path) as file:
+            return file.read().split()
+    except FileNotFoundError:
+        return []
+
+
+def rule_sets(ask: Ask, find: Callable[[str], str | None]) -> dict[str, Chains]:
+    """Return each program's chains; one that cannot be asked (no IPv6, no rights) is left out.
+
+    Args:
+        ask: runs a program and gives what it printed, or None.
+        find: gives the path of a program, or None.
+    """
+    listings = {program: ask(program, "--wait", "-S") for program in programs(find)}
+    return {program: parse_chains(listing) for program, listing in listings.items() if listing is not None}
+
+
+def parse_chains(listing: str) -> Chains:
+    """Return the chains of ``iptables -S`` and their rules, a built-in chain's policy as its last rule."""
+    chains: Chains = {}
+    policies = {}
+    for line in listing.splitlines():
+        option, chain, *rest = line.split(" ", 2)
+        if option in ("-P", "-N"):
+            chains.setdefault(chain, [])
+        if option == "-P":
+            policies[chain] = f"-j {rest[0]}"
+        elif option == "-A":
+            chains.setdefault(chain, []).extend(rest)
+    for chain, policy in policies.items():
+        chains[chain].append(policy)
+    return chains
+
+
+def drops(chains: Chains) -> bool:
+    """Return whether a packet that no rule names is dropped or rejected on its way in."""
+    return _fate(chains, (CHAIN, "INPUT")) in ("DROP", "REJECT")  # whatever is in the cluster's own chain
+
+
+def _fate(chains: Chains, path: tuple[str, ...]) -> str:
+    """Return the target at which the last chain of the path ends such a packet, or "" where it goes back."""
+    for rule in chains.get(path[-1], []):
+        match = _FOR_ALL.fullmatch(rule)
+        target = match[1] if match else ""
+        if target == "RETURN":
+            return ""
+        if target in chains and target not in path:
+            target = _fate(chains, (*path, target))
+        if target in ("DROP", "REJECT") or (target == "ACCEPT" and "-i " not in rule and "-p " not in rule):
+            return target
+    return ""
+
+
+def rules(program: str, networks: Iterable[str], ports: Sequence[Span]) -> list[str]:
+    """Return the rules of the cluster's chain as the program lists them, those of its own family."""
+    is_six = program.startswith("ip6")
+    return [
+        f"-s {network if '/' in network else f'{network}/{128 if is_six else 32}'} -p tcp -m multiport "
+        f"--dports {group} -j ACCEPT"
+        for network in networks
+        if (":" in network) is is_six
+        for group in multiports(ports)
+    ]

@@ -1,0 +1,150 @@
+"""firewall_info: which firewall is chosen, and why."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.thunderhead.cluster.plugins.modules import firewall_info as module
+
+DROPS = "-P INPUT DROP\n"
+IDLE = "-P INPUT ACCEPT\n"
+CHAIN = {"family": "inet", "name": "input", "type": "filter", "hook": "input"}
+ZONES = "public (active)\n  rich rules: \n"
+OURS = "ufw allow from 198.18.0.9 to any port 29500 proto tcp comment 'thunderhead'\n"
+RICH = 'rule priority="-29500" family="ipv4" source address="198.18.0.1" port port="29500" protocol="tcp" accept'
+
+
+class Machine:
+    """What the module meets: commands and what they print; one that is not here fails."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self.answers: dict[str, str] = {}
+        self.installed: set[str] = set()
+        self.capsys = capsys
+        monkeypatch.setattr(module.os, "geteuid", lambda: 0)
+        monkeypatch.setattr(module, "RESTORING", {})
+        monkeypatch.setattr(
+            AnsibleModule, "get_bin_path", lambda _, name, **__: name if name in self.installed else None
+        )
+        monkeypatch.setattr(AnsibleModule, "run_command", self.run_command)
+
+    def run_command(self, argv: list[str], environ_update: dict[str, str]) -> tuple[int, str, str]:
+        assert environ_update == {"LC_ALL": "C"}
+        answer = self.answers.get(" ".join(argv))
+        return (0, answer, "") if answer is not None else (1, "", "no")
+
+    def has(self, *firewalls: str) -> Machine:
+        """Install these; those with a ! are active."""
+        for firewall in firewalls:
+            name, active = firewall.rstrip("!"), firewall.endswith("!")
+            if name == "firewalld":
+                self.installed |= {"firewall-cmd", "firewall-offline-cmd"}
+                if active:
+                    self.answers |= {
+                        "firewall-cmd --state": "running\n",
+                        "firewall-cmd --list-all-zones": ZONES,
+                        "firewall-cmd --permanent --list-all-zones": ZONES,
+                        "firewall-cmd --get-default-zone": "public\n",
+                    }
+            elif name == "ufw":
+                self.installed |= {"ufw"}
+                self.answers["ufw status"] = "Status: active\n" if active else "Status: inactive\n"
+            elif name == "iptables":
+                self.installed |= {"iptables"}
+                self.answers["iptables --wait -S"] = DROPS if active else IDLE
+            else:
+                self.installed |= {"nft"}
+                self.answers["nft -j list chains"] = json.dumps({"nftables": [{"chain": CHAIN}] if active else []})
+        return self
+
+    def run(self, **args: Any) -> dict[str, Any]:
+        with patch_module_args({"peers": ["198.18.0.1"], "ports": ["29500"], **args}), pytest.raises(SystemExit):
+            module.main()
+        result: dict[str, Any] = json.loads(self.capsys.readouterr().out)
+        return result
+
+
+@pytest.fixture
+def machine(monkeypatch, capsys):
+    return Machine(monkeypatch, capsys)
+
+
+@pytest.mark.parametrize(
+    ("firewalls", "provider", "why"),
+    [
+        ([], "none", "none, for nothing filters incoming packets"),
+        (
+            ["firewalld", "ufw", "iptables", "nftables"],
+            "none",
+            "none, for nothing filters incoming packets (firewalld does not run, ufw is inactive, iptables drops "
+            "nothing by default, nftables filters nothing)",
+        ),
+        (["firewalld!", "ufw!", "iptables!", "nftables!"], "firewalld", "firewalld, for it runs"),
+        (["firewalld", "ufw!", "iptables!"], "ufw", "ufw, for it is active (firewalld does not run)"),
+        (["ufw", "iptables!", "nftables!"], "iptables", "iptables, for it drops by default (ufw is inactive)"),
+        (["iptables", "nftables!"], "nftables", "nftables, for it filters (iptables drops nothing by default)"),
+    ],
+)
+def test_what_is_active_is_chosen(machine, firewalls, provider, why):
+    found = machine.has(*firewalls).run()
+    assert (found["provider"], found["msg"]) == (provider, why)
+
+
+def test_one_that_is_out_of_force_for_the_moment(machine, monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "RESTORING", {"iptables": str(tmp_path / "none"), "nftables": str(tmp_path)})
+    found = machine.has("nftables").run()
+    assert (found["provider"], found["restored"]) == ("nftables", ["nftables"])
+    assert found["msg"] == "nftables, for it was active before (nftables filters nothing)"
+    assert machine.has("ufw!").run()["provider"] == "ufw"
+
+
+def test_only_the_chosen_one_lacks_rules_and_the_others_have_too_many(machine):
+    machine.has("firewalld!", "ufw").answers["ufw show added"] = OURS
+    found = machine.run()
+    assert found["firewalld"] == {"missing": [{"zone": "public", "rule": RICH}], "stale": []}
+    assert found["ufw"] == {"missing": [], "stale": [{"network": "198.18.0.9", "ports": "29500"}]}
+
+    machine.answers["firewall-cmd --list-all-zones"] = f"{ZONES}\t{RICH}\n"
+    for provider in ("ufw", "none"):
+        machine.has("ufw!")
+        found = machine.run(provider=provider)
+        assert found["firewalld"] == {"missing": [], "stale": [{"zone": "public", "rule": RICH}]}
+        assert len(found["ufw"]["missing"]) == (provider == "ufw") and len(found["ufw"]["stale"]) == 1
+
+
+def test_rules_in_a_firewalld_that_does_not_run(machine):
+    machine.has("firewalld").answers["firewall-offline-cmd --list-all-zones"] = f"{ZONES}\t{RICH}\n"
+    assert machine.run()["firewalld"] == {"missing": [], "stale": [{"zone": "public", "rule": RICH}]}
+
+
+@pytest.mark.parametrize(
+    ("firewalls", "provider", "words"),
+    [
+        (["firewalld"], "firewalld", "firewalld does not run"),
+        (["ufw"], "ufw", "ufw is inactive"),
+        ([], "ufw", "ufw is not installed"),
+    ],
+)
+def test_one_that_was_named_and_is_not_active(machine, firewalls, provider, words):
+    assert machine.has(*firewalls).run(provider=provider)["msg"] == (
+        f"firewall_provider is {provider} for this host, but {words} there; start it, or set firewall_provider to auto "
+        "in the inventory."
+    )
+
+
+def test_an_ordinary_user(machine, monkeypatch):
+    monkeypatch.setattr(module.os, "geteuid", lambda: 1000)
+    assert machine.run(provider="none")["provider"] == "none"
+    assert machine.run()["msg"].startswith("The firewall can be seen and changed only as root; ")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [({"peers": ["gpu-1"]}, "'gpu-1' in peers is not an IPv4"), ({"ports": []}, "ports is empty although")],
+)
+def test_bad_input(machine, args, message):
+    assert machine.run(**args)["msg"].startswith(message)
