@@ -26,8 +26,8 @@ class Cluster:
 
     Attributes:
         settings: of the hosts that take part, in inventory order.
-        facts: what each host that answered said of itself, as the agent's ``facts`` documents it, and ``apart``, by how
-            many seconds its clock is ahead of the controller's, at least.
+        facts: what each host that answered said of itself, as the agent's ``facts`` documents it, but ``clock``: by how
+            many seconds its clock is ahead of the controller's, at least and at most.
         options: the action's arguments, with their defaults.
         skipped: groups and names of checks that are not wanted.
         gang: the nodes that can be asked for more, all of which hold the address that their peers know; None as long
