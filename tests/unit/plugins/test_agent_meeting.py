@@ -16,8 +16,8 @@ def hosts(count: int) -> dict[str, str]:
 
 def request(host: str, peers: dict[str, str], port: int, **more: Any) -> dict[str, Any]:
     job = {"id": "job-1"}
-    about = {"name": host, "address": peers[host], "port": port, "peers": peers, "seconds": 20, "master": None}
-    return {"job": job, **about, **more}
+    about = {"name": host, "address": peers[host], "interface": "lo", "port": port, "peers": peers, "seconds": 20}
+    return {"job": job, "user": "", **about, "master": None, "head": None, **more}
 
 
 def meet(peers: dict[str, str], port: int, absent: tuple[str, ...] = (), **more: Any) -> dict[str, dict[str, Any]]:
@@ -26,6 +26,7 @@ def meet(peers: dict[str, str], port: int, absent: tuple[str, ...] = (), **more:
 
     def hold(host: str) -> None:
         replies[host] = Meeting(request(host, peers, port, **more)).hold()
+        replies[host].pop("trips")  # differ each time
 
     threads = [threading.Thread(target=hold, args=(host,)) for host in peers if host not in absent]
     for thread in threads:
@@ -35,7 +36,7 @@ def meet(peers: dict[str, str], port: int, absent: tuple[str, ...] = (), **more:
     return replies
 
 
-MET = {"failed": {}, "missing": [], "master": None}
+MET = {"failed": {}, "missing": [], "master": None, "taken": None, "mtu": 65536}
 
 
 def test_nodes_that_meet(nodes: list[LocalNode]) -> None:
@@ -51,6 +52,10 @@ def test_nodes_that_meet(nodes: list[LocalNode]) -> None:
         thread.start()
     for thread in threads:
         thread.join()
+    for host, other in (("node0", "node1"), ("node1", "node0")):
+        median, slowest = replies[host].pop("trips")
+        assert slowest == {other: median}
+        assert 0 < median < 1e6
     assert replies == {"node0": MET, "node1": MET}
 
 
@@ -83,7 +88,7 @@ def test_nodes_that_come_late() -> None:
 def test_a_node_that_does_not_come() -> None:
     peers = hosts(3)
     replies = meet(peers, free_port(), absent=("node2",), seconds=1)
-    expected = {"failed": {"node2": "refused"}, "missing": ["node2"], "master": None}
+    expected = {**MET, "failed": {"node2": "refused"}, "missing": ["node2"]}
     assert replies == {"node0": expected, "node1": expected}
 
 
@@ -103,7 +108,7 @@ def deaf() -> Iterator[tuple[str, int]]:
 def test_no_answer(deaf: tuple[str, int]) -> None:
     peers = {"node0": "127.0.0.1", "node1": deaf[0]}
     assert meet(peers, deaf[1], absent=("node1",), seconds=1, master=deaf) == {
-        "node0": {"failed": {"node1": "no answer"}, "missing": ["node1"], "master": "no answer"}
+        "node0": {**MET, "failed": {"node1": "no answer"}, "missing": ["node1"], "master": "no answer"}
     }
 
 
