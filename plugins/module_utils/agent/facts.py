@@ -67,6 +67,7 @@ def facts(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
         memory       bytes: total and free
         disk         of the file system of directory: bytes free, files free (None if it does not count them)
         shm          bytes of /dev/shm: size and free
+        infiniband   whether there is an InfiniBand adapter
         limits       nofile and memlock (bytes) as a job has them; -1 is no limit
     """
     began = time.time()
@@ -93,6 +94,7 @@ def facts(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
         "memory": _memory(),
         "disk": _disk(request["directory"]),
         "shm": shared_memory(),
+        "infiniband": bool(_entries("/sys/class/infiniband")),
         "limits": {"nofile": nofile, "memlock": _memlock()},
     }
     return {**reply, "clock": (began, time.time())}, b""
@@ -102,6 +104,12 @@ def _read(path: str, most: int = 2**20) -> str:
     with contextlib.suppress(OSError), open(path, errors="replace") as file:
         return file.read(most)
     return ""
+
+
+def _entries(folder: str) -> list[str]:
+    with contextlib.suppress(OSError):
+        return os.listdir(folder)
+    return []
 
 
 def _machine() -> tuple[str, str, str]:

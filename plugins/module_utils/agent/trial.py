@@ -48,19 +48,18 @@ json.dump(found, out)
 SMI = "nvidia-smi"
 SMI_SECONDS = 20
 """A driver that is broken lets nvidia-smi wait for ever."""
+SLOWDOWNS = ("hw_thermal_slowdown", "sw_thermal_slowdown", "hw_power_brake_slowdown")
 SMI_FIELDS = (
     *("index", "name", "driver_version", "memory.total", "memory.used"),
     *("ecc.errors.uncorrected.volatile.total", "retired_pages.pending", "remapped_rows.pending"),
-    *(f"clocks_event_reasons.{reason}" for reason in ("hw_thermal_slowdown", "sw_thermal_slowdown")),
-    *(f"clocks_event_reasons.{reason}" for reason in ("hw_power_brake_slowdown",)),
-    *(f"clocks_throttle_reasons.{reason}" for reason in ("hw_thermal_slowdown", "sw_thermal_slowdown")),
-    *(f"clocks_throttle_reasons.{reason}" for reason in ("hw_power_brake_slowdown",)),
+    *(f"clocks_event_reasons.{reason}" for reason in SLOWDOWNS),
+    *(f"clocks_throttle_reasons.{reason}" for reason in SLOWDOWNS),
 )
-"""What is asked for; drivers before 535 do not know the event reasons, and one day's may not know the throttle reasons."""
+"""What is asked for; drivers before 535 do not know the event reasons, later ones may forget the throttle reasons."""
 
 
 def try_environment(request: Request) -> dict[str, Any]:
-    """Import torch and what a script imports, with the environment's Python, as the user and in the surroundings of a job.
+    """Import torch and what a script imports, with the environment's Python, as a job's user, in a job's surroundings.
 
     Returns:
         python, torch, cuda and nccl (versions; None where there is none), devices (GPUs that torch sees), usable
@@ -76,7 +75,7 @@ def try_environment(request: Request) -> dict[str, Any]:
     except Refusal as refusal:
         return {"problem": str(refusal)}
     variables = [os.fsencode(variable) for variable in request["variables"]]
-    remedy = "remove that env, and run: ansible-playbook setup.yml"
+    remedy = "remove envs in the cluster_dir there, and run: ansible-playbook setup.yml"
     try:
         tried = subprocess.run(
             [python, "-B", "-c", TRIAL, json.dumps(request["imports"])],

@@ -11,11 +11,12 @@ Each group of checks is a module of this package with
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.check import Verdict
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import Topology
 
@@ -28,6 +29,7 @@ class Cluster:
         settings: of the hosts that take part, in inventory order.
         facts: what each host that answered said of itself, as the agent's ``facts`` documents it, but ``clock``: by how
             many seconds its clock is ahead of the controller's, at least and at most.
+        members: all hosts of the cluster, in inventory order, those that do not take part too.
         options: the action's arguments, with their defaults.
         skipped: groups and names of checks that are not wanted.
         gang: the nodes that can be asked for more, all of which hold the address that their peers know; None as long
@@ -36,6 +38,7 @@ class Cluster:
 
     settings: Sequence[NodeSettings]
     facts: Mapping[str, Mapping[str, Any]]
+    members: Sequence[str] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     skipped: Collection[str] = ()
     gang: Gang | None = None
@@ -53,4 +56,14 @@ class Cluster:
 
     def wants(self, check: str) -> bool:
         """Whether a check is wanted, by its name in full."""
-        return check not in self.skipped and check.partition(".")[0] not in self.skipped
+        return is_wanted(check, self.skipped)
+
+
+def is_wanted(check: str, skipped: Collection[str]) -> bool:
+    """Whether neither a check nor its group is among the skipped."""
+    return check not in skipped and check.partition(".")[0] not in skipped
+
+
+def judged(cluster: Cluster, judges: Mapping[str, Callable[[Cluster], Verdict]]) -> list[Verdict]:
+    """Have each check that is wanted judge the cluster."""
+    return [judge(cluster) for check, judge in judges.items() if cluster.wants(check)]
