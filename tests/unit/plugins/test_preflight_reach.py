@@ -86,7 +86,7 @@ def test_master_port() -> None:
 def test_a_head_whose_every_port_is_closed() -> None:
     cut = {"failed": {"node0": "no answer"}, "master": "no answer"}
     verdict = judged(2, {"node1": cut}, "reach.master_port")
-    expected = "node1 cannot connect to MASTER_PORT 29500 on node0, nor to its other ports: see reach.ephemeral"
+    expected = "node1 cannot connect to MASTER_PORT 29500 on node0, nor to other ports: see reach.ephemeral"
     assert (verdict.status, verdict.sentence) == ("failed", expected)
 
 
