@@ -47,6 +47,15 @@ options:
     description: Round-trip times below this are fine, however they differ.
     type: float
     default: 5.0
+  collective_timeout_seconds:
+    description: How long each step of the all-reduce may take, of which importing torch is one.
+    type: int
+    default: 60
+  slow_node_percent:
+    description: A host is slow if its fastest exchange with another has less than so many percent of the median of all
+      hosts.
+    type: int
+    default: 50
   gpu_memory_max_mb:
     description: How much of a GPU's memory, in MiB, may be in use while no job runs.
     type: int

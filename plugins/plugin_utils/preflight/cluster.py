@@ -32,6 +32,7 @@ class Cluster:
         members: all hosts of the cluster, in inventory order, those that do not take part too.
         options: the action's arguments, with their defaults.
         skipped: groups and names of checks that are not wanted.
+        failed: names of the checks that failed before.
         gang: the nodes that can be asked for more, all of which hold the address that their peers know; None as long
             as it is not known which they are.
     """
@@ -41,6 +42,7 @@ class Cluster:
     members: Sequence[str] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     skipped: Collection[str] = ()
+    failed: Collection[str] = ()
     gang: Gang | None = None
 
     @property

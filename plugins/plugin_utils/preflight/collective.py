@@ -50,6 +50,9 @@ def _unfit(cluster: Cluster) -> str:
         return "the nodes' addresses are not known"
     if cluster.topology.world_size == 1:
         return "there is one node"
+    cut = [check for check in ("reach.ephemeral", "reach.mtu") if check in cluster.failed]
+    if cut:
+        return f"it would hang: see {cut[0]}"
     jobs = {facts["job"]["id"]: host for host, facts in cluster.facts.items() if facts["job"]}
     if jobs:
         return f"job {listed(list(jobs))} is running, and would be disturbed"

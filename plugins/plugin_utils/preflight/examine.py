@@ -18,10 +18,12 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.fan_out import
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang, Identity, OpenChannel
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight import (
     clocks,
+    collective,
     hardware,
     inventory,
     names,
     reach,
+    report,
     software,
 )
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.check import Verdict
@@ -32,11 +34,11 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology impor
 
 LOOKING: Sequence[Any] = (inventory, names, software, hardware, clocks)
 """Groups that judge what the nodes said."""
-TRYING: Sequence[Any] = (reach,)
-"""Groups that have the nodes do something together."""
+TRYING: Sequence[Any] = (reach, collective)
+"""Groups that have the nodes do something together, in this order: each knows what failed before."""
 CHECKS: dict[str, str] = {
     name: about
-    for group in (inventory, names, reach, software, hardware, clocks)
+    for group in (inventory, names, reach, collective, software, hardware, clocks)
     for name, about in group.CHECKS.items()
 }
 """All checks in the order of the table, each with what it looks at."""
@@ -87,7 +89,8 @@ def examine(
         cluster = Cluster(settings, facts, members, options, options["skip"])
         found += [verdict for group in LOOKING for verdict in group.checks(cluster)]
         together = replace(cluster, gang=_gang(cluster, open_channel))
-        found += [verdict for group in TRYING for verdict in group.checks(together)]
+        for group in TRYING:
+            found += group.checks(replace(together, failed=report.failed(found)))
     return _completed(found, options["skip"], "no node answered: see inventory.reachable")
 
 

@@ -74,7 +74,7 @@ def master_port(cluster: Cluster, reach: Reach) -> Verdict:
     elsewhere = [host for host in reach.master if head.host in reach.failed.get(host, {})]
     if elsewhere:
         sentence = (
-            f"{listed(elsewhere)} cannot connect to {port} on {head.host}, nor to its other ports: see reach.ephemeral"
+            f"{listed(elsewhere)} cannot connect to {port} on {head.host}, nor to other ports: see reach.ephemeral"
         )
         return Verdict("reach.master_port", "failed", sentence, data)
     return Verdict("reach.master_port", "ok", f"every node connects to {port} on {head.host}", data)

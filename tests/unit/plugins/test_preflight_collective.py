@@ -2,11 +2,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang, Identity
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.check import Verdict
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.cluster import Cluster
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.collective import CHECKS, OPTIONS, checks
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.collective import OPTIONS, checks
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import rank_nodes
 from local_nodes import LocalNode, opener
 
