@@ -6,13 +6,12 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ansible.utils.color import ANSIBLE_COLOR
 from ansible.utils.display import Display
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import check_script
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.cluster_action import Arguments, ClusterAction
@@ -55,7 +54,8 @@ class ActionModule(ClusterAction):
         seconds = time.monotonic() - began
         data = report.as_data(verdicts, seconds)
         if arguments["format"] == "table":
-            width = shutil.get_terminal_size((160, 24)).columns if sys.stdout.isatty() else None
+            # In this forked worker only Ansible itself knows whether there is a terminal.
+            width = Display().columns if ANSIBLE_COLOR else None
             Display().display(report.as_table(verdicts, seconds, width))
         elif arguments["format"] == "json":
             Display().display(json.dumps(data))

@@ -24,7 +24,6 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.processe
     signal_processes,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, said
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.resources import raise_limits
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's start
@@ -72,7 +71,6 @@ def supervise(request: Request, user: User, listener: Socket | None) -> None:
     os.unlink(gate_path(request))
     # Orphans of the job become children of this process (PR_SET_CHILD_SUBREAPER), so none escapes the final sweep.
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
-    raise_limits()
     unit = unit_name(request) if os.geteuid() == 0 and has_systemd() else None
     user.become()
     os.umask(0o022)

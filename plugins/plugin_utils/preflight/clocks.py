@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import statistics
 from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.check import Verdict
@@ -38,7 +37,7 @@ def clocks(cluster: Cluster) -> Verdict:
     """
     readings = {host: facts["clock"] for host, facts in cluster.facts.items()}
     leasts, mosts = zip((0.0, 0.0), *readings.values(), strict=True)
-    at_least, at_most = statistics.median_low(leasts), statistics.median_low(mosts)
+    at_least, at_most = (sorted(bounds)[(len(bounds) - 1) // 2] for bounds in (leasts, mosts))
     apart = {host: max(0.0, least - at_most) or min(0.0, most - at_least) for host, (least, most) in readings.items()}
     limit = cluster.options["clock_max_seconds"]
     spread = max(apart.values()) - min(apart.values())

@@ -16,7 +16,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.sent
     each,
     every,
 )
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import listed
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import counted, listed
 
 CHECKS = {
     "software.environment": "the account that jobs run as can start the environment's Python and import torch",
@@ -137,7 +137,7 @@ def lock(cluster: Cluster) -> Verdict:
         )
         return Verdict("software.lock", "failed", sentence, {"hosts": list(wrong)})
     if len(set(texts.values())) > 1:
-        kinds = {host: f"{len(list(pinned(text)))} packages pinned" for host, text in texts.items()}
+        kinds = {host: counted(len(list(pinned(text))), "pinned package") for host, text in texts.items()}
         sentence = f"the nodes were set up with different requirements: {divided(kinds)}; {SETUP}"
         return Verdict("software.lock", "failed", sentence)
     return Verdict("software.lock", "ok", f"what is installed on {every(texts)} is what requirements.txt says")
