@@ -104,10 +104,10 @@ class Rehearsal:
                 start_new_session=True,
                 preexec_fn=prepare,
             )
-        except (OSError, subprocess.SubprocessError) as error:
+        except OSError as error:
             os.close(self._errors)
             raise Refusal(
-                f"cannot run {python} as {user.name}: {said(error)}; run: ansible-playbook setup.yml"
+                f"cannot run {python} as {user.name}: {os.strerror(error.errno or 0)}; run: ansible-playbook setup.yml"
             ) from None
         finally:
             os.close(script)
