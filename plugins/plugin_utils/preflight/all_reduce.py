@@ -7,8 +7,8 @@ The text of this file is sent, followed by a call of ``main``. It prints JSON ob
 
     step, seconds           what begins now, and the most that it may take
     backend, bytes, took    an all-reduce of so many bytes took so many seconds
-    backend, best, slowest  with the fastest and with the slowest peers ([rank, bytes a second]); only where the
-                            all-reduce is slow against the best pairs
+    backend, peer, speed    bytes a second that it exchanged with a peer, its fastest or one of its slowest; only where
+                            the all-reduce is slow against the best pairs
     gpus                    how many torch sees
     error                   why it went no further
 """
@@ -189,8 +189,9 @@ class Group:
             spent += self.agreed(time.perf_counter() - began)
             if spent > PAIRS_SECONDS:
                 break
-        slowest = sorted(found.items(), key=lambda item: item[1])[:MOST_SLOW]
-        self.tell(backend=self.backend, best=max(found.values()), slowest=slowest)
+        ordered = sorted(found, key=lambda peer: found[peer])
+        for peer in {*ordered[:MOST_SLOW], ordered[-1]}:
+            self.tell(backend=self.backend, peer=peer, speed=found[peer])
 
     def exchange(self, peer: int, sent: torch.Tensor, received: torch.Tensor) -> None:
         """Send and receive at the same time."""

@@ -109,7 +109,7 @@ def slow_node(found: Rehearsal, fraction: float) -> Verdict:
     backend = "nccl" if _has_gpus(found) else "gloo"
     if found.topology.world_size == 2:
         return Verdict(check, "skipped", "of two nodes, nobody can tell which one is slow")
-    best = {host: one.best[backend] for host, one in found.outcomes.items() if backend in one.best}
+    best = {host: max(one.speeds[backend].values()) for host, one in found.outcomes.items() if backend in one.speeds}
     if not best:
         return Verdict(check, "ok", "the all-reduce is as fast as pairs of nodes let expect")
     usual = median(best.values())
@@ -124,9 +124,7 @@ def slow_node(found: Rehearsal, fraction: float) -> Verdict:
     pairs = _slow_pairs(found, backend, limit)
     if pairs and max(found.bandwidths(backend).values(), default=0) < limit:
         words = listed([f"{host} and {peer} {amount(speed)}/s" for (host, peer), speed in pairs.items()])
-        sentence = (
-            f"no node is slow with all others, but some pairs are: {words}, where {others}; look at what links them"
-        )
+        sentence = f"no node is slow with all others, but some pairs are: {words}; {others}; look at what links them"
         return Verdict(check, "warning", sentence, {**data, "pairs": [list(pair) for pair in pairs]})
     last = min(best, key=lambda host: best[host])
     return Verdict(check, "ok", f"the slowest, {last}, reaches {amount(best[last])}/s with a peer; {others}", data)
@@ -137,7 +135,7 @@ def _slow_pairs(found: Rehearsal, backend: str, limit: float) -> Mapping[tuple[s
     hosts = dict(enumerate(node.host for node in found.topology.nodes))
     pairs: dict[tuple[str, str], float] = {}
     for host, one in found.outcomes.items():
-        for rank, speed in one.slowest[backend].items():
+        for rank, speed in one.speeds.get(backend, {}).items():
             if speed < limit and rank in hosts:
                 first, second = sorted((host, hosts[rank]))
                 pairs[first, second] = min(speed, pairs.get((first, second), speed))

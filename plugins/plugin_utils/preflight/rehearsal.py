@@ -52,24 +52,22 @@ class Outcome:
         error: why it came no further, a verb phrase, or "".
         gpus: how many torch sees.
         took: by backend, how many seconds an all-reduce of how many bytes took.
-        best: by backend, bytes a second that it exchanged with its fastest peer, where pairs were tried.
-        slowest: by backend, by rank of its slowest peers, the same.
+        speeds: by backend, by rank, how many bytes a second it exchanged with a peer: with its fastest and its slowest
+            ones, where pairs were tried.
     """
 
     step: str
     error: str
     gpus: int
     took: Mapping[str, Mapping[int, float]]
-    best: Mapping[str, float]
-    slowest: Mapping[str, Mapping[int, float]]
+    speeds: Mapping[str, Mapping[int, float]]
 
     @classmethod
     def read(cls, reply: Mapping[str, Any], seconds: float) -> Outcome:
         """Read a node's reply, in which a program on it may have told anything; a step had so many ``seconds``."""
         step, error, gpus = "", str(reply["words"]), 0
         took: dict[str, dict[int, float]] = {}
-        best: dict[str, float] = {}
-        slowest: dict[str, dict[int, float]] = {}
+        speeds: dict[str, dict[int, float]] = {}
         for words in reply["told"]:
             backend = str(words.get("backend"))
             step = words["step"] if words.get("step") in STEPS else step
@@ -77,14 +75,13 @@ class Outcome:
             gpus = words["gpus"] if isinstance(words.get("gpus"), int) else gpus
             if _is_number(words.get("bytes")) and _is_number(words.get("took")):
                 took.setdefault(backend, {})[words["bytes"]] = words["took"]
-            if _is_number(words.get("best")):
-                best[backend] = words["best"]
-                slowest[backend] = {peer: speed for peer, speed in words["slowest"] if _is_number(speed)}
+            if isinstance(words.get("peer"), int) and _is_number(words.get("speed")):
+                speeds.setdefault(backend, {})[words["peer"]] = words["speed"]
         if reply["late"]:
             error = f"did not get done with {_DOING.get(step, 'its end')} within {seconds} s"
         elif error:
             error = f"failed at {_DOING.get(step, 'its end')}: {error[:LONGEST_ERROR]}"
-        return cls(step, error, gpus, took, best, slowest)
+        return cls(step, error, gpus, took, speeds)
 
 
 def _is_number(value: Any) -> bool:
