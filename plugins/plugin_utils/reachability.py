@@ -120,7 +120,7 @@ def probe(gang: Gang, ranges: Mapping[str, tuple[int, int]], master: bool, at_ma
     return Reach(
         port,
         {host: reply["failed"] for host, reply in found.items()},
-        {host: reply["master"] for host, reply in found.items() if reply["master"]},
+        {host: reply["master"] for host, reply in found.items() if reply["master"] not in (None, ONLY_SMALL)},
         errors,
         at_master,
         found.get(head.host, {}).get("taken") or "",
@@ -146,23 +146,21 @@ def describe(topology: Topology, reach: Reach) -> list[str]:
 
 
 def describe_pairs(topology: Topology, reach: Reach, pairs: Pairs) -> list[str]:
-    """Return in a few sentences which pairs these are."""
+    """Return in a few sentences which pairs these are, one for each remedy."""
     hosts = [node.host for node in topology.nodes if node.host not in reach.unknown]  # those did not listen
-    found = []
-    at = f"(port {reach.port})"
+    found: dict[str, list[str]] = {}
     if len(hosts) > 2:
         every = len(reach.failed) * (len(hosts) - 1)
         if every and len(pairs) == every:
-            found.append(f"every node {_verb(pairs.values())} every other {at}: {_remedy(pairs.values())}")
+            found[_remedy(pairs.values())] = [f"every node {_verb(pairs.values())} every other"]
             pairs = {}
         deaf = [
             peer
             for peer in hosts
             if len(askers := reach.failed.keys() - {peer}) > 1 and all((host, peer) in pairs for host in askers)
         ]
-        found += _sum_up(
-            pairs, [(peer, {(host, peer) for host in hosts}) for peer in deaf], "every other node {} {}", at
-        )
+        groups = [(peer, {(host, peer) for host in hosts}) for peer in deaf]
+        _sum_up(found, pairs, groups, "every other node {verb} {names}")
         pairs = {pair: why for pair, why in pairs.items() if pair[1] not in deaf}
         left = [host for host in hosts if host not in deaf]
         mute = [
@@ -171,24 +169,29 @@ def describe_pairs(topology: Topology, reach: Reach, pairs: Pairs) -> list[str]:
             if len(targets := [peer for peer in left if peer != host]) > 1
             and all((host, peer) in pairs for peer in targets)
         ]
-        found += _sum_up(pairs, [(host, {(host, peer) for peer in hosts}) for host in mute], "{1} {0} every other", at)
+        groups = [(host, {(host, peer) for peer in hosts}) for host in mute]
+        _sum_up(found, pairs, groups, "{names} {verb} every other")
         pairs = {pair: why for pair, why in pairs.items() if pair[0] not in mute}
     if pairs:
         words = [f"{host} {_verb([why])} {peer}" for (host, peer), why in list(pairs.items())[:MOST_PAIRS]]
         more = f" and {len(pairs) - MOST_PAIRS} more pairs of nodes" if len(pairs) > MOST_PAIRS else ""
-        found.append(f"{', '.join(words)}{more} {at}: {_remedy(pairs.values())}")
-    return found
+        found.setdefault(_remedy(pairs.values()), []).append(", ".join(words) + more)
+    return [f"{', '.join(words)} (port {reach.port}): {remedy}" for remedy, words in found.items()]
 
 
 def _sum_up(
-    pairs: Mapping[tuple[str, str], str], groups: Iterable[tuple[str, set[tuple[str, str]]]], form: str, at: str
-) -> list[str]:
-    """Return a sentence for all nodes about which the same is to be said."""
+    found: dict[str, list[str]],
+    pairs: Mapping[tuple[str, str], str],
+    groups: Iterable[tuple[str, set[tuple[str, str]]]],
+    form: str,
+) -> None:
+    """Add to ``found``, which is by remedy, one phrase for all nodes about which the same is to be said."""
     named: dict[tuple[str, str], list[str]] = {}
     for name, members in groups:
         reasons = [pairs[pair] for pair in members if pair in pairs]
         named.setdefault((_verb(reasons), _remedy(reasons)), []).append(name)
-    return [f"{form.format(verb, listed(names))} {at}: {remedy}" for (verb, remedy), names in named.items()]
+    for (verb, remedy), names in named.items():
+        found.setdefault(remedy, []).append(form.format(verb=verb, names=listed(names)))
 
 
 def describe_master(topology: Topology, reach: Reach) -> list[str]:
