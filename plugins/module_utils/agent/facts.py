@@ -46,8 +46,8 @@ def facts(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     """Say what this node is. A fact that could not be come by is {"problem": a sentence without the node's name}.
 
     Request: directory, user, address (or None), master_port (on the head, else None), variables ("NAME=value" of the
-    environment that jobs have besides), imports ([module, name in it or ""] each), seconds (the most that trying the
-    environment may take). Reply:
+    environment that jobs have besides), imports ([module, name in it or ""] each; None if the environment is not to be
+    tried), seconds (the most that trying it may take). Reply:
 
         clock        seconds since 1970 at the beginning and at the end
         machine      what two names of one machine have in common: machine id, boot, network
@@ -88,7 +88,7 @@ def facts(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
         "master_port": _master_port(request, job),
         "job": job,
         "packages": {**packages(request["directory"]), "locked": _locked(request["directory"])},
-        "environment": try_environment(request),
+        "environment": {"failed": {}} if request["imports"] is None else try_environment(request),
         "gpus": gpus(),
         "cpus": len(os.sched_getaffinity(0)),
         "memory": _memory(),

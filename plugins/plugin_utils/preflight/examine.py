@@ -83,7 +83,9 @@ def examine(
         found = [Verdict("inventory.group", "failed", str(error))]
         return _completed(found, options["skip"], "the inventory cannot be used: see inventory.group")
     found = [Verdict("inventory.group", "ok", f"{len(settings)} of {len(members)} hosts take part")]
-    facts, errors = _ask(settings, open_channel, options["import_timeout_seconds"], imports)
+    # Importing torch takes longer than all the rest.
+    tried = imports if any(is_wanted(check, options["skip"]) for check in software.CHECKS) else None
+    facts, errors = _ask(settings, open_channel, options["import_timeout_seconds"], tried)
     found.append(inventory.reachable(errors, len(settings)))
     if facts:
         cluster = Cluster(settings, facts, members, options, options["skip"])
@@ -95,7 +97,7 @@ def examine(
 
 
 def _ask(
-    settings: Sequence[NodeSettings], open_channel: OpenChannel, seconds: float, imports: Sequence[Import]
+    settings: Sequence[NodeSettings], open_channel: OpenChannel, seconds: float, imports: Sequence[Import] | None
 ) -> tuple[dict[str, dict[str, Any]], dict[str, NodeError]]:
     head = settings[0]
 
@@ -107,7 +109,7 @@ def _ask(
             "address": one.address,
             "master_port": one.master_port if one is head else None,
             "variables": [f"{name}={value}" for name, value in one.env.items()],
-            "imports": [list(one) for one in imports],
+            "imports": None if imports is None else [list(one) for one in imports],
             "seconds": seconds,
         }
         before = time.time()

@@ -21,7 +21,7 @@ API_KEY='secret; with "quotes"'
 
 
 def ask(node: LocalNode, **more: Any) -> dict[str, Any]:
-    return node.ask("facts", **{"variables": [], "imports": [], "seconds": 30.0, **more})
+    return node.ask("facts", **{"variables": [], "imports": None, "seconds": 30.0, **more})
 
 
 def files(folder: Path) -> list[tuple[str, int]]:
@@ -48,6 +48,7 @@ def test_what_a_node_says(node: LocalNode) -> None:
     assert said["master"] == ["127.0.0.1"]
     assert (said["master_port"], said["job"]) == (None, None)
     assert said["packages"] == {"python": "3.11", "installed": ["torch-2.13.0+cpu"], "locked": "torch==2.13.0\n"}
+    assert said["environment"] == {"failed": {}}
     assert said["cpus"] == len(os.sched_getaffinity(0))
     assert 0 < said["memory"]["free"] <= said["memory"]["total"]
     assert said["disk"]["free"] > 0 and said["shm"].keys() == {"size", "free"}
@@ -64,7 +65,7 @@ def test_one_machine_under_two_names(nodes: list[LocalNode]) -> None:
 
 
 def test_a_node_that_was_never_set_up(tmp_path: Path) -> None:
-    said = ask(LocalNode(tmp_path / "nothing", address="198.18.255.254"))
+    said = ask(LocalNode(tmp_path / "nothing", address="198.18.255.254"), imports=[])
     assert said["address"]["problem"].startswith("does not hold the address 198.18.255.254 on any interface")
     assert (said["node_env"], said["master"], said["job"]) == (None, [], None)
     assert said["packages"] == {"python": "", "installed": [], "locked": ""}

@@ -136,7 +136,7 @@ def with_smi(node: LocalNode, folder: Path, text: str) -> dict[str, Any]:
     (folder / "nvidia-smi").write_text(text)
     (folder / "nvidia-smi").chmod(0o755)
     node.connection = Connection({**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"})
-    found: dict[str, Any] = node.ask("facts", variables=[], imports=[], seconds=30.0)["gpus"]
+    found: dict[str, Any] = node.ask("facts", variables=[], imports=None, seconds=30.0)["gpus"]
     return found
 
 
@@ -156,5 +156,5 @@ def test_a_driver_that_does_not_answer_well(node: LocalNode, tmp_path: Path) -> 
 
 
 def test_no_gpu(node: LocalNode) -> None:
-    found = node.ask("facts", variables=[], imports=[], seconds=30.0)["gpus"]
+    found = node.ask("facts", variables=[], imports=None, seconds=30.0)["gpus"]
     assert (found["count"], found["csv"], found["problem"]) == (0, "", "")
