@@ -12,6 +12,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight impo
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.check import Verdict
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.cluster import Cluster, judged
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import shown
 
 JUDGES: dict[str, Callable[[Cluster], Verdict]] = {
     "software.versions": software.versions,
@@ -44,7 +45,7 @@ def judge(
     known = {**DEFAULTS, **options}
     verdicts = judged(Cluster(settings, facts, options=known, skipped=known["skip"]), JUDGES)
     found = [verdict for verdict in verdicts if verdict.status in ("warning", "failed")]
-    hard = [verdict.sentence for verdict in found if verdict.check in HARD]
+    hard = [shown(verdict.sentence) for verdict in found if verdict.check in HARD]
     if hard:
         raise JobError(f"{'; '.join(hard)}. Nothing was started on any node.")
-    return [f"{verdict.check}: {verdict.sentence}" for verdict in found]
+    return [f"{verdict.check}: {shown(verdict.sentence)}" for verdict in found]

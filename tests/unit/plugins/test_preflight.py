@@ -476,6 +476,13 @@ def test_the_short_form_warns_with_the_same_sentences() -> None:
     assert brief.judge(cluster.settings, prepared(cluster), {"skip": ["time"], "shm_min_mb": 60}) == []
 
 
+def test_the_short_form_shows_nothing_that_acts_upon_a_terminal() -> None:
+    cluster = say(healthy(), "node2", packages={"installed": ["torch-\x1b[2J"]})
+    with pytest.raises(JobError) as caught:
+        brief.judge(cluster.settings, prepared(cluster), {})
+    assert r"\x1b[2J (node2)" in str(caught.value)
+
+
 def test_the_short_form_refuses_what_cannot_train_together() -> None:
     cluster = DEFECTS["other-torch"][0]()
     with pytest.raises(JobError) as caught:
