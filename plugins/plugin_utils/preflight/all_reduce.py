@@ -19,6 +19,7 @@ import json
 import os
 import time
 from datetime import timedelta
+from statistics import median
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ EXCHANGE_SECONDS = 0.05
 """How long two nodes exchange data, once, if they are as fast as the all-reduce was."""
 EXCHANGES = 3
 PAIRS_SECONDS = 5.0
-"""Pairs are tried for so long, or until all have been."""
+"""Pairs are tried for so long, or until all have been; and what seems slow once more."""
 MOST_SLOW = 5
 
 
@@ -84,7 +85,7 @@ def take_part(order: dict[str, Any], tell: Callable[..., None]) -> None:
     tell(step="gloo", seconds=seconds)
     gloo = Group("gloo", torch.device("cpu"), rank, count, None, tell)
     gloo.measure(order["fraction"])
-    if gloo.agreed(-gpus) < 0:
+    if gloo.agreed(-gpus)[0] < 0:
         tell(step="nccl", seconds=seconds)
         torch.cuda.set_device(0)
         group = dist.new_group(backend="nccl", timeout=limit)
@@ -113,17 +114,17 @@ class Group:
         self.group = group
         self.tell = tell
 
-    def agreed(self, value: float) -> float:
-        """Return the largest of all ranks' values, on all of them."""
+    def agreed(self, *values: float) -> list[float]:
+        """Return of each value the largest of all ranks', on all of them."""
         import torch
         import torch.distributed as dist
 
-        largest = torch.tensor([value], dtype=torch.float64, device=self.device)
+        largest = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(largest, dist.ReduceOp.MAX, group=self.group)
-        return float(largest[0])
+        return [float(value) for value in largest]
 
-    def timed(self, act: Callable[[], None], repeats: int) -> float:
-        """Return how long an act takes on the slowest rank, in seconds."""
+    def timed(self, act: Callable[[], None], repeats: int = 1) -> float:
+        """Return how long an act takes here, in seconds."""
         import torch
 
         began = time.perf_counter()
@@ -134,72 +135,111 @@ class Group:
         return (time.perf_counter() - began) / repeats
 
     def measure(self, fraction: float) -> None:
-        """Tell how fast the all-reduce is; if it is slow against the best pair, which nodes are."""
+        """Tell how fast the all-reduce is; if it is slow against the fastest pair, how fast each pair is."""
         bandwidth = self.measure_all()
         if self.count > 2:
-            self.measure_pairs(bandwidth, fraction)
+            Tournament(self, bandwidth).play(fraction)
 
     def measure_all(self) -> float:
         """Tell how long all-reduces take; return the bus bandwidth of the largest, in bytes a second.
 
-        As nccl-tests defines it (its PERFORMANCE.md): what each of n nodes sends, 2 (n-1)/n of the message.
+        As nccl-tests defines it (its doc/PERFORMANCE.md): what each of n nodes sends, 2 (n-1)/n of the message.
         """
         import torch
         import torch.distributed as dist
 
-        spent = bandwidth = 0.0
+        spent = 0.0
+        took: dict[int, float] = {}
         for size in SIZES:
+            if spent + 2 * expected(took, size) > RING_SECONDS:
+                break
             numbers = torch.zeros(size // 4, device=self.device)
 
             def reduce(numbers: torch.Tensor = numbers) -> None:
                 dist.all_reduce(numbers, group=self.group)
 
-            once = self.agreed(self.timed(reduce, 1))
-            if spent and spent + 2 * once > RING_SECONDS:
-                break
+            (once,) = self.agreed(self.timed(reduce))
             repeats = max(1, min(MOST_REPEATS, int(SIZE_SECONDS / once)))
-            took = self.agreed(self.timed(reduce, repeats))
-            bandwidth = 2 * (self.count - 1) / self.count * size / took
-            self.tell(backend=self.backend, bytes=size, took=took)
-            spent += once + repeats * took
-            if size < SIZES[-1] and spent + 2 * took * SIZES[SIZES.index(size) + 1] / size > RING_SECONDS:
-                break
-        return bandwidth
+            (took[size],) = self.agreed(self.timed(reduce, repeats))
+            self.tell(backend=self.backend, bytes=size, took=took[size])
+            spent += once + repeats * took[size]
+        largest = max(took)
+        return 2 * (self.count - 1) / self.count * largest / took[largest]
 
-    def measure_pairs(self, bandwidth: float, fraction: float) -> None:
-        """Have each node exchange data with others, one at a time, as in a tournament: n/2 pairs at once."""
+
+def expected(took: dict[int, float], size: int) -> float:
+    """Return about how many seconds a message of a size takes, as those before did: some, and some for each byte."""
+    if len(took) < 2:
+        return 0.0
+    (small, less), (large, more) = list(took.items())[-2:]
+    return more + max(0.0, more - less) / (large - small) * (size - large)
+
+
+class Tournament:
+    """All pairs of nodes exchange data, n/2 pairs at once."""
+
+    def __init__(self, ranks: Group, bandwidth: float) -> None:
+        """Exchange as much as takes some time at an all-reduce's bandwidth."""
         import torch
 
         size = int(min(max(bandwidth * EXCHANGE_SECONDS, SIZES[1]), SIZES[-1])) // 4
-        sent, received = torch.zeros(size, device=self.device), torch.zeros(size, device=self.device)
-        found: dict[int, float] = {}
+        self.ranks = ranks
+        self.bandwidth = bandwidth
+        self.sent, self.received = torch.zeros(size, device=ranks.device), torch.zeros(size, device=ranks.device)
+        self.speeds: dict[int, float] = {}  # bytes a second, by peer
+
+    def play(self, fraction: float) -> None:
+        """Tell how fast this node is with its fastest peer, and with its slowest ones.
+
+        What seems slow is tried again, with nothing else going on: that nodes have other things to do is no bad link.
+        """
+        rank, count = self.ranks.rank, self.ranks.count
+        self.play_turns([0], list(range(count)))
+        if self.bandwidth > fraction * self.ranks.agreed(max(self.speeds.values(), default=0.0))[0]:
+            return
+        self.play_turns(list(range(1, turns(count))), list(range(count)))
+        best = max(self.speeds.values(), default=0.0)
+        limit = fraction * median(self.ranks.agreed(*(best if one == rank else 0.0 for one in range(count))))
+        slow = [peer for peer, speed in self.speeds.items() if speed < limit]
+        again = self.ranks.agreed(*(float(opponent(rank, turn, count) in slow) for turn in range(turns(count))))
+        self.play_turns([turn for turn, wanted in enumerate(again) if wanted], slow)
+        ordered = sorted(self.speeds, key=lambda peer: self.speeds[peer])
+        for peer in {*ordered[:MOST_SLOW], *ordered[-1:]}:
+            self.ranks.tell(backend=self.ranks.backend, peer=peer, speed=self.speeds[peer])
+
+    def play_turns(self, wanted: list[int], peers: list[int]) -> None:
+        """Meet these peers in these turns; the same turns on all ranks, as long as there is time."""
         spent = 0.0
-        for turn in range(turns(self.count)):
+        for turn in wanted:
             began = time.perf_counter()
-            peer = opponent(self.rank, turn, self.count)
-            if peer is not None:
-                self.exchange(peer, sent[:1], received[:1])  # NCCL connects when it is first used
-
-                def exchange(peer: int = peer) -> None:
-                    self.exchange(peer, sent, received)
-
-                found[peer] = 4 * size / self.timed(exchange, EXCHANGES)
-            if turn == 0 and bandwidth > fraction * self.agreed(max(found.values(), default=0.0)):
-                return
-            spent += self.agreed(time.perf_counter() - began)
+            peer = opponent(self.ranks.rank, turn, self.ranks.count)
+            if peer is not None and peer in peers:
+                self.speeds[peer] = max(self.meet(peer), self.speeds.get(peer, 0.0))
+            spent += self.ranks.agreed(time.perf_counter() - began)[0]
             if spent > PAIRS_SECONDS:
                 break
-        ordered = sorted(found, key=lambda peer: found[peer])
-        for peer in {*ordered[:MOST_SLOW], ordered[-1]}:
-            self.tell(backend=self.backend, peer=peer, speed=found[peer])
+
+    def meet(self, peer: int) -> float:
+        """Return the bytes a second of the fastest exchange; both sides return the same."""
+        import torch
+
+        def exchange() -> None:
+            self.exchange(peer, self.sent, self.received)
+
+        self.exchange(peer, self.sent[:1], self.received[:1])  # NCCL connects when it is first used
+        took = min(self.ranks.timed(exchange) for _exchange in range(EXCHANGES))
+        own = torch.tensor([took], device=self.ranks.device)
+        other = torch.zeros_like(own)
+        self.exchange(peer, own, other)
+        return 4 * len(self.sent) / max(float(own), float(other))
 
     def exchange(self, peer: int, sent: torch.Tensor, received: torch.Tensor) -> None:
         """Send and receive at the same time."""
         import torch.distributed as dist
 
         both = [
-            dist.P2POp(dist.isend, sent, peer, group=self.group),
-            dist.P2POp(dist.irecv, received, peer, group=self.group),
+            dist.P2POp(dist.isend, sent, peer, group=self.ranks.group),
+            dist.P2POp(dist.irecv, received, peer, group=self.ranks.group),
         ]
         for work in dist.batch_isend_irecv(both):
             work.wait()

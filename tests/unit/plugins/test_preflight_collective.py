@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang, Identity
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.all_reduce import opponent, turns
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.all_reduce import expected, opponent, turns
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.check import Verdict
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.cluster import Cluster
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.collective import CHECKS, OPTIONS, checks
@@ -63,6 +63,12 @@ def test_everybody_meets_everybody_once(count: int) -> None:
         assert sum(other is None for other in pairs.values()) == count % 2
         met += [(player, other) for player, other in pairs.items() if other is not None]
     assert sorted(met) == [(one, other) for one in range(count) for other in range(count) if one != other]
+
+
+def test_how_long_the_next_size_takes() -> None:
+    assert expected({}, 1000) == expected({1000: 5.0}, 64000) == 0
+    assert expected({1000: 1.0, 2000: 1.5}, 4000) == 2.5
+    assert expected({1000: 1.0, 2000: 2.0, 4000: 1.9}, 8000) == 1.9  # by chance, the larger one was faster
 
 
 # ------------------------------------------------------------------------------------------------------------- verdicts
