@@ -60,7 +60,7 @@ DEFECTS = {
     ),
     "slow link": Defect(
         *(slow_link, "collective.slow_node"),
-        ("node1 reaches ", " with its fastest peer, and the median of all nodes is ", "look at the link there"),
+        ("node1 reaches ", " with its fastest peer, and the median of all nodes' fastest is ", "look at the link"),
         "warning",
     ),
 }

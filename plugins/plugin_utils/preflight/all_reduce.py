@@ -23,7 +23,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     import torch
@@ -40,7 +40,7 @@ EXCHANGE_SECONDS = 0.05
 """How long two nodes exchange data, once, if they are as fast as the all-reduce was."""
 EXCHANGES = 3
 PAIRS_SECONDS = 5.0
-"""Pairs are tried for so long, or until all have been; and what seems slow once more."""
+"""Pairs are tried for so long, or until all have been; then those of slow nodes once more."""
 MOST_SLOW = 5
 
 
@@ -191,26 +191,31 @@ class Tournament:
     def play(self, fraction: float) -> None:
         """Tell how fast this node is with its fastest peer, and with its slowest ones.
 
-        What seems slow is tried again, with nothing else going on: that nodes have other things to do is no bad link.
+        A node that seems slow tries again, with nothing else going on: one that was busy is no bad link.
         """
-        rank, count = self.ranks.rank, self.ranks.count
-        self.play_turns([0], list(range(count)))
-        if self.bandwidth > fraction * self.ranks.agreed(max(self.speeds.values(), default=0.0))[0]:
+        rank, all_ranks = self.ranks.rank, range(self.ranks.count)
+        first, *others = range(turns(self.ranks.count))
+        self.play_turns([first], all_ranks)
+        if self.bandwidth > fraction * self.ranks.agreed(self.best)[0]:
             return
-        self.play_turns(list(range(1, turns(count))), list(range(count)))
-        best = max(self.speeds.values(), default=0.0)
-        limit = fraction * median(self.ranks.agreed(*(best if one == rank else 0.0 for one in range(count))))
-        slow = [peer for peer, speed in self.speeds.items() if speed < limit]
-        again = self.ranks.agreed(*(float(opponent(rank, turn, count) in slow) for turn in range(turns(count))))
-        self.play_turns([turn for turn, wanted in enumerate(again) if wanted], slow)
+        self.play_turns(others, all_ranks)
+        bests = self.ranks.agreed(*(self.best if one == rank else 0.0 for one in all_ranks))
+        slow = [one for one in all_ranks if bests[one] < fraction * median(bests)]
+        if slow:
+            self.play_turns([first, *others], all_ranks if rank in slow else slow)
         ordered = sorted(self.speeds, key=lambda peer: self.speeds[peer])
         for peer in {*ordered[:MOST_SLOW], *ordered[-1:]}:
             self.ranks.tell(backend=self.ranks.backend, peer=peer, speed=self.speeds[peer])
 
-    def play_turns(self, wanted: list[int], peers: list[int]) -> None:
-        """Meet these peers in these turns; the same turns on all ranks, as long as there is time."""
+    @property
+    def best(self) -> float:
+        """Bytes a second with the fastest peer so far."""
+        return max(self.speeds.values(), default=0.0)
+
+    def play_turns(self, numbers: Sequence[int], peers: Sequence[int]) -> None:
+        """Meet these peers in these turns, as long as there is time; all ranks have to be in the same turn."""
         spent = 0.0
-        for turn in wanted:
+        for turn in numbers:
             began = time.perf_counter()
             peer = opponent(self.ranks.rank, turn, self.ranks.count)
             if peer is not None and peer in peers:
