@@ -52,7 +52,7 @@ def loopback_name_unpinned(cluster: Cluster) -> Iterator[None]:
 
 def filtered(node: Node, rule: str) -> AbstractContextManager[None]:
     """Drop what arrives at a node and fits the rule."""
-    table = f"table inet planted {{ chain in {{ type filter hook input priority -400; {rule} drop; }} }}"
+    table = f"table inet planted {{ chain in {{ type filter hook input priority -400; {rule} drop; }}; }}"
     return done(node, f"nft -f - <<'END'\n{table}\nEND", "nft delete table inet planted")
 
 

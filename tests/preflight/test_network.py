@@ -20,7 +20,7 @@ def closed_master_port(cluster: Cluster) -> AbstractContextManager[None]:
 
 
 def rejected_master_port(cluster: Cluster) -> AbstractContextManager[None]:
-    rule = "table inet planted { chain in { type filter hook input priority -400; tcp dport 29500 reject; } }"
+    rule = "table inet planted { chain in { type filter hook input priority -400; tcp dport 29500 reject; }; }"
     return done(cluster.nodes[0], f"nft '{rule}'", "nft delete table inet planted")
 
 
@@ -29,7 +29,7 @@ def other_mtu(cluster: Cluster) -> AbstractContextManager[None]:
 
 
 def slow_link(cluster: Cluster) -> AbstractContextManager[None]:
-    plant = "tc qdisc add dev eth0 root tbf rate 100mbit burst 64kb latency 50ms"
+    plant = "tc qdisc add dev eth0 root tbf rate 10mbit burst 64kb latency 50ms"
     return done(cluster.nodes[1], plant, "tc qdisc del dev eth0 root")
 
 
