@@ -53,7 +53,7 @@ def loopback_name_unpinned(cluster: Cluster) -> Iterator[None]:
 def filtered(node: Node, rule: str) -> AbstractContextManager[None]:
     """Drop what arrives at a node and fits the rule."""
     table = f"table inet planted {{ chain in {{ type filter hook input priority -400; {rule} drop; }}; }}"
-    return done(node, f"nft -f - <<'END'\n{table}\nEND", "nft delete table inet planted")
+    return done(node, f"nft '{table}'", "nft delete table inet planted")
 
 
 def dropped_range(cluster: Cluster) -> AbstractContextManager[None]:
@@ -155,9 +155,11 @@ DEFECTS = {
     ),
     "dropped range between two nodes": Defect(
         *(dropped_range, "reach.ephemeral"),
-        ("node1 gets no answer from node2", "a firewall drops it; run: ansible-playbook setup.yml"),
+        ("node1 gets no answer from node2", "node2 gets no answer from node1", "a firewall drops it; run:"),
     ),
-    "small MTU on one link": Defect(*(small_link, "reach.mtu"), ("node1", "node2", "MTU")),
+    "small MTU on one link": Defect(
+        *(small_link, "reach.mtu"), ("node1 gets only small packets through to node2", "ping -M do -s BYTES")
+    ),
     "another torch on one node": Defect(
         *(other_torch, "software.versions"),
         ("torch is 2.13.0+cpu (node0, node1), 2.12.1 (node2)", "remove envs in the cluster_dir, and run:"),
