@@ -50,7 +50,7 @@ options:
   collective_timeout_seconds:
     description: How long each step of the all-reduce may take, of which importing torch is one.
     type: int
-    default: 60
+    default: 120
   slow_node_percent:
     description: A host is slow if its fastest exchange with another has less than so many percent of the median of all
       hosts.

@@ -19,7 +19,7 @@ CHECKS = {
     "collective.slow_node": "no node is much slower than the others",
 }
 OPTIONS: dict[str, dict[str, Any]] = {
-    "collective_timeout_seconds": {"type": "int", "default": 60},
+    "collective_timeout_seconds": {"type": "int", "default": 120},
     "slow_node_percent": {"type": "int", "default": 50},
 }
 _LOOK = "look at the link there (ethtool, ip -s link, cable, switch port), at the load and the clock rate"

@@ -41,6 +41,7 @@ _REMEDIES = {
     "gloo": "see reach.mtu",
     "nccl": "see hardware; with NCCL_DEBUG=INFO in job_env of the inventory, a job's log says more",
 }
+_PATIENCE = "look at the load and the disk there, or give it more time with preflight_collective_timeout_seconds"
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Outcome:
     Attributes:
         step: how far it came.
         error: why it came no further, a verb phrase, or "".
+        late: whether it was ended because a step took too long.
         gpus: how many torch sees.
         took: by backend, how many seconds an all-reduce of how many bytes took.
         speeds: by backend, by rank, how many bytes a second it exchanged with a peer: with its fastest and its slowest
@@ -58,6 +60,7 @@ class Outcome:
 
     step: str
     error: str
+    late: bool
     gpus: int
     took: Mapping[str, Mapping[int, float]]
     speeds: Mapping[str, Mapping[int, float]]
@@ -81,7 +84,7 @@ class Outcome:
             error = f"did not get done with {_DOING.get(step, 'its end')} within {seconds} s"
         elif error:
             error = f"failed at {_DOING.get(step, 'its end')}: {error[:LONGEST_ERROR]}"
-        return cls(step, error, gpus, took, speeds)
+        return cls(step, error, reply["late"], gpus, took, speeds)
 
 
 def _is_number(value: Any) -> bool:
@@ -116,7 +119,8 @@ class Rehearsal:
         waited = ""
         if len(guilty) < len(self.outcomes):
             waited = f", and the others waited for {'it' if len(guilty) == 1 else 'them'} in vain"
-        return f"{each(guilty)}{waited}; {_REMEDIES[step]}"
+        slow = step in ("", "torch") and all(self.outcomes[host].late for host in guilty)
+        return f"{each(guilty)}{waited}; {_PATIENCE if slow else _REMEDIES[step]}"
 
     def bandwidths(self, backend: str) -> dict[int, float]:
         """Return by size of the message, in bytes and growing, the bus bandwidth in bytes a second.
