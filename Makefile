@@ -86,6 +86,12 @@ security: $(VENV)/.test ## Secrets, modes, traps and host keys on containers: a 
 	python tests/docker/rig.py up; \
 	pytest tests/chaos/test_security.py
 
+.PHONY: preflight
+preflight: $(VENV)/.test ## Defects that preflight.yml has to find, on containers with torch (ONLY=a defect's name)
+	trap 'python tests/docker/rig.py down' EXIT; \
+	python tests/docker/rig.py up; \
+	pytest tests/preflight $(if $(ONLY),-k '$(ONLY)')
+
 .PHONY: bench-launch
 bench-launch: $(VENV)/.controller ## Time to start on NODES containers, against ssh, pdsh and mpirun (NODES=16 ROUNDS=5)
 	trap 'python tests/docker/rig.py down' EXIT; \

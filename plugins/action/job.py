@@ -20,6 +20,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.interrupts import Interrupts
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.inventory import Inventory
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import Order
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight import brief, examine
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import require_hosts
 
 
@@ -47,6 +48,8 @@ class ActionModule(AttendingAction):
         "detach": {"type": "bool", "default": False},
         "wait": {"type": "int", "default": 0},
         "bundle_max_mb": {"type": "int", "default": 100},
+        "skip": {"type": "list", "elements": "str", "default": []},
+        **brief.OPTIONS,
         **ATTENDING,
     }
 
@@ -57,6 +60,7 @@ class ActionModule(AttendingAction):
         require_whole_words(inventory.stray_words)
         hosts = inventory.taking_part
         require_hosts(hosts)
+        examine.require_known(arguments["skip"])
         order = as_order(arguments)
         cluster = inventory.settings(inventory.cluster if order.resume else hosts)
         desk = Desk(say, interrupts, cluster, hosts, inventory.open_channel)
@@ -90,4 +94,5 @@ def as_order(arguments: dict[str, Any]) -> Order:
         stall_timeout_seconds=given["stall_timeout_seconds"],
         rendezvous_timeout_seconds=given["rendezvous_timeout_seconds"],
         grace_seconds=given["stop_grace_seconds"],
+        preflight={name: given[name] for name in brief.DEFAULTS},
     )

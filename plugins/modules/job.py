@@ -69,6 +69,24 @@ options:
     description: The most that the project's files may have together, in MiB.
     type: int
     default: 100
+  skip:
+    description: Checks of the preflight that are left out, of those that a run makes. M(thunderhead.cluster.preflight)
+      knows them all.
+    type: list
+    elements: str
+    default: []
+  clock_max_seconds:
+    description: How far clocks may be apart before it is said.
+    type: float
+    default: 2.0
+  shm_min_mb:
+    description: The least size of C(/dev/shm), in MB, before it is said.
+    type: int
+    default: 256
+  nofile_min:
+    description: The least number of files that a job may open before it is said.
+    type: int
+    default: 4096
 extends_documentation_fragment: thunderhead.cluster.attending
 attributes:
   check_mode:

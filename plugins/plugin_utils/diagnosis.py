@@ -248,7 +248,7 @@ class _Block:
 
     @property
     def is_victims(self) -> bool:
-        return _is_victims("\n".join(self.message))
+        return is_victims("\n".join(self.message))
 
 
 def last_words(lines: Sequence[str]) -> LastWords:
@@ -277,7 +277,7 @@ def last_words(lines: Sequence[str]) -> LastWords:
         meaningful = [line.strip() for line in _before_summary(lines) if line.strip() and not _NOISE.match(line)]
         spoken = [line for line in lines[-ABORT_LINES:] if (found := _CPLUSPLUS.match(line)) and any(found.groups())]
         text = _CPLUSPLUS.sub(r"\1\2", spoken[0]) if spoken else meaningful[-1] if meaningful else "it printed nothing"
-        victim = _is_victims(text) or (not child and any(_aborted(line) for line in lines[-ABORT_LINES:]))
+        victim = is_victims(text) or (not child and any(_aborted(line) for line in lines[-ABORT_LINES:]))
         tail = _last_lines(lines)
     if child and not causes and child[1] < 0 and child[1] != -signal.SIGTERM:
         victim, tail = False, _last_lines(lines)
@@ -296,13 +296,14 @@ def _last_lines(lines: Sequence[str]) -> list[str]:
     return [line for line in _before_summary(lines) if line.strip()][-TAIL_LINES:]
 
 
-def _is_victims(text: str) -> bool:
+def is_victims(text: str) -> bool:
+    """Return whether these are the words of one that lost another."""
     return bool(_VICTIM.search(text)) and not _OWN.search(text)
 
 
 def _aborted(line: str) -> bool:
     """Whether a line is NCCL's, on the way to ending the process."""
-    return ("NCCL" in line or "watchdog" in line) and _is_victims(line)
+    return ("NCCL" in line or "watchdog" in line) and is_victims(line)
 
 
 def _is_ignored(lines: Sequence[str], first: int, rank: str) -> bool:

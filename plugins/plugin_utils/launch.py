@@ -11,7 +11,7 @@ import posixpath
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import environment
@@ -20,6 +20,8 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError, in_one
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.fan_out import fan_out
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang, Identity, OpenChannel
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight import brief
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.clocks import ahead
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import (
     Node,
@@ -53,6 +55,7 @@ class Job:
         launcher: lightning (the script once per node) or torchrun (which starts it once per device).
         devices: ranks per node under torchrun; None means as many as there are GPUs, or one.
         checkpoint: path relative to the working directory of the checkpoint to go on from, or "".
+        preflight: thresholds, and checks to be skipped; see preflight.brief.
     """
 
     identity: Identity
@@ -66,6 +69,7 @@ class Job:
     launcher: str = LAUNCHERS[0]
     devices: int | None = None
     checkpoint: str = ""
+    preflight: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Launch:
@@ -102,6 +106,7 @@ class Launch:
             self._prepare_all(dry, say)
             self.gang.topology = rank_nodes(list(self.gang.settings.values()), self._prepared)
             self._require_alike()
+            self.notes += brief.judge(list(self.gang.settings.values()), self._prepared, self.job.preflight)
         except BaseException:
             if not dry:
                 self.discard()
@@ -158,7 +163,9 @@ class Launch:
             dry=dry,
         )
         channel = self._open(host)
+        before = time.time()
         reply, _payload = channel.call(request)
+        reply["clock"] = ahead(before, reply["clock"], time.time())
         if not dry and not reply["has_bundle"]:
             if not self.job.bundle.content:  # an earlier job's, which is nowhere else
                 raise NodeError(host, "does not have that job's code any more; run the script anew, without rerun")

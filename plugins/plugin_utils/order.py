@@ -8,7 +8,7 @@ import datetime
 import getpass
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ class Order:
         stall_timeout_seconds: without any output for this long, what every rank does is looked at; 0 means never.
         rendezvous_timeout_seconds: the same at the start, where a rendezvous that hangs ends the job; 0 means never.
         grace_seconds: between TERM and KILL.
+        preflight: thresholds, and checks to be skipped; see preflight.brief.
     """
 
     script: str
@@ -71,6 +72,7 @@ class Order:
     stall_timeout_seconds: int
     rendezvous_timeout_seconds: int
     grace_seconds: int
+    preflight: Mapping[str, Any] = field(default_factory=dict)
 
     def check(self) -> None:
         """Raise JobError for a number out of its range, or options that exclude each other."""
@@ -168,6 +170,7 @@ def make_job(order: Order, earlier: Mapping[str, Any], checkpoint: str) -> Job:
         launcher=launcher,
         devices=devices,
         checkpoint=checkpoint,
+        preflight=order.preflight,
     )
 
 

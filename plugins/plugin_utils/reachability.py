@@ -7,7 +7,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang
@@ -24,9 +24,28 @@ ANSWER_SECONDS = 20
 """What asking may take besides."""
 MOST_PAIRS = 5
 
-_VERBS = {"no answer": "gets no answer from", "refused": "is refused by", "no route": "is told of no route to"}
-_REASONS = {"no answer": "a firewall drops it", "refused": "a firewall rejects it", "no route": "a firewall rejects it"}
-_REMEDY = "run: ansible-playbook setup.yml"
+ONLY_SMALL = "only small packets"
+"""What the agent says of a peer that can be connected to and gets no packet of full size."""
+
+_VERBS = {
+    "no answer": "gets no answer from",
+    "refused": "is refused by",
+    "no route": "is told of no route to",
+    ONLY_SMALL: "gets only small packets through to",
+}
+_SETUP = "run: ansible-playbook setup.yml"
+_REMEDIES = {
+    "no answer": f"a firewall drops it; {_SETUP}",
+    "refused": f"a firewall rejects it; {_SETUP}",
+    "no route": f"a firewall rejects it; {_SETUP}",
+    ONLY_SMALL: (
+        "something on the way carries less than the interfaces' MTU and does not say so; find out how much with "
+        "ping -M do -s BYTES, and set that MTU on the nodes' interfaces, or mend it there"
+    ),
+}
+
+Pairs = dict[tuple[str, str], str]
+"""Who does not reach whom, and why."""
 
 
 @dataclass(frozen=True)
@@ -38,24 +57,46 @@ class Reach:
         failed: by host, the hosts it could not connect to, and why.
         master: by host, why it could not connect to MASTER_PORT on the head.
         unknown: hosts that could not be asked.
+        at_master: whether the head listened at MASTER_PORT for that; if not, its rank 0 must have.
+        taken: why the head could not, or "".
+        trips: by host, from there to a peer and back, in microseconds: the median, and {peer: time} of the slowest.
+        mtus: by host, its interface's MTU in bytes.
     """
 
     port: int
     failed: dict[str, dict[str, str]]
     master: dict[str, str]
     unknown: dict[str, NodeError]
+    at_master: bool = False
+    taken: str = ""
+    trips: dict[str, tuple[int, dict[str, int]]] = field(default_factory=dict)
+    mtus: dict[str, int] = field(default_factory=dict)
+
+    def pairs(self, small: bool) -> Pairs:
+        """Return who does not reach whom: not at all, or (``small``) only with small packets.
+
+        A node that could not be asked did not listen, either.
+        """
+        return {
+            (host, peer): why
+            for host, failed in self.failed.items()
+            for peer, why in failed.items()
+            if peer not in self.unknown and (why == ONLY_SMALL) == small
+        }
 
 
-def probe(gang: Gang, ranges: Mapping[str, tuple[int, int]], master: bool) -> Reach:
+def probe(gang: Gang, ranges: Mapping[str, tuple[int, int]], master: bool, at_master: bool = False) -> Reach:
     """Have all nodes connect to all others.
 
     Args:
         gang: whose topology is known.
         ranges: the nodes' ephemeral ports, first and last, as far as known.
-        master: try MASTER_PORT on the head too, where rank 0 must be listening.
+        master: try MASTER_PORT on the head too.
+        at_master: have the head listen there for that; if not, rank 0 must be listening.
     """
     topology = gang.topology
     seconds = PROBE_SECONDS + SECONDS_PER_NODE * topology.world_size
+    nodes = {node.host: node for node in topology.nodes}
     addresses = {node.host: node.address for node in topology.nodes}
     head = topology.head
     target = [head.address, head.settings.master_port]
@@ -66,18 +107,25 @@ def probe(gang: Gang, ranges: Mapping[str, tuple[int, int]], master: bool) -> Re
             seconds + ANSWER_SECONDS,
             name=lambda host: host,
             address=lambda host: addresses[host],
+            interface=lambda host: nodes[host].interface,
             port=port,
             peers=addresses,
             seconds=seconds,
-            master=lambda host: target if master and host != head.host else None,
+            master=lambda host: target if master and (at_master or host != head.host) else None,
+            head=head.host if at_master else None,
         )
         if attempt or not any(error.facts.get("taken") for error in errors.values()):
             break
+    found = {host: reply for host, (reply, _payload) in replies.items()}
     return Reach(
         port,
-        {host: reply["failed"] for host, (reply, _payload) in replies.items()},
-        {host: reply["master"] for host, (reply, _payload) in replies.items() if reply["master"]},
+        {host: reply["failed"] for host, reply in found.items()},
+        {host: reply["master"] for host, reply in found.items() if reply["master"] not in (None, ONLY_SMALL)},
         errors,
+        at_master,
+        found.get(head.host, {}).get("taken") or "",
+        {host: tuple(reply["trips"]) for host, reply in found.items()},
+        {host: reply["mtu"] for host, reply in found.items() if reply["mtu"]},
     )
 
 
@@ -89,29 +137,30 @@ def choose_port(ranges: Iterable[tuple[int, int]]) -> int:
 
 
 def describe(topology: Topology, reach: Reach) -> list[str]:
-    """Return in a few sentences who cannot connect to whom; none if all can."""
+    """Return in a few sentences who cannot connect to whom, or sends what does not arrive; none if all is well."""
+    return [
+        *describe_pairs(topology, reach, reach.pairs(small=False)),
+        *describe_pairs(topology, reach, reach.pairs(small=True)),
+        *describe_master(topology, reach),
+    ]
+
+
+def describe_pairs(topology: Topology, reach: Reach, pairs: Pairs) -> list[str]:
+    """Return in a few sentences which pairs these are, one for each remedy."""
     hosts = [node.host for node in topology.nodes if node.host not in reach.unknown]  # those did not listen
-    pairs = {
-        (host, peer): why
-        for host, failed in reach.failed.items()
-        for peer, why in failed.items()
-        if peer not in reach.unknown
-    }
-    found = []
-    at = f"(port {reach.port})"
+    found: dict[str, list[str]] = {}
     if len(hosts) > 2:
         every = len(reach.failed) * (len(hosts) - 1)
         if every and len(pairs) == every:
-            found.append(f"every node {_verb(pairs.values())} every other {at}: {_remedy(pairs.values())}")
+            found[_remedy(pairs.values())] = [f"every node {_verb(pairs.values())} every other"]
             pairs = {}
         deaf = [
             peer
             for peer in hosts
             if len(askers := reach.failed.keys() - {peer}) > 1 and all((host, peer) in pairs for host in askers)
         ]
-        found += _sum_up(
-            pairs, [(peer, {(host, peer) for host in hosts}) for peer in deaf], "every other node {} {}", at
-        )
+        groups = [(peer, {(host, peer) for host in hosts}) for peer in deaf]
+        _sum_up(found, pairs, groups, "every other node {verb} {names}")
         pairs = {pair: why for pair, why in pairs.items() if pair[1] not in deaf}
         left = [host for host in hosts if host not in deaf]
         mute = [
@@ -120,34 +169,39 @@ def describe(topology: Topology, reach: Reach) -> list[str]:
             if len(targets := [peer for peer in left if peer != host]) > 1
             and all((host, peer) in pairs for peer in targets)
         ]
-        found += _sum_up(pairs, [(host, {(host, peer) for peer in hosts}) for host in mute], "{1} {0} every other", at)
+        groups = [(host, {(host, peer) for peer in hosts}) for host in mute]
+        _sum_up(found, pairs, groups, "{names} {verb} every other")
         pairs = {pair: why for pair, why in pairs.items() if pair[0] not in mute}
     if pairs:
         words = [f"{host} {_verb([why])} {peer}" for (host, peer), why in list(pairs.items())[:MOST_PAIRS]]
         more = f" and {len(pairs) - MOST_PAIRS} more pairs of nodes" if len(pairs) > MOST_PAIRS else ""
-        found.append(f"{', '.join(words)}{more} {at}: {_remedy(pairs.values())}")
-    return found + _describe_master(topology, reach)
+        found.setdefault(_remedy(pairs.values()), []).append(", ".join(words) + more)
+    return [f"{', '.join(words)} (port {reach.port}): {remedy}" for remedy, words in found.items()]
 
 
 def _sum_up(
-    pairs: Mapping[tuple[str, str], str], groups: Iterable[tuple[str, set[tuple[str, str]]]], form: str, at: str
-) -> list[str]:
-    """Return a sentence for all nodes about which the same is to be said."""
+    found: dict[str, list[str]],
+    pairs: Mapping[tuple[str, str], str],
+    groups: Iterable[tuple[str, set[tuple[str, str]]]],
+    form: str,
+) -> None:
+    """Add to ``found``, which is by remedy, one phrase for all nodes about which the same is to be said."""
     named: dict[tuple[str, str], list[str]] = {}
     for name, members in groups:
         reasons = [pairs[pair] for pair in members if pair in pairs]
         named.setdefault((_verb(reasons), _remedy(reasons)), []).append(name)
-    return [f"{form.format(verb, listed(names))} {at}: {remedy}" for (verb, remedy), names in named.items()]
+    for (verb, remedy), names in named.items():
+        found.setdefault(remedy, []).append(form.format(verb=verb, names=listed(names)))
 
 
-def _describe_master(topology: Topology, reach: Reach) -> list[str]:
+def describe_master(topology: Topology, reach: Reach) -> list[str]:
     """Return what is wrong with MASTER_PORT, for nodes that reach the head's other ports."""
     head = topology.head
     failed = {host: why for host, why in reach.master.items() if head.host not in reach.failed.get(host, {})}
-    if not failed:
+    if not failed or reach.taken or (reach.at_master and head.host in reach.unknown):
         return []
     port = f"MASTER_PORT {head.settings.master_port}"
-    if all(why == "refused" for why in failed.values()):
+    if not reach.at_master and all(why == "refused" for why in failed.values()):
         return [f"nothing listens at {port} on {head.host} for {listed(list(failed))}: its rank 0 is not there"]
     return [f"{listed(list(failed))} cannot connect to {port} on {head.host}: {_remedy(failed.values())}"]
 
@@ -158,4 +212,4 @@ def _verb(reasons: Iterable[str]) -> str:
 
 def _remedy(reasons: Iterable[str]) -> str:
     reason = Counter(reasons).most_common(1)[0][0]
-    return f"{_REASONS[reason]}; {_REMEDY}" if reason in _REASONS else reason
+    return _REMEDIES.get(reason, reason)

@@ -73,10 +73,10 @@ def until(condition: Callable[[], T], what: str, seconds: float = 30) -> T:
 class Node:
     """One container: a machine with systemd and sshd."""
 
-    def __init__(self, name: str, address: str) -> None:
+    def __init__(self, name: str, address: str, network: str = NETWORK) -> None:
         self.name = name
         self.address = address
-        self.container = f"{NETWORK}-{name}"
+        self.container = f"{network}-{name}"
         self._broken: list[Callable[[], Any]] = []
 
     def __repr__(self) -> str:
@@ -226,38 +226,43 @@ class Cluster:
 
     requirements = ("-e", f"python_env_requirements={PROJECT.parent}/requirements.txt")
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self.nodes = [Node(name, f"{SUBNET}.{10 + number}") for number, name in enumerate(names)]
+    def __init__(self, names: Sequence[str], network: str = NETWORK, subnet: str = SUBNET) -> None:
+        self.network = network
+        self.nodes = [Node(name, f"{subnet}.{10 + number}", network) for number, name in enumerate(names)]
         self.runs = CACHE / "runs"
         self.playbooks: list[Playbook] = []
         # A short path: the name of a socket is limited to some hundred characters.
         self._control = tempfile.TemporaryDirectory(prefix="thunderhead-", ignore_cleanup_errors=True)
-        self.inventory = CACHE / "inventory.json"
+        self.inventory = CACHE / f"inventory-{network}.json"
         CACHE.mkdir(parents=True, exist_ok=True)
+        self.describe()
+
+    def describe(self, **about: dict[str, Any]) -> None:
+        """Write the inventory, with further variables for some of the nodes."""
         variables = {
             "python_env_find_links": ["/wheels"],
             "python_env_index_url": "none",
             "job_node_timeout_seconds": NODE_TIMEOUT_SECONDS,
             "job_stop_grace_seconds": GRACE_SECONDS,
         }
-        hosts = {node.name: {"ansible_host": node.address} for node in self.nodes}
+        hosts = {node.name: {"ansible_host": node.address, **about.get(node.name, {})} for node in self.nodes}
         self.inventory.write_text(json.dumps({"cluster": {"hosts": hosts, "vars": variables}}))
 
     def create(self, reuse: bool) -> None:
         """Start the containers; those of the last time, if they are there and may be used again."""
-        names = docker("ps", "--all", "--format", "{{.Names}}", "--filter", f"label=thunderhead={NETWORK}").split()
+        names = docker("ps", "--all", "--format", "{{.Names}}", "--filter", f"label=thunderhead={self.network}").split()
         if reuse and {node.container for node in self.nodes} <= set(names):
             self.everywhere(Node.mend_all)
             return
         nodes = [f"{node.name}={node.address}" for node in self.nodes]
-        subprocess.run([sys.executable, RIG, "create", NETWORK, *nodes], check=True)
+        subprocess.run([sys.executable, RIG, "create", self.network, *nodes], check=True)
 
     def fill_wheels(self) -> None:
         """Have what the nodes install lie in their /wheels."""
         subprocess.run([sys.executable, RIG, "wheels"], check=True)
 
     def remove(self) -> None:
-        subprocess.run([sys.executable, RIG, "remove", NETWORK], check=True)
+        subprocess.run([sys.executable, RIG, "remove", self.network], check=True)
 
     def playbook(self, name: str, *arguments: str, terminal: bool = False, runs: Path | None = None) -> Playbook:
         """Start an `ansible-playbook` of the repository, as its user does."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import time
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import (
     BUNDLE_MTIME,
@@ -29,6 +30,11 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node imp
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.processes import end_leftovers, run_command
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, operation
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.resources import (
+    packages,
+    raise_limits,
+    shared_memory,
+)
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.stopping import discard
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.supervising import supervise
 
@@ -46,6 +52,7 @@ def prepare(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     Request: directory, user, job {id, user, start}, address (or None), master_port (on the head, else None), watched
     (on the head of several nodes), bundle (its SHA-256), size (bytes, unpacked), dry (look only). Reply: address,
     interface, gpus, python, job_dir, gate (the file whose appearance starts the job), watch_port (0 if not asked for),
+    clock, packages, shm and limits (nofile) as in ``facts``,
     stale (a job that held the node until it crashed; absent if none) and has_bundle: if not, a ``deliver`` must follow.
     """
     directory = request["directory"]
@@ -67,6 +74,10 @@ def prepare(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
         "job_dir": job_directory(request),
         "gate": gate_path(request),
         "gpus": count_gpus(),
+        "packages": packages(directory),
+        "shm": shared_memory(),
+        "limits": {"nofile": raise_limits()},  # the supervisor inherits them
+        "clock": (time.time(),) * 2,
         "has_bundle": False,
         "watch_port": 0,
     }

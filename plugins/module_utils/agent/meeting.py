@@ -13,13 +13,23 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's start
     import socket
-    from typing import Any
 
     from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Reply, Request
+
+    Place = tuple[str, int]
+    """Whom to meet, "" for whoever listens there, and at which port."""
 
 RETRY_SECONDS = 0.2
 LINGER_SECONDS = 0.5
 LONGEST_HELLO = 4096
+FULL_BYTES = 9216
+"""What a large packet holds at most: as much as jumbo frames; only loopback's are larger."""
+FULL = b"." * (FULL_BYTES - 1) + b"\n"
+WHOLE = b"whole\n"
+"""What a node says when a large packet has arrived."""
+ONLY_SMALL = "only small packets"
+MOST_SLOW = 5
+"""So many of a node's peers are reported with the time that they take to answer."""
 
 
 @operation
@@ -27,12 +37,19 @@ def reach(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     """Find out which other nodes this one can connect to, and which ones can connect to it.
 
     All nodes have to be asked at about the same time. Each listens, and connects to all others again and again until it
-    succeeds or the time is over; both sides say who they are.
+    succeeds or the time is over; both sides say who they are. Whoever connected then sends one packet as large as the
+    connection takes, which no router may cut up: where those are lost, connections come about, and hang.
 
-    Request: name (this node's), address (its own, to listen at), port, peers {host: address} (with or without this
-    node), seconds, master ([address, port] of a listener that is there already, or None). Reply: failed {host: "no
-    answer", "refused", "no route", or what else went wrong}, missing (peers that did not connect to this node), master
-    (None if it answers or was not asked for, else as in failed).
+    Request: name (this node's), address (its own, to listen at), interface (that holds it), port, peers {host: address}
+    (with or without this node), seconds, master (MASTER_PORT on the head, [address, port], to be tried too, or None)
+    and head (the node that listens there for as long as this takes, or None where rank 0 does). Reply:
+
+        failed   {host: "no answer", "refused", "no route", "only small packets", or what else went wrong}
+        missing  peers that did not connect to this node, or whose large packet did not arrive
+        master   None if MASTER_PORT answers or was not asked for, else as in failed
+        taken    why this node, the head, cannot listen at MASTER_PORT, or None
+        trips    to a peer and back, in microseconds: the median, and {host: time} of the slowest
+        mtu      the interface's, in bytes; None if that is not known
     """
     return Meeting(request).hold(), b""
 
@@ -43,45 +60,62 @@ class Meeting:
     def __init__(self, request: Request) -> None:
         """Listen, or refuse; the fact ``taken`` says that another port would do."""
         import errno
-        import resource
         import selectors
-        import socket
 
-        self._peers = {host: address for host, address in request["peers"].items() if host != request["name"]}
+        own, head = request["name"], request["head"]
         self._port: int = request["port"]
-        self._master: list[Any] | None = request["master"]
         self._job = request["job"]["id"]
-        self._own_hello = self._hello(request["name"])
-        self._hellos = {self._hello(host): host for host in self._peers}
+        self._interface = request["interface"]
+        self._own_hello = self._hello(own)
+        self._targets: dict[Place, str] = {
+            (host, self._port): address for host, address in request["peers"].items() if host != own
+        }
+        self._hellos = {self._hello(host): host for host, _port in self._targets}
+        self._missing = dict.fromkeys(self._targets)
         self._deadline = time.monotonic() + request["seconds"]
-        needed = 3 * len(self._peers) + 100
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if soft != resource.RLIM_INFINITY and soft < needed:
-            most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
-        self._family = socket.AF_INET6 if ":" in request["address"] else socket.AF_INET
-        self._listener = socket.socket(self._family, socket.SOCK_STREAM)
+        allow_files(4 * len(self._targets) + 100)
+        self._selector = selectors.DefaultSelector()
         try:
-            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            self._listener.bind((request["address"], self._port))
-            self._listener.listen(len(self._peers) + 8)
+            self._listen(request["address"], self._port)
         except OSError as error:
-            self._listener.close()
             raise Refusal(
                 f"cannot listen at {request['address']}, port {self._port}: {said(error)}",
                 taken=error.errno == errno.EADDRINUSE,
             ) from None
-        self._listener.setblocking(False)
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
-        self._failed: dict[str | None, str] = dict.fromkeys(self._peers, "no answer")
-        if self._master:
-            self._failed[None] = "no answer"
-        self._retries: dict[str | None, float] = dict.fromkeys(self._failed, 0.0)
-        self._missing = dict.fromkeys(self._peers)
+        self._taken: str | None = None
+        self._master: Place | None = None
+        if request["master"] and head != own:
+            address, port = request["master"]
+            self._master = (head or "", port)
+            self._targets[self._master] = address
+        elif request["master"]:
+            try:
+                self._listen(*request["master"])
+                self._missing.update(dict.fromkeys((host, request["master"][1]) for host, _port in self._targets))
+            except OSError as error:
+                self._taken = said(error)
+        self._failed: dict[Place, str] = dict.fromkeys(self._targets, "no answer")
+        self._retries: dict[Place, float] = dict.fromkeys(self._targets, 0.0)
+        self._half_met: dict[Place, socket.socket] = {}
+        self._trips: dict[str, int] = {}
 
     def _hello(self, host: str) -> bytes:
         return ascii(("thunderhead", self._job, host)).encode() + b"\n"
+
+    def _listen(self, address: str, port: int) -> None:
+        import selectors
+        import socket
+
+        listener = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((address, port))
+            listener.listen(len(self._targets) + 8)
+        except OSError:
+            listener.close()
+            raise
+        listener.setblocking(False)
+        self._selector.register(listener, selectors.EVENT_READ, lambda one: self._accept(one, port))
 
     def hold(self) -> Reply:
         """Return when everybody has met, or the time is over."""
@@ -93,100 +127,145 @@ class Meeting:
             until = self._deadline if done is None else min(done, self._deadline)
             if now >= until:
                 break
-            for host, at in list(self._retries.items()):
+            for place, at in list(self._retries.items()):
                 if at <= now:
-                    del self._retries[host]
-                    self._connect(host)
+                    del self._retries[place]
+                    self._connect(place)
             wait = min([until, *self._retries.values()]) - time.monotonic()
             for key, _events in self._selector.select(max(wait, 0)):
                 key.data(key.fileobj)
+        for place, connection in list(self._half_met.items()):
+            self._give_up(place, connection)
         for key in list(self._selector.get_map().values()):
             key.fileobj.close()  # type: ignore[union-attr]  # a socket
         self._selector.close()
-        master = self._failed.pop(None, None)
-        return {"failed": self._failed, "missing": list(self._missing), "master": master}
+        master = self._failed.pop(self._master, None) if self._master else None
+        slowest = sorted(self._trips.items(), key=lambda item: item[1])
+        return {
+            "failed": {host: why for (host, _port), why in self._failed.items()},
+            "missing": [host for host, port in self._missing if port == self._port],
+            "master": master,
+            "taken": self._taken,
+            "trips": [slowest[len(slowest) // 2][1] if slowest else 0, dict(slowest[-MOST_SLOW:])],
+            "mtu": mtu_of(self._interface),
+        }
 
-    def _connect(self, host: str | None) -> None:
-        """Begin to connect to a peer, or to the master (None)."""
+    def _connect(self, place: Place) -> None:
+        """Begin to connect to a peer, or to the master."""
         import errno
         import selectors
         import socket
 
-        target = (self._peers[host], self._port) if host is not None else tuple(self._master or ())
-        connection = socket.socket(socket.AF_INET6 if ":" in target[0] else socket.AF_INET, socket.SOCK_STREAM)
+        address, port = self._targets[place], place[1]
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        connection = socket.socket(family, socket.SOCK_STREAM)
         connection.setblocking(False)
-        code = connection.connect_ex(target)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        forbid_fragments(connection)
+        code = connection.connect_ex((address, port))
         if code in (0, errno.EINPROGRESS):
-            self._selector.register(connection, selectors.EVENT_WRITE, lambda one: self._connected(host, one))
+            self._selector.register(connection, selectors.EVENT_WRITE, lambda one: self._connected(place, one))
         else:
             connection.close()
-            self._fail(host, code)
+            self._fail(place, code)
 
-    def _connected(self, host: str | None, connection: socket.socket) -> None:
+    def _connected(self, place: Place, connection: socket.socket) -> None:
         import selectors
         import socket
 
         code = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if code or host is None:
+        if code:
             self._part(connection)
-            return self._fail(host, code) if code else self._reached(host)
-        try:
+            return self._fail(place, code)
+        if not place[0]:
+            return self._met(place, connection)
+        with contextlib.suppress(OSError):  # what was said before it was cut tells more
             connection.send(self._own_hello)
-        except OSError as error:
-            self._part(connection)
-            return self._fail(host, error.errno or 0)
+            connection.send(FULL[-connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) :])
         heard = bytearray()
-        self._selector.modify(connection, selectors.EVENT_READ, lambda one: self._hear_answer(host, one, heard))
+        self._selector.modify(connection, selectors.EVENT_READ, lambda one: self._hear_answer(place, one, heard))
         return None
 
-    def _hear_answer(self, host: str, connection: socket.socket, heard: bytearray) -> None:
+    def _hear_answer(self, place: Place, connection: socket.socket, heard: bytearray) -> None:
         """Read what a peer says back; nothing but its own hello counts."""
-        try:
-            data = connection.recv(LONGEST_HELLO)
-        except OSError:
-            data = b""
+        data = received(connection)
         heard += data
-        if heard == self._hello(host):
-            self._part(connection)
-            self._reached(host)
+        hello = self._hello(place[0])
+        if heard == hello + WHOLE:
+            self._met(place, connection)
+        elif heard.startswith(hello):
+            self._failed[place] = ONLY_SMALL
+            self._half_met[place] = connection
+            if not data:  # its time is over
+                self._give_up(place, connection)
         elif not data or len(heard) > LONGEST_HELLO or b"\n" in heard:
             self._part(connection)
-            self._failed[host] = "answered by another program" if heard else "no answer"
-            self._retries[host] = time.monotonic() + RETRY_SECONDS
+            self._failed[place] = "answered by another program" if heard else "no answer"
+            self._retries[place] = time.monotonic() + RETRY_SECONDS
 
-    def _accept(self, listener: socket.socket) -> None:
+    def _accept(self, listener: socket.socket, port: int) -> None:
         import selectors
 
         with contextlib.suppress(OSError):
             connection = listener.accept()[0]
             connection.setblocking(False)
             heard = bytearray()
-            self._selector.register(connection, selectors.EVENT_READ, lambda one: self._hear(one, heard))
+            self._selector.register(connection, selectors.EVENT_READ, lambda one: self._hear(one, port, heard))
 
-    def _hear(self, connection: socket.socket, heard: bytearray) -> None:
+    def _hear(self, connection: socket.socket, port: int, heard: bytearray) -> None:
         """Read who has connected, and answer if it is a peer."""
-        try:
-            data = connection.recv(LONGEST_HELLO)
-        except OSError:
-            data = b""
+        import selectors
+
+        data = received(connection)
         heard += data
-        if data and b"\n" not in heard and len(heard) <= LONGEST_HELLO:
+        hello, newline, rest = bytes(heard).partition(b"\n")
+        if data and not newline and len(heard) <= LONGEST_HELLO:
             return
-        host = self._hellos.get(bytes(heard))
-        if host is not None:
-            with contextlib.suppress(OSError):
-                connection.send(self._own_hello)
-                self._missing.pop(host, None)
+        host = self._hellos.get(hello + newline)
+        if host is None:
+            return self._part(connection)
+        with contextlib.suppress(OSError):
+            connection.send(self._own_hello)
+        if rest.endswith(b"\n"):
+            self._thank((host, port), connection)
+        else:
+            self._selector.modify(connection, selectors.EVENT_READ, lambda one: self._hear_rest((host, port), one))
+        return None
+
+    def _hear_rest(self, place: Place, connection: socket.socket) -> None:
+        """Read the large packet of a peer that has said who it is."""
+        data = received(connection)
+        if data.endswith(b"\n"):
+            self._thank(place, connection)
+        elif not data:
+            self._part(connection)
+
+    def _thank(self, place: Place, connection: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            connection.send(WHOLE)
+            self._missing.pop(place, None)
         self._part(connection)
+
+    def _give_up(self, place: Place, connection: socket.socket) -> None:
+        """Wait no longer for a peer's word that the large packet has arrived."""
+        if has_arrived(connection):  # and was not read: a busy machine, no bad link
+            self._met(place, connection)
+        else:
+            del self._half_met[place]
+            self._part(connection)
 
     def _part(self, connection: socket.socket) -> None:
         self._selector.unregister(connection)
         connection.close()
 
-    def _reached(self, host: str | None) -> None:
-        self._failed.pop(host, None)
+    def _met(self, place: Place, connection: socket.socket) -> None:
+        if place != self._master:
+            self._trips[place[0]] = trip(connection)
+        self._part(connection)
+        self._half_met.pop(place, None)
+        del self._failed[place]
 
-    def _fail(self, host: str | None, code: int) -> None:
+    def _fail(self, place: Place, code: int) -> None:
         """Note why a connection did not come about, and try again later."""
         import errno
 
@@ -196,5 +275,59 @@ class Meeting:
             errno.EHOSTUNREACH: "no route",
             errno.ENETUNREACH: "no route",
         }
-        self._failed[host] = words.get(code) or os.strerror(code)
-        self._retries[host] = time.monotonic() + RETRY_SECONDS
+        self._failed[place] = words.get(code) or os.strerror(code)
+        self._retries[place] = time.monotonic() + RETRY_SECONDS
+
+
+def allow_files(needed: int) -> None:
+    """Raise this process's limit of open files to ``needed``, as far as it may be."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
+
+
+def forbid_fragments(connection: socket.socket) -> None:
+    """Have DF set on all packets of a connection, whatever net.ipv4.ip_no_pmtu_disc says; see ip(7) and ipv6(7)."""
+    import socket
+
+    if connection.family == socket.AF_INET6:
+        connection.setsockopt(socket.IPPROTO_IPV6, 23, 2)  # IPV6_MTU_DISCOVER, IPV6_PMTUDISC_DO
+    else:
+        connection.setsockopt(socket.IPPROTO_IP, 10, 2)  # IP_MTU_DISCOVER, IP_PMTUDISC_DO
+
+
+def received(connection: socket.socket) -> bytes:
+    """Return what has arrived; nothing also if the connection was cut."""
+    try:
+        return connection.recv(2 * FULL_BYTES)
+    except OSError:
+        return b""
+
+
+def has_arrived(connection: socket.socket) -> bool:
+    """Return whether the other side's kernel has acknowledged all that was sent; see tcp(7), SIOCOUTQ."""
+    import array
+    import fcntl
+
+    unacknowledged = array.array("i", [0])
+    fcntl.ioctl(connection, 0x5411, unacknowledged)
+    return not unacknowledged[0]
+
+
+def trip(connection: socket.socket) -> int:
+    """Return how long a packet took to the other side and back at best, in microseconds; see linux/tcp.h, tcp_info."""
+    import socket
+    import struct
+
+    about = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 152)
+    return int(struct.unpack_from("I", about, 148 if len(about) >= 152 else 68)[0])  # tcpi_min_rtt; before 4.6 tcpi_rtt
+
+
+def mtu_of(interface: str) -> int | None:
+    """Return the MTU of a network interface, or None."""
+    with contextlib.suppress(OSError), open(f"/sys/class/net/{os.path.basename(interface)}/mtu") as file:
+        return int(file.read())
+    return None

@@ -62,7 +62,6 @@ class Order:
 def supervise(request: Request, user: User, listener: Socket | None) -> None:
     """Start the script when told, see it out, and leave nothing behind. ``listener`` is the head's, for the watch."""
     import ctypes
-    import resource
 
     if not wait_at_gate(request):
         return
@@ -72,10 +71,6 @@ def supervise(request: Request, user: User, listener: Socket | None) -> None:
     os.unlink(gate_path(request))
     # Orphans of the job become children of this process (PR_SET_CHILD_SUBREAPER), so none escapes the final sweep.
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
-    # NCCL pins memory, a full mesh has many sockets; where that is not ours to raise, the limits stay as they are.
-    for limit, value in ((resource.RLIMIT_MEMLOCK, resource.RLIM_INFINITY), (resource.RLIMIT_NOFILE, 1048576)):
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(limit, (value, value))
     unit = unit_name(request) if os.geteuid() == 0 and has_systemd() else None
     user.become()
     os.umask(0o022)

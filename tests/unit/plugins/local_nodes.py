@@ -278,3 +278,10 @@ def free_port() -> int:
         if not first <= port <= last:
             with contextlib.suppress(OSError), socket.create_server(("0.0.0.0", port)):
                 return port
+
+
+def reached_by_nobody(python: str) -> bool:
+    """Return whether that account can run a Python."""
+    with contextlib.suppress(OSError):
+        return subprocess.run([python, "-I", "-S", "-c", ""], user="nobody").returncode == 0
+    return False

@@ -3,11 +3,15 @@
 import json
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
+import sysconfig
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -15,6 +19,7 @@ from ansible_collections.thunderhead.cluster.plugins.action.job import require_w
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import node as machine
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import environment
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight import examine
 from local_nodes import PYTHON, free_port
 
 ROOT = Path(__file__).parents[3]
@@ -204,3 +209,85 @@ def test_words_that_belong_to_no_variable(stray: str) -> None:
         "-e was given '3', which belongs to no variable; quote a value with spaces once more, as in -e "
         '"args=\'--max-epochs 3\'", or give JSON: -e \'{"args": ["--max-epochs", "3"]}\''
     )
+
+
+# ------------------------------------------------------------------------------------------------------------ preflight
+
+
+def verdicts(result: subprocess.CompletedProcess[str]) -> dict[str, dict[str, Any]]:
+    """What ``-e format=json`` printed, by check."""
+    (line,) = (line for line in result.stdout.splitlines() if line.startswith("{"))
+    found: list[dict[str, Any]] = json.loads(line)["checks"]
+    return {one["check"]: one for one in found}
+
+
+def listing(folder: Path) -> dict[str, int]:
+    return {str(path): path.lstat().st_mtime_ns for path in folder.rglob("*")}
+
+
+@pytest.fixture
+def trainable(cluster: Cluster) -> Iterator[Cluster]:
+    """The nodes have an environment with this one's packages, as setup.yml leaves it."""
+    added = []
+    for node in ("node0", "node1"):
+        folder = cluster.folder / "nodes" / node
+        python = folder / "env" / "bin" / "python"
+        python.unlink()
+        python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+        python.chmod(0o755)
+        added.append(folder / "env" / "lib")
+        packages = added[-1] / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
+        packages.parent.mkdir(parents=True)
+        packages.symlink_to(sysconfig.get_path("purelib"))
+        shutil.copy(ROOT / "requirements.txt", folder)
+    yield cluster
+    for folder in added:
+        shutil.rmtree(folder)
+        (folder.parent / "bin" / "python").unlink()
+        (folder.parent / "bin" / "python").symlink_to(PYTHON)
+
+
+def test_preflight_of_a_cluster_that_can_train(trainable: Cluster) -> None:
+    before = listing(trainable.folder / "nodes")
+    result = trainable.playbook("preflight.yml", "-e", "format=json", "-e", "script=train.py")
+    assert result.returncode == 0, result.stdout + result.stderr
+    found = verdicts(result)
+    assert list(found) == list(examine.CHECKS)
+    assert {name: one["sentence"] for name, one in found.items() if one["status"] in ("failed", "warning")} == {}
+    assert found["software.imports"]["sentence"] == "what train.py imports is there on both nodes"
+    assert found["collective.gloo"]["status"] == "ok"
+    assert listing(trainable.folder / "nodes") == before
+
+
+def test_preflight_of_a_cluster_that_cannot(cluster: Cluster) -> None:
+    environment_file = cluster.folder / "nodes" / "node1" / "node.env"
+    text = environment_file.read_text()
+    environment_file.write_text(text.replace("NODE_RANK=1", "NODE_RANK=0"))
+    result = cluster.playbook("preflight.yml", "-e", "skip=reach,collective,hardware.shm")
+    environment_file.write_text(text)
+    assert result.returncode == 2
+    rows = dict(line.split(maxsplit=1) for line in result.stdout.splitlines() if line.startswith(tuple(examine.CHECKS)))
+    assert rows["inventory.ranks"] == (
+        "failed   node1 was set up as rank 0 of 2, but the inventory has 2 hosts now, or in another order: node.env "
+        "and the firewalls are of an earlier one; run: ansible-playbook setup.yml"
+    )
+    assert rows["software.environment"] == (
+        "failed   each of node0, node1 cannot import torch: ModuleNotFoundError: No module named 'torch'; run: "
+        "ansible-playbook setup.yml"
+    )
+    assert rows["reach.mtu"] == rows["hardware.shm"] == "skipped  on request"
+    assert "2 failed" in result.stdout and "inventory.ranks, software.environment" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "inventory", "message"),
+    [
+        (["-e", "skip=hardware.shn"], "hosts.yml", "skip has hardware.shn, which is no check; the groups are"),
+        (["-e", "script=gone.py"], "hosts.yml", "script gone.py does not exist in project_dir"),
+        ([], "nobody.yml", "failed   no host is in group cluster; list your machines under"),
+    ],
+)
+def test_a_preflight_that_cannot_be_meant(cluster: Cluster, arguments: list[str], inventory: str, message: str) -> None:
+    result = cluster.playbook("preflight.yml", *arguments, inventory=inventory)
+    assert result.returncode == 2
+    assert message in result.stdout + result.stderr

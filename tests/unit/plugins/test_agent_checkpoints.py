@@ -1,4 +1,3 @@
-import contextlib
 import fcntl
 import hashlib
 import os
@@ -16,7 +15,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.collecti
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import BUNDLE_MTIME
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError
 from left_jobs import LIGHTNING, checkpoint, leave, nested
-from local_nodes import IS_ROOT, PYTHON, SLEEP, LocalNode, code, refused
+from local_nodes import IS_ROOT, PYTHON, SLEEP, LocalNode, code, reached_by_nobody, refused
 
 
 def listing(node: LocalNode) -> tuple[dict[str, int], dict[str, str]]:
@@ -440,9 +439,3 @@ def test_as_root_all_is_done_with_the_rights_of_the_jobs_account() -> None:
         assert node.ask("place", from_job="job-0", **{**about, "path": "own.ckpt"}) == {"placed": True}
         with pytest.raises(NodeError, match="Permission denied"):
             node.ask("place", payload=content, offset=0, **{**about, "path": "locked/own.ckpt"})
-
-
-def reached_by_nobody(python: str) -> bool:
-    with contextlib.suppress(OSError):
-        return subprocess.run([python, "-I", "-S", "-c", ""], user="nobody").returncode == 0
-    return False

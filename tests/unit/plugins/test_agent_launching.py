@@ -21,6 +21,9 @@ def test_a_job_from_start_to_end(node: LocalNode, tmp_path: Path) -> None:
     script = "import sys, pathlib\nprint('hello', *sys.argv[1:])\npathlib.Path('out/a').parent.mkdir()\n"
     bundle = code(tmp_path / "code", script + "pathlib.Path('out/a').write_bytes(bytes(range(256)))\n")
     prepared = node.ask("prepare", bundle)
+    assert prepared.pop("clock")[0] == pytest.approx(time.time(), abs=10)
+    assert prepared.pop("packages") == {"python": "", "installed": []}
+    assert prepared.pop("shm")["free"] >= 0 and prepared.pop("limits")["nofile"] > 0
     assert prepared == {
         "address": "127.0.0.1",
         "interface": "lo",

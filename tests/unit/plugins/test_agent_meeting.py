@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import meeting
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.meeting import Meeting
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal
 from local_nodes import LocalNode, free_port, until
@@ -16,8 +17,8 @@ def hosts(count: int) -> dict[str, str]:
 
 def request(host: str, peers: dict[str, str], port: int, **more: Any) -> dict[str, Any]:
     job = {"id": "job-1"}
-    about = {"name": host, "address": peers[host], "port": port, "peers": peers, "seconds": 20, "master": None}
-    return {"job": job, **about, **more}
+    about = {"name": host, "address": peers[host], "interface": "lo", "port": port, "peers": peers, "seconds": 20}
+    return {"job": job, "user": "", **about, "master": None, "head": None, **more}
 
 
 def meet(peers: dict[str, str], port: int, absent: tuple[str, ...] = (), **more: Any) -> dict[str, dict[str, Any]]:
@@ -26,6 +27,7 @@ def meet(peers: dict[str, str], port: int, absent: tuple[str, ...] = (), **more:
 
     def hold(host: str) -> None:
         replies[host] = Meeting(request(host, peers, port, **more)).hold()
+        replies[host].pop("trips")  # differ each time
 
     threads = [threading.Thread(target=hold, args=(host,)) for host in peers if host not in absent]
     for thread in threads:
@@ -35,7 +37,7 @@ def meet(peers: dict[str, str], port: int, absent: tuple[str, ...] = (), **more:
     return replies
 
 
-MET = {"failed": {}, "missing": [], "master": None}
+MET = {"failed": {}, "missing": [], "master": None, "taken": None, "mtu": 65536}
 
 
 def test_nodes_that_meet(nodes: list[LocalNode]) -> None:
@@ -51,6 +53,10 @@ def test_nodes_that_meet(nodes: list[LocalNode]) -> None:
         thread.start()
     for thread in threads:
         thread.join()
+    for host, other in (("node0", "node1"), ("node1", "node0")):
+        median, slowest = replies[host].pop("trips")
+        assert slowest == {other: median}
+        assert 0 < median < 1e6
     assert replies == {"node0": MET, "node1": MET}
 
 
@@ -83,7 +89,7 @@ def test_nodes_that_come_late() -> None:
 def test_a_node_that_does_not_come() -> None:
     peers = hosts(3)
     replies = meet(peers, free_port(), absent=("node2",), seconds=1)
-    expected = {"failed": {"node2": "refused"}, "missing": ["node2"], "master": None}
+    expected = {**MET, "failed": {"node2": "refused"}, "missing": ["node2"]}
     assert replies == {"node0": expected, "node1": expected}
 
 
@@ -103,7 +109,7 @@ def deaf() -> Iterator[tuple[str, int]]:
 def test_no_answer(deaf: tuple[str, int]) -> None:
     peers = {"node0": "127.0.0.1", "node1": deaf[0]}
     assert meet(peers, deaf[1], absent=("node1",), seconds=1, master=deaf) == {
-        "node0": {"failed": {"node1": "no answer"}, "missing": ["node1"], "master": "no answer"}
+        "node0": {**MET, "failed": {"node1": "no answer"}, "missing": ["node1"], "master": "no answer"}
     }
 
 
@@ -165,6 +171,63 @@ def test_master(address: str) -> None:
         assert meet({"node0": address}, free_port(), master=at) == {"node0": MET}
     refused = meet({"node0": address}, free_port(), master=at, seconds=0.5)["node0"]
     assert refused == {**MET, "master": "refused"}
+
+
+def test_a_head_that_listens_at_master_port_for_the_meeting() -> None:
+    peers = hosts(3)
+    port = free_port()
+    replies = meet(peers, free_port(), master=[peers["node0"], port], head="node0")
+    assert replies == dict.fromkeys(peers, MET)
+    with socket.create_server((peers["node0"], port)):  # it is free again
+        pass
+
+
+def test_a_head_that_cannot_listen_at_master_port() -> None:
+    peers = hosts(2)
+    with socket.create_server((peers["node0"], free_port())) as other:
+        replies = meet(peers, free_port(), master=list(other.getsockname()), head="node0", seconds=0.5)
+    # What else listens there does not answer.
+    assert replies == {"node0": {**MET, "taken": "Address already in use"}, "node1": {**MET, "master": "no answer"}}
+
+
+def test_a_head_whom_not_all_find_at_master_port_stays(deaf: tuple[str, int]) -> None:
+    peers = hosts(2)
+    port = free_port()
+    replies: dict[str, Any] = {}
+    head = threading.Thread(
+        target=lambda: replies.update(
+            meet(peers, port, absent=("node1",), master=[peers["node0"], free_port()], head="node0", seconds=2)
+        )
+    )
+    head.start()
+    replies.update(meet(peers, port, absent=("node0",), master=deaf, head="node0", seconds=1))
+    head.join()
+    assert replies == {"node0": MET, "node1": {**MET, "master": "no answer"}}
+
+
+def only_hello() -> dict[str, Any]:
+    """What node0 says after it has met one that says hello, and not that the large packet has arrived."""
+    peers = hosts(2)
+    port = free_port()
+    with socket.create_server((peers["node1"], port)) as peer:
+        replies: dict[str, Any] = {}
+        thread = threading.Thread(target=lambda: replies.update(meet(peers, port, absent=("node1",), seconds=1)))
+        thread.start()
+        connection, _address = peer.accept()
+        connection.sendall(b"('thunderhead', 'job-1', 'node1')\n")
+        thread.join()
+        connection.close()
+    return dict(replies["node0"])
+
+
+# On loopback no packet is lost; containers whose link loses the large ones are in tests/preflight.
+def test_large_packets_that_do_not_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meeting, "has_arrived", lambda connection: False)
+    assert only_hello() == {**MET, "failed": {"node1": "only small packets"}, "missing": ["node1"]}
+
+
+def test_a_peer_that_is_too_busy_to_say_that_they_arrived() -> None:
+    assert only_hello() == {**MET, "missing": ["node1"]}
 
 
 def test_no_file_is_left_open() -> None:

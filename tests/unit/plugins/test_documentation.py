@@ -117,7 +117,10 @@ def test_return(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("playbook", "name"),
-    [("run", "job"), ("logs", "job_logs"), ("status", "job_info"), ("stop", "job_stop"), ("clean", "job_cleanup")],
+    [
+        *(("run", "job"), ("logs", "job_logs"), ("status", "job_info"), ("stop", "job_stop")),
+        *(("clean", "job_cleanup"), ("preflight", "preflight")),
+    ],
 )
 def test_a_playbook_passes_every_argument_of_its_action(playbook: str, name: str) -> None:
     arguments = importlib.import_module(f"{PLUGINS}.action.{name}").ActionModule.ARGUMENTS

@@ -192,6 +192,30 @@ def test_a_look_does_not_wait(nodes: list[LocalNode], tmp_path: Path) -> None:
     assert gang_of(nodes, bundle, wait_seconds=600).prepare(dry=True).world_size == 2
 
 
+def install(node: LocalNode, *packages: str) -> None:
+    for package in packages:
+        (node.directory / "env/lib/python3.11/site-packages" / f"{package}.dist-info").mkdir(parents=True)
+
+
+def test_nodes_with_different_packages_start_nothing(nodes: list[LocalNode], tmp_path: Path) -> None:
+    install(nodes[0], "torch-2.13.0+cpu", "numpy-2.2.6")
+    install(nodes[1], "torch-2.12.1+cpu", "numpy-2.0.0")
+    bundle = code(tmp_path / "code", SLEEP)
+    assert why_not(gang_of(nodes, bundle)) == (
+        "torch is 2.13.0+cpu (node0), 2.12.1+cpu (node1), but nodes that train together need the same; on the odd ones "
+        "remove envs in the cluster_dir, and run: ansible-playbook setup.yml. Nothing was started on any node."
+    )
+    assert [node.jobs for node in nodes] == [[], []]
+    assert gang_of(nodes, bundle, preflight={"skip": ["software"]}).prepare(dry=True).world_size == 2
+
+
+def test_what_a_script_may_not_need_is_only_said(nodes: list[LocalNode], tmp_path: Path) -> None:
+    gang = gang_of(nodes, code(tmp_path / "code", SLEEP), preflight={"shm_min_mb": 10**9, "nofile_min": 0})
+    gang.prepare(dry=True)
+    (note,) = gang.notes
+    assert note.startswith("hardware.shm: each of node0, node1 has ")
+
+
 def rivals(launches: Sequence[Launch]) -> list[str]:
     """Launch all at the same moment; return what each one's user reads, "" for a job that was started."""
     outcomes = [""] * len(launches)

@@ -1,3 +1,4 @@
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -79,8 +80,8 @@ def test_describe(count: int, pairs: list[tuple[int, int, str]], expected: list[
 def test_a_node_that_is_bad_in_both_directions_and_a_pair() -> None:
     pairs = [(source, target, why) for source, target, why in all_pairs(5, "no answer") if 4 in (source, target)]
     assert described(5, *pairs, (0, 1, "refused")) == [
-        f"every other node gets no answer from node4 (port 47011): a firewall drops it; {SETUP}",
-        f"node4 gets no answer from every other (port 47011): a firewall drops it; {SETUP}",
+        "every other node gets no answer from node4, node4 gets no answer from every other (port 47011): a firewall "
+        "drops it; run: ansible-playbook setup.yml",
         f"node0 is refused by node1 (port 47011): a firewall rejects it; {SETUP}",
     ]
 
@@ -112,19 +113,49 @@ def test_master_port() -> None:
     ]
 
 
+def test_master_port_where_the_head_listens_for_the_probe() -> None:
+    found = dataclasses.replace(reach(3, master={1: "refused", 2: "refused"}), at_master=True)
+    expected = f"node1, node2 cannot connect to MASTER_PORT 29500 on node0: a firewall rejects it; {SETUP}"
+    assert describe(topology_of(3), found) == [expected]
+    found.unknown["node0"] = unreachable("node0")
+    assert describe(topology_of(3), found) == []  # it did not listen
+
+
+SMALL = (
+    "something on the way carries less than the interfaces' MTU and does not say so; find out how much with "
+    "ping -M do -s BYTES, and set that MTU on the nodes' interfaces, or mend it there"
+)
+
+
+def test_large_packets_that_are_lost() -> None:
+    assert described(3, (0, 2, "only small packets"), (1, 0, "refused")) == [
+        f"node1 is refused by node0 (port 47011): a firewall rejects it; {SETUP}",
+        f"node0 gets only small packets through to node2 (port 47011): {SMALL}",
+    ]
+    assert described(3, *all_pairs(3, "only small packets")) == [
+        f"every node gets only small packets through to every other (port 47011): {SMALL}"
+    ]
+
+
 # --------------------------------------------------------------------------------------------------------------- asking
+
+
+MET: dict[str, Any] = {"failed": {}, "missing": [], "master": None, "taken": None, "trips": [50, {"node0": 70}]}
+MET["mtu"] = 1500
 
 
 def test_probe() -> None:
     def answer(host: str, request: Mapping[str, Any]) -> Answer:
-        return {"failed": {"node0": "refused"} if host == "node1" else {}, "missing": [], "master": None}, b""
+        return {**MET, "failed": {"node0": "refused"} if host == "node1" else {}}, b""
 
     gang = FakeGang(topology_of(3), reach=answer)
     found = probe(gang, {"node0": (40000, 60999), "node1": (32768, 40000)}, master=True)  # type: ignore[arg-type]
-    assert found == Reach(40000, {"node0": {}, "node1": {"node0": "refused"}, "node2": {}}, {}, {})
+    expected = {"node0": {}, "node1": {"node0": "refused"}, "node2": {}}
+    trips = dict.fromkeys(expected, (50, {"node0": 70}))
+    assert found == Reach(40000, expected, {}, {}, trips=trips, mtus=dict.fromkeys(expected, 1500))
     ((op, requests),) = gang.asked
     peers = {"node0": "198.18.0.1", "node1": "198.18.0.2", "node2": "198.18.0.3"}
-    common = {"port": 40000, "peers": peers, "seconds": 5.15}
+    common = {"interface": "eth0", "port": 40000, "peers": peers, "seconds": 5.15, "head": None}
     assert op == "reach"
     assert requests == {
         "node0": {"name": "node0", "address": "198.18.0.1", "master": None, **common},
@@ -133,11 +164,21 @@ def test_probe() -> None:
     }
 
 
+def test_probe_with_a_head_that_listens_for_it() -> None:
+    taken = "Address already in use"
+    gang = FakeGang(topology_of(2), reach=lambda host, _request: ({**MET, "taken": taken, "master": "refused"}, b""))
+    found = probe(gang, {}, master=True, at_master=True)  # type: ignore[arg-type]
+    ((_op, requests),) = gang.asked
+    assert {(request["head"], *request["master"]) for request in requests.values()} == {("node0", "198.18.0.1", 29500)}
+    assert (found.at_master, found.taken) == (True, taken)
+    assert describe(gang.topology, found) == []  # who is refused there is no news
+
+
 def test_a_port_that_is_taken_is_replaced_once() -> None:
     def answer(host: str, request: Mapping[str, Any]) -> Answer:
         if host == "node1":
             return NodeError("node1", "cannot listen", taken=True)
-        return {"failed": {"node1": "refused"}, "missing": [], "master": None}, b""
+        return {**MET, "failed": {"node1": "refused"}}, b""
 
     gang = FakeGang(topology_of(2), reach=answer)
     found = probe(gang, {}, master=False)  # type: ignore[arg-type]
@@ -149,7 +190,7 @@ def test_a_node_that_cannot_be_asked() -> None:
     def answer(host: str, request: Mapping[str, Any]) -> Answer:
         if host == "node1":
             return unreachable(host)
-        return {"failed": {"node1": "no answer"}, "missing": ["node1"], "master": None}, b""
+        return {**MET, "failed": {"node1": "no answer"}, "missing": ["node1"]}, b""
 
     gang = FakeGang(topology_of(2), reach=answer)
     found = probe(gang, {}, master=True)  # type: ignore[arg-type]

@@ -139,7 +139,7 @@ def test_gather_where_nothing_can_be_written(tmp_path: Path) -> None:
 
 # ----------------------------------------------------------------------------------------------------------- explaining
 
-REACHED = {"failed": {}, "missing": [], "master": None}
+REACHED = {"failed": {}, "missing": [], "master": None, "taken": None, "trips": [50, {}], "mtu": 1500}
 
 
 def explained(

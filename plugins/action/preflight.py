@@ -1,0 +1,65 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""Action ``thunderhead.cluster.preflight``: arguments in, engine, result out."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ansible.utils.color import ANSIBLE_COLOR
+from ansible.utils.display import Display
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import check_script
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.cluster_action import Arguments, ClusterAction
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.inventory import Inventory
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import EXAMPLES
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight import examine, report
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.imports import of_script
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import require_hosts
+
+
+class ActionModule(ClusterAction):
+    """Looks at everything that a job depends on."""
+
+    ARGUMENTS: ClassVar[Arguments] = {
+        "script": {"type": "str", "default": ""},
+        "project_dir": {"type": "path"},
+        "skip": {"type": "list", "elements": "str", "default": []},
+        "format": {"type": "str", "choices": ["table", "json", "none"], "default": "none"},
+        **examine.OPTIONS,
+    }
+
+    def act(self, arguments: dict[str, Any], inventory: Inventory) -> dict[str, Any]:
+        """Make the checks, show what they found, and fail if one did."""
+        began = time.monotonic()
+        skip = [name.strip() for name in arguments["skip"] if name.strip()]
+        examine.require_known(skip)
+        project = Path(os.path.abspath(arguments["project_dir"])) if arguments["project_dir"] else EXAMPLES
+        script = check_script(project, arguments["script"]) if arguments["script"] else ""
+
+        def read() -> Sequence[NodeSettings]:
+            require_hosts(inventory.taking_part)
+            return inventory.settings(inventory.taking_part)
+
+        verdicts = examine.examine(
+            *(read, inventory.cluster, inventory.open_channel),
+            {**arguments, "script": script, "skip": skip},
+            of_script(project, script) if script else [],
+        )
+        seconds = time.monotonic() - began
+        data = report.as_data(verdicts, seconds)
+        if arguments["format"] == "table":
+            # In this forked worker only Ansible itself knows whether there is a terminal.
+            width = Display().columns if ANSIBLE_COLOR else None
+            Display().display(report.as_table(verdicts, seconds, width))
+        elif arguments["format"] == "json":
+            Display().display(json.dumps(data))
+        summary = report.summed_up(verdicts, seconds)
+        if failed := report.failed(verdicts):
+            return {"changed": False, "failed": True, "msg": f"{summary}: {', '.join(failed)}"}
+        return {"changed": False, "msg": summary, **data}

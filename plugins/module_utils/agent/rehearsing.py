@@ -1,0 +1,169 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""A short program run as a job would be, of which nothing stays: no process, no file."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import time
+
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import User
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.processes import how_it_ended
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, operation, said
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.resources import raise_limits
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.supervising import job_environment
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's start
+    from typing import Any
+
+    from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Reply, Request
+
+END_SECONDS = 2
+"""How long a program may take to end once it has closed its output."""
+MOST_BYTES = 2**20
+"""Of what a program tells, no more is read: it has said something else then."""
+MOST_SECONDS = 600
+"""A step takes no longer, whatever the program says."""
+LONGEST_LINE = 300
+
+
+@operation
+def rehearse(request: Request, payload: bytes) -> tuple[Reply, bytes]:
+    """Run a program in the environment's Python, as a job's user, with a job's variables and limits.
+
+    It prints JSON objects, one a line; one with ``step`` and ``seconds`` says what begins, and how long it may take:
+    then the program is ended, and also if whoever asked is gone.
+
+    Request: directory, user, variables ("NAME=value" each), order (the argument for the program's ``main``), seconds
+    (until the first step) and listen ([address, port] that have to be free, or None). Payload: the program's text.
+    Reply: told (the objects in their order), words (how it ended otherwise than well, or ""), late (whether it was
+    ended because a step took too long).
+    """
+    user = User(request["user"])
+    if request["listen"]:
+        check_free(*request["listen"])
+    raise_limits()
+    rehearsal = Rehearsal(request, user, payload)
+    try:
+        rehearsal.hear(request["seconds"])
+    finally:
+        words = rehearsal.end()
+    return {"told": rehearsal.told, "words": words, "late": rehearsal.late}, b""
+
+
+def check_free(address: str, port: int) -> None:
+    """Refuse if nobody can listen there; the fact ``taken`` says that another port would do."""
+    import errno
+    import socket
+
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except OSError as error:
+            raise Refusal(
+                f"cannot listen at {address}, port {port}: {said(error)}", taken=error.errno == errno.EADDRINUSE
+            ) from None
+
+
+class Rehearsal:
+    """A program that runs, and what it tells."""
+
+    def __init__(self, request: Request, user: User, text: bytes) -> None:
+        """Start it."""
+        import ctypes
+        import signal
+        import subprocess
+
+        python = os.path.join(request["directory"], "env", "bin", "python")
+        script = os.memfd_create("program")
+        os.write(script, b"%b\nmain(%b)\n" % (text, ascii(request["order"]).encode()))
+        os.lseek(script, 0, os.SEEK_SET)
+        prctl = ctypes.CDLL(None).prctl
+
+        def prepare() -> None:
+            user.become()
+            prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG: it does not outlive this agent; become() resets it
+
+        self.told: list[dict[str, Any]] = []
+        self.late = False
+        self._unread = b""
+        self._errors = os.memfd_create("errors")
+        variables = [os.fsencode(variable) for variable in request["variables"]]
+        try:
+            self._process = subprocess.Popen(
+                [python, "-B", "-"],
+                cwd="/",
+                env=job_environment(user, os.fsencode(python), variables),
+                stdin=script,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                start_new_session=True,
+                preexec_fn=prepare,
+            )
+        except OSError as error:
+            os.close(self._errors)
+            raise Refusal(
+                f"cannot run {python} as {user.name}: {os.strerror(error.errno or 0)}; run: ansible-playbook setup.yml"
+            ) from None
+        finally:
+            os.close(script)
+
+    def hear(self, seconds: float) -> None:
+        """Listen until the program has ended, takes too long, or nobody waits for the answer any more."""
+        assert self._process.stdout
+        output = self._process.stdout.fileno()
+        waiting = select.poll()
+        waiting.register(output, select.POLLIN)
+        waiting.register(1, 0)  # where the answer goes: an event is that it is closed
+        deadline = time.monotonic() + seconds
+        size = 0
+        while size < MOST_BYTES:
+            events = dict(waiting.poll(max(0.0, 1000 * (deadline - time.monotonic()))))
+            if 1 in events:
+                return
+            if not events:
+                self.late = True
+                return
+            data = os.read(output, 65536)
+            if not data:
+                return
+            size += len(data)
+            for step_seconds in self._read(data):
+                deadline = time.monotonic() + step_seconds
+
+    def _read(self, data: bytes) -> list[float]:
+        """Take in what it has told; return how long the steps may take that it has begun."""
+        import json
+
+        *lines, self._unread = (self._unread + data).split(b"\n")
+        steps = []
+        for line in lines:
+            with contextlib.suppress(ValueError, RecursionError):
+                words = json.loads(line)
+                if isinstance(words, dict):
+                    self.told.append(words)
+                    if "step" in words:
+                        steps.append(min(float(words["seconds"]), MOST_SECONDS))
+        return steps
+
+    def end(self) -> str:
+        """End all that is left of it; return how it ended otherwise than well, or ""."""
+        import signal
+
+        deadline = time.monotonic() + END_SECONDS
+        own = (os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)  # not reaped, its id stays its own
+        while not self.late and os.waitid(*own) is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        code = self._process.wait()
+        tail = os.pread(self._errors, 4096, max(0, os.fstat(self._errors).st_size - 4096))
+        os.close(self._errors)
+        lines = [line.strip() for line in tail.decode(errors="replace").splitlines() if line.strip()]
+        if self.late or code == 0:
+            return ""
+        return lines[-1][:LONGEST_LINE] if lines else how_it_ended(code)

@@ -1,0 +1,60 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""What a job finds on this node besides its code: limits, shared memory, packages."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's start
+    from typing import Any
+
+MOST_FILES = 1048576
+"""As many files as a job may open: a full mesh has many sockets, data loaders pass tensors as files."""
+
+
+def raise_limits() -> int:
+    """Give this process and its children the limits of a job, as far as they are ours to raise.
+
+    Returns:
+        How many files a job can open.
+    """
+    import resource
+
+    # NCCL pins memory.
+    for limit, wanted in ((resource.RLIMIT_MEMLOCK, resource.RLIM_INFINITY), (resource.RLIMIT_NOFILE, MOST_FILES)):
+        _soft, hard = resource.getrlimit(limit)
+        for most in (wanted, hard):
+            with contextlib.suppress(ValueError, OSError):
+                resource.setrlimit(limit, (most, most))
+                break
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def shared_memory() -> dict[str, int]:
+    """Return the bytes of /dev/shm: size and free; none if there is no such file system."""
+    try:
+        room = os.statvfs("/dev/shm")
+    except OSError:
+        return {"size": 0, "free": 0}
+    return {"size": room.f_blocks * room.f_frsize, "free": room.f_bavail * room.f_frsize}
+
+
+def packages(directory: str) -> dict[str, Any]:
+    """Return the environment's Python ("3.11") and what is installed in it, "name-version" each, as pip sees it."""
+    for library in sorted(_entries(os.path.join(directory, "env", "lib"))):
+        names = _entries(os.path.join(directory, "env", "lib", library, "site-packages"))
+        if library.startswith("python3"):
+            return {
+                "python": library[6:],
+                "installed": sorted(name[:-10] for name in names if name[-10:] == ".dist-info"),
+            }
+    return {"python": "", "installed": []}
+
+
+def _entries(folder: str) -> list[str]:
+    with contextlib.suppress(OSError):
+        return os.listdir(folder)
+    return []

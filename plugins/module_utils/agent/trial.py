@@ -1,0 +1,135 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""The environment tried as a job would use it, and what NVIDIA's driver says of the GPUs."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import User, count_gpus
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, said
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.supervising import job_environment
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's start
+    from typing import Any
+
+    from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Request
+
+# Runs in the environment, as the job's user. What modules print while they are imported goes to standard error.
+TRIAL = """\
+import importlib, json, os, platform, sys
+out = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
+found = {"python": platform.python_version(), "failed": {}}
+def attempt(module, name=""):
+    try:
+        there = importlib.import_module(module)
+        if name and not hasattr(there, name):
+            importlib.import_module(module + "." + name)
+        return there
+    except BaseException as error:
+        words = str(error).strip().splitlines()
+        label = module + "." + name if name else module
+        found["failed"][label] = type(error).__name__ + (": " + words[-1] if words else "")
+torch = attempt("torch")
+if torch:
+    found["torch"], found["cuda"] = torch.__version__, torch.version.cuda
+    found["devices"] = torch.cuda.device_count()
+    found["usable"] = torch.cuda.is_available()
+    if found["cuda"] and torch.distributed.is_nccl_available():
+        found["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))
+for module, name in json.loads(sys.argv[1]):
+    attempt(module, name)
+json.dump(found, out)
+"""
+SMI = "nvidia-smi"
+SMI_SECONDS = 20
+"""A driver that is broken lets nvidia-smi wait for ever."""
+SLOWDOWNS = ("hw_thermal_slowdown", "sw_thermal_slowdown", "hw_power_brake_slowdown")
+SMI_FIELDS = (
+    *("index", "name", "driver_version", "memory.total", "memory.used"),
+    *("ecc.errors.uncorrected.volatile.total", "retired_pages.pending", "remapped_rows.pending"),
+    *(f"clocks_event_reasons.{reason}" for reason in SLOWDOWNS),
+    *(f"clocks_throttle_reasons.{reason}" for reason in SLOWDOWNS),
+)
+"""What is asked for; drivers before 535 do not know the event reasons, later ones may forget the throttle reasons."""
+
+
+def try_environment(request: Request) -> dict[str, Any]:
+    """Import torch and what a script imports, with the environment's Python, as a job's user, in a job's surroundings.
+
+    Returns:
+        python, torch, cuda and nccl (versions; None where there is none), devices (GPUs that torch sees), usable
+        (whether it can use them), failed (modules and why); or a problem.
+    """
+    import json
+
+    python = os.path.join(request["directory"], "env", "bin", "python")
+    if not os.path.lexists(os.path.dirname(python)):
+        return {"problem": f"has no environment: there is no {python}; run: ansible-playbook setup.yml"}
+    try:
+        user = User(request["user"])
+    except Refusal as refusal:
+        return {"problem": str(refusal)}
+    variables = [os.fsencode(variable) for variable in request["variables"]]
+    remedy = "remove envs in the cluster_dir there, and run: ansible-playbook setup.yml"
+    try:
+        tried = subprocess.run(
+            [python, "-B", "-c", TRIAL, json.dumps(request["imports"])],
+            cwd="/",
+            env=job_environment(user, os.fsencode(python), variables),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=request["seconds"],
+            preexec_fn=user.become,
+        )
+        if tried.returncode == 0:
+            found: dict[str, Any] = {"torch": None, "cuda": None, "nccl": None, "devices": 0, "usable": False}
+            return {**found, **json.loads(tried.stdout)}
+        last = (tried.stderr.strip().splitlines() or [f"exit code {tried.returncode}"])[-1]
+        return {"problem": f"has an environment that does not work for {user.name}: {last}; {remedy}"}
+    except PermissionError:
+        return {
+            "problem": f"has an environment that {user.name} may not use: {python} or a folder above it is closed to "
+            f"that account; chmod it, or {remedy}"
+        }
+    except subprocess.TimeoutExpired:
+        return {
+            "problem": f"did not finish importing torch and what the script imports within {request['seconds']:.0f} s; "
+            "look at the load and the disk there"
+        }
+    except (OSError, ValueError) as error:
+        return {"problem": f"has an environment that does not work: {said(error)}; {remedy}"}
+
+
+def gpus() -> dict[str, Any]:
+    """Return what the driver knows of the GPUs.
+
+    Returns:
+        count (as the kernel has them), fields (asked for and known), csv (nvidia-smi's answer, a line for each GPU, or
+        "") and problem (why nvidia-smi gave none, or "").
+    """
+    fields = list(SMI_FIELDS)
+    while True:
+        answer: dict[str, Any] = {"count": count_gpus(), "fields": fields, "csv": "", "problem": ""}
+        command = [SMI, f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
+        try:
+            asked = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=SMI_SECONDS)
+        except FileNotFoundError:
+            return {**answer, "problem": "there is no nvidia-smi" if answer["count"] else ""}
+        except subprocess.TimeoutExpired:
+            return {**answer, "problem": f"nvidia-smi gave no answer within {SMI_SECONDS} s"}
+        except OSError as error:
+            return {**answer, "problem": f"nvidia-smi does not run: {said(error)}"}
+        if asked.returncode == 0:
+            return {**answer, "csv": asked.stdout}
+        unknown = re.search(r'Field "([^"]+)" is not a valid field', asked.stdout + asked.stderr)
+        if not unknown or unknown[1] not in fields:
+            lines = (asked.stdout + asked.stderr).strip().splitlines()
+            return {**answer, "problem": f"nvidia-smi says: {lines[-1] if lines else f'exit code {asked.returncode}'}"}
+        fields.remove(unknown[1])

@@ -1,0 +1,51 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""The short form of the preflight, within every run: what preparing a job tells anyway, judged by the same checks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight import clocks, hardware, software
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.check import Verdict
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.cluster import Cluster, judged
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import shown
+
+JUDGES: dict[str, Callable[[Cluster], Verdict]] = {
+    "software.versions": software.versions,
+    "hardware.shm": hardware.shm,
+    "hardware.nofile": hardware.nofile,
+    "time.clocks": clocks.clocks,
+}
+HARD = ("software.versions",)
+"""What no job survives. Of the rest a script may have no need, so it is only said."""
+OPTIONS: dict[str, dict[str, Any]] = {
+    name: (clocks.OPTIONS | hardware.OPTIONS)[name] for name in ("clock_max_seconds", "shm_min_mb", "nofile_min")
+}
+"""The thresholds of these checks, as an argument spec."""
+DEFAULTS: dict[str, Any] = {name: about["default"] for name, about in OPTIONS.items()} | {"skip": []}
+
+
+def judge(
+    settings: Sequence[NodeSettings], facts: Mapping[str, Mapping[str, Any]], options: Mapping[str, Any]
+) -> list[str]:
+    """Return what the user should know of the nodes, a line each.
+
+    Args:
+        settings: of the nodes, in rank order.
+        facts: what the agent's ``prepare`` said on each, ``clock`` as a Cluster has it.
+        options: some of DEFAULTS.
+
+    Raises:
+        JobError: the job would fail.
+    """
+    known = {**DEFAULTS, **options}
+    verdicts = judged(Cluster(settings, facts, options=known, skipped=known["skip"]), JUDGES)
+    found = [verdict for verdict in verdicts if verdict.status in ("warning", "failed")]
+    hard = [shown(verdict.sentence) for verdict in found if verdict.check in HARD]
+    if hard:
+        raise JobError(f"{'; '.join(hard)}. Nothing was started on any node.")
+    return [f"{verdict.check}: {shown(verdict.sentence)}" for verdict in found]

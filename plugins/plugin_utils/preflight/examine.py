@@ -1,0 +1,146 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""All nodes asked once, and all checks made."""
+
+from __future__ import annotations
+
+import datetime
+import getpass
+import secrets
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.fan_out import fan_out
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang, Identity, OpenChannel
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight import (
+    clocks,
+    collective,
+    hardware,
+    inventory,
+    names,
+    reach,
+    report,
+    software,
+)
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.check import Verdict
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.cluster import Cluster, is_wanted
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.imports import Import
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import Node, Topology
+
+LOOKING: Sequence[Any] = (inventory, names, software, hardware, clocks)
+"""Groups that judge what the nodes said."""
+TRYING: Sequence[Any] = (reach, collective)
+"""Groups that have the nodes do something together, in this order: each knows what failed before."""
+CHECKS: dict[str, str] = {
+    name: about
+    for group in (inventory, names, reach, collective, software, hardware, clocks)
+    for name, about in group.CHECKS.items()
+}
+"""All checks in the order of the table, each with what it looks at."""
+OPTIONS: dict[str, dict[str, Any]] = {
+    name: about for group in (*LOOKING, *TRYING) for name, about in getattr(group, "OPTIONS", {}).items()
+}
+"""The thresholds, as an argument spec."""
+ANSWER_SECONDS = 60
+"""What asking may take besides trying the environment."""
+
+
+def require_known(skipped: Collection[str]) -> None:
+    """Raise JobError for what is neither a check nor a group."""
+    groups = dict.fromkeys(name.partition(".")[0] for name in CHECKS)
+    for name in skipped:
+        if name not in CHECKS and name not in groups:
+            raise JobError(
+                f"skip has {name}, which is no check; the groups are {', '.join(groups)}, "
+                f"the checks {', '.join(CHECKS)}"
+            )
+
+
+def examine(
+    read: Callable[[], Sequence[NodeSettings]],
+    members: Sequence[str],
+    open_channel: OpenChannel,
+    options: Mapping[str, Any],
+    imports: Sequence[Import] = (),
+) -> list[Verdict]:
+    """Make all checks, and return a verdict for each, in the order of the table.
+
+    Args:
+        read: gives the settings of the hosts that take part, in inventory order; may raise JobError.
+        members: all hosts of the cluster, in inventory order.
+        open_channel: gives a new channel to a host.
+        options: the action's arguments; ``skip`` has been checked.
+        imports: what the script imports.
+    """
+    try:
+        settings = read()
+    except JobError as error:
+        found = [Verdict("inventory.group", "failed", str(error))]
+        return _completed(found, options["skip"], "the inventory cannot be used: see inventory.group")
+    found = [Verdict("inventory.group", "ok", f"{len(settings)} of {len(members)} hosts take part")]
+    # Importing torch takes longer than all the rest.
+    tried = imports if any(is_wanted(check, options["skip"]) for check in software.CHECKS) else None
+    facts, errors = _ask(settings, open_channel, options["import_timeout_seconds"], tried)
+    found.append(inventory.reachable(errors, len(settings)))
+    if facts:
+        cluster = Cluster(settings, facts, members, options, options["skip"])
+        found += [verdict for group in LOOKING for verdict in group.checks(cluster)]
+        together = replace(cluster, gang=_gang(cluster, open_channel))
+        for group in TRYING:
+            found += group.checks(replace(together, failed=report.failed(found)))
+    return _completed(found, options["skip"], "no node answered: see inventory.reachable")
+
+
+def _ask(
+    settings: Sequence[NodeSettings], open_channel: OpenChannel, seconds: float, imports: Sequence[Import] | None
+) -> tuple[dict[str, dict[str, Any]], dict[str, NodeError]]:
+    head = settings[0]
+
+    def ask(one: NodeSettings) -> dict[str, Any]:
+        request = {
+            "op": "facts",
+            "directory": one.directory,
+            "user": one.user,
+            "address": one.address,
+            "master_port": one.master_port if one is head else None,
+            "variables": [f"{name}={value}" for name, value in one.env.items()],
+            "imports": None if imports is None else [list(one) for one in imports],
+            "seconds": seconds,
+        }
+        before = time.time()
+        reply, _payload = open_channel(one.host).call(request)
+        return {**reply, "clock": clocks.ahead(before, reply["clock"], time.time())}
+
+    return fan_out({one.host: one for one in settings}, ask, seconds + ANSWER_SECONDS)
+
+
+def _gang(cluster: Cluster, open_channel: OpenChannel) -> Gang | None:
+    """Return the nodes that hold an address of their own, as a job's gang; None if there are none."""
+    nodes: dict[str, Node] = {}
+    for one in cluster.settings:
+        place = cluster.facts.get(one.host, {}).get("address", {})
+        if "address" in place:
+            nodes.setdefault(place["address"], Node(len(nodes), one, place["address"], place["interface"]))
+    if not nodes:
+        return None
+    now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+    identity = Identity(now, f"preflight-{secrets.token_hex(4)}", getpass.getuser())
+    gang = Gang(identity, [node.settings for node in nodes.values()], open_channel)
+    gang.topology = Topology(list(nodes.values()))
+    return gang
+
+
+def _completed(found: Sequence[Verdict], skipped: Collection[str], otherwise: str) -> list[Verdict]:
+    """Return a verdict for each check: those found, and why there is none of the others."""
+    by_name = {verdict.check: verdict for verdict in found}
+    return [
+        by_name.get(name, Verdict(name, "skipped", otherwise))
+        if is_wanted(name, skipped)
+        else Verdict(name, "skipped", "on request")
+        for name in CHECKS
+    ]

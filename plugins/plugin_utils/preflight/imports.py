@@ -1,0 +1,104 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""What a script imports as it starts, read and not run: its own imports, and those of the project's modules it uses."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
+
+Import = tuple[str, str]
+"""A module, and a name in it that is wanted, or ""."""
+
+
+def of_script(project: Path, script: str) -> list[Import]:
+    """Return the imports that have to work on a node for the script to start.
+
+    Those within functions, under ``if TYPE_CHECKING``, and in a ``try`` that catches ImportError may fail: left out.
+
+    Args:
+        project: folder on the controller.
+        script: path relative to it, which is there.
+
+    Raises:
+        JobError: a file cannot be parsed.
+    """
+    root = (project / script).parent
+    found: dict[Import, None] = {}
+    seen: set[Path] = set()
+    waiting = [project / script]
+    while waiting:
+        path = waiting.pop()
+        if path in seen:
+            continue
+        seen.add(path)
+        for module, name in _imports(path, root):
+            own = _own(root, module, name)
+            if own:
+                waiting += own
+            elif module and module.partition(".")[0] not in sys.stdlib_module_names:
+                found[module, name] = None
+    return list(found)
+
+
+def _own(root: Path, module: str, name: str) -> list[Path]:
+    """Return the files of the project that an import runs; none if the module is not the project's."""
+    words = [word for word in [*module.split("."), name] if word]
+    files: list[Path] = []
+    folder = root
+    for word in words:
+        if (folder / f"{word}.py").is_file():
+            return [*files, folder / f"{word}.py"]
+        folder = folder / word
+        if not folder.is_dir():
+            break
+        initial = folder / "__init__.py"
+        files.append(initial if initial.is_file() else folder)
+    return files
+
+
+def _imports(path: Path, root: Path) -> Iterator[Import]:
+    if path.is_dir():  # a package without __init__.py
+        return
+    try:
+        tree = ast.parse(path.read_bytes(), filename=str(path))
+    except (OSError, SyntaxError, ValueError) as error:
+        where = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
+        raise JobError(f"{path}{where} cannot be parsed: {getattr(error, 'msg', error)}; correct it") from None
+    package = path.parent.relative_to(root).parts
+    for node in _running(tree.body):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, "") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            yield from ((module, "" if alias.name == "*" else alias.name) for alias in node.names)
+
+
+def _running(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
+    """Yield the statements that run when a module is imported, and whose failure is not caught."""
+    for node in body:
+        yield node
+        if isinstance(node, ast.If):
+            if "TYPE_CHECKING" not in ast.dump(node.test):
+                yield from _running(node.body)
+            yield from _running(node.orelse)
+        elif isinstance(node, ast.Try):
+            caught = [handler.type for handler in node.handlers]
+            if None not in caught and not any(map(_names_import_error, caught)):
+                yield from _running(node.body)
+            yield from _running([*node.orelse, *node.finalbody])
+        elif isinstance(node, ast.With):
+            if not any(_names_import_error(item.context_expr) for item in node.items):  # contextlib.suppress
+                yield from _running(node.body)
+        elif isinstance(node, (ast.For, ast.While, ast.ClassDef)):
+            yield from _running(node.body)
+
+
+def _names_import_error(expression: ast.expr | None) -> bool:
+    names = {node.id for node in ast.walk(expression or ast.Constant(None)) if isinstance(node, ast.Name)}
+    return bool(names & {"ImportError", "ModuleNotFoundError", "Exception", "BaseException"})

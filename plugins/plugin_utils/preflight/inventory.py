@@ -1,0 +1,156 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""Group *inventory*: whether what it says of the nodes is what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.check import Verdict
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.cluster import Cluster, judged
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.sentences import SETUP, each, every
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import counted, listed
+
+CHECKS = {
+    "inventory.group": "group `cluster` has hosts, and what it says of them can be used",
+    "inventory.reachable": "every host answers, and has a Python for the agent",
+    "inventory.duplicates": "no two hosts have the same address",
+    "inventory.machines": "no two hosts are the same machine (machine id, boot, network) with the same `cluster_dir`",
+    "inventory.address": "each node holds its address on an interface, and its peers can use it",
+    "inventory.ranks": "`node.env` on each node has the rank and the number of nodes that the inventory gives it now",
+    "inventory.master_port": "MASTER_PORT is free on the head, and no outgoing connection can take it",
+    "inventory.jobs": "whether a job runs, which explains what is in use; that is no defect",
+}
+
+
+def checks(cluster: Cluster) -> list[Verdict]:
+    """Judge what could be asked; who did not answer was judged before."""
+    return judged(
+        cluster,
+        {
+            "inventory.duplicates": duplicates,
+            "inventory.machines": machines,
+            "inventory.address": address,
+            "inventory.ranks": ranks,
+            "inventory.master_port": master_port,
+            "inventory.jobs": jobs,
+        },
+    )
+
+
+def reachable(errors: Mapping[str, NodeError], asked: int) -> Verdict:
+    """Say who did not answer; the words are the channel's, with the remedy where there is one."""
+    if not errors:
+        return Verdict("inventory.reachable", "ok", f"{counted(asked, 'host')} answered")
+    words = listed([str(error) for error in errors.values()])
+    return Verdict(
+        "inventory.reachable",
+        "failed",
+        f"{words}; see that `ansible -m ping` works for each, or leave hosts out with --limit",
+        {"hosts": list(errors)},
+    )
+
+
+def duplicates(cluster: Cluster) -> Verdict:
+    """Look for two hosts with one address, as the inventory says or as the nodes do."""
+    held = {host: facts["address"].get("address") for host, facts in cluster.facts.items()}
+    owners: dict[str, list[str]] = {}
+    for one in cluster.settings:
+        if found := one.address or held.get(one.host):
+            owners.setdefault(found, []).append(one.host)
+    shared = [f"{listed(hosts)} have the same address {found}" for found, hosts in owners.items() if len(hosts) > 1]
+    if shared:
+        sentence = (
+            f"{'; '.join(shared[:3])}, but every node needs its own; fix ansible_host or cluster_address in the "
+            "inventory, or remove one of them"
+        )
+        return Verdict("inventory.duplicates", "failed", sentence)
+    return Verdict("inventory.duplicates", "ok", "each host has an address of its own")
+
+
+def machines(cluster: Cluster) -> Verdict:
+    """Look for one machine under two names.
+
+    Two nodes on one machine may be meant, as in inventory/local: then each has a folder of its own. The same folder
+    twice is one node with two names.
+    """
+    names: dict[Any, list[str]] = {}
+    for host, facts in cluster.facts.items():
+        names.setdefault((tuple(facts["machine"]), facts["folder"]), []).append(host)
+    same = [listed(hosts) for hosts in names.values() if len(hosts) > 1]
+    if same:
+        sentence = (
+            f"{' and '.join(same[:3])} are the same machine under several names; remove all but one from the "
+            "inventory; if several nodes on one machine are meant, give each its own cluster_address and cluster_dir"
+        )
+        return Verdict("inventory.machines", "failed", sentence)
+    distinct = len({machine for machine, _folder in names})
+    shared = f" on {counted(distinct, 'machine')}, each with a cluster_dir of its own"
+    where = ", each a machine of its own" if distinct == len(names) else shared
+    return Verdict("inventory.machines", "ok", f"{counted(len(names), 'node')}{where}")
+
+
+def address(cluster: Cluster) -> Verdict:
+    """See that every node holds its address; and that it is not loopback where the nodes are several machines."""
+    found = {host: facts["address"] for host, facts in cluster.facts.items()}
+    wrong = {host: one["problem"] for host, one in found.items() if "problem" in one}
+    if wrong:
+        return Verdict("inventory.address", "failed", each(wrong), {"hosts": list(wrong)})
+    loopback = [host for host, one in found.items() if is_loopback(one["address"])]
+    networks = {tuple(facts["machine"]) for facts in cluster.facts.values()}
+    if loopback and len(networks) > 1:
+        sentence = (
+            f"{each(dict.fromkeys(loopback, 'has a loopback address, which other machines cannot reach'))}; "
+            "set cluster_address in the inventory to the one that its peers reach"
+        )
+        return Verdict("inventory.address", "failed", sentence, {"hosts": loopback})
+    return Verdict("inventory.address", "ok", f"{every(cluster.facts)} hold the address that the peers know")
+
+
+def is_loopback(text: str) -> bool:
+    """Whether an address never leaves its machine."""
+    return text == "::1" or text.startswith("127.")
+
+
+def ranks(cluster: Cluster) -> Verdict:
+    """Compare what setup wrote with what the inventory says now. A run writes its own, but the firewall is setup's."""
+    old = {}
+    for host, facts in cluster.facts.items():
+        known = facts["node_env"]
+        if known is None:
+            continue  # never set up, which is software.environment's to say
+        found = (known.get("NODE_RANK"), known.get("WORLD_SIZE"))
+        if host in cluster.members and found != (str(cluster.members.index(host)), str(len(cluster.members))):
+            old[host] = f"was set up as rank {found[0]} of {found[1]}"
+    if old:
+        sentence = (
+            f"{each(old)}, but the inventory has {counted(len(cluster.members), 'host')} now, or in another order: "
+            f"node.env and the firewalls are of an earlier one; {SETUP}"
+        )
+        return Verdict("inventory.ranks", "failed", sentence, {"hosts": list(old)})
+    return Verdict("inventory.ranks", "ok", f"ranks 0 to {len(cluster.settings) - 1} in inventory order")
+
+
+def master_port(cluster: Cluster) -> Verdict:
+    """See that rank 0 could listen."""
+    head = cluster.settings[0]
+    if head.host not in cluster.facts:
+        return Verdict("inventory.master_port", "skipped", f"the head, {head.host}, did not answer")
+    facts = cluster.facts[head.host]
+    found, port = facts["master_port"], f"port {head.master_port} on {head.host}"
+    if not found:
+        return Verdict("inventory.master_port", "ok", f"{port} is free")
+    if found["by_job"]:
+        return Verdict("inventory.master_port", "ok", f"{port} is job {facts['job']['id']}'s")
+    return Verdict("inventory.master_port", "failed", f"{head.host} {found['problem']}")
+
+
+def jobs(cluster: Cluster) -> Verdict:
+    """Name the jobs that run."""
+    running = {host: facts["job"] for host, facts in cluster.facts.items() if facts["job"]}
+    if not running:
+        return Verdict("inventory.jobs", "ok", "no job runs")
+    words = {host: f"runs job {job['id']} of {job['user']} since {job['start']}" for host, job in running.items()}
+    return Verdict("inventory.jobs", "ok", f"{each(words)}; what is in use may be its", {"jobs": running})

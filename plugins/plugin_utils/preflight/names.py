@@ -1,0 +1,133 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""Group *names*: what the nodes believe that they, and the head, are called."""
+
+from __future__ import annotations
+
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.check import Verdict
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.cluster import Cluster, judged
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.inventory import is_loopback
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.sentences import (
+    SETUP,
+    divided,
+    each,
+    every,
+)
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import listed
+
+CHECKS = {
+    "names.hostname": "each node's own name is not a loopback address, unless GLOO_SOCKET_IFNAME pins the interface",
+    "names.interface": "the interfaces that GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name hold the node's address",
+    "names.master": "MASTER_ADDR of `node.env` is the head's address, on every node",
+    "names.family": "all addresses are IPv4, or all are IPv6",
+}
+
+
+def checks(cluster: Cluster) -> list[Verdict]:
+    """Judge the names."""
+    return judged(
+        cluster,
+        {
+            "names.hostname": hostname,
+            "names.interface": interface,
+            "names.master": master,
+            "names.family": family,
+        },
+    )
+
+
+def hostname(cluster: Cluster) -> Verdict:
+    """Look for nodes that would announce a loopback address to their peers, as gloo does with what their name gives."""
+    open_ones, pinned = {}, {}
+    for host, facts in cluster.facts.items():
+        if is_loopback(facts["address"].get("address", "")):
+            continue  # all its peers are on the same machine
+        loops = [found for found in facts["resolved"] if is_loopback(found)]
+        if not facts["resolved"]:
+            words = "finds no address for its own name"
+        elif loops:
+            words = f"resolves its own name to {loops[0]}"
+        else:
+            continue
+        is_pinned = (facts["node_env"] or {}).get("GLOO_SOCKET_IFNAME")
+        if not is_pinned:
+            open_ones[host] = words
+        elif loops:
+            pinned[host] = words
+    if open_ones:
+        sentence = (
+            f"{each(open_ones)}, so that gloo announces no address that its peers can reach, and hangs; pin the "
+            f"interface in node.env ({SETUP}), or take the name off the 127.0.x.x line of /etc/hosts there"
+        )
+        return Verdict("names.hostname", "failed", sentence, {"hosts": list(open_ones)})
+    if pinned:
+        sentence = (
+            f"{each(pinned)}; jobs are safe from it, for GLOO_SOCKET_IFNAME pins the interface, but a script started "
+            "by hand would hang; take the name off the 127.0.x.x line of /etc/hosts there"
+        )
+        return Verdict("names.hostname", "warning", sentence, {"hosts": list(pinned)})
+    return Verdict("names.hostname", "ok", "no node announces a loopback address to others")
+
+
+def interface(cluster: Cluster) -> Verdict:
+    """See that what is pinned is there, and is the right one."""
+    wrong = {}
+    for host, facts in cluster.facts.items():
+        own = facts["address"].get("address")
+        holders = {name for name, found, _loopback in facts["addresses"] if found == own or is_loopback(own or "")}
+        for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            named = (facts["node_env"] or {}).get(variable, "")
+            # NCCL: "=" is an exact match, else a prefix; "^" excludes. Both take lists.
+            if (
+                own
+                and named
+                and not named.startswith("^")
+                and not any(
+                    name == part.lstrip("=") or (variable[0] == "N" and "=" not in named and name.startswith(part))
+                    for part in named.split(",")
+                    for name in holders
+                )
+            ):
+                wrong[host] = f"has {variable}={named}, which does not hold its address {own}"
+    if wrong:
+        sentence = f"{each(wrong)}; correct job_env in the inventory if it is set there, and {SETUP}"
+        return Verdict("names.interface", "failed", sentence, {"hosts": list(wrong)})
+    return Verdict("names.interface", "ok", f"gloo and NCCL use the interface of the address on {every(cluster.facts)}")
+
+
+def master(cluster: Cluster) -> Verdict:
+    """Compare where MASTER_ADDR leads each node."""
+    seen = {
+        host: " ".join(sorted(facts["master"])) or f"nothing (MASTER_ADDR is {facts['node_env'].get('MASTER_ADDR')})"
+        for host, facts in cluster.facts.items()
+        if facts["node_env"] is not None
+    }
+    if not seen:
+        return Verdict("names.master", "skipped", f"no node has a node.env; {SETUP}")
+    head = cluster.members[0] if cluster.members else ""
+    expected = cluster.facts[head]["address"].get("address") if head in cluster.facts else None
+    wrong = [host for host, found in seen.items() if expected and expected not in found.split()]
+    if len(set(seen.values())) > 1 or wrong:
+        should = f"; it should be {expected}, the head's, everywhere" if expected else ""
+        sentence = f"MASTER_ADDR leads to {divided(seen)}{should}: node.env is of an earlier inventory; {SETUP}"
+        return Verdict("names.master", "failed", sentence, {"hosts": wrong})
+    return Verdict("names.master", "ok", f"MASTER_ADDR is {next(iter(seen.values()))} on {every(seen)}")
+
+
+def family(cluster: Cluster) -> Verdict:
+    """Look for a mix of IPv4 and IPv6, which gloo does not do."""
+    families = {
+        host: "IPv6" if ":" in facts["address"]["address"] else "IPv4"
+        for host, facts in cluster.facts.items()
+        if "address" in facts["address"]
+    }
+    kinds = set(families.values())
+    if len(kinds) > 1:
+        fewer = min(kinds, key=lambda kind: sum(found == kind for found in families.values()))
+        few = [host for host, found in families.items() if found == fewer]
+        sentence = (
+            f"the nodes' addresses are {divided(families)}, and gloo does not mix them; set cluster_address of "
+            f"{listed(few)} in the inventory to one of the others' kind"
+        )
+        return Verdict("names.family", "failed", sentence)
+    return Verdict("names.family", "ok", f"all addresses are {next(iter(kinds), 'unknown')}")

@@ -1,0 +1,170 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""Group *software*: the same on every node, as setup installed it, and usable by the account that jobs run as."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.check import Verdict
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.cluster import Cluster, judged
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.sentences import (
+    SETUP,
+    divided,
+    each,
+    every,
+)
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import counted, listed
+
+CHECKS = {
+    "software.environment": "the account that jobs run as can start the environment's Python and import torch",
+    "software.versions": "Python, torch with its CUDA build, lightning and NCCL are the same on every node",
+    "software.lock": "what is installed is what `requirements.txt` said at setup, and is the same on every node",
+    "software.imports": "what the script imports can be imported on every node (with `-e script=…`)",
+}
+OPTIONS: dict[str, dict[str, Any]] = {"import_timeout_seconds": {"type": "int", "default": 60}}
+LIGHTNING = ("pytorch-lightning", "lightning")
+NCCL = ("nvidia-nccl-cu11", "nvidia-nccl-cu12", "nvidia-nccl-cu13")
+DECISIVE = ("torch", *LIGHTNING, *NCCL)
+"""Packages whose versions have to be the same on every node: they talk to each other."""
+_PINNED = re.compile(r"(?m)^[ \t]*([A-Za-z0-9][\w.-]*)(?:\[[^]]*\])?[ \t]*==[ \t]*([^\s;#\\]+)[ \t]*(;[^#\n\\]*)?")
+
+
+def checks(cluster: Cluster) -> list[Verdict]:
+    """Judge the software."""
+    return judged(
+        cluster,
+        {
+            "software.environment": environment,
+            "software.versions": versions,
+            "software.lock": lock,
+            "software.imports": imports,
+        },
+    )
+
+
+def environment(cluster: Cluster) -> Verdict:
+    """See that a job would find a Python with torch."""
+    wrong = {}
+    for host, facts in cluster.facts.items():
+        found = facts["environment"]
+        if "problem" in found:
+            wrong[host] = found["problem"]
+        elif not found["torch"]:
+            wrong[host] = f"cannot import torch: {found['failed'].get('torch')}; {SETUP}"
+    if wrong:
+        return Verdict("software.environment", "failed", each(wrong), {"hosts": list(wrong)})
+    return Verdict("software.environment", "ok", f"torch can be imported on {every(cluster.facts)}")
+
+
+def installed(packages: Mapping[str, Any]) -> dict[str, str]:
+    """Return name to version of what is in an environment; names as PEP 503 normalizes them."""
+    pairs = [one.rpartition("-") for one in packages["installed"]]
+    return {normalized(name): version for name, _dash, version in pairs}
+
+
+def normalized(name: str) -> str:
+    """Return a package's name as all its spellings have it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def versions(cluster: Cluster) -> Verdict:
+    """Compare what talks to each other, by what lies in the environments and by what torch says of itself."""
+    kinds: dict[str, dict[str, str]] = {}
+    for host, facts in cluster.facts.items():
+        packages, tried = installed(facts["packages"]), facts.get("environment", {})
+        if not packages:
+            continue  # no environment, which is software.environment's to say
+        said = {
+            "Python": facts["packages"]["python"],
+            **{name: packages.get(name, "none") for name in DECISIVE if name in _everywhere(cluster)},
+            **({"torch's CUDA": tried["cuda"] or "none"} if tried.get("torch") else {}),
+            **({"NCCL": tried["nccl"] or "none"} if tried.get("torch") else {}),
+        }
+        for kind, version in said.items():
+            kinds.setdefault(kind, {})[host] = version
+    differing = {kind: divided(found) for kind, found in kinds.items() if len(set(found.values())) > 1}
+    data = {"versions": kinds}
+    if differing:
+        words = "; ".join(f"{kind} is {found}" for kind, found in differing.items())
+        sentence = (
+            f"{words}, but nodes that train together need the same; on the odd ones remove envs in the cluster_dir, "
+            f"and {SETUP}"
+        )
+        return Verdict("software.versions", "failed", sentence, data)
+    same = [f"{kind} {next(iter(found.values()))}" for kind, found in kinds.items()]
+    if not same:
+        return Verdict("software.versions", "skipped", "no node has an environment")
+    return Verdict("software.versions", "ok", f"{', '.join(same)} on {every(cluster.facts)}", data)
+
+
+def _everywhere(cluster: Cluster) -> set[str]:
+    """All packages that any node has."""
+    return {name for facts in cluster.facts.values() for name in installed(facts["packages"])}
+
+
+def pinned(text: str) -> Iterable[tuple[str, str, bool]]:
+    """Yield name, version, and whether it is only for some Pythons, of each package that a requirements file pins."""
+    for found in _PINNED.finditer(text):
+        yield normalized(found[1]), found[2], bool(found[3])
+
+
+def lock(cluster: Cluster) -> Verdict:
+    """Compare what is installed with what should be."""
+    wrong = {}
+    texts = {}
+    for host, facts in cluster.facts.items():
+        packages, text = installed(facts["packages"]), facts["packages"]["locked"]
+        if not packages:
+            continue
+        texts[host] = text
+        off = []
+        for name, version, conditional in pinned(text):
+            have = packages.get(name)
+            if have is None and not conditional:
+                off.append(f"no {name} (should be {version})")
+            elif have is not None and not _is_version(have, version):
+                off.append(f"{name} {have} (should be {version})")
+        if off:
+            wrong[host] = f"has {listed(off, 3)}"
+    if not texts:
+        return Verdict("software.lock", "skipped", "no node has an environment")
+    if wrong:
+        sentence = (
+            f"{each(wrong)}: the environment was changed after setup; remove envs in the cluster_dir there, and {SETUP}"
+        )
+        return Verdict("software.lock", "failed", sentence, {"hosts": list(wrong)})
+    if len(set(texts.values())) > 1:
+        kinds = {host: counted(len(list(pinned(text))), "pinned package") for host, text in texts.items()}
+        sentence = f"the nodes were set up with different requirements: {divided(kinds)}; {SETUP}"
+        return Verdict("software.lock", "failed", sentence)
+    return Verdict("software.lock", "ok", f"what is installed on {every(texts)} is what requirements.txt says")
+
+
+def _is_version(have: str, wanted: str) -> bool:
+    """Whether a version is the wanted one; one without a local label, as in 2.13.0, means any, as 2.13.0+cpu."""
+    return have == wanted or ("+" not in wanted and have.partition("+")[0] == wanted) or wanted.endswith(".*")
+
+
+def imports(cluster: Cluster) -> Verdict:
+    """See that what the script imports is there."""
+    script = cluster.options["script"]
+    if not script:
+        return Verdict("software.imports", "skipped", "no script was named; name it with -e script=train.py")
+    missing: dict[str, str] = {}
+    tried = [host for host, facts in cluster.facts.items() if "problem" not in facts["environment"]]
+    for host in tried:
+        failed = {name: why for name, why in cluster.facts[host]["environment"]["failed"].items() if name != "torch"}
+        if failed:
+            missing[host] = f"cannot import {listed([f'{name} ({why})' for name, why in failed.items()], 3)}"
+    if missing:
+        sentence = (
+            f"{each(missing)}, which {script} does; add what is missing to requirements.txt (python_env_requirements), "
+            f"and {SETUP}"
+        )
+        return Verdict("software.imports", "failed", sentence, {"hosts": list(missing)})
+    if not tried:
+        return Verdict("software.imports", "skipped", "no node's environment can be used")
+    return Verdict("software.imports", "ok", f"what {script} imports is there on {every(tried)}")

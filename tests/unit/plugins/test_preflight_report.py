@@ -1,0 +1,59 @@
+import json
+
+import pytest
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight import report
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.check import Verdict
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.sentences import divided, each, every
+
+VERDICTS = [
+    Verdict("inventory.group", "ok", "2 of 2 hosts take part"),
+    Verdict("names.hostname", "warning", "node1 resolves its own name to 127.0.1.1; take it off that line"),
+    Verdict("time.clocks", "failed", "node1 \x1b[31mhas a clock", {"seconds_apart": {"node1": 3600.0}}),
+]
+
+
+def test_the_table_of_a_file() -> None:
+    assert report.as_table(VERDICTS, 4.21, None).splitlines() == [
+        "CHECK            STATUS   FOUND",
+        "inventory.group  ok       2 of 2 hosts take part",
+        "names.hostname   warning  node1 resolves its own name to 127.0.1.1; take it off that line",
+        r"time.clocks      failed   node1 \x1b[31mhas a clock",
+        "3 checks in 4.2 s: 1 ok, 1 warning, 1 failed",
+    ]
+
+
+def test_the_table_of_a_terminal() -> None:
+    assert report.as_table(VERDICTS[1:2], 1, 60).splitlines() == [
+        "CHECK           STATUS   FOUND",
+        "names.hostname  warning  node1 resolves its own name to",
+        "                         127.0.1.1; take it off that line",
+        "1 check in 1.0 s: 1 warning",
+    ]
+
+
+def test_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "stringc", lambda text, color: f"<{color}>{text}")
+    rows = report.as_table(VERDICTS, 1, None).splitlines()
+    assert [row.split("<")[1].split()[0] for row in rows[1:4]] == ["green>ok", "yellow>warning", "red>failed"]
+
+
+def test_for_machines() -> None:
+    data = json.loads(json.dumps(report.as_data(VERDICTS, 4.2134)))
+    assert (data["ok"], data["seconds"]) == (False, 4.21)
+    assert data["checks"][2] == {
+        "check": "time.clocks",
+        "status": "failed",
+        "sentence": r"node1 \x1b[31mhas a clock",
+        "data": {"seconds_apart": {"node1": 3600.0}},
+    }
+    assert report.failed(VERDICTS) == ["time.clocks"]
+
+
+def test_sentences_about_many_nodes_are_short() -> None:
+    hosts = {f"node{number}": "lacks X" for number in range(300)}
+    assert each(hosts) == "each of node0, node1, node2, node3, node4 and 295 more lacks X"
+    assert each({f"node{number}": f"has {number}" for number in range(300)}) == (
+        "node0 has 0; node1 has 1; node2 has 2; node3 has 3; and so on for 296 more"
+    )
+    assert divided({"a": "2.12", "b": "2.13", "c": "2.13"}) == "2.13 (b, c), 2.12 (a)"
+    assert [every(["a"]), every(["a", "b"]), every(["a", "b", "c"])] == ["the node", "both nodes", "all 3 nodes"]
