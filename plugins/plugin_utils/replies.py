@@ -28,7 +28,11 @@ Check = Callable[[object], bool]
 
 MOST_ITEMS = 100_000
 """Of any list in a reply."""
+MOST_ADDRESSES = 64
+"""Of one interface."""
 MOST_STACKS_BYTES = 2**26
+LONGEST_DOCUMENT = 2**20
+"""Characters of what a file or a program's output may hold."""
 _INTERFACE = re.compile(r"[^\s/\0]{1,15}")  # as the kernel allows them
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -60,6 +64,20 @@ def is_relative_path(value: object) -> bool:
 def is_sentence(value: object) -> bool:
     """Return whether it says anything."""
     return isinstance(value, str) and is_text(value) and bool(value.strip())
+
+
+def is_document(value: object) -> bool:
+    """Return whether it is a text of several lines."""
+    return isinstance(value, str) and len(value) <= LONGEST_DOCUMENT
+
+
+def is_plain(value: object) -> bool:
+    """Return whether it is what JSON can say."""
+    if isinstance(value, dict):
+        return all(is_text(key) and is_plain(one) for key, one in value.items())
+    if isinstance(value, list):
+        return len(value) <= MOST_ITEMS and all(map(is_plain, value))
+    return value is None or is_flag(value) or is_number(value) or is_document(value)
 
 
 def is_flag(value: object) -> bool:
@@ -107,6 +125,11 @@ def none_or(check: Check) -> Check:
     return lambda value: value is None or check(value)
 
 
+def either(*checks: Check) -> Check:
+    """Return what lets through what one of these does."""
+    return lambda value: any(check(value) for check in checks)
+
+
 def many(check: Check, most: int = MOST_ITEMS) -> Check:
     """Return what checks each item of a list."""
     return lambda value: isinstance(value, (list, tuple)) and len(value) <= most and all(map(check, value))
@@ -144,7 +167,13 @@ def fields(required: Mapping[str, Check], optional: Mapping[str, Check] | None =
 
 _STATE = {"state": STATE["state"]}
 _MORE_OF_STATE = {name: check for name, check in STATE.items() if name != "state"}
-_HOLDER = {name: is_text for name in ("id", "user", "start", "pid", "born")}
+_OWNER = {name: is_text for name in ("id", "user", "start")}
+_HOLDER = {**_OWNER, "pid": is_text, "born": is_text}
+_PROBLEM = fields({"problem": is_sentence})
+_ROOM = {"free": is_size}
+_PACKAGES = {"python": is_text, "installed": many(is_text)}
+_PLACE = {"address": is_address, "interface": is_interface}
+_RESOURCES = {"clock": row(is_number, is_number), "shm": fields({**_ROOM, "size": is_size})}
 
 REPLIES: Mapping[str, tuple[Mapping[str, Check], Mapping[str, Check]]] = {
     "artifacts": ({"more": is_flag}, {}),
@@ -168,8 +197,43 @@ REPLIES: Mapping[str, tuple[Mapping[str, Check], Mapping[str, Check]]] = {
     ),
     "deliver": ({}, {}),
     "discard": ({}, {}),
+    "facts": (
+        {
+            **_RESOURCES,
+            "machine": row(is_text, is_text, is_text),
+            "folder": is_text,
+            "address": either(fields(_PLACE), _PROBLEM),
+            "addresses": many(row(is_interface, is_address, is_flag)),
+            "port_range": is_port_range,
+            "hostname": is_text,
+            "resolved": many(is_text),
+            "node_env": none_or(table(is_text, is_text)),
+            "master": many(is_text),
+            "master_port": none_or(fields({"problem": is_sentence, "by_job": is_flag})),
+            "job": none_or(fields(_OWNER)),
+            "packages": fields({**_PACKAGES, "locked": is_document}),
+            "environment": either(
+                _PROBLEM,
+                fields(
+                    {"failed": table(is_text, is_text)},
+                    {
+                        **dict.fromkeys(("python", "torch", "cuda", "nccl"), none_or(is_text)),
+                        "devices": is_size,
+                        "usable": is_flag,
+                    },
+                ),
+            ),
+            "gpus": fields({"count": is_size, "fields": many(is_text), "csv": is_document, "problem": is_text}),
+            "cpus": is_size,
+            "memory": fields({**_ROOM, "total": is_size}),
+            "disk": fields({**_ROOM, "files": none_or(is_size)}),
+            "infiniband": is_flag,
+            "limits": fields({"nofile": is_count, "memlock": is_count}),
+        },
+        {},
+    ),
     "follow": ({**_STATE, "more": is_flag, "offset": is_size}, _MORE_OF_STATE),
-    "inspect": ({"address": is_address, "interface": is_interface, "port_range": is_port_range}, {}),
+    "inspect": ({**_PLACE, "addresses": many(is_address, MOST_ADDRESSES), "port_range": is_port_range}, {}),
     "jobs": (
         {
             "jobs": many(
@@ -189,8 +253,10 @@ REPLIES: Mapping[str, tuple[Mapping[str, Check], Mapping[str, Check]]] = {
     "place": ({"placed": is_flag}, {}),
     "prepare": (
         {
-            "address": is_address,
-            "interface": is_interface,
+            **_PLACE,
+            **_RESOURCES,
+            "packages": fields(_PACKAGES),
+            "limits": fields({"nofile": is_count}),
             "python": is_absolute_path,
             "job_dir": is_absolute_path,
             "gate": is_absolute_path,
@@ -200,8 +266,19 @@ REPLIES: Mapping[str, tuple[Mapping[str, Check], Mapping[str, Check]]] = {
         },
         {"stale": fields(_HOLDER)},
     ),
-    "reach": ({"failed": table(is_text, is_text), "missing": many(is_text), "master": none_or(is_text)}, {}),
+    "reach": (
+        {
+            "failed": table(is_text, is_text),
+            "missing": many(is_text),
+            "master": none_or(is_text),
+            "taken": none_or(is_text),
+            "trips": row(is_number, table(is_text, is_number)),
+            "mtu": none_or(is_size),
+        },
+        {},
+    ),
     "read": ({"parts": many(row(is_size, is_size, is_time_ns))}, {}),
+    "rehearse": ({"told": many(table(is_text, is_plain)), "words": is_document, "late": is_flag}, {}),
     "stacks": (
         {
             "processes": many(
@@ -263,7 +340,8 @@ def flaw(request: Mapping[str, Any], reply: object, payload: bytes) -> str | Non
 def _is_at_home(request: Mapping[str, Any], reply: Mapping[str, Any]) -> bool:
     """Whether the node has the address that the inventory gives it, if it gives one: firewalls are opened to it."""
     wanted = request.get("address")
-    return wanted is None or reply.get("address", wanted) == wanted
+    place = reply.get("address", wanted)
+    return wanted is None or (place.get("address", wanted) if isinstance(place, dict) else place) == wanted
 
 
 def _is_empty(_request: Mapping[str, Any], _reply: Mapping[str, Any], payload: bytes) -> bool:

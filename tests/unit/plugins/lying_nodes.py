@@ -56,20 +56,51 @@ def honest(request: Mapping[str, Any], rank: int = 0) -> Answer:
         parts = [CONTENT[offset : offset + length] for _path, offset, length in request["parts"]]
         return {"parts": [(len(part), len(CONTENT), 10**18) for part in parts]}, b"".join(parts)
     spec = {**SPEC, "rank": rank}
+    resources = {"clock": (1.5, 1.5), "shm": {"size": 2**30, "free": 2**30}}
+    packages = {"python": "3.11", "installed": ["torch-2.13.0"]}
     answers: dict[str, Answer] = {
         "artifacts": ({"more": False}, b"result\0%d\0%d\0" % (len(CONTENT), 10**18)),
         "checkpoints": ({"found": [("last.ckpt", 5, len(CONTENT), 1.5)], "refused": [("a.ckpt", "is empty")]}, b""),
         "clean": ({"jobs": ["x"], "bundles": [], "envs": ["y"], "bytes": 5, "left": [("z", "a")], "more": False}, b""),
         "deliver": ({}, b""),
         "discard": ({}, b""),
-        "inspect": ({**place, "port_range": (32768, 60999)}, b""),
+        "facts": (
+            {
+                **{**resources, "machine": ("a", "b", "net:[1]"), "folder": "1:2", "port_range": (32768, 60999)},
+                **{"address": place, "addresses": [("lo", address, True)], "hostname": "node", "resolved": [address]},
+                **{"node_env": {"GLOO_SOCKET_IFNAME": "lo"}, "master": [address], "job": None, "cpus": 2},
+                **{"master_port": None, "packages": {**packages, "locked": "torch==2.13.0\n"}, "infiniband": False},
+                "environment": {
+                    **{"failed": {"wandb": "ModuleNotFoundError"}, "python": "3.11.2", "torch": "2.13.0+cpu"},
+                    **{"cuda": None, "devices": 0, "usable": False},
+                },
+                "gpus": {"count": 0, "fields": ["index"], "csv": "", "problem": ""},
+                **{"memory": {"total": 2**34, "free": 2**33}, "disk": {"free": 2**36, "files": 10**6}},
+                "limits": {"nofile": 1048576, "memlock": -1},
+            },
+            b"",
+        ),
+        "inspect": ({**place, "addresses": [address], "port_range": (32768, 60999)}, b""),
         "jobs": (
             {"jobs": [{"id": JOB, "spec": spec, "state": ENDED, "size": len(LOG), "last_line": b"hello"}]},
             b"",
         ),
         "place": ({"placed": True}, b""),
-        "prepare": ({**place, **paths, "gpus": 0, "has_bundle": True, "watch_port": 40000}, b""),
-        "reach": ({"failed": {"node1": "refused"}, "missing": ["node1"], "master": "no route"}, b""),
+        "prepare": (
+            {
+                **{**place, **paths, **resources, "packages": packages, "limits": {"nofile": 1048576}},
+                **{"gpus": 0, "has_bundle": True, "watch_port": 40000},
+            },
+            b"",
+        ),
+        "reach": (
+            {
+                **{"failed": {"node1": "refused"}, "missing": ["node1"], "master": "no route", "taken": None},
+                **{"trips": [100, {"node1": 200}], "mtu": 1500},
+            },
+            b"",
+        ),
+        "rehearse": ({"told": [{"step": "import", "seconds": 60}], "words": "", "late": False}, b""),
         "stacks": ({"processes": [PROCESS], "missing": None, "port_range": (32768, 60999)}, STACK),
         "stop": ({**ENDED, "left": []}, b""),
         "verify": ({"why": "", "bytes": len(CONTENT), "sha256": hashlib.sha256(CONTENT).hexdigest()}, b""),
