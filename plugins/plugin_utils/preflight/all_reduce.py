@@ -38,6 +38,8 @@ RING_SECONDS = 8.0
 """A size is left out if it would take longer than this altogether."""
 EXCHANGE_SECONDS = 0.05
 """How long two nodes exchange data, once, if they are as fast as the all-reduce was."""
+LEAST_EXCHANGED = 256_000
+"""Bytes; what buffers on the way take in at once says nothing about a link."""
 EXCHANGES = 3
 PAIRS_SECONDS = 5.0
 """Pairs are tried for so long, or until all have been; then those of slow nodes once more."""
@@ -182,7 +184,7 @@ class Tournament:
         """Exchange as much as takes some time at an all-reduce's bandwidth."""
         import torch
 
-        size = int(min(max(bandwidth * EXCHANGE_SECONDS, SIZES[1]), SIZES[-1])) // 4
+        size = int(min(max(bandwidth * EXCHANGE_SECONDS, LEAST_EXCHANGED), SIZES[-1])) // 4
         self.ranks = ranks
         self.bandwidth = bandwidth
         self.sent, self.received = torch.zeros(size, device=ranks.device), torch.zeros(size, device=ranks.device)

@@ -17,7 +17,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import l
 
 CHECKS = {
     "names.hostname": "each node's own name is not a loopback address, unless GLOO_SOCKET_IFNAME pins the interface",
-    "names.interface": "the interfaces that GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name hold the node's address",
+    "names.interface": "the interfaces that GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name are there, with an address",
     "names.master": "MASTER_ADDR of `node.env` is the head's address, on every node",
     "names.family": "all addresses are IPv4, or all are IPv6",
 }
@@ -70,29 +70,26 @@ def hostname(cluster: Cluster) -> Verdict:
 
 
 def interface(cluster: Cluster) -> Verdict:
-    """See that what is pinned is there, and is the right one."""
+    """See that what is pinned is there. It may well be another network than the cluster's, such as InfiniBand."""
     wrong = {}
     for host, facts in cluster.facts.items():
-        own = facts["address"].get("address")
-        holders = {name for name, found, _loopback in facts["addresses"] if found == own or is_loopback(own or "")}
+        there = {name for name, _address, _loopback in facts["addresses"]}
         for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
             named = (facts["node_env"] or {}).get(variable, "")
-            # NCCL: "=" is an exact match, else a prefix; "^" excludes. Both take lists.
-            if (
-                own
-                and named
-                and not named.startswith("^")
-                and not any(
-                    name == part.lstrip("=") or (variable[0] == "N" and "=" not in named and name.startswith(part))
-                    for part in named.split(",")
-                    for name in holders
-                )
-            ):
-                wrong[host] = f"has {variable}={named}, which does not hold its address {own}"
+            if named and not _matches(named, there, by_prefix=variable.startswith("NCCL")):
+                wrong[host] = f"has {variable}={named}, but no such interface with an address"
     if wrong:
         sentence = f"{each(wrong)}; correct job_env in the inventory if it is set there, and {SETUP}"
         return Verdict("names.interface", "failed", sentence, {"hosts": list(wrong)})
-    return Verdict("names.interface", "ok", f"gloo and NCCL use the interface of the address on {every(cluster.facts)}")
+    return Verdict("names.interface", "ok", f"the interfaces for gloo and NCCL are there on {every(cluster.facts)}")
+
+
+def _matches(named: str, there: set[str], by_prefix: bool) -> bool:
+    """Whether one of the interfaces named is there; NCCL takes prefixes, exact names after "=", what not after "^"."""
+    exact = named.startswith("=") or not by_prefix
+    wanted = named.lstrip("=^").split(",")
+    found = {name for name in there for one in wanted if (name == one if exact else name.startswith(one))}
+    return bool(there - found if named.startswith("^") else found)
 
 
 def master(cluster: Cluster) -> Verdict:

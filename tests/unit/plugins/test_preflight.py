@@ -47,6 +47,13 @@ HEALTHY: dict[str, Defect] = {
     "local": lambda: by_design(healthy()),
     "never-pinned-but-resolves": said("node1", node_env={"GLOO_SOCKET_IFNAME": ""}),
     "no-own-name-but-pinned": said("node1", resolved=[]),
+    "nccl-prefix": said("node1", node_env={"NCCL_SOCKET_IFNAME": "ib,eth"}),
+    "nccl-exclusion": said("node1", node_env={"NCCL_SOCKET_IFNAME": "^docker,lo"}),
+    "another-network": said(
+        "node1",
+        addresses=[("eth0", "198.18.0.11", False), ("ib0", "198.19.0.11", False)],
+        node_env={"NCCL_SOCKET_IFNAME": "=ib0", "GLOO_SOCKET_IFNAME": "ib0"},
+    ),
     "far-away": said("node1", clock=(-1.9, 4.0)),
     "slow-to-answer": said("node2", clock=(-9.0, 9.0)),
     "script": lambda: asked(healthy(), script="train.py"),
@@ -143,9 +150,9 @@ DEFECTS: dict[str, tuple[Defect, str, str, str]] = {
         "interface, but a script started by hand would hang; take the name off the 127.0.x.x line of /etc/hosts there",
     ),
     "wrong-interface": (
-        said("node1", node_env={"NCCL_SOCKET_IFNAME": "=docker0"}),
+        said("node1", node_env={"NCCL_SOCKET_IFNAME": "=ib0"}),
         *("names.interface", "failed"),
-        "node1 has NCCL_SOCKET_IFNAME==docker0, which does not hold its address 198.18.0.11; correct job_env",
+        "node1 has NCCL_SOCKET_IFNAME==ib0, but no such interface with an address; correct job_env in the inventory",
     ),
     "master-elsewhere": (
         said("node2", master=["203.0.113.5"]),
