@@ -214,10 +214,12 @@ REPLIES: Mapping[str, tuple[Mapping[str, Check], Mapping[str, Check]]] = {
             "packages": fields({**_PACKAGES, "locked": is_document}),
             "environment": either(
                 _PROBLEM,
+                fields({"failed": table(is_text, is_text)}),
                 fields(
-                    {"failed": table(is_text, is_text)},
                     {
-                        **dict.fromkeys(("python", "torch", "cuda", "nccl"), none_or(is_text)),
+                        "failed": table(is_text, is_text),
+                        "python": is_text,
+                        **dict.fromkeys(("torch", "cuda", "nccl"), none_or(is_text)),
                         "devices": is_size,
                         "usable": is_flag,
                     },

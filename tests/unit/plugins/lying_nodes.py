@@ -72,7 +72,7 @@ def honest(request: Mapping[str, Any], rank: int = 0) -> Answer:
                 **{"master_port": None, "packages": {**packages, "locked": "torch==2.13.0\n"}, "infiniband": False},
                 "environment": {
                     **{"failed": {"wandb": "ModuleNotFoundError"}, "python": "3.11.2", "torch": "2.13.0+cpu"},
-                    **{"cuda": None, "devices": 0, "usable": False},
+                    **{"cuda": None, "nccl": None, "devices": 0, "usable": False},
                 },
                 "gpus": {"count": 0, "fields": ["index"], "csv": "", "problem": ""},
                 **{"memory": {"total": 2**34, "free": 2**33}, "disk": {"free": 2**36, "files": 10**6}},

@@ -1,6 +1,7 @@
 """A node that lies: nothing outside the job's record is written, nothing reaches the terminal, and the user is told."""
 
 import ast
+import json
 import os
 import random
 import stat
@@ -27,6 +28,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang, Identity
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.interrupts import Interrupted
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.logs import RankLog
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight import examine, report
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.replies import REPLIES, flaw
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import rank_nodes
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import shown_lines
@@ -241,6 +243,18 @@ class Scene:
         stacks = stall.gather(gang, runs / "stacks")
         self.desk().say(stall.explain(gang.topology, stacks, logs, gang).sentence)
 
+    def preflight(self, *skip: str) -> None:
+        options = {name: about.get("default") for name, about in examine.OPTIONS.items()}
+        verdicts = examine.examine(
+            lambda: self.settings, ["node0", "node1"], self.open, {**options, "script": "", "skip": list(skip)}
+        )
+        desk = self.desk()
+        desk.say(report.as_table(verdicts, 1.0, None))
+        desk.say(json.dumps(report.as_data(verdicts, 1.0)))
+
+    def collective(self) -> None:
+        self.preflight("reach")  # where that fails nobody is asked to try more
+
     def play(self, command: str) -> None:
         """Run a command, and see that it did no harm."""
         before = self.outside()
@@ -283,6 +297,8 @@ COMMANDS = {
     "clean": ["clean"],
     "setup": ["inspect"],
     "stall": ["stacks", "reach"],
+    "preflight": ["facts", "reach"],
+    "collective": ["rehearse"],
 }
 
 
