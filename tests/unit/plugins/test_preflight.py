@@ -492,7 +492,7 @@ def test_the_short_form_is_as_fast_for_hundreds_of_nodes() -> None:
     assert brief.judge(settings, {node.host: one for node in settings}, {}) == []
     assert (
         time.monotonic() - began < 2
-    )  # a hundredth of it on an idle machine; minutes where nodes are compared in pairs
+    )  # it takes a hundredth of that; minutes, if nodes were compared in pairs
 
 
 def test_the_short_form_shows_nothing_that_acts_upon_a_terminal() -> None:
