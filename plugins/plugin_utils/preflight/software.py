@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -59,9 +60,14 @@ def environment(cluster: Cluster) -> Verdict:
     return Verdict("software.environment", "ok", f"torch can be imported on {every(cluster.facts)}")
 
 
-def installed(packages: Mapping[str, Any]) -> dict[str, str]:
+def installed(packages: Mapping[str, Any]) -> Mapping[str, str]:
     """Return name to version of what is in an environment; names as PEP 503 normalizes them."""
-    pairs = [one.rpartition("-") for one in packages["installed"]]
+    return _parsed(tuple(packages["installed"]))
+
+
+@functools.lru_cache(maxsize=64)  # hundreds of nodes have the same
+def _parsed(names: tuple[str, ...]) -> Mapping[str, str]:
+    pairs = [one.rpartition("-") for one in names]
     return {normalized(name): version for name, _dash, version in pairs}
 
 
@@ -73,13 +79,15 @@ def normalized(name: str) -> str:
 def versions(cluster: Cluster) -> Verdict:
     """Compare what talks to each other, by what lies in the environments and by what torch says of itself."""
     kinds: dict[str, dict[str, str]] = {}
+    anywhere = {name for facts in cluster.facts.values() for name in installed(facts["packages"])}
+    compared = [name for name in DECISIVE if name in anywhere]
     for host, facts in cluster.facts.items():
         packages, tried = installed(facts["packages"]), facts.get("environment", {})
         if not packages:
             continue  # no environment, which is software.environment's to say
         said = {
             "Python": facts["packages"]["python"],
-            **{name: packages.get(name, "none") for name in DECISIVE if name in _everywhere(cluster)},
+            **{name: packages.get(name, "none") for name in compared},
             **({"torch's CUDA": tried["cuda"] or "none"} if tried.get("torch") else {}),
             **({"NCCL": tried["nccl"] or "none"} if tried.get("torch") else {}),
         }
@@ -98,11 +106,6 @@ def versions(cluster: Cluster) -> Verdict:
     if not same:
         return Verdict("software.versions", "skipped", "no node has an environment")
     return Verdict("software.versions", "ok", f"{', '.join(same)} on {every(cluster.facts)}", data)
-
-
-def _everywhere(cluster: Cluster) -> set[str]:
-    """All packages that any node has."""
-    return {name for facts in cluster.facts.values() for name in installed(facts["packages"])}
 
 
 def pinned(text: str) -> Iterable[tuple[str, str, bool]]:

@@ -1,6 +1,7 @@
 """Each check of the preflight that judges what the nodes said: a healthy cluster, and one defect at a time."""
 
 import dataclasses
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -481,6 +482,17 @@ def test_the_short_form_warns_with_the_same_sentences() -> None:
         f"{check}: {full[check].sentence}" for check in ("hardware.shm", "time.clocks")
     ]
     assert brief.judge(cluster.settings, prepared(cluster), {"skip": ["time"], "shm_min_mb": 60}) == []
+
+
+def test_the_short_form_is_as_fast_for_hundreds_of_nodes() -> None:
+    one = prepared(healthy())["node0"]
+    one["packages"] = {"python": "3.11", "installed": [f"package-{number}" for number in range(200)]}
+    settings = [dataclasses.replace(healthy().settings[0], host=f"node{number}") for number in range(500)]
+    began = time.monotonic()
+    assert brief.judge(settings, {node.host: one for node in settings}, {}) == []
+    assert (
+        time.monotonic() - began < 2
+    )  # it takes a hundredth of that; minutes, if nodes were compared in pairs
 
 
 def test_the_short_form_shows_nothing_that_acts_upon_a_terminal() -> None:
