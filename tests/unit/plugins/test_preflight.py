@@ -490,9 +490,7 @@ def test_the_short_form_is_as_fast_for_hundreds_of_nodes() -> None:
     settings = [dataclasses.replace(healthy().settings[0], host=f"node{number}") for number in range(500)]
     began = time.monotonic()
     assert brief.judge(settings, {node.host: one for node in settings}, {}) == []
-    assert (
-        time.monotonic() - began < 2
-    )  # it takes a hundredth of that; minutes, if nodes were compared in pairs
+    assert time.monotonic() - began < 2  # it takes a hundredth of that; minutes, if nodes were compared in pairs
 
 
 def test_the_short_form_shows_nothing_that_acts_upon_a_terminal() -> None:
