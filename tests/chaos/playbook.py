@@ -50,6 +50,9 @@ class Playbook:
         if terminal:
             self._output, inside = pty.openpty()
             fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 1000, 0, 0))
+            modes = termios.tcgetattr(inside)
+            modes[3] = (modes[3] | termios.NOFLSH) & ~termios.ECHO  # Ctrl-C neither eats output nor mixes with it
+            termios.tcsetattr(inside, termios.TCSANOW, modes)
             given = inside
         else:
             self._output, inside = os.pipe()
@@ -63,7 +66,7 @@ class Playbook:
             stdout=inside,
             stderr=inside,
             start_new_session=True,
-            preexec_fn=(lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)) if terminal else None,
+            preexec_fn=_own_terminal if terminal else None,
         )
         os.close(inside)
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -132,9 +135,9 @@ class Playbook:
                 self._news.wait(left)
 
     def printed(self, rank: int) -> list[str]:
-        """Return what a rank printed, as it was shown."""
+        """Return what a rank printed, as it was shown; of Ansible's last words a line may be cut off in the middle."""
         shown = [re.fullmatch(rf"\[{rank} [^\]]+\] ?(.*)", line.text) for line in list(self.lines)]
-        return [match[1] for match in shown if match]
+        return [match[1] for match in shown if match and "User interrupted execution" not in match[1]]
 
     @property
     def job(self) -> str:
@@ -171,6 +174,12 @@ class Playbook:
         for pid in [self.process.pid, *descendants(self.process.pid)]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+
+def _own_terminal() -> None:
+    """Make standard input this session's terminal, whose loss ends it: whoever runs the tests may ignore SIGHUP."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def descendants(ancestor: int) -> list[int]:

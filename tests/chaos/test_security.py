@@ -171,6 +171,7 @@ def test_modes_and_owners(cluster: Cluster) -> None:
     found = dict(line.split(" ", 1) for line in node.execute(*find).splitlines())
     bundle = next(path for path in found if path.startswith("bundles/"))
     mine = f"jobs/{job}"
+    work = f"{mine}/work"
     expected = {
         "": "drwxr-xr-x root",
         "bin": "drwxr-xr-x root",
@@ -189,8 +190,8 @@ def test_modes_and_owners(cluster: Cluster) -> None:
         f"{mine}/node.env": f"-rw------- {USER}",
         f"{mine}/spec.json": f"-rw------- {USER}",
         f"{mine}/state.json": f"-rw------- {USER}",
-        f"{mine}/work": f"drwx------ {USER}",
-        f"{mine}/work/count.py": f"-rw-r--r-- {USER}",
+        work: f"drwx------ {USER}",
+        f"{work}/count.py": f"-rw-r--r-- {USER}",
         "node.env": f"-rw------- {USER}",
         "requirements.txt": "-rw-r--r-- root",
     }
@@ -212,7 +213,8 @@ def test_the_agent_is_not_left_on_the_node(cluster: Cluster) -> None:
     new = set(node.execute(*look).splitlines()) - before
     job = f"{JOBS}/{run.job}"
     own = {job, f"{job}.started", *(f"{job}/{name}" for name in ("log", "node.env", "spec.json", "state.json", "work"))}
-    others = {path for path in new - own if not path.startswith((f"{job}/work/", f"{DIRECTORY}/bundles/"))}
+    code = (f"{job}/work", f"{DIRECTORY}/bundles")
+    others = {path for path in new - own if not path.startswith(tuple(f"{folder}/" for folder in code))}
     assert own <= new and others == set()
     assert node.execute("find", "/home", "/root", "-path", "*/.ansible/tmp/*") == ""
     assert node.execute("pgrep", "--list-full", "python3", check=False) == ""
