@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import ACTING
+
 LONGEST_LINE = 8192
 """Characters of one line that the terminal gets; the file has them all."""
 TAIL_BYTES = 65536
@@ -24,8 +26,6 @@ _BLOCK_BYTES = 65536
 # Escape sequences (CSI, OSC, other two-character ones), then every control character but the tab: what a script
 # prints, or what stands in a file it prints, must not drive the user's terminal.
 _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[@-_]?")
-# Those of Unicode that turn the direction of what follows besides, or break the line.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _CONTROL_BYTES = bytes({*range(32), 127} - set(b"\t\n"))
 _CURSOR_UP = re.compile(rb"\x1b\[\d*[AF]")
 
@@ -146,7 +146,7 @@ def _is_clean(block: bytes) -> bool:
     """Whether a block has no character that ``printable`` would have to look at."""
     if block.isascii():
         return len(block.translate(None, _CONTROL_BYTES)) == len(block)
-    return not _CONTROL.search(block.decode("utf-8", errors="replace"))
+    return not ACTING.search(block.decode("utf-8", errors="replace"))
 
 
 def _first_break(data: bytes) -> int:
@@ -170,7 +170,7 @@ def _newest(states: Iterable[bytes | bytearray]) -> str:
 def printable(line: bytes) -> str:
     """Return one line as a terminal may show it: a progress bar's last state, no escapes, no control characters."""
     text = line.decode("utf-8", errors="replace").rstrip("\r").rpartition("\r")[2]
-    text = _CONTROL.sub("", _ESCAPES.sub("", text))
+    text = ACTING.sub("", _ESCAPES.sub("", text))
     return text if len(text) <= LONGEST_LINE else _shortened(text)
 
 

@@ -341,9 +341,8 @@ def flaw(request: Mapping[str, Any], reply: object, payload: bytes) -> str | Non
 
 def _is_at_home(request: Mapping[str, Any], reply: Mapping[str, Any]) -> bool:
     """Whether the node has the address that the inventory gives it, if it gives one: firewalls are opened to it."""
-    wanted = request.get("address")
-    place = reply.get("address", wanted)
-    return wanted is None or (place.get("address", wanted) if isinstance(place, dict) else place) == wanted
+    wanted = request.get("address") if request["op"] in ("inspect", "prepare") else None
+    return wanted is None or reply.get("address", wanted) == wanted  # a refusal has none
 
 
 def _is_empty(_request: Mapping[str, Any], _reply: Mapping[str, Any], payload: bytes) -> bool:

@@ -4,7 +4,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+
+ACTING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What would act upon a terminal, or what it could not take: all control characters but the tab and the newline, those
+of Unicode that turn the direction of what follows or break the line, and halves of characters."""
 
 
 def amount(count: float) -> str:
@@ -30,8 +35,8 @@ def shown(name: str) -> str:
 
 
 def shown_lines(text: str) -> str:
-    """Return the same of a text of several lines, which stay lines."""
-    return "\n".join(map(shown, text.split("\n")))
+    """Return a text of several lines, which stay lines, with what would act upon a terminal escaped."""
+    return ACTING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def listed(names: Sequence[str], most: int = 5) -> str:
