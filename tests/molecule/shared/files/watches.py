@@ -13,7 +13,7 @@ while not Path(end).exists():
     for address in addresses:
         connections += 1
         try:
-            socket.create_connection((address, 22), timeout=1).close()
+            socket.create_connection((address, 22), timeout=3).close()  # a packet lost under load is sent again
         except OSError as error:
             failures.append(f"{address}: {error}")
     time.sleep(SECONDS)
