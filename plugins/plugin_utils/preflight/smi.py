@@ -38,8 +38,10 @@ class Gpu:
 
 
 def parse(facts: Mapping[str, Any]) -> list[Gpu]:
-    """Return the GPUs in the agent's ``gpus``."""
-    found = []
+    """Return the GPUs in the agent's ``gpus``; a line that does not have all that is always asked for is none."""
+    found: list[Gpu] = []
+    if not set(_ALWAYS) <= set(facts["fields"]):
+        return found
     for line in facts["csv"].splitlines():
         cells = [cell.strip() for cell in line.split(",")]
         if len(cells) != len(facts["fields"]):
@@ -60,6 +62,7 @@ def parse(facts: Mapping[str, Any]) -> list[Gpu]:
     return found
 
 
+_ALWAYS = ("index", "name", "driver_version", "memory.total", "memory.used")
 _PENDING = ("retired_pages.pending", "remapped_rows.pending")
 
 
@@ -76,7 +79,7 @@ def _number(text: str) -> int | None:
         return None
     try:
         return int(float(text))
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 
@@ -88,4 +91,4 @@ def oldest_driver(cuda: str) -> tuple[int, ...] | None:
 
 def as_version(text: str) -> tuple[int, ...]:
     """Return "535.183.01" as numbers."""
-    return tuple(int(part) for part in text.split(".") if part.isdecimal())
+    return tuple(int(part) for part in text.split(".") if part.isdecimal() and len(part) < 9)
