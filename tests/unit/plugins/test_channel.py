@@ -27,7 +27,10 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import
 from local_nodes import PYTHON, Connection, LocalNode
 
 FOLLOWED = b"{'ok': True, 'state': 'running', 'more': False, 'offset': %d}"
-INSPECTED = {"address": "198.18.0.9", "interface": "eth0", "port_range": (32768, 60999)}
+INSPECTED = {
+    **{"address": "198.18.0.9", "interface": "eth0"},
+    **{"addresses": ["198.18.0.9"], "port_range": (32768, 60999)},
+}
 CHANGED_KEY = """\
 Failed to connect to the host via ssh: @@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@
 @    WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!     @
@@ -185,7 +188,8 @@ def test_a_round_trip(tmp_path: Path) -> None:
         .channel()
         .call({"op": "inspect", "directory": str(tmp_path), "user": "", "address": "127.0.0.1", "master_port": None})
     )
-    assert found == {"address": "127.0.0.1", "interface": "lo", "port_range": ephemeral_ports()}
+    place = {"address": "127.0.0.1", "interface": "lo", "addresses": ["127.0.0.1"]}
+    assert found == {**place, "port_range": ephemeral_ports()}
     assert payload == b""
 
 

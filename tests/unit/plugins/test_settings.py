@@ -154,7 +154,7 @@ def given_by_playbooks() -> set[str]:
 def read_by_playbooks() -> set[str]:
     """Settings that playbooks read themselves (the names of users' -e variables have no prefix)."""
     text = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("playbooks/*.yml"))
-    return set(re.findall(r"(?<![a-z.])job_[a-z_]+", text))
+    return set(re.findall(r"(?<![a-z.])(?:job|preflight)_[a-z_]+", text))
 
 
 EXAMPLES = {"cluster_address": "10.0.0.11", "job_env": {"NCCL_DEBUG": "WARN"}}
