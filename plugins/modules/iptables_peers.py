@@ -17,20 +17,7 @@ description:
   - The chain is restored by C(/etc/thunderhead/iptables.sh). C(thunderhead-iptables.service) runs it at boot, and
     whenever C(netfilter-persistent.service), C(iptables.service) or C(ip6tables.service) is restarted or reloaded;
     a plugin of C(netfilter-persistent) runs it where that command is used by hand.
-options:
-  peers:
-    description: IPv4 and IPv6 addresses that may connect. Required with O(state=present); may be empty.
-    type: list
-    elements: str
-  ports:
-    description: TCP ports (V(29500)) and ranges (V(32768-60999)) they may connect to. Required with O(state=present).
-    type: list
-    elements: str
-  state:
-    description: With V(absent), the chain, the jump and the files are taken away.
-    type: str
-    choices: [present, absent]
-    default: present
+extends_documentation_fragment: thunderhead.cluster.peers
 attributes:
   check_mode:
     description: Says what would change, and changes nothing.

@@ -18,20 +18,7 @@ description:
   - No other rule and no policy is touched. Where no chain filters incoming packets, nothing is done.
   - The rules are restored by C(/etc/thunderhead/nftables.sh), which a drop-in of C(nftables.service) runs after the
     administrator's rules have been loaded or reloaded. If it fails, the administrator's rules still stand.
-options:
-  peers:
-    description: IPv4 and IPv6 addresses that may connect. Required with O(state=present); may be empty.
-    type: list
-    elements: str
-  ports:
-    description: TCP ports (V(29500)) and ranges (V(32768-60999)) they may connect to. Required with O(state=present).
-    type: list
-    elements: str
-  state:
-    description: With V(absent), the chains, the jumps and the files are taken away.
-    type: str
-    choices: [present, absent]
-    default: present
+extends_documentation_fragment: thunderhead.cluster.peers
 attributes:
   check_mode:
     description: Says what would change, and changes nothing.

@@ -125,6 +125,7 @@ def test_no_environment(node: LocalNode) -> None:
         rehearse(node, "pass")
 
 
+# An ordinary user has one account: there is nothing to be tested then. CI runs as root.
 @pytest.mark.skipif(not IS_ROOT, reason="only root can run jobs as somebody else")
 def test_an_environment_that_the_jobs_user_does_not_reach(node: LocalNode) -> None:
     node.user = "nobody"
@@ -136,6 +137,7 @@ def test_an_environment_that_the_jobs_user_does_not_reach(node: LocalNode) -> No
     assert str(caught.value) == expected
 
 
+# An ordinary user has one account: there is nothing to be tested then. CI runs as root.
 @pytest.mark.skipif(not IS_ROOT, reason="only root can run jobs as somebody else")
 def test_the_jobs_user() -> None:
     python = next((path for path in (PYTHON, "/usr/bin/python3") if reached_by_nobody(path)), None)

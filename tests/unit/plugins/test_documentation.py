@@ -26,8 +26,9 @@ def documentation(name: str) -> dict[str, Any]:
         assert fragment.startswith("thunderhead.cluster.")
         source = importlib.import_module(f"{PLUGINS}.doc_fragments.{fragment.rpartition('.')[2]}")
         shared = yaml.safe_load(source.ModuleDocFragment.DOCUMENTATION)
-        assert not documented["options"].keys() & shared["options"].keys()
-        documented["options"] |= shared["options"]
+        own = documented.setdefault("options", {})
+        assert not own.keys() & shared["options"].keys()
+        own |= shared["options"]
     return documented
 
 
