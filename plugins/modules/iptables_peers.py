@@ -157,8 +157,8 @@ def make_plan(live: dict[str, Chains], wanted: dict[str, list[str]], files: rest
     script = script_text(opened, [])
     return Plan(
         script="" if current and not closed else script_text(opened, closed),
-        before=lines(before),
-        after=lines(after),
+        before=restoring.lines(before),
+        after=restoring.lines(after),
         files={
             SCRIPT: script if opened else None,
             UNIT: UNIT_TEXT if opened else None,
@@ -179,14 +179,9 @@ def script_text(opened: dict[str, list[str]], closed: list[str]) -> str:
     calls = []
     for program, accepted in opened.items():
         rows = [*(f"-A {CHAIN} {rule}" for rule in accepted), f"-I INPUT 1 {JUMP}"]
-        calls.append(f"commit {program} <<'OPEN'\n{lines(rows)}OPEN")
+        calls.append(f"commit {program} <<'OPEN'\n{restoring.lines(rows)}OPEN")
     calls += [f"echo '-X {CHAIN}' | commit {program}" for program in closed]
-    return SCRIPT_TEXT + lines([*calls, "exit $status"])
-
-
-def lines(items: list[str]) -> str:
-    """Return the items as text, a line each."""
-    return "".join(f"{item}\n" for item in items)
+    return SCRIPT_TEXT + restoring.lines([*calls, "exit $status"])
 
 
 def main() -> None:

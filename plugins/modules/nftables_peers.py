@@ -231,9 +231,9 @@ def make_plan(ruleset: list[Entry], rules: dict[str, str], files: dict[str, str 
     restored = {(m[1], m[2], m[3]) for m in re.finditer(RESTORE_CALL, files[SCRIPT] or "", re.MULTILINE)} - live.keys()
     script = script_text(sorted(restored | set(bases)), rules)
     return Plan(
-        commands=lines(commands),
-        before=lines(before),
-        after=lines(after),
+        commands=restoring.lines(commands),
+        before=restoring.lines(before),
+        after=restoring.lines(after),
         files={SCRIPT: script, DROP_IN: script and DROP_IN_TEXT},
         chains=[" ".join(base) for base in bases],
     )
@@ -242,11 +242,6 @@ def make_plan(ruleset: list[Entry], rules: dict[str, str], files: dict[str, str 
 def rules_for(chain: Chain, rules: dict[str, str]) -> list[str]:
     """Return the rules that a table of the chain's family can hold."""
     return [rule for family, rule in rules.items() if chain[0] in (family, "inet")]
-
-
-def lines(items: list[str]) -> str:
-    """Return the items as text, a line each."""
-    return "".join(f"{item}\n" for item in items)
 
 
 def fill(own: Chain, wanted: list[str]) -> list[str]:
@@ -258,11 +253,11 @@ def fill(own: Chain, wanted: list[str]) -> list[str]:
 def script_text(chains: list[Chain], rules: dict[str, str]) -> str | None:
     """Return the script that restores the rules in these chains, or None where there is nothing to restore."""
     calls = [
-        shlex.join(["restore", *chain, lines(fill((*chain[:2], NAME), rules_for(chain, rules)))])
+        shlex.join(["restore", *chain, restoring.lines(fill((*chain[:2], NAME), rules_for(chain, rules)))])
         for chain in chains
         if rules_for(chain, rules)
     ]
-    return SCRIPT_TEXT + lines(calls) if calls else None
+    return SCRIPT_TEXT + restoring.lines(calls) if calls else None
 
 
 def live_ruleset(module: AnsibleModule) -> list[Entry]:

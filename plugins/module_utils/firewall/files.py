@@ -37,6 +37,11 @@ def write(module: AnsibleModule, path: str, text: str | None, mode: int = 0o644)
     file.chmod(mode)  # a new file gets Ansible's own mode
 
 
+def lines(items: list[str]) -> str:
+    """Return the items as text, a line each."""
+    return "".join(f"{item}\n" for item in items)
+
+
 def differences(before: Files, after: Files) -> list[dict[str, Any]]:
     """Return, for ``diff``, the files that change."""
     return [
