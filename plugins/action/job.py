@@ -16,21 +16,11 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.cluster_action
     Arguments,
     AttendingAction,
 )
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.interrupts import Interrupts
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.inventory import Inventory
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import Order
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight import brief, examine
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import require_hosts
-
-
-def require_whole_words(stray: str) -> None:
-    """Raise JobError for what Ansible dropped of ``-e "args=--max-epochs 3"``: there the 3 belongs to no variable."""
-    if stray:
-        raise JobError(
-            f"-e was given {stray!r}, which belongs to no variable; quote a value with spaces once more, "
-            'as in -e "args=\'--max-epochs 3\'", or give JSON: -e \'{"args": ["--max-epochs", "3"]}\''
-        )
 
 
 class ActionModule(AttendingAction):
@@ -57,7 +47,6 @@ class ActionModule(AttendingAction):
         self, arguments: dict[str, Any], inventory: Inventory, interrupts: Interrupts, say: Callable[[str], None]
     ) -> dict[str, Any]:
         """Run it to its end, or only say what would be started."""
-        require_whole_words(inventory.stray_words)
         hosts = inventory.taking_part
         require_hosts(hosts)
         examine.require_known(arguments["skip"])

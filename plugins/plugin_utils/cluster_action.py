@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
+from ansible.utils.vars import load_extra_vars
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils import extra_vars, settings
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.attend import Stopped
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
@@ -53,6 +55,9 @@ class ClusterAction(ActionBase):
         result: dict[str, Any] = super().run(tmp, task_vars)
         _validation, arguments = self.validate_argument_spec(dict(self.ARGUMENTS))
         try:
+            extra_vars.require_meant(
+                load_extra_vars(self._loader), extra_vars.options_of(self._task.get_ds()) | settings.SPEC.keys()
+            )
             return {**result, **self.act(arguments, Inventory(self, task_vars or {}))}
         except (JobError, NodeError) as error:
             raise AnsibleActionFail(shown_lines(str(error))) from None  # Ansible shows a cause too, as it is

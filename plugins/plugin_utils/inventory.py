@@ -35,11 +35,6 @@ class Inventory:
         chosen = set(self._task_vars["ansible_play_hosts_all"])
         return [host for host in self.cluster if host in chosen]
 
-    @property
-    def stray_words(self) -> str:
-        """What stood in ``-e`` beside its ``name=value`` pairs; Ansible keeps it under this name and says nothing."""
-        return str(self._task_vars.get("_raw_params", ""))
-
     def settings(self, hosts: Sequence[str]) -> list[NodeSettings]:
         """Read and check what the inventory says about ``hosts``."""
         found = []

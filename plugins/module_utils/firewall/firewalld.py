@@ -52,9 +52,7 @@ def parse_zones(listing: str) -> dict[str, Zone]:
     return zones
 
 
-def compare(
-    runtime: dict[str, Zone], permanent: dict[str, Zone], default: str, wanted: Sequence[str], offline: bool = False
-) -> Differences:
+def compare(runtime: dict[str, Zone], permanent: dict[str, Zone], default: str, wanted: Sequence[str]) -> Differences:
     """Return what is ``missing`` and what is ``stale``, lists of rules with their zones.
 
     Args:
@@ -62,11 +60,10 @@ def compare(
         permanent: as they will be after the next reload.
         default: the zone of whatever is bound to none.
         wanted: the rules, for the default zone and all active ones: any of these may see the peers.
-        offline: firewalld does not run, so nothing can be missing.
     """
     there = {name: set(zone.rules) for name, zone in permanent.items()}
     now = {name: set(zone.rules) for name, zone in runtime.items()}
-    seeing = [] if offline else [name for name, zone in runtime.items() if zone.is_active or name == default]
+    seeing = [name for name, zone in runtime.items() if zone.is_active or name == default]
     return {
         "missing": [
             {"zone": zone, "rule": rule}
