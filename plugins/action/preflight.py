@@ -16,7 +16,7 @@ from ansible.utils.display import Display
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import check_script
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.cluster_action import Arguments, ClusterAction
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.inventory import Inventory
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import EXAMPLES
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import EXAMPLES, count_devices
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight import examine, report
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.imports import of_script
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
@@ -48,7 +48,7 @@ class ActionModule(ClusterAction):
 
         verdicts = examine.examine(
             *(read, inventory.cluster, inventory.open_channel),
-            {**arguments, "script": script, "skip": skip},
+            {**arguments, "script": script, "skip": skip, "devices": count_devices(arguments["devices"])},
             of_script(project, script) if script else [],
         )
         seconds = time.monotonic() - began

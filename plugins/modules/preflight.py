@@ -32,9 +32,9 @@ options:
     choices: [table, json, none]
     default: none
   devices:
-    description: Ranks per host, where hosts may have different numbers of GPUs. V(0) means all GPUs.
-    type: int
-    default: 0
+    description: Ranks per host, where hosts may have different numbers of GPUs; V(auto) means one for each.
+    type: str
+    default: auto
   import_timeout_seconds:
     description: How long importing torch, and what the script imports, may take on a host.
     type: int

@@ -113,22 +113,27 @@ def split_args(args: Any) -> list[str]:
     return words
 
 
-def count_devices(devices: str, launcher: str) -> int | None:
+def count_devices(devices: str) -> int | None:
+    """Return how many ranks each node has, None for one for each GPU; raises JobError for what is no number."""
+    if devices in ("", "auto"):
+        return None
+    if not devices.isdecimal() or int(devices) < 1:
+        raise JobError(f"devices is {devices}; set auto, or the number of ranks on each node")
+    return int(devices)
+
+
+def count_started(devices: str, launcher: str) -> int | None:
     """Return how many ranks torchrun starts per node, None for as many as there are GPUs.
 
     Raises:
         JobError: no number, or a number for Lightning, which counts by itself.
     """
-    if devices in ("", "auto"):
-        return None
-    if launcher != "torchrun":
+    if launcher != "torchrun" and devices not in ("", "auto"):
         raise JobError(
             f"devices is {devices}, but only launcher=torchrun takes it; with launcher=lightning the script's "
             "Trainer(devices=...) decides"
         )
-    if not devices.isdecimal() or int(devices) < 1:
-        raise JobError(f"devices is {devices}; set auto, or the number of ranks on each node")
-    return int(devices)
+    return count_devices(devices)
 
 
 def make_job(order: Order, earlier: Mapping[str, Any], checkpoint: str) -> Job:
@@ -143,7 +148,7 @@ def make_job(order: Order, earlier: Mapping[str, Any], checkpoint: str) -> Job:
         JobError: bad input.
     """
     launcher = order.launcher or earlier.get("launcher") or LAUNCHERS[0]
-    devices = count_devices(order.devices, launcher) if order.devices else earlier.get("devices")
+    devices = count_started(order.devices, launcher) if order.devices else earlier.get("devices")
     args = split_args(order.args if order.args not in ("", None) else earlier.get("args", ""))
     env = as_environment(order.env, "env")
     if order.rerun:

@@ -52,7 +52,7 @@ def alike(cluster: Cluster) -> Verdict:
         counts[host] = by_driver
         models = listed(sorted({gpu.model for gpu in found})) or "GPU"
         have[host] = f"{by_driver} x {models}"
-    short = [host for host, count in counts.items() if count < devices]
+    short = [host for host, count in counts.items() if devices and count < devices]
     data = {"gpus": have}
     if wrong:
         return Verdict("hardware.gpus", "failed", each(wrong), data)

@@ -26,7 +26,7 @@ CHECKS = {
     "hardware.memlock": "with GPUs or InfiniBand: a job may lock memory without limit, as NCCL does",
 }
 OPTIONS: dict[str, dict[str, Any]] = {
-    "devices": {"type": "int", "default": 0},
+    "devices": {"type": "str", "default": "auto"},
     "gpu_memory_max_mb": {"type": "int", "default": 1024},
     "memory_min_mb": {"type": "int", "default": 1024},
     "disk_min_mb": {"type": "int", "default": 2048},

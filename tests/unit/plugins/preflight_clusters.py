@@ -10,7 +10,10 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.clus
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
 
 HOSTS = ("node0", "node1", "node2")
-OPTIONS: dict[str, Any] = {name: about["default"] for name, about in examine.OPTIONS.items()} | {"script": ""}
+OPTIONS: dict[str, Any] = {
+    **{name: about["default"] for name, about in examine.OPTIONS.items()},
+    **{"script": "", "devices": None},
+}
 SMI_FIELDS = [
     *("index", "name", "driver_version", "memory.total", "memory.used"),
     *("ecc.errors.uncorrected.volatile.total", "retired_pages.pending", "remapped_rows.pending"),

@@ -14,7 +14,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.history import
 )
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import (
     EXAMPLES,
-    count_devices,
+    count_started,
     described,
     make_job,
     split_args,
@@ -66,7 +66,7 @@ def test_args_that_are_none(args: Any, message: str) -> None:
     [("", "lightning", None), ("auto", "lightning", None), ("auto", "torchrun", None), ("4", "torchrun", 4)],
 )
 def test_devices(devices: str, launcher: str, expected: int | None) -> None:
-    assert count_devices(devices, launcher) == expected
+    assert count_started(devices, launcher) == expected
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_devices(devices: str, launcher: str, expected: int | None) -> None:
 )
 def test_devices_that_are_none(devices: str, launcher: str, message: str) -> None:
     with pytest.raises(JobError) as caught:
-        count_devices(devices, launcher)
+        count_started(devices, launcher)
     assert str(caught.value) == message
 
 
