@@ -13,7 +13,8 @@ description:
   - Reads, and changes nothing.
   - Active is what filters incoming packets now; what is installed and does not run is not. Of several, the one that
     manages the others is chosen, firewalld before ufw before iptables before nftables.
-  - A firewall that is not chosen should have no rule of the cluster; any that it has is stale.
+  - A firewall that is not chosen should have no rule of the cluster; any that it has is stale. Only where V(auto) finds
+    none active they stay as they are, for it may have been stopped for a moment.
 options:
   provider:
     description: The firewall that is to let the peers in. V(auto) chooses it; V(none) makes every rule stale.
@@ -61,7 +62,9 @@ firewalld:
   returned: success
   type: dict
 ufw:
-  description: The rules that are C(missing) and C(stale), each with its C(network) and C(ports).
+  description:
+    - The rules that are C(missing) and C(stale), each with its C(network) and C(ports).
+    - What is missing has the C(position) at which it belongs, none where there is no other rule of its family.
   returned: success
   type: dict
 restored:
@@ -71,11 +74,15 @@ restored:
   elements: str
 """
 
+import functools
 import os
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall import files as restoring
 from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall import firewalld, iptables, nftables, ufw
 from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall.opening import networks, required_spans
+from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall.programs import ask
 
 PROGRAMS = {"firewalld": "firewall-cmd", "ufw": "ufw", "iptables": "iptables", "nftables": "nft"}
 RESTORING = {"iptables": iptables.SCRIPT, "nftables": nftables.SCRIPT}
@@ -93,19 +100,13 @@ class Node:
 
     def __init__(self, module: AnsibleModule) -> None:
         self._module = module
+        self.ask = functools.partial(ask, module)
+        self._rule_sets = functools.cache(lambda: iptables.rule_sets(self.ask, module.get_bin_path))
         self.restored = [name for name, path in RESTORING.items() if os.path.exists(path)]
 
     def has(self, name: str) -> bool:
         """Return whether a firewall is installed."""
         return self._module.get_bin_path(PROGRAMS[name]) is not None
-
-    def ask(self, program: str, *arguments: str) -> str | None:
-        """Return what a program prints, or None if it is not installed or fails."""
-        path = self._module.get_bin_path(program)
-        if path is None:
-            return None
-        status, out, _ = self._module.run_command([path, *arguments], environ_update={"LC_ALL": "C"})
-        return None if status else out
 
     def is_active(self, name: str) -> bool:
         """Return whether a firewall filters incoming packets now."""
@@ -114,9 +115,9 @@ class Node:
         if name == "ufw":
             return "Status: active" in (self.ask("ufw", "status") or "")
         if name == "iptables":
-            return any(map(iptables.drops, iptables.rule_sets(self.ask, self._module.get_bin_path).values()))
+            return any(map(iptables.drops, self._rule_sets().values()))
         chains = self.ask("nft", "-j", "list", "chains")
-        return chains is not None and nftables.filters(chains, self.has("iptables"))
+        return chains is not None and nftables.filters(chains, iptables.nft_families(self._rule_sets()))
 
     def choose(self) -> tuple[str, str]:
         """Return the firewall to speak to, or "none", and why."""
@@ -145,7 +146,12 @@ class Node:
 
     def in_ufw(self, sources: list[str], ports: list[tuple[int, int]]) -> ufw.Differences:
         """Return what ufw lacks and what it has too much."""
-        return ufw.compare(self.ask("ufw", "show", "added") or "", sources, ports)
+        numbered = (self.ask("ufw", "status", "numbered") or "") if sources else ""
+        return ufw.compare(self.ask("ufw", "show", "added") or "", numbered, sources, ports)
+
+    def speaks_ipv6(self) -> bool:
+        """Return whether ufw takes IPv6 rules."""
+        return ufw.speaks_ipv6(restoring.read([ufw.DEFAULTS])[ufw.DEFAULTS] or "")
 
 
 def passed_over(reasons: list[str]) -> str:
@@ -174,7 +180,7 @@ def main() -> None:
     except ValueError as error:
         module.fail_json(msg=str(error))
     node = Node(module)
-    nothing: dict[str, list[dict[str, str]]] = {"missing": [], "stale": []}
+    nothing: dict[str, list[Any]] = {"missing": [], "stale": []}
     if os.geteuid():
         if provider != "none":
             module.fail_json(
@@ -184,7 +190,8 @@ def main() -> None:
         module.exit_json(
             provider="none", msg="none, as the inventory says", firewalld=nothing, ufw=nothing, restored=[]
         )
-    if provider == "auto":
+    is_auto = provider == "auto"
+    if is_auto:
         provider, why = node.choose()
     else:
         why = f"{provider}, as the inventory says"
@@ -194,13 +201,20 @@ def main() -> None:
                 f"{IDLE[provider] if node.has(provider) else 'is not installed'} there; start it, or set "
                 "firewall_provider to auto in the inventory."
             )
-    module.exit_json(
-        provider=provider,
-        msg=why,
-        firewalld=node.in_firewalld(provider == "firewalld", firewalld.rules(sources, spans)),
-        ufw=node.in_ufw(sources if provider == "ufw" else [], spans),
-        restored=node.restored,
-    )
+    rules = firewalld.rules(sources, spans)
+    if provider == "ufw" and not node.speaks_ipv6() and any(":" in source for source in sources):
+        sources = [source for source in sources if ":" not in source]
+        why += f"; IPv6 addresses are left out, for {ufw.DEFAULTS} has IPV6=no"
+    found = {
+        "firewalld": node.in_firewalld(provider == "firewalld", rules),
+        "ufw": node.in_ufw(sources if provider == "ufw" else [], spans),
+    }
+    if is_auto and provider == "none":
+        # It may have been stopped for a moment only.
+        if resting := [name for name, differences in found.items() if differences["stale"]]:
+            why += f"; the cluster's rules in {' and '.join(resting)} stay"
+        found = dict.fromkeys(found, nothing)
+    module.exit_json(provider=provider, msg=why, restored=node.restored, **found)
 
 
 if __name__ == "__main__":

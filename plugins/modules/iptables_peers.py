@@ -15,8 +15,8 @@ description:
     IPv6. Where none does, nothing is done.
   - No other rule and no policy is touched, and nobody's live rules are saved.
   - The chain is restored by C(/etc/thunderhead/iptables.sh). C(thunderhead-iptables.service) runs it at boot, and
-    whenever C(netfilter-persistent.service), C(iptables.service) or C(ip6tables.service) is restarted or reloaded;
-    a plugin of C(netfilter-persistent) runs it where that command is used by hand.
+    whenever C(netfilter-persistent.service), C(iptables.service), C(ip6tables.service) or C(nftables.service) is
+    restarted or reloaded; a plugin of C(netfilter-persistent) runs it where that command is used by hand.
 extends_documentation_fragment: thunderhead.cluster.peers
 attributes:
   check_mode:
@@ -53,6 +53,7 @@ msg:
   sample: "peers let in through iptables-nft: 2"
 """
 
+import functools
 import os
 import re
 from typing import NamedTuple
@@ -69,11 +70,13 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall.iptab
     rules,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall.opening import networks, required_spans
+from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall.programs import ask, show_unit
 
 UNIT = "/etc/systemd/system/thunderhead-iptables.service"
 PLUGIN = "/usr/share/netfilter-persistent/plugins.d/95-thunderhead"
 
-OWNERS = "netfilter-persistent.service iptables.service ip6tables.service"
+# nftables.service too: iptables-nft can list, and extend, what was written with nft in words that it understands.
+OWNERS = "netfilter-persistent.service iptables.service ip6tables.service nftables.service"
 # PartOf: a restart of the owner's service takes place before one of ours. WantedBy: so does a start after a stop.
 UNIT_TEXT = f"""\
 # Written by Thunderhead.
@@ -125,21 +128,26 @@ class Plan(NamedTuple):
     programs: list[str]  # through whose rules the peers are let in
 
 
+def known_programs(script: str | None) -> list[str]:
+    """Return the programs for which a script opens."""
+    return re.findall(OPEN_CALL, script or "", re.MULTILINE)
+
+
 def make_plan(live: dict[str, Chains], wanted: dict[str, list[str]], files: restoring.Files, has_plugins: bool) -> Plan:
     """Compare what is live and what the files say with what is wanted.
 
     Args:
-        live: each program's chains.
-        wanted: each program's rules for the cluster's chain; empty: take everything away.
+        live: the chains of each program that lists any.
+        wanted: the rules for the cluster's chain, of these and of known_programs; empty: take everything away.
         files: what SCRIPT, UNIT and PLUGIN hold now.
         has_plugins: whether netfilter-persistent is installed.
     """
     # What the script opens stays open while the administrator's rules are out of force: they may come back.
-    known = re.findall(OPEN_CALL, files[SCRIPT] or "", re.MULTILINE)
+    known = known_programs(files[SCRIPT])
     opened = {
-        program: wanted[program]
-        for program, chains in live.items()
-        if wanted.get(program) and (drops(chains) or program in known)
+        program: accepted
+        for program, accepted in wanted.items()
+        if accepted and (program in known or (program in live and drops(live[program])))
     }
     closed = []
     before: list[str] = []
@@ -155,8 +163,9 @@ def make_plan(live: dict[str, Chains], wanted: dict[str, list[str]], files: rest
         elif present is not None:
             closed.append(program)
     script = script_text(opened, [])
+    now = {program: accepted for program, accepted in opened.items() if program in live}
     return Plan(
-        script="" if current and not closed else script_text(opened, closed),
+        script="" if current and not closed else script_text(now, closed),
         before=restoring.lines(before),
         after=restoring.lines(after),
         files={
@@ -164,7 +173,7 @@ def make_plan(live: dict[str, Chains], wanted: dict[str, list[str]], files: rest
             UNIT: UNIT_TEXT if opened else None,
             PLUGIN: PLUGIN_TEXT if opened and has_plugins else None,
         },
-        programs=list(opened),
+        programs=list(now),
     )
 
 
@@ -203,20 +212,16 @@ def main() -> None:
         module.fail_json(msg=str(error))
     files = restoring.read((SCRIPT, UNIT, PLUGIN))
 
-    def ask(program: str, *arguments: str) -> str | None:
-        status, out, _ = module.run_command([module.get_bin_path(program, required=True), *arguments])
-        return None if status else out
-
-    live = rule_sets(ask, module.get_bin_path)
+    live = rule_sets(functools.partial(ask, module), module.get_bin_path)
     if present and not live:
         module.fail_json(
             msg="No rules of iptables can be read; install iptables and run this as root (become: true), or set "
             "firewall_provider to none or auto."
         )
-    wanted = {program: rules(program, sources, spans) for program in live}
+    wanted = {program: rules(program, sources, spans) for program in [*live, *known_programs(files[SCRIPT])]}
     plan = make_plan(live, wanted, files, os.path.isdir(os.path.dirname(PLUGIN)))
-    unit = restoring.show_unit(module, os.path.basename(UNIT), "UnitFileState", "ActiveState")
-    is_off = bool(unit and plan.programs) and unit != {"UnitFileState": "enabled", "ActiveState": "active"}
+    unit = show_unit(module, os.path.basename(UNIT), "UnitFileState", "ActiveState")
+    is_off = bool(unit and plan.files[UNIT]) and unit != {"UnitFileState": "enabled", "ActiveState": "active"}
     rewritten = [path for path in files if files[path] != plan.files[path]]
     diff = [{"before_header": "live rules", "after_header": "live rules", "before": plan.before, "after": plan.after}]
     if not module.check_mode:

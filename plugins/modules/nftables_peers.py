@@ -54,21 +54,25 @@ msg:
   sample: "peers let in through inet filter input: 2"
 """
 
+import functools
 import json
 import os
 import re
 import shlex
+from collections.abc import Container
 from typing import Any, NamedTuple
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall import files as restoring
-from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall.nftables import SCRIPT
+from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall import iptables
+from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall.nftables import SCRIPT, is_of_iptables
 from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall.opening import (
     NAME,
     addresses,
     required_spans,
     written,
 )
+from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall.programs import ask, show_unit
 
 JUMP = f'jump {NAME} comment "{NAME}"'
 DROP_IN = "/etc/systemd/system/nftables.service.d/thunderhead.conf"
@@ -160,11 +164,13 @@ def elements(right: Any) -> list[str]:
     return ["{}-{}".format(*right["range"])]
 
 
-def survey(ruleset: list[Entry], rules: dict[str, str], iptables: bool) -> tuple[dict[Chain, list[Entry]], list[Chain]]:
+def survey(
+    ruleset: list[Entry], rules: dict[str, str], by_iptables: Container[str]
+) -> tuple[dict[Chain, list[Entry]], list[Chain]]:
     """Return the rules of every chain, and the base chains that the rules have to go into.
 
-    The tables of iptables-nft are left out. It writes expressions of the type xt, and takes a table with a chain INPUT
-    for its own; where that program is not installed (iptables: false), such a table is the administrator's.
+    The tables of iptables-nft are left out: those with expressions of the type xt, which only it writes, and those that
+    it takes for its own (by_iptables: the families whose tables it can list).
     Raises ValueError, in one sentence, for a chain of iptables-nft that would keep the peers out.
     """
     live: dict[Chain, list[Entry]] = {}
@@ -182,7 +188,7 @@ def survey(ruleset: list[Entry], rules: dict[str, str], iptables: bool) -> tuple
                 foreign.add(table)
         elif (entry.get("type"), entry.get("hook")) == ("filter", "input"):
             policies[chain] = entry.get("policy", "accept")
-            if iptables and entry["name"] == "INPUT" and entry["family"] != "inet":
+            if is_of_iptables(entry, by_iptables):
                 foreign.add(table)
     needed = [chain for chain in policies if rules_for(chain, rules)]
     for chain in needed:
@@ -194,13 +200,15 @@ def survey(ruleset: list[Entry], rules: dict[str, str], iptables: bool) -> tuple
     return live, [chain for chain in needed if chain[:2] not in foreign]
 
 
-def make_plan(ruleset: list[Entry], rules: dict[str, str], files: dict[str, str | None], iptables: bool) -> Plan:
+def make_plan(
+    ruleset: list[Entry], rules: dict[str, str], files: dict[str, str | None], by_iptables: Container[str]
+) -> Plan:
     """Compare what is live and what the files say with what is wanted.
 
     ruleset: the list under "nftables" of `nft -j list ruleset`. rules: family -> rule; empty: take everything away.
-    files: what SCRIPT and DROP_IN hold now. iptables: whether that program is installed. Raises what survey does.
+    files: what SCRIPT and DROP_IN hold now. by_iptables and what is raised: see survey.
     """
-    live, bases = survey(ruleset, rules, iptables)
+    live, bases = survey(ruleset, rules, by_iptables)
     commands: list[str] = []
     before: list[str] = []
     after: list[str] = []
@@ -295,12 +303,12 @@ def main() -> None:
     files = restoring.read((SCRIPT, DROP_IN))
     if not present and os.geteuid() and not any(files.values()):
         module.exit_json(changed=False, chains=[], msg="no rules of the cluster are installed")
-    iptables = module.get_bin_path("iptables") is not None
+    by_iptables = iptables.nft_families(iptables.rule_sets(functools.partial(ask, module), module.get_bin_path))
     try:
-        plan = make_plan(live_ruleset(module), rules, files, iptables)
+        plan = make_plan(live_ruleset(module), rules, files, by_iptables)
     except ValueError as error:
         module.fail_json(msg=str(error))
-    systemd = restoring.show_unit(module, "nftables.service", "UnitFileState", "DropInPaths")
+    systemd = show_unit(module, "nftables.service", "UnitFileState", "DropInPaths")
     stale = bool(systemd) and (DROP_IN in systemd["DropInPaths"]) != (plan.files[DROP_IN] is not None)
     rewritten = [path for path in files if files[path] != plan.files[path]]
     diff = [{"before_header": "live rules", "after_header": "live rules", "before": plan.before, "after": plan.after}]

@@ -49,12 +49,3 @@ def differences(before: Files, after: Files) -> list[dict[str, Any]]:
         for path in before
         if before[path] != after[path]
     ]
-
-
-def show_unit(module: AnsibleModule, unit: str, *properties: str) -> dict[str, str]:
-    """Return what systemd knows about a unit; nothing where systemd does not run."""
-    systemctl = module.get_bin_path("systemctl")
-    if systemctl is None:
-        return {}
-    status, out, _ = module.run_command([systemctl, "show", f"--property={','.join(properties)}", unit])
-    return {} if status else dict(line.split("=", 1) for line in out.splitlines())

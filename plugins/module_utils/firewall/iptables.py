@@ -23,9 +23,14 @@ JUMP = f"-j {CHAIN}"
 SCRIPT = "/etc/thunderhead/iptables.sh"
 TABLE_NAMES = {"iptables": "/proc/net/ip_tables_names", "ip6tables": "/proc/net/ip6_tables_names"}
 
-# A rule for everything, or for all of an interface or of TCP: not one about some sender, port or state.
+# A rule for everything, or for all of an interface, of TCP or of what is new: not one about some sender or port.
 _FOR_ALL = re.compile(
-    r"""(?:-i \S+ |-p tcp |-m comment --comment (?:"(?:[^"\\]|\\.)*"|\S+) )*-(?:j|g) (\S+)(?: --reject-with \S+)?"""
+    r"""(?:(?:![ ])?-i[ ]\S+[ ]|-p[ ]tcp[ ]
+    |-m[ ]tcp[ ]--tcp-flags[ ]FIN,SYN,RST,ACK[ ]SYN[ ]
+    |-m[ ](?:conntrack[ ]--ct|state[ ]--)state[ ](?:\w+,)*NEW(?:,\w+)*[ ]
+    |-m[ ]comment[ ]--comment[ ](?:"(?:[^"\\]|\\.)*"|\S+)[ ]
+    )*-(?:j|g)[ ](\S+)(?:[ ]--reject-with[ ]\S+)?""",
+    re.VERBOSE,
 )
 
 
@@ -65,6 +70,11 @@ def rule_sets(ask: Ask, find: Callable[[str], str | None]) -> dict[str, Chains]:
     """
     listings = {program: ask(program, "--wait", "-S") for program in programs(find)}
     return {program: parse_chains(listing) for program, listing in listings.items() if listing is not None}
+
+
+def nft_families(programs: Iterable[str]) -> set[str]:
+    """Return the families, "ip" and "ip6", of which these programs show what iptables-nft holds, and can change it."""
+    return {"ip6" if name.startswith("ip6") else "ip" for name in programs if not name.endswith("-legacy")}
 
 
 def parse_chains(listing: str) -> Chains:

@@ -116,9 +116,25 @@ def test_only_the_chosen_one_lacks_rules_and_the_others_have_too_many(machine):
         assert len(found["ufw"]["missing"]) == (provider == "ufw") and len(found["ufw"]["stale"]) == 1
 
 
-def test_rules_in_a_firewalld_that_does_not_run(machine):
-    machine.has("firewalld").answers["firewall-offline-cmd --list-all-zones"] = f"{ZONES}\t{RICH}\n"
-    assert machine.run()["firewalld"] == {"missing": [], "stale": [{"zone": "public", "rule": RICH}]}
+def test_rules_in_a_firewall_that_rests(machine):
+    machine.has("firewalld", "ufw").answers["firewall-offline-cmd --list-all-zones"] = f"{ZONES}\t{RICH}\n"
+    nothing = {"missing": [], "stale": []}
+    found = machine.run()
+    assert (found["provider"], found["firewalld"], found["ufw"]) == ("none", nothing, nothing)
+    assert found["msg"].endswith("(firewalld does not run, ufw is inactive); the cluster's rules in firewalld stay")
+
+    stale = {"missing": [], "stale": [{"zone": "public", "rule": RICH}]}
+    assert machine.run(provider="none")["firewalld"] == stale
+    assert machine.has("ufw!").run()["firewalld"] == stale
+
+
+@pytest.mark.parametrize(("said", "speaks"), [("", True), ("IPV6=yes\n", True), ("# IPV6=yes\nIPV6=no\n", False)])
+def test_ufw_without_ipv6(machine, monkeypatch, tmp_path, said, speaks):
+    monkeypatch.setattr(module.ufw, "DEFAULTS", str(tmp_path / "ufw"))
+    (tmp_path / "ufw").write_text(said)
+    found = machine.has("ufw!").run(peers=["198.18.0.1", "fd00::1"])
+    assert [rule["network"] for rule in found["ufw"]["missing"]] == ["fd00::1"] * speaks + ["198.18.0.1"]
+    assert ("IPv6 addresses are left out, for" in found["msg"]) is not speaks
 
 
 @pytest.mark.parametrize(

@@ -127,16 +127,42 @@ def rule(network: str) -> dict[str, str]:
     return {"network": network, "ports": "29500,32768:60999"}
 
 
+NUMBERED = """\
+Status: active
+
+     To                         Action      From
+     --                         ------      ----
+[ 1] 29500,32768:60999/tcp      ALLOW IN    198.18.21.10/31            # thunderhead
+[ 2] 22/tcp                     ALLOW IN    Anywhere                   # as fd00::1 does
+[ 3] 29500/tcp                  DENY IN     fd00::/64
+[ 4] 22/tcp (v6)                ALLOW IN    Anywhere (v6)
+"""
+
+
 def test_ufw_is_told_only_what_differs() -> None:
-    assert ufw.compare(ADDED, ["198.18.21.10/31", "198.18.21.12", "fd00::10/127"], PORTS) == {
-        "missing": [rule("198.18.21.12")],
+    wanted = ["198.18.21.10/31", "198.18.21.12", "fd00::10/127", "fd00::99"]
+    assert ufw.compare(ADDED, NUMBERED, wanted, PORTS) == {
+        "missing": [{**rule("fd00::99"), "position": 3}, {**rule("198.18.21.12"), "position": 1}],
         "stale": [rule("198.18.21.99")],
     }
 
 
+@pytest.mark.parametrize(
+    ("rules", "four", "six"),
+    [
+        ("", None, None),
+        ("[ 1] 22/tcp                     ALLOW IN    Anywhere\n", 1, None),
+        ("[ 1] 2001:db8::10 22/tcp        ALLOW IN    Anywhere\n", None, 1),
+        (NUMBERED, 1, 3),
+    ],
+)
+def test_where_the_rules_of_a_family_begin(rules: str, four: int | None, six: int | None) -> None:
+    assert ufw.first_positions(rules) == {False: four, True: six}
+
+
 def test_the_administrators_own_rule_is_neither_missing_nor_stale() -> None:
-    assert rule("198.18.21.5") not in ufw.compare(ADDED, ["198.18.21.5"], PORTS)["missing"]
-    assert rule("198.18.21.5") not in ufw.compare(ADDED, [], [])["stale"]
+    assert ufw.compare(ADDED, "", ["198.18.21.5"], PORTS)["missing"] == []
+    assert rule("198.18.21.5") not in ufw.compare(ADDED, "", [], [])["stale"]
 
 
 # --- iptables ---
@@ -181,6 +207,12 @@ def test_each_family_has_its_own_rules() -> None:
         (chains("-A INPUT -j own", "-A own -j INPUT", "-A own -j own"), False),
         (chains("-A INPUT -j ACCEPT", policy="DROP"), False),
         (chains("-A INPUT -i lo -j ACCEPT", policy="DROP"), True),
+        (chains("-A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT", "-A INPUT -j DROP"), True),
+        (chains("-A INPUT -m conntrack --ctstate INVALID,NEW -j DROP"), True),
+        (chains("-A INPUT -m state --state NEW -j REJECT --reject-with icmp-port-unreachable"), True),
+        (chains("-A INPUT -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -j DROP"), True),
+        (chains("-A INPUT ! -i lo -j DROP"), True),
+        (chains("-A INPUT -m conntrack --ctstate NEW -j ACCEPT", policy="DROP"), False),
         (chains("-A INPUT -s 192.0.2.1/32 -j REJECT --reject-with icmp-port-unreachable"), False),
         (chains("-A INPUT -m conntrack --ctstate INVALID -j DROP"), False),
         (chains("-A INPUT -p tcp -m multiport --dports 22 -j own", "-A own -j DROP"), False),
@@ -214,19 +246,32 @@ def test_no_legacy_tables_without_the_kernels_list(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("chain", "iptables_installed", "filters"),
+    ("chain", "by_iptables", "filters"),
     [
-        ('"family": "inet", "name": "input", "type": "filter", "hook": "input"', True, True),
-        ('"family": "ip", "name": "INPUT", "type": "filter", "hook": "input"', True, False),
-        ('"family": "ip", "name": "INPUT", "type": "filter", "hook": "input"', False, True),
-        ('"family": "inet", "name": "forward", "type": "filter", "hook": "forward"', True, False),
-        ('"family": "ip", "name": "pre", "type": "nat", "hook": "input"', True, False),
-        ('"family": "bridge", "name": "input", "type": "filter", "hook": "input"', True, False),
-        ('"family": "inet", "name": "mine"', True, False),
+        (
+            '"family": "inet", "table": "filter", "name": "input", "type": "filter", "hook": "input"',
+            {"ip", "ip6"},
+            True,
+        ),
+        (
+            '"family": "inet", "table": "filter", "name": "INPUT", "type": "filter", "hook": "input"',
+            {"ip", "ip6"},
+            True,
+        ),
+        ('"family": "ip", "table": "filter", "name": "INPUT", "type": "filter", "hook": "input"', {"ip", "ip6"}, False),
+        ('"family": "ip", "table": "filter", "name": "INPUT", "type": "filter", "hook": "input"', {"ip6"}, True),
+        ('"family": "ip", "table": "own", "name": "INPUT", "type": "filter", "hook": "input"', {"ip", "ip6"}, True),
+        ('"family": "inet", "table": "filter", "name": "forward", "type": "filter", "hook": "forward"', set(), False),
+        ('"family": "ip", "table": "nat", "name": "pre", "type": "nat", "hook": "input"', set(), False),
+        ('"family": "bridge", "table": "filter", "name": "input", "type": "filter", "hook": "input"', set(), False),
+        ('"family": "inet", "table": "filter", "name": "mine"', set(), False),
     ],
 )
-def test_whether_nftables_filters(chain: str, iptables_installed: bool, filters: bool) -> None:
-    assert (
-        nftables.filters(f'{{"nftables": [{{"metainfo": {{}}}}, {{"chain": {{{chain}}}}}]}}', iptables_installed)
-        is filters
-    )
+def test_whether_nftables_filters(chain: str, by_iptables: set[str], filters: bool) -> None:
+    listing = f'{{"nftables": [{{"metainfo": {{}}}}, {{"chain": {{{chain}}}}}]}}'
+    assert nftables.filters(listing, by_iptables) is filters
+
+
+def test_the_families_that_iptables_nft_shows() -> None:
+    assert iptables.nft_families(["iptables-nft", "ip6tables-nft", "iptables-legacy"]) == {"ip", "ip6"}
+    assert iptables.nft_families(["iptables-legacy", "ip6tables"]) == {"ip6"}

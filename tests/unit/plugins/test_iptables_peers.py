@@ -29,7 +29,8 @@ NO_FILES: dict[str, str | None] = {module.SCRIPT: None, module.UNIT: None, modul
 def plan(listings: dict[str, str], peers=PEERS, files=NO_FILES, has_plugins=False) -> module.Plan:
     live = {program: iptables.parse_chains(listing) for program, listing in listings.items()}
     sources, spans = module.networks(peers), module.required_spans(peers, PORTS)
-    wanted = {program: module.rules(program, sources, spans) for program in live}
+    programs = [*live, *module.known_programs(files[module.SCRIPT])]
+    wanted = {program: module.rules(program, sources, spans) for program in programs}
     return module.make_plan(live, wanted, files, has_plugins)
 
 
@@ -74,6 +75,16 @@ def test_each_family_and_each_half_of_iptables_has_its_own_rules():
     made = plan({"iptables-nft": IDLE, "iptables-legacy": CLOSED, "ip6tables-legacy": CLOSED})
     assert made.programs == ["iptables-legacy", "ip6tables-legacy"]
     assert "-s fd00::10/128 " in made.script and made.script.count("commit ") == 2
+
+
+def test_what_cannot_be_listed_now_is_restored_all_the_same():
+    files = plan({"iptables-nft": OPENED, "iptables-legacy": OPENED}).files
+    made = plan({"iptables-nft": OPENED}, files=files)
+    assert (made.script, made.files, made.programs) == ("", files, ["iptables-nft"])
+    made = plan({"iptables-nft": OPENED}, ["198.18.22.10"], files)
+    assert "iptables-legacy" not in made.script
+    assert made.files[module.SCRIPT].count("commit iptables-legacy <<") == 1
+    assert made.files[module.SCRIPT].count("-s 198.18.22.10/32 ") == 2
 
 
 def test_no_peers_of_a_family_no_rules():
@@ -144,7 +155,13 @@ class Machine:
             AnsibleModule, "get_bin_path", lambda _, name, **__: name if name in self.programs else None
         )
 
-    def run_command(self, argv: list[str], data: str | None = None, check_rc: bool = False) -> tuple[int, str, str]:
+    def run_command(
+        self,
+        argv: list[str],
+        data: str | None = None,
+        check_rc: bool = False,
+        environ_update: dict[str, str] | None = None,
+    ) -> tuple[int, str, str]:
         if argv == ["iptables-nft", "--wait", "-S"]:
             return 0, self.listing, ""
         if argv[:2] == ["systemctl", "show"]:

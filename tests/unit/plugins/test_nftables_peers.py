@@ -21,10 +21,12 @@ PEERS = ["198.18.77.10", "198.18.77.11", "fd00:77::11"]
 PORTS = ["29500", "32768-60999"]
 NO_FILES: dict[str, str | None] = {module.SCRIPT: None, module.DROP_IN: None}
 
+BY_IPTABLES = ("ip", "ip6")
 
-def plan(ruleset, peers=PEERS, ports=PORTS, files=NO_FILES, iptables=False):
+
+def plan(ruleset, peers=PEERS, ports=PORTS, files=NO_FILES, by_iptables=()):
     entries = RULESETS[ruleset] if isinstance(ruleset, str) else ruleset
-    return module.make_plan(entries, module.accept_rules(peers, ports), files, iptables)
+    return module.make_plan(entries, module.accept_rules(peers, ports), files, by_iptables)
 
 
 OPENING = plan("administrator")
@@ -143,7 +145,7 @@ def test_a_table_without_peers_of_its_family_is_left_as_it_was():
 
 
 def test_absent_takes_everything_away():
-    made = module.make_plan(RULESETS["opened"], {}, plan("administrator").files, iptables=False)
+    made = module.make_plan(RULESETS["opened"], {}, plan("administrator").files, by_iptables=())
     assert made.commands == (
         "delete rule inet filter input handle 18\n"
         "flush chain inet filter thunderhead\n"
@@ -157,7 +159,7 @@ def test_absent_takes_everything_away():
 
 @pytest.mark.parametrize("ruleset", ["administrator", "iptables", "translated"])
 def test_absent_where_nothing_is(ruleset):
-    assert module.make_plan(RULESETS[ruleset], {}, NO_FILES, iptables=True) == ("", "", "", NO_FILES, [])
+    assert module.make_plan(RULESETS[ruleset], {}, NO_FILES, by_iptables=BY_IPTABLES) == ("", "", "", NO_FILES, [])
 
 
 def test_a_second_and_a_displaced_jump_become_one_at_the_top():
@@ -219,15 +221,17 @@ def test_hundreds_of_peers_are_one_rule():
 
 
 def test_tables_of_iptables_are_left_alone():
-    made = plan("beside_iptables", iptables=True)
+    made = plan("beside_iptables", by_iptables=BY_IPTABLES)
     assert made.chains == ["inet mine in"]
     assert "ip filter" not in made.commands + (made.files[module.SCRIPT] or "")
 
 
-@pytest.mark.parametrize(("ruleset", "iptables"), [("iptables", True), ("iptables", False), ("translated", True)])
-def test_a_table_of_iptables_that_drops_by_default(ruleset, iptables):
+@pytest.mark.parametrize(
+    ("ruleset", "by_iptables"), [("iptables", BY_IPTABLES), ("iptables", ()), ("translated", BY_IPTABLES)]
+)
+def test_a_table_of_iptables_that_drops_by_default(ruleset, by_iptables):
     with pytest.raises(ValueError) as caught:
-        plan(ruleset, iptables=iptables)
+        plan(ruleset, by_iptables=by_iptables)
     assert str(caught.value) == (
         "The chain ip filter INPUT drops by default and is managed by iptables; set firewall_provider to auto or "
         "iptables for this host in the inventory."
@@ -235,11 +239,11 @@ def test_a_table_of_iptables_that_drops_by_default(ruleset, iptables):
 
 
 def test_without_iptables_its_names_are_the_administrators():
-    assert plan("translated", iptables=False).chains == ["ip filter INPUT"]
+    assert plan("translated", by_iptables=()).chains == ["ip filter INPUT"]
 
 
 def test_ipv6_only_does_not_mind_what_iptables_drops():
-    assert plan("iptables", ["fd00::1"], iptables=True) == ("", "", "", NO_FILES, [])
+    assert plan("iptables", ["fd00::1"], by_iptables=BY_IPTABLES) == ("", "", "", NO_FILES, [])
 
 
 @pytest.mark.parametrize("family", ["arp", "bridge", "netdev"])
@@ -255,9 +259,9 @@ def test_the_script_remembers_chains_while_the_firewall_is_stopped():
 
 
 def test_the_script_forgets_a_chain_that_iptables_took_over():
-    files = plan("translated", iptables=False).files
+    files = plan("translated", by_iptables=()).files
     taken = changed("translated", lambda entries: entries[2]["chain"].update(policy="accept"))
-    assert plan(taken, files=files, iptables=True).files == NO_FILES
+    assert plan(taken, files=files, by_iptables=BY_IPTABLES).files == NO_FILES
 
 
 # --- the script ---
@@ -308,9 +312,17 @@ class Machine:
         monkeypatch.setattr(AnsibleModule, "run_command", self.run_command)
         monkeypatch.setattr(AnsibleModule, "get_bin_path", lambda _, name, **__: self.programs.get(name))
 
-    def run_command(self, argv: list[str], data: str | None = None, check_rc: bool = False) -> tuple[int, str, str]:
+    def run_command(
+        self,
+        argv: list[str],
+        data: str | None = None,
+        check_rc: bool = False,
+        environ_update: dict[str, str] | None = None,
+    ) -> tuple[int, str, str]:
         if argv == ["nft", "-j", "list", "ruleset"]:
             return self.nft_status, json.dumps({"nftables": self.ruleset}), "Operation not\n permitted"
+        if argv[1:] == ["--wait", "-S"]:
+            return 1, "", "incompatible"
         if argv == ["systemctl", "show", "--property=UnitFileState,DropInPaths", "nftables.service"]:
             return 0, f"UnitFileState={self.unit}\nDropInPaths={self.loaded}\n", ""
         assert argv in APPLY, f"unknown command {argv}"

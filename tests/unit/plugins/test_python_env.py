@@ -5,6 +5,7 @@ import hashlib
 import http.server
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -156,8 +157,26 @@ def test_what_is_refused_leaves_nothing_behind(site: Site, requirements: str, me
     assert ({path for path in site.folder.glob("node/envs/*/") if path.is_dir()}, site.installed) == before
 
 
+@pytest.mark.parametrize(
+    ("url", "holds_some"),
+    [
+        ("https://user:token@example.org/simple", True),
+        ("HTTPS://token@example.org/simple", True),
+        ("https://user:pa$$word@example.org/simple", True),
+        ("https://user:${TOKEN}x@example.org/simple", True),
+        ("https://${TOKEN}@example.org/simple", False),
+        ("https://__token__:${TOKEN}@example.org/simple", False),
+        ("https://${NAME}:${TOKEN}@example.org/simple", False),
+        ("https://example.org/simple/a@b", False),
+    ],
+)
+def test_credentials_in_a_url(url: str, holds_some: bool) -> None:
+    variables = yaml.safe_load((ROOT / "roles" / "python_env" / "vars" / "main.yml").read_text())
+    assert bool(re.search(variables["__python_env_credentials"], url)) is holds_some
+
+
 def test_a_wrong_password_is_not_shown_either(site: Site) -> None:
-    wrong = site.url.replace(PASSWORD, "wrong-password-0815")
+    wrong = site.url.replace(PASSWORD, "a-$$wrong-password-0815")
     result = site.setup("third==1.0\n", "-vvv", "-e", f"python_env_index_url={wrong}")
     assert result.returncode != 0
     assert "node0 has no new environment" in result.stdout
