@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -69,7 +69,13 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def cluster(network: str, subnet: str, count: int, *options: str) -> Iterator[Cluster]:
+def cluster(
+    network: str,
+    subnet: str,
+    count: int,
+    *options: str,
+    set_up: Callable[[Cluster], None] = Cluster.set_up,
+) -> Iterator[Cluster]:
     """Nodes that were set up, as long as they are needed, and no other benchmark beside them.
 
     Args:
@@ -77,6 +83,7 @@ def cluster(network: str, subnet: str, count: int, *options: str) -> Iterator[Cl
         subnet: first three numbers of its addresses.
         count: how many nodes.
         options: of `rig.py create`.
+        set_up: what makes them nodes.
     """
     FOLDER.mkdir(parents=True, exist_ok=True)
     # A short path: the name of a socket is limited to some hundred characters.
@@ -89,7 +96,7 @@ def cluster(network: str, subnet: str, count: int, *options: str) -> Iterator[Cl
         one = Cluster(network, subnet, count, Path(folder))
         one.create(*options)
         try:
-            one.set_up()
+            set_up(one)
             yield one
         finally:
             one.remove()
