@@ -20,6 +20,8 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node imp
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.processes import marked
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, operation
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.resources import (
+    as_size,
+    entries,
     packages,
     raise_limits,
     shared_memory,
@@ -94,7 +96,7 @@ def facts(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
         "memory": _memory(),
         "disk": _disk(request["directory"]),
         "shm": shared_memory(),
-        "infiniband": bool(_entries("/sys/class/infiniband")),
+        "infiniband": bool(entries("/sys/class/infiniband")),
         "limits": {"nofile": nofile, "memlock": _memlock()},
     }
     return {**reply, "clock": (began, time.time())}, b""
@@ -104,12 +106,6 @@ def _read(path: str, most: int = 2**20) -> str:
     with contextlib.suppress(OSError), open(path, errors="replace") as file:
         return file.read(most)
     return ""
-
-
-def _entries(folder: str) -> list[str]:
-    with contextlib.suppress(OSError):
-        return os.listdir(folder)
-    return []
 
 
 def _machine() -> tuple[str, str, str]:
@@ -209,7 +205,12 @@ def _memory() -> dict[str, int]:
     found = {name: int(lines[key].split()[0]) * 1024 for name, key in (("total", "MemTotal"), ("free", "MemAvailable"))}
     limit, used = _read("/sys/fs/cgroup/memory.max").strip(), _read("/sys/fs/cgroup/memory.current").strip()
     if limit.isdigit() and used.isdigit() and int(limit) < found["total"]:
-        return {"total": int(limit), "free": min(found["free"], int(limit) - int(used))}
+        statistics = dict(
+            line.split(" ", 1) for line in _read("/sys/fs/cgroup/memory.stat").splitlines() if " " in line
+        )
+        # Files that were read once count as used, and make room for whatever needs it.
+        free = int(limit) - int(used) + int(statistics.get("inactive_file", 0))
+        return {"total": int(limit), "free": max(0, min(found["free"], free))}
     return found
 
 
@@ -217,7 +218,8 @@ def _disk(directory: str) -> dict[str, int | None]:
     while not os.path.isdir(directory):
         directory = os.path.dirname(directory)
     room = os.statvfs(directory)
-    return {"free": room.f_bavail * room.f_frsize, "files": room.f_favail if room.f_files else None}
+    counts = room.f_files > 0 and room.f_favail == as_size(room.f_favail)  # CephFS says 2**64 - 1: it does not
+    return {"free": as_size(room.f_bavail * room.f_frsize), "files": room.f_favail if counts else None}
 
 
 def _memlock() -> int:

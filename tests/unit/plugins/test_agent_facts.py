@@ -2,12 +2,14 @@ import os
 import socket
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import facts as agent_facts
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import resources
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import ephemeral_ports
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.replies import is_size
 from local_nodes import SLEEP, LocalNode, code, free_port
 
 NODE_ENV = """\
@@ -109,26 +111,50 @@ def test_a_resolver_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize(
-    ("limit", "used", "expected"),
+    ("limit", "used", "cached", "expected"),
     [
-        ("max", "5", (2000, 1000)),
-        ("1500", "600", (1500, 900)),
-        ("9999999", "1", (2000, 1000)),
-        ("1200", "10", (1200, 1000)),
+        ("max", "5", 0, (2000, 1000)),
+        ("1500", "600", 0, (1500, 900)),
+        ("9999999", "1", 0, (2000, 1000)),
+        ("1200", "10", 0, (1200, 1000)),
+        ("1500", "1500", 700, (1500, 700)),
+        ("1500", "1500", None, (1500, 0)),
+        ("1500", "1501", 0, (1500, 0)),
+        ("1500", "600", 600, (1500, 1000)),
     ],
 )
 def test_the_memory_of_a_container(
-    monkeypatch: pytest.MonkeyPatch, limit: str, used: str, expected: tuple[int, int]
+    monkeypatch: pytest.MonkeyPatch, limit: str, used: str, cached: int | None, expected: tuple[int, int]
 ) -> None:
     kilobyte = 1024
     texts = {
         "/proc/meminfo": "MemTotal: 2000 kB\nMemAvailable: 1000 kB\n",
         "/sys/fs/cgroup/memory.max": str(int(limit) * kilobyte) if limit.isdigit() else limit,
         "/sys/fs/cgroup/memory.current": str(int(used) * kilobyte),
+        "/sys/fs/cgroup/memory.stat": "" if cached is None else f"anon 5\ninactive_file {cached * kilobyte}\n",
     }
     monkeypatch.setattr(agent_facts, "_read", lambda path: texts[path])
     total, free = expected
     assert agent_facts._memory() == {"total": total * kilobyte, "free": free * kilobyte}
+
+
+@pytest.mark.parametrize(
+    ("blocks", "inodes", "expected"),
+    [
+        (2**43, (100, 2**64 - 1), {"free": 2**53 - 1, "files": None}),  # EFS; CephFS, which counts no free inodes
+        (5, (100, 7), {"free": 5 * 2**20, "files": 7}),
+        (5, (100, 0), {"free": 5 * 2**20, "files": 0}),
+        (5, (0, 0), {"free": 5 * 2**20, "files": None}),
+    ],
+)
+def test_a_disk_without_end(
+    monkeypatch: pytest.MonkeyPatch, blocks: int, inodes: tuple[int, int], expected: dict[str, int | None]
+) -> None:
+    room = SimpleNamespace(f_blocks=blocks, f_bavail=blocks, f_frsize=2**20, f_files=inodes[0], f_favail=inodes[1])
+    monkeypatch.setattr(os, "statvfs", lambda _path: room)
+    found = agent_facts._disk("/")
+    assert found == expected
+    assert all(size is None or is_size(size) for size in (*found.values(), *resources.shared_memory().values()))
 
 
 def test_without_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
