@@ -131,16 +131,10 @@ class Node:
         self._broken.append(lambda: docker("unpause", self.container, check=False))
         docker("pause", self.container)
 
-    def unfreeze(self) -> None:
-        docker("unpause", self.container)
-
     def power_off(self) -> None:
         """Pull the plug."""
         self._broken.append(lambda: docker("start", self.container))
         docker("kill", self.container)
-
-    def power_on(self) -> None:
-        docker("start", self.container)
 
     def reboot(self) -> None:
         """Shut it down in an orderly way, and start it again."""
