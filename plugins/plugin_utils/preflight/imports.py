@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import ast
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,12 +12,14 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import 
 
 Import = tuple[str, str]
 """A module, and a name in it that is wanted, or ""."""
+_AS_SCRIPT = ("__name__ == '__main__'", "'__main__' == __name__")
 
 
 def of_script(project: Path, script: str) -> list[Import]:
     """Return the imports that have to work on a node for the script to start.
 
-    Those within functions, under ``if TYPE_CHECKING``, and in a ``try`` that catches ImportError may fail: left out.
+    Those within functions, in a ``try`` that catches ImportError, and under an ``if`` whose outcome is the node's may
+    fail: left out. What the standard library has depends on the node's Python, so its modules are among them.
 
     Args:
         project: folder on the controller.
@@ -36,11 +37,11 @@ def of_script(project: Path, script: str) -> list[Import]:
         if path in seen:
             continue
         seen.add(path)
-        for module, name in _imports(path, root):
+        for module, name in _imports(path, root, is_main=path == project / script):
             own = _own(root, module, name)
             if own:
                 waiting += own
-            elif module and module.partition(".")[0] not in sys.stdlib_module_names:
+            elif module:
                 found[module, name] = None
     return list(found)
 
@@ -61,7 +62,7 @@ def _own(root: Path, module: str, name: str) -> list[Path]:
     return files
 
 
-def _imports(path: Path, root: Path) -> Iterator[Import]:
+def _imports(path: Path, root: Path, is_main: bool) -> Iterator[Import]:
     if path.is_dir():  # a package without __init__.py
         return
     try:
@@ -70,7 +71,7 @@ def _imports(path: Path, root: Path) -> Iterator[Import]:
         where = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
         raise JobError(f"{path}{where} cannot be parsed: {getattr(error, 'msg', error)}; correct it") from None
     package = path.parent.relative_to(root).parts
-    for node in _running(tree.body):
+    for node in _running(tree.body, is_main):
         if isinstance(node, ast.Import):
             yield from ((alias.name, "") for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -79,24 +80,23 @@ def _imports(path: Path, root: Path) -> Iterator[Import]:
             yield from ((module, "" if alias.name == "*" else alias.name) for alias in node.names)
 
 
-def _running(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
-    """Yield the statements that run when a module is imported, and whose failure is not caught."""
+def _running(body: Sequence[ast.stmt], is_main: bool) -> Iterator[ast.stmt]:
+    """Yield the statements that run, uncaught, when a module is imported, or (``is_main``) is the script itself."""
     for node in body:
         yield node
         if isinstance(node, ast.If):
-            if "TYPE_CHECKING" not in ast.dump(node.test):
-                yield from _running(node.body)
-            yield from _running(node.orelse)
+            if is_main and ast.unparse(node.test) in _AS_SCRIPT:
+                yield from _running(node.body, is_main)
         elif isinstance(node, ast.Try):
             caught = [handler.type for handler in node.handlers]
             if None not in caught and not any(map(_names_import_error, caught)):
-                yield from _running(node.body)
-            yield from _running([*node.orelse, *node.finalbody])
+                yield from _running(node.body, is_main)
+            yield from _running([*node.orelse, *node.finalbody], is_main)
         elif isinstance(node, ast.With):
             if not any(_names_import_error(item.context_expr) for item in node.items):  # contextlib.suppress
-                yield from _running(node.body)
+                yield from _running(node.body, is_main)
         elif isinstance(node, (ast.For, ast.While, ast.ClassDef)):
-            yield from _running(node.body)
+            yield from _running(node.body, is_main)
 
 
 def _names_import_error(expression: ast.expr | None) -> bool:

@@ -1,3 +1,4 @@
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     import only_for_types
 else:
     import not_for_types
+if not TYPE_CHECKING:
+    import under_a_condition
 try:
     import optional
 except ImportError:
@@ -35,8 +38,16 @@ class A:
 def function():
     import in_function
 if sys.version_info >= (3, 11):
-    import tomllib, new_enough
+    import tomllib
+else:
+    import tomli as tomllib
+if __name__ == "__main__":
+    import as_script
+else:
+    import as_module
 """
+STANDARD = {("__future__", "annotations"), ("os", ""), ("sys", ""), ("typing", "TYPE_CHECKING")}
+HELPER = 'import of_helper\nimport train\nif __name__ == "__main__":\n    import helper_as_script\n'
 
 
 def project(folder: Path, **files: str) -> Path:
@@ -48,15 +59,16 @@ def project(folder: Path, **files: str) -> Path:
 
 
 def test_what_a_script_imports(tmp_path: Path) -> None:
-    folder = project(tmp_path, train=SCRIPT, helper="import of_helper\nimport train", models__small="import of_small")
+    folder = project(tmp_path, train=SCRIPT, helper=HELPER, models__small="import of_small")
     (folder / "models" / "large").mkdir()
     (folder / "models" / "large" / "__init__.py").write_text("from . import part\nfrom ..small import thing\n")
     (folder / "models" / "large" / "part.py").write_text("from .. import other\nimport of_part.deep\n")
     (folder / "models" / "unused.py").write_text("import of_unused")
     assert set(of_script(folder, "train.py")) == {
         *(("torch", ""), ("numpy.linalg", ""), ("pytorch_lightning", "Trainer"), ("pytorch_lightning", "callbacks")),
-        *(("not_for_types", ""), ("needed", ""), ("at_the_end", ""), ("opened", ""), ("in_class", "")),
-        *(("new_enough", ""), ("of_helper", ""), ("of_small", ""), ("of_part.deep", "")),
+        *(("needed", ""), ("at_the_end", ""), ("opened", ""), ("in_class", ""), ("as_script", "")),
+        *(("of_helper", ""), ("of_small", ""), ("of_part.deep", "")),
+        *STANDARD,
     }
 
 
@@ -67,7 +79,8 @@ def test_modules_lie_beside_the_script(tmp_path: Path) -> None:
 
 def test_the_example(tmp_path: Path) -> None:
     modules = {module.partition(".")[0] for module, _name in of_script(EXAMPLES, "train.py")}
-    assert modules == {"torch", "pytorch_lightning", "lightning_fabric", "torchmetrics", "sklearn"}
+    others = {"torch", "pytorch_lightning", "lightning_fabric", "torchmetrics", "sklearn"}
+    assert modules - sys.stdlib_module_names == others
 
 
 def test_a_script_that_cannot_be_parsed(tmp_path: Path) -> None:
