@@ -144,9 +144,13 @@ def row(*checks: Check) -> Check:
     )
 
 
-def table(check_key: Check, check: Check) -> Check:
+def table(check_key: Check, check: Check, most: int = MOST_ITEMS) -> Check:
     """Return what checks the keys and values of a dictionary."""
-    return lambda value: isinstance(value, dict) and all(check_key(key) and check(one) for key, one in value.items())
+    return lambda value: (
+        isinstance(value, dict)
+        and len(value) <= most
+        and all(check_key(key) and check(one) for key, one in value.items())
+    )
 
 
 def wrong_field(value: Mapping[str, Any], required: Mapping[str, Check], optional: Mapping[str, Check]) -> str | None:
@@ -170,6 +174,16 @@ _MORE_OF_STATE = {name: check for name, check in STATE.items() if name != "state
 _OWNER = {name: is_text for name in ("id", "user", "start")}
 _HOLDER = {**_OWNER, "pid": is_text, "born": is_text}
 _PROBLEM = fields({"problem": is_sentence})
+_UNTRIED = fields({"failed": table(is_text, is_text, most=0)})
+_TRIED = fields(
+    {
+        "failed": table(is_text, is_text),
+        "python": is_text,
+        **dict.fromkeys(("torch", "cuda", "nccl"), none_or(is_text)),
+        "devices": is_size,
+        "usable": is_flag,
+    },
+)
 _ROOM = {"free": is_size}
 _PACKAGES = {"python": is_text, "installed": many(is_text)}
 _PLACE = {"address": is_address, "interface": is_interface}
@@ -212,19 +226,7 @@ REPLIES: Mapping[str, tuple[Mapping[str, Check], Mapping[str, Check]]] = {
             "master_port": none_or(fields({"problem": is_sentence, "by_job": is_flag})),
             "job": none_or(fields(_OWNER)),
             "packages": fields({**_PACKAGES, "locked": is_document}),
-            "environment": either(
-                _PROBLEM,
-                fields({"failed": table(is_text, is_text)}),
-                fields(
-                    {
-                        "failed": table(is_text, is_text),
-                        "python": is_text,
-                        **dict.fromkeys(("torch", "cuda", "nccl"), none_or(is_text)),
-                        "devices": is_size,
-                        "usable": is_flag,
-                    },
-                ),
-            ),
+            "environment": either(_UNTRIED, _PROBLEM, _TRIED),
             "gpus": fields({"count": is_size, "fields": many(is_text), "csv": is_document, "problem": is_text}),
             "cpus": is_size,
             "memory": fields({**_ROOM, "total": is_size}),
@@ -335,14 +337,26 @@ def flaw(request: Mapping[str, Any], reply: object, payload: bytes) -> str | Non
         return f"field {wrong}"
     if not _is_at_home(request, said):
         return "field address"
+    if not _is_tried(request, said):
+        return "field environment"
     fits = _PAYLOADS.get(request["op"], _is_empty) if reply["ok"] else _is_empty
     return None if fits(request, said, payload) else "payload"
 
 
 def _is_at_home(request: Mapping[str, Any], reply: Mapping[str, Any]) -> bool:
     """Whether the node has the address that the inventory gives it, if it gives one: firewalls are opened to it."""
-    wanted = request.get("address") if request["op"] in ("inspect", "prepare") else None
-    return wanted is None or reply.get("address", wanted) == wanted  # a refusal has none
+    wanted = request.get("address") if request["op"] in ("facts", "inspect", "prepare") else None
+    found = reply.get("address", wanted)  # a refusal has none
+    if isinstance(found, Mapping):
+        found = found.get("address", wanted)  # and a problem neither
+    return wanted is None or found == wanted
+
+
+def _is_tried(request: Mapping[str, Any], reply: Mapping[str, Any]) -> bool:
+    """Whether the environment was tried if, and only if, that was asked for."""
+    if "environment" not in reply:
+        return True
+    return _UNTRIED(reply["environment"]) == (request["imports"] is None)
 
 
 def _is_empty(_request: Mapping[str, Any], _reply: Mapping[str, Any], payload: bytes) -> bool:

@@ -31,6 +31,10 @@ ENDED = {
     **{"state": "failed", "pid": 7, "oom": 1, "exit_code": 1, "signal": None, "started": 1.0, "ended": 3.5},
     **{"stopping": 2.5, "because": "rank 1 (node1) exited with code 1", "error": ""},
 }
+TRIED = {
+    **{"failed": {"wandb": "ModuleNotFoundError"}, "python": "3.11.2", "torch": "2.13.0+cpu"},
+    **{"cuda": None, "nccl": None, "devices": 0, "usable": False},
+}
 STACK = b"""\
 ==== process 7
 Thread 7 (idle): "MainThread"
@@ -70,10 +74,7 @@ def honest(request: Mapping[str, Any], rank: int = 0) -> Answer:
                 **{"address": place, "addresses": [("lo", address, True)], "hostname": "node", "resolved": [address]},
                 **{"node_env": {"GLOO_SOCKET_IFNAME": "lo"}, "master": [address], "job": None, "cpus": 2},
                 **{"master_port": None, "packages": {**packages, "locked": "torch==2.13.0\n"}, "infiniband": False},
-                "environment": {
-                    **{"failed": {"wandb": "ModuleNotFoundError"}, "python": "3.11.2", "torch": "2.13.0+cpu"},
-                    **{"cuda": None, "nccl": None, "devices": 0, "usable": False},
-                },
+                "environment": {"failed": {}} if request.get("imports") is None else TRIED,
                 "gpus": {"count": 0, "fields": ["index"], "csv": "", "problem": ""},
                 **{"memory": {"total": 2**34, "free": 2**33}, "disk": {"free": 2**36, "files": 10**6}},
                 "limits": {"nofile": 1048576, "memlock": -1},

@@ -32,7 +32,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight impo
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.replies import REPLIES, flaw
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import rank_nodes
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import shown_lines
-from lying_nodes import JOB, Answer, LyingNode, honest, written
+from lying_nodes import JOB, TRIED, Answer, LyingNode, honest, written
 from orders import Undisturbed, order
 
 WORDS = [
@@ -43,6 +43,7 @@ WORDS = [
 VALUES = [*WORDS, None, True, -1, 0, 2**40, 2**70, 1.5, 1e300, b"\x1b[2J", [], {}, ["\x1b[2J"], {"\x1b[2J": 1}]
 REQUESTS: dict[str, dict[str, Any]] = {
     **{op: {"op": op} for op in REPLIES},
+    "facts": {"op": "facts", "imports": []},
     "artifacts": {"op": "artifacts", "after": "", "most": 2000},
     "follow": {"op": "follow", "offset": 0, "max_bytes": 100},
     "read": {"op": "read", "parts": [("result", 0, 8)]},
@@ -164,14 +165,55 @@ def test_what_is_wrong_is_named() -> None:
     )
 
 
-@pytest.mark.parametrize("op", ["inspect", "prepare"])
+@pytest.mark.parametrize("op", ["facts", "inspect", "prepare"])
 def test_a_node_has_the_address_that_the_inventory_gives_it(op: str) -> None:
     true, _payload = honest({"op": op, "address": "198.18.0.66"})
     node = LyingNode(lie=lambda *_true: ({"ok": True, **true}, b""))
-    assert node.channel().call({"op": op, "address": None})[0]["address"] == "198.18.0.66"
+    request = {"op": op, "imports": None}
+    assert "198.18.0.66" in str(node.channel().call({**request, "address": None})[0]["address"])
     with pytest.raises(NodeError) as caught:
-        node.channel().call({"op": op, "address": "198.18.0.5"})
+        node.channel().call({**request, "address": "198.18.0.5"})
     assert f"(to {op}, by its field address)" in str(caught.value)
+
+
+def test_a_node_may_lack_the_address_that_the_inventory_gives_it() -> None:
+    true, _payload = honest(REQUESTS["facts"])
+    lacking = {"ok": True, **true, "address": {"problem": "does not hold it"}}
+    assert flaw({**REQUESTS["facts"], "address": "198.18.0.5"}, lacking, b"") is None
+
+
+UNTRIED = {"failed": {}}
+
+
+@pytest.mark.parametrize(
+    ("imports", "environment", "wrong"),
+    [
+        ([], UNTRIED, True),
+        (None, UNTRIED, False),
+        ([], TRIED, False),
+        (None, TRIED, True),
+        ([], {"problem": "has none"}, False),
+        (None, {"problem": "has none"}, True),
+        (None, {"failed": {"torch": "x"}}, True),
+    ],
+)
+def test_an_environment_is_tried_if_that_was_asked_for(
+    imports: list[Any] | None, environment: dict[str, Any], wrong: bool
+) -> None:
+    true, _payload = honest(REQUESTS["facts"])
+    found = flaw({"op": "facts", "imports": imports}, {"ok": True, **true, "environment": environment}, b"")
+    assert found == ("field environment" if wrong else None)
+
+
+def test_a_preflight_of_nodes_that_leave_out_what_was_asked(tmp_path: Path) -> None:
+    def tell(request: Mapping[str, Any], reply: Any, payload: bytes) -> Answer:
+        return ({**reply, "environment": UNTRIED} if request["op"] == "facts" else reply), payload
+
+    scene = Scene(tmp_path, tell)
+    scene.play("preflight")
+    assert "node1 sent a reply that Thunderhead's agent never gives (to facts, by its field environment)" in str(
+        scene.said
+    )
 
 
 # ------------------------------------------------------------------------------------------------------- whole commands
