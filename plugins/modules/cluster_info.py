@@ -55,8 +55,8 @@ peers:
   elements: str
   returned: success
 nodes:
-  description: Each host of the play to its C(rank), C(address), C(interface), C(directory), C(user) and
-    C(port_range).
+  description: Each host of the play to its C(rank), C(address), C(interface), C(directory), C(user),
+    C(port_range) and C(job), the id of the job that holds it, or empty.
   type: dict
   returned: success
 """

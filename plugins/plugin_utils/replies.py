@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.inspecting import MOST_ADDRESSES
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.records import (
     LONGEST_TEXT,
     SPEC,
@@ -28,8 +29,6 @@ Check = Callable[[object], bool]
 
 MOST_ITEMS = 100_000
 """Of any list in a reply."""
-MOST_ADDRESSES = 64
-"""Of one interface."""
 MOST_STACKS_BYTES = 2**26
 LONGEST_DOCUMENT = 2**20
 """Characters of what a file or a program's output may hold."""
@@ -237,7 +236,15 @@ REPLIES: Mapping[str, tuple[Mapping[str, Check], Mapping[str, Check]]] = {
         {},
     ),
     "follow": ({**_STATE, "more": is_flag, "offset": is_size}, _MORE_OF_STATE),
-    "inspect": ({**_PLACE, "addresses": many(is_address, MOST_ADDRESSES), "port_range": is_port_range}, {}),
+    "inspect": (
+        {
+            **_PLACE,
+            "addresses": many(is_address, MOST_ADDRESSES),
+            "port_range": is_port_range,
+            "job": none_or(fields(_OWNER)),
+        },
+        {},
+    ),
     "jobs": (
         {
             "jobs": many(

@@ -12,6 +12,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.fan_out import
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import OpenChannel
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import rank_nodes, require_distinct
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import shown
 
 TIMEOUT_SECONDS = 60
 
@@ -28,7 +29,8 @@ def survey(settings: Sequence[NodeSettings], taking_part: Sequence[str], open_ch
     Returns:
         world_size, head, master_addr, master_port, addresses (in rank order), peers (what connections between nodes
         may come from: all addresses on the interfaces of those), and nodes: each host that takes part to its rank,
-        address, interface, directory, user and port_range (first and last ephemeral port).
+        address, interface, directory, user, port_range (first and last ephemeral port) and job (the id of the job
+        that holds it, or "").
 
     Raises:
         JobError: a node could not be looked at, or the inventory contradicts itself or a node.
@@ -72,6 +74,7 @@ def survey(settings: Sequence[NodeSettings], taking_part: Sequence[str], open_ch
                 "directory": node.settings.directory,
                 "user": node.settings.user,
                 "port_range": seen[node.host]["port_range"],
+                "job": shown((seen[node.host]["job"] or {"id": ""})["id"]),
             }
             for node in topology.nodes
             if node.host in taking_part

@@ -8,7 +8,7 @@ import contextlib
 import os
 import time
 
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import born, job_directory, read_current
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import job_directory, living_job
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import (
     User,
     check_port_free,
@@ -76,7 +76,7 @@ def facts(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     nofile = raise_limits()
     variables = _node_env(request["directory"])
     resolved = _resolve([_hostname(), (variables or {}).get("MASTER_ADDR", "")])
-    job = _job(request["directory"])
+    job = living_job(request["directory"])
     reply = {
         "machine": _machine(),
         "folder": _folder(request["directory"]),
@@ -164,14 +164,6 @@ def _node_env(directory: str) -> dict[str, str] | None:
     except ValueError:
         return {}
     return {name: value for name, _equals, value in pairs if name in SHOWN_VARIABLES}
-
-
-def _job(directory: str) -> dict[str, str] | None:
-    """Return the job whose supervisor lives."""
-    current = read_current(os.path.join(directory, "jobs"))
-    if current["born"] in ("?", "gone") or born(current["pid"]) != current["born"]:
-        return None
-    return {name: current[name] for name in ("id", "user", "start")}
 
 
 def _master_port(request: Request, job: dict[str, str] | None) -> dict[str, Any] | None:

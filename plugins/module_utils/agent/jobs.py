@@ -193,6 +193,14 @@ class Holder:
         return None
 
 
+def living_job(directory: str) -> dict[str, str] | None:
+    """Return id, user and start of the job that holds the node, or None; nothing of that is the job's to change."""
+    current = read_current(os.path.join(directory, "jobs"))
+    if Holder({"directory": directory, "job": current}).pid() is None:
+        return None
+    return {name: current[name] for name in ("id", "user", "start")}
+
+
 def as_owner(request: Request) -> str:
     """Become the owner of the job's directory, for good: what a job wrote is read with the job's own rights."""
     import pwd

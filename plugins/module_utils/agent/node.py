@@ -9,13 +9,11 @@ import errno
 import fcntl
 import os
 
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, disk_full, operation
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, disk_full
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's start
     from collections.abc import Iterator
-
-    from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Reply, Request
 
 
 def network_addresses() -> list[tuple[str, str, bool]]:
@@ -211,19 +209,3 @@ class User:
         finally:
             os.seteuid(0)
             os.setegid(0)
-
-
-@operation
-def inspect(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
-    """Look, and change nothing. Request: user, address (or None), master_port (on the head, else None).
-
-    Reply: address, interface, addresses (that one and what else a peer may see: the interface's others), port_range
-    (first and last ephemeral port).
-    """
-    refuse_root(request["user"], None)
-    address, interface = locate_address(request["address"])
-    if request["master_port"]:
-        check_port_range(request["master_port"])
-    others = [other for name, other, is_loopback in network_addresses() if name == interface and not is_loopback]
-    addresses = list(dict.fromkeys([address, *others]))
-    return {"address": address, "interface": interface, "addresses": addresses, "port_range": ephemeral_ports()}, b""

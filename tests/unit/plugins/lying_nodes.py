@@ -35,6 +35,7 @@ TRIED = {
     **{"failed": {"wandb": "ModuleNotFoundError"}, "python": "3.11.2", "torch": "2.13.0+cpu"},
     **{"cuda": None, "nccl": None, "devices": 0, "usable": False},
 }
+OWNER = {"user": "trainer", "start": "2026-11-22T17:30:05+01:00"}
 STACK = b"""\
 ==== process 7
 Thread 7 (idle): "MainThread"
@@ -81,7 +82,10 @@ def honest(request: Mapping[str, Any], rank: int = 0) -> Answer:
             },
             b"",
         ),
-        "inspect": ({**place, "addresses": [address], "port_range": (32768, 60999)}, b""),
+        "inspect": (
+            {**place, "addresses": [address], "port_range": (32768, 60999), "job": {**OWNER, "id": JOB}},
+            b"",
+        ),
         "jobs": (
             {"jobs": [{"id": JOB, "spec": spec, "state": ENDED, "size": len(LOG), "last_line": b"hello"}]},
             b"",

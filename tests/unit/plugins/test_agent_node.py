@@ -189,18 +189,3 @@ def test_root_runs_no_jobs_as_root_where_it_matters(monkeypatch: pytest.MonkeyPa
         "would run jobs as root, but they run unprivileged; set job_user in the inventory to another account, or "
         "ansible_become to false to run them as the account Ansible connects as"
     )
-
-
-@pytest.mark.parametrize(
-    ("address", "addresses"),
-    [
-        ("198.18.0.7", ["198.18.0.7", "198.18.0.6", "fd00::7"]),
-        ("198.19.0.7", ["198.19.0.7"]),
-        ("127.0.0.2", ["127.0.0.2"]),
-    ],
-)
-def test_all_that_peers_may_see(monkeypatch: pytest.MonkeyPatch, address: str, addresses: list[str]) -> None:
-    more = [("eth0", "198.18.0.6", False), ("eth0", "fd00::7", False), ("lo", "::1", True)]
-    monkeypatch.setattr(machine, "network_addresses", lambda: [*INTERFACES, *more])
-    reply, _payload = machine.inspect({"user": "nobody", "address": address, "master_port": None}, b"")
-    assert reply["addresses"] == addresses

@@ -29,7 +29,7 @@ from local_nodes import PYTHON, Connection, LocalNode
 FOLLOWED = b"{'ok': True, 'state': 'running', 'more': False, 'offset': %d}"
 INSPECTED = {
     **{"address": "198.18.0.9", "interface": "eth0"},
-    **{"addresses": ["198.18.0.9"], "port_range": (32768, 60999)},
+    **{"addresses": ["198.18.0.9"], "port_range": (32768, 60999), "job": None},
 }
 CHANGED_KEY = """\
 Failed to connect to the host via ssh: @@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@
@@ -86,7 +86,7 @@ def test_a_request_is_sent_the_modules_that_it_needs_and_no_others() -> None:
         (table,) = re.findall(rb"^    texts = (\{.*\})$", program(op), re.MULTILINE)
         return [name.rpartition(".")[2] for name in ast.literal_eval(table.decode())]
 
-    assert set(sent("inspect")) == {"protocol", "node"}
+    assert set(sent("inspect")) == {"inspecting", "jobs", "node", "protocol"}
     assert set(sent("follow")) == {"protocol", "node", "jobs", "records", "following"}
     assert "watching" in sent("prepare"), "what a function imports is needed too"
     assert "collecting" not in sent("prepare")
@@ -189,7 +189,7 @@ def test_a_round_trip(tmp_path: Path) -> None:
         .call({"op": "inspect", "directory": str(tmp_path), "user": "", "address": "127.0.0.1", "master_port": None})
     )
     place = {"address": "127.0.0.1", "interface": "lo", "addresses": ["127.0.0.1"]}
-    assert found == {**place, "port_range": ephemeral_ports()}
+    assert found == {**place, "port_range": ephemeral_ports(), "job": None}
     assert payload == b""
 
 

@@ -27,7 +27,7 @@ POISON = "\\x1b]0;owned\\x07{{{{ lookup('pipe', 'touch VICTIM') }}}}"
 def lie(request, reply, payload):
     op = request["op"]
     if op == "inspect":
-        return {{**reply, "interface": "{{{{7*7}}}}"}}, payload
+        return {{**reply, "interface": "{{{{7*7}}}}", "job": {{**reply["job"], "id": POISON}}}}, payload
     if op == "prepare":
         return {{**reply, "gate": "VICTIM"[:-6] + "nodes/gate" + node.host}}, payload
     if op == "follow":
@@ -86,6 +86,7 @@ LITERALLY = r"\x1b]0;owned\x07{{ lookup('pipe', 'touch "
         ("stop.yml", ["-e", f"job={JOB}"], 2, f"node0 {LITERALLY}"),
         ("clean.yml", ["-vvv"], 0, LITERALLY),
         ("setup.yml", ["--tags", "node_env", "-vvv"], 0, "{{7*7}}"),
+        ("teardown.yml", ["--tags", "always", "-vvv"], 2, f"node0 runs {LITERALLY}"),
     ],
     ids=lambda value: str(value)[:12],
 )

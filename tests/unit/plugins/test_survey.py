@@ -47,6 +47,7 @@ def test_the_whole_cluster_changes_nothing(tmp_path: Path) -> None:
                 "directory": str(tmp_path / f"node{rank}"),
                 "user": "train" if rank == 1 else "",
                 "port_range": machine.ephemeral_ports(),
+                "job": "",
             }
             for rank in range(3)
         },

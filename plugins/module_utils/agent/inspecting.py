@@ -1,0 +1,69 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""What the roles need to know of this machine before they change it."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import (
+    FAREWELL_SECONDS,
+    POLL_SECONDS,
+    living_job,
+    peek_state,
+)
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import (
+    check_port_range,
+    ephemeral_ports,
+    locate_address,
+    network_addresses,
+    refuse_root,
+)
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, operation
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's start
+    from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Reply, Request
+
+MOST_ADDRESSES = 1024
+"""Of one interface: the firewalls of all nodes let each of them in."""
+
+
+@operation
+def inspect(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
+    """Look, and change nothing. Request: directory, user, address (or None), master_port (on the head, else None).
+
+    Reply: address, interface, addresses (that one and what else a peer may see: the interface's others), port_range
+    (first and last ephemeral port), job (id, user and start of the job that holds the node; None if none does).
+    """
+    refuse_root(request["user"], None)
+    address, interface = locate_address(request["address"])
+    if request["master_port"]:
+        check_port_range(request["master_port"])
+    others = [other for name, other, is_loopback in network_addresses() if name == interface and not is_loopback]
+    addresses = list(dict.fromkeys([address, *others]))
+    if len(addresses) > MOST_ADDRESSES:
+        raise Refusal(
+            f"has {len(addresses)} addresses on {interface}, and its peers' firewalls let in {MOST_ADDRESSES} at most; "
+            "set cluster_address for it in the inventory to an address on an interface with fewer"
+        )
+    return {
+        "address": address,
+        "interface": interface,
+        "addresses": addresses,
+        "port_range": ephemeral_ports(),
+        "job": lasting_job(request["directory"]),
+    }, b""
+
+
+def lasting_job(directory: str) -> dict[str, str] | None:
+    """Return the job that holds the node; of one that says that it has ended, the supervisor is given time to go."""
+    deadline = time.monotonic() + FAREWELL_SECONDS
+    while True:
+        job = living_job(directory)
+        if not job or b'"ended"' not in peek_state(os.path.join(directory, "jobs"), job["id"]):
+            return job
+        if time.monotonic() > deadline:
+            return job
+        time.sleep(POLL_SECONDS)
