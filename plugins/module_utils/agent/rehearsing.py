@@ -11,9 +11,9 @@ import time
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import User
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.processes import how_it_ended
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.programs import Program
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, operation, said
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.resources import raise_limits
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.supervising import job_environment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's start
@@ -27,7 +27,6 @@ MOST_BYTES = 2**20
 """Of what a program tells, no more is read: it has said something else then."""
 MOST_SECONDS = 600
 """A step takes no longer, whatever the program says."""
-LONGEST_LINE = 300
 
 
 @operation
@@ -74,38 +73,18 @@ class Rehearsal:
 
     def __init__(self, request: Request, user: User, text: bytes) -> None:
         """Start it."""
-        import ctypes
-        import signal
         import subprocess
 
         python = os.path.join(request["directory"], "env", "bin", "python")
         script = os.memfd_create("program")
         os.write(script, b"%b\nmain(%b)\n" % (text, ascii(request["order"]).encode()))
         os.lseek(script, 0, os.SEEK_SET)
-        prctl = ctypes.CDLL(None).prctl
-
-        def prepare() -> None:
-            user.become()
-            prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG: it does not outlive this agent; become() resets it
-
         self.told: list[dict[str, Any]] = []
         self.late = False
         self._unread = b""
-        self._errors = os.memfd_create("errors")
-        variables = [os.fsencode(variable) for variable in request["variables"]]
         try:
-            self._process = subprocess.Popen(
-                [python, "-B", "-"],
-                cwd="/",
-                env=job_environment(user, os.fsencode(python), variables),
-                stdin=script,
-                stdout=subprocess.PIPE,
-                stderr=self._errors,
-                start_new_session=True,
-                preexec_fn=prepare,
-            )
+            self._program = Program(request, user, python, ["-"], script, subprocess.PIPE)
         except OSError as error:
-            os.close(self._errors)
             raise Refusal(
                 f"cannot run {python} as {user.name}: {os.strerror(error.errno or 0)}; run: ansible-playbook setup.yml"
             ) from None
@@ -114,8 +93,8 @@ class Rehearsal:
 
     def hear(self, seconds: float) -> None:
         """Listen until the program has ended, takes too long, or nobody waits for the answer any more."""
-        assert self._process.stdout
-        output = self._process.stdout.fileno()
+        assert self._program.process.stdout
+        output = self._program.process.stdout.fileno()
         waiting = select.poll()
         waiting.register(output, select.POLLIN)
         waiting.register(1, 0)  # where the answer goes: an event is that it is closed
@@ -152,18 +131,7 @@ class Rehearsal:
 
     def end(self) -> str:
         """End all that is left of it; return how it ended otherwise than well, or ""."""
-        import signal
-
-        deadline = time.monotonic() + END_SECONDS
-        own = (os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)  # not reaped, its id stays its own
-        while not self.late and os.waitid(*own) is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        code = self._process.wait()
-        tail = os.pread(self._errors, 4096, max(0, os.fstat(self._errors).st_size - 4096))
-        os.close(self._errors)
-        lines = [line.strip() for line in tail.decode(errors="replace").splitlines() if line.strip()]
-        if self.late or code == 0:
-            return ""
-        return lines[-1][:LONGEST_LINE] if lines else how_it_ended(code)
+        if not self.late:
+            self._program.wait(END_SECONDS)
+        code, words = self._program.end()
+        return "" if self.late or code == 0 else words or how_it_ended(code)

@@ -9,8 +9,13 @@ import re
 import subprocess
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import User, count_gpus
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.processes import how_it_ended
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.programs import (
+    LONGEST_LINE,
+    Program,
+    last_line,
+)
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, said
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.supervising import job_environment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's start
@@ -23,6 +28,7 @@ TRIAL = """\
 import importlib, json, os, platform, sys
 out = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)
+longest = int(sys.argv[2])
 found = {"python": platform.python_version(), "failed": {}}
 def attempt(module, name=""):
     try:
@@ -33,7 +39,7 @@ def attempt(module, name=""):
     except BaseException as error:
         words = str(error).strip().splitlines()
         label = module + "." + name if name else module
-        found["failed"][label] = type(error).__name__ + (": " + words[-1] if words else "")
+        found["failed"][label] = (type(error).__name__ + (": " + words[-1] if words else ""))[:longest]
 torch = attempt("torch")
 if torch:
     found["torch"], found["cuda"] = torch.__version__, torch.version.cuda
@@ -45,6 +51,8 @@ for module, name in json.loads(sys.argv[1]):
     attempt(module, name)
 json.dump(found, out)
 """
+MOST_BYTES = 2**20
+"""Of what it tells, no more is read: it has said something else then."""
 SMI = "nvidia-smi"
 SMI_SECONDS = 20
 """A driver that is broken lets nvidia-smi wait for ever."""
@@ -70,41 +78,35 @@ def try_environment(request: Request) -> dict[str, Any]:
     python = os.path.join(request["directory"], "env", "bin", "python")
     if not os.path.lexists(os.path.dirname(python)):
         return {"problem": f"has no environment: there is no {python}; run: ansible-playbook setup.yml"}
+    remedy = "remove envs in the cluster_dir there, and run: ansible-playbook setup.yml"
+    output = os.memfd_create("output")  # a pipe would stay open as long as anything that it has started lives
     try:
         user = User(request["user"])
+        arguments = ["-c", TRIAL, json.dumps(request["imports"]), str(LONGEST_LINE)]
+        program = Program(request, user, python, arguments, subprocess.DEVNULL, output)
+        in_time = program.wait(request["seconds"])
+        code, words = program.end()
+        if not in_time:
+            return {
+                "problem": f"did not finish importing torch and what the script imports within {request['seconds']:.0f}"
+                " s; look at the load and the disk there"
+            }
+        if code == 0:
+            found: dict[str, Any] = {"torch": None, "cuda": None, "nccl": None, "devices": 0, "usable": False}
+            return {**found, **json.loads(os.pread(output, MOST_BYTES, 0))}
+        why = words or how_it_ended(code)
+        return {"problem": f"has an environment that does not work for {user.name}: {why}; {remedy}"}
     except Refusal as refusal:
         return {"problem": str(refusal)}
-    variables = [os.fsencode(variable) for variable in request["variables"]]
-    remedy = "remove envs in the cluster_dir there, and run: ansible-playbook setup.yml"
-    try:
-        tried = subprocess.run(
-            [python, "-B", "-c", TRIAL, json.dumps(request["imports"])],
-            cwd="/",
-            env=job_environment(user, os.fsencode(python), variables),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=request["seconds"],
-            preexec_fn=user.become,
-        )
-        if tried.returncode == 0:
-            found: dict[str, Any] = {"torch": None, "cuda": None, "nccl": None, "devices": 0, "usable": False}
-            return {**found, **json.loads(tried.stdout)}
-        last = (tried.stderr.strip().splitlines() or [f"exit code {tried.returncode}"])[-1]
-        return {"problem": f"has an environment that does not work for {user.name}: {last}; {remedy}"}
     except PermissionError:
         return {
             "problem": f"has an environment that {user.name} may not use: {python} or a folder above it is closed to "
             f"that account; chmod it, or {remedy}"
         }
-    except subprocess.TimeoutExpired:
-        return {
-            "problem": f"did not finish importing torch and what the script imports within {request['seconds']:.0f} s; "
-            "look at the load and the disk there"
-        }
     except (OSError, ValueError) as error:
         return {"problem": f"has an environment that does not work: {said(error)}; {remedy}"}
+    finally:
+        os.close(output)
 
 
 def gpus() -> dict[str, Any]:
@@ -130,6 +132,6 @@ def gpus() -> dict[str, Any]:
             return {**answer, "csv": asked.stdout}
         unknown = re.search(r'Field "([^"]+)" is not a valid field', asked.stdout + asked.stderr)
         if not unknown or unknown[1] not in fields:
-            lines = (asked.stdout + asked.stderr).strip().splitlines()
-            return {**answer, "problem": f"nvidia-smi says: {lines[-1] if lines else f'exit code {asked.returncode}'}"}
+            words = last_line(asked.stdout + asked.stderr) or f"exit code {asked.returncode}"
+            return {**answer, "problem": f"nvidia-smi says: {words}"}
         fields.remove(unknown[1])

@@ -2,12 +2,13 @@
 
 import os
 import stat
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.smi import parse
-from local_nodes import ME, Connection, LocalNode
+from local_nodes import ME, Connection, LocalNode, alive, until
 
 TORCH = """\
 import types
@@ -114,6 +115,29 @@ def test_an_environment_that_does_not_start(node: LocalNode) -> None:
         f"has an environment that does not work for {ME}: Fatal Python error: no encodings; remove envs in the "
         "cluster_dir there, and run: ansible-playbook setup.yml"
     )
+
+
+def test_an_environment_that_says_much_in_one_line(node: LocalNode, library: Path) -> None:
+    (library / "wordy.py").write_text("raise RuntimeError('x' * 10000)\n")
+    assert tried(node, library, imports=[["wordy", ""]])["failed"]["wordy"] == f"RuntimeError: {'x' * 286}"
+    replaced_python(node, f"#!/bin/sh\necho {'x' * 10000} >&2\nexit 1\n")
+    assert f"for {ME}: {'x' * 300}; remove" in tried(node)["problem"]
+
+
+@pytest.mark.parametrize(
+    ("end", "problem"),
+    [
+        ("exit 3", f"has an environment that does not work for {ME}: exited with code 3; "),
+        ("exec sleep 60", "did not finish importing torch and what the script imports within 1 s; "),
+    ],
+)
+def test_what_an_environment_leaves_behind_is_ended(node: LocalNode, end: str, problem: str) -> None:
+    pid = node.directory / "pid"
+    replaced_python(node, f"#!/bin/sh\nsleep 60 &\necho $! > {pid}\n{end}\n")
+    began = time.monotonic()
+    assert tried(node, seconds=1.0)["problem"].startswith(problem)
+    assert time.monotonic() - began < 10
+    until(lambda: not alive(int(pid.read_text())))
 
 
 def test_an_environment_that_babbles(node: LocalNode) -> None:

@@ -1,0 +1,42 @@
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import rehearsing, trial
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.programs import last_line
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal
+from local_nodes import LocalNode
+
+FORBIDDEN = (
+    "cannot run programs as trainer: it may not become that account; allow it there (in a container: CAP_SETUID and "
+    "CAP_SETGID), or set job_user in the inventory to another"
+)
+
+
+@pytest.fixture
+def request_of_another(node: LocalNode, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A request on behalf of an account that the agent cannot become."""
+
+    def become() -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    user = SimpleNamespace(name="trainer", home="/", become=become)
+    for module in (rehearsing, trial):
+        monkeypatch.setattr(module, "User", lambda _name: user)
+    more = {"variables": [], "imports": [], "order": {}, "listen": None, "seconds": 10}
+    return node.request("rehearse", **more)
+
+
+def test_an_account_that_cannot_be_become(request_of_another: dict[str, Any]) -> None:
+    assert trial.try_environment(request_of_another) == {"problem": FORBIDDEN}
+    with pytest.raises(Refusal) as caught:
+        rehearsing.rehearse(request_of_another, b"def main(order): pass")
+    assert str(caught.value) == FORBIDDEN
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("", ""), (" \n\n", ""), ("one\n two \n \n", "two"), ("x" * 1000, "x" * 300)],
+)
+def test_last_line(text: str, expected: str) -> None:
+    assert last_line(text) == expected
