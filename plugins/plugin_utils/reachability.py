@@ -4,18 +4,15 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang, Replies
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import Topology
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import listed
 
-DEFAULT_PORTS = (32768, 60999)
-"""Linux's ephemeral ports, where a node's are not known."""
 PROBE_SECONDS = 5.0
 """How long a small job's nodes try to reach each other."""
 SECONDS_PER_NODE = 0.05
@@ -33,6 +30,10 @@ _VERBS = {
     "no route": "is told of no route to",
     ONLY_SMALL: "gets only small packets through to",
 }
+_NO_PORT = (
+    "has no port left of those for outgoing connections; end what holds them there, or widen "
+    "net.ipv4.ip_local_port_range"
+)
 _SETUP = "run: ansible-playbook setup.yml"
 _REMEDIES = {
     "no answer": f"a firewall drops it; {_SETUP}",
@@ -44,8 +45,11 @@ _REMEDIES = {
     ),
 }
 
-Pairs = dict[tuple[str, str], str]
+Pair = tuple[str, str]
+Pairs = dict[Pair, str]
 """Who does not reach whom, and why."""
+Phrases = dict[str, list[tuple[str, list[Pair]]]]
+"""By remedy, what is to be said, and of which pairs."""
 
 
 @dataclass(frozen=True)
@@ -53,17 +57,17 @@ class Reach:
     """What the nodes found.
 
     Attributes:
-        port: at which they listened.
+        ports: by host, at which it listened.
         failed: by host, the hosts it could not connect to, and why.
         master: by host, why it could not connect to MASTER_PORT on the head.
-        unknown: hosts that could not be asked.
+        unknown: hosts that could not be asked, or have no port.
         at_master: whether the head listened at MASTER_PORT for that; if not, its rank 0 must have.
         taken: why the head could not, or "".
         trips: by host, from there to a peer and back, in microseconds: the median, and {peer: time} of the slowest.
         mtus: by host, its interface's MTU in bytes.
     """
 
-    port: int
+    ports: Mapping[str, int]
     failed: dict[str, dict[str, str]]
     master: dict[str, str]
     unknown: dict[str, NodeError]
@@ -81,44 +85,50 @@ class Reach:
             (host, peer): why
             for host, failed in self.failed.items()
             for peer, why in failed.items()
-            if peer not in self.unknown and (why == ONLY_SMALL) == small
+            if peer in self.ports and peer not in self.unknown and (why == ONLY_SMALL) == small
         }
 
 
-def probe(gang: Gang, ranges: Mapping[str, tuple[int, int]], master: bool, at_master: bool = False) -> Reach:
-    """Have all nodes connect to all others.
+def probe(gang: Gang, ports: Mapping[str, int], master: bool, at_master: bool = False) -> Reach:
+    """Have all nodes connect to all others, each at a port of its own: of hundreds, one has any given port in use.
 
     Args:
         gang: whose topology is known.
-        ranges: the nodes' ephemeral ports, first and last, as far as known.
+        ports: by host, where it can listen, as far as known; 0 for nowhere.
         master: try MASTER_PORT on the head too.
         at_master: have the head listen there for that; if not, rank 0 must be listening.
     """
     topology = gang.topology
     seconds = PROBE_SECONDS + SECONDS_PER_NODE * topology.world_size
     nodes = {node.host: node for node in topology.nodes}
-    addresses = {node.host: node.address for node in topology.nodes}
     head = topology.head
     target = [head.address, head.settings.master_port]
-    for attempt in range(2):
-        port = choose_port(ranges.values())
-        replies, errors = gang.ask(
+
+    def ask(ports: Mapping[str, int]) -> tuple[Replies, dict[str, NodeError]]:
+        return gang.ask(
             "reach",
             seconds + ANSWER_SECONDS,
+            hosts=ports,
             name=lambda host: host,
-            address=lambda host: addresses[host],
+            address=lambda host: nodes[host].address,
             interface=lambda host: nodes[host].interface,
-            port=port,
-            peers=addresses,
+            port=lambda host: ports[host],
+            peers={host: [nodes[host].address, port] for host, port in ports.items()},
             seconds=seconds,
             master=lambda host: target if master and (at_master or host != head.host) else None,
             head=head.host if at_master else None,
         )
-        if attempt or not any(error.facts.get("taken") for error in errors.values()):
-            break
+
+    listening = {host: ports[host] for host in nodes if ports.get(host)}
+    replies, errors = ask(listening)
+    others = {host: error.facts["taken"] for host, error in errors.items() if error.facts.get("taken")}
+    if others:
+        listening |= others
+        replies, errors = ask(listening)
+    errors |= {host: NodeError(host, _NO_PORT) for host in nodes if host not in listening}
     found = {host: reply for host, (reply, _payload) in replies.items()}
     return Reach(
-        port,
+        listening,
         {host: reply["failed"] for host, reply in found.items()},
         {host: reply["master"] for host, reply in found.items() if reply["master"] not in (None, ONLY_SMALL)},
         errors,
@@ -129,11 +139,10 @@ def probe(gang: Gang, ranges: Mapping[str, tuple[int, int]], master: bool, at_ma
     )
 
 
-def choose_port(ranges: Iterable[tuple[int, int]]) -> int:
-    """Return a port that is ephemeral on all nodes, as those are that torch listens at."""
-    spans = [*ranges] or [DEFAULT_PORTS]
-    first, last = max(low for low, _high in spans), min(high for _low, high in spans)
-    return random.randint(first, last) if first <= last else random.randint(*spans[0])
+def ports_of(ports: Iterable[int]) -> str:
+    """Return "port 40001", or "ports 33001 to 59873" if these are several."""
+    first, *others = sorted(set(ports))
+    return f"ports {first} to {others[-1]}" if others else f"port {first}"
 
 
 def describe(topology: Topology, reach: Reach) -> list[str]:
@@ -148,11 +157,11 @@ def describe(topology: Topology, reach: Reach) -> list[str]:
 def describe_pairs(topology: Topology, reach: Reach, pairs: Pairs) -> list[str]:
     """Return in a few sentences which pairs these are, one for each remedy."""
     hosts = [node.host for node in topology.nodes if node.host not in reach.unknown]  # those did not listen
-    found: dict[str, list[str]] = {}
+    found: Phrases = {}
     if len(hosts) > 2:
         every = len(reach.failed) * (len(hosts) - 1)
         if every and len(pairs) == every:
-            found[_remedy(pairs.values())] = [f"every node {_verb(pairs.values())} every other"]
+            found[_remedy(pairs.values())] = [(f"every node {_verb(pairs.values())} every other", [*pairs])]
             pairs = {}
         deaf = [
             peer
@@ -175,23 +184,29 @@ def describe_pairs(topology: Topology, reach: Reach, pairs: Pairs) -> list[str]:
     if pairs:
         words = [f"{host} {_verb([why])} {peer}" for (host, peer), why in list(pairs.items())[:MOST_PAIRS]]
         more = f" and {len(pairs) - MOST_PAIRS} more pairs of nodes" if len(pairs) > MOST_PAIRS else ""
-        found.setdefault(_remedy(pairs.values()), []).append(", ".join(words) + more)
-    return [f"{', '.join(words)} (port {reach.port}): {remedy}" for remedy, words in found.items()]
+        found.setdefault(_remedy(pairs.values()), []).append((", ".join(words) + more, [*pairs]))
+    return [
+        f"{', '.join(words for words, _about in phrases)} "
+        f"({ports_of(reach.ports[peer] for _words, about in phrases for _host, peer in about)}): {remedy}"
+        for remedy, phrases in found.items()
+    ]
 
 
 def _sum_up(
-    found: dict[str, list[str]],
-    pairs: Mapping[tuple[str, str], str],
-    groups: Iterable[tuple[str, set[tuple[str, str]]]],
+    found: Phrases,
+    pairs: Mapping[Pair, str],
+    groups: Iterable[tuple[str, set[Pair]]],
     form: str,
 ) -> None:
-    """Add to ``found``, which is by remedy, one phrase for all nodes about which the same is to be said."""
-    named: dict[tuple[str, str], list[str]] = {}
+    """Add one phrase for all nodes about which the same is to be said."""
+    named: dict[tuple[str, str], dict[str, list[Pair]]] = {}
     for name, members in groups:
-        reasons = [pairs[pair] for pair in members if pair in pairs]
-        named.setdefault((_verb(reasons), _remedy(reasons)), []).append(name)
+        about = [pair for pair in members if pair in pairs]
+        reasons = [pairs[pair] for pair in about]
+        named.setdefault((_verb(reasons), _remedy(reasons)), {})[name] = about
     for (verb, remedy), names in named.items():
-        found.setdefault(remedy, []).append(form.format(verb=verb, names=listed(names)))
+        phrase = form.format(verb=verb, names=listed(list(names)))
+        found.setdefault(remedy, []).append((phrase, [pair for about in names.values() for pair in about]))
 
 
 def describe_master(topology: Topology, reach: Reach) -> list[str]:

@@ -217,7 +217,7 @@ REPLIES: Mapping[str, tuple[Mapping[str, Check], Mapping[str, Check]]] = {
             "folder": is_text,
             "address": either(fields(_PLACE), _PROBLEM),
             "addresses": many(row(is_interface, is_address, is_flag)),
-            "port_range": is_port_range,
+            "free_port": is_port,
             "hostname": is_text,
             "resolved": many(is_text),
             "node_env": none_or(table(is_text, is_text)),
@@ -280,7 +280,6 @@ REPLIES: Mapping[str, tuple[Mapping[str, Check], Mapping[str, Check]]] = {
     "reach": (
         {
             "failed": table(is_text, is_text),
-            "missing": many(is_text),
             "master": none_or(is_text),
             "taken": none_or(is_text),
             "trips": row(is_number, table(is_text, is_number)),
@@ -307,7 +306,7 @@ REPLIES: Mapping[str, tuple[Mapping[str, Check], Mapping[str, Check]]] = {
                 )
             ),
             "missing": none_or(is_text),
-            "port_range": is_port_range,
+            "free_port": is_port,
         },
         {},
     ),
@@ -319,7 +318,7 @@ REPLIES: Mapping[str, tuple[Mapping[str, Check], Mapping[str, Check]]] = {
 FACTS: Mapping[str, Check] = {
     "busy": fields({**_HOLDER, "prepared": is_flag}),
     "running": is_flag,
-    "taken": is_flag,
+    "taken": is_port,
 }
 """What may come with a refusal."""
 

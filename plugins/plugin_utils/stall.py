@@ -29,6 +29,7 @@ MOST_SPANS = 10
 # Lightning's (fabric/utilities/distributed.py) before it waits, from every rank, and after it, from rank 0.
 _ANNOUNCED = re.compile(r"Initializing distributed: GLOBAL_RANK: (\d+), MEMBER: (\d+)/(\d+)")
 _REGISTERED = "All distributed processes registered"
+_ALL_CONNECT = "all nodes can connect to each other"
 
 
 # ------------------------------------------------------------------------------------------------------------- noticing
@@ -127,14 +128,14 @@ class Stacks:
         processes: by host.
         errors: by host, why nothing is known of it, a verb phrase.
         missing: by host, where py-spy was looked for in vain.
-        ports: by host, its first and last ephemeral port.
+        ports: by host, a free ephemeral port.
     """
 
     folder: Path | None
     processes: dict[str, list[Process]] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
-    ports: dict[str, tuple[int, int]] = field(default_factory=dict)
+    ports: dict[str, int] = field(default_factory=dict)
 
 
 def gather(gang: Gang, folder: Path, timeout_seconds: float = GATHER_SECONDS) -> Stacks:
@@ -149,7 +150,7 @@ def gather(gang: Gang, folder: Path, timeout_seconds: float = GATHER_SECONDS) ->
     found = Stacks(folder, errors={host: str(error).removeprefix(f"{host} ") for host, error in errors.items()})
     for host, (reply, payload) in replies.items():
         found.processes[host] = reading.parse(reply, payload)
-        found.ports[host] = tuple(reply["port_range"])
+        found.ports[host] = reply["free_port"]
         if reply["missing"]:
             found.missing[host] = reply["missing"]
     try:
@@ -279,12 +280,13 @@ def _of_rendezvous(
             f"{', '.join(missing)}; {_who(meeting, 'waits', 'wait')} in {where}; if more time is all that is needed, "
             "raise job_rendezvous_timeout_seconds"
         )
-    found = describe(topology, probe(gang, stacks.ports, master=True)) if gang else []
+    reach = probe(gang, stacks.ports, master=True) if gang else None
+    found = describe(topology, reach) if reach else []
     if found:
         return "; ".join(found)
     who = _who(meeting, "waits", "wait") if others or silent else "all ranks wait"
     beyond = "".join(f", {_doing(group)}" for group in _grouped(others))
-    network = "; all nodes can connect to each other" if gang else ""
+    network = f"; {_ALL_CONNECT}" if reach and not reach.unknown else ""
     own = "torchrun" not in where  # which is told by the job how many nodes there are
     counts = f"; the script may expect more than the {counted(len(members), 'rank')} that there are" if own else ""
     return f"{who} in {where}{beyond}{network}{counts}"
@@ -352,9 +354,11 @@ def _of_stall(
         doing = [f"{_who(group)} {words}" for words, group in groups]
         return f"the ranks wait for each other in different places: {', '.join(doing)}"
     who = _who(waiting, "waits", "wait") if silent else "all ranks wait"
-    found = describe(topology, probe(gang, stacks.ports, master=False)) if gang and topology.world_size > 1 else None
-    network = "" if found is None else f"; {'; '.join(found) or 'all nodes can connect to each other'}"
-    return f"{who} {groups[0][0]}{network}"
+    reach = probe(gang, stacks.ports, master=False) if gang and topology.world_size > 1 else None
+    found = describe(topology, reach) if reach else []
+    if reach and not found and not reach.unknown:
+        found = [_ALL_CONNECT]
+    return "; ".join([f"{who} {groups[0][0]}", *found])
 
 
 # ---------------------------------------------------------------------------------------------------------------- words

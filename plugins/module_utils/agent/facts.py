@@ -13,10 +13,10 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node imp
     User,
     check_port_free,
     check_port_range,
-    ephemeral_ports,
     locate_address,
     network_addresses,
 )
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.ports import free_port
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.processes import marked
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, operation
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.resources import (
@@ -56,7 +56,7 @@ def facts(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
         folder       what two names of one folder have in common
         address      on the cluster's network, with its interface; or a problem
         addresses    [interface, address, whether it is a loopback] each
-        port_range   first and last ephemeral port
+        free_port    an ephemeral port that is free, and not MASTER_PORT; 0 if there is none
         hostname     its own name, and in resolved the addresses that the name has here
         node_env     what SHOWN_VARIABLES are in node.env; None if that is not there
         master       the addresses that MASTER_ADDR of node.env has here
@@ -82,7 +82,7 @@ def facts(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
         "folder": _folder(request["directory"]),
         "address": _address(request["address"]),
         "addresses": network_addresses(),
-        "port_range": ephemeral_ports(),
+        "free_port": free_port(request["master_port"]),
         "hostname": _hostname(),
         "resolved": resolved[0],
         "node_env": variables,

@@ -8,7 +8,8 @@ import contextlib
 import os
 import time
 
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, operation, said
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.ports import cannot_listen
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import operation, said
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's start
@@ -40,12 +41,11 @@ def reach(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     succeeds or the time is over; both sides say who they are. Whoever connected then sends one packet as large as the
     connection takes, which no router may cut up: where those are lost, connections come about, and hang.
 
-    Request: name (this node's), address (its own, to listen at), interface (that holds it), port, peers {host: address}
-    (with or without this node), seconds, master (MASTER_PORT on the head, [address, port], to be tried too, or None)
-    and head (the node that listens there for as long as this takes, or None where rank 0 does). Reply:
+    Request: name (this node's), address and port (its own, to listen at), interface (that holds it), peers {host:
+    [address, port]} (with or without this node), seconds, master (MASTER_PORT on the head, [address, port], to be tried
+    too, or None) and head (the node that listens there for as long as this takes, or None where rank 0 does). Reply:
 
         failed   {host: "no answer", "refused", "no route", "only small packets", or what else went wrong}
-        missing  peers that did not connect to this node, or whose large packet did not arrive
         master   None if MASTER_PORT answers or was not asked for, else as in failed
         taken    why this node, the head, cannot listen at MASTER_PORT, or None
         trips    to a peer and back, in microseconds: the median, and {host: time} of the slowest
@@ -58,8 +58,7 @@ class Meeting:
     """One node's part of everybody's connecting to everybody else, in one thread."""
 
     def __init__(self, request: Request) -> None:
-        """Listen, or refuse; the fact ``taken`` says that another port would do."""
-        import errno
+        """Listen, or refuse."""
         import selectors
 
         own, head = request["name"], request["head"]
@@ -68,20 +67,21 @@ class Meeting:
         self._interface = request["interface"]
         self._own_hello = self._hello(own)
         self._targets: dict[Place, str] = {
-            (host, self._port): address for host, address in request["peers"].items() if host != own
+            (host, port): address for host, (address, port) in request["peers"].items() if host != own
         }
-        self._hellos = {self._hello(host): host for host, _port in self._targets}
-        self._missing = dict.fromkeys(self._targets)
+        peers = [host for host, _port in self._targets]
+        self._hellos = {self._hello(host): host for host in peers}
+        # Who has not yet connected to this node, or whose large packet has not arrived: until then, it stays.
+        self._missing = dict.fromkeys((host, self._port) for host in peers)
         self._deadline = time.monotonic() + request["seconds"]
         allow_files(4 * len(self._targets) + 100)
         self._selector = selectors.DefaultSelector()
         try:
             self._listen(request["address"], self._port)
         except OSError as error:
-            raise Refusal(
-                f"cannot listen at {request['address']}, port {self._port}: {said(error)}",
-                taken=error.errno == errno.EADDRINUSE,
-            ) from None
+            self._selector.close()
+            but = request["master"][1] if request["master"] else None
+            raise cannot_listen(request["address"], self._port, error, but) from None
         self._taken: str | None = None
         self._master: Place | None = None
         if request["master"] and head != own:
@@ -91,7 +91,7 @@ class Meeting:
         elif request["master"]:
             try:
                 self._listen(*request["master"])
-                self._missing.update(dict.fromkeys((host, request["master"][1]) for host, _port in self._targets))
+                self._missing.update(dict.fromkeys((host, request["master"][1]) for host in peers))
             except OSError as error:
                 self._taken = said(error)
         self._failed: dict[Place, str] = dict.fromkeys(self._targets, "no answer")
@@ -143,7 +143,6 @@ class Meeting:
         slowest = sorted(self._trips.items(), key=lambda item: item[1])
         return {
             "failed": {host: why for (host, _port), why in self._failed.items()},
-            "missing": [host for host, port in self._missing if port == self._port],
             "master": master,
             "taken": self._taken,
             "trips": [slowest[len(slowest) // 2][1] if slowest else 0, dict(slowest[-MOST_SLOW:])],
@@ -158,7 +157,10 @@ class Meeting:
 
         address, port = self._targets[place], place[1]
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        connection = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            connection = socket.socket(family, socket.SOCK_STREAM)
+        except OSError as error:  # no IPv6 here, or too many files
+            return self._fail(place, error.errno or 0)
         connection.setblocking(False)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         forbid_fragments(connection)
@@ -168,6 +170,7 @@ class Meeting:
         else:
             connection.close()
             self._fail(place, code)
+        return None
 
     def _connected(self, place: Place, connection: socket.socket) -> None:
         import selectors

@@ -10,9 +10,10 @@ import select
 import time
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import User
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.ports import cannot_listen
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.processes import how_it_ended
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.programs import Program
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, operation, said
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, operation
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.resources import raise_limits
 
 TYPE_CHECKING = False
@@ -54,8 +55,7 @@ def rehearse(request: Request, payload: bytes) -> tuple[Reply, bytes]:
 
 
 def check_free(address: str, port: int) -> None:
-    """Refuse if nobody can listen there; the fact ``taken`` says that another port would do."""
-    import errno
+    """Refuse if nobody can listen there."""
     import socket
 
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM) as probe:
@@ -63,9 +63,7 @@ def check_free(address: str, port: int) -> None:
         try:
             probe.bind((address, port))
         except OSError as error:
-            raise Refusal(
-                f"cannot listen at {address}, port {port}: {said(error)}", taken=error.errno == errno.EADDRINUSE
-            ) from None
+            raise cannot_listen(address, port, error) from None
 
 
 class Rehearsal:

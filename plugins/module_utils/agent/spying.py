@@ -9,7 +9,8 @@ import os
 import time
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import Holder, job_directory
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import User, ephemeral_ports
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import User
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.ports import free_port
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.processes import descendants
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, operation, said
 
@@ -34,8 +35,8 @@ def stacks(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     """Take the Python stacks of the job's processes, without halting one.
 
     Reply: processes, oldest first, each {pid, parent, command, local_rank (or None), state (R, S, D, ...), python,
-    dumped, bytes (of its part of the payload)}; missing (where py-spy was looked for in vain, or None); port_range
-    (first and last ephemeral port). Payload: the stacks as text; where there is none, what the kernel says.
+    dumped, bytes (of its part of the payload)}; missing (where py-spy was looked for in vain, or None); free_port (an
+    ephemeral one; 0 if there is none). Payload: the stacks as text; where there is none, what the kernel says.
     """
     supervisor = Holder(request).pid()
     if supervisor is None:
@@ -59,7 +60,7 @@ def stacks(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
         head = f"==== process {one['pid']}{rank}, state {one['state']}: {one['command']}\n".encode(errors="replace")
         one["bytes"] = len(head) + len(text) + 1
         payload += head + text + b"\n"
-    return {"processes": found, "missing": missing, "port_range": ephemeral_ports()}, payload
+    return {"processes": found, "missing": missing, "free_port": free_port()}, payload
 
 
 def owner_of(job_dir: str) -> User | None:

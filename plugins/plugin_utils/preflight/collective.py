@@ -36,8 +36,8 @@ def checks(cluster: Cluster) -> list[Verdict]:
     if unfit:
         return [Verdict(check, "skipped", unfit) for check in wanted]
     fraction = cluster.options["slow_node_percent"] / 100
-    ranges: dict[str, tuple[int, int]] = {host: tuple(facts["port_range"]) for host, facts in cluster.facts.items()}
-    found = rehearse(cluster.nodes, ranges, cluster.options["collective_timeout_seconds"], fraction)
+    port = cluster.facts[cluster.topology.head.host]["free_port"]
+    found = rehearse(cluster.nodes, port, cluster.options["collective_timeout_seconds"], fraction)
     judges: dict[str, Callable[[], Verdict]] = {
         "collective.gloo": lambda: gloo(found),
         "collective.nccl": lambda: nccl(found),

@@ -17,6 +17,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.reachability i
     Reach,
     describe_master,
     describe_pairs,
+    ports_of,
     probe,
 )
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import counted, listed
@@ -39,8 +40,8 @@ def checks(cluster: Cluster) -> list[Verdict]:
         return []
     if cluster.gang is None:
         return [Verdict(check, "skipped", "the nodes' addresses are not known") for check in wanted]
-    ranges = {host: tuple(facts["port_range"]) for host, facts in cluster.facts.items()}
-    reach = probe(cluster.gang, ranges, master=True, at_master=True)
+    ports = {host: facts["free_port"] for host, facts in cluster.facts.items()}
+    reach = probe(cluster.gang, ports, master=True, at_master=True)
     judges: dict[str, Callable[[Cluster, Reach], Verdict]] = {
         "reach.ephemeral": ephemeral,
         "reach.master_port": master_port,
@@ -54,10 +55,10 @@ def ephemeral(cluster: Cluster, reach: Reach) -> Verdict:
     """Name the pairs that do not connect."""
     bad = reach.pairs(small=False)
     found = [str(error) for error in reach.unknown.values()] + describe_pairs(cluster.topology, reach, bad)
-    data = {"port": reach.port, "pairs": _as_data(bad)}
+    data = {"ports": dict(reach.ports), "pairs": _as_data(bad)}
     if found:
         return Verdict("reach.ephemeral", "failed", "; ".join(found), data)
-    return Verdict("reach.ephemeral", "ok", f"{_all_pairs(cluster)} (port {reach.port})", data)
+    return Verdict("reach.ephemeral", "ok", f"{_all_pairs(cluster)} ({ports_of(reach.ports.values())})", data)
 
 
 def master_port(cluster: Cluster, reach: Reach) -> Verdict:

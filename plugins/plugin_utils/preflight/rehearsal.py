@@ -13,9 +13,8 @@ from typing import Any
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import environment
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.diagnosis import is_victims
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang, Replies
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.sentences import SETUP, each
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.reachability import choose_port
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import Node, Topology
 
 PROGRAM = Path(__file__).with_name("all_reduce.py")
@@ -136,12 +135,12 @@ def _place(step: str) -> int:
     return STEPS.index(step)
 
 
-def rehearse(gang: Gang, ranges: Mapping[str, tuple[int, int]], seconds: float, fraction: float) -> Rehearsal:
+def rehearse(gang: Gang, port: int, seconds: float, fraction: float) -> Rehearsal:
     """Have all nodes reduce together.
 
     Args:
         gang: whose topology is known.
-        ranges: the nodes' ephemeral ports, first and last, as far as known.
+        port: where they meet on the head.
         seconds: the most that a step may take.
         fraction: pairs of nodes are tried too if the all-reduce has this much of the fastest pair's bandwidth, or less.
     """
@@ -149,20 +148,23 @@ def rehearse(gang: Gang, ranges: Mapping[str, tuple[int, int]], seconds: float, 
     nodes = {node.host: node for node in topology.nodes}
     address, head = topology.head.address, topology.head.host
     program = PROGRAM.read_bytes()
-    for attempt in range(2):
-        port = choose_port(ranges.values())
+
+    def ask(port: int) -> tuple[Replies, dict[str, NodeError]]:
         order = {"address": address, "port": port, "world_size": topology.world_size, "seconds": seconds}
-        replies, errors = gang.ask(
+        return gang.ask(
             "rehearse",
             len(STEPS) * seconds + ANSWER_SECONDS,
             payload=program,
             variables=lambda host: _variables(topology, nodes[host]),
-            order=lambda host, order=order: {**order, "rank": nodes[host].rank, "fraction": fraction},
+            order=lambda host: {**order, "rank": nodes[host].rank, "fraction": fraction},
             seconds=seconds,
-            listen=lambda host, port=port: [address, port] if host == head else None,
+            listen=lambda host: [address, port] if host == head else None,
         )
-        if attempt or not any(error.facts.get("taken") for error in errors.values()):
-            break
+
+    replies, errors = ask(port)
+    other = errors[head].facts.get("taken") if head in errors else None
+    if other:
+        replies, errors = ask(other)
     return Rehearsal(topology, {host: Outcome.read(reply, seconds) for host, (reply, _) in replies.items()}, errors)
 
 

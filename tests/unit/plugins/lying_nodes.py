@@ -71,7 +71,7 @@ def honest(request: Mapping[str, Any], rank: int = 0) -> Answer:
         "discard": ({}, b""),
         "facts": (
             {
-                **{**resources, "machine": ("a", "b", "net:[1]"), "folder": "1:2", "port_range": (32768, 60999)},
+                **{**resources, "machine": ("a", "b", "net:[1]"), "folder": "1:2", "free_port": 40001},
                 **{"address": place, "addresses": [("lo", address, True)], "hostname": "node", "resolved": [address]},
                 **{"node_env": {"GLOO_SOCKET_IFNAME": "lo"}, "master": [address], "job": None, "cpus": 2},
                 **{"master_port": None, "packages": {**packages, "locked": "torch==2.13.0\n"}, "infiniband": False},
@@ -100,13 +100,13 @@ def honest(request: Mapping[str, Any], rank: int = 0) -> Answer:
         ),
         "reach": (
             {
-                **{"failed": {"node1": "refused"}, "missing": ["node1"], "master": "no route", "taken": None},
+                **{"failed": {"node1": "refused"}, "master": "no route", "taken": None},
                 **{"trips": [100, {"node1": 200}], "mtu": 1500},
             },
             b"",
         ),
         "rehearse": ({"told": [{"step": "import", "seconds": 60}], "words": "", "late": False}, b""),
-        "stacks": ({"processes": [PROCESS], "missing": None, "port_range": (32768, 60999)}, STACK),
+        "stacks": ({"processes": [PROCESS], "missing": None, "free_port": 40001}, STACK),
         "stop": ({**ENDED, "left": []}, b""),
         "verify": ({"why": "", "bytes": len(CONTENT), "sha256": hashlib.sha256(CONTENT).hexdigest()}, b""),
     }

@@ -43,7 +43,7 @@ def facts(number: int) -> dict[str, Any]:
         "folder": f"1:{number}",
         "address": {"address": address, "interface": "eth0"},
         "addresses": [("lo", "127.0.0.1", True), ("eth0", address, False)],
-        "port_range": (32768, 60999),
+        "free_port": 40001,
         "hostname": HOSTS[number],
         "resolved": [address],
         "node_env": {

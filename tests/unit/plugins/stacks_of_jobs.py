@@ -57,6 +57,7 @@ class FakeGang:
         requests = {
             node.host: {name: value(node.host) if callable(value) else value for name, value in more.items()}
             for node in self.topology.nodes
+            if hosts is None or node.host in hosts
         }
         self.asked.append((op, requests))
         answers = {host: self.answers[op](host, request) for host, request in requests.items()}

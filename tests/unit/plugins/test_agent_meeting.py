@@ -1,3 +1,4 @@
+import errno
 import os
 import socket
 import threading
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import meeting
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.meeting import Meeting
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import ephemeral_ports
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal
 from local_nodes import LocalNode, free_port, until
 
@@ -15,13 +17,17 @@ def hosts(count: int) -> dict[str, str]:
     return {f"node{number}": f"127.0.0.{number + 1}" for number in range(count)}
 
 
-def request(host: str, peers: dict[str, str], port: int, **more: Any) -> dict[str, Any]:
+def request(host: str, peers: dict[str, str], port: int | dict[str, int], **more: Any) -> dict[str, Any]:
     job = {"id": "job-1"}
-    about = {"name": host, "address": peers[host], "interface": "lo", "port": port, "peers": peers, "seconds": 20}
-    return {"job": job, "user": "", **about, "master": None, "head": None, **more}
+    ports = port if isinstance(port, dict) else dict.fromkeys(peers, port)
+    about = {"name": host, "address": peers[host], "interface": "lo", "port": ports[host], "seconds": 20}
+    places = {peer: [address, ports[peer]] for peer, address in peers.items()}
+    return {"job": job, "user": "", **about, "peers": places, "master": None, "head": None, **more}
 
 
-def meet(peers: dict[str, str], port: int, absent: tuple[str, ...] = (), **more: Any) -> dict[str, dict[str, Any]]:
+def meet(
+    peers: dict[str, str], port: int | dict[str, int], absent: tuple[str, ...] = (), **more: Any
+) -> dict[str, dict[str, Any]]:
     """What each node says after all have tried at the same time."""
     replies: dict[str, dict[str, Any]] = {}
 
@@ -37,7 +43,7 @@ def meet(peers: dict[str, str], port: int, absent: tuple[str, ...] = (), **more:
     return replies
 
 
-MET = {"failed": {}, "missing": [], "master": None, "taken": None, "mtu": 65536}
+MET = {"failed": {}, "master": None, "taken": None, "mtu": 65536}
 
 
 def test_nodes_that_meet(nodes: list[LocalNode]) -> None:
@@ -65,6 +71,12 @@ def test_many_nodes() -> None:
     assert meet(peers, free_port()) == dict.fromkeys(peers, MET)
 
 
+def test_nodes_that_listen_at_different_ports() -> None:
+    peers = hosts(4)
+    ports = {host: free_port() for host in peers}
+    assert meet(peers, ports, master=[peers["node0"], free_port()], head="node0") == dict.fromkeys(peers, MET)
+
+
 def test_a_node_alone() -> None:
     assert meet(hosts(1), free_port()) == {"node0": MET}
 
@@ -89,7 +101,7 @@ def test_nodes_that_come_late() -> None:
 def test_a_node_that_does_not_come() -> None:
     peers = hosts(3)
     replies = meet(peers, free_port(), absent=("node2",), seconds=1)
-    expected = {**MET, "failed": {"node2": "refused"}, "missing": ["node2"]}
+    expected = {**MET, "failed": {"node2": "refused"}}
     assert replies == {"node0": expected, "node1": expected}
 
 
@@ -109,7 +121,7 @@ def deaf() -> Iterator[tuple[str, int]]:
 def test_no_answer(deaf: tuple[str, int]) -> None:
     peers = {"node0": "127.0.0.1", "node1": deaf[0]}
     assert meet(peers, deaf[1], absent=("node1",), seconds=1, master=deaf) == {
-        "node0": {**MET, "failed": {"node1": "no answer"}, "missing": ["node1"], "master": "no answer"}
+        "node0": {**MET, "failed": {"node1": "no answer"}, "master": "no answer"}
     }
 
 
@@ -133,7 +145,6 @@ def test_another_program_does_not_count(said: bytes) -> None:
         reply = meet(peers, port, absent=("node1",), seconds=1)["node0"]
         stranger.shutdown(socket.SHUT_RDWR)
         thread.join()
-    assert reply["missing"] == ["node1"]
     assert reply["failed"] == {"node1": "answered by another program" if said else "no answer"}
 
 
@@ -159,7 +170,8 @@ def test_strangers_do_not_disturb() -> None:
 def test_a_port_that_is_taken() -> None:
     with socket.create_server(("127.0.0.1", free_port())) as other, pytest.raises(Refusal) as caught:
         Meeting(request("node0", hosts(2), other.getsockname()[1]))
-    assert caught.value.facts == {"taken": True}
+    first, last = ephemeral_ports()
+    assert first <= caught.value.facts["taken"] <= last
     assert str(caught.value).startswith("cannot listen at 127.0.0.1, port ")
 
 
@@ -223,11 +235,32 @@ def only_hello() -> dict[str, Any]:
 # On loopback no packet is lost; containers whose link loses the large ones are in tests/preflight.
 def test_large_packets_that_do_not_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(meeting, "has_arrived", lambda connection: False)
-    assert only_hello() == {**MET, "failed": {"node1": "only small packets"}, "missing": ["node1"]}
+    assert only_hello() == {**MET, "failed": {"node1": "only small packets"}}
 
 
 def test_a_peer_that_is_too_busy_to_say_that_they_arrived() -> None:
-    assert only_hello() == {**MET, "missing": ["node1"]}
+    assert only_hello() == {**MET}
+
+
+def test_a_peer_of_a_family_that_this_node_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = socket.socket
+
+    def without_ipv6(family: int = socket.AF_INET, *more: Any, **others: Any) -> socket.socket:
+        if family == socket.AF_INET6:
+            raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
+        return real(family, *more, **others)
+
+    monkeypatch.setattr(socket, "socket", without_ipv6)
+    peers = {"node0": "127.0.0.1", "node1": "127.0.0.2", "node2": "::1"}
+    replies = meet(peers, free_port(), absent=("node2",), seconds=1)
+    expected = {**MET, "failed": {"node2": "Address family not supported by protocol"}}
+    assert replies == {"node0": expected, "node1": expected}
+    with pytest.raises(Refusal) as caught:
+        Meeting(request("node2", peers, 47011))
+    assert (str(caught.value), caught.value.facts) == (
+        "cannot listen at ::1, port 47011: Address family not supported by protocol",
+        {"taken": 0},
+    )
 
 
 def test_no_file_is_left_open() -> None:

@@ -74,7 +74,7 @@ def altered_payloads(payload: bytes) -> Iterator[bytes]:
 def refusals() -> Iterator[Any]:
     """Yield refusals, with what may come with one and what may not."""
     holder = {"id": JOB, "user": "u", "start": "now", "pid": "1", "born": "2", "prepared": True}
-    for fact in ({}, {"busy": holder}, {"taken": True}, {"running": True}, {"host": "gpu-1"}, {"state": "x"}, {1: 2}):
+    for fact in ({}, {"busy": holder}, {"taken": 40001}, {"running": True}, {"host": "gpu-1"}, {"state": "x"}, {1: 2}):
         yield from altered({"ok": False, "refusal": "is tired", **fact})
 
 

@@ -13,11 +13,11 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.chec
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.cluster import Cluster
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.collective import CHECKS, OPTIONS, checks
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import rank_nodes
-from local_nodes import LocalNode, opener
+from local_nodes import LocalNode, free_port, opener
 from stacks_of_jobs import FakeGang, topology_of
 
 DEFAULTS = {name: spec["default"] for name, spec in OPTIONS.items()}
-WELL: dict[str, Any] = {"port_range": (47011, 47011), "job": None, "environment": {"failed": {}}}
+WELL: dict[str, Any] = {"free_port": 47011, "job": None, "environment": {"failed": {}}}
 GLOO, NCCL, SLOW = CHECKS
 REDUCED = [
     *({"gpus": 0}, {"step": "torch", "seconds": 60}, {"step": "meet"}, {"step": "connect"}, {"step": "gloo"}),
@@ -268,7 +268,7 @@ def real(nodes: list[LocalNode], **options: Any) -> dict[str, Verdict]:
     settings = [node.settings() for node in nodes]
     gang = Gang(Identity("2026-11-22T17:30:00+01:00", "preflight-1", "trainer"), settings, opener(nodes))
     gang.topology = rank_nodes(settings, {one.host: {"address": one.address, "interface": "lo"} for one in settings})
-    facts = {one.host: {**WELL, "port_range": (32768, 60999)} for one in settings}
+    facts = {one.host: {**WELL, "free_port": free_port()} for one in settings}
     cluster = Cluster(settings, facts, options={**DEFAULTS, **options}, gang=gang)
     return {verdict.check: verdict for verdict in checks(cluster)}
 

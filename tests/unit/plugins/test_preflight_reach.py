@@ -1,3 +1,4 @@
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.chec
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.cluster import Cluster
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.reach import CHECKS, OPTIONS, checks
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import rank_nodes
-from local_nodes import LocalNode, opener
+from local_nodes import LocalNode, free_port, opener
 from stacks_of_jobs import FakeGang, topology_of, unreachable
 
 DEFAULTS = {name: spec["default"] for name, spec in OPTIONS.items()}
@@ -23,11 +24,11 @@ def cluster_of(count: int, replies: Mapping[str, Any], **more: Any) -> Cluster:
     def answer(host: str, request: Mapping[str, Any]) -> Any:
         said = replies.get(host, {})
         trips = [100, dict.fromkeys([peer for peer in hosts if peer != host][:5], 120)]
-        met = {"failed": {}, "missing": [], "master": None, "taken": None, "trips": trips, "mtu": 1500}
+        met = {"failed": {}, "master": None, "taken": None, "trips": trips, "mtu": 1500}
         return said if isinstance(said, Exception) else ({**met, **said}, b"")
 
     gang: Any = FakeGang(topology, reach=answer)
-    facts = {host: {"port_range": (47011, 47011)} for host in hosts}
+    facts = {host: {"free_port": 47011} for host in hosts}
     return Cluster([node.settings for node in topology.nodes], facts, options=DEFAULTS, gang=gang, **more)
 
 
@@ -66,13 +67,27 @@ def test_a_cut_in_one_direction() -> None:
         "reach.ephemeral",
         "failed",
         f"node2 gets no answer from node1 (port 47011): a firewall drops it; {SETUP}",
-        {"port": 47011, "pairs": [{"from": "node2", "to": "node1", "why": "no answer"}]},
+        {
+            "ports": {f"node{rank}": 47011 for rank in range(4)},
+            "pairs": [{"from": "node2", "to": "node1", "why": "no answer"}],
+        },
     )
 
 
 def test_a_node_that_does_not_answer() -> None:
     verdict = judged(3, {"node1": unreachable("node1"), "node0": {"failed": {"node1": "refused"}}}, "reach.ephemeral")
     assert (verdict.status, verdict.sentence) == ("failed", "node1 is unreachable: Connection timed out")
+
+
+def test_a_node_that_has_no_port_left() -> None:
+    cluster = cluster_of(3, {})
+    facts = {**cluster.facts, "node1": {"free_port": 0}}
+    verdict = checks(dataclasses.replace(cluster, facts=facts))[0]
+    expected = (
+        "node1 has no port left of those for outgoing connections; end what holds them there, or widen "
+        "net.ipv4.ip_local_port_range"
+    )
+    assert (verdict.status, verdict.sentence) == ("failed", expected)
 
 
 def test_master_port() -> None:
@@ -147,7 +162,7 @@ def test_real_nodes(three: list[LocalNode]) -> None:
     settings = [node.settings() for node in three]
     gang = Gang(Identity("2026-11-22T17:30:00+01:00", "preflight-1", "trainer"), settings, opener(three))
     gang.topology = rank_nodes(settings, {one.host: {"address": one.address, "interface": "lo"} for one in settings})
-    facts = {one.host: {"port_range": (32768, 60999)} for one in settings}
+    facts = {one.host: {"free_port": free_port()} for one in settings}
     found = checks(Cluster(settings, facts, options=DEFAULTS, gang=gang))
     assert {verdict.check: verdict.status for verdict in found} == dict.fromkeys(CHECKS, "ok"), found
 
@@ -156,6 +171,7 @@ def test_one_real_node(tmp_path: Path) -> None:
     node = LocalNode(tmp_path / "node0").set_up()
     gang = Gang(Identity("2026-11-22T17:30:00+01:00", "preflight-1", "trainer"), [node.settings()], opener([node]))
     gang.topology = rank_nodes([node.settings()], {"node0": {"address": node.address, "interface": "lo"}})
-    found = checks(Cluster([node.settings()], {}, options=DEFAULTS, gang=gang))
+    facts = {"node0": {"free_port": free_port()}}
+    found = checks(Cluster([node.settings()], facts, options=DEFAULTS, gang=gang))
     assert [verdict.status for verdict in found] == ["ok", "ok", "ok", "skipped"]
     assert found[0].sentence.startswith("there is one node")

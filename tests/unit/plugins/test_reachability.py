@@ -6,8 +6,8 @@ import pytest
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.reachability import (
     Reach,
-    choose_port,
     describe,
+    ports_of,
     probe,
 )
 from stacks_of_jobs import Answer, FakeGang, topology_of, unreachable
@@ -20,7 +20,7 @@ def reach(count: int, *pairs: tuple[int, int, str], master: Mapping[int, str] | 
     failed: dict[str, dict[str, str]] = {f"node{rank}": {} for rank in range(count)}
     for source, target, why in pairs:
         failed[f"node{source}"][f"node{target}"] = why
-    return Reach(47011, failed, {f"node{rank}": why for rank, why in (master or {}).items()}, {})
+    return Reach(dict.fromkeys(failed, 47011), failed, {f"node{rank}": why for rank, why in (master or {}).items()}, {})
 
 
 def described(count: int, *pairs: tuple[int, int, str], **more: Any) -> list[str]:
@@ -140,8 +140,9 @@ def test_large_packets_that_are_lost() -> None:
 # --------------------------------------------------------------------------------------------------------------- asking
 
 
-MET: dict[str, Any] = {"failed": {}, "missing": [], "master": None, "taken": None, "trips": [50, {"node0": 70}]}
+MET: dict[str, Any] = {"failed": {}, "master": None, "taken": None, "trips": [50, {"node0": 70}]}
 MET["mtu"] = 1500
+PORTS = {"node0": 40001, "node1": 40003}
 
 
 def test_probe() -> None:
@@ -149,25 +150,26 @@ def test_probe() -> None:
         return {**MET, "failed": {"node0": "refused"} if host == "node1" else {}}, b""
 
     gang = FakeGang(topology_of(3), reach=answer)
-    found = probe(gang, {"node0": (40000, 60999), "node1": (32768, 40000)}, master=True)  # type: ignore[arg-type]
+    ports = {"node0": 40000, "node1": 40001, "node2": 40002}
+    found = probe(gang, ports, master=True)  # type: ignore[arg-type]
     expected = {"node0": {}, "node1": {"node0": "refused"}, "node2": {}}
     trips = dict.fromkeys(expected, (50, {"node0": 70}))
-    assert found == Reach(40000, expected, {}, {}, trips=trips, mtus=dict.fromkeys(expected, 1500))
+    assert found == Reach(ports, expected, {}, {}, trips=trips, mtus=dict.fromkeys(expected, 1500))
     ((op, requests),) = gang.asked
-    peers = {"node0": "198.18.0.1", "node1": "198.18.0.2", "node2": "198.18.0.3"}
-    common = {"interface": "eth0", "port": 40000, "peers": peers, "seconds": 5.15, "head": None}
+    peers = {"node0": ["198.18.0.1", 40000], "node1": ["198.18.0.2", 40001], "node2": ["198.18.0.3", 40002]}
+    common = {"interface": "eth0", "peers": peers, "seconds": 5.15, "head": None}
     assert op == "reach"
     assert requests == {
-        "node0": {"name": "node0", "address": "198.18.0.1", "master": None, **common},
-        "node1": {"name": "node1", "address": "198.18.0.2", "master": ["198.18.0.1", 29500], **common},
-        "node2": {"name": "node2", "address": "198.18.0.3", "master": ["198.18.0.1", 29500], **common},
+        "node0": {"name": "node0", "address": "198.18.0.1", "port": 40000, "master": None, **common},
+        "node1": {"name": "node1", "address": "198.18.0.2", "port": 40001, "master": ["198.18.0.1", 29500], **common},
+        "node2": {"name": "node2", "address": "198.18.0.3", "port": 40002, "master": ["198.18.0.1", 29500], **common},
     }
 
 
 def test_probe_with_a_head_that_listens_for_it() -> None:
     taken = "Address already in use"
     gang = FakeGang(topology_of(2), reach=lambda host, _request: ({**MET, "taken": taken, "master": "refused"}, b""))
-    found = probe(gang, {}, master=True, at_master=True)  # type: ignore[arg-type]
+    found = probe(gang, PORTS, master=True, at_master=True)  # type: ignore[arg-type]
     ((_op, requests),) = gang.asked
     assert {(request["head"], *request["master"]) for request in requests.values()} == {("node0", "198.18.0.1", 29500)}
     assert (found.at_master, found.taken) == (True, taken)
@@ -177,34 +179,52 @@ def test_probe_with_a_head_that_listens_for_it() -> None:
 def test_a_port_that_is_taken_is_replaced_once() -> None:
     def answer(host: str, request: Mapping[str, Any]) -> Answer:
         if host == "node1":
-            return NodeError("node1", "cannot listen", taken=True)
+            return NodeError("node1", "cannot listen", taken=request["port"] + 2)
         return {**MET, "failed": {"node1": "refused"}}, b""
 
     gang = FakeGang(topology_of(2), reach=answer)
-    found = probe(gang, {}, master=False)  # type: ignore[arg-type]
-    assert len(gang.asked) == 2
+    found = probe(gang, PORTS, master=False)  # type: ignore[arg-type]
+    asked = [[request["port"] for request in requests.values()] for _op, requests in gang.asked]
+    assert asked == [[40001, 40003], [40001, 40005]]
+    assert gang.asked[1][1]["node0"]["peers"]["node1"] == ["198.18.0.2", 40005]
     assert list(found.unknown) == ["node1"]
+
+
+def test_a_node_whose_port_is_not_known() -> None:
+    """It is not asked, nobody looks for it, and nothing is said of it."""
+    gang = FakeGang(topology_of(3), reach=lambda _host, _request: (MET, b""))
+    found = probe(gang, {**PORTS, "node2": 0}, master=False)  # type: ignore[arg-type]
+    ((_op, requests),) = gang.asked
+    assert [[*request["peers"]] for request in requests.values()] == [["node0", "node1"]] * 2
+    assert (found.ports, list(found.unknown)) == (PORTS, ["node2"])
+    assert describe(gang.topology, found) == []
+
+
+def test_the_ports_of_those_that_are_not_reached() -> None:
+    found = dataclasses.replace(
+        reach(4, (0, 1, "refused"), (2, 3, "refused"), (1, 2, "no answer"), (0, 9, "refused")),
+        ports={f"node{rank}": 40001 + 2 * rank for rank in range(4)},
+    )
+    assert describe(topology_of(4), found) == [
+        "node0 is refused by node1, node1 gets no answer from node2, node2 is refused by node3 (ports 40003 to 40007): "
+        "a firewall rejects it; run: ansible-playbook setup.yml"
+    ]
 
 
 def test_a_node_that_cannot_be_asked() -> None:
     def answer(host: str, request: Mapping[str, Any]) -> Answer:
         if host == "node1":
             return unreachable(host)
-        return {**MET, "failed": {"node1": "no answer"}, "missing": ["node1"]}, b""
+        return {**MET, "failed": {"node1": "no answer"}}, b""
 
     gang = FakeGang(topology_of(2), reach=answer)
-    found = probe(gang, {}, master=True)  # type: ignore[arg-type]
+    found = probe(gang, PORTS, master=True)  # type: ignore[arg-type]
     assert (found.failed, list(found.unknown), len(gang.asked)) == ({"node0": {"node1": "no answer"}}, ["node1"], 1)
     assert describe(topology_of(2), found) == []  # it did not listen
 
 
 @pytest.mark.parametrize(
-    ("ranges", "allowed"),
-    [
-        ([], range(32768, 61000)),
-        ([(50000, 50002), (50001, 60000)], range(50001, 50003)),
-        ([(50000, 50002), (60000, 60001)], range(50000, 50003)),
-    ],
+    ("ports", "words"), [([40001], "port 40001"), ([40003, 40001, 40001, 40002], "ports 40001 to 40003")]
 )
-def test_choose_port(ranges: list[tuple[int, int]], allowed: range) -> None:
-    assert all(choose_port(ranges) in allowed for _attempt in range(100))
+def test_ports_of(ports: list[int], words: str) -> None:
+    assert ports_of(ports) == words

@@ -121,7 +121,7 @@ def test_gather(tmp_path: Path) -> None:
     assert found.folder == tmp_path / "runs" / "stacks"
     assert {host: len(processes) for host, processes in found.processes.items()} == {"node0": 2, "node1": 2}
     assert found.errors == {"node2": "is unreachable: Connection timed out"}
-    assert found.ports == dict.fromkeys(("node0", "node1"), (32768, 60999))
+    assert found.ports == dict.fromkeys(("node0", "node1"), 47011)
     files = {path.name: path.read_text() for path in found.folder.iterdir()}
     assert sorted(files) == ["rank0-node0.txt", "rank1-node1.txt", "rank2-node2.txt"]
     assert files["rank2-node2.txt"] == "is unreachable: Connection timed out\n"
@@ -139,7 +139,7 @@ def test_gather_where_nothing_can_be_written(tmp_path: Path) -> None:
 
 # ----------------------------------------------------------------------------------------------------------- explaining
 
-REACHED = {"failed": {}, "missing": [], "master": None, "taken": None, "trips": [50, {}], "mtu": 1500}
+REACHED = {"failed": {}, "master": None, "taken": None, "trips": [50, {}], "mtu": 1500}
 
 
 def explained(
@@ -147,7 +147,7 @@ def explained(
 ) -> Verdict:
     """What is said of a real job on the first ``count`` nodes, with other logs or nodes that cannot connect."""
     topology = topology_of(count)
-    found = Stacks(Path("STACKS"))
+    found = Stacks(Path("STACKS"), ports={node.host: 47011 for node in topology.nodes})
     texts = {}
     for node in topology.nodes:
         found.processes[node.host] = parse(*reply_of(case, node.host))
@@ -274,6 +274,7 @@ def said(
         None,
         {host: one for host, one in zip(hosts, processes, strict=True) if not isinstance(one, str)},
         {host: one for host, one in zip(hosts, processes, strict=True) if isinstance(one, str)},
+        ports=dict.fromkeys(hosts, 47011),
     )
     texts = {host: Log((logs or {}).get(rank, b"")) for rank, host in enumerate(hosts)}
     return stall.explain(topology, found, texts, gang)  # type: ignore[arg-type]
@@ -317,6 +318,8 @@ def test_all_in_the_same_collective() -> None:
         "all ranks wait in all_reduce at train.py:3; all nodes can connect to each other"
     )
     assert said(processes).sentence == "all ranks wait in all_reduce at train.py:3"
+    deaf = FakeGang(topology_of(2), reach=lambda host, request: unreachable(host))
+    assert said(processes, gang=deaf).sentence == "all ranks wait in all_reduce at train.py:3"
     assert said([*processes, "does not run job job-1 any more"]).sentence == (
         "ranks 0, 1 wait in all_reduce at train.py:3; rank 2 (node2) does not run job job-1 any more"
     )
