@@ -69,7 +69,12 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall.iptab
     rule_sets,
     rules,
 )
-from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall.opening import networks, required_spans
+from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall.opening import (
+    ARGUMENTS,
+    REQUIRED_IF,
+    networks,
+    required_spans,
+)
 from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall.programs import ask, show_unit
 
 UNIT = "/etc/systemd/system/thunderhead-iptables.service"
@@ -195,15 +200,7 @@ def script_text(opened: dict[str, list[str]], closed: list[str]) -> str:
 
 def main() -> None:
     """Read, plan, apply."""
-    module = AnsibleModule(
-        argument_spec={
-            "peers": {"type": "list", "elements": "str"},
-            "ports": {"type": "list", "elements": "str"},
-            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
-        },
-        required_if=[("state", "present", ["peers", "ports"])],
-        supports_check_mode=True,
-    )
+    module = AnsibleModule(argument_spec=ARGUMENTS, required_if=REQUIRED_IF, supports_check_mode=True)
     present = module.params["state"] == "present"
     peers, ports = (module.params[name] or [] if present else [] for name in ("peers", "ports"))
     try:

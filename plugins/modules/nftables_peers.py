@@ -67,7 +67,9 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall impor
 from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall import iptables
 from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall.nftables import SCRIPT, is_of_iptables
 from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall.opening import (
+    ARGUMENTS,
     NAME,
+    REQUIRED_IF,
     addresses,
     required_spans,
     written,
@@ -286,15 +288,7 @@ def live_ruleset(module: AnsibleModule) -> list[Entry]:
 
 def main() -> None:
     """Read, plan, apply."""
-    module = AnsibleModule(
-        argument_spec={
-            "peers": {"type": "list", "elements": "str"},
-            "ports": {"type": "list", "elements": "str"},
-            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
-        },
-        required_if=[("state", "present", ["peers", "ports"])],
-        supports_check_mode=True,
-    )
+    module = AnsibleModule(argument_spec=ARGUMENTS, required_if=REQUIRED_IF, supports_check_mode=True)
     present = module.params["state"] == "present"
     try:
         rules = accept_rules(module.params["peers"] or [], module.params["ports"] or []) if present else {}

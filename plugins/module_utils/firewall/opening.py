@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
     Span = tuple[int, int]
 
+ARGUMENTS: dict[str, dict[str, object]] = {
+    "peers": {"type": "list", "elements": "str"},
+    "ports": {"type": "list", "elements": "str"},
+    "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+}
+"""What a module that opens is told; described in plugins/doc_fragments/peers.py."""
+REQUIRED_IF = [("state", "present", ["peers", "ports"])]
 NAME = "thunderhead"
 MULTIPORT = 15
 """A rule of iptables, and so of ufw, names no more ports; a range counts twice."""

@@ -19,9 +19,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import n
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import environment
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight import examine
 from local_nodes import PYTHON, free_port
-
-ROOT = Path(__file__).parents[3]
-PLAYBOOK = [sys.executable, "-m", "ansible", "playbook"]
+from playing import ROOT, play
 
 # As root under systemd the agent refuses them; test_agent_launching shows that it does, tests/molecule runs them there.
 starts_jobs = pytest.mark.skipif(
@@ -48,22 +46,7 @@ class Cluster:
     port: int
 
     def playbook(self, name: str, *arguments: str, inventory: str = "hosts.yml") -> subprocess.CompletedProcess[str]:
-        variables = {key: value for key, value in os.environ.items() if not key.startswith("ANSIBLE_")}
-        settings = {
-            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-            "ANSIBLE_HOME": str(self.folder / "ansible"),
-            "ANSIBLE_REMOTE_TMP": str(self.folder / "tmp"),
-            "ANSIBLE_NOCOLOR": "1",
-            "COLUMNS": "1000",
-        }
-        return subprocess.run(
-            [*PLAYBOOK, "-i", inventory, ROOT / name, *arguments],
-            cwd=self.folder,
-            env={**variables, **settings},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-        )
+        return play(self.folder, name, *arguments, inventory=inventory)
 
     def run(self, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Write the script into the project, and run it."""

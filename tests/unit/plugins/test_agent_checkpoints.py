@@ -4,7 +4,6 @@ import os
 import pickle
 import random
 import subprocess
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.collecti
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import BUNDLE_MTIME
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError
 from left_jobs import LIGHTNING, checkpoint, leave, nested
-from local_nodes import IS_ROOT, PYTHON, SLEEP, LocalNode, code, reached_by_nobody, refused
+from local_nodes import IS_ROOT, SLEEP, LocalNode, code, node_of_nobody, refused
 
 
 def listing(node: LocalNode) -> tuple[dict[str, int], dict[str, str]]:
@@ -408,13 +407,8 @@ def test_another_checkpoint_of_that_name_is_not_taken(node: LocalNode) -> None:
 # An ordinary user has one account: there is nothing to be tested then. CI runs as root.
 @pytest.mark.skipif(not IS_ROOT, reason="only root acts as somebody else")
 def test_as_root_all_is_done_with_the_rights_of_the_jobs_account() -> None:
-    python = next((path for path in (PYTHON, "/usr/bin/python3") if reached_by_nobody(path)), None)
-    if python is None:
-        pytest.skip("the account nobody reaches no Python here")
-    with tempfile.TemporaryDirectory(prefix="thunderhead-test-") as name:  # unlike tmp_path, in reach of nobody
-        os.chmod(name, 0o755)
-        node = LocalNode(Path(name) / "node", user="nobody", python=python).set_up()
-        secret = Path(name) / "secret.ckpt"
+    with node_of_nobody() as node:
+        secret = node.directory.parent / "secret.ckpt"
         checkpoint(secret)
         secret.chmod(0o600)
         work = leave(node, "job-0")

@@ -1,8 +1,6 @@
-import os
 import pwd
 import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +10,7 @@ import pytest
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import ephemeral_ports
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.processes import marked
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import LOADER, NodeError, frame
-from local_nodes import IS_ROOT, PYTHON, LocalNode, alive, free_port, reached_by_nobody, until
+from local_nodes import IS_ROOT, PYTHON, LocalNode, alive, free_port, node_of_nobody, until
 
 HEAD = "import json, os, sys, time\ndef tell(**words): print(json.dumps(words), flush=True)\n"
 SLEEP = (
@@ -142,12 +140,7 @@ def test_an_environment_that_the_jobs_user_does_not_reach(node: LocalNode) -> No
 # An ordinary user has one account: there is nothing to be tested then. CI runs as root.
 @pytest.mark.skipif(not IS_ROOT, reason="only root can run jobs as somebody else")
 def test_the_jobs_user() -> None:
-    python = next((path for path in (PYTHON, "/usr/bin/python3") if reached_by_nobody(path)), None)
-    if python is None:
-        pytest.skip("the account nobody reaches no Python here")
-    with tempfile.TemporaryDirectory(prefix="thunderhead-test-") as name:  # unlike tmp_path, in reach of nobody
-        os.chmod(name, 0o755)
-        node = LocalNode(Path(name) / "node", user="nobody", python=python).set_up()
+    with node_of_nobody() as node:
         body = "tell(uid=os.getuid(), groups=os.getgroups(), pid=os.getpid())\ntime.sleep(60)"
         reply = rehearse(node, body, seconds=1)
     ((told,), late) = reply["told"], reply["late"]

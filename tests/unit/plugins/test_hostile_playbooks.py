@@ -11,7 +11,8 @@ import pytest
 import yaml
 from local_nodes import PYTHON, free_port
 from lying_nodes import JOB
-from test_actions import ROOT, Cluster
+from playing import ROOT
+from test_actions import Cluster
 
 # Beside node0, which tells the truth about nothing either, but harmlessly.
 LIAR = f"""\

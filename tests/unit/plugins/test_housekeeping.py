@@ -1,4 +1,3 @@
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +11,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from left_jobs import gang_on, leave
 from local_nodes import LocalNode, opener
-
-ROOT = Path(__file__).parents[3]
+from playing import play
 
 
 def job_id(number: int) -> str:
@@ -153,17 +151,7 @@ def playbook(folder: Path, nodes: list[LocalNode], *arguments: str) -> subproces
     }
     hosts = {node.host: {"cluster_address": node.address} for node in nodes}
     (folder / "hosts.yml").write_text(yaml.safe_dump({"cluster": {"hosts": hosts, "vars": variables}}))
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("ANSIBLE_")}
-    settings = {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_HOME": str(folder), "ANSIBLE_NOCOLOR": "1"}
-    command = [sys.executable, "-m", "ansible", "playbook", "-i", "hosts.yml", ROOT / "clean.yml", *arguments]
-    return subprocess.run(
-        command,
-        cwd=folder,
-        env={**environment, **settings, "COLUMNS": "1000"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
+    return play(folder, "clean.yml", *arguments)
 
 
 def test_the_playbook(nodes: list[LocalNode], tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import http.server
-import os
 import platform
 import re
 import shutil
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_actions import PLAYBOOK, ROOT
+from playing import ROOT, play
 
 PASSWORD = "hush-hush-4711"
 UV_VERSION = yaml.safe_load((ROOT / "roles" / "python_env" / "defaults" / "main.yml").read_text())[
@@ -63,20 +62,8 @@ class Site:
 
     def setup(self, requirements: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         (self.folder / "requirements.txt").write_text(requirements)
-        variables = {key: value for key, value in os.environ.items() if not key.startswith(("ANSIBLE_", "UV_"))}
-        settings = {
-            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-            "ANSIBLE_HOME": str(self.folder / "ansible"),
-            "ANSIBLE_REMOTE_TMP": str(self.folder / "tmp"),
-            "ANSIBLE_NOCOLOR": "1",
-            "COLUMNS": "1000",
-            "UV_CACHE_DIR": str(self.folder / "uv"),
-            "XDG_CACHE_HOME": str(self.folder / "cache"),
-        }
-        command = [*PLAYBOOK, "-i", "hosts.yml", ROOT / "setup.yml", "--tags", "python_env", *arguments]
-        return subprocess.run(
-            command, cwd=self.folder, env={**variables, **settings}, capture_output=True, text=True, check=False
-        )
+        caches = {"UV_CACHE_DIR": str(self.folder / "uv"), "XDG_CACHE_HOME": str(self.folder / "cache")}
+        return play(self.folder, "setup.yml", "--tags", "python_env", *arguments, **caches)
 
     @property
     def installed(self) -> set[str]:

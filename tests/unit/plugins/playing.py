@@ -1,0 +1,38 @@
+"""The playbooks as users start them, untouched by how this machine has set Ansible up."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[3]
+
+
+def play(
+    folder: Path, playbook: str, *arguments: str, inventory: str = "hosts.yml", **settings: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a playbook in a folder, below which Ansible keeps what it keeps.
+
+    Args:
+        folder: the working directory, with the inventory.
+        playbook: its name, such as run.yml.
+        arguments: what comes after it.
+        inventory: its name.
+        settings: environment variables besides.
+    """
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("ANSIBLE_", "UV_"))}
+    ansible = {
+        "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+        "ANSIBLE_HOME": str(folder / "ansible"),
+        "ANSIBLE_REMOTE_TMP": str(folder / "tmp"),
+        "ANSIBLE_NOCOLOR": "1",
+        "COLUMNS": "1000",
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "ansible", "playbook", "-i", inventory, ROOT / playbook, *arguments],
+        cwd=folder,
+        env={**kept, **ansible, **settings},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
