@@ -40,8 +40,7 @@ options:
       - V(lightning) starts the script once on each node, and Lightning starts the local ranks. This is the default.
       - V(torchrun) has torchrun start the script once for each device.
     type: str
-    choices: ["", lightning, torchrun]
-    default: ""
+    choices: [lightning, torchrun]
   devices:
     description: How many ranks torchrun starts on each node, or V(auto), as many as there are GPUs, or one.
     type: str

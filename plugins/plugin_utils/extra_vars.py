@@ -12,8 +12,10 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import 
 
 STRAY = "_raw_params"
 """The name under which Ansible keeps what stood beside the ``name=value`` pairs."""
-SIMILAR = 0.88
-"""From 0 to 1, as difflib measures it: one letter missing or doubled in all but the shortest names."""
+IDS = ("job", "resume", "rerun")
+"""Options that name a job; without one the latest is meant, or none, and with an empty one something else."""
+SIMILAR, SIMILAR_IN_FULL = 0.7, 0.88
+"""From 0 to 1, as difflib measures it: for a name of one word, and for one of several, many of which are alike."""
 
 
 def options_of(task: Any) -> set[str]:
@@ -31,22 +33,33 @@ def require_meant(given: Mapping[str, Any], known: Collection[str]) -> None:
         known: the names that are read.
 
     Raises:
-        JobError: a word belongs to no variable (of ``-e "args=--max-epochs 3"`` Ansible drops the 3), or a name that is
-            not read is nearly one that is.
+        JobError: a word belongs to no variable (of ``-e "args=--max-epochs 3"`` Ansible drops the 3), a job's id is
+            empty, or a name that is not read is nearly one that is.
     """
     if stray := given.get(STRAY):
         raise JobError(
             f"-e was given {stray!r}, which belongs to no variable; quote a value with spaces once more, "
             'as in -e "args=\'--max-epochs 3\'", or give JSON: -e \'{"args": ["--max-epochs", "3"]}\''
         )
+    for name in IDS:
+        if given.get(name) == "":
+            raise JobError(
+                f"{name} is empty; give a job's id (ansible-playbook status.yml lists them), or leave it out"
+            )
     unknown = [name for name in given if name not in known]
     if not unknown:
         return
     import difflib  # most do not come here
 
     for name in unknown:
-        if meant := difflib.get_close_matches(name, known, n=1, cutoff=SIMILAR):
-            raise JobError(
-                f"-e was given {name}, which this playbook does not read; write {meant[0]}, or give a variable of "
-                "the inventory's own another name"
-            )
+        for meant in sorted(known):
+            needed = SIMILAR_IN_FULL if "_" in meant else SIMILAR
+            if difflib.SequenceMatcher(None, _without_dashes(name), _without_dashes(meant)).ratio() >= needed:
+                raise JobError(
+                    f"-e was given {name}, which this playbook does not read; write {meant}, or give a variable of "
+                    "the inventory's own another name"
+                )
+
+
+def _without_dashes(name: str) -> str:
+    return name.replace("_", "").replace("-", "")

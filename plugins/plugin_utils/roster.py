@@ -190,7 +190,7 @@ def choose(job: str, views: Sequence[JobView], errors: Mapping[str, NodeError], 
             return view
     if going_on:
         raise JobError(f"no job runs on these nodes; ansible-playbook status.yml lists those that have ended{silent}")
-    raise JobError(f"no job was ever started on these nodes; start one: ansible-playbook run.yml -e script=…{silent}")
+    raise JobError(f"no job is on these nodes; start one: ansible-playbook run.yml -e script=…{silent}")
 
 
 def gang_of(view: JobView, settings: Sequence[NodeSettings], open_channel: OpenChannel) -> tuple[Gang, list[str]]:

@@ -58,11 +58,26 @@ def inspect(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
 
 
 def lasting_job(directory: str) -> dict[str, str] | None:
-    """Return the job that holds the node; of one that says that it has ended, the supervisor is given time to go."""
+    """Return the job that holds the node; of one that says that it has ended, the supervisor is given time to go.
+
+    Raises:
+        Refusal: this account may not look.
+    """
+    folder = os.path.join(directory, "jobs")
+    try:
+        os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        why = os.strerror(error.errno or 0)
+        raise Refusal(
+            f"cannot tell whether a job runs there: {folder} cannot be read ({why}); make it readable for the account "
+            "that Ansible uses there"
+        ) from None
     deadline = time.monotonic() + FAREWELL_SECONDS
     while True:
         job = living_job(directory)
-        if not job or b'"ended"' not in peek_state(os.path.join(directory, "jobs"), job["id"]):
+        if not job or b'"ended"' not in peek_state(folder, job["id"]):
             return job
         if time.monotonic() > deadline:
             return job

@@ -70,3 +70,14 @@ def test_a_supervisor_that_says_good_bye_is_waited_for(monkeypatch: pytest.Monke
     (tmp_path / "jobs" / "job-1").mkdir(parents=True)
     (tmp_path / "jobs" / "job-1" / "state.json").write_text('{"state": "succeeded", "ended": 1.0}')
     assert inspecting.lasting_job(str(tmp_path)) is None
+
+
+def test_jobs_that_cannot_be_looked_at(tmp_path: Path) -> None:
+    assert inspecting.lasting_job(str(tmp_path)) is None
+    (tmp_path / "jobs").symlink_to("jobs")  # also root is refused
+    with pytest.raises(Refusal) as caught:
+        inspecting.lasting_job(str(tmp_path))
+    assert str(caught.value) == (
+        f"cannot tell whether a job runs there: {tmp_path}/jobs cannot be read (Too many levels of symbolic links); "
+        "make it readable for the account that Ansible uses there"
+    )

@@ -52,6 +52,9 @@ def test_what_the_inventory_may_read(name: str) -> None:
         ("resum", "resume"),
         ("detatch", "detach"),
         ("project-dir", "project_dir"),
+        ("kepp", "keep"),
+        ("ags", "args"),
+        ("lauchner", "launcher"),
         ("scrpt", "script"),
         ("job_run_dir", "job_runs_dir"),
         ("cluster_masterport", "cluster_master_port"),
@@ -63,6 +66,30 @@ def test_a_misspelt_name(name: str, meant: str) -> None:
     assert str(caught.value) == (
         f"-e was given {name}, which this playbook does not read; write {meant}, or give a variable of the inventory's "
         "own another name"
+    )
+
+
+@pytest.mark.parametrize(
+    ("playbook", "name", "meant"),
+    [
+        ("stop", "jobid", "job"),
+        ("stop", "job_id", "job"),
+        ("logs", "jb", "job"),
+        ("status", "fromat", "format"),
+        ("clean", "kepp", "keep"),
+    ],
+)
+def test_a_misspelt_name_elsewhere(playbook: str, name: str, meant: str) -> None:
+    with pytest.raises(JobError, match=f"^-e was given {name}, which this playbook does not read; write {meant}, or"):
+        require_meant({name: 1}, READ[playbook][0])
+
+
+@pytest.mark.parametrize(("playbook", "name"), [("run", "resume"), ("run", "rerun"), ("logs", "job"), ("stop", "job")])
+def test_an_empty_id(playbook: str, name: str) -> None:
+    with pytest.raises(JobError) as caught:
+        require_meant({name: ""}, READ[playbook][0])
+    assert str(caught.value) == (
+        f"{name} is empty; give a job's id (ansible-playbook status.yml lists them), or leave it out"
     )
 
 

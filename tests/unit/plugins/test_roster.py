@@ -202,7 +202,7 @@ def test_choose() -> None:
 @pytest.mark.parametrize(
     ("job", "going_on", "message"),
     [
-        ("", False, "no job was ever started on these nodes; start one: ansible-playbook run.yml -e script=…"),
+        ("", False, "no job is on these nodes; start one: ansible-playbook run.yml -e script=…"),
         ("", True, "no job runs on these nodes; ansible-playbook status.yml lists those that have ended"),
         (
             "20260101-000000-train-0007",

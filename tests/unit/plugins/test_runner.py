@@ -431,7 +431,7 @@ def test_a_job_that_failed_meanwhile(nodes: list[LocalNode], tmp_path: Path) -> 
 
 def test_no_job_to_follow(nodes: list[LocalNode], tmp_path: Path) -> None:
     assert Session(nodes, order(tmp_path)).follow().error == (
-        "no job was ever started on these nodes; start one: ansible-playbook run.yml -e script=…"
+        "no job is on these nodes; start one: ansible-playbook run.yml -e script=…"
     )
     assert Session(nodes, order(tmp_path)).follow("20260101-000000-train-0007").error == (
         "no node has a job 20260101-000000-train-0007; ansible-playbook status.yml lists them"
