@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator, Sequence
+from importlib.util import decode_source
 from pathlib import Path
 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
@@ -66,9 +67,16 @@ def _imports(path: Path, root: Path, is_main: bool) -> Iterator[Import]:
     if path.is_dir():  # a package without __init__.py
         return
     try:
-        tree = ast.parse(path.read_bytes(), filename=str(path))
+        # Given bytes, ast would accept a comment that is not in the file's encoding, which Python refuses (PEP 263).
+        tree = ast.parse(decode_source(path.read_bytes()), filename=str(path))
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise JobError(
+            f"{path}, line {line} cannot be parsed: it has a byte that is not {error.encoding}; save it as UTF-8, or "
+            "name its encoding in its first line (PEP 263)"
+        ) from None
     except (OSError, SyntaxError, ValueError) as error:
-        where = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
+        where = f", line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
         raise JobError(f"{path}{where} cannot be parsed: {getattr(error, 'msg', error)}; correct it") from None
     package = path.parent.relative_to(root).parts
     for node in _running(tree.body, is_main):

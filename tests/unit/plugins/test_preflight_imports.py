@@ -88,3 +88,27 @@ def test_a_script_that_cannot_be_parsed(tmp_path: Path) -> None:
     with pytest.raises(JobError) as caught:
         of_script(folder, "train.py")
     assert str(caught.value).startswith(f"{folder}/train.py, line 2 cannot be parsed: Missing parentheses")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            b"import torch\n# caf\xe9\n",
+            ", line 2 cannot be parsed: it has a byte that is not utf-8; save it as UTF-8, or name its encoding in its "
+            "first line (PEP 263)",
+        ),
+        (b"# coding: nope\n", " cannot be parsed: unknown encoding: nope; correct it"),
+    ],
+)
+def test_a_script_in_no_encoding(tmp_path: Path, content: bytes, message: str) -> None:
+    script = tmp_path / "train.py"
+    script.write_bytes(content)
+    with pytest.raises(JobError) as caught:
+        of_script(tmp_path, "train.py")
+    assert str(caught.value) == f"{script}{message}"
+
+
+def test_a_script_that_names_its_encoding(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_bytes(b"# coding: latin-1\nimport torch  # caf\xe9\n")
+    assert of_script(tmp_path, "train.py") == [("torch", "")]
