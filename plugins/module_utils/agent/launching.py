@@ -57,11 +57,19 @@ def prepare(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     """
     directory = request["directory"]
     python = os.path.join(directory, "env", "bin", "python")
-    if not os.path.exists(python) or not os.path.isdir(os.path.join(directory, "jobs")):
+    try:
+        for path in (python, os.path.join(directory, "jobs", "")):
+            os.stat(path)
+    except PermissionError:
+        raise Refusal(
+            f"cannot be used by the account that Ansible works as there: {path} or a folder above it is closed to it; "
+            "chmod it"
+        ) from None
+    except OSError:
         raise Refusal(
             f"was never set up: there is no {python if os.path.isdir(directory) else directory}; "
             "run: ansible-playbook setup.yml"
-        )
+        ) from None
     user = User(request["user"])
     address, interface = locate_address(request["address"])
     if request["master_port"]:

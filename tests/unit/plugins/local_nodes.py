@@ -28,6 +28,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings impor
 
 PYTHON = os.path.realpath(sys.executable)
 IS_ROOT = os.geteuid() == 0
+NOBODY = pwd.getpwnam("nobody").pw_uid
 ME = pwd.getpwuid(os.geteuid()).pw_name
 SLEEP = "import time\nprint('ready')\ntime.sleep(600)\n"
 DAEMON = """\
@@ -75,6 +76,20 @@ class Altered(Connection):
         for old, new in self.changes:
             in_data = in_data.replace(old, new)
         return super().exec_command(command, in_data)
+
+
+@contextlib.contextmanager
+def closed(folder: Path) -> Iterator[None]:
+    """Have a folder that nobody may look into, not even this process."""
+    folder.chmod(0)
+    if IS_ROOT:
+        os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        if IS_ROOT:
+            os.seteuid(0)
+        folder.chmod(0o755)
 
 
 @dataclass

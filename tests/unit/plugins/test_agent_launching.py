@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import jobs, processes
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import jobs, launching, processes
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import Bundle, make_bundle
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError
-from local_nodes import DAEMON, IS_ROOT, SLEEP, LocalNode, alive, code, daemon_of, full, refused, until
+from local_nodes import DAEMON, IS_ROOT, SLEEP, LocalNode, alive, closed, code, daemon_of, full, refused, until
 
 
 def test_a_job_from_start_to_end(node: LocalNode, tmp_path: Path) -> None:
@@ -107,6 +108,16 @@ def test_a_node_that_was_never_set_up(tmp_path: Path, present: str, missing: str
         f"node0 was never set up: there is no {directory}{missing}; run: ansible-playbook setup.yml"
     )
     assert directory.exists() is bool(present)
+
+
+@pytest.mark.parametrize("folder", ["env", "."])
+def test_a_node_whose_folder_is_closed_to_ansible(node: LocalNode, folder: str) -> None:
+    with closed(node.directory / folder), pytest.raises(Refusal) as caught:
+        launching.prepare(node.request("prepare"), b"")
+    assert str(caught.value) == (
+        f"cannot be used by the account that Ansible works as there: {node.directory}/env/bin/python or a folder "
+        "above it is closed to it; chmod it"
+    )
 
 
 def test_a_look_changes_nothing(node: LocalNode, tmp_path: Path) -> None:
