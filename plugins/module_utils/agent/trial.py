@@ -23,14 +23,18 @@ if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's sta
 
     from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Request
 
-# Runs in the environment, as the job's user. What modules print while they are imported goes to standard error.
+# Runs in the environment, as the job's user. What modules print while they are imported goes to standard error. Each
+# line of its output is a JSON object, written at once: what is being imported may end this Python.
 TRIAL = """\
 import importlib, json, os, platform, sys
 out = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)
 longest = int(sys.argv[2])
-found = {"python": platform.python_version(), "failed": {}}
+def tell(**more):
+    print(json.dumps(more), file=out, flush=True)
 def attempt(module, name=""):
+    label = module + "." + name if name else module
+    tell(importing=label)
     try:
         there = importlib.import_module(module)
         if name and not hasattr(there, name):
@@ -38,18 +42,17 @@ def attempt(module, name=""):
         return there
     except BaseException as error:
         words = str(error).strip().splitlines()
-        label = module + "." + name if name else module
-        found["failed"][label] = (type(error).__name__ + (": " + words[-1] if words else ""))[:longest]
+        tell(failed={label: (type(error).__name__ + (": " + words[-1] if words else ""))[:longest]})
+tell(python=platform.python_version())
 torch = attempt("torch")
 if torch:
-    found["torch"], found["cuda"] = torch.__version__, torch.version.cuda
-    found["devices"] = torch.cuda.device_count()
-    found["usable"] = torch.cuda.is_available()
-    if found["cuda"] and torch.distributed.is_nccl_available():
-        found["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))
+    tell(torch=torch.__version__, cuda=torch.version.cuda)
+    tell(devices=torch.cuda.device_count(), usable=torch.cuda.is_available())
+    if torch.version.cuda and torch.distributed.is_nccl_available():
+        tell(nccl=".".join(map(str, torch.cuda.nccl.version())))
 for module, name in json.loads(sys.argv[1]):
     attempt(module, name)
-json.dump(found, out)
+tell(importing=None)
 """
 MOST_BYTES = 2**20
 """Of what it tells, no more is read: it has said something else then."""
@@ -71,12 +74,17 @@ def try_environment(request: Request) -> dict[str, Any]:
 
     Returns:
         python, torch, cuda and nccl (versions; None where there is none), devices (GPUs that torch sees), usable
-        (whether it can use them), failed (modules and why); or a problem.
+        (whether it can use them), failed (modules and why; the one that ends or stops Python is the last that is
+        tried); or a problem.
     """
     import json
 
     python = os.path.join(request["directory"], "env", "bin", "python")
-    if not os.path.lexists(os.path.dirname(python)):
+    try:
+        os.stat(os.path.dirname(python))
+    except PermissionError:
+        pass  # it may be there: to start it tells
+    except OSError:
         return {"problem": f"has no environment: there is no {python}; run: ansible-playbook setup.yml"}
     remedy = "remove envs in the cluster_dir there, and run: ansible-playbook setup.yml"
     output = os.memfd_create("output")  # a pipe would stay open as long as anything that it has started lives
@@ -86,14 +94,20 @@ def try_environment(request: Request) -> dict[str, Any]:
         program = Program(request, user, python, arguments, subprocess.DEVNULL, output)
         in_time = program.wait(request["seconds"])
         code, words = program.end()
+        found = _told(output)
+        importing = found.pop("importing")
+        if importing not in ("torch", None):
+            ended = how_it_ended(code) if code < 0 else f"ended Python with exit code {code}"
+            late = f"did not finish within the {request['seconds']:.0f} s that all imports have together"
+            found["failed"][importing] = ended if in_time else late
+            return found
         if not in_time:
             return {
                 "problem": f"did not finish importing torch and what the script imports within {request['seconds']:.0f}"
                 " s; look at the load and the disk there"
             }
-        if code == 0:
-            found: dict[str, Any] = {"torch": None, "cuda": None, "nccl": None, "devices": 0, "usable": False}
-            return {**found, **json.loads(os.pread(output, MOST_BYTES, 0))}
+        if code == 0 and "python" in found and importing is None:
+            return found
         why = words or how_it_ended(code)
         return {"problem": f"has an environment that does not work for {user.name}: {why}; {remedy}"}
     except Refusal as refusal:
@@ -107,6 +121,25 @@ def try_environment(request: Request) -> dict[str, Any]:
         return {"problem": f"has an environment that does not work: {said(error)}; {remedy}"}
     finally:
         os.close(output)
+
+
+def _told(output: int) -> dict[str, Any]:
+    """Return what TRIAL has told so far, and in importing what it was at: None if nothing.
+
+    Raises:
+        ValueError: that is not TRIAL's.
+    """
+    import json
+
+    failed: dict[str, str] = {}
+    found = {"importing": None, "torch": None, "cuda": None, "nccl": None, "devices": 0, "usable": False}
+    for line in os.pread(output, MOST_BYTES, 0).splitlines():
+        told = json.loads(line)
+        if not isinstance(told, dict):
+            raise ValueError(f"it printed {last_line(line.decode(errors='replace'))} as it started")
+        failed.update(told.pop("failed", {}))
+        found.update(told)
+    return {**found, "failed": failed}
 
 
 def gpus() -> dict[str, Any]:

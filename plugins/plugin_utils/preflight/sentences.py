@@ -10,6 +10,8 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import l
 
 MOST_GROUPS = 4
 SETUP = "run: ansible-playbook setup.yml"
+REBUILD = f"remove envs in the cluster_dir there, and {SETUP}"
+"""Setup leaves an environment alone that it once completed."""
 
 
 def divided(values: Mapping[str, str]) -> str:

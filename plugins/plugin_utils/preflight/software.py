@@ -12,6 +12,7 @@ from typing import Any
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.check import Verdict
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.cluster import Cluster, judged
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.sentences import (
+    REBUILD,
     SETUP,
     divided,
     each,
@@ -30,6 +31,8 @@ LIGHTNING = ("pytorch-lightning", "lightning")
 NCCL = ("nvidia-nccl-cu11", "nvidia-nccl-cu12", "nvidia-nccl-cu13")
 DECISIVE = ("torch", *LIGHTNING, *NCCL)
 """Packages whose versions have to be the same on every node: they talk to each other."""
+NO_TORCH = "ModuleNotFoundError: No module named 'torch'"
+_NOT_THERE = re.compile(r"ModuleNotFoundError|ImportError: No module named")
 _PINNED = re.compile(r"(?m)^[ \t]*([A-Za-z0-9][\w.-]*)(?:\[[^]]*\])?[ \t]*==[ \t]*([^\s;#\\]+)[ \t]*(;[^#\n\\]*)?")
 
 
@@ -54,7 +57,9 @@ def environment(cluster: Cluster) -> Verdict:
         if "problem" in found:
             wrong[host] = found["problem"]
         elif not found["torch"]:
-            wrong[host] = f"cannot import torch: {found['failed'].get('torch')}; {SETUP}"
+            why = found["failed"].get("torch")
+            never_there = why == NO_TORCH and "torch" not in installed(facts["packages"])
+            wrong[host] = f"cannot import torch: {why}; {SETUP if never_there else REBUILD}"
     if wrong:
         return Verdict("software.environment", "failed", each(wrong), {"hosts": list(wrong)})
     return Verdict("software.environment", "ok", f"torch can be imported on {every(cluster.facts)}")
@@ -135,9 +140,7 @@ def lock(cluster: Cluster) -> Verdict:
     if not texts:
         return Verdict("software.lock", "skipped", "no node has an environment")
     if wrong:
-        sentence = (
-            f"{each(wrong)}: the environment was changed after setup; remove envs in the cluster_dir there, and {SETUP}"
-        )
+        sentence = f"{each(wrong)}: the environment was changed after setup; {REBUILD}"
         return Verdict("software.lock", "failed", sentence, {"hosts": list(wrong)})
     if len(set(texts.values())) > 1:
         kinds = {host: counted(len(list(pinned(text))), "pinned package") for host, text in texts.items()}
@@ -156,18 +159,24 @@ def imports(cluster: Cluster) -> Verdict:
     script = cluster.options["script"]
     if not script:
         return Verdict("software.imports", "skipped", "no script was named; name it with -e script=train.py")
-    missing: dict[str, str] = {}
+    wrong: dict[str, str] = {}
+    broken: dict[str, None] = {}
+    is_missing = False
     tried = [host for host, facts in cluster.facts.items() if "problem" not in facts["environment"]]
     for host in tried:
         failed = {name: why for name, why in cluster.facts[host]["environment"]["failed"].items() if name != "torch"}
         if failed:
-            missing[host] = f"cannot import {listed([f'{name} ({why})' for name, why in failed.items()], 3)}"
-    if missing:
-        sentence = (
-            f"{each(missing)}, which {script} does; add what is missing to requirements.txt (python_env_requirements), "
-            f"and {SETUP}"
-        )
-        return Verdict("software.imports", "failed", sentence, {"hosts": list(missing)})
+            broken |= {name: None for name, why in failed.items() if not _NOT_THERE.match(why)}
+            is_missing = is_missing or any(map(_NOT_THERE.match, failed.values()))
+            wrong[host] = f"cannot import {listed([f'{name} ({why})' for name, why in failed.items()], 3)}"
+    if wrong:
+        remedies = []
+        if broken:
+            remedies.append(f"look at {listed(list(broken), 3)} on the node, or move the import to where it is needed")
+        if is_missing:
+            remedies.append(f"add what is missing to requirements.txt (python_env_requirements), and {SETUP}")
+        sentence = f"{each(wrong)}, which {script} does; {'; '.join(remedies)}"
+        return Verdict("software.imports", "failed", sentence, {"hosts": list(wrong)})
     if not tried:
         return Verdict("software.imports", "skipped", "no node's environment can be used")
     return Verdict("software.imports", "ok", f"what {script} imports is there on {every(tried)}")

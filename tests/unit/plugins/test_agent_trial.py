@@ -1,14 +1,16 @@
 """The environment tried, with a torch of our own making; nvidia-smi played by a shell script."""
 
 import os
+import re
 import stat
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import trial
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.smi import parse
-from local_nodes import ME, Connection, LocalNode, alive, until
+from local_nodes import ME, Connection, LocalNode, alive, closed, until
 
 TORCH = """\
 import types
@@ -70,6 +72,40 @@ def test_torch_and_what_a_script_imports(node: LocalNode, library: Path) -> None
     assert not list(library.rglob("*.pyc"))
 
 
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("import os\nos._exit(0)\n", "ended Python with exit code 0"),
+        ("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n", "was killed by SIGSEGV"),
+        ("import time\ntime.sleep(60)\n", "did not finish within the 2 s that all imports have together"),
+        ("import os\nos.closerange(3, 99)\n", "ended Python with exit code 1"),
+    ],
+)
+def test_a_module_that_python_does_not_survive(node: LocalNode, library: Path, text: str, why: str) -> None:
+    (library / "odd.py").write_text(text)
+    wanted = [[name, ""] for name in ("torch", "leaves", "odd", "package")]
+    found = tried(node, library, imports=wanted, seconds=2.0)
+    assert (found["torch"], found["nccl"], found["usable"]) == ("2.13.0+cu128", "2.27.3", True)
+    assert found["failed"] == {"leaves": "SystemExit: go away", "odd": why}
+    assert "importing" not in found
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (
+            "import os\nos._exit(0)\n",
+            f"has an environment that does not work for {ME}: exited with code 0; remove envs",
+        ),
+        ("import os\nos.abort()\n", f"has an environment that does not work for {ME}: was killed by SIGABRT; remove"),
+        ("import time\ntime.sleep(60)\n", "did not finish importing torch and what the script imports within 1 s; "),
+    ],
+)
+def test_a_torch_that_python_does_not_survive(node: LocalNode, library: Path, text: str, problem: str) -> None:
+    (library / "torch.py").write_text(text)
+    assert tried(node, library, imports=[["package", ""]], seconds=1.0)["problem"].startswith(problem)
+
+
 def test_no_torch(node: LocalNode) -> None:
     found = tried(node)
     assert found["torch"] is None
@@ -100,6 +136,13 @@ def test_an_environment_that_its_user_may_not_use(node: LocalNode) -> None:
         "problem": f"has an environment that {ME} may not use: {path} or a folder above it is closed to that account; "
         "chmod it, or remove envs in the cluster_dir there, and run: ansible-playbook setup.yml"
     }
+
+
+def test_an_environment_that_is_closed_to_ansible(node: LocalNode) -> None:
+    request = node.request("facts", variables=[], imports=[], seconds=10)
+    with closed(node.directory / "env"):
+        problem = trial.try_environment(request)["problem"]
+    assert re.match(r"has an environment that \S+ may not use: ", problem)
 
 
 def test_an_environment_whose_python_is_gone(node: LocalNode) -> None:
@@ -143,6 +186,8 @@ def test_what_an_environment_leaves_behind_is_ended(node: LocalNode, end: str, p
 def test_an_environment_that_babbles(node: LocalNode) -> None:
     replaced_python(node, "#!/bin/sh\necho what?\n")
     assert tried(node)["problem"].startswith("has an environment that does not work: ")
+    replaced_python(node, "#!/bin/sh\necho 7\n")
+    assert tried(node)["problem"].startswith("has an environment that does not work: it printed 7 as it started; ")
 
 
 def test_an_environment_that_takes_too_long(node: LocalNode) -> None:

@@ -11,9 +11,11 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight import brief, clocks, examine, inventory
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.cluster import Cluster
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.software import NO_TORCH
 from preflight_clusters import A100, HOSTS, RTX, asked, healthy, judge, say, with_gpus
 
 ROOT = Path(__file__).parents[3]
+CRASH = "was killed by SIGSEGV"
 
 Defect = Callable[[], Cluster]
 LOOKED_AT = {name for group in examine.LOOKING for name in group.CHECKS}
@@ -176,7 +178,23 @@ DEFECTS: dict[str, tuple[Defect, str, str, str]] = {
     "broken-torch": (
         said("node1", environment={"torch": None, "failed": {"torch": "OSError: libgomp.so.1: cannot open"}}),
         *("software.environment", "failed"),
-        "node1 cannot import torch: OSError: libgomp.so.1: cannot open; run: ansible-playbook setup.yml",
+        "node1 cannot import torch: OSError: libgomp.so.1: cannot open; remove envs in the cluster_dir there, and "
+        "run: ansible-playbook setup.yml",
+    ),
+    "vanished-torch": (
+        said("node1", environment={"torch": None, "failed": {"torch": NO_TORCH}}),
+        *("software.environment", "failed"),
+        f"node1 cannot import torch: {NO_TORCH}; remove envs in the cluster_dir there, and run: "
+        "ansible-playbook setup.yml",
+    ),
+    "never-torch": (
+        said(
+            "node1",
+            environment={"torch": None, "failed": {"torch": NO_TORCH}},
+            packages={"installed": ["numpy-2.4.0"]},
+        ),
+        *("software.environment", "failed"),
+        f"node1 cannot import torch: {NO_TORCH}; run: ansible-playbook setup.yml",
     ),
     "other-torch": (
         said("node2", packages={"installed": ["torch-2.12.1+cpu", "pytorch_lightning-2.6.6"]}),
@@ -221,6 +239,22 @@ DEFECTS: dict[str, tuple[Defect, str, str, str]] = {
         *("software.imports", "failed"),
         "node2 cannot import wandb (ModuleNotFoundError: No module named 'wandb'), which train.py does; add what is "
         "missing to requirements.txt (python_env_requirements), and run: ansible-playbook setup.yml",
+    ),
+    "crashing-import": (
+        lambda: asked(say(healthy(), "node2", environment={"failed": {"odd": CRASH}}), script="train.py"),
+        *("software.imports", "failed"),
+        "node2 cannot import odd (was killed by SIGSEGV), which train.py does; look at odd on the node, or move the "
+        "import to where it is needed",
+    ),
+    "missing-and-crashing-imports": (
+        lambda: asked(
+            say(healthy(), "node2", environment={"failed": {"x": "ImportError: No module named x", "odd": CRASH}}),
+            script="train.py",
+        ),
+        *("software.imports", "failed"),
+        "node2 cannot import x (ImportError: No module named x), odd (was killed by SIGSEGV), which train.py does; "
+        "look at odd on the node, or move the import to where it is needed; add what is missing to requirements.txt "
+        "(python_env_requirements), and run: ansible-playbook setup.yml",
     ),
     "fewer-gpus": (
         said_with_gpus("node1", gpus={"count": 1, "csv": A100.format(index=0)}, environment={"devices": 1}),
