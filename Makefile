@@ -114,7 +114,7 @@ bench-follow: $(VENV)/.controller ## CPU time of following on NODES containers, 
 bench-preflight: $(VENV)/.controller ## Time of preflight.yml on NODES healthy containers, and what its short form costs a run
 	trap 'python tests/docker/rig.py down' EXIT; \
 	python tests/docker/rig.py up; \
-	python tests/bench/preflight.py --nodes $(NODES) --rounds $(ROUNDS)
+	python tests/bench/preflight.py --nodes $(NODES)
 
 .PHONY: bench-recovery
 bench-recovery: $(VENV)/.controller ## Start skew, kill latency, time to run again, on 2, 8, 16 and 32 containers

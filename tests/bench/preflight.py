@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How long preflight.yml takes for a healthy cluster, and what its short form costs a run.yml.
 
-    preflight.py [--nodes 16] [--rounds 5]
+    preflight.py [--nodes 16] [--rounds 15]
 
 On containers of the test rig, all on this machine, with one environment for all of them: each imports torch by itself.
 The import by itself, while nothing else runs, tells what of the time is this machine's. Then run.yml, by turns with the
@@ -84,7 +84,7 @@ def main() -> None:
     """Read the command line, measure, and write down what came out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nodes", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--output", type=Path, default=FOLDER / "preflight.json", help="every measurement, as JSON")
     options = parser.parse_args()
     for folder in (STAMPS, ENVIRONMENTS):
@@ -102,9 +102,9 @@ def main() -> None:
         for arguments in WAYS.values():  # not counted: fills the caches
             start(nodes, arguments)
         rounds: dict[str, list[float]] = {way: [] for way in WAYS}
-        for _ in range(options.rounds):
-            for way, arguments in WAYS.items():
-                rounds[way].append(start(nodes, arguments))
+        for number in range(options.rounds):
+            for way in sorted(WAYS, reverse=number % 2 == 0):  # neither always comes after the other
+                rounds[way].append(start(nodes, WAYS[way]))
     print(f"\nseconds from run.yml to the last stamp, {options.rounds} rounds")
     for way, seconds in rounds.items():
         print(f"{way:16}{min(seconds):8.2f}{statistics.median(seconds):8.2f}{max(seconds):8.2f}")
