@@ -296,16 +296,17 @@ def free_port() -> int:
                 return port
 
 
+def within_reach_of_nobody(python: str) -> bool:
+    """Return whether that account can run a Python."""
+    with contextlib.suppress(OSError):
+        return subprocess.run([python, "-I", "-S", "-c", ""], user="nobody").returncode == 0
+    return False
+
+
 @contextlib.contextmanager
 def node_of_nobody() -> Iterator[LocalNode]:
     """A node whose jobs run as the account nobody; the test is skipped where that reaches no Python."""
-
-    def reaches(python: str) -> bool:
-        with contextlib.suppress(OSError):
-            return subprocess.run([python, "-I", "-S", "-c", ""], user="nobody").returncode == 0
-        return False
-
-    python = next(filter(reaches, (PYTHON, "/usr/bin/python3")), None)
+    python = next(filter(within_reach_of_nobody, (PYTHON, "/usr/bin/python3")), None)
     if python is None:
         pytest.skip("the account nobody reaches no Python here")
     with tempfile.TemporaryDirectory(prefix="thunderhead-test-") as name:  # unlike tmp_path, in reach of nobody

@@ -1,4 +1,3 @@
-import contextlib
 import json
 import os
 import pwd
@@ -26,6 +25,7 @@ from local_nodes import (
     code,
     daemon_of,
     until,
+    within_reach_of_nobody,
 )
 
 
@@ -125,12 +125,6 @@ def open_place() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="thunderhead-test-") as name:
         os.chmod(name, 0o755)
         yield Path(name)
-
-
-def within_reach_of_nobody(python: str) -> bool:
-    with contextlib.suppress(OSError):
-        return subprocess.run([python, "-I", "-S", "-c", ""], user="nobody").returncode == 0
-    return False
 
 
 # An ordinary user has one account: there is nothing to be tested then. CI runs as root.
