@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import runner
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.attend import Desk
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.cluster_action import (
     ATTENDING,
     Arguments,
     AttendingAction,
 )
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.desk import Desk
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.interrupts import Interrupts
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.inventory import Inventory
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import Order
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight import brief, examine
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight import brief
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import require_hosts
 
 
@@ -49,7 +49,10 @@ class ActionModule(AttendingAction):
         """Run it to its end, or only say what would be started."""
         hosts = inventory.taking_part
         require_hosts(hosts)
-        examine.require_known(arguments["skip"])
+        if arguments["skip"]:
+            from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight import examine
+
+            examine.require_known(arguments["skip"])
         order = as_order(arguments)
         cluster = inventory.settings(inventory.cluster if order.resume else hosts)
         desk = Desk(say, interrupts, cluster, hosts, inventory.open_channel)

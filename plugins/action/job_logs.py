@@ -8,15 +8,15 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from ansible_collections.thunderhead.cluster.plugins.action.job import as_order
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils import runner
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.attend import Desk
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.cluster_action import (
     ATTENDING,
     Arguments,
     AttendingAction,
 )
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.desk import Desk
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.interrupts import Interrupts
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.inventory import Inventory
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.reattach import follow_again
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import require_hosts
 
 
@@ -37,5 +37,5 @@ class ActionModule(AttendingAction):
         hosts = inventory.cluster
         require_hosts(hosts)
         desk = Desk(say, interrupts, inventory.settings(hosts), hosts, inventory.open_channel)
-        followed = runner.follow_again(as_order(arguments), desk, arguments["job"], arguments["offset"])
+        followed = follow_again(as_order(arguments), desk, arguments["job"], arguments["offset"])
         return {"changed": False, **followed}

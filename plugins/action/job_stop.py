@@ -8,7 +8,6 @@ import os
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils import runner
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.cluster_action import (
     ATTENDING,
     Arguments,
@@ -16,6 +15,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.cluster_action
     display,
 )
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.inventory import Inventory
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.stopping import stop
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import require_hosts
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import counted
 
@@ -34,7 +34,7 @@ class ActionModule(ClusterAction):
         require_hosts(inventory.cluster)
         cluster = inventory.settings(inventory.cluster)
         runs = Path(os.path.abspath(arguments["runs_dir"]))
-        stopped = runner.stop(
+        stopped = stop(
             *(display, cluster, inventory.open_channel),
             *(arguments["job"], runs, arguments["stop_grace_seconds"]),
         )

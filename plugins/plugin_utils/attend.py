@@ -6,20 +6,19 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import artifacts, diagnosis, housekeeping
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.desk import Desk
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError, Stopped
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.follow import Ending, Following
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang, OpenChannel
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.interrupts import Interrupted, Interrupts
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.logs import RankLog
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.onlooker import Onlooker
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import Order
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import Record
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.screen import Screen
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import Node
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import shown_lines
 
@@ -37,39 +36,6 @@ SHOWN: Mapping[str, Callable[[Node], bool]] = {
     "none": lambda node: False,
 }
 """Whose output is shown live, by the option's value."""
-
-
-class Stopped(JobError):
-    """The job was stopped on request: it neither failed nor succeeded."""
-
-
-@dataclass(frozen=True)
-class Desk:
-    """What every command works with.
-
-    Attributes:
-        terminal: shows text at once, as it is.
-        interrupts: what the user did to the playbook meanwhile.
-        cluster: settings of all hosts of the cluster, in inventory order.
-        hosts: those that take part.
-        open_channel: gives a new channel to a host.
-    """
-
-    terminal: Callable[[str], None]
-    interrupts: Interrupts
-    cluster: Sequence[NodeSettings]
-    hosts: Sequence[str]
-    open_channel: OpenChannel
-
-    def say(self, text: str) -> None:
-        """Show text at once; what nodes have put into it does not act upon the terminal."""
-        self.terminal(shown_lines(text))
-
-    @property
-    def settings(self) -> list[NodeSettings]:
-        """Of the hosts that take part."""
-        hosts = set(self.hosts)
-        return [one for one in self.cluster if one.host in hosts]
 
 
 def see_through(

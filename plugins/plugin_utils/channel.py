@@ -5,12 +5,10 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import re
 import shlex
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ansible import constants as C
@@ -21,19 +19,11 @@ from ansible.playbook.play_context import PlayContext
 from ansible.playbook.task import Task
 from ansible.plugins.loader import become_loader, connection_loader
 from ansible.template import Templar
-from ansible_collections.thunderhead.cluster.plugins.module_utils import agent
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import MARK
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import literals
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.program import LOADER, frame
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.replies import flaw
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import shown
-
-# Python's -I and -S leave the user's environment and site-packages out, which also halves the time that an interpreter
-# takes to start.
-LOADER = (
-    "import sys; s=sys.stdin.buffer; "
-    "sys.version_info<(3,9) and sys.exit('too old: Python %d.%d.%d' % sys.version_info[:3]); "
-    "exec(compile(s.read(int(s.readline())), 'agent', 'exec'))"
-)
 
 _HEAD = re.compile(rb"%b ([0-9]{1,12}) ([0-9]{1,12})\n" % MARK.encode())
 LONGEST_WORDS = 2000
@@ -56,64 +46,6 @@ class NodeError(Exception):
 
 class Unreachable(NodeError):
     """The node gave no reply: what happened there is not known."""
-
-
-# Imports the agent's modules from what came with the request, each when it is first needed: else it is not compiled.
-INSTALLER = """\
-import sys
-class Sent:
-    texts = {modules!a}
-    def find_spec(name, path=None, target=None):
-        return type(sys.__spec__)(name, Sent) if name in Sent.texts else None
-    def create_module(spec):
-        return None
-    def exec_module(module):
-        exec(compile(Sent.texts[module.__name__], module.__name__, 'exec'), vars(module))
-sys.meta_path.insert(0, Sent)
-sys.modules[{package!r}] = type(sys)({package!r})
-sys.modules[{package!r}].__path__ = []
-from {module} import operation
-from {package}.protocol import answer
-"""
-
-
-@functools.cache
-def _modules() -> dict[str, str]:
-    """The agent's modules, by their names in full."""
-    return {f"{agent.__name__}.{path.stem}": path.read_text() for path in Path(agent.__path__[0]).glob("[a-z]*.py")}
-
-
-@functools.cache
-def program(op: str) -> bytes:
-    """Return the text of the agent's modules that answering requests of the name ``op`` may need."""
-    needed: dict[str, str] = {}
-
-    def add(name: str) -> None:
-        if name not in needed:
-            needed[name] = _modules()[name]
-            for imported in re.findall(
-                rf"^ *from ({re.escape(agent.__name__)}\.\w+) import", needed[name], re.MULTILINE
-            ):
-                add(imported)
-
-    (answering,) = (name for name, text in _modules().items() if f"@operation\ndef {op}(" in text)
-    add(answering)
-    return INSTALLER.format(modules=needed, package=agent.__name__, module=answering).encode()
-
-
-@functools.lru_cache(maxsize=4)
-def frame(op: str, request: str, payload: bytes = b"") -> bytes:
-    """Return the bytes for the standard input of the agent's interpreter.
-
-    Cached: nodes that are asked the same share one copy.
-
-    Args:
-        op: name of the operation.
-        request: with the operation, as a Python literal.
-        payload: what comes with it.
-    """
-    text = b"%banswer(%b)\n" % (program(op), request.encode())
-    return b"%d\n%b%b" % (len(text), text, payload)
 
 
 class Channel:

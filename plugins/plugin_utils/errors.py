@@ -11,6 +11,10 @@ class JobError(Exception):
     """One sentence: subject and state, what was expected, where it is set, what to do."""
 
 
+class Stopped(JobError):
+    """The job was stopped on request: it neither failed nor succeeded."""
+
+
 def in_one(errors: Iterable[Exception], consequence: str) -> JobError:
     """Join what went wrong on several nodes into one error, a line each, ending with what that means for the job."""
     lines = [str(error) for error in errors]

@@ -9,11 +9,12 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.logs import RankLog
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import Node
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import shown
 
@@ -78,6 +79,14 @@ class Record:
     def log_path(self, node: Node) -> Path:
         """Where a node's log lies."""
         return self.path / "logs" / f"{node.file_stem}.log"
+
+    def open_logs(self, nodes: Iterable[Node]) -> dict[str, RankLog]:
+        """Return the nodes' logs by host, each made if it is not there yet.
+
+        Raises:
+            OSError: one cannot be opened.
+        """
+        return {node.host: RankLog(self.log_path(node)) for node in nodes}
 
     def artifact_path(self, name: str) -> Path | None:
         """Where the file that a node calls ``name`` goes, or None for a name that would leave artifacts/."""

@@ -278,3 +278,11 @@ def as_table(views: Sequence[JobView], errors: Mapping[str, NodeError], width: i
     if not views:
         lines = ["no jobs"]
     return "\n".join([*lines, *map(str, errors.values())])
+
+
+def whole(view: JobView, cluster: Sequence[NodeSettings], open_channel: OpenChannel) -> JobView:
+    """Return a job with its ranks' hosts and addresses, which in the list of all jobs only rank 0 says."""
+    if "ranks" in view.spec:
+        return view
+    views, errors = look(cluster, open_channel, only=view.id)
+    return choose(view.id, views, errors)

@@ -2,12 +2,12 @@
 # Licensed under the Apache License, Version 2.0 (see LICENSE)
 r"""The agent: everything Thunderhead does *on* a node while jobs run.
 
-It is never installed. With every request the controller sends the text of the modules that this request needs on
-standard input (``plugins/plugin_utils/channel.py``), so it is never out of date; only the standard library of Python
-3.9 or newer is needed. One request, one reply:
+It is never installed. With every request the controller sends the modules that this request needs on standard input
+(``plugins/plugin_utils/program.py``), so it is never out of date; only the standard library of Python 3.9 or newer is
+needed. One request, one reply:
 
-    standard input   a line with the length of the program in bytes; the program, which is the modules and one call of
-                     ``protocol.answer``; the payload
+    standard input   a line with the length of the program in bytes; the program, which takes the modules from what
+                     follows it and calls ``protocol.answer`` once; the modules, compiled and as text; the payload
     standard output  a line ``MARK <length> <length>``; a Python literal and a payload of that many bytes
 
 ``launching`` leaves one process behind, the supervisor (``supervising``): it holds the node for the job, waits for the
@@ -15,7 +15,8 @@ word to start, is the parent of the job's processes until the last has ended, an
 other nodes' supervisors (``watching``). It is a fork of the agent, so nothing is written to the node and no second
 interpreter has to start.
 
-Imports that only some requests need stand inside the functions, and nothing on the way to a start needs json, re or
-subprocess: with 16 nodes on two cores every millisecond is paid 16 times, and each of these takes as long to import as
-the interpreter takes to start. For the same reason the agent is many small modules: what is not sent is not compiled.
+Imports that only some requests need stand inside the functions, and nothing on the way to a start needs collections,
+contextlib, json, re, signal or subprocess: with 16 nodes on two cores every millisecond is paid 16 times, and each of
+these takes a quarter to all of the time that the interpreter takes to start. For the same reason the agent is many
+small modules: what is not needed is not sent.
 """

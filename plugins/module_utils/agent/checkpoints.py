@@ -9,7 +9,6 @@ but torch.load does not check it: it loads a damaged checkpoint without a word.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 
@@ -26,7 +25,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs imp
     as_owner,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import check_space
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, operation
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, operation, suppress
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.records import job_state
 
 TYPE_CHECKING = False
@@ -139,7 +138,7 @@ def step_in(pickle: bytes) -> int | None:
     import pickletools
 
     is_next = False
-    with contextlib.suppress(Exception):  # a damaged one
+    with suppress(Exception):  # a damaged one
         for opcode, argument, _position in pickletools.genops(pickle):
             if is_next and opcode.name not in ASIDE:
                 return argument if isinstance(argument, int) and 0 <= argument < 2**63 else None
@@ -279,7 +278,7 @@ def write_part(offset: int, piece: bytes, total: int, folder: int, part: str) ->
 
 def create(folder: int, name: str) -> int:
     """Make an empty file, whatever was there."""
-    with contextlib.suppress(FileNotFoundError):
+    with suppress(FileNotFoundError):
         os.unlink(name, dir_fd=folder)
     return os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644, dir_fd=folder)
 

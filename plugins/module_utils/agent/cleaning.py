@@ -28,7 +28,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs imp
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import has_systemd
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.processes import marked, run_command
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import operation, said
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import operation, said, suppress
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.records import believed, is_text
 
 TYPE_CHECKING = False
@@ -82,7 +82,7 @@ def clean(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
             gate = gate_path(named(request, name))
             job_dir = job_directory(named(request, name))
             for path in (gate, f"{gate}.part", started_path(job_dir), reason_path(job_dir)):
-                with contextlib.suppress(OSError):
+                with suppress(OSError):
                     os.unlink(path)
     is_empty = trash.empty(request["seconds"])
     return {**trash.taken, "bytes": trash.bytes, "left": trash.left, "more": not is_empty}, b""
@@ -95,7 +95,7 @@ def named(request: Request, name: str) -> Request:
 
 def folders_in(path: str) -> list[str]:
     """Return the names of the folders in a folder, links not among them."""
-    with contextlib.suppress(FileNotFoundError), os.scandir(path) as entries:
+    with suppress(FileNotFoundError), os.scandir(path) as entries:
         return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
     return []
 
@@ -165,7 +165,7 @@ def moment(job_dir: str) -> str:
     day, _dash, rest = name.partition("-")
     if len(day) == 8 and (day + rest[:6]).isdigit() and rest[6:7] == "-":
         return name[:15]
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         return time.strftime("%Y%m%d-%H%M%S", time.localtime(os.lstat(job_dir).st_mtime))
     return ""
 
@@ -189,7 +189,7 @@ def take_bundles(
     used = {spec["bundle"] for spec in specs if spec}
     folder = os.path.join(directory, "bundles")
     unused = []
-    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:
         for entry in entries:
             is_young = entry.stat(follow_symlinks=False).st_mtime > time.time() - DAY_SECONDS
             in_the_making = len(entry.name) != SHA256_DIGITS
@@ -221,7 +221,7 @@ def unused_envs(directory: str, spec: dict[str, str] | None) -> list[str]:
         path = os.path.join(folder, name)
         changed = []
         for file in ("", "installed.txt"):  # which setup writes last
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 changed.append(os.lstat(os.path.join(path, file)).st_mtime)
         if os.path.realpath(path) not in used and max(changed, default=0) < time.time() - DAY_SECONDS:
             unused.append(name)
@@ -255,7 +255,7 @@ class Trash:
         else:
             target = os.path.join(self._path, f"{kind}.{name}.{os.getpid()}")
             try:
-                with contextlib.suppress(FileExistsError):
+                with suppress(FileExistsError):
                     os.mkdir(self._path, 0o700)
                 os.rename(path, target)
             except FileNotFoundError:  # another clean was first
@@ -266,7 +266,7 @@ class Trash:
                     return
                 target = path  # the folder lies on a disk of its own
                 self._in_place.append(path)
-                with contextlib.suppress(OSError):
+                with suppress(OSError):
                     os.unlink(os.path.join(path, "installed.txt"))  # without it an environment is not complete
             self._moved[kind, name] = target
         self.taken[kind].append(name)
@@ -305,12 +305,12 @@ class Trash:
                 except OSError as error:
                     self.left.append((os.path.relpath(path, self._directory), said(error)))
         if not self._dry:
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 os.rmdir(self._path)
         return True
 
     def _waiting(self) -> list[str]:
-        with contextlib.suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):
             return [os.path.join(self._path, name) for name in sorted(os.listdir(self._path))]
         return []
 
@@ -359,7 +359,7 @@ def used_bytes(path: str) -> int:
     pending = [path]
     while pending:
         path = pending.pop()
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             entry = os.lstat(path)
             is_folder = entry.st_mode & 0o170000 == 0o040000
             if is_folder:

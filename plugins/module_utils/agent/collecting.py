@@ -8,7 +8,7 @@ import contextlib
 import os
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import BUNDLE_MTIME, as_owner
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, operation
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, operation, suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's start
@@ -58,14 +58,14 @@ def walk(top: str, after: str = "") -> Iterator[tuple[str, os.stat_result]]:
             on_the_way = path.split("/") == cursor[:depth]
             pending.append(_entries(top, path, cursor[depth : depth + 1] if on_the_way else []))
         elif path != after:
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 yield path, os.lstat(os.path.join(top, path))
 
 
 def _entries(top: str, folder: str, first: list[str]) -> Iterator[tuple[str, bool]]:
     """Yield the folders (True) and regular files (False) of a folder, by name, from the name ``first`` on."""
     found = []
-    with contextlib.suppress(OSError), os.scandir(os.path.join(top, folder)) as entries:
+    with suppress(OSError), os.scandir(os.path.join(top, folder)) as entries:
         for entry in entries:
             if not first or entry.name >= first[0]:
                 is_folder = entry.is_dir(follow_symlinks=False)
@@ -94,7 +94,7 @@ def folder_of(top: str, path: str, make: bool = False) -> Iterator[tuple[int, st
     try:
         for part in folders:
             if make:
-                with contextlib.suppress(FileExistsError):
+                with suppress(FileExistsError):
                     os.mkdir(part, 0o755, dir_fd=folder)
             below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
             os.close(folder)
@@ -126,7 +126,7 @@ def read(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     parts, data = [], []
     for path, offset, length in request["parts"]:
         block, size, mtime_ns = b"", 0, 0
-        with contextlib.suppress(OSError), open(open_file(work, path), "rb") as file:
+        with suppress(OSError), open(open_file(work, path), "rb") as file:
             entry = os.fstat(file.fileno())
             size, mtime_ns = entry.st_size, entry.st_mtime_ns
             file.seek(offset)

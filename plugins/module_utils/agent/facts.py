@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 
@@ -18,7 +17,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node imp
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.ports import free_port
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.processes import marked
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, operation
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, operation, suppress
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.resources import (
     as_size,
     entries,
@@ -103,7 +102,7 @@ def facts(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
 
 
 def _read(path: str, most: int = 2**20) -> str:
-    with contextlib.suppress(OSError), open(path, errors="replace") as file:
+    with suppress(OSError), open(path, errors="replace") as file:
         return file.read(most)
     return ""
 
@@ -115,7 +114,7 @@ def _machine() -> tuple[str, str, str]:
 
 
 def _folder(directory: str) -> str:
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         found = os.stat(directory)
         return f"{found.st_dev}:{found.st_ino}"
     return directory
@@ -140,7 +139,7 @@ def _resolve(names: list[str]) -> list[list[str]]:
     found: list[list[str]] = [[] for _name in names]
 
     def look_up(number: int) -> None:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             entries = socket.getaddrinfo(names[number], None, type=socket.SOCK_STREAM)
             found[number] = list(dict.fromkeys(str(entry[4][0]) for entry in entries))
 

@@ -4,14 +4,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import os
 import time
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import User
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's start
@@ -73,7 +72,7 @@ def write_file(path: str, data: bytes, mode: int, durable: bool = False) -> None
                 os.fsync(file.fileno())
         os.replace(part, path)
     except BaseException:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             os.unlink(part)
         raise
 
@@ -162,7 +161,7 @@ def born(pid: int | str) -> str:
 def read_current(jobs: str) -> dict[str, str]:
     """Return id, user, start, pid and born as ``write_current`` wrote them."""
     lines: list[str] = []
-    with contextlib.suppress(OSError), open(os.path.join(jobs, "current")) as file:
+    with suppress(OSError), open(os.path.join(jobs, "current")) as file:
         lines = file.read().split("\n")
     return dict(zip(("id", "user", "start", "pid", "born"), [*lines, *"?????"]))
 
@@ -175,7 +174,7 @@ class Holder:
         self._job = request["job"]["id"]
         self._jobs = os.path.join(request["directory"], "jobs")
         self._lock = None
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             self._lock = os.open(os.path.join(self._jobs, "lock"), os.O_RDWR | os.O_NOFOLLOW)
 
     def pid(self) -> int | None:

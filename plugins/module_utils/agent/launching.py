@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 import time
@@ -29,7 +28,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node imp
     locate_address,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.processes import end_leftovers, run_command
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, operation
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, operation, suppress
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.resources import (
     packages,
     raise_limits,
@@ -138,7 +137,7 @@ def deliver(request: Request, payload: bytes) -> tuple[Reply, bytes]:
 
     try:
         archive = b""
-        with contextlib.suppress(zlib.error):  # what is damaged does not match either
+        with suppress(zlib.error):  # what is damaged does not match either
             archive = zlib.decompress(payload)
         if hashlib.sha256(archive).hexdigest() != request["bundle"]:
             raise Refusal("received a bundle that does not match its SHA-256; run the playbook again")

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import (
@@ -12,7 +11,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs imp
     open_own,
     read_json,
 )
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import operation
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import operation, suppress
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.records import SPEC, believed, job_state
 
 TYPE_CHECKING = False
@@ -32,7 +31,7 @@ def jobs(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     """
     folder = os.path.join(request["directory"], "jobs")
     ids: list[str] = []
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         # An id begins with its time; a job's folder is all that has no dot in its name there, but the lock.
         ids = sorted((name for name in os.listdir(folder) if os.path.isdir(os.path.join(folder, name))), reverse=True)
     if request["only"]:

@@ -4,12 +4,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.ports import cannot_listen
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import operation, said
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import operation, said, suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's start
@@ -182,7 +181,7 @@ class Meeting:
             return self._fail(place, code)
         if not place[0]:
             return self._met(place, connection)
-        with contextlib.suppress(OSError):  # what was said before it was cut tells more
+        with suppress(OSError):  # what was said before it was cut tells more
             connection.send(self._own_hello)
             connection.send(FULL[-connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) :])
         heard = bytearray()
@@ -209,7 +208,7 @@ class Meeting:
     def _accept(self, listener: socket.socket, port: int) -> None:
         import selectors
 
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             connection = listener.accept()[0]
             connection.setblocking(False)
             heard = bytearray()
@@ -227,7 +226,7 @@ class Meeting:
         host = self._hellos.get(hello + newline)
         if host is None:
             return self._part(connection)
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             connection.send(self._own_hello)
         if rest.endswith(b"\n"):
             self._thank((host, port), connection)
@@ -244,7 +243,7 @@ class Meeting:
             self._part(connection)
 
     def _thank(self, place: Place, connection: socket.socket) -> None:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             connection.send(WHOLE)
             self._missing.pop(place, None)
         self._part(connection)
@@ -331,6 +330,6 @@ def trip(connection: socket.socket) -> int:
 
 def mtu_of(interface: str) -> int | None:
     """Return the MTU of a network interface, or None."""
-    with contextlib.suppress(OSError), open(f"/sys/class/net/{os.path.basename(interface)}/mtu") as file:
+    with suppress(OSError), open(f"/sys/class/net/{os.path.basename(interface)}/mtu") as file:
         return int(file.read())
     return None

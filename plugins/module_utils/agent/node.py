@@ -4,27 +4,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import os
 
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, disk_full
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's start
-    from collections.abc import Iterator
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, disk_full, suppress
 
 
 def network_addresses() -> list[tuple[str, str, bool]]:
     """Return ``[(interface, address, is_loopback)]``, IPv4 before IPv6; see netdevice(7) and /proc/net/if_inet6."""
     import _socket  # what the module socket wraps; with its wrapping it takes as long to import as all else here
-    import array
+    import ctypes
     import struct
 
     entry_bytes = 40 if struct.calcsize("P") == 8 else 32  # struct ifreq: a name of 16 bytes, then a sockaddr_in
-    buffer = array.array("B", bytes(1000 * entry_bytes))
-    request = bytearray(struct.pack("iP", len(buffer), buffer.buffer_info()[0]))  # struct ifconf
+    buffer = ctypes.create_string_buffer(1000 * entry_bytes)  # the module array would import collections
+    request = bytearray(struct.pack("iP", len(buffer), ctypes.addressof(buffer)))  # struct ifconf
     probe = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM)
     fcntl.ioctl(probe.fileno(), 0x8912, request)  # SIOCGIFCONF
     probe.close()
@@ -33,7 +28,7 @@ def network_addresses() -> list[tuple[str, str, bool]]:
     # An alias such as eth0:1 is an address of eth0; gloo and NCCL want the interface.
     names = [entry[:16].partition(b"\0")[0].decode().partition(":")[0] for entry in entries]
     found = [(name, _socket.inet_ntoa(entry[20:24])) for name, entry in zip(names, entries)]
-    with contextlib.suppress(OSError), open("/proc/net/if_inet6") as file:
+    with suppress(OSError), open("/proc/net/if_inet6") as file:
         for digits, _index, _prefix, scope, _flags, name in map(str.split, file):
             if scope != "20":  # a link-local address needs its interface besides: of no use here
                 found.append((name, _socket.inet_ntop(_socket.AF_INET6, bytes.fromhex(digits))))
@@ -45,7 +40,7 @@ def default_route_address() -> str | None:
     import socket
 
     for family, target in ((socket.AF_INET, "198.18.0.1"), (socket.AF_INET6, "2001:2::1")):
-        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+        with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect((target, 9))
             return str(probe.getsockname()[0])
     return None
@@ -85,13 +80,13 @@ def port_holder(port: int) -> str | None:
     """Return the name of the process that listens on TCP ``port``, as well as this user may see it, or None."""
     inodes: set[str] = set()
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        with contextlib.suppress(OSError), open(table) as file:
+        with suppress(OSError), open(table) as file:
             rows = [line.split() for line in file.readlines()[1:]]
             inodes |= {row[9] for row in rows if row[3] == "0A" and int(row[1].rpartition(":")[2], 16) == port}
     if not inodes:
         return None
     for pid in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             for descriptor in os.listdir(f"/proc/{pid}/fd"):
                 link = os.readlink(f"/proc/{pid}/fd/{descriptor}")
                 if link.startswith("socket:[") and link[8:-1] in inodes:
@@ -150,7 +145,7 @@ def check_space(path: str, needed_bytes: int) -> None:
 
 def count_gpus() -> int:
     """Return how many GPUs NVIDIA's driver has on this machine."""
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         return len(os.listdir("/proc/driver/nvidia/gpus"))
     return 0
 
@@ -196,16 +191,25 @@ class User:
             os.setgid(self.gid)
             os.setuid(self.uid)
 
-    @contextlib.contextmanager
-    def acting(self) -> Iterator[None]:
+    def acting(self) -> Acting:
         """Touch files as the user only, so that no link a job has planted makes root write elsewhere."""
-        if os.geteuid() != 0 or self.uid == 0:
-            yield
-            return
-        os.setegid(self.gid)
-        os.seteuid(self.uid)
-        try:
-            yield
-        finally:
+        return Acting(self)
+
+
+class Acting:
+    """While in this context, root has the rights of a user."""
+
+    def __init__(self, user: User) -> None:
+        self._user = user if os.geteuid() == 0 and user.uid != 0 else None
+
+    def __enter__(self) -> None:
+        """Take on the user's rights."""
+        if self._user:
+            os.setegid(self._user.gid)
+            os.seteuid(self._user.uid)
+
+    def __exit__(self, *_about: object) -> None:
+        """Be root again."""
+        if self._user:
             os.seteuid(0)
             os.setegid(0)

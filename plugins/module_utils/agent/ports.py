@@ -4,11 +4,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import socket
 
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, said
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, said, suppress
 
 
 def free_port(but: int | None = None) -> int:
@@ -17,7 +16,7 @@ def free_port(but: int | None = None) -> int:
     It is the system's choice: none of the reserved ones, and one that outgoing connections take last.
     """
     for family, wildcard in ((socket.AF_INET6, "::"), (socket.AF_INET, "0.0.0.0")):
-        with contextlib.suppress(OSError), socket.socket(family) as first, socket.socket(family) as second:
+        with suppress(OSError), socket.socket(family) as first, socket.socket(family) as second:
             for probe in (first, second):  # while the first has the one, the second gets another
                 if family == socket.AF_INET6:
                     probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 
@@ -14,6 +13,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs imp
     unit_name,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import has_systemd
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's start
@@ -54,7 +54,7 @@ def descendants(ancestor: int) -> list[int]:
     """Return the ids of all processes below one."""
     children: dict[int, list[int]] = {}
     for pid in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", "rb") as file:
+        with suppress(OSError), open(f"/proc/{pid}/stat", "rb") as file:
             children.setdefault(int(file.read().rpartition(b")")[2].split()[1]), []).append(int(pid))
     found: list[int] = []
     queue = [ancestor]
@@ -69,7 +69,7 @@ def marked(job_dir: str) -> list[int]:
     """Return the ids of the processes whose environment says that they are the job's, as well as this user may see."""
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb") as file:
+        with suppress(OSError), open(f"/proc/{pid}/environ", "rb") as file:
             if b"JOB_DIR=" + os.fsencode(job_dir) in file.read().split(b"\0"):
                 found.append(int(pid))
     return found
@@ -78,7 +78,7 @@ def marked(job_dir: str) -> list[int]:
 def signal_processes(pids: list[int], number: int) -> None:
     """Send a signal to processes, some of which may have ended."""
     for pid in pids:
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # a setuid child is not ours to end
+        with suppress(ProcessLookupError, PermissionError):  # a setuid child is not ours to end
             os.kill(pid, number)
 
 
@@ -103,6 +103,6 @@ def end_leftovers(request: Request) -> list[int]:
 def members(group: str) -> list[int]:
     """Return the ids of the processes in a control group, given as systemd does; see cgroups(7)."""
     for root in ("/sys/fs/cgroup", "/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified"):
-        with contextlib.suppress(OSError), open(f"{root}{group}/cgroup.procs") as file:
+        with suppress(OSError), open(f"{root}{group}/cgroup.procs") as file:
             return [int(pid) for pid in file.read().split()]
     return []

@@ -4,14 +4,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import signal
 import subprocess
 import time
 
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, suppress
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.supervising import job_environment
 
 TYPE_CHECKING = False
@@ -84,7 +83,7 @@ class Program:
 
     def end(self) -> tuple[int, str]:
         """Kill all that is left of it; return its exit code, negative a signal, and its last line of errors, or ""."""
-        with contextlib.suppress(ProcessLookupError):
+        with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         code = self.process.wait()
         tail = os.pread(self._errors, 4096, max(0, os.fstat(self._errors).st_size - 4096))

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import time
@@ -13,7 +12,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node imp
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.ports import cannot_listen
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.processes import how_it_ended
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.programs import Program
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, operation
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, operation, suppress
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.resources import raise_limits
 
 TYPE_CHECKING = False
@@ -119,7 +118,7 @@ class Rehearsal:
         *lines, self._unread = (self._unread + data).split(b"\n")
         steps = []
         for line in lines:
-            with contextlib.suppress(ValueError, RecursionError):
+            with suppress(ValueError, RecursionError):
                 words = json.loads(line)
                 if isinstance(words, dict):
                     self.told.append(words)

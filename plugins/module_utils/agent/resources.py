@@ -4,8 +4,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
+
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's start
@@ -30,7 +31,7 @@ def raise_limits() -> int:
     for limit, wanted in ((resource.RLIMIT_MEMLOCK, resource.RLIM_INFINITY), (resource.RLIMIT_NOFILE, MOST_FILES)):
         _soft, hard = resource.getrlimit(limit)
         for most in (wanted, hard):
-            with contextlib.suppress(ValueError, OSError):
+            with suppress(ValueError, OSError):
                 resource.setrlimit(limit, (most, most))
                 break
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -64,6 +65,6 @@ def packages(directory: str) -> dict[str, Any]:
 
 def entries(folder: str) -> list[str]:
     """Return the names in a folder; none if it cannot be listed."""
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         return os.listdir(folder)
     return []

@@ -12,7 +12,12 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs imp
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import User
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.ports import free_port
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.processes import descendants
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, operation, said
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import (
+    Refusal,
+    operation,
+    said,
+    suppress,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's start
@@ -86,9 +91,9 @@ def look_at(pid: int) -> dict[str, Any] | None:
     except OSError:
         return None
     program, rank = words[0], None
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         program = os.readlink(f"/proc/{pid}/exe")
-    with contextlib.suppress(OSError, ValueError), open(f"/proc/{pid}/environ", "rb") as file:
+    with suppress(OSError, ValueError), open(f"/proc/{pid}/environ", "rb") as file:
         for variable in file.read().split(b"\0"):
             if variable.startswith(b"LOCAL_RANK="):
                 rank = int(variable[11:])
@@ -192,10 +197,10 @@ def run_spy(pids: list[int], spy: str, user: User | None, deadline: float) -> di
 def kernels_view(pid: int) -> bytes:
     """Return what the kernel says about a process: better than nothing."""
     text = b""
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/wchan", "rb") as file:
+    with suppress(OSError), open(f"/proc/{pid}/wchan", "rb") as file:
         place = file.read()
         text += b"Waits in the kernel at: %b\n" % (place if place not in (b"", b"0") else b"(not known)")
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/status", "rb") as file:
+    with suppress(OSError), open(f"/proc/{pid}/status", "rb") as file:
         wanted = (b"State", b"Threads", b"VmRSS", b"voluntary_ctxt_switches")
         text += b"".join(line for line in file if line.split(b":")[0] in wanted)
     return text

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 
@@ -25,7 +24,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.processe
     end_leftovers,
     signal_processes,
 )
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, operation
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, operation, suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's start
@@ -40,7 +39,7 @@ def discard(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     holder, job_dir = Holder(request), job_directory(request)
     if not os.path.exists(started_path(job_dir)):
         for path in (gate_path(request), gate_path(request) + ".part"):
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 os.unlink(path)
         shutil.rmtree(job_dir, ignore_errors=True)  # the supervisor sees it
         deadline = time.monotonic() + 2
@@ -69,13 +68,13 @@ def stop(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
         return {"state": "prepared", "left": end_leftovers(request)}, b""
     if supervisor:
         write_file(reason_path(job_dir), request["because"].encode(), 0o644)
-        with contextlib.suppress(ProcessLookupError):
+        with suppress(ProcessLookupError):
             os.kill(supervisor, signal.SIGTERM)  # it tells all the others, and waits for them
         if not gone(holder, request["grace_seconds"] + FAREWELL_SECONDS):
             signal_processes([*descendants(supervisor), supervisor], signal.SIGKILL)
             gone(holder, LEFTOVER_SECONDS)  # until then the job would still count as running
     left = end_leftovers(request)
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         os.unlink(reason_path(job_dir))
     as_owner(request)
     return {**job_state(job_dir, holder), "left": left}, b""

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import _signal as signal  # what the module signal wraps; its enumerations take longer to make than the script to start
 import os
 import time
 
@@ -23,7 +23,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.processe
     how_it_ended,
     signal_processes,
 )
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, said
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, said, suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's start
@@ -91,8 +91,6 @@ class Supervisor:
 
     def run(self, user: User, unit: str | None) -> None:
         """Start the script, wait for it, and say how it ended."""
-        import signal
-
         signal.signal(signal.SIGTERM, self._tell_to_stop)
         killed_before = killed_for_memory()
         try:
@@ -137,8 +135,6 @@ class Supervisor:
 
     def _see_out(self, script: int, started: float) -> int:
         """Wait for the script and return its status; once it is to stop: TERM to all processes, the grace, KILL."""
-        import signal
-
         stopping = False
         while True:
             pid, status = os.waitpid(-1, os.WNOHANG)  # orphans of the job too
@@ -177,7 +173,7 @@ class Supervisor:
         """Why this node is told to stop: the watch's word, or the controller's; "" for a stop on request."""
         if self._watch and self._watch.verdict is not None:
             return self._watch.verdict[:LONGEST_REASON]  # another node's words
-        with contextlib.suppress(OSError), open(reason_path(self._job_dir), errors="replace") as file:
+        with suppress(OSError), open(reason_path(self._job_dir), errors="replace") as file:
             return file.read(LONGEST_REASON)
         return f"{self._order.name} was told to stop by its own node, as at a shutdown"
 
@@ -220,7 +216,7 @@ def first_state(state: dict[str, Any]) -> bytes:
 
 def killed_for_memory() -> int:
     """Return how many processes this machine's kernel has killed for want of memory, in a control group or at large."""
-    with contextlib.suppress(OSError), open("/proc/vmstat") as file:
+    with suppress(OSError), open("/proc/vmstat") as file:
         for line in file:
             if line.startswith("oom_kill "):
                 return int(line.split()[1])
@@ -274,8 +270,6 @@ def job_environment(user: User, python: bytes, variables: list[bytes]) -> dict[b
 
 def sweep() -> None:
     """End what the script left behind: TERM, a second to comply, KILL."""
-    import signal
-
     began = time.monotonic()
     signal_processes(descendants(os.getpid()), signal.SIGTERM)
     while time.monotonic() < began + 5:  # a setuid child may stay; the unit's control group holds it

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import ephemeral_ports
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.processes import marked
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import LOADER, NodeError, frame
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.program import LOADER, frame
 from local_nodes import IS_ROOT, PYTHON, LocalNode, alive, free_port, node_of_nobody, until
 
 HEAD = "import json, os, sys, time\ndef tell(**words): print(json.dumps(words), flush=True)\n"

@@ -53,12 +53,7 @@ def test_a_python_that_is_gone(node: LocalNode, tmp_path: Path) -> None:
 
 
 def test_a_prepared_job_whose_controller_vanished_is_given_up(node: LocalNode, tmp_path: Path) -> None:
-    class Hasty(Connection):
-        def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
-            assert b"GATE_SECONDS = 300" in in_data
-            return super().exec_command(command, in_data.replace(b"GATE_SECONDS = 300", b"GATE_SECONDS = 0.3"))
-
-    node.connection = Hasty()
+    node.connection = Altered(("GATE_SECONDS = 300", "GATE_SECONDS = 0.3"))
     bundle = code(tmp_path / "code", "")
     node.prepare(bundle)
     until(lambda: not node.supervisor())
@@ -194,19 +189,14 @@ def test_how_it_ended_in_words(exit_code: int, expected: str) -> None:
 
 
 def test_what_the_kernel_killed_meanwhile_is_counted(node: LocalNode, tmp_path: Path) -> None:
-    with tempfile.NamedTemporaryFile("w", prefix="", suffix="", dir="/tmp") as file:
-        counter = Path(f"/tmp/{os.path.basename(file.name)[:7]}")
-        assert len(str(counter)) == len("/proc/vmstat")
-        node.connection = Altered(("/proc/vmstat", str(counter)))
-        counter.write_text("pgfault 9\noom_kill 5\n")
-        try:
-            node.start(code(tmp_path / "code", "import os, time\nwhile not os.path.exists('go'): time.sleep(0.01)"))
-            until(node.state)
-            counter.write_text("pgfault 9\noom_kill 7\n")
-            (node.job_dir() / "work" / "go").touch()
-            assert node.wait()[0]["oom"] == 2
-        finally:
-            counter.unlink()
+    counter = node.directory / "vmstat"
+    node.connection = Altered(("/proc/vmstat", str(counter)))
+    counter.write_text("pgfault 9\noom_kill 5\n")
+    node.start(code(tmp_path / "code", "import os, time\nwhile not os.path.exists('go'): time.sleep(0.01)"))
+    until(node.state)
+    counter.write_text("pgfault 9\noom_kill 7\n")
+    (node.job_dir() / "work" / "go").touch()
+    assert node.wait()[0]["oom"] == 2
 
 
 def test_the_last_word_has_room_on_a_full_disk(node: LocalNode, tmp_path: Path) -> None:

@@ -1,5 +1,3 @@
-import ast
-import re
 import shlex
 import stat
 import sys
@@ -16,14 +14,12 @@ from ansible.playbook.task import Task
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import ephemeral_ports
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import MARK
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import (
-    LOADER,
     Channel,
     NodeError,
     Unreachable,
-    frame,
     open_channel,
-    program,
 )
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.program import LOADER
 from local_nodes import PYTHON, Connection, LocalNode
 
 FOLLOWED = b"{'ok': True, 'state': 'running', 'more': False, 'offset': %d}"
@@ -71,25 +67,7 @@ def reply(text: bytes, payload: bytes = b"") -> bytes:
     return b"%s %d %d\n" % (MARK.encode(), len(text), len(payload)) + text + payload
 
 
-# --------------------------------------------------------------------------------------------------------------- frames
-
-
-@pytest.mark.parametrize("payload", [b"", b"\0\xff\n" * 1000])
-def test_frame(payload: bytes) -> None:
-    head, _newline, rest = frame("stop", "{'op': 'stop'}", payload).partition(b"\n")
-    assert rest[: int(head)] == program("stop") + b"answer({'op': 'stop'})\n"
-    assert rest[int(head) :] == payload
-
-
-def test_a_request_is_sent_the_modules_that_it_needs_and_no_others() -> None:
-    def sent(op: str) -> list[str]:
-        (table,) = re.findall(rb"^    texts = (\{.*\})$", program(op), re.MULTILINE)
-        return [name.rpartition(".")[2] for name in ast.literal_eval(table.decode())]
-
-    assert set(sent("inspect")) == {"inspecting", "jobs", "node", "protocol"}
-    assert set(sent("follow")) == {"protocol", "node", "jobs", "records", "following"}
-    assert "watching" in sent("prepare"), "what a function imports is needed too"
-    assert "collecting" not in sent("prepare")
+# -------------------------------------------------------------------------------------------------------------- replies
 
 
 @pytest.mark.parametrize("noise", [b"", b"Welcome!\n\xff\x00\x1b[0m\n", b"no newline at its end "])

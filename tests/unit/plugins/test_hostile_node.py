@@ -22,14 +22,16 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils import (
     stall,
     survey,
 )
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.attend import Desk
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.desk import Desk
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang, Identity
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.interrupts import Interrupted
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.logs import RankLog
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight import examine, report
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.reattach import follow_again
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.replies import REPLIES, flaw
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.stopping import stop
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import rank_nodes
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import shown_lines
 from lying_nodes import JOB, TRIED, Answer, LyingNode, honest, written
@@ -256,11 +258,11 @@ class Scene:
         runner.run(order(self.folder, "pass", runs_dir=self.folder / "runs", resume=JOB), self.desk())
 
     def logs(self) -> None:
-        runner.follow_again(self.order, self.desk(), "", None)
+        follow_again(self.order, self.desk(), "", None)
 
     def stop(self) -> None:
         desk = self.desk()
-        runner.stop(desk.say, self.settings, self.open, JOB, self.folder / "runs", 1)
+        stop(desk.say, self.settings, self.open, JOB, self.folder / "runs", 1)
 
     def status(self) -> None:
         views, errors = roster.look(self.settings, self.open)

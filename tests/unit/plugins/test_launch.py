@@ -15,7 +15,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils import launch 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import Bundle
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.launch import Launch
-from local_nodes import SLEEP, Connection, LocalNode, alive, code, gang_of, until
+from local_nodes import SLEEP, Altered, Connection, LocalNode, alive, code, gang_of, until
 
 NEVER_STARTED = "Nothing was started on any node."
 
@@ -456,20 +456,10 @@ def test_torchrun(
 
 def with_gpus(node: LocalNode, count: int) -> Connection:
     """Return a connection to a node that has so many GPUs."""
-
-    class Equipped(Connection):
-        def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
-            folder = node.directory / "gpus"
-            for number in range(count):
-                (folder / str(number)).mkdir(parents=True, exist_ok=True)
-            length, _newline, rest = in_data.partition(b"\n")
-            if length.isdigit():
-                text, payload = rest[: int(length)], rest[int(length) :]
-                text = text.replace(b"/proc/driver/nvidia/gpus", os.fsencode(folder))
-                in_data = b"%d\n%b%b" % (len(text), text, payload)
-            return super().exec_command(command, in_data)
-
-    return Equipped()
+    folder = node.directory / "gpus"
+    for number in range(count):
+        (folder / str(number)).mkdir(parents=True)
+    return Altered(("/proc/driver/nvidia/gpus", str(folder)))
 
 
 def test_devices_auto_needs_the_same_gpus_everywhere(nodes: list[LocalNode], tmp_path: Path) -> None:

@@ -14,12 +14,15 @@ from ansible.errors import AnsibleConnectionFailure
 from ansible.release import __version__ as ansible_version
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import follow as follow_module
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import runner
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.attend import Desk, come_back
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.attend import come_back
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.command_line import without_values
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.desk import Desk
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.interrupts import Interrupted
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import Order
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.reattach import follow_again
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.stopping import stop
 from local_nodes import SLEEP, Connection, LocalNode, by_rank, opener, until
 from orders import Undisturbed, order
 
@@ -102,13 +105,13 @@ class Session:
     def follow(
         self, job: str = "", offset: int | None = None, meanwhile: Callable[[str], None] = lambda line: None
     ) -> "Session":
-        return self.attempt(lambda: runner.follow_again(self.order, self.desk(meanwhile), job, offset))
+        return self.attempt(lambda: follow_again(self.order, self.desk(meanwhile), job, offset))
 
     def stop(self, job: str = "") -> "Session":
         return self.attempt(lambda: self._stop(self.desk(), job))
 
     def _stop(self, desk: Desk, job: str) -> dict[str, Any]:
-        return runner.stop(desk.say, desk.cluster, desk.open_channel, job, self.order.runs, 2)
+        return stop(desk.say, desk.cluster, desk.open_channel, job, self.order.runs, 2)
 
     @property
     def id(self) -> str:

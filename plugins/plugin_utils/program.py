@@ -1,0 +1,120 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""The agent as it travels: what an interpreter on a node is given to run, with every request.
+
+Of the few milliseconds that an agent lives, compiling it would take the most, so its modules are sent compiled, from
+this machine's ``__pycache__``, and as text besides: a node with another Python than this machine's compiles what it
+needs.
+"""
+
+from __future__ import annotations
+
+import functools
+import marshal
+import re
+import threading
+import zlib
+from collections.abc import Iterable
+from importlib.machinery import SourceFileLoader
+from importlib.util import MAGIC_NUMBER
+from pathlib import Path
+
+from ansible_collections.thunderhead.cluster.plugins.module_utils import agent
+
+# Python's -I and -S leave the user's environment and site-packages out, which also halves the time that an interpreter
+# takes to start.
+LOADER = (
+    "import sys; s=sys.stdin.buffer; "
+    "sys.version_info<(3,9) and sys.exit('too old: Python %d.%d.%d' % sys.version_info[:3]); "
+    "exec(compile(s.read(int(s.readline())), 'agent', 'exec'))"
+)
+# Imports the agent's modules from what came with the request, each when it is first needed.
+INSTALLER = """\
+import sys, zlib
+from marshal import loads
+from _frozen_importlib_external import MAGIC_NUMBER
+code, text = map(sys.stdin.buffer.read, {lengths})
+class Sent:
+    compiled = MAGIC_NUMBER == {magic}
+    modules = loads(zlib.decompress(code)) if compiled else eval(zlib.decompress(text))
+    def find_spec(name, path=None, target=None):
+        return type(sys.__spec__)(name, Sent) if name in Sent.modules else None
+    def create_module(spec):
+        return None
+    def exec_module(module):
+        sent = Sent.modules[module.__name__]
+        exec(sent if Sent.compiled else compile(sent, module.__name__, 'exec'), vars(module))
+sys.meta_path.insert(0, Sent)
+sys.modules[{package!r}] = type(sys)({package!r})
+sys.modules[{package!r}].__path__ = []
+from {module} import operation
+from {package}.protocol import answer
+"""
+_PACKING = threading.Lock()
+FASTEST = 1
+"""Level of compression: it must not take longer than what it saves on the way."""
+
+
+@functools.cache
+def _texts() -> dict[str, str]:
+    """The agent's modules, by their names in full."""
+    return {f"{agent.__name__}.{path.stem}": path.read_text() for path in Path(agent.__path__[0]).glob("[a-z]*.py")}
+
+
+def answering(op: str) -> str:
+    """Return the name of the module that answers requests of the name ``op``."""
+    (found,) = (name for name, text in _texts().items() if f"@operation\ndef {op}(" in text)
+    return found
+
+
+def needed(module: str) -> list[str]:
+    """Return the names of a module of the agent and of those that it may import, directly or not."""
+    found = [module]
+    for name in found:
+        imported = re.findall(rf"^ *from ({re.escape(agent.__name__)}\.\w+) import", _texts()[name], re.MULTILINE)
+        found += [one for one in dict.fromkeys(imported) if one not in found]
+    return found
+
+
+def _compiled(name: str) -> object:
+    path = str(Path(agent.__path__[0], f"{name.rpartition('.')[2]}.py"))
+    return SourceFileLoader(name, path).get_code(name)
+
+
+def packed(names: Iterable[str]) -> tuple[bytes, bytes]:
+    """Return modules of the agent compiled and as text, compressed."""
+    names = list(names)
+    code = marshal.dumps({name: _compiled(name) for name in names})
+    text = ascii({name: _texts()[name] for name in names})
+    return zlib.compress(code, FASTEST), zlib.compress(text.encode(), FASTEST)
+
+
+@functools.cache
+def _program_once(op: str) -> tuple[bytes, bytes]:
+    module = answering(op)
+    code, text = packed(needed(module))
+    lengths = len(code), len(text)
+    installer = INSTALLER.format(lengths=lengths, magic=MAGIC_NUMBER, package=agent.__name__, module=module)
+    return installer.encode(), code + text
+
+
+def _program(op: str) -> tuple[bytes, bytes]:
+    """Return what is the same for all requests of the name ``op``: the text up to the request, and what follows it."""
+    with _PACKING:  # all nodes are asked at once, and the cache alone would have each thread pack it
+        return _program_once(op)
+
+
+@functools.lru_cache(maxsize=4)
+def frame(op: str, request: str, payload: bytes = b"") -> bytes:
+    """Return the bytes for the standard input of the agent's interpreter.
+
+    Cached: nodes that are asked the same share one copy.
+
+    Args:
+        op: name of the operation.
+        request: with the operation, as a Python literal.
+        payload: what comes with it.
+    """
+    installer, modules = _program(op)
+    text = b"%banswer(%b)\n" % (installer, request.encode())
+    return b"%d\n%b%b%b" % (len(text), text, modules, payload)
