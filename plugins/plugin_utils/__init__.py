@@ -3,8 +3,8 @@
 """The engine, on the controller: fan-out, gang, log merge, diagnosis, bundle.
 
 Ansible's finder compiles the modules of a collection anew whenever they are imported, which for the engine takes
-longer than all else that it does before it reaches the first node. So they are found as Python finds any other module:
-compiled once, then read from ``__pycache__``.
+longer than all else that it does before it reaches the first node. So once this package is imported, its modules and
+the agent's are found as Python finds any other: compiled once, then read from ``__pycache__``.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from importlib.machinery import SOURCE_SUFFIXES, FileFinder, ModuleSpec, SourceF
 from types import ModuleType
 
 PLUGINS = __name__.rpartition(".")[0]
+"""The package of plugin_utils and module_utils."""
 
 
-class Compiled:
-    """Finds the modules below ``plugin_utils`` and ``module_utils``; a finder of ``sys.meta_path``."""
+class CachingFinder:
+    """Finds the modules below ``plugin_utils`` and ``module_utils``; for ``sys.meta_path``."""
 
     @staticmethod
     def find_spec(name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
@@ -29,4 +30,4 @@ class Compiled:
         return spec if spec and spec.loader else None
 
 
-sys.meta_path.insert(0, Compiled)
+sys.meta_path.insert(0, CachingFinder)

@@ -154,6 +154,8 @@ class Channel:
             return NodeError(self.host, f"has no usable Python: {self._python} was not found; {remedy}")
         if "too old: Python" in errors:
             return NodeError(self.host, f"has no usable Python: {self._python} is {_last_line(errors)}; {remedy}")
+        if "No module named 'zlib'" in errors:
+            return NodeError(self.host, f"has no usable Python: {self._python} was built without zlib; {remedy}")
         if code == 255:  # ssh's own
             return self._unreachable(errors)
         return NodeError(self.host, f"could not run Thunderhead's agent (exit code {code}): {_last_line(errors)}")

@@ -15,7 +15,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import s
 
 @dataclass(frozen=True)
 class Desk:
-    """What every command works with.
+    """The command's surroundings.
 
     Attributes:
         terminal: shows text at once, as it is.

@@ -33,7 +33,9 @@ INSTALLER = """\
 import sys, zlib
 from marshal import loads
 from _frozen_importlib_external import MAGIC_NUMBER
-code, text = map(sys.stdin.buffer.read, {lengths})
+lengths = {lengths}
+code, text = map(sys.stdin.buffer.read, lengths)
+(len(code), len(text)) == lengths or sys.exit('the request broke off')
 class Sent:
     compiled = MAGIC_NUMBER == {magic}
     modules = loads(zlib.decompress(code)) if compiled else eval(zlib.decompress(text))

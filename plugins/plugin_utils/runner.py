@@ -2,8 +2,8 @@
 # Licensed under the Apache License, Version 2.0 (see LICENSE)
 """A job is started everywhere and followed to its end.
 
-What only some jobs need, and what is needed only once the job has started, is imported there: nothing on the way to the
-start waits for it.
+What only some jobs need, or only those that have started, is imported where it is used: nothing on the way to the start
+waits for it.
 """
 
 from __future__ import annotations
@@ -103,8 +103,13 @@ def run(order: Order, desk: Desk) -> dict[str, Any]:
         store_bundle(order.runs, launch.job.bundle)
     except OSError as error:
         desk.say(f"the job's code cannot be kept here for a rerun: {error}; free some space, or set job_runs_dir")
-    from ansible_collections.thunderhead.cluster.plugins.plugin_utils.attend import come_back, result, see_through
-
+    try:
+        from ansible_collections.thunderhead.cluster.plugins.plugin_utils.attend import come_back, result, see_through
+    except ImportError as error:
+        raise JobError(
+            f"{gang.job_id} runs, but Thunderhead's files here were changed since this command began ({error}); follow "
+            f"the job anew: ansible-playbook logs.yml -e job={gang.job_id}"
+        ) from None
     if order.detach:
         desk.say(come_back(gang.job_id))
         return result(record)

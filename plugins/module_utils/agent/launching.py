@@ -39,7 +39,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.supervis
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's start
-    from socket import socket as Socket
+    from _socket import socket as Socket
 
     from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Reply, Request
 
@@ -121,9 +121,9 @@ def check_master_port(request: Request, user: User) -> None:
 
 def listen(address: str) -> Socket:
     """Return a socket at which the other nodes' supervisors find the head's, on a port of the system's choice."""
-    import socket
+    import _socket
 
-    listener = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
+    listener = _socket.socket(_socket.AF_INET6 if ":" in address else _socket.AF_INET, _socket.SOCK_STREAM)
     listener.bind((address, 0))
     listener.listen(1024)
     return listener

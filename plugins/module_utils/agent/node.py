@@ -14,17 +14,17 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol
 def network_addresses() -> list[tuple[str, str, bool]]:
     """Return ``[(interface, address, is_loopback)]``, IPv4 before IPv6; see netdevice(7) and /proc/net/if_inet6."""
     import _socket  # what the module socket wraps; with its wrapping it takes as long to import as all else here
-    import ctypes
+    import ctypes  # which the supervisor needs anyway; the module array would bring collections besides
     import struct
 
     entry_bytes = 40 if struct.calcsize("P") == 8 else 32  # struct ifreq: a name of 16 bytes, then a sockaddr_in
-    buffer = ctypes.create_string_buffer(1000 * entry_bytes)  # the module array would import collections
+    buffer = ctypes.create_string_buffer(1000 * entry_bytes)
     request = bytearray(struct.pack("iP", len(buffer), ctypes.addressof(buffer)))  # struct ifconf
     probe = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM)
     fcntl.ioctl(probe.fileno(), 0x8912, request)  # SIOCGIFCONF
     probe.close()
     used = struct.unpack("iP", request)[0]
-    entries = [bytes(buffer[at : at + entry_bytes]) for at in range(0, used, entry_bytes)]
+    entries = [buffer.raw[at : at + entry_bytes] for at in range(0, used, entry_bytes)]
     # An alias such as eth0:1 is an address of eth0; gloo and NCCL want the interface.
     names = [entry[:16].partition(b"\0")[0].decode().partition(":")[0] for entry in entries]
     found = [(name, _socket.inet_ntoa(entry[20:24])) for name, entry in zip(names, entries)]
@@ -107,7 +107,7 @@ def check_port_range(port: int) -> None:
 
 def check_port_free(port: int, uid: int) -> None:
     """Refuse a MASTER_PORT on which a job of the user ``uid`` cannot listen now on this node, the head."""
-    import socket
+    import _socket
 
     with open("/proc/sys/net/ipv4/ip_unprivileged_port_start") as file:
         first = int(file.read())
@@ -117,13 +117,16 @@ def check_port_free(port: int, uid: int) -> None:
             f"inventory to a port of {first} or more"
         )
 
-    for family, wildcard in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
+    for family, wildcard in ((_socket.AF_INET, "0.0.0.0"), (_socket.AF_INET6, "::")):
         try:
-            with socket.socket(family, socket.SOCK_STREAM) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if family == socket.AF_INET6:
-                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            probe = _socket.socket(family, _socket.SOCK_STREAM)
+            try:
+                probe.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
+                if family == _socket.AF_INET6:
+                    probe.setsockopt(_socket.IPPROTO_IPV6, _socket.IPV6_V6ONLY, 1)
                 probe.bind((wildcard, port))
+            finally:
+                probe.close()
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 holder = port_holder(port) or "a socket that does not listen"

@@ -33,7 +33,7 @@ class Refusal(Exception):
 
 
 class suppress:
-    """Let these exceptions pass, as contextlib's does, which takes a fifth of the agent's life to import."""
+    """Let these exceptions pass, as contextlib's does, which brings collections and functools along."""
 
     def __init__(self, *kinds: type[BaseException]) -> None:
         self._kinds = kinds

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-import _signal as signal  # what the module signal wraps; its enumerations take longer to make than the script to start
+import _signal as signal  # what the module signal wraps; its enumerations take longer than a process takes to spawn
 import os
 import time
 
@@ -27,7 +27,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's start
-    from socket import socket as Socket
+    from _socket import socket as Socket
     from typing import Any
 
     from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Request

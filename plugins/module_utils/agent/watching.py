@@ -23,6 +23,7 @@ import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's start
+    import _socket
     import socket
     from collections.abc import Callable
 
@@ -179,11 +180,13 @@ class Watch:
 class Head(Watch):
     """Rank 0's side: hears all, tells all."""
 
-    def __init__(self, listener: socket.socket, key: bytes, timeout_seconds: float, world_size: int) -> None:
-        """Wait for the others at ``listener``."""
+    def __init__(self, listener: _socket.socket, key: bytes, timeout_seconds: float, world_size: int) -> None:
+        """Wait for the others at ``listener``, which is taken over."""
+        import socket
+
         super().__init__(key, timeout_seconds)
-        listener.setblocking(False)
-        self._listener = listener
+        self._listener = socket.socket(fileno=listener.detach())
+        self._listener.setblocking(False)
         self._world_size = world_size
         self._lines: list[Line] = []
         self._members: dict[int, Member] = {}

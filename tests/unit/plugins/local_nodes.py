@@ -58,11 +58,11 @@ def rewritten(data: bytes, changes: tuple[tuple[str, str], ...]) -> bytes:
     """Return what an agent's interpreter is given, with changes (old, new) to the text of the modules."""
     head, _newline, rest = data.partition(b"\n")
     program, rest = rest[: int(head)], rest[int(head) :]
-    (lengths,) = re.findall(rb"read, \((\d+), (\d+)\)\)$", program, re.MULTILINE)
+    (lengths,) = re.findall(rb"^lengths = \((\d+), (\d+)\)$", program, re.MULTILINE)
     code, text = map(int, lengths)
     with COMPILING:
         own_code, own_text = compiled_anew(rest[code : code + text], changes)
-    program = program.replace(b"read, (%b, %b)" % lengths, b"read, (%d, %d)" % (len(own_code), len(own_text)))
+    program = program.replace(b"= (%b, %b)" % lengths, b"= (%d, %d)" % (len(own_code), len(own_text)))
     return b"%d\n%b%b%b%b" % (len(program), program, own_code, own_text, rest[code + text :])
 
 

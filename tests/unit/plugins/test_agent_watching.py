@@ -33,10 +33,11 @@ class Place:
     """A head, its peers, and strangers, all in this process."""
 
     def __init__(self, timeout: float = 5, world_size: int = 3) -> None:
-        self.listener = listen("127.0.0.1")
-        self.port = self.listener.getsockname()[1]
+        listener = listen("127.0.0.1")
+        self.port = listener.getsockname()[1]
         self.timeout = timeout
-        self.head = Head(self.listener, KEY, timeout, world_size)
+        self.head = Head(listener, KEY, timeout, world_size)
+        self.listener = self.head._listener
         self.peers: list[Peer] = []
         self.strangers: list[socket.socket] = []
 
@@ -304,7 +305,7 @@ def test_a_head_with_another_key(_hasty: None) -> None:
 
 
 def test_a_head_that_cannot_prove_itself_says_nothing(_hasty: None) -> None:
-    listener = listen("127.0.0.1")
+    listener = socket.create_server(("127.0.0.1", 0))
     peer = Peer("127.0.0.1", listener.getsockname()[1], KEY, 5, 1, "rank 1 (n)", "rank 0 (m)")
     peer.wait(0.01)
     fake = listener.accept()[0]

@@ -100,6 +100,12 @@ def test_a_refusal_begins_with_the_node() -> None:
             f"has no usable Python: python3 is too old: Python 3.8.20; {REMEDY}",
         ),
         (
+            1,
+            b"Traceback (most recent call last):\n  ...\nModuleNotFoundError: No module named 'zlib'\n",
+            NodeError,
+            f"has no usable Python: python3 was built without zlib; {REMEDY}",
+        ),
+        (
             255,
             b"Warning: x\nssh: connect to host 198.18.0.1 port 22: Connection refused\r\n",
             Unreachable,

@@ -1,5 +1,6 @@
 import re
 import subprocess
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import MAGIC_NUMBER
 from pathlib import Path
@@ -13,9 +14,24 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.program import
     needed,
     packed,
 )
-from local_nodes import PYTHON, Connection, LocalNode, code
+from local_nodes import PYTHON, Connection, LocalNode, code, gang_of
 
-REQUEST = {"op": "inspect", "directory": "/nowhere", "user": "", "address": "127.0.0.1", "master_port": None}
+REQUEST = ascii({"op": "inspect", "directory": "/nowhere", "user": "", "address": "127.0.0.1", "master_port": None})
+OPERATIONS = sorted(
+    name for text in program._texts().values() for name in re.findall(r"^@operation\ndef (\w+)\(", text, re.MULTILINE)
+)
+SLOW = {"collections", "contextlib", "functools", "json", "re", "signal", "socket", "subprocess"}
+"""Modules that take as long to import as all else that an agent does."""
+
+
+@pytest.fixture(autouse=True)
+def anew() -> Iterator[None]:
+    """Nothing is packed yet, and nothing that a test has packed stays."""
+    program._program_once.cache_clear()
+    frame.cache_clear()
+    yield
+    program._program_once.cache_clear()
+    frame.cache_clear()
 
 
 def answered(data: bytes) -> tuple[str, str]:
@@ -31,9 +47,8 @@ def names(op: str) -> set[str]:
 @pytest.mark.parametrize("payload", [b"", b"\0\xff\n" * 1000])
 def test_frame(payload: bytes) -> None:
     head, _newline, rest = frame("stop", "{'op': 'stop'}", payload).partition(b"\n")
-    text, rest = rest[: int(head)], rest[int(head) :]
-    assert text.endswith(b"\nanswer({'op': 'stop'})\n")
-    assert rest == b"".join(packed(needed(answering("stop")))) + payload
+    assert rest[: int(head)].endswith(b"\nanswer({'op': 'stop'})\n")
+    assert rest[int(head) :] == b"".join(packed(needed(answering("stop")))) + payload
 
 
 def test_a_request_is_sent_the_modules_that_it_needs_and_no_others() -> None:
@@ -43,66 +58,75 @@ def test_a_request_is_sent_the_modules_that_it_needs_and_no_others() -> None:
     assert "collecting" not in names("prepare")
 
 
-def test_another_python_compiles_the_agent_itself() -> None:
-    data = frame("inspect", ascii(REQUEST))
-    head, _newline, rest = data.partition(b"\n")
-    text, rest = rest[: int(head)], rest[int(head) :]
-    other = text.replace(ascii(MAGIC_NUMBER).encode(), ascii(b"another").encode())
-    assert other != text
-    own, _errors = answered(data)
-    assert own.startswith("thunderhead-reply ")
-    assert answered(b"%d\n%b%b" % (len(other), other, rest)) == (own, "")
+@pytest.mark.parametrize("op", OPERATIONS)
+@pytest.mark.parametrize("magic", [MAGIC_NUMBER, b"another"])
+def test_every_operation_finds_its_modules(op: str, magic: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the controller sends them, to an interpreter like its own and to another."""
+    monkeypatch.setattr(program, "MAGIC_NUMBER", magic)
+    output, errors = answered(frame(op, "{'op': 'one that there is not'}"))
+    assert output == ""
+    assert errors.endswith("KeyError: 'one that there is not'\n")
 
 
-def test_one_that_compiles_itself_never_looks_at_the_compiled_modules(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which another Python could not read."""
-    real = program.packed
-    monkeypatch.setattr(program, "packed", lambda names: (b"not to be read", real(names)[1]))
+def test_another_python_never_looks_at_the_compiled_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(program, "packed", lambda names: (b"not to be read", packed(names)[1]))
     monkeypatch.setattr(program, "MAGIC_NUMBER", b"another")
-    program._program_once.cache_clear()
-    try:
-        output, errors = answered(frame("inspect", ascii({**REQUEST, "directory": "/elsewhere"})))
-    finally:
-        program._program_once.cache_clear()
-        frame.cache_clear()
+    output, errors = answered(frame("inspect", REQUEST))
     assert (output[:18], errors) == ("thunderhead-reply ", "")
 
 
-def test_a_start_waits_for_no_import_that_takes_long(node: LocalNode, tmp_path: Path) -> None:
-    imported: set[str] = set()
-
-    class Watched(Connection):
-        def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
-            returned, output, errors = super().exec_command(command.replace(" -I ", " -X importtime -I "), in_data)
-            imported.update(re.findall(r"\| +(\S+)$", errors.decode(), re.MULTILINE))
-            return returned, output, b""
-
-    node.connection = Watched()
-    node.prepare(code(tmp_path / "code", ""))
-    assert "fcntl" in imported, "what is imported was not seen"
-    assert not imported & {"collections", "contextlib", "functools", "json", "re", "signal", "socket", "subprocess"}
+@pytest.mark.parametrize("kept", [100, 1000, 20_000, -1])
+def test_half_a_request_is_none(kept: int) -> None:
+    whole = frame("inspect", REQUEST)
+    assert answered(whole)[0].startswith("thunderhead-reply ")
+    assert answered(whole[:kept])[0] == ""
 
 
-@pytest.mark.parametrize("compiled", [True, False])
-def test_a_defect_is_shown_with_its_module(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not compiled:
-        monkeypatch.setattr(program, "MAGIC_NUMBER", b"another")
-    program._program_once.cache_clear()
-    try:
-        _output, errors = answered(frame("inspect", "{'op': 'inspect'}"))
-    finally:
-        program._program_once.cache_clear()
-        frame.cache_clear()
-    assert re.search(r'inspecting(\.py)?", line \d+, in inspect', errors), errors
+def test_a_defect_is_shown_with_its_place() -> None:
+    _output, errors = answered(frame("inspect", "{'op': 'inspect'}"))
+    assert re.search(r'inspecting\.py", line \d+, in inspect', errors), errors
+    assert errors.endswith("KeyError: 'user'\n")
+
+
+def test_a_defect_is_shown_with_its_place_by_another_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(program, "MAGIC_NUMBER", b"another")
+    _output, errors = answered(frame("inspect", "{'op': 'inspect'}"))
+    assert re.search(r'agent\.inspecting", line \d+, in inspect', errors), errors
     assert errors.endswith("KeyError: 'user'\n")
 
 
 def test_nodes_that_are_asked_at_once_share_one_program(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    real = program.packed
-    monkeypatch.setattr(program, "packed", lambda names: calls.append(names) or real(names))
-    program._program_once.cache_clear()
+    monkeypatch.setattr(program, "packed", lambda names: calls.append(names) or packed(names))
     with ThreadPoolExecutor(16) as pool:
         frames = list(pool.map(lambda number: frame("prepare", f"{{'op': 'prepare', 'n': {number}}}"), range(16)))
     assert len(set(frames)) == 16
     assert len(calls) == 1
+
+
+class Watched(Connection):
+    """Keeps what Python says of the imports of an agent that prepares a job."""
+
+    imports = ""
+
+    def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
+        returned, output, errors = super().exec_command(command.replace(" -I ", " -X importtime -I "), in_data)
+        if b"\nanswer({'op': 'prepare'" in in_data:
+            self.imports = errors.decode()
+        return returned, output, errors
+
+
+def test_a_start_waits_for_no_import_that_takes_long(nodes: list[LocalNode], tmp_path: Path) -> None:
+    for node in nodes:
+        node.connection = Watched()
+    launch = gang_of(nodes, code(tmp_path / "code", "print('the script')"))
+    launch.prepare()
+    launch.start()
+    for node in nodes:
+        # The supervisor's imports are in the job's log, and the script says when it began.
+        before, mark, after = node.wait()[1].partition("the script\n")
+        seen = {*re.findall(r"\| +(\S+)$", node.connection.imports + before, re.MULTILINE)}
+        assert mark, before
+        assert {"fcntl", "ctypes"} <= seen, "what is imported was not seen"
+        assert "json" in after, "what the supervisor imports was not seen"
+        assert not seen & SLOW, node.host

@@ -366,6 +366,24 @@ def states(session: Session) -> list[str]:
     return [node.state(session.id)["state"] for node in session.nodes]
 
 
+def test_a_project_that_is_changed_meanwhile_leaves_the_job_running(
+    nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `git pull` would while a job waits for nodes: what is imported after the start does not fit any more."""
+    session = Session(nodes, order(tmp_path, "print('on its own')"))
+    with monkeypatch.context() as changed:
+        changed.setitem(sys.modules, runner.__name__.replace("runner", "attend"), None)
+        session.run()
+    assert re.fullmatch(
+        rf"{session.id} runs, but Thunderhead's files here were changed since this command began \(.*attend.*\); "
+        rf"follow the job anew: ansible-playbook logs.yml -e job={session.id}",
+        session.error,
+    )
+    again = session.follow(session.id)
+    assert again.result["state"] == "succeeded"
+    assert "[0 node0] on its own" in again.lines
+
+
 def test_detach_and_come_back(nodes: list[LocalNode], tmp_path: Path) -> None:
     script = "import os, time\nprint('first')\nwhile not os.path.exists('go'): time.sleep(0.01)\nprint('then')\n"
     detached = Session(nodes, order(tmp_path, script, detach=True)).run()
