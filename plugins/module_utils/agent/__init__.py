@@ -16,7 +16,7 @@ other nodes' supervisors (``watching``). It is a fork of the agent, so nothing i
 interpreter has to start.
 
 Imports that only some requests need stand inside the functions, and nothing on the way to a start needs collections,
-contextlib, json, re, signal or subprocess: with 16 nodes on two cores every millisecond is paid 16 times, and each of
-these takes a quarter to all of the time that the interpreter takes to start. For the same reason the agent is many
-small modules: what is not needed is not sent.
+contextlib, json, re, signal, socket or subprocess: with 16 nodes on two cores every millisecond is paid 16 times, and
+each of these takes a quarter to all of the time that the interpreter takes to start. For the same reason the agent is
+many small modules: what is not needed is not sent.
 """

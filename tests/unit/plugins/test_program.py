@@ -21,7 +21,7 @@ OPERATIONS = sorted(
     name for text in program._texts().values() for name in re.findall(r"^@operation\ndef (\w+)\(", text, re.MULTILINE)
 )
 SLOW = {"collections", "contextlib", "functools", "json", "re", "signal", "socket", "subprocess"}
-"""Modules that take as long to import as all else that an agent does."""
+"""Modules that take milliseconds to import, or bring along what does."""
 
 
 @pytest.fixture(autouse=True)
