@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import shlex
 from collections.abc import Mapping
@@ -13,12 +12,6 @@ from typing import Any
 
 from ansible import constants as C
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
-from ansible.module_utils.parsing.convert_bool import boolean
-from ansible.parsing.dataloader import DataLoader
-from ansible.playbook.play_context import PlayContext
-from ansible.playbook.task import Task
-from ansible.plugins.loader import become_loader, connection_loader
-from ansible.template import Templar
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import MARK
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import literals
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.program import LOADER, frame
@@ -84,12 +77,14 @@ class Channel:
             raise NodeError(self.host, f"could not write {path}: {_last_line(errors)}")
 
     def _execute(self, command: str, data: bytes) -> tuple[int, bytes, str]:
+        rights: dict[str, bool] = {}
         if self._connection.become and not _is_same_user(self._connection):
             # For this one execution: the connection waits for the marker that the plugin has made up last.
             command = self._connection.become.build_become_command(command, self._connection._shell)
+            rights["sudoable"] = True
         try:
             code, output, errors = self._connection.exec_command(
-                f"{self._executable} -c {shlex.quote(command)}", in_data=data
+                f"{self._executable} -c {shlex.quote(command)}", in_data=data, **rights
             )
         except AnsibleConnectionFailure as error:
             raise self._unreachable(str(error)) from error
@@ -176,62 +171,3 @@ def _is_same_user(connection: Any) -> bool:
         login = None
     wanted = connection.become.get_option("become_user", playcontext=None) or "root"
     return (login or getattr(connection, "default_user", None)) == wanted
-
-
-def open_channel(
-    host: str,
-    variables: Mapping[str, Any],
-    *,
-    task: Task,
-    play_context: PlayContext,
-    loader: DataLoader,
-) -> Channel:
-    """Return a channel to ``host`` that honours its connection and become settings as an ordinary task would.
-
-    Args:
-        host: inventory name.
-        variables: the host's variables, not templated; only those the plugins ask for are.
-        task: the task on whose behalf; its become, timeout and vars keywords count.
-        play_context: the play's, with passwords from the command line.
-        loader: Ansible's file loader.
-    """
-    templar = Templar(loader=loader, variables=dict(variables))
-
-    def value(name: str, default: Any = None) -> Any:
-        return templar.template(variables[name]) if name in variables else default
-
-    context = play_context.copy()
-    context.remote_addr = value("ansible_host", host)
-    for attribute, names in C.MAGIC_VARIABLE_MAPPING.items():
-        for name in names:
-            if name in variables and attribute in {"connection", "port", "remote_user", "password", "become_pass"}:
-                setattr(context, attribute, value(name))
-                break
-    connection = connection_loader.get(
-        context.connection, context, new_stdin=None, ansible_playbook_pid=str(os.getppid())
-    )
-    if connection is None:
-        raise NodeError(host, f"has ansible_connection {context.connection}, which is not installed")
-
-    become = None
-    if boolean(value("ansible_become", task.become) or False):
-        become = become_loader.get(value("ansible_become_method") or task.become_method or "sudo")
-    connection.set_become_plugin(become)
-
-    keys = task.dump_attrs()
-    del keys["retries"]
-    keys["timeout"] = context.timeout
-    if context.password:
-        keys["password"] = context.password
-    if context.become_pass:
-        keys["become_pass"] = context.become_pass
-    for kind, plugin in (("connection", connection), ("shell", connection._shell), ("become", become)):
-        if plugin is not None:
-            names = C.config.get_plugin_vars(kind, plugin._load_name)
-            given = {name: value(name) for name in names if name in variables}
-            # Else a local sudo that asks for a password gets a terminal as standard input, and the agent no request.
-            plugin.set_options(task_keys=keys, var_options={**given, "ansible_pipelining": True})
-
-    interpreter = str(value("ansible_python_interpreter") or "")
-    python = interpreter if interpreter and not interpreter.startswith("auto") else "python3"
-    return Channel(host, connection, python, str(value("ansible_shell_executable") or context.executable or "/bin/sh"))

@@ -10,7 +10,8 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 from ansible.template import Templar
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import Channel, open_channel
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import Channel
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.connect import Access, as_written, play_context
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
 
 GROUP = "cluster"
@@ -22,7 +23,9 @@ class Inventory:
     def __init__(self, action: ActionBase, task_vars: Mapping[str, Any]) -> None:
         self._action = action
         self._task_vars = task_vars
+        self._task = as_written(action._task)
         self._variables = functools.cache(self._read)
+        self._access = functools.cache(self._resolve)
 
     @property
     def cluster(self) -> list[str]:
@@ -46,14 +49,21 @@ class Inventory:
 
     def open_channel(self, host: str) -> Channel:
         """Return a new channel to ``host``; nothing is sent yet."""
-        return open_channel(
-            host,
-            self._variables(host),
-            task=self._action._task,
-            play_context=self._action._play_context,
-            loader=self._action._loader,
+        return self._access(host).open()
+
+    def _resolve(self, host: str) -> Access:
+        return Access(
+            host, self._variables(host), task=self._task, play_context=play_context(), loader=self._action._loader
         )
 
     def _read(self, host: str) -> dict[str, Any]:
-        variables: dict[str, Any] = self._task_vars["hostvars"].raw_get(host)
+        """Return what an ordinary task of this play would have as that host's variables."""
+        manager = self._task.get_variable_manager()
+        variables: dict[str, Any] = manager.get_vars(
+            play=self._task.get_play(),
+            host=manager._inventory.get_host(host),
+            task=self._task,
+            _hosts=self._task_vars["ansible_play_batch"],
+            _hosts_all=self._task_vars["ansible_play_hosts_all"],
+        )
         return variables
