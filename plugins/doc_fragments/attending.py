@@ -33,7 +33,9 @@ options:
     type: path
     default: runs
   node_timeout_seconds:
-    description: A node that is silent for this long is lost, which ends the job.
+    description:
+      - A node of which the other nodes have heard nothing for this long is lost, which ends the job. One that only this
+        machine does not hear of is named, and asked again.
     type: int
     default: 30
   stall_timeout_seconds:

@@ -72,14 +72,19 @@ def see_through(
                     pass  # what is here already is shown whole, however slow the terminal is
                 screen.show(node.rank, node.host, log.read(position, PIECE_BYTES))
         following = Following(gang, logs, SHOWN[order.logs], onlooker, order.node_timeout_seconds, order.grace_seconds)
-        endings = following.run(interrupted)
-        screen.close(SCREEN_SECONDS)
+        try:
+            endings = following.run(interrupted, stop=stopped)
+        except JobError as error:
+            if interrupts.came:  # and nobody will show it
+                interrupts.say(shown_lines(str(error)))
+            raise
+        finally:
+            screen.close(SCREEN_SECONDS)
         if endings is not None:
             break
         if interrupts.came == "gone" or not _wants_stop(order, interrupts, gang.job_id):
             interrupts.say(come_back(gang.job_id))
             raise Interrupted
-        gang.stop(order.grace_seconds)
         starts, stopped = {}, True
     for log in logs.values():
         log.close()

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,6 +52,7 @@ class Onlooker:
         self._stacks = stacks
         self._watch = stall.StallWatch(stall_timeout_seconds, rendezvous_timeout_seconds)
         self._explaining: threading.Thread | None = None
+        self._silence: stall.Silence | None = None  # to be explained
         self._signs = (0, 0)  # of life: bytes printed, ranks ended
         self.verdict = ""
 
@@ -58,13 +60,22 @@ class Onlooker:
         """Show what a rank's log has from ``offset`` on."""
         self._screen.show(node.rank, node.host, data[max(0, self._starts.get(node.host, 0) - offset) :])
 
+    def say(self, text: str) -> None:
+        """Show a sentence of the engine's own."""
+        self._screen.say(text)
+
     def look(self, written: Mapping[str, int], endings: Mapping[str, Ending]) -> str | None:
         """Return why the job has to be stopped, or None. A silence is explained in a thread of its own."""
-        silence = self._watch.look(written, len(endings))
-        self._signs = (sum(written.values()), len(endings))
-        if silence and not (self._explaining and self._explaining.is_alive()):
-            self._explaining = threading.Thread(target=self._explain, args=(silence,), daemon=True)
-            self._explaining.start()
+        silence, signs = self._watch.look(written, len(endings)), (sum(written.values()), len(endings))
+        self._silence = silence or (self._silence if signs == self._signs else None)
+        self._signs = signs
+        if self._explaining and self._explaining.is_alive():
+            self._silence = None
+        elif self._silence:
+            explaining = threading.Thread(target=self._explain, args=(self._silence,), daemon=True)
+            with contextlib.suppress(RuntimeError):  # no thread is to be had; a moment later, perhaps
+                explaining.start()
+                self._explaining, self._silence = explaining, None
         return self.verdict or None
 
     def _explain(self, silence: stall.Silence) -> None:

@@ -317,6 +317,7 @@ REPLIES: Mapping[str, tuple[Mapping[str, Check], Mapping[str, Check]]] = {
 
 FACTS: Mapping[str, Check] = {
     "busy": fields({**_HOLDER, "prepared": is_flag}),
+    "gone": is_flag,
     "running": is_flag,
     "taken": is_port,
 }

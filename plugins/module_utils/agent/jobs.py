@@ -154,14 +154,14 @@ def born(pid: int | str) -> str:
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             return file.read().rpartition(b")")[2].split()[19].decode()
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return "gone"
 
 
 def read_current(jobs: str) -> dict[str, str]:
     """Return id, user, start, pid and born as ``write_current`` wrote them."""
     lines: list[str] = []
-    with suppress(OSError), open(os.path.join(jobs, "current")) as file:
+    with suppress(FileNotFoundError), open(os.path.join(jobs, "current")) as file:
         lines = file.read().split("\n")
     return dict(zip(("id", "user", "start", "pid", "born"), [*lines, *"?????"]))
 
@@ -174,7 +174,7 @@ class Holder:
         self._job = request["job"]["id"]
         self._jobs = os.path.join(request["directory"], "jobs")
         self._lock = None
-        with suppress(OSError):
+        with suppress(FileNotFoundError):  # what else goes wrong does not say that there is none
             self._lock = os.open(os.path.join(self._jobs, "lock"), os.O_RDWR | os.O_NOFOLLOW)
 
     def pid(self) -> int | None:
@@ -207,8 +207,8 @@ def as_owner(request: Request) -> str:
     job_dir = job_directory(request)
     try:
         owner = os.lstat(job_dir).st_uid
-    except OSError:
-        raise Refusal(f"has no job {request['job']['id']}") from None
+    except FileNotFoundError:
+        raise Refusal(f"has no job {request['job']['id']}", gone=True) from None
     if os.geteuid() == 0 and owner:
         User(pwd.getpwuid(owner).pw_name).become()
     return job_dir
