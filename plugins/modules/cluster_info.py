@@ -9,8 +9,8 @@ version_added: 0.1.0
 author: The Thunderhead developers
 description:
   - Reaches every host of the play once, at the same time, and changes nothing.
-  - Fails with one sentence per node that is unreachable, has no usable Python, or does not hold the address that the
-    inventory gives it.
+  - Fails with one sentence per node that is unreachable, has no usable Python, does not hold the address that the
+    inventory gives it, or has a C(cluster_dir) that holds anything but what setup makes.
   - Ranks follow the order of all hosts in group C(cluster), also of those that C(--limit) leaves out.
 options: {}
 attributes:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import ipaddress
+import posixpath
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.environment import as_environment
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import shown
 
 SPEC: dict[str, dict[str, Any]] = {
     "cluster_address": {"type": "str", "default": ""},
@@ -64,8 +66,11 @@ class NodeSettings:
             raise JobError(
                 f"{host}: job_user is root, but jobs run unprivileged; name another account in the inventory"
             )
-        if not values["cluster_dir"].startswith("/"):
-            raise JobError(f"{host}: cluster_dir is {values['cluster_dir']}; set an absolute path in the inventory")
+        directory = values["cluster_dir"]
+        if not (directory.startswith("/") and directory.isprintable() and ".." not in directory.split("/")):
+            raise JobError(
+                f"{host}: cluster_dir is {shown(directory)}; set an absolute path in the inventory, without .. in it"
+            )
         given_address = values["cluster_address"]
         address = _literal(given_address or template(variables.get("ansible_host", host)))
         if given_address and not address:
@@ -73,7 +78,7 @@ class NodeSettings:
         return cls(
             host=host,
             address=address,
-            directory=values["cluster_dir"].rstrip("/") or "/",
+            directory="/" + posixpath.normpath(directory).lstrip("/"),
             master_port=port,
             user=values["job_user"],
             env=as_environment(values["job_env"], f"{host}: job_env"),

@@ -161,7 +161,8 @@ class Node:
         self.execute(
             *("sh", "-ec"),
             f"mkdir -p {folder}; mount -t tmpfs -o size={megabytes}m,mode=755 tmpfs {folder}; cd {folder}; "
-            "mkdir jobs bundles; chmod 711 jobs; chmod 700 bundles; ln -s /opt/thunderhead/env env",
+            "mkdir jobs bundles; chmod 711 jobs; chmod 700 bundles; ln -s /opt/thunderhead/env env; "
+            "cp /opt/thunderhead/.thunderhead .",
         )
 
     def change_host_key(self) -> None:

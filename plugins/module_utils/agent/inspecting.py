@@ -7,6 +7,10 @@ from __future__ import annotations
 import os
 import time
 
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.directory import (
+    require_open_to,
+    require_usable,
+)
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import (
     FAREWELL_SECONDS,
     POLL_SECONDS,
@@ -32,12 +36,17 @@ MOST_ADDRESSES = 1024
 
 @operation
 def inspect(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
-    """Look, and change nothing. Request: directory, user, address (or None), master_port (on the head, else None).
+    """Look, and change nothing; refuse a directory that setup has not made and may not have.
+
+    Request: directory, user, address (or None), master_port (on the head, else None).
 
     Reply: address, interface, addresses (that one and what else a peer may see: the interface's others), port_range
     (first and last ephemeral port), job (id, user and start of the job that holds the node; None if none does).
     """
     refuse_root(request["user"], None)
+    path = require_usable(request["directory"])
+    if request["user"] and os.geteuid() == 0:
+        require_open_to(path, request["user"])
     address, interface = locate_address(request["address"])
     if request["master_port"]:
         check_port_range(request["master_port"])

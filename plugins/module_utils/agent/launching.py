@@ -8,6 +8,7 @@ import os
 import sys
 import time
 
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.directory import require_ours
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import (
     BUNDLE_MTIME,
     bundle_path,
@@ -69,6 +70,7 @@ def prepare(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
             f"was never set up: there is no {python if os.path.isdir(directory) else directory}; "
             "run: ansible-playbook setup.yml"
         ) from None
+    require_ours(directory)
     user = User(request["user"])
     address, interface = locate_address(request["address"])
     if request["master_port"]:

@@ -1,6 +1,8 @@
 import dataclasses
+import os
 import re
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,16 @@ def opener(nodes: list[LocalNode], reached: list[str]) -> Callable[[str], Channe
     return open_channel
 
 
-def test_the_whole_cluster_changes_nothing(tmp_path: Path) -> None:
+@pytest.fixture
+def open_path() -> Iterator[Path]:
+    """A folder in reach of every account, unlike tmp_path."""
+    with tempfile.TemporaryDirectory(prefix="thunderhead-test-") as name:
+        os.chmod(name, 0o755)
+        yield Path(name)
+
+
+def test_the_whole_cluster_changes_nothing(open_path: Path) -> None:
+    tmp_path = open_path
     nodes, reached = three(tmp_path), list[str]()
     nodes[1].user = "train"
     for node in nodes:
