@@ -88,8 +88,8 @@ class Order:
                 raise JobError(f"{name} is {value}; set it to {least} or more")
         if self.rerun and (self.script or self.project or self.args not in ("", None, [])):
             raise JobError(
-                "rerun runs an earlier job's code with its arguments again, so script, args and project_dir cannot be "
-                "given with it; leave them out, or leave out rerun"
+                "rerun runs an earlier job's code with its arguments again, so script, script_args and project_dir "
+                "cannot be given with it; leave them out, or leave out rerun"
             )
 
 
@@ -103,13 +103,13 @@ def split_args(args: Any) -> list[str]:
         try:
             words = shlex.split(args)
         except ValueError as error:
-            raise JobError(f"args has unbalanced quotes ({error}): {args}; close them, or give a list") from None
+            raise JobError(f"script_args has unbalanced quotes ({error}): {args}; close them, or give a list") from None
     elif isinstance(args, Sequence) and all(isinstance(word, (str, int, float)) for word in args):
         words = [str(word) for word in args]
     else:
-        raise JobError(f"args is {args!r}; give a string such as '--max-epochs 3', or a list of words")
+        raise JobError(f"script_args is {args!r}; give a string such as '--max-epochs 3', or a list of words")
     if any("\0" in word for word in words):
-        raise JobError("args has a word with a null byte, which no command line can hold; remove it")
+        raise JobError("script_args has a word with a null byte, which no command line can hold; remove it")
     return words
 
 

@@ -39,7 +39,10 @@ def _quiet_ranks_are_looked_at_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     ("changes", "message"),
     [
         ({"script": ""}, "no script was given; name one in the project, as in: -e script=train.py"),
-        ({"args": "'"}, "args has unbalanced quotes (No closing quotation): '; close them, or give a list"),
+        (
+            {"script_args": "'"},
+            "script_args has unbalanced quotes (No closing quotation): '; close them, or give a list",
+        ),
         ({"env": {"RANK": "0"}}, "env sets RANK, which makes Lightning start no ranks and hang; remove it"),
         (
             {"script": "/etc/passwd"},
@@ -136,13 +139,15 @@ class Session:
 
 
 def test_success(nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["ansible-playbook", "run.yml", "-e", "script=train.py", "-e", "args='a b'"])
+    monkeypatch.setattr(
+        sys, "argv", ["ansible-playbook", "run.yml", "-e", "script=train.py", "-e", "script_args='a b'"]
+    )
     script = (
         "import os, pathlib, sys\nrank = os.environ['NODE_RANK']\n"
         "print(f'rank {rank}', sys.argv[1:], os.environ['INVENTORY'])\n"
         "pathlib.Path('checkpoints').mkdir()\npathlib.Path('checkpoints/last.ckpt').write_bytes(bytes([int(rank)]) * 9)"
     )
-    session = Session(nodes, order(tmp_path, script, args="a 'b c'")).run()
+    session = Session(nodes, order(tmp_path, script, script_args="a 'b c'")).run()
     assert session.error == ""
     assert session.result == {"job": session.id, "path": str(session.path), "world_size": 2, "state": "succeeded"}
     assert session.lines == [
@@ -584,7 +589,7 @@ def test_after_an_interrupt_the_rest_is_shown_once(nodes: list[LocalNode], tmp_p
 
 def test_rerun(nodes: list[LocalNode], tmp_path: Path) -> None:
     script = "import os, sys\nprint('v1', sys.argv[1:], os.environ['A'])"
-    first = Session(nodes, order(tmp_path, script, args="--lr 1", env={"A": "x"})).run()
+    first = Session(nodes, order(tmp_path, script, script_args="--lr 1", env={"A": "x"})).run()
     (tmp_path / "project" / "train.py").write_text("print('v2')")
     earlier = first.id
     again = Session(nodes, order(tmp_path, rerun=earlier, env={"A": "y"})).run()
