@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import datetime
-import getpass
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Identity
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.history import stored_bundle
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.launch import LAUNCHERS, Job
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import new_job_id
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import new_job_id, who
 
 EXAMPLES = Path(__file__).parents[2] / "train"
 """The project of those who name none."""
@@ -162,9 +161,9 @@ def make_job(order: Order, earlier: Mapping[str, Any], checkpoint: str) -> Job:
         project = order.project or Path(earlier.get("project_dir") or EXAMPLES)
         script = check_script(project, order.script or earlier.get("script", ""))
         bundle = make_bundle(project, script, order.bundle_max_mb)
-    now = datetime.datetime.now().astimezone()
+    now = datetime.datetime.now(datetime.timezone.utc)
     return Job(
-        identity=Identity(now.isoformat(timespec="seconds"), new_job_id(script, now), getpass.getuser()),
+        identity=Identity(now.isoformat(timespec="seconds"), new_job_id(script, now), who()),
         bundle=bundle,
         script=script,
         args=args,

@@ -1,6 +1,8 @@
 import datetime
 import getpass
 import json
+import platform
+import time
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +146,10 @@ def test_a_job_of_an_order(tmp_path: Path) -> None:
         *("train.py", ["--lr", "1"], {"A": "1"}, "torchrun", 2),
     )
     assert (job.node_timeout_seconds, job.grace_seconds, job.wait_seconds, job.checkpoint) == (5, 2, 9, "x/y.ckpt")
-    assert job.identity.user == getpass.getuser()
+    start = datetime.datetime.fromisoformat(job.identity.start)
+    assert start.utcoffset() == datetime.timedelta()
+    assert job.identity.id.startswith(f"{start:%Y%m%d-%H%M%S}-train-")
+    assert job.identity.user == f"{getpass.getuser()}@{platform.node()}"
     assert before <= datetime.datetime.fromisoformat(job.identity.start) <= datetime.datetime.now().astimezone()
 
 
@@ -222,6 +227,17 @@ def test_a_rerun_of_an_unknown_job(tmp_path: Path) -> None:
     )
 
 
+def test_a_rerun_of_a_job_whose_record_is_damaged(tmp_path: Path) -> None:
+    job = tmp_path / "runs" / "20260101-000000-train-0007"
+    job.mkdir(parents=True)
+    (job / "job.json").write_text("")
+    with pytest.raises(JobError) as caught:
+        earlier_job(job.name, job.parent, ["node0"])
+    assert str(caught.value) == (
+        f"the job.json of job {job.name} in {job.parent} is damaged; run its script anew, without rerun"
+    )
+
+
 def test_a_rerun_of_a_job_that_was_never_started(tmp_path: Path) -> None:
     """Its record has no ranks yet: the controller was killed while it prepared, or a node could not start."""
     one = order(tmp_path, "pass")
@@ -232,7 +248,7 @@ def test_a_rerun_of_a_job_that_was_never_started(tmp_path: Path) -> None:
 
 def test_a_rerun_of_a_job_whose_logs_alone_are_here(tmp_path: Path) -> None:
     spec = {"script": "train.py", "args": [], "launcher": "sh", "devices": True, "project_dir": "/etc", "start": "then"}
-    known = described_by_nodes(spec)
+    known = described_by_nodes({**spec, "master_addr": "head.example"})
     assert known == {"script": "train.py", "args": [], "started": "then"}
     one = order(tmp_path, rerun="20260101-000000-train-0000")
     Record(one.runs, one.rerun).create(ranks=[{"host": "node0"}], **known)
@@ -277,3 +293,15 @@ def test_code_is_kept_once(tmp_path: Path) -> None:
         {"sha256": job.bundle.sha256, "bytes": job.bundle.size, "git_commit": None, "git_dirty": None},
     )
     assert kept == job.bundle
+
+
+def test_ids_do_not_depend_on_the_time_zone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    began = f"{datetime.datetime.now(datetime.timezone.utc):%Y%m%d-%H%M}"
+    for zone in ("Pacific/Kiritimati", "Pacific/Pago_Pago"):
+        monkeypatch.setenv("TZ", zone)
+        time.tzset()
+        job = make_job(order(tmp_path, "pass"), {}, "").identity
+        assert began <= job.id[: len(began)] <= f"{datetime.datetime.now(datetime.timezone.utc):%Y%m%d-%H%M}"
+        assert job.start.endswith("+00:00")
+    monkeypatch.undo()
+    time.tzset()

@@ -182,7 +182,7 @@ def test_success(nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.Mon
         "grace_seconds": 2,
         "project_dir": str(tmp_path / "project"),
         "env_names": [],
-        "user": getpass.getuser(),
+        "user": f"{getpass.getuser()}@{platform.node()}",
         "bundle": {"bytes": len(script), "git_commit": None, "git_dirty": None},
         "world_size": 2,
         "master_addr": "127.0.0.1",
@@ -485,6 +485,35 @@ def test_stop_a_detached_job(nodes: list[LocalNode], tmp_path: Path) -> None:
     again = Session(nodes, order(tmp_path)).follow()
     assert re.fullmatch(rf"job {session.id} was stopped: on request.*", again.error)
     assert again.record["state"] == "stopped"
+
+
+@pytest.mark.parametrize("text", ["", '{"id": "'])
+def test_a_job_whose_record_was_torn_is_followed_again(nodes: list[LocalNode], tmp_path: Path, text: str) -> None:
+    session = Session(nodes, order(tmp_path, "print('all of it')", detach=True)).run()
+    (session.path / "job.json").write_text(text)
+    again = Session(nodes, order(tmp_path)).follow()
+    assert again.error == ""
+    assert again.result == {"job": session.id, "path": str(session.path), "world_size": 2, "state": "succeeded"}
+    assert "[0 node0] all of it" in again.lines
+    assert (session.record["state"], states(session)) == ("succeeded", ["succeeded", "succeeded"])
+
+
+def test_a_colleagues_job_is_left_alone_unless_it_is_named(
+    nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as colleague:
+        colleague.setenv("LOGNAME", "bob")
+        theirs = Session(nodes, order(tmp_path, SLEEP, detach=True)).run()
+    until(lambda: all(node.state(theirs.id) for node in nodes))
+    me = f"{getpass.getuser()}@{platform.node()}"
+    for command in ("stop", "follow"):
+        error = getattr(Session(nodes, order(tmp_path)), command)().error
+        assert error == (
+            f"no job that {'runs' if command == 'stop' else 'is'} on these nodes was started by {me}; the latest is "
+            f"{theirs.id}, which bob@{platform.node()} started; if you mean that one, give -e job={theirs.id}"
+        )
+    assert {node.state(theirs.id)["state"] for node in nodes} == {"running"}
+    assert Session(nodes, order(tmp_path)).stop(theirs.id).result["was_running"] is True
 
 
 def test_a_stop_while_it_is_followed(nodes: list[LocalNode], tmp_path: Path) -> None:
