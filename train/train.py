@@ -7,7 +7,7 @@ On this machine:
 On every node of the cluster, all at once:
 
     ansible-playbook run.yml -e script=train.py
-    ansible-playbook run.yml -e script=train.py -e "args='--max-epochs 3'"
+    ansible-playbook run.yml -e script=train.py -e "script_args='--max-epochs 3'"
 
 The launcher starts one process per node and says in the environment how many nodes there are (NUM_NODES), which of
 them this is (NODE_RANK) and where they meet (MASTER_ADDR, MASTER_PORT). A script reads NUM_NODES, Lightning the rest.

@@ -28,7 +28,7 @@ class ActionModule(AttendingAction):
 
     ARGUMENTS: ClassVar[Arguments] = {
         "script": {"type": "str", "default": ""},
-        "args": {"type": "raw", "default": ""},
+        "script_args": {"type": "raw", "default": ""},
         "project_dir": {"type": "path"},
         "env": {"type": "raw", "default": {}},
         "launcher": {"type": "str", "choices": ["lightning", "torchrun"]},
@@ -67,7 +67,7 @@ def as_order(arguments: dict[str, Any]) -> Order:
     given: dict[str, Any] = {name: about.get("default") for name, about in ActionModule.ARGUMENTS.items()} | arguments
     return Order(
         script=given["script"],
-        args=given["args"],
+        args=given["script_args"],
         project=Path(os.path.abspath(given["project_dir"])) if given["project_dir"] else None,
         env=given["env"],
         runs=Path(os.path.abspath(given["runs_dir"])),

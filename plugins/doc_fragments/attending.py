@@ -26,7 +26,7 @@ options:
     choices: [detach, stop]
     default: detach
   keep:
-    description: How many ended jobs stay on each node afterwards. All, if it is not given.
+    description: How many of the user's own ended jobs stay on each node afterwards. All, if it is not given.
     type: int
   runs_dir:
     description: The folder of the records, one folder per job, relative to the working directory.

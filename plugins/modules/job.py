@@ -22,7 +22,7 @@ options:
     description: The script, a path relative to O(project_dir).
     type: str
     default: ""
-  args:
+  script_args:
     description: The script's arguments, a string split as a shell would, or a list. Never given to a shell.
     type: raw
     default: ""
@@ -49,7 +49,7 @@ options:
     description:
       - Id of a job to go on from. The newest complete checkpoint that any of its nodes has is put on all nodes before
         the start, and the script finds its path in the environment variable C(CKPT_PATH).
-      - What is not given (O(script), O(args), O(launcher), O(devices), O(project_dir)) is as it was in that job.
+      - What is not given (O(script), O(script_args), O(launcher), O(devices), O(project_dir)) is as it was in that job.
     type: str
     default: ""
   rerun:
@@ -97,7 +97,7 @@ EXAMPLES = r"""
 - name: Train on all nodes
   thunderhead.cluster.job:
     script: train.py
-    args: --max-epochs 3
+    script_args: --max-epochs 3
     project_dir: /home/me/project
     env:
       WANDB_MODE: offline

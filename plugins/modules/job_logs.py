@@ -14,7 +14,7 @@ description:
   - Runs once for all hosts.
 options:
   job:
-    description: The job's id. Empty means the latest.
+    description: The job's id. Empty means the user's latest; somebody else's is followed only by its id.
     type: str
     default: ""
   offset:

@@ -25,9 +25,9 @@ class Identity:
     """Which job: of two that want the same nodes at the same moment, the smaller one gets them.
 
     Attributes:
-        start: when it was started, ISO 8601 with seconds.
+        start: when it was started, ISO 8601 with seconds, UTC.
         id: YYYYmmdd-HHMMSS-<script>-<4 hex>.
-        user: who started it, on the controller.
+        user: who started it, as user@machine; see record.who.
     """
 
     start: str

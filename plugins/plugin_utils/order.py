@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import datetime
-import getpass
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Identity
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.history import stored_bundle
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.launch import LAUNCHERS, Job
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import new_job_id
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import new_job_id, who
 
 EXAMPLES = Path(__file__).parents[2] / "train"
 """The project of those who name none."""
@@ -88,8 +87,8 @@ class Order:
                 raise JobError(f"{name} is {value}; set it to {least} or more")
         if self.rerun and (self.script or self.project or self.args not in ("", None, [])):
             raise JobError(
-                "rerun runs an earlier job's code with its arguments again, so script, args and project_dir cannot be "
-                "given with it; leave them out, or leave out rerun"
+                "rerun runs an earlier job's code with its arguments again, so script, script_args and project_dir "
+                "cannot be given with it; leave them out, or leave out rerun"
             )
 
 
@@ -103,13 +102,13 @@ def split_args(args: Any) -> list[str]:
         try:
             words = shlex.split(args)
         except ValueError as error:
-            raise JobError(f"args has unbalanced quotes ({error}): {args}; close them, or give a list") from None
+            raise JobError(f"script_args has unbalanced quotes ({error}): {args}; close them, or give a list") from None
     elif isinstance(args, Sequence) and all(isinstance(word, (str, int, float)) for word in args):
         words = [str(word) for word in args]
     else:
-        raise JobError(f"args is {args!r}; give a string such as '--max-epochs 3', or a list of words")
+        raise JobError(f"script_args is {args!r}; give a string such as '--max-epochs 3', or a list of words")
     if any("\0" in word for word in words):
-        raise JobError("args has a word with a null byte, which no command line can hold; remove it")
+        raise JobError("script_args has a word with a null byte, which no command line can hold; remove it")
     return words
 
 
@@ -162,9 +161,9 @@ def make_job(order: Order, earlier: Mapping[str, Any], checkpoint: str) -> Job:
         project = order.project or Path(earlier.get("project_dir") or EXAMPLES)
         script = check_script(project, order.script or earlier.get("script", ""))
         bundle = make_bundle(project, script, order.bundle_max_mb)
-    now = datetime.datetime.now().astimezone()
+    now = datetime.datetime.now(datetime.timezone.utc)
     return Job(
-        identity=Identity(now.isoformat(timespec="seconds"), new_job_id(script, now), getpass.getuser()),
+        identity=Identity(now.isoformat(timespec="seconds"), new_job_id(script, now), who()),
         bundle=bundle,
         script=script,
         args=args,

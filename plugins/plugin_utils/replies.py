@@ -255,6 +255,7 @@ REPLIES: Mapping[str, tuple[Mapping[str, Check], Mapping[str, Check]]] = {
                         "state": fields(_STATE, _MORE_OF_STATE),
                         "size": is_size,
                         "last_line": is_bytes,
+                        "user": is_text,
                     }
                 )
             )

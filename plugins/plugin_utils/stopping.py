@@ -13,7 +13,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils import roster
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import in_one
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import OpenChannel
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import Record
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import Record, who
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
 
 
@@ -31,7 +31,7 @@ def stop(
         say: shows text at once.
         cluster: settings of all hosts of the cluster, in inventory order.
         open_channel: gives a new channel to a host.
-        job: id; "" means the latest that runs.
+        job: id; "" means the user's latest that runs.
         runs: folder of the controller's records.
         grace_seconds: between TERM and KILL.
 
@@ -39,7 +39,7 @@ def stop(
         JobError: there is none, a node did not answer, or a process could not be ended.
     """
     views, errors = roster.look(cluster, open_channel, only=job or None)
-    view = roster.whole(roster.choose(job, views, errors, going_on=True), cluster, open_channel)
+    view = roster.whole(roster.choose(job, views, errors, who(), going_on=True), cluster, open_channel)
     gang, notes = roster.gang_of(view, cluster, open_channel)
     for note in notes:
         say(note)

@@ -101,7 +101,7 @@ def test_ctrl_c_that_stops(cluster: Cluster, timeline: Timeline) -> None:
 
 
 def test_detach_status_logs_and_stop(cluster: Cluster, timeline: Timeline) -> None:
-    run = cluster.run("count.py", "-e", "args=1000000", "-e", "detach=true")
+    run = cluster.run("count.py", "-e", "script_args=1000000", "-e", "detach=true")
     assert run.wait() == 0, run.text
     job = run.job
     assert_says_how_to_come_back(run, job)
@@ -176,7 +176,7 @@ def test_stop_of_what_would_outlive_it(cluster: Cluster, timeline: Timeline) -> 
 
 
 def test_daemons_end_with_their_script(cluster: Cluster) -> None:
-    run = cluster.run("daemons.py", "-e", "args=leave")
+    run = cluster.run("daemons.py", "-e", "script_args=leave")
     assert run.wait() == 0, run.text
     cluster.await_nothing_left(run.job, END_SECONDS)
     assert cluster.everywhere(lambda node: node.execute("pgrep", "-l", "sleep", check=False)) == [""] * 3

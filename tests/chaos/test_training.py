@@ -74,7 +74,7 @@ def test_plain_torch(cluster: Cluster, options: list[str], sums: dict[int, list[
 
 def test_a_rendezvous_that_never_completes(cluster: Cluster, timeline: Timeline) -> None:
     at = time.monotonic()
-    run = cluster.run("plain.py", "-e", "args=1", "-e", "job_rendezvous_timeout_seconds=10", *TWO)
+    run = cluster.run("plain.py", "-e", "script_args=1", "-e", "job_rendezvous_timeout_seconds=10", *TWO)
     assert run.wait() == 2
     job = run.job
     cause = r"rendezvous|never came|num_nodes|world_size|WORLD_SIZE"

@@ -67,9 +67,10 @@ MOST_ROUNDS = 1000
 def clean(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     """Remove all but the newest ended jobs, then the bundles and environments that nothing uses any more.
 
-    Request: directory, keep (how many ended jobs stay), dry (only say what would go), seconds (after which to answer,
-    though the trash is not empty). Reply: jobs, bundles and envs, lists of names; bytes (that became free); left,
-    ``[[path, why]]`` of what could not be removed; more, whether to ask again.
+    Request: directory, keep (how many ended jobs stay), owner (whose count and go; None: everybody's), dry (only say
+    what would go), seconds (after which to answer, though the trash is not empty). Reply: jobs, bundles and envs, lists
+    of names; bytes (that became free); left, ``[[path, why]]`` of what could not be removed; more, whether to ask
+    again.
 
     A job that is prepared, starts or ends at the same time is neither disturbed nor kept waiting:
 
@@ -88,9 +89,10 @@ def clean(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     specs = {name: read_spec(job_directory(named(request, name))) for name in names}
     trash = Trash(directory, request["dry"])
     keep = request["keep"]
-    if current and b'"ended"' in peek_state(os.path.join(directory, "jobs"), current):
+    own = [name for name in names if is_of(request["owner"], job_directory(named(request, name)))]
+    if current in own and b'"ended"' in peek_state(os.path.join(directory, "jobs"), str(current)):
         keep = max(0, keep - 1)  # its supervisor only says good-bye
-    gone = ended(request, [name for name in names if name != current and is_job_id(name)], trash)[keep:]
+    gone = ended(request, [name for name in own if name != current and is_job_id(name)], trash)[keep:]
     if not current or specs.get(current):
         take_bundles(directory, [spec for name, spec in specs.items() if name not in gone], names, current, trash)
         for env in unused_envs(directory, specs[current] if current else None):
@@ -153,6 +155,14 @@ def read_spec(job_dir: str) -> dict[str, str] | None:
     """Return the bundle and the python of a job, or None if they are not known; the job may have changed the file."""
     spec = believed(read_json(os.path.join(job_dir, "spec.json")), dict.fromkeys(("bundle", "python"), is_text))
     return spec if spec and len(spec) == 2 else None
+
+
+def is_of(owner: str | None, job_dir: str) -> bool:
+    """Whether a job is one of the owner's, or, as one that never started, nobody's; None owns all."""
+    if owner is None:
+        return True
+    spec = believed(read_json(os.path.join(job_dir, "spec.json")), {"user": is_text})
+    return spec.get("user") == owner if spec else not os.path.exists(started_path(job_dir))
 
 
 def ended(request: Request, names: list[str], trash: Trash) -> list[str]:

@@ -31,11 +31,12 @@ ENDED = {
     **{"state": "failed", "pid": 7, "oom": 1, "exit_code": 1, "signal": None, "started": 1.0, "ended": 3.5},
     **{"stopping": 2.5, "because": "rank 1 (node1) exited with code 1", "error": ""},
 }
+USER = {"user": "trainer"}
 TRIED = {
     **{"failed": {"wandb": "ModuleNotFoundError"}, "python": "3.11.2", "torch": "2.13.0+cpu"},
     **{"cuda": None, "nccl": None, "devices": 0, "usable": False},
 }
-OWNER = {"user": "trainer", "start": "2026-11-22T17:30:05+01:00"}
+OWNER = {**USER, "start": "2026-11-22T17:30:05+01:00"}
 STACK = b"""\
 ==== process 7
 Thread 7 (idle): "MainThread"
@@ -87,7 +88,7 @@ def honest(request: Mapping[str, Any], rank: int = 0) -> Answer:
             b"",
         ),
         "jobs": (
-            {"jobs": [{"id": JOB, "spec": spec, "state": ENDED, "size": len(LOG), "last_line": b"hello"}]},
+            {"jobs": [{"id": JOB, "spec": spec, "state": ENDED, "size": len(LOG), "last_line": b"hello", **USER}]},
             b"",
         ),
         "place": ({"placed": True}, b""),

@@ -15,7 +15,7 @@ def play(
 
     Args:
         folder: the working directory, with the inventory.
-        playbook: its name, such as run.yml.
+        playbook: its name, such as run.yml, or thunderhead.cluster.run.
         arguments: what comes after it.
         inventory: its name.
         settings: environment variables besides.
@@ -28,8 +28,9 @@ def play(
         "ANSIBLE_NOCOLOR": "1",
         "COLUMNS": "1000",
     }
+    path = ROOT / playbook if playbook.endswith(".yml") else playbook
     return subprocess.run(
-        [sys.executable, "-m", "ansible", "playbook", "-i", inventory, ROOT / playbook, *arguments],
+        [sys.executable, "-m", "ansible", "playbook", "-i", inventory, path, *arguments],
         cwd=folder,
         env={**kept, **ansible, **settings},
         stdin=subprocess.DEVNULL,

@@ -23,9 +23,9 @@ ENVS = [str(number) * 16 for number in range(4)]
 FREED = {"jobs": [], "bundles": [], "envs": [], "left": []}
 
 
-def clean(node: LocalNode, keep: int = 0, dry: bool = False) -> dict[str, Any]:
+def clean(node: LocalNode, keep: int = 0, dry: bool = False, owner: str | None = None) -> dict[str, Any]:
     """What a node removed, without the bytes."""
-    reply = node.ask("clean", keep=keep, dry=dry, seconds=60)
+    reply = node.ask("clean", keep=keep, dry=dry, seconds=60, owner=owner)
     assert reply.pop("more") is False
     del reply["bytes"]
     return reply
@@ -96,6 +96,20 @@ def test_a_job_that_ended_in_any_way(node: LocalNode, state: str) -> None:
         Path(f"{node.job_dir(JOBS[1])}{suffix}").write_text("")
     assert clean(node) == {**FREED, "jobs": [JOBS[1]]}
     assert node.jobs == []
+
+
+def test_only_the_owners_jobs_count_and_go(node: LocalNode) -> None:
+    for number, user in enumerate(("ana@laptop", "bob@desk", "ana@laptop", "ana@desk", "bob@desk")):
+        leave(node, job_id(number), spec={**spec(), "user": user})
+    leave(node, job_id(5), state="")  # never started, so nobody's
+    leave(node, job_id(6), spec={"user": 7})  # its job has changed what it says
+    for number in range(7):
+        Path(f"{node.job_dir(job_id(number))}.started").touch(exist_ok=number != 5)
+    Path(f"{node.job_dir(job_id(5))}.started").unlink()
+    assert clean(node, 1, dry=True, owner="ana@laptop")["jobs"] == [job_id(2), job_id(0)]
+    assert clean(node, 0, owner="ana@laptop")["jobs"] == [job_id(5), job_id(2), job_id(0)]
+    assert clean(node, 0, owner="eve@laptop") == FREED
+    assert clean(node, 1)["jobs"] == [job_id(4), job_id(3), job_id(1)]
 
 
 def test_what_is_no_job_stays(node: LocalNode, tmp_path: Path) -> None:
@@ -199,7 +213,9 @@ def test_what_cannot_be_removed_is_said(node: LocalNode, monkeypatch: pytest.Mon
         remove(path, workshop)
 
     monkeypatch.setattr(cleaning, "remove", refuse)
-    reply, _payload = cleaning.clean({"directory": str(node.directory), "keep": 0, "dry": False, "seconds": 60}, b"")
+    reply, _payload = cleaning.clean(
+        {"directory": str(node.directory), "keep": 0, "dry": False, "seconds": 60, "owner": None}, b""
+    )
     ((path, why),) = reply["left"]
     assert path == f"trash/jobs.{JOBS[1]}.{os.getpid()}"
     assert why == f"Operation not permitted: {node.directory}/{path}"
@@ -211,10 +227,10 @@ def test_what_cannot_be_removed_is_said(node: LocalNode, monkeypatch: pytest.Mon
 def test_what_takes_long_is_done_in_several_goes(node: LocalNode) -> None:
     for number in range(3):
         leave(node, job_id(number), {"out/model": b"x"})
-    first = node.ask("clean", keep=1, dry=False, seconds=-1)
+    first = node.ask("clean", keep=1, dry=False, seconds=-1, owner=None)
     assert (first["jobs"], first["bytes"], first["more"]) == ([job_id(1), job_id(0)], 0, True)
     assert os.listdir(node.directory / "jobs") == [job_id(2)]  # gone all the same
-    second = node.ask("clean", keep=1, dry=False, seconds=60)
+    second = node.ask("clean", keep=1, dry=False, seconds=60, owner=None)
     assert (second["jobs"], second["bytes"] > 0, second["more"]) == ([], True, False)
     assert not (node.directory / "trash").exists()
 
@@ -382,7 +398,9 @@ def test_an_environment_on_a_disk_of_its_own(linked: LocalNode, monkeypatch: pyt
         raise OSError(18, "Invalid cross-device link")
 
     monkeypatch.setattr(os, "rename", rename)
-    reply, _payload = cleaning.clean({"directory": str(linked.directory), "keep": 0, "dry": False, "seconds": 60}, b"")
+    reply, _payload = cleaning.clean(
+        {"directory": str(linked.directory), "keep": 0, "dry": False, "seconds": 60, "owner": None}, b""
+    )
     assert (reply["jobs"], reply["envs"], reply["left"]) == ([JOBS[1]], [ENVS[1]], [])
     assert not path.exists() and linked.jobs == []
 
@@ -395,10 +413,10 @@ def test_a_look_changes_nothing(linked: LocalNode) -> None:
         leave(linked, job_id(number), {"a": bytes(50_000)}, spec=spec(bundle(linked, str(number))))
     env(linked, ENVS[1])
     before = sorted(linked.directory.rglob("*"))
-    seen = linked.ask("clean", keep=1, dry=True, seconds=60)
+    seen = linked.ask("clean", keep=1, dry=True, seconds=60, owner=None)
     assert sorted(linked.directory.rglob("*")) == before
     assert seen["bytes"] > 100_000
-    assert linked.ask("clean", keep=1, dry=False, seconds=60) == seen
+    assert linked.ask("clean", keep=1, dry=False, seconds=60, owner=None) == seen
     assert (
         seen["jobs"] == [job_id(1), job_id(0)] and seen["bundles"] == ["0" * 64, "1" * 64] and seen["envs"] == [ENVS[1]]
     )
@@ -420,5 +438,5 @@ def test_nobody_else_may_look_into_the_trash(node: LocalNode, monkeypatch: pytes
     seen = []
     monkeypatch.setattr(cleaning, "remove", lambda path, workshop: seen.append(stat.S_IMODE(os.stat(workshop).st_mode)))
     leave(node)
-    cleaning.clean({"directory": str(node.directory), "keep": 0, "dry": False, "seconds": 60}, b"")
+    cleaning.clean({"directory": str(node.directory), "keep": 0, "dry": False, "seconds": 60, "owner": None}, b"")
     assert seen == [0o700]

@@ -39,7 +39,10 @@ def _quiet_ranks_are_looked_at_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     ("changes", "message"),
     [
         ({"script": ""}, "no script was given; name one in the project, as in: -e script=train.py"),
-        ({"args": "'"}, "args has unbalanced quotes (No closing quotation): '; close them, or give a list"),
+        (
+            {"script_args": "'"},
+            "script_args has unbalanced quotes (No closing quotation): '; close them, or give a list",
+        ),
         ({"env": {"RANK": "0"}}, "env sets RANK, which makes Lightning start no ranks and hang; remove it"),
         (
             {"script": "/etc/passwd"},
@@ -136,13 +139,15 @@ class Session:
 
 
 def test_success(nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["ansible-playbook", "run.yml", "-e", "script=train.py", "-e", "args='a b'"])
+    monkeypatch.setattr(
+        sys, "argv", ["ansible-playbook", "run.yml", "-e", "script=train.py", "-e", "script_args='a b'"]
+    )
     script = (
         "import os, pathlib, sys\nrank = os.environ['NODE_RANK']\n"
         "print(f'rank {rank}', sys.argv[1:], os.environ['INVENTORY'])\n"
         "pathlib.Path('checkpoints').mkdir()\npathlib.Path('checkpoints/last.ckpt').write_bytes(bytes([int(rank)]) * 9)"
     )
-    session = Session(nodes, order(tmp_path, script, args="a 'b c'")).run()
+    session = Session(nodes, order(tmp_path, script, script_args="a 'b c'")).run()
     assert session.error == ""
     assert session.result == {"job": session.id, "path": str(session.path), "world_size": 2, "state": "succeeded"}
     assert session.lines == [
@@ -177,7 +182,7 @@ def test_success(nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.Mon
         "grace_seconds": 2,
         "project_dir": str(tmp_path / "project"),
         "env_names": [],
-        "user": getpass.getuser(),
+        "user": f"{getpass.getuser()}@{platform.node()}",
         "bundle": {"bytes": len(script), "git_commit": None, "git_dirty": None},
         "world_size": 2,
         "master_addr": "127.0.0.1",
@@ -482,6 +487,35 @@ def test_stop_a_detached_job(nodes: list[LocalNode], tmp_path: Path) -> None:
     assert again.record["state"] == "stopped"
 
 
+@pytest.mark.parametrize("text", ["", '{"id": "'])
+def test_a_job_whose_record_was_torn_is_followed_again(nodes: list[LocalNode], tmp_path: Path, text: str) -> None:
+    session = Session(nodes, order(tmp_path, "print('all of it')", detach=True)).run()
+    (session.path / "job.json").write_text(text)
+    again = Session(nodes, order(tmp_path)).follow()
+    assert again.error == ""
+    assert again.result == {"job": session.id, "path": str(session.path), "world_size": 2, "state": "succeeded"}
+    assert "[0 node0] all of it" in again.lines
+    assert (session.record["state"], states(session)) == ("succeeded", ["succeeded", "succeeded"])
+
+
+def test_a_colleagues_job_is_left_alone_unless_it_is_named(
+    nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as colleague:
+        colleague.setenv("LOGNAME", "bob")
+        theirs = Session(nodes, order(tmp_path, SLEEP, detach=True)).run()
+    until(lambda: all(node.state(theirs.id) for node in nodes))
+    me = f"{getpass.getuser()}@{platform.node()}"
+    for command in ("stop", "follow"):
+        error = getattr(Session(nodes, order(tmp_path)), command)().error
+        assert error == (
+            f"no job that {'runs' if command == 'stop' else 'is'} on these nodes was started by {me}; the latest is "
+            f"{theirs.id}, which bob@{platform.node()} started; if you mean that one, give -e job={theirs.id}"
+        )
+    assert {node.state(theirs.id)["state"] for node in nodes} == {"running"}
+    assert Session(nodes, order(tmp_path)).stop(theirs.id).result["was_running"] is True
+
+
 def test_a_stop_while_it_is_followed(nodes: list[LocalNode], tmp_path: Path) -> None:
     session = Session(nodes, order(tmp_path, SLEEP))
 
@@ -584,7 +618,7 @@ def test_after_an_interrupt_the_rest_is_shown_once(nodes: list[LocalNode], tmp_p
 
 def test_rerun(nodes: list[LocalNode], tmp_path: Path) -> None:
     script = "import os, sys\nprint('v1', sys.argv[1:], os.environ['A'])"
-    first = Session(nodes, order(tmp_path, script, args="--lr 1", env={"A": "x"})).run()
+    first = Session(nodes, order(tmp_path, script, script_args="--lr 1", env={"A": "x"})).run()
     (tmp_path / "project" / "train.py").write_text("print('v2')")
     earlier = first.id
     again = Session(nodes, order(tmp_path, rerun=earlier, env={"A": "y"})).run()
