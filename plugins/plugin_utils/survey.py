@@ -4,10 +4,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import in_one
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError, in_one
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.fan_out import fan_out
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import OpenChannel
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
@@ -33,7 +33,7 @@ def survey(settings: Sequence[NodeSettings], taking_part: Sequence[str], open_ch
         that holds it, or "").
 
     Raises:
-        JobError: a node could not be looked at, or the inventory contradicts itself or a node.
+        JobError: a node could not be looked at, two have the same folder, or the inventory contradicts itself or one.
     """
     require_distinct({one.host: one.address for one in settings})
 
@@ -52,6 +52,7 @@ def survey(settings: Sequence[NodeSettings], taking_part: Sequence[str], open_ch
     seen, errors = fan_out(asked, look, TIMEOUT_SECONDS)
     if errors:
         raise in_one(errors.values(), "Nothing was changed on any node.")
+    _require_own_folders(settings, seen)
     from_inventory = {
         one.host: {"address": one.address, "interface": "", "addresses": [one.address]}
         for one in settings
@@ -80,3 +81,19 @@ def survey(settings: Sequence[NodeSettings], taking_part: Sequence[str], open_ch
             if node.host in taking_part
         },
     }
+
+
+def _require_own_folders(settings: Sequence[NodeSettings], seen: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise JobError if two nodes have the same cluster directory, on one machine or on a disk that they share."""
+    owners: dict[str, NodeSettings] = {}
+    for one in settings:
+        if one.host not in seen:
+            continue
+        other = owners.setdefault(seen[one.host]["folder"], one)
+        if other is not one:
+            raise JobError(
+                f"{other.host} and {one.host} have the same folder as their cluster_dir, {shown(one.directory)}, for "
+                "they are the same machine or share that disk, but each needs its own; set cluster_dir in the "
+                "inventory to a folder on a local disk, or to one per host: "
+                f"{shown(one.directory)}/{{{{ inventory_hostname }}}}. Nothing was changed on any node"
+            )

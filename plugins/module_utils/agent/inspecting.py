@@ -8,6 +8,7 @@ import os
 import time
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.directory import (
+    identity,
     require_open_to,
     require_usable,
 )
@@ -38,10 +39,11 @@ MOST_ADDRESSES = 1024
 def inspect(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     """Look, and change nothing; refuse a directory that setup has not made and may not have.
 
-    Request: directory, user, address (or None), master_port (on the head, else None).
+        Request: directory, user, address (or None), master_port (on the head, else None).
 
     Reply: address, interface, addresses (that one and what else a peer may see: the interface's others), port_range
-    (first and last ephemeral port), job (id, user and start of the job that holds the node; None if none does).
+    (first and last ephemeral port), folder (what two names of the directory have in common, on two nodes too), job
+    (id, user and start of the job that holds the node; None if none does).
     """
     refuse_root(request["user"], None)
     path = require_usable(request["directory"])
@@ -62,6 +64,7 @@ def inspect(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
         "interface": interface,
         "addresses": addresses,
         "port_range": ephemeral_ports(),
+        "folder": identity(path),
         "job": lasting_job(request["directory"]),
     }, b""
 

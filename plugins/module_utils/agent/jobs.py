@@ -118,8 +118,8 @@ def hold(request: Request) -> dict[str, str] | None:
             if time.monotonic() - began > (FAREWELL_SECONDS if b'"ended"' in state else 0.2):
                 if job["id"] == request["job"]["id"]:
                     raise Refusal(
-                        f"has the cluster_dir {request['directory']} of another host of the inventory on the same "
-                        "machine; give each its own"
+                        f"shares the cluster_dir {request['directory']} with another host of the inventory (the same "
+                        "machine, or a disk that they share); give each its own"
                     ) from None
                 raise Refusal(
                     "{does} job {id}, which {user} started at {start}, and a node runs one job at a time; wait for it "

@@ -60,8 +60,8 @@ def locate_address(wanted: str | None) -> tuple[str, str]:
         if candidate == address and interface == "lo" and not loopback:
             raise Refusal(
                 f"holds its address {address} on lo, where gloo and NCCL take 127.0.0.1 instead and find no peer; set "
-                "cluster_address in the inventory to an address on another interface, or give this one an interface of its "
-                f"own: ip addr del {address} dev lo; ip link add cluster0 type dummy; ip addr add {address} dev "
+                "cluster_address in the inventory to an address on another interface, or give this one an interface of "
+                f"its own: ip addr del {address} dev lo; ip link add cluster0 type dummy; ip addr add {address} dev "
                 "cluster0; ip link set cluster0 up"
             )
         if candidate == address or (loopback and address.startswith("127.") and candidate.startswith("127.")):

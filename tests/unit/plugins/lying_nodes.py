@@ -72,7 +72,14 @@ def honest(request: Mapping[str, Any], rank: int = 0) -> Answer:
         "discard": ({}, b""),
         "facts": (
             {
-                **{**resources, "machine": ("a", "b", "net:[1]"), "folder": "1:2", "free_port": 40001},
+                **{
+                    **resources,
+                    "machine": ("a", "b", "net:[1]"),
+                    "folder": "1:2",
+                    "uid": 1,
+                    "network_disks": [],
+                    "free_port": 40001,
+                },
                 **{"address": place, "addresses": [("lo", address, True)], "hostname": "node", "resolved": [address]},
                 **{"node_env": {"GLOO_SOCKET_IFNAME": "lo"}, "master": [address], "job": None, "cpus": 2},
                 **{"master_port": None, "packages": {**packages, "locked": "torch==2.13.0\n"}, "infiniband": False},
@@ -84,7 +91,7 @@ def honest(request: Mapping[str, Any], rank: int = 0) -> Answer:
             b"",
         ),
         "inspect": (
-            {**place, "addresses": [address], "port_range": (32768, 60999), "job": {**OWNER, "id": JOB}},
+            {**place, "addresses": [address], "port_range": (32768, 60999), "folder": "1", "job": {**OWNER, "id": JOB}},
             b"",
         ),
         "jobs": (

@@ -1,4 +1,5 @@
 import datetime
+import io
 import os
 import pwd
 import stat
@@ -7,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -290,6 +292,37 @@ def test_a_folder_that_jobs_cannot_get_to(open_folder: Path) -> None:
     )
     os.chown(open_folder, NOBODY, -1)
     directory.require_open_to(f"{open_folder}/node", "nobody")
+
+
+# ----------------------------------------------------------------------------------------------- disks that nodes share
+
+MOUNTS = """\
+1 0 8:1 / / rw - ext4 /dev/sda1 rw
+2 1 0:50 / /shared rw,relatime shared:7 - nfs4 nas:/export rw,vers=4.2
+3 1 0:51 /homes/a /mine rw - nfs4 nas:/export rw
+4 2 8:17 / /shared/disk rw - xfs /dev/sdb1 rw
+5 1 0:52 / /with\\040space rw - fuse.sshfs me@nas:/x rw
+6 1 0:53 / /sharedother rw - tmpfs tmpfs rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        ("/shared/a/b", "nfs4 nas:/export/a/b"),
+        ("/mine/a", "nfs4 nas:/export/homes/a/a"),
+        ("/with space/a", "fuse.sshfs me@nas:/x/a"),
+        ("/shared/disk/a", "BOOT 7:8 a"),
+        ("/sharedother/a", "BOOT 7:8 a"),
+        ("/a/b", "BOOT 7:8 a/b"),
+    ],
+)
+def test_one_folder_of_several_machines(monkeypatch: pytest.MonkeyPatch, path: str, found: str) -> None:
+    files = {"/proc/self/mountinfo": MOUNTS, "/proc/sys/kernel/random/boot_id": "BOOT\n"}
+    monkeypatch.setattr(directory, "open", lambda name, **_more: io.StringIO(files[name]), raising=False)
+    monkeypatch.setattr(os, "stat", lambda _path: SimpleNamespace(st_dev=7, st_ino=8))
+    monkeypatch.setattr(os.path, "isdir", lambda name: name in {place for place, *_about in directory.mounts()})
+    assert directory.identity(path) == found
 
 
 # ------------------------------------------------------------------------------------------------------- what goes

@@ -108,8 +108,11 @@ def test_two_hosts_that_are_one(nodes: list[LocalNode], tmp_path: Path) -> None:
 def test_two_hosts_with_one_folder(nodes: list[LocalNode], tmp_path: Path) -> None:
     nodes[1].directory = nodes[0].directory
     message = why_not(gang_of(nodes, code(tmp_path / "code", "")))
-    told = f" has the cluster_dir {nodes[0].directory} of another host of the inventory on the same machine; give each "
-    assert message in [f"{host}{told}its own. {NEVER_STARTED}" for host in ("node0", "node1")]
+    told = (
+        f" shares the cluster_dir {nodes[0].directory} with another host of the inventory (the same machine, or a disk "
+        "that they share); give each its own. "
+    )
+    assert message in [f"{host}{told}{NEVER_STARTED}" for host in ("node0", "node1")]
     assert nodes[0].jobs == []
 
 

@@ -98,11 +98,29 @@ DEFECTS: dict[str, tuple[Defect, str, str, str]] = {
         "cluster_address in the inventory, or remove one of them",
     ),
     "two-names": (
-        said("node2", machine=("0123", "boot", "net:[1]"), folder="1:1"),
+        said("node2", machine=("0123", "boot", "net:[1]"), folder="boot 1:1 "),
         *("inventory.machines", "failed"),
         "node1, node2 are the same machine under several names; remove all but one from the inventory; if "
         "several nodes "
         "on one machine are meant, give each its own cluster_address and cluster_dir",
+    ),
+    "shared-folder": (
+        said("node2", folder="boot 1:1 "),
+        *("inventory.machines", "failed"),
+        "node1, node2 have the same cluster_dir, on a disk that they share, and a node's holds one job at a time; set "
+        "cluster_dir in the inventory to a folder on a local disk, or to one per host that ends with /{{ "
+        "inventory_hostname }}",
+    ),
+    "other-uid": (
+        lambda: say(
+            say(healthy(), "node0", uid=1001, network_disks=["nfs4 nas:/home"]),
+            "node2",
+            network_disks=["nfs4 nas:/home"],
+        ),
+        *("inventory.accounts", "warning"),
+        "the account that jobs run as has uid 1001 (node0), 999 (node2), and these nodes share a disk (nfs4 nas:/home"
+        "): what one of them writes there, the others may not change; give it the same uid everywhere (usermod --uid), "
+        "or set job_user in the inventory to an account that has one",
     ),
     "foreign-address": (
         lambda: foreign_address(),

@@ -149,3 +149,19 @@ def test_addresses_that_cannot_be(tmp_path: Path, address: str, pattern: str) ->
         survey([node.settings() for node in nodes], [node.host for node in nodes], opener(nodes, reached))
     assert re.fullmatch(pattern, str(caught.value)), str(caught.value)
     assert bool(reached) is (address != "127.0.0.1"), "what the inventory shows costs no connection"
+
+
+def test_two_nodes_with_one_folder(tmp_path: Path) -> None:
+    nodes, reached = three(tmp_path), list[str]()
+    nodes[2].directory = tmp_path / "link" / "below"
+    (tmp_path / "link").symlink_to(tmp_path)
+    nodes[0].directory = tmp_path / "below"
+    with pytest.raises(JobError) as caught:
+        survey([node.settings() for node in nodes], [node.host for node in nodes], opener(nodes, reached))
+    assert str(caught.value) == (
+        f"node0 and node2 have the same folder as their cluster_dir, {tmp_path}/link/below, for they are the same "
+        "machine or share that disk, but each needs its own; set cluster_dir in the inventory to a folder on a local "
+        f"disk, or to one per host: {tmp_path}/link/below/{{{{ inventory_hostname }}}}. Nothing was changed on any node"
+    )
+    found = survey([node.settings() for node in nodes], ["node0", "node1"], opener(nodes, reached))
+    assert list(found["nodes"]) == ["node0", "node1"]
