@@ -47,7 +47,8 @@ options:
   rendezvous_timeout_seconds:
     description:
       - When no rank has printed anything for this long since the start, look what they do. A job whose ranks wait for
-        each other in vain is ended, with the reason. V(0) means never.
+        each other in vain is ended, with the reason; one in which a rank works while the others wait for it goes on.
+        V(0) means never.
     type: int
     default: 120
   stop_grace_seconds:

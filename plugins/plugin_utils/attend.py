@@ -137,14 +137,14 @@ def _finish(
     record.note(say, notes=notes)
     for note in notes:
         say(note)
+    say(f"logs: {record.path / 'logs'}")
+    if order.collect != "none":
+        say(f"artifacts: {record.path / 'artifacts'}")
     if state == "stopped":
         raise Stopped(f"job {gang.job_id} was stopped: {cause}")
     if state != "succeeded":
         tail = "".join(f"\n  | {line}" for line in explanation.tail) if explanation and not verdict else ""
         raise JobError(f"{cause}{tail}")
-    say(f"logs: {record.path / 'logs'}")
-    if order.collect != "none":
-        say(f"artifacts: {record.path / 'artifacts'}")
     return result(record)
 
 

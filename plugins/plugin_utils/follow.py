@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import GOING_ON
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.processes import how_it_ended
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import said
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import Channel, NodeError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import STOP_SECONDS, Gang
@@ -211,7 +212,7 @@ class Following:
             try:
                 threading.Thread(target=self._follow_one, args=(rank,), name=rank.node.host, daemon=True).start()
             except RuntimeError as error:
-                rank.trouble = f"this machine cannot ask it: {error}"
+                rank.trouble = _own_trouble(error)
                 return
             self._idle.pop()
 
@@ -322,8 +323,10 @@ class Following:
         try:
             replies, errors = self._gang.stop(self._grace, because)
         except Exception as error:  # no thread, no memory
-            why = f"this machine cannot ask it: {error}"
-            replies, errors = {}, {host: NodeError(host, why) for host in self._ranks}
+            replies, errors = (
+                {},
+                {host: NodeError(host, f"was not asked: {_own_trouble(error)}") for host in self._ranks},
+            )
         found = []
         for host, rank in self._ranks.items():
             rank.deaf = "" if host in replies else str(errors[host])
@@ -368,7 +371,7 @@ class Following:
                 channel = channel or self._gang.open(rank.node.host)
                 reply, data = channel.call(request)
             except Exception as error:  # whatever it is, it says nothing of the job
-                rank.trouble = str(error) if isinstance(error, NodeError) else f"this machine cannot ask it: {error!r}"
+                rank.trouble = str(error) if isinstance(error, NodeError) else _own_trouble(error)
                 is_gone = isinstance(error, NodeError) and error.facts.get("gone", False)
                 rank.gone = rank.trouble.removeprefix(f"{rank.node.host} ") if is_gone else ""
                 pause = min(max(2 * pause, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
@@ -406,3 +409,8 @@ class Following:
             oom=reply.get("oom", 0),
             arrived=time.monotonic() if seconds is None else self._began + seconds,
         )
+
+
+def _own_trouble(error: Exception) -> str:
+    """Return what keeps this machine from asking a node; the words of what may be a defect say what it is."""
+    return f"this machine cannot ask it: {said(error) if isinstance(error, (OSError, RuntimeError)) else repr(error)}"

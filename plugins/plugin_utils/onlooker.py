@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -50,7 +52,9 @@ class Onlooker:
         self._screen = screen
         self._starts = starts
         self._stacks = stacks
-        self._watch = stall.StallWatch(stall_timeout_seconds, rendezvous_timeout_seconds)
+        start = datetime.datetime.fromisoformat(gang.identity.start)
+        age = max(0.0, time.time() - start.timestamp())
+        self._watch = stall.StallWatch(stall_timeout_seconds, rendezvous_timeout_seconds, age_seconds=age)
         self._explaining: threading.Thread | None = None
         self._silence: stall.Silence | None = None  # to be explained
         self._signs = (0, 0)  # of life: bytes printed, ranks ended
@@ -86,14 +90,14 @@ class Onlooker:
 
     def _look_into(self, silence: stall.Silence) -> None:
         before = self._signs
-        stacks = stall.gather(self._gang, self._stacks)
+        stacks = stall.gather(self._gang, self._stacks, seconds=stall.WORK_SECONDS if silence.rendezvous else 0)
         found = stall.explain(self._gang.topology, stacks, self._logs, self._gang)
         if found.passed:
             self._watch.past_rendezvous()
         if self._signs != before:  # it goes on after all
             return
         sentence = f"nothing was printed for {silence.seconds:.0f} s: {found.sentence}"
-        if silence.rendezvous and found.rendezvous:
+        if silence.rendezvous and found.rendezvous and not found.open:
             self.verdict = sentence
-        elif silence.stall:
+        elif silence.stall or found.open:
             self._screen.say(sentence)

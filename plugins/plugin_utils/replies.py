@@ -306,9 +306,12 @@ REPLIES: Mapping[str, tuple[Mapping[str, Check], Mapping[str, Check]]] = {
                         "python": is_flag,
                         "dumped": is_flag,
                         "bytes": is_size,
+                        "cpu": is_number,
+                        "io": is_size,
                     }
                 )
             ),
+            "seconds": is_number,
             "missing": none_or(is_text),
             "free_port": is_port,
         },

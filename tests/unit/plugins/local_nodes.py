@@ -178,6 +178,7 @@ class LocalNode:
             "bundle": bundle.sha256 if bundle else "0" * 64,
             "size": bundle.size if bundle else 0,
             "dry": False,
+            "seconds": 0,
             **more,
         }
 

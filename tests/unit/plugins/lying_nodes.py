@@ -45,7 +45,7 @@ Thread 7 (idle): "MainThread"
 """
 PROCESS = {
     **{"pid": 7, "parent": 1, "command": "python train.py", "local_rank": None, "state": "S", "python": True},
-    **{"dumped": True, "bytes": len(STACK)},
+    **{"dumped": True, "bytes": len(STACK), "cpu": 0.5, "io": 4096},
 }
 
 
@@ -114,7 +114,7 @@ def honest(request: Mapping[str, Any], rank: int = 0) -> Answer:
             b"",
         ),
         "rehearse": ({"told": [{"step": "import", "seconds": 60}], "words": "", "late": False}, b""),
-        "stacks": ({"processes": [PROCESS], "missing": None, "free_port": 40001}, STACK),
+        "stacks": ({"processes": [PROCESS], "seconds": 1.0, "missing": None, "free_port": 40001}, STACK),
         "stop": ({**ENDED, "left": []}, b""),
         "verify": ({"why": "", "bytes": len(CONTENT), "sha256": hashlib.sha256(CONTENT).hexdigest()}, b""),
     }

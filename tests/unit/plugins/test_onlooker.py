@@ -1,3 +1,4 @@
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,13 +18,15 @@ class Scene:
     def __init__(self, nodes: list[LocalNode], folder: Path, found: Any, **seconds: int) -> None:
         self.said: list[str] = []
         self.gathered = 0
+        self.looked: list[float] = []
         self.found = found
         self.screen = Screen(self.said.append, 2)
         timeouts = {"stall_timeout_seconds": 0, "rendezvous_timeout_seconds": 0, **seconds}
         self.onlooker = Onlooker(gang_on(nodes), {}, self.screen, {"node1": 2}, folder / "stacks", **timeouts)
 
-    def gather(self, *_arguments: Any) -> None:
+    def gather(self, *_arguments: Any, seconds: float) -> None:
         self.gathered += 1
+        self.looked.append(seconds)
 
     def silence(self, seconds: float) -> None:
         """Let so much time have passed since the last sign of life."""
@@ -36,8 +39,8 @@ class Scene:
         return self.onlooker.look({"node0": 0, "node1": 0}, {})
 
 
-def found(sentence: str = "they wait", rendezvous: bool = False, passed: bool = False) -> Any:
-    return SimpleNamespace(sentence=sentence, rendezvous=rendezvous, passed=passed)
+def found(sentence: str = "they wait", rendezvous: bool = False, passed: bool = False, is_open: bool = False) -> Any:
+    return SimpleNamespace(sentence=sentence, rendezvous=rendezvous, passed=passed, open=is_open)
 
 
 @pytest.fixture
@@ -87,6 +90,34 @@ def test_a_rendezvous_in_vain_ends_the_job(scene: Any) -> None:
     one.look()
     until(lambda: one.onlooker.verdict)
     assert one.look() == one.onlooker.verdict == "nothing was printed for 61 s: rank 1 never came"
+
+
+def test_a_rank_that_works_while_others_wait_for_it_is_said_and_ends_nothing(scene: Any) -> None:
+    one = scene(found("rank 0 works", rendezvous=True, is_open=True), rendezvous_timeout_seconds=60)
+    one.silence(61)
+    one.look()
+    until(lambda: one.said)
+    assert (one.look(), one.onlooker.verdict) == (None, "")
+    assert one.said == ["nothing was printed for 61 s: rank 0 works"]
+    assert one.looked == [stall.WORK_SECONDS]
+
+
+def test_a_silence_that_no_thread_can_look_into_is_looked_into_later(
+    scene: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = scene(found("rank 1 sleeps"), stall_timeout_seconds=60)
+    one.silence(61)
+    real = threading.Thread.start
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    assert one.look() is None
+    monkeypatch.setattr(threading.Thread, "start", real)
+    assert one.look() is None
+    until(lambda: one.said)
+    assert one.looked == [0]
 
 
 def test_a_silence_after_the_rendezvous_ends_nothing(scene: Any) -> None:

@@ -1,3 +1,4 @@
+import dataclasses
 import getpass
 import json
 import platform
@@ -256,7 +257,37 @@ def test_failure_names_the_cause_and_stops_the_others(nodes: list[LocalNode], tm
     ]
     assert all(node.follow(wait_seconds=0, job=session.id)[0]["state"] in ("stopped", "failed") for node in nodes)
     assert session.files("artifacts") == {"partial": b"x"}
+    assert session.lines[-2:] == [f"logs: {session.path}/logs", f"artifacts: {session.path}/artifacts"]
     assert session.files("logs")["rank1-node1.log"].endswith(b"ValueError: bad batch 17\n")
+
+
+def test_what_happens_to_this_machine_is_no_failure_of_the_job(
+    nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no file descriptors left, for ever: the command ends, the job does not, and the record says so."""
+    monkeypatch.setattr(follow_module, "PATIENCE_SECONDS", 1)
+    monkeypatch.setattr(follow_module, "PATIENCE_TIMES", 1)
+
+    class Exhausted(Connection):
+        def exec_command(self, command: str, in_data: bytes) -> Any:
+            if b"'op': 'follow'" in in_data:
+                raise OSError(24, "Too many open files")
+            return super().exec_command(command, in_data)
+
+    for node in nodes:
+        node.connection = Exhausted()
+    asked = order(tmp_path, "import time; time.sleep(600)")
+    session = Session(nodes, dataclasses.replace(asked, node_timeout_seconds=1)).run()
+    assert session.error == (
+        "this machine has heard nothing of rank 0 (node0), rank 1 (node1) for 1 s: this machine cannot ask it: "
+        f"Too many open files. The job runs on, as far as is known; to follow it again: ansible-playbook "
+        f"logs.yml -e job={session.id}"
+    )
+    assert session.record["state"] == "running" and "ended" not in session.record
+    for node in nodes:
+        assert node.state(session.id)["state"] == "running"
+        node.connection = Connection()
+    assert session.stop().error == ""
 
 
 def test_failure_of_all_ranks_counts_the_others(nodes: list[LocalNode], tmp_path: Path) -> None:
