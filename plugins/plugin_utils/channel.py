@@ -41,6 +41,10 @@ class Unreachable(NodeError):
     """The node gave no reply: what happened there is not known."""
 
 
+class Refused(NodeError):
+    """The agent there says no, or why it could not: a valid reply."""
+
+
 class Channel:
     """Requests to one host's agent. Each call is one ``exec_command``; a channel serves one thread at a time."""
 
@@ -109,7 +113,7 @@ class Channel:
         if wrong:
             raise self._unbelievable(request, wrong)
         if not reply.pop("ok"):
-            raise NodeError(self.host, reply.pop("refusal"), **reply)
+            raise Refused(self.host, reply.pop("refusal"), **reply)
         return reply, output[payload:end]
 
     def _unbelievable(self, request: Mapping[str, Any], what: str) -> NodeError:
