@@ -4,19 +4,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hashlib
 import json
 import os
 import posixpath
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.supervising import GATE_SECONDS
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import environment
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import Bundle
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError, Refused, Unreachable
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError, in_one
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.fan_out import fan_out
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang, Identity, OpenChannel
@@ -29,6 +32,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology impor
     rank_nodes,
     require_distinct,
 )
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import listed
 
 PREPARE_SECONDS = 120
 """After this long without an answer a node counts as unreachable before the start."""
@@ -36,6 +40,8 @@ RIVAL_SECONDS = 10
 """How long a job waits for one that came at the same moment to give way."""
 RETRY_SECONDS = 1
 """How often a job that waits for nodes asks again."""
+PREPARE_TRIES = 3
+"""How often a node is asked whose answer is lost with the connection."""
 LAUNCHERS = ("lightning", "torchrun")
 
 
@@ -72,6 +78,11 @@ class Job:
     preflight: Mapping[str, Any] = field(default_factory=dict)
 
 
+def sealed(order: bytes) -> bytes:
+    """Return what a supervisor is told with its length and SHA-256 in front: of less it takes no notice."""
+    return b"%d %b\n%b" % (len(order), hashlib.sha256(order).hexdigest().encode(), order)
+
+
 class Launch:
     """Brings a job onto its nodes. Methods are called from one thread, in the order prepare, start."""
 
@@ -90,6 +101,7 @@ class Launch:
         self._head = settings[0].host
         self._open = functools.cache(open_channel)  # each host is talked to by one thread at a time
         self._prepared: dict[str, dict[str, Any]] = {}
+        self._asked: set[str] = set()  # to hold their node, which they do or may do
         self._watch_key = secrets.token_hex(32)
 
     def prepare(self, dry: bool = False, say: Callable[[str], None] = lambda line: None) -> Topology:
@@ -102,15 +114,11 @@ class Launch:
         Raises:
             JobError: names every node that could not, with its reason; the others are as they were before.
         """
-        try:
+        with self.undoing(say):
             self._prepare_all(dry, say)
             self.gang.topology = rank_nodes(list(self.gang.settings.values()), self._prepared)
             self._require_alike()
             self.notes += brief.judge(list(self.gang.settings.values()), self._prepared, self.job.preflight)
-        except BaseException:
-            if not dry:
-                self.discard()
-            raise
         for host, reply in self._prepared.items():
             if "stale" in reply:
                 self.notes.append(
@@ -155,6 +163,7 @@ class Launch:
         request = self.gang.request(
             "prepare",
             host,
+            host=host,
             address=one.address,
             master_port=one.master_port if host == self._head else None,
             watched=host == self._head and len(self.gang.settings) > 1,
@@ -162,10 +171,33 @@ class Launch:
             size=self.job.bundle.size,
             dry=dry,
         )
+        if not dry:
+            self._asked.add(host)
+        try:
+            reply = self._ask_to_prepare(request, host)
+            self._deliver(request, host, reply, dry)
+        except NodeError as error:
+            if isinstance(error, Refused):  # it has undone what it did
+                self._asked.discard(host)
+            raise
+        return reply
+
+    def _ask_to_prepare(self, request: dict[str, Any], host: str) -> dict[str, Any]:
+        for tries_left in reversed(range(PREPARE_TRIES)):
+            before = time.time()
+            try:
+                reply, _payload = self._open(host).call(request)
+            except Unreachable:
+                if not tries_left:
+                    raise
+                time.sleep(RETRY_SECONDS)  # then it takes its own earlier hold back
+            else:
+                reply["clock"] = ahead(before, reply["clock"], time.time())
+                return reply
+        raise AssertionError
+
+    def _deliver(self, request: dict[str, Any], host: str, reply: dict[str, Any], dry: bool) -> None:
         channel = self._open(host)
-        before = time.time()
-        reply, _payload = channel.call(request)
-        reply["clock"] = ahead(before, reply["clock"], time.time())
         if not dry and not reply["has_bundle"]:
             if not self.job.bundle.content:  # an earlier job's, which is nowhere else
                 raise NodeError(host, "does not have that job's code any more; run the script anew, without rerun")
@@ -173,7 +205,6 @@ class Launch:
             fields = ("directory", "user", "job", "bundle")
             delivery = {"op": "deliver", **{name: request[name] for name in fields}}
             channel.call(delivery, self.job.bundle.content)
-        return reply
 
     def _require_alike(self) -> None:
         """Every node must run as many ranks: the global rank is node rank x devices + local rank."""
@@ -193,13 +224,20 @@ class Launch:
         """
         _replies, errors = fan_out(
             {node.host: node for node in self.gang.topology.nodes},
-            lambda node: self._open(node.host).put(self._prepared[node.host]["gate"], self._order(node)),
+            lambda node: self._open(node.host).put(self._prepared[node.host]["gate"], sealed(self._order(node))),
             PREPARE_SECONDS,
         )
-        if errors:
-            self.gang.stop(self.job.grace_seconds, f"{next(iter(errors))} could not start")
-            self.discard()
+        if not errors:
+            return
+        _ended, left = self.gang.end(self.job.grace_seconds, f"{next(iter(errors))} could not start")
+        if not left:
             raise in_one(errors.values(), "The job was stopped on every other node.")
+        stop = f"ansible-playbook stop.yml -e job={self.gang.job_id}"
+        more = [error for host, error in left.items() if str(error) != str(errors.get(host))]
+        raise in_one(
+            [*errors.values(), *more],
+            f"The job was stopped on every node but {listed(list(left))}, where it may run; stop it there: {stop}",
+        )
 
     def _order(self, node: Node) -> bytes:
         """What the supervisor on a node is told; see ``Order`` in the agent's ``supervising``."""
@@ -275,6 +313,29 @@ class Launch:
             *(script, *job.args),
         ]
 
-    def discard(self) -> None:
-        """Undo ``prepare`` on every node where the job has not started; where nothing was prepared, nothing happens."""
-        self.gang.ask("discard", 10)
+    def discard(self) -> str:
+        """Undo ``prepare`` on every node where the job has not started; where nothing was prepared, nothing happens.
+
+        Returns:
+            A line for each node that may still be held, with why and the remedy; "" if there is none.
+        """
+        left = self.gang.discard([host for host in self.gang.settings if host in self._asked])
+        self._asked = set(left)
+        return "\n".join(
+            f"{host} could not be released, and may be held for this job for up to {GATE_SECONDS // 60} minutes "
+            f"({error}); release it: ansible-playbook stop.yml -e job={self.gang.job_id}"
+            for host, error in left.items()
+        )
+
+    @contextlib.contextmanager
+    def undoing(self, say: Callable[[str], None]) -> Iterator[None]:
+        """Discard the job if what runs inside fails; the error names the nodes that stay held, or else ``say`` does."""
+        try:
+            yield
+        except BaseException as error:
+            held = self.discard()
+            if held and isinstance(error, JobError):
+                raise JobError(f"{error}\n{held}") from None
+            if held:
+                say(held)
+            raise

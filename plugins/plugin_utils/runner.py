@@ -66,18 +66,15 @@ def run(order: Order, desk: Desk) -> dict[str, Any]:
         if origin:  # before any node is held: it may take long
             file = origin.fetch(order.runs)
         topology = launch.prepare(say=desk.say)
-        try:
-            record.create(state="prepared", command=without_values(sys.argv), **described(launch.job, order))
-            logs = record.open_logs(topology.nodes)
-            if origin:
-                launch.notes += origin.distribute(gang, file)
-        except OSError as error:
-            launch.discard()
-            sentence = f"the job's record cannot be written: {error}; free some space, or set job_runs_dir"
-            raise JobError(sentence) from None
-        except BaseException:
-            launch.discard()
-            raise
+        with launch.undoing(desk.say):
+            try:
+                record.create(state="prepared", command=without_values(sys.argv), **described(launch.job, order))
+                logs = record.open_logs(topology.nodes)
+                if origin:
+                    launch.notes += origin.distribute(gang, file)
+            except OSError as error:
+                sentence = f"the job's record cannot be written: {error}; free some space, or set job_runs_dir"
+                raise JobError(sentence) from None
     for note in launch.notes:
         desk.say(note)
     head = topology.head

@@ -143,9 +143,9 @@ def peek_state(jobs: str, job: str) -> bytes:
 
 
 def write_current(request: Request, pid: int) -> None:
-    """Write down who holds the node: the job's id, its user, its start, the process and its birth, a line each."""
+    """Write down who holds the node: the job's id, user and start, the process, its birth and the host, a line each."""
     job = request["job"]
-    text = f"{job['id']}\n{job['user']}\n{job['start']}\n{pid}\n{born(pid)}\n"
+    text = f"{job['id']}\n{job['user']}\n{job['start']}\n{pid}\n{born(pid)}\n{request['host']}\n"
     write_file(os.path.join(request["directory"], "jobs", "current"), text.encode(), 0o644)
 
 
@@ -160,10 +160,19 @@ def born(pid: int | str) -> str:
 
 def read_current(jobs: str) -> dict[str, str]:
     """Return id, user, start, pid and born as ``write_current`` wrote them."""
-    lines: list[str] = []
+    return dict(zip(("id", "user", "start", "pid", "born"), [*read_lines(jobs), *"?????"]))
+
+
+def held_as(jobs: str) -> str:
+    """Return the inventory's name of this node, as the job that holds it has it; "" if that is not known."""
+    return "".join(read_lines(jobs)[5:6])
+
+
+def read_lines(jobs: str) -> list[str]:
+    """Return the lines that ``write_current`` wrote."""
     with suppress(FileNotFoundError), open(os.path.join(jobs, "current")) as file:
-        lines = file.read().split("\n")
-    return dict(zip(("id", "user", "start", "pid", "born"), [*lines, *"?????"]))
+        return file.read().split("\n")
+    return []
 
 
 class Holder:

@@ -35,7 +35,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.resource
     raise_limits,
     shared_memory,
 )
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.stopping import discard
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.stopping import take_back, undo
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.supervising import supervise
 
 TYPE_CHECKING = False
@@ -45,12 +45,17 @@ if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's sta
     from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Reply, Request
 
 
+UNIT_SECONDS = 2
+"""How long systemd may take to see that a unit has no process any more."""
+
+
 @operation
 def prepare(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     """Check that the job can start here, hold the node for it, and lay out its directory.
 
-    Request: directory, user, job {id, user, start}, address (or None), master_port (on the head, else None), watched
-    (on the head of several nodes), bundle (its SHA-256), size (bytes, unpacked), dry (look only). Reply: address,
+    Request: directory, user, job {id, user, start}, host (its name in the inventory: a hold for the same job and host
+    is the request's own, whose reply was lost), address (or None), master_port (on the head, else None), watched (on
+    the head of several nodes), bundle (its SHA-256), size (bytes, unpacked), dry (look only). Reply: address,
     interface, gpus, python, job_dir, gate (the file whose appearance starts the job), watch_port (0 if not asked for),
     clock, packages, shm and limits (nofile) as in ``facts``,
     stale (a job that held the node until it crashed; absent if none) and has_bundle: if not, a ``deliver`` must follow.
@@ -93,6 +98,7 @@ def prepare(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     if request["dry"]:
         check_master_port(request, user)
         return reply, b""
+    take_back(request)
     stale = hold(request)
     try:
         if stale:
@@ -110,7 +116,7 @@ def prepare(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
             reply["watch_port"] = listener.getsockname()[1]
         fork_supervisor(request, user, listener)
     except BaseException:
-        discard(request, b"")
+        undo(request)
         raise
     return reply, b""
 
@@ -146,7 +152,7 @@ def deliver(request: Request, payload: bytes) -> tuple[Reply, bytes]:
         write_file(bundle_path(request), archive, 0o600, durable=True)
         unpack(request, User(request["user"]))
     except BaseException:
-        discard(request, b"")
+        undo(request)
         raise
     return {}, b""
 
@@ -210,6 +216,11 @@ def adopt(unit: str, pid: int) -> None:
     ]
     systemd = ["org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager"]
     method = ["StartTransientUnit", "ssa(sv)a(sa(sv))", unit, "fail", "4", *properties, "0"]
-    code, said = run_command(["busctl", "--quiet", "call", *systemd, *method])
-    if code:
-        raise Refusal(f"could not make the job's unit {unit}: {said}")
+    deadline = time.monotonic() + UNIT_SECONDS
+    while True:
+        code, said = run_command(["busctl", "--quiet", "call", *systemd, *method])
+        if not code:
+            return
+        if "already" not in said or time.monotonic() > deadline:
+            raise Refusal(f"could not make the job's unit {unit}: {said}")
+        time.sleep(0.01)  # until that of an earlier preparation has gone

@@ -46,9 +46,9 @@ STATE_BYTES = 4000
 class Order:
     """What the gate file says: fields that end with a null byte, in the order of ``launch.py``'s ``_order``."""
 
-    def __init__(self, gate: bytes) -> None:
+    def __init__(self, fields: bytes) -> None:
         """Read the fields."""
-        head, self.node_env, self.spec, count, *words = gate.split(b"\0")[:-1]
+        head, self.node_env, self.spec, count, *words = fields.split(b"\0")[:-1]
         settings = dict(line.split("=", 1) for line in head.decode().split("\n"))
         self.grace_seconds = float(settings["grace_seconds"])
         self.node_timeout_seconds = float(settings["node_timeout_seconds"])
@@ -63,10 +63,9 @@ def supervise(request: Request, user: User, listener: Socket | None) -> None:
     """Start the script when told, see it out, and leave nothing behind. ``listener`` is the head's, for the watch."""
     import ctypes
 
-    if not wait_at_gate(request):
+    order = wait_at_gate(request)
+    if order is None:
         return
-    with open(gate_path(request), "rb") as gate:
-        order = Order(gate.read())
     write_file(started_path(job_directory(request)), b"", 0o644)
     os.unlink(gate_path(request))
     # Orphans of the job become children of this process (PR_SET_CHILD_SUBREAPER), so none escapes the final sweep.
@@ -223,20 +222,26 @@ def killed_for_memory() -> int:
     return 0
 
 
-def wait_at_gate(request: Request) -> bool:
-    """Wait until the job is started (True), or discarded or forgotten (False)."""
-    while not os.path.exists(gate_path(request)):
+def wait_at_gate(request: Request) -> Order | None:
+    """Wait until the job is started, and return the order; None if it is discarded or forgotten."""
+    import hashlib
+
+    while True:
+        with suppress(FileNotFoundError), open(gate_path(request), "rb") as gate:
+            seal, _newline, fields = gate.read().partition(b"\n")
+            # Less is what a connection that broke has left of it: no start.
+            if seal == b"%d %b" % (len(fields), hashlib.sha256(fields).hexdigest().encode()):
+                return Order(fields)
         try:
             touched = os.stat(job_directory(request)).st_mtime  # when a checkpoint was put in place last, or at first
         except FileNotFoundError:
-            return False
+            return None
         if time.time() - touched > GATE_SECONDS:
             import shutil
 
             shutil.rmtree(job_directory(request), ignore_errors=True)
-            return False
+            return None
         time.sleep(0.01)
-    return True
 
 
 def await_unit(unit: str) -> None:

@@ -171,6 +171,7 @@ class LocalNode:
             "directory": str(self.directory),
             "user": self.user,
             "job": {"id": job, "user": "trainer", "start": "2026-11-22T17:30:00+01:00"},
+            "host": self.host,
             "address": self.address,
             "master_port": None,
             "watched": False,

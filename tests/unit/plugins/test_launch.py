@@ -61,21 +61,90 @@ def test_if_one_node_cannot_nothing_is_left_on_any(nodes: list[LocalNode], tmp_p
     assert [node.jobs for node in nodes] == [[], []]
 
 
+class Losing(Connection):
+    """Loses the replies to the first requests of some kinds: what was asked is done all the same.
+
+    Args:
+        losses: how many replies to lose, by operation.
+        done: whether the node does it.
+    """
+
+    def __init__(self, losses: dict[str, int], done: bool = True) -> None:
+        super().__init__()
+        self.losses, self.done = losses, done
+
+    def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
+        for op, left in self.losses.items():
+            if (f"'op': '{op}'".encode() in in_data or op in command) and left:
+                self.losses[op] -= 1
+                if self.done:
+                    super().exec_command(command, in_data)
+                raise AnsibleConnectionFailure("the line broke")
+        return super().exec_command(command, in_data)
+
+
 def test_a_node_without_an_answer_is_cleaned_up_too(nodes: list[LocalNode], tmp_path: Path) -> None:
-    class LosesTheFirstReply(Connection):
-        lost = False
-
-        def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
-            answer = super().exec_command(command, in_data)
-            if b"'op': 'prepare'" in in_data and not self.lost:
-                self.lost = True
-                raise AnsibleConnectionFailure("Connection reset by peer")
-            return answer
-
-    nodes[1].connection = LosesTheFirstReply()
+    nodes[1].connection = Losing({"prepare": 99})
     message = why_not(gang_of(nodes, code(tmp_path / "code", "")))
-    assert message == f"node1 is unreachable: Connection reset by peer. {NEVER_STARTED}"
+    assert message == f"node1 is unreachable: the line broke. {NEVER_STARTED}"
     assert [node.jobs for node in nodes] == [[], []]
+
+
+def test_an_answer_that_was_lost_is_asked_for_again(nodes: list[LocalNode], tmp_path: Path) -> None:
+    """What the first request left on the node is this job's own, not another host's."""
+    nodes[0].connection = Losing({"prepare": 1})
+    launch = gang_of(nodes, code(tmp_path / "code", "print('trained')"))
+    launch.prepare()
+    launch.start()
+    assert [node.wait()[1] for node in nodes] == ["trained\n"] * 2
+
+
+def test_a_node_that_cannot_be_released_is_named(nodes: list[LocalNode], tmp_path: Path) -> None:
+    shutil.rmtree(nodes[0].directory / "env")
+    nodes[1].connection = Losing({"discard": 99}, done=False)
+    first, second = why_not(gang_of(nodes, code(tmp_path / "code", ""))).split("\n")
+    assert first.endswith(NEVER_STARTED)
+    assert second == (
+        "node1 could not be released, and may be held for this job for up to 5 minutes (node1 is unreachable: the line "
+        "broke); release it: ansible-playbook stop.yml -e job=job-1"
+    )
+    assert [node.jobs for node in nodes] == [[], ["job-1"]]
+
+
+def test_a_release_is_tried_again(nodes: list[LocalNode], tmp_path: Path) -> None:
+    shutil.rmtree(nodes[0].directory / "env")
+    nodes[1].connection = Losing({"discard": 1}, done=False)
+    assert why_not(gang_of(nodes, code(tmp_path / "code", ""))).endswith(NEVER_STARTED)
+    assert [node.jobs for node in nodes] == [[], []]
+
+
+def test_a_start_that_fails_halfway_says_where_the_job_may_run(three: list[LocalNode], tmp_path: Path) -> None:
+    three[1].connection = Losing({".start": 99}, done=False)
+    three[2].connection = Losing({"stop": 99}, done=False)
+    launch = gang_of(three, code(tmp_path / "code", SLEEP))
+    launch.prepare()
+    with pytest.raises(JobError) as caught:
+        launch.start()
+    assert str(caught.value).split("\n") == [
+        "node1 is unreachable: the line broke",
+        "node2 is unreachable: the line broke",
+        "The job was stopped on every node but node2, where it may run; stop it there: ansible-playbook stop.yml -e "
+        "job=job-1",
+    ]
+    assert [bool(node.supervisor()) for node in three[:2]] == [False, False]
+
+
+@pytest.mark.parametrize("kept", [0, 1, 100, -1])
+def test_half_a_word_to_start_is_none(node: LocalNode, tmp_path: Path, kept: int) -> None:
+    """A shell that reads it sees the end of a connection that broke as the end of the file."""
+    launch = gang_of([node], code(tmp_path / "code", "print('trained')"))
+    prepared = launch.prepare() and launch._prepared[node.host]
+    whole = launch_module.sealed(launch._order(launch.gang.topology.head))
+    node.channel().put(prepared["gate"], whole[:kept])
+    time.sleep(0.3)
+    assert node.state() == {} and node.supervisor()
+    node.channel().put(prepared["gate"], whole)
+    assert node.wait()[1] == "trained\n"
 
 
 def test_a_user_who_gives_up_leaves_nothing(nodes: list[LocalNode], tmp_path: Path) -> None:

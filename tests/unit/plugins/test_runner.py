@@ -24,7 +24,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import O
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.reattach import follow_again
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.stopping import stop
-from local_nodes import SLEEP, Connection, LocalNode, by_rank, opener, until
+from local_nodes import SLEEP, Connection, LocalNode, by_rank, code, opener, until
 from orders import Undisturbed, order
 
 
@@ -545,6 +545,19 @@ def test_a_colleagues_job_is_left_alone_unless_it_is_named(
         )
     assert {node.state(theirs.id)["state"] for node in nodes} == {"running"}
     assert Session(nodes, order(tmp_path)).stop(theirs.id).result["was_running"] is True
+
+
+def test_a_prepared_job_that_nobody_starts_is_stopped(nodes: list[LocalNode], tmp_path: Path) -> None:
+    job = "20260101-000000-train-0000"
+    for node in nodes:
+        node.prepare(code(tmp_path / "code", ""), job)
+    stopped = Session(nodes, order(tmp_path)).stop(job)
+    assert stopped.result == {
+        "job": job,
+        "states": {"node0": "prepared", "node1": "prepared"},
+        "was_running": True,
+    }
+    assert [(node.supervisor(), node.jobs) for node in nodes] == [(None, [])] * 2
 
 
 def test_a_stop_while_it_is_followed(nodes: list[LocalNode], tmp_path: Path) -> None:
