@@ -55,7 +55,7 @@ class ActionModule(AttendingAction):
             examine.require_known(arguments["skip"])
         order = as_order(arguments)
         cluster = inventory.settings(inventory.cluster if order.resume else hosts)
-        desk = Desk(say, interrupts, cluster, hosts, inventory.open_channel)
+        desk = Desk(say, interrupts, cluster, hosts, inventory.open_channel, inventory.cluster)
         if self._task.check_mode:
             world_size = runner.check(order, desk)
             return {"changed": True, "msg": f"would start {order.script} on {world_size} nodes"}

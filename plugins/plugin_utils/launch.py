@@ -86,18 +86,22 @@ def sealed(order: bytes) -> bytes:
 class Launch:
     """Brings a job onto its nodes. Methods are called from one thread, in the order prepare, start."""
 
-    def __init__(self, job: Job, settings: Sequence[NodeSettings], open_channel: OpenChannel) -> None:
+    def __init__(
+        self, job: Job, settings: Sequence[NodeSettings], open_channel: OpenChannel, members: Sequence[str] = ()
+    ) -> None:
         """Reach nobody yet.
 
         Args:
             job: what is to run.
             settings: of the hosts that take part, in inventory order: the first is the head.
             open_channel: gives a new channel to a host.
+            members: all hosts of the cluster, in inventory order, those that do not take part too.
         """
         require_distinct({one.host: one.address for one in settings})
         self.job = job
         self.gang = Gang(job.identity, settings, open_channel)
         self.notes: list[str] = []
+        self._members = members
         self._head = settings[0].host
         self._open = functools.cache(open_channel)  # each host is talked to by one thread at a time
         self._prepared: dict[str, dict[str, Any]] = {}
@@ -118,7 +122,8 @@ class Launch:
             self._prepare_all(dry, say)
             self.gang.topology = rank_nodes(list(self.gang.settings.values()), self._prepared)
             self._require_alike()
-            self.notes += brief.judge(list(self.gang.settings.values()), self._prepared, self.job.preflight)
+            settings = list(self.gang.settings.values())
+            self.notes += brief.judge(settings, self._prepared, self.job.preflight, self._members)
         for host, reply in self._prepared.items():
             if "stale" in reply:
                 self.notes.append(
@@ -137,13 +142,13 @@ class Launch:
             if not errors:
                 return
             waited = time.monotonic() - began
-            if not all("busy" in error.facts for error in errors.values()):
+            if dry or not all("busy" in error.facts for error in errors.values()):
                 patience = 0.0
             elif all(self._gives_way(error) for error in errors.values()):
                 patience = RIVAL_SECONDS
             else:  # others may want what this job holds
                 patience = self.job.wait_seconds
-                if waited < patience and not dry:
+                if waited < patience:
                     self.discard()
                     self._prepared = {}
             if waited >= patience:

@@ -271,6 +271,7 @@ REPLIES: Mapping[str, tuple[Mapping[str, Check], Mapping[str, Check]]] = {
             **_PLACE,
             **_RESOURCES,
             "packages": fields(_PACKAGES),
+            "node_env": none_or(table(is_text, is_text)),
             "limits": fields({"nofile": is_count}),
             "python": is_absolute_path,
             "job_dir": is_absolute_path,

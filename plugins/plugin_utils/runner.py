@@ -40,13 +40,16 @@ def plan(order: Order, desk: Desk) -> tuple[Launch, Origin | None]:
         origin = find_origin(order.resume, order.runs, desk)
         earlier = earlier or origin.about
     job = make_job(order, earlier, origin.checkpoint.path if origin else "")
-    return Launch(job, desk.settings, desk.open_channel), origin
+    return Launch(job, desk.settings, desk.open_channel, desk.members), origin
 
 
 def check(order: Order, desk: Desk) -> int:
-    """Look whether the job could start now, and start nothing; return the world size."""
+    """Look whether the job could start now, say what there is to know, and start nothing; return the world size."""
     launch, _origin = plan(order, desk)
-    return launch.prepare(dry=True).world_size
+    topology = launch.prepare(dry=True)
+    for note in launch.notes:
+        desk.say(note)
+    return topology.world_size
 
 
 def run(order: Order, desk: Desk) -> dict[str, Any]:

@@ -121,16 +121,30 @@ def hold(request: Request) -> dict[str, str] | None:
                         f"shares the cluster_dir {request['directory']} with another host of the inventory (the same "
                         "machine, or a disk that they share); give each its own"
                     ) from None
-                raise Refusal(
-                    "{does} job {id}, which {user} started at {start}, and a node runs one job at a time; wait for it "
-                    "with -e wait=SECONDS, end it with: ansible-playbook stop.yml -e job={id}, or leave the node out "
-                    "with --limit".format(does="runs" if state else "is held for", **job),
-                    busy={**job, "prepared": not state},
-                ) from None
+                raise in_use(job, state) from None
             time.sleep(0.01)
     last = read_current(jobs)
     write_current(request, os.getpid())
     return last if b'"state": "running"' in peek_state(jobs, last["id"]) else None
+
+
+def in_use(job: dict[str, str], state: bytes) -> Refusal:
+    """Return the words for a node that another job holds; ``state`` is as ``peek_state`` returns it."""
+    return Refusal(
+        "{does} job {id}, which {user} started at {start}, and a node runs one job at a time; wait for it "
+        "with -e wait=SECONDS, end it with: ansible-playbook stop.yml -e job={id}, or leave the node out "
+        "with --limit".format(does="runs" if state else "is held for", **job),
+        busy={**job, "prepared": not state},
+    )
+
+
+def look_at_hold(directory: str) -> None:
+    """Refuse a node that another job holds, as ``hold`` does, and hold nothing."""
+    jobs = os.path.join(directory, "jobs")
+    job = read_current(jobs)
+    state = peek_state(jobs, job["id"])
+    if b'"ended"' not in state and Holder({"directory": directory, "job": job}).pid() is not None:
+        raise in_use(job, state)
 
 
 def peek_state(jobs: str, job: str) -> bytes:

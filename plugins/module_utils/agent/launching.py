@@ -15,6 +15,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs imp
     gate_path,
     hold,
     job_directory,
+    look_at_hold,
     unit_name,
     write_current,
     write_file,
@@ -32,6 +33,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.processe
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, operation, suppress
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.resources import (
     packages,
+    place_at_setup,
     raise_limits,
     shared_memory,
 )
@@ -57,7 +59,7 @@ def prepare(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     is the request's own, whose reply was lost), address (or None), master_port (on the head, else None), watched (on
     the head of several nodes), bundle (its SHA-256), size (bytes, unpacked), dry (look only). Reply: address,
     interface, gpus, python, job_dir, gate (the file whose appearance starts the job), watch_port (0 if not asked for),
-    clock, packages, shm and limits (nofile) as in ``facts``,
+    clock, packages, node_env (of it what ``place_at_setup`` returns), shm and limits (nofile) as in ``facts``,
     stale (a job that held the node until it crashed; absent if none) and has_bundle: if not, a ``deliver`` must follow.
     """
     directory = request["directory"]
@@ -89,6 +91,7 @@ def prepare(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
         "gate": gate_path(request),
         "gpus": count_gpus(),
         "packages": packages(directory),
+        "node_env": place_at_setup(directory),
         "shm": shared_memory(),
         "limits": {"nofile": raise_limits()},  # the supervisor inherits them
         "clock": (time.time(),) * 2,
@@ -96,6 +99,7 @@ def prepare(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
         "watch_port": 0,
     }
     if request["dry"]:
+        look_at_hold(directory)
         check_master_port(request, user)
         return reply, b""
     take_back(request)

@@ -101,7 +101,14 @@ def honest(request: Mapping[str, Any], rank: int = 0) -> Answer:
         "place": ({"placed": True}, b""),
         "prepare": (
             {
-                **{**place, **paths, **resources, "packages": packages, "limits": {"nofile": 1048576}},
+                **{
+                    **place,
+                    **paths,
+                    **resources,
+                    "packages": packages,
+                    "node_env": None,
+                    "limits": {"nofile": 1048576},
+                },
                 **{"gpus": 0, "has_bundle": True, "watch_port": 40000},
             },
             b"",

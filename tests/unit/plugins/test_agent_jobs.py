@@ -34,7 +34,7 @@ def test_a_prepared_job_holds_the_node_until_it_is_discarded(node: LocalNode, tm
     bundle = code(tmp_path / "code", "")
     node.prepare(bundle)
     assert refused(node, "prepare", bundle, job="job-2") == HELD
-    assert node.ask("prepare", bundle, job="job-2", dry=True)["job_dir"], "a look does not mind"
+    assert refused(node, "prepare", bundle, job="job-2", dry=True) == HELD
     node.ask("discard")
     assert node.prepare(bundle, "job-2")["job_dir"] == str(node.job_dir("job-2"))
 

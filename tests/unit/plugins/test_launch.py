@@ -258,10 +258,26 @@ def test_a_node_that_cannot_at_all_is_not_waited_for(nodes: list[LocalNode], tmp
     assert said == []
 
 
-def test_a_look_does_not_wait(nodes: list[LocalNode], tmp_path: Path) -> None:
+@pytest.mark.parametrize("started", [True, False])
+def test_a_look_says_which_job_holds_a_node_and_does_not_wait(
+    nodes: list[LocalNode], tmp_path: Path, started: bool
+) -> None:
     bundle = code(tmp_path / "code", SLEEP)
-    nodes[1].start(bundle, job="other-job")
-    assert gang_of(nodes, bundle, wait_seconds=600).prepare(dry=True).world_size == 2
+    other = nodes[1].start if started else nodes[1].prepare
+    other(bundle, job="other-job")
+    until(lambda: bool(nodes[1].state("other-job")) is started)
+    before = [(node.jobs, (node.directory / "jobs" / "current").exists()) for node in nodes]
+    message = why_not(gang_of(nodes, bundle, wait_seconds=600), dry=True)
+    assert message.startswith(
+        f"node1 {'runs' if started else 'is held for'} job other-job, which trainer started at "
+        "2026-11-22T17:30:00+01:00, and a node runs one job at a time; wait for it with -e wait=SECONDS"
+    )
+    assert [(node.jobs, (node.directory / "jobs" / "current").exists()) for node in nodes] == before
+
+
+def test_a_look_at_a_node_whose_job_has_ended(nodes: list[LocalNode], tmp_path: Path) -> None:
+    nodes[1].run("", tmp_path / "code")
+    assert gang_of(nodes, code(tmp_path / "code", "")).prepare(dry=True).world_size == 2
 
 
 def install(node: LocalNode, *packages: str) -> None:
@@ -279,6 +295,30 @@ def test_nodes_with_different_packages_start_nothing(nodes: list[LocalNode], tmp
     )
     assert [node.jobs for node in nodes] == [[], []]
     assert gang_of(nodes, bundle, preflight={"skip": ["software"]}).prepare(dry=True).world_size == 2
+
+
+def test_nodes_that_two_people_have_set_up_in_two_ways(nodes: list[LocalNode], tmp_path: Path) -> None:
+    install(nodes[0], "torch-2.13.0+cpu", "numpy-2.2.6")
+    install(nodes[1], "torch-2.13.0+cpu", "numpy-2.0.0")
+    (nodes[0].directory / "node.env").write_text("WORLD_SIZE=1\nNODE_RANK=0\nMINE='\nNODE_RANK=7\n'\n")
+    (nodes[1].directory / "node.env").write_text("WORLD_SIZE=2\nNODE_RANK=1\n")
+    expected = [
+        "inventory.ranks: node0 was set up as rank 0 of 1, but the inventory has 2 hosts now, or in another order: "
+        "node.env and the firewalls are of an earlier one; run: ansible-playbook setup.yml",
+        "software.packages: the nodes' environments differ (numpy is 2.2.6 (node0), 2.0.0 (node1)), as those of two "
+        "setups with different requirements; run: ansible-playbook setup.yml",
+    ]
+    bundle = code(tmp_path / "code", "")
+    for dry in (True, False):
+        launch = gang_of(nodes, bundle)
+        launch._members = ["node0", "node1"]
+        launch.prepare(dry=dry)
+        assert launch.notes == expected
+        launch.discard()
+    few = gang_of(nodes[1:], bundle)
+    few._members = ["node0", "node1"]
+    few.prepare(dry=True)
+    assert few.notes == [], "setup has numbered the whole cluster, also if a job takes a part of it"
 
 
 def test_what_a_script_may_not_need_is_only_said(nodes: list[LocalNode], tmp_path: Path) -> None:
