@@ -20,6 +20,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import STOP_SECONDS, Gang
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.logs import RankLog
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import Node
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import shown
 
 CHUNK_BYTES = 2**22
 """The most of a log that one reply carries: what the controller holds per node."""
@@ -73,10 +74,13 @@ class Ending:
 
 
 class Observer(Protocol):
-    """Who is told what comes while a job is followed, all in the caller's thread but ``output``."""
+    """Who is told what comes while a job is followed, all in the caller's thread but ``output`` and ``note``."""
 
     def output(self, node: Node, data: bytes, offset: int) -> None:
         """Take what a shown rank's log has from ``offset`` on, from the thread that follows it; must not block."""
+
+    def note(self, sentence: str) -> None:
+        """Take what the user should know, from the thread that follows a rank; must not block."""
 
     def look(self, written: Mapping[str, int], endings: Mapping[str, Ending]) -> str | None:
         """Look at it all every so often: bytes of log by host, and who has ended.
@@ -216,7 +220,7 @@ class Following:
     def _follow_to_end(self, rank: _Rank) -> Ending:
         channel = self._gang.open(rank.node.host)
         live = self._shown(rank.node)
-        pace = 0
+        pace, told = 0, False
         if not live:
             time.sleep(QUIET_SECONDS)
         while True:
@@ -246,6 +250,9 @@ class Following:
                 if live:
                     self._observer.output(rank.node, data, rank.offset)
             rank.offset = reply["offset"]
+            if "trouble" in reply and not told:
+                told = True
+                self._observer.note(f"{rank.node.name} {shown(reply['trouble'])}")
             if reply["state"] not in GOING_ON and not (reply["more"] and data):
                 return self._ending(reply)
 
