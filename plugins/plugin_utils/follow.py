@@ -24,7 +24,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import STOP_SECONDS, Gang
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.logs import RankLog
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import Node
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import listed
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import listed, shown
 
 CHUNK_BYTES = 2**22
 """The most of a log that one reply carries: what the controller holds per node."""
@@ -86,7 +86,7 @@ class Ending:
 
 
 class Observer(Protocol):
-    """Who is told what comes while a job is followed, all in the caller's thread but ``output``."""
+    """Who is told what comes while a job is followed, all in the caller's thread but ``output`` and ``say``."""
 
     def output(self, node: Node, data: bytes, offset: int) -> None:
         """Take what a shown rank's log has from ``offset`` on, from the thread that follows it; must not block."""
@@ -354,6 +354,7 @@ class Following:
         channel: Channel | None = None
         live = self._shown(rank.node)
         pace = pause = 0.0
+        told = False
         if not live:
             time.sleep(QUIET_SECONDS)
         while not self._given_up.is_set():
@@ -391,6 +392,9 @@ class Following:
                 if live:
                     self._observer.output(rank.node, data, rank.offset)
             rank.offset = reply["offset"]
+            if "trouble" in reply and not told:
+                told = True
+                self._observer.say(f"{rank.node.name} {shown(reply['trouble'])}")
             if reply["state"] not in GOING_ON and not (reply["more"] and data):
                 return self._ending(reply)
         return Ending("lost", unknown=True)

@@ -11,10 +11,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-LONGEST = 2**22
-"""Characters of a literal. What is longer than a few kilobytes comes as a reply's payload."""
-DEEPEST = 16
-"""How deep lists and dictionaries may lie in one another."""
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.limits import DEEPEST, LONGEST_REPLY
 
 _ESCAPES = r"\\(?:[\\'\"nrt]|x[0-9a-f]{2}|u[0-9a-f]{4}|U00(?:0[0-9a-f]|10)[0-9a-f]{4})"
 _TOKEN = re.compile(
@@ -37,7 +34,7 @@ def parse(text: str) -> Any:
     Raises:
         ValueError: it is none, or too long, or nested too deep.
     """
-    if len(text) > LONGEST:
+    if len(text) > LONGEST_REPLY:
         raise ValueError(f"a literal of {len(text)} characters")
     reader = _Reader(text)
     value = reader.value(0)

@@ -16,8 +16,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.inspecting import MOST_ADDRESSES
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.records import (
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.limits import (
+    LARGEST,
+    LONGEST_DOCUMENT,
     LONGEST_TEXT,
+    MOST_ITEMS,
+    is_encodable,
+)
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.records import (
     SPEC,
     STATE,
     is_count,
@@ -27,11 +33,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.records 
 
 Check = Callable[[object], bool]
 
-MOST_ITEMS = 100_000
-"""Of any list in a reply."""
 MOST_STACKS_BYTES = 2**26
-LONGEST_DOCUMENT = 2**20
-"""Characters of what a file or a program's output may hold."""
 _INTERFACE = re.compile(r"[^\s/\0]{1,15}")  # as the kernel allows them
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -55,7 +57,7 @@ def is_absolute_path(value: object) -> bool:
 
 def is_relative_path(value: object) -> bool:
     """Return whether it is a path that stays below where it begins."""
-    if not isinstance(value, str) or len(value) > LONGEST_TEXT or "\0" in value:
+    if not (isinstance(value, str) and is_text(value)) or "\0" in value:
         return False
     return all(part not in ("", ".", "..") for part in value.split("/"))
 
@@ -67,7 +69,7 @@ def is_sentence(value: object) -> bool:
 
 def is_document(value: object) -> bool:
     """Return whether it is a text of several lines."""
-    return isinstance(value, str) and len(value) <= LONGEST_DOCUMENT
+    return isinstance(value, str) and len(value) <= LONGEST_DOCUMENT and is_encodable(value)
 
 
 def is_plain(value: object) -> bool:
@@ -96,7 +98,7 @@ def is_port(value: object) -> bool:
 
 def is_time_ns(value: object) -> bool:
     """Return whether it is a modification time in nanoseconds, as the kernel has them."""
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
 def is_port_range(value: object) -> bool:
@@ -237,7 +239,7 @@ REPLIES: Mapping[str, tuple[Mapping[str, Check], Mapping[str, Check]]] = {
         },
         {},
     ),
-    "follow": ({**_STATE, "more": is_flag, "offset": is_size}, _MORE_OF_STATE),
+    "follow": ({**_STATE, "more": is_flag, "offset": is_size}, {**_MORE_OF_STATE, "trouble": is_sentence}),
     "inspect": (
         {
             **_PLACE,
@@ -326,10 +328,11 @@ REPLIES: Mapping[str, tuple[Mapping[str, Check], Mapping[str, Check]]] = {
 FACTS: Mapping[str, Check] = {
     "busy": fields({**_HOLDER, "prepared": is_flag}),
     "gone": is_flag,
+    "failed": is_flag,
     "running": is_flag,
     "taken": is_port,
 }
-"""What may come with a refusal."""
+"""What may come with a refusal; with ``failed`` it is none, but an agent that could not answer."""
 
 
 # ----------------------------------------------------------------------------------------------------------- the whole

@@ -23,15 +23,28 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs imp
     GOING_ON,
     Holder,
     as_owner,
+    open_regular,
+)
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.limits import (
+    LARGEST,
+    LONGEST_REPLY,
+    encodable,
+    is_encodable,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import check_space
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, operation, suppress
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import (
+    ANSWER_SECONDS,
+    Refusal,
+    allow,
+    operation,
+    suppress,
+)
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.records import job_state
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's start
     from collections.abc import Iterator
-    from typing import BinaryIO
+    from typing import IO, Any, BinaryIO
     from zipfile import ZipFile
 
     from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Reply, Request
@@ -69,12 +82,17 @@ def checkpoints(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
         *folders, name = path.split("/")
         depth = next((depth for depth, folder in enumerate(folders, 1) if folder.endswith(".ckpt")), 0)
         if depth:
-            sharded["/".join(folders[:depth])] = "is a folder: a sharded checkpoint, of which each node has a part only"
+            sharded[encodable("/".join(folders[:depth]))] = (
+                "is a folder: a sharded checkpoint, of which each node has a part only"
+            )
         elif name.endswith(".ckpt") and int(entry.st_mtime) != BUNDLE_MTIME:
             files.append((entry.st_mtime, path))
     refused = list(sharded.items())
     found = []
     for mtime, path in sorted(files, reverse=True)[:MOST_LISTED]:
+        if not is_encodable(path):
+            refused.append((encodable(path), "has a name that is not UTF-8; rename it"))
+            continue
         try:
             with open(open_file(work, path), "rb") as file:
                 found.append((path, find_step(open_archive(file)), os.fstat(file.fileno()).st_size, mtime))
@@ -82,7 +100,17 @@ def checkpoints(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
             refused.append((path, str(why)))
         except OSError as error:
             refused.append((path, f"cannot be read: {error.strerror}"))
-    return {"found": found, "refused": refused}, b""
+    return {"found": first_of(found), "refused": first_of(refused)}, b""
+
+
+def first_of(rows: list[Any]) -> list[Any]:
+    """Return the first rows, as many as a reply has room for."""
+    room = LONGEST_REPLY // 3
+    for number, row in enumerate(rows):
+        room -= len(ascii(row))
+        if room < 0:
+            return rows[:number]
+    return rows
 
 
 def open_archive(file: BinaryIO) -> ZipFile:
@@ -141,7 +169,7 @@ def step_in(pickle: bytes) -> int | None:
     with suppress(Exception):  # a damaged one
         for opcode, argument, _position in pickletools.genops(pickle):
             if is_next and opcode.name not in ASIDE:
-                return argument if isinstance(argument, int) and 0 <= argument < 2**63 else None
+                return argument if isinstance(argument, int) and 0 <= argument <= LARGEST else None
             is_next = is_next or argument == "global_step"
     return None
 
@@ -169,18 +197,19 @@ def check_parts(archive: ZipFile) -> None:
     for part in archive.infolist():
         try:
             with archive.open(part) as content:
-                while content.read(BLOCK_BYTES):  # at its end it compares the checksum
+                for _block in blocks(content):  # at its end it compares the checksum
                     pass
         except Exception:
             raise Unfit(f"has a damaged part {part.filename.partition('/')[2] or part.filename}") from None
 
 
-def blocks(file: BinaryIO) -> Iterator[bytes]:
-    """Yield the rest of a file."""
+def blocks(file: IO[bytes]) -> Iterator[bytes]:
+    """Yield the rest of a file, which may take as long as it goes on."""
     while True:
         block = file.read(BLOCK_BYTES)
         if not block:
             return
+        allow(ANSWER_SECONDS)
         yield block
 
 
@@ -263,7 +292,7 @@ def write_part(offset: int, piece: bytes, total: int, folder: int, part: str) ->
     """
     is_last = offset + len(piece) == total
     try:
-        descriptor = os.open(part, os.O_WRONLY | os.O_NOFOLLOW, dir_fd=folder) if offset else create(folder, part)
+        descriptor = open_regular(part, folder, os.O_WRONLY) if offset else create(folder, part)
     except FileNotFoundError:
         if is_last:
             return None
@@ -286,7 +315,7 @@ def create(folder: int, name: str) -> int:
 def same(sha256: str, folder: int, name: str, touched: str) -> bool:
     """Return whether a file is there and has this SHA-256."""
     try:
-        with open(os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folder), "rb") as file:
+        with open(open_regular(name, folder), "rb") as file:
             return digest(file, touched) == sha256
     except FileNotFoundError:
         return False

@@ -7,7 +7,11 @@ from __future__ import annotations
 import contextlib
 import os
 
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import BUNDLE_MTIME, as_owner
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import (
+    BUNDLE_MTIME,
+    as_owner,
+    open_regular,
+)
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, operation, suppress
 
 TYPE_CHECKING = False
@@ -107,12 +111,7 @@ def folder_of(top: str, path: str, make: bool = False) -> Iterator[tuple[int, st
 def open_file(top: str, path: str) -> int:
     """Open the regular file ``path`` below ``top`` for reading, following no link."""
     with folder_of(top, path) as (folder, name):
-        # Not waiting for the other end, should it be a pipe.
-        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
-    if os.fstat(descriptor).st_mode & 0o170000 != 0o100000:
-        os.close(descriptor)
-        raise FileNotFoundError(path)
-    return descriptor
+        return open_regular(name, folder)
 
 
 @operation

@@ -9,6 +9,7 @@ import time
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.directory import identity, mounts
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import job_directory, living_job
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.limits import LARGEST, Document
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import (
     User,
     check_port_free,
@@ -20,7 +21,6 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.ports im
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.processes import marked
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, operation, suppress
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.resources import (
-    as_size,
     entries,
     packages,
     raise_limits,
@@ -185,8 +185,8 @@ def _uid(name: str) -> int | None:
         return None
 
 
-def _locked(directory: str) -> str:
-    return _read(os.path.join(directory, "requirements.txt"))
+def _locked(directory: str) -> Document:
+    return Document(_read(os.path.join(directory, "requirements.txt")))
 
 
 def _memory() -> dict[str, int]:
@@ -208,8 +208,8 @@ def _disk(directory: str) -> dict[str, int | None]:
     while not os.path.isdir(directory):
         directory = os.path.dirname(directory)
     room = os.statvfs(directory)
-    counts = room.f_files > 0 and room.f_favail == as_size(room.f_favail)  # CephFS says 2**64 - 1: it does not
-    return {"free": as_size(room.f_bavail * room.f_frsize), "files": room.f_favail if counts else None}
+    counts = room.f_files > 0 and room.f_favail <= LARGEST  # CephFS says 2**64 - 1: it does not
+    return {"free": room.f_bavail * room.f_frsize, "files": room.f_favail if counts else None}
 
 
 def _memlock() -> int:

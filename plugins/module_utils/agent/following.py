@@ -12,8 +12,10 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs imp
     POLL_SECONDS,
     Holder,
     as_owner,
+    open_log,
+    open_regular,
 )
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import operation
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import operation, said
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.records import job_state
 
 TYPE_CHECKING = False
@@ -31,14 +33,18 @@ def follow(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
 
     Request: offset (bytes of the log already known), wait_seconds, linger_seconds (after the first news, to gather
     more), pace_seconds (from the request on, likewise), max_bytes, quiet (log growth alone is no news until
-    ``max_bytes`` have gathered). Reply: the job's state and the new offset; payload: the log from the old offset on.
+    ``max_bytes`` have gathered). Reply: the job's state, the new offset, and trouble (what the job has done to its log,
+    a verb phrase; absent if nothing); payload: the log from the old offset on.
     """
-    holder, job_dir = Holder(request), as_owner(request)
+    holder = Holder(request)
+    true_log = open_log(request, holder)  # not the job user's to open
+    job_dir = as_owner(request)
+    descriptor, trouble = find_log(job_dir, true_log)
     offset, most = request["offset"], request["max_bytes"]
     enough = most if request["quiet"] else 1
     began = time.monotonic()
     deadline = began + request["wait_seconds"]
-    with open(os.path.join(job_dir, "log"), "rb") as log:
+    with open(descriptor, "rb") as log:
         while True:
             state = job_state(job_dir, holder)
             size = os.fstat(log.fileno()).st_size - offset
@@ -52,5 +58,29 @@ def follow(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
             time.sleep(min(POLL_SECONDS if enough == 1 else GATHER_SECONDS, max(deadline - now, 0)))
         log.seek(offset)
         data = log.read(most)
-        state["more"] = os.fstat(log.fileno()).st_size > offset + len(data)
-    return {**state, "offset": offset + len(data)}, data
+        size = os.fstat(log.fileno()).st_size
+        state["more"] = size > offset + len(data)
+    if size < offset and not trouble:
+        trouble = f"made its log shorter; its output is shown again once that is longer than {offset} bytes, as it was"
+    return {**state, "offset": offset + len(data), **({"trouble": trouble} if trouble else {})}, data
+
+
+def find_log(job_dir: str, true_log: int | None) -> tuple[int, str]:
+    """Return a descriptor of what is to be read as the log, and what the job has done to it, or "".
+
+    Args:
+        job_dir: the job's folder.
+        true_log: as ``open_log`` found it.
+    """
+    path = os.path.join(job_dir, "log")
+    try:
+        named = open_regular(path)
+        if true_log is None or os.path.sameopenfile(named, true_log):
+            return named, ""
+        why = f"Another file: {path}"
+    except OSError as error:
+        why = said(error)
+    trouble = f"put something else in the place of its log ({why})"
+    if true_log is None:
+        return os.open(os.devnull, os.O_RDONLY), f"{trouble}; what it prints is not shown"
+    return true_log, f"{trouble}; what it prints is shown as long as it runs"

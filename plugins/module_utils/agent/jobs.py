@@ -9,7 +9,7 @@ import fcntl
 import os
 import time
 
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import User
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import owner_of
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, suppress
 
 TYPE_CHECKING = False
@@ -77,13 +77,60 @@ def write_file(path: str, data: bytes, mode: int, durable: bool = False) -> None
         raise
 
 
-def open_own(path: str) -> BinaryIO:
-    """Open a file in a folder that a job may write to: what it put there instead must not mislead or block us."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+def open_regular(path: str, folder: int | None = None, flags: int = os.O_RDONLY) -> int:
+    """Return a descriptor of a regular file, neither following a link nor waiting for the other end of a pipe.
+
+    Args:
+        path: of the file.
+        folder: descriptor of the folder that it is relative to.
+        flags: as for ``os.open``.
+
+    Raises:
+        OSError: it cannot be opened, or is none.
+    """
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
     if os.fstat(descriptor).st_mode & 0o170000 != 0o100000:
         os.close(descriptor)
-        raise OSError(errno.EINVAL, "is no regular file", path)
+        raise OSError(errno.EINVAL, "Not a regular file", path)
+    return descriptor
+
+
+def open_own(path: str) -> BinaryIO:
+    """Open a file that a job's folder, which the job may write to, has from the start.
+
+    What the job put there instead must not mislead or block us; another name of somebody else's file least of all, for
+    this may be root.
+
+    Raises:
+        OSError: it cannot be opened, or is something else.
+    """
+    descriptor = open_regular(path)
+    status = os.fstat(descriptor)
+    if status.st_nlink > 1 or status.st_uid != os.stat(os.path.dirname(path)).st_uid:
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "Not the job's own file", path)
     return open(descriptor, "rb")
+
+
+def open_log(request: Request, holder: Holder) -> int | None:
+    """Open the log that the living supervisor of a job writes to, whatever the job has done to its name.
+
+    Returns:
+        A descriptor; None if there is no supervisor, or this process may not look into it.
+    """
+    supervisor = holder.pid()
+    if supervisor is None:
+        return None
+    try:  # by the kernel's own link, the only one to be followed here
+        descriptor = os.open(f"/proc/{supervisor}/fd/1", os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return None
+    status = os.fstat(descriptor)
+    is_regular = status.st_mode & 0o170000 == 0o100000
+    if not is_regular or status.st_uid != os.stat(job_directory(request)).st_uid or holder.pid() != supervisor:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def read_json(path: str) -> dict[str, Any] | None:
@@ -184,7 +231,7 @@ def held_as(jobs: str) -> str:
 
 def read_lines(jobs: str) -> list[str]:
     """Return the lines that ``write_current`` wrote."""
-    with suppress(FileNotFoundError), open(os.path.join(jobs, "current")) as file:
+    with suppress(FileNotFoundError), open(os.path.join(jobs, "current"), encoding="utf-8", errors="replace") as file:
         return file.read().split("\n")
     return []
 
@@ -225,13 +272,11 @@ def living_job(directory: str) -> dict[str, str] | None:
 
 def as_owner(request: Request) -> str:
     """Become the owner of the job's directory, for good: what a job wrote is read with the job's own rights."""
-    import pwd
-
     job_dir = job_directory(request)
     try:
-        owner = os.lstat(job_dir).st_uid
+        owner = owner_of(job_dir)
     except FileNotFoundError:
         raise Refusal(f"has no job {request['job']['id']}", gone=True) from None
-    if os.geteuid() == 0 and owner:
-        User(pwd.getpwuid(owner).pw_name).become()
+    if owner:
+        owner.become()
     return job_dir

@@ -12,11 +12,14 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs imp
     read_current,
     read_json,
 )
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.limits import LONGEST_REPLY
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import operation, suppress
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.records import SPEC, believed, job_state
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's start
+    from typing import Any
+
     from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Reply, Request
 
 LAST_LINE_BYTES = 2048
@@ -48,10 +51,20 @@ def jobs(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
         spec = believed(read_json(os.path.join(job_dir, "spec.json")), SPEC)
         if spec and spec.get("rank") != 0 and not request["only"]:
             spec.pop("ranks", None)
+        spec = spec and shortened(spec, LONGEST_REPLY // 2 // len(ids[: request["newest"]]))
         state = job_state(job_dir, holder)
         user = current["user"] if name == current["id"] else ""
         found.append({"id": name, "spec": spec, "state": state, "size": size, "last_line": last_line, "user": user})
     return {"jobs": found}, b""
+
+
+def shortened(spec: dict[str, Any], most: int) -> dict[str, Any] | None:
+    """Return what is said of a job in at most ``most`` characters of a reply; None if nothing is."""
+    for name in ("args", "ranks"):
+        if len(ascii(spec)) <= most:
+            return spec
+        spec.pop(name, None)
+    return spec if len(ascii(spec)) <= most else None
 
 
 def last_words(path: str) -> tuple[int, bytes]:

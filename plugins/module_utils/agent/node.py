@@ -26,13 +26,24 @@ def network_addresses() -> list[tuple[str, str, bool]]:
     used = struct.unpack("iP", request)[0]
     entries = [buffer.raw[at : at + entry_bytes] for at in range(0, used, entry_bytes)]
     # An alias such as eth0:1 is an address of eth0; gloo and NCCL want the interface.
-    names = [entry[:16].partition(b"\0")[0].decode().partition(":")[0] for entry in entries]
+    names = [entry[:16].partition(b"\0")[0].decode(errors="surrogateescape").partition(":")[0] for entry in entries]
     found = [(name, _socket.inet_ntoa(entry[20:24])) for name, entry in zip(names, entries)]
     with suppress(OSError), open("/proc/net/if_inet6") as file:
         for digits, _index, _prefix, scope, _flags, name in map(str.split, file):
             if scope != "20":  # a link-local address needs its interface besides: of no use here
                 found.append((name, _socket.inet_ntop(_socket.AF_INET6, bytes.fromhex(digits))))
-    return [(name, address, address == "::1" or address.startswith("127.")) for name, address in found]
+    return [
+        (name, address, address == "::1" or address.startswith("127."))
+        for name, address in found
+        if name.isprintable() and is_of_one_machine(address)
+    ]
+
+
+def is_of_one_machine(address: str) -> bool:
+    """Return whether an address is neither the unspecified one nor a multicast group's, which an interface may have."""
+    if ":" in address:
+        return address != "::" and not address.startswith("ff")
+    return address != "0.0.0.0" and int(address.partition(".")[0]) < 224
 
 
 def default_route_address() -> str | None:
@@ -101,7 +112,7 @@ def port_holder(port: int) -> str | None:
             for descriptor in os.listdir(f"/proc/{pid}/fd"):
                 link = os.readlink(f"/proc/{pid}/fd/{descriptor}")
                 if link.startswith("socket:[") and link[8:-1] in inodes:
-                    with open(f"/proc/{pid}/comm") as file:
+                    with open(f"/proc/{pid}/comm", errors="replace") as file:
                         return f"{file.read().strip()} (process {pid})"
     return "a process of another user"
 
@@ -189,14 +200,25 @@ class User:
         try:
             entry = pwd.getpwnam(name) if name else pwd.getpwuid(os.geteuid())
         except KeyError:
-            raise Refusal(f"has no user {name}; run: ansible-playbook setup.yml") from None
+            if name:
+                raise Refusal(f"has no user {name}; run: ansible-playbook setup.yml") from None
+            raise Refusal(
+                f"is used as user id {os.geteuid()}, which no account there has; make one, or set ansible_user to one"
+            ) from None
         if entry.pw_uid != os.geteuid() != 0:
             raise Refusal(
-                f"cannot run jobs as {name}: the connection's user is {pwd.getpwuid(os.geteuid()).pw_name} and may not "
-                "become another; allow sudo (ansible_become), or set job_user to that name"
+                f"cannot run jobs as {name}: the connection's user is {account_name(os.geteuid())} and may not become "
+                "another; allow sudo (ansible_become), or set job_user to that name"
             )
         refuse_root(name, entry.pw_uid)
         self.name, self.uid, self.gid, self.home = entry.pw_name, entry.pw_uid, entry.pw_gid, entry.pw_dir
+
+    @classmethod
+    def numbered(cls, uid: int, gid: int) -> User:
+        """Return whoever owns a file: perhaps an account that was deleted."""
+        user = cls.__new__(cls)
+        user.name, user.uid, user.gid, user.home = account_name(uid), uid, gid, "/"
+        return user
 
     def become(self) -> None:
         """Turn this process into the user, for good."""
@@ -208,6 +230,22 @@ class User:
     def acting(self) -> Acting:
         """Touch files as the user only, so that no link a job has planted makes root write elsewhere."""
         return Acting(self)
+
+
+def account_name(uid: int) -> str:
+    """Return the name of an account; its number if it was deleted."""
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def owner_of(path: str) -> User | None:
+    """Return the owner of a job's folder, as whom its processes run; None if that is who this agent runs as."""
+    status = os.lstat(path)
+    return User.numbered(status.st_uid, status.st_gid) if os.geteuid() == 0 and status.st_uid else None
 
 
 class Acting:

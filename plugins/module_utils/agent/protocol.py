@@ -3,14 +3,20 @@
 """Requests and replies.
 
 A request is ``{"op": name, ...}``; the functions decorated with ``@operation`` answer it. What cannot be done is a
-``Refusal``: one sentence without the node's name, which the controller puts in front.
+``Refusal``: one sentence without the node's name, which the controller puts in front. Whatever else goes wrong is a
+sentence too, with the fact ``failed``: it says nothing of the job. Either comes in time: see ``allow``.
 """
 
 from __future__ import annotations
 
+import _signal as signal  # what the module signal wraps; its enumerations take longer to import than an agent lives
+import _thread
 import errno
 import os
 import sys
+import time
+
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.limits import LONGEST_REPLY, fitted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's start
@@ -22,6 +28,11 @@ if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's sta
 
 MARK = "thunderhead-reply"
 OPERATIONS: dict[str, Callable[[Request, bytes], tuple[Reply, bytes]]] = {}
+ANSWER_SECONDS = 120
+"""How long an agent may take besides what the request itself asks for."""
+LAST_SECONDS = 15
+"""How long one that has to give up may take to undo what it has begun, and to say so; then it ends without a word."""
+PIECE_BYTES = 2**18
 
 
 class Refusal(Exception):
@@ -30,6 +41,10 @@ class Refusal(Exception):
     def __init__(self, sentence: str, **facts: Any) -> None:
         super().__init__(sentence)
         self.facts = facts
+
+
+class OutOfTime(BaseException):
+    """This agent has to give up. No ``Exception``: for whoever expects any of what it does, this is none of those."""
 
 
 class suppress:
@@ -54,10 +69,11 @@ def operation(
     return function
 
 
-def said(error: Exception) -> str:
+def said(error: BaseException) -> str:
     """Return an exception's words without its number."""
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {os.fsdecode(error.filename)}" if error.filename else error.strerror
+        name = error.filename
+        return f"{error.strerror}: {os.fsdecode(name)}" if isinstance(name, (str, bytes)) else error.strerror
     return str(error)
 
 
@@ -67,18 +83,95 @@ def disk_full(path: str, state: str) -> str:
 
 
 def answer(request: Request) -> None:
-    """Do what is asked and write the reply."""
+    """Do what is asked, write the reply, and end in time."""
     payload = b""
     try:
-        reply, payload = OPERATIONS[request["op"]](request, sys.stdin.buffer.read())
-        reply["ok"] = True
-    except Refusal as refusal:
-        reply = {"ok": False, "refusal": str(refusal), **refusal.facts}
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        sentence = disk_full(request["directory"], said(error)) if full else f"failed at {request['op']}: {said(error)}"
-        reply = {"ok": False, "refusal": sentence}
-    text = ascii(reply).encode()
-    sys.stdout.buffer.write(b"%s %d %d\n" % (MARK.encode(), len(text), len(payload)) + text)
-    sys.stdout.buffer.write(payload)
-    sys.stdout.buffer.flush()
+        signal.signal(signal.SIGALRM, give_up)
+        allow(ANSWER_SECONDS)
+        _thread.start_new_thread(end_at_last, (request["op"],))
+        asked = received()
+        allow(ANSWER_SECONDS + sum(request.get(name, 0) for name in ("wait_seconds", "grace_seconds", "seconds")))
+        reply, payload = OPERATIONS[request["op"]](request, asked)
+        text = written({**reply, "ok": True})
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    except BaseException as error:
+        text, payload = written({**excuse(request, error), "ok": False}), b""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    send(b"%s %d %d\n" % (MARK.encode(), len(text), len(payload)) + text)
+    send(payload)
+
+
+def allow(seconds: float) -> None:
+    """Let this agent take so long from now on: then it gives up what it does, whatever holds it, and says so.
+
+    A fork of it is not bound by that.
+    """
+    Latest.moment = time.monotonic() + seconds + LAST_SECONDS
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+class Latest:
+    """When this agent ends without a reply, on the monotonic clock."""
+
+    moment = 0.0
+
+
+def give_up(*_signal: Any) -> None:
+    """Interrupt what is being done."""
+    raise OutOfTime
+
+
+def end_at_last(op: str) -> None:
+    """End this agent where a signal does not interrupt it: in a system call to a file system that does not answer."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
+    while True:
+        left = Latest.moment - time.monotonic()
+        if left <= 0:
+            os.write(2, f"gave up {op}: a file system there does not answer\n".encode())
+            os._exit(1)
+        time.sleep(left)
+
+
+def received() -> bytes:
+    """Return what came with the request; it takes the time that it takes as long as anything comes."""
+    pieces: list[bytes] = []
+    while True:
+        piece = sys.stdin.buffer.read1(PIECE_BYTES)  # type: ignore[union-attr]  # it has it
+        if not piece:
+            return b"".join(pieces)
+        pieces.append(piece)
+        allow(ANSWER_SECONDS)
+
+
+def excuse(request: Request, error: BaseException) -> Reply:
+    """Return what is said instead of an answer."""
+    if isinstance(error, Refusal):
+        return {"refusal": str(error), **error.facts}
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return {"refusal": disk_full(request.get("directory", "/"), said(error))}
+    op = request.get("op")
+    if isinstance(error, OutOfTime):
+        return {"refusal": f"gave up {op}, which took too long; look at the load and the disk there", "failed": True}
+    kind = "" if isinstance(error, OSError) else type(error).__name__
+    return {"refusal": f"failed at {op}: {': '.join(filter(None, (kind, said(error))))}", "failed": True}
+
+
+def written(reply: Reply) -> bytes:
+    """Return a reply as a literal, within the bounds.
+
+    Raises:
+        Refusal: it is too long all the same.
+    """
+    text = ascii(fitted(reply)).encode()
+    if len(text) > LONGEST_REPLY:
+        most = f"{len(text)} characters, of at most {LONGEST_REPLY}"
+        raise Refusal(f"has more to say than a reply holds ({most})", failed=True)
+    return text
+
+
+def send(data: bytes) -> None:
+    """Write to the controller, for as long as it takes what comes."""
+    view = memoryview(data)
+    while view:
+        allow(ANSWER_SECONDS)
+        view = view[os.write(1, view[:PIECE_BYTES]) :]

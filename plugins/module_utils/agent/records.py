@@ -7,24 +7,30 @@ from __future__ import annotations
 import os
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import GOING_ON, Holder, read_json
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.limits import (
+    DEEPEST,
+    LARGEST,
+    LONGEST_DOCUMENT,
+    LONGEST_TEXT,
+    Document,
+    encodable,
+    is_encodable,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's start
     from collections.abc import Callable, Mapping
     from typing import Any
 
-LONGEST_TEXT = 4096
-"""Characters of a string that is believed; one of ``args`` may have any number."""
-
 
 def is_text(value: object) -> bool:
     """Return whether it is a string to be passed on."""
-    return isinstance(value, str) and len(value) <= LONGEST_TEXT
+    return isinstance(value, str) and len(value) <= LONGEST_TEXT and is_encodable(value)
 
 
 def is_number(value: object) -> bool:
     """Return whether it is a number that a reply can hold: neither NaN nor infinite."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 2**53
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
 def is_count(value: object) -> bool:
@@ -39,7 +45,9 @@ def is_count_or_none(value: object) -> bool:
 
 def are_words(value: object) -> bool:
     """Return whether these are a command's arguments."""
-    return isinstance(value, list) and all(isinstance(word, str) for word in value)
+    return isinstance(value, list) and all(
+        isinstance(word, str) and len(word) <= LONGEST_DOCUMENT and is_encodable(word) for word in value
+    )
 
 
 def are_ranks(value: object) -> bool:
@@ -75,8 +83,19 @@ def believed(found: dict[str, Any] | None, kinds: Mapping[str, Callable[[object]
     """Return of a file that the job's user can write what is known there; None if any of that is not of its kind."""
     if found is None:
         return None
-    known = {name: found[name] for name in kinds if name in found}
+    known = {name: readable(found[name]) for name in kinds if name in found}
     return known if all(kinds[name](value) for name, value in known.items()) else None
+
+
+def readable(value: Any, depth: int = 0) -> Any:
+    """Return a value of a JSON file in which all text can be passed on; nothing that is believed lies deeper."""
+    if isinstance(value, str):
+        return Document(encodable(value))
+    if isinstance(value, list) and depth < DEEPEST:
+        return [readable(item, depth + 1) for item in value]
+    if isinstance(value, dict) and depth < DEEPEST:
+        return {encodable(name): readable(value[name], depth + 1) for name in value}
+    return value
 
 
 def job_state(job_dir: str, holder: Holder) -> dict[str, Any]:

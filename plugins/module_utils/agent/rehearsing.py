@@ -12,7 +12,14 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node imp
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.ports import cannot_listen
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.processes import how_it_ended
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.programs import Program
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, operation, suppress
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import (
+    ANSWER_SECONDS,
+    Refusal,
+    allow,
+    operation,
+    suppress,
+)
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.records import is_number
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.resources import raise_limits
 
 TYPE_CHECKING = False
@@ -110,6 +117,7 @@ class Rehearsal:
             size += len(data)
             for step_seconds in self._read(data):
                 deadline = time.monotonic() + step_seconds
+                allow(step_seconds + ANSWER_SECONDS)
 
     def _read(self, data: bytes) -> list[float]:
         """Take in what it has told; return how long the steps may take that it has begun."""
@@ -122,7 +130,7 @@ class Rehearsal:
                 words = json.loads(line)
                 if isinstance(words, dict):
                     self.told.append(words)
-                    if "step" in words:
+                    if "step" in words and is_number(words.get("seconds")):
                         steps.append(min(float(words["seconds"]), MOST_SECONDS))
         return steps
 

@@ -15,9 +15,6 @@ if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's sta
 MOST_FILES = 1048576
 """As many files as a job may open: a full mesh has many sockets, data loaders pass tensors as files."""
 
-LARGEST_SIZE = 2**53 - 1
-"""A larger number in a reply is believed of no node."""
-
 
 def raise_limits() -> int:
     """Give this process and its children the limits of a job, as far as they are ours to raise.
@@ -37,18 +34,13 @@ def raise_limits() -> int:
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
-def as_size(number: int) -> int:
-    """Return a number of bytes or files as a reply can hold it: some network file systems claim to have 8 EiB free."""
-    return min(number, LARGEST_SIZE)
-
-
 def shared_memory() -> dict[str, int]:
     """Return the bytes of /dev/shm: size and free; none if there is no such file system."""
     try:
         room = os.statvfs("/dev/shm")
     except OSError:
         return {"size": 0, "free": 0}
-    return {"size": as_size(room.f_blocks * room.f_frsize), "free": as_size(room.f_bavail * room.f_frsize)}
+    return {"size": room.f_blocks * room.f_frsize, "free": room.f_bavail * room.f_frsize}
 
 
 def packages(directory: str) -> dict[str, Any]:

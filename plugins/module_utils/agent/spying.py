@@ -9,7 +9,7 @@ import os
 import time
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import Holder, job_directory
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import User
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import User, owner_of
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.ports import free_port
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.processes import descendants
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import (
@@ -29,10 +29,14 @@ SPY_SECONDS = 5
 """How long the stacks of all processes may take; one takes 15 ms."""
 SPY_ATTEMPTS = 5
 """A process that is not halted may change while it is looked at; of a very busy one, a tenth of the attempts fail."""
+MOST_LISTED = 1000
+"""The most processes that are looked at, oldest first."""
 MOST_SPIED = 64
 """The most processes whose stacks are taken, oldest first."""
 LONGEST_DUMP = 2**18
 LONGEST_COMMAND = 200
+LONGEST_RANK = len("LOCAL_RANK=123456789")
+"""Bytes of a variable that names a local rank; in a longer one stands something else."""
 
 
 @operation
@@ -55,6 +59,7 @@ def stacks(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
         found = [one for one in map(look_at, descendants(supervisor)) if one]
         before = used(descendants(supervisor))
     found.sort(key=lambda one: (one.pop("start"), one["pid"]))
+    del found[MOST_LISTED:]
     spy = os.path.realpath(os.path.join(request["directory"], "env", "bin", "py-spy"))
     missing = None if os.path.isfile(spy) else spy
     pids = [one["pid"] for one in found if one["python"]]
@@ -113,14 +118,6 @@ def add_work(
             known[pid]["io"] += max(0, transferred - transferred_before)
 
 
-def owner_of(job_dir: str) -> User | None:
-    """Return the owner of a job's directory, as whom its processes run; None if that is who this agent runs as."""
-    import pwd
-
-    uid = os.lstat(job_dir).st_uid
-    return User(pwd.getpwuid(uid).pw_name) if os.geteuid() == 0 and uid else None
-
-
 def acting(user: User | None) -> contextlib.AbstractContextManager[None]:
     """Look as ``user``, or as who this agent is."""
     return user.acting() if user else contextlib.nullcontext()
@@ -140,7 +137,7 @@ def look_at(pid: int) -> dict[str, Any] | None:
         program = os.readlink(f"/proc/{pid}/exe")
     with suppress(OSError, ValueError), open(f"/proc/{pid}/environ", "rb") as file:
         for variable in file.read().split(b"\0"):
-            if variable.startswith(b"LOCAL_RANK="):
+            if variable.startswith(b"LOCAL_RANK=") and variable[11:].isdigit() and len(variable) < LONGEST_RANK:
                 rank = int(variable[11:])
     if fields[0] == b"Z":
         return None

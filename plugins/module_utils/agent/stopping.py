@@ -95,7 +95,7 @@ def stop(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
         discard(request, b"")
         return {"state": "prepared", "left": end_leftovers(request)}, b""
     if supervisor:
-        write_file(reason_path(job_dir), request["because"].encode(), 0o644)
+        write_file(reason_path(job_dir), request["because"].encode(errors="replace"), 0o644)
         with suppress(ProcessLookupError):
             os.kill(supervisor, signal.SIGTERM)  # it tells all the others, and waits for them
         if not gone(holder, request["grace_seconds"] + FAREWELL_SECONDS):

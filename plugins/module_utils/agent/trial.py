@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.limits import Document
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import User, count_gpus
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.processes import how_it_ended
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.programs import (
@@ -16,9 +17,11 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.programs
     last_line,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, said
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.records import is_count, is_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's start
+    from collections.abc import Callable
     from typing import Any
 
     from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Request
@@ -54,6 +57,14 @@ for module, name in json.loads(sys.argv[1]):
     attempt(module, name)
 tell(importing=None)
 """
+TOLD: dict[str, Callable[[object], bool]] = {
+    "python": is_text,
+    **dict.fromkeys(("torch", "cuda", "nccl", "importing"), lambda value: value is None or is_text(value)),
+    "devices": lambda value: is_count(value) and isinstance(value, int) and value >= 0,
+    "usable": lambda value: isinstance(value, bool),
+    "failed": lambda value: isinstance(value, dict) and all(map(is_text, (*value, *value.values()))),
+}
+"""What TRIAL may tell; what it imports could write there too."""
 MOST_BYTES = 2**20
 """Of what it tells, no more is read: it has said something else then."""
 SMI = "nvidia-smi"
@@ -117,7 +128,7 @@ def try_environment(request: Request) -> dict[str, Any]:
             "problem": f"has an environment that {user.name} may not use: {python} or a folder above it is closed to "
             f"that account; chmod it, or {remedy}"
         }
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return {"problem": f"has an environment that does not work: {said(error)}; {remedy}"}
     finally:
         os.close(output)
@@ -135,7 +146,7 @@ def _told(output: int) -> dict[str, Any]:
     found = {"importing": None, "torch": None, "cuda": None, "nccl": None, "devices": 0, "usable": False}
     for line in os.pread(output, MOST_BYTES, 0).splitlines():
         told = json.loads(line)
-        if not isinstance(told, dict):
+        if not (isinstance(told, dict) and all(name in TOLD and TOLD[name](value) for name, value in told.items())):
             raise ValueError(f"it printed {last_line(line.decode(errors='replace'))} as it started")
         failed.update(told.pop("failed", {}))
         found.update(told)
@@ -162,7 +173,7 @@ def gpus() -> dict[str, Any]:
         except OSError as error:
             return {**answer, "problem": f"nvidia-smi does not run: {said(error)}"}
         if asked.returncode == 0:
-            return {**answer, "csv": asked.stdout}
+            return {**answer, "csv": Document(asked.stdout)}
         unknown = re.search(r'Field "([^"]+)" is not a valid field', asked.stdout + asked.stderr)
         if not unknown or unknown[1] not in fields:
             words = last_line(asked.stdout + asked.stderr) or f"exit code {asked.returncode}"

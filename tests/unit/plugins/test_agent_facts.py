@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import facts as agent_facts
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import resources
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.limits import LARGEST, fitted
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import ephemeral_ports
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.replies import is_size
 from local_nodes import SLEEP, LocalNode, code, free_port
@@ -142,7 +143,7 @@ def test_the_memory_of_a_container(
 @pytest.mark.parametrize(
     ("blocks", "inodes", "expected"),
     [
-        (2**43, (100, 2**64 - 1), {"free": 2**53 - 1, "files": None}),  # EFS; CephFS, which counts no free inodes
+        (2**43, (100, 2**64 - 1), {"free": LARGEST, "files": None}),  # EFS; CephFS, which counts no free inodes
         (5, (100, 7), {"free": 5 * 2**20, "files": 7}),
         (5, (100, 0), {"free": 5 * 2**20, "files": 0}),
         (5, (0, 0), {"free": 5 * 2**20, "files": None}),
@@ -153,9 +154,10 @@ def test_a_disk_without_end(
 ) -> None:
     room = SimpleNamespace(f_blocks=blocks, f_bavail=blocks, f_frsize=2**20, f_files=inodes[0], f_favail=inodes[1])
     monkeypatch.setattr(os, "statvfs", lambda _path: room)
-    found = agent_facts._disk("/")
+    found = fitted(agent_facts._disk("/"))
     assert found == expected
-    assert all(size is None or is_size(size) for size in (*found.values(), *resources.shared_memory().values()))
+    sizes = (*found.values(), *fitted(resources.shared_memory()).values())
+    assert all(size is None or is_size(size) for size in sizes)
 
 
 def test_without_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,12 @@
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from local_nodes import SLEEP, LocalNode, code, until
+import pytest
+from local_nodes import IS_ROOT, SLEEP, LocalNode, code, node_of_nobody, until
 
 
 def test_the_log_from_any_offset_in_any_pieces(node: LocalNode, tmp_path: Path) -> None:
@@ -64,3 +67,97 @@ def test_a_supervisor_that_vanished_is_a_lost_job(node: LocalNode, tmp_path: Pat
     state, log = node.wait()
     assert state["state"] == "lost"
     assert log.endswith("ready\n")
+
+
+# Does something to its own log, and goes on to print until it is told to end.
+SPOILS = """\
+import os, time
+log = os.path.join(os.environ["JOB_DIR"], "log")
+print("before")
+while not os.path.exists("spoil"): time.sleep(0.01)
+{}
+print("after")
+open("spoilt", "w").close()
+while not os.path.exists("go"): time.sleep(0.01)
+print("the end")
+"""
+SPOILT = {
+    "pipe": ("os.unlink(log); os.mkfifo(log)", "Not a regular file: {log}"),
+    "link": ("os.unlink(log); os.symlink('/dev/zero', log)", "Too many levels of symbolic links: {log}"),
+    "folder": ("os.unlink(log); os.mkdir(log)", "Not a regular file: {log}"),
+    "nothing": ("os.unlink(log)", "No such file or directory: {log}"),
+    "file": ("os.rename(log, log + '.1'); open(log, 'w').close()", "Another file: {log}"),
+}
+
+
+@pytest.fixture(params=[False, pytest.param(True, marks=pytest.mark.skipif(not IS_ROOT, reason="root can become it"))])
+def any_node(request: pytest.FixtureRequest, node: LocalNode) -> Iterator[LocalNode]:
+    """A node whose jobs run as this account, or as another."""
+    if not request.param:
+        yield node
+        return
+    with node_of_nobody() as other:
+        yield other
+        other.end_all()
+
+
+def spoilt_job(node: LocalNode, folder: Path, what: str) -> bytes:
+    """Start a job that spoils its log, and return the log as it is known by then."""
+    node.start(code(folder, SPOILS.format(what)))
+    known = b""
+    while b"before" not in known:
+        known += node.follow(len(known))[1]
+    (node.job_dir() / "work" / "spoil").touch()
+    until((node.job_dir() / "work" / "spoilt").exists)
+    return known
+
+
+@pytest.mark.parametrize("kind", SPOILT)
+def test_a_job_that_spoils_its_log_lives_and_is_followed(any_node: LocalNode, tmp_path: Path, kind: str) -> None:
+    what, why = SPOILT[kind]
+    known = spoilt_job(any_node, tmp_path / "code", what)
+    done = f"put something else in the place of its log ({why.format(log=any_node.job_dir() / 'log')}); what it prints"
+    began = time.monotonic()
+    reply, data = any_node.follow(len(known), wait_seconds=1)
+    assert (reply["state"], data) == ("running", b"after\n")
+    assert reply["trouble"] == f"{done} is shown as long as it runs"
+    assert time.monotonic() - began < 5
+    (any_node.job_dir() / "work" / "go").touch()
+    until(lambda: any_node.state()["state"] == "succeeded")
+    until(lambda: not any_node.supervisor())
+    reply, data = any_node.follow(len(known))
+    assert (reply["state"], data, reply["more"]) == ("succeeded", b"", False)
+    if kind == "file":
+        assert reply["trouble"].startswith("made its log shorter; its output is shown again once that is longer than ")
+    else:
+        assert reply["trouble"] == f"{done} is not shown"
+
+
+def test_a_job_that_makes_its_log_shorter(any_node: LocalNode, tmp_path: Path) -> None:
+    known = spoilt_job(any_node, tmp_path / "code", "print('x' * 1000); time.sleep(1); os.truncate(log, 0)")
+    reply, data = any_node.follow(len(known) + 1000, wait_seconds=0.2)
+    assert (reply["state"], data, reply["offset"]) == ("running", b"", len(known) + 1000)
+    assert reply["trouble"] == (
+        f"made its log shorter; its output is shown again once that is longer than {len(known) + 1000} bytes, as it was"
+    )
+
+
+def test_another_name_of_the_log_is_no_trouble(any_node: LocalNode, tmp_path: Path) -> None:
+    known = spoilt_job(any_node, tmp_path / "code", "os.link(log, 'mine')")
+    (any_node.job_dir() / "work" / "go").touch()
+    until(lambda: not any_node.supervisor())
+    reply, data = any_node.follow(len(known))
+    assert (data, "trouble" in reply) == (b"after\nthe end\n", False)
+
+
+def test_what_a_job_spoils_is_said_once_and_the_job_goes_on(nodes: list[LocalNode], tmp_path: Path) -> None:
+    from test_follow import Onlooker, followed, launched
+
+    spoils = SPOILT["pipe"][0].replace("log", "os.environ['JOB_DIR'] + '/log'")
+    script = f"import os, time\nif os.environ['NODE_RANK'] == '1':\n    {spoils}\ntime.sleep(2)\nprint('done')\n"
+    onlooker = Onlooker(tmp_path, nodes)
+    endings: dict[str, Any] = followed(launched(nodes, tmp_path, script), onlooker, "node0 node1")
+    assert [ending.state for ending in endings.values()] == ["succeeded", "succeeded"]
+    assert onlooker.read("node0") == b"done\n"
+    (note,) = onlooker.said
+    assert note.startswith("rank 1 (node1) put something else in the place of its log (Not a regular file: ")
