@@ -73,10 +73,13 @@ class Ending:
 
 
 class Observer(Protocol):
-    """Who is told what comes while a job is followed, all in the caller's thread but ``output``."""
+    """Who is told what comes while a job is followed, all in the caller's thread but ``output`` and ``hear``."""
 
     def output(self, node: Node, data: bytes, offset: int) -> None:
         """Take what a shown rank's log has from ``offset`` on, from the thread that follows it; must not block."""
+
+    def hear(self, node: Node, state: Mapping[str, Any]) -> None:
+        """Take what a node says of its rank's state, from the thread that follows it."""
 
     def look(self, written: Mapping[str, int], endings: Mapping[str, Ending]) -> str | None:
         """Look at it all every so often: bytes of log by host, and who has ended.
@@ -240,6 +243,7 @@ class Following:
             if self._given_up.is_set():
                 return Ending("lost")
             rank.heard = time.monotonic()
+            self._observer.hear(rank.node, reply)
             pace = PACE_SECONDS if data else 0
             if data:
                 rank.log.write(data, rank.offset)
