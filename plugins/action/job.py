@@ -31,8 +31,9 @@ class ActionModule(AttendingAction):
         "script_args": {"type": "raw", "default": ""},
         "project_dir": {"type": "path"},
         "env": {"type": "raw", "default": {}},
-        "launcher": {"type": "str", "choices": ["lightning", "torchrun"]},
+        "launcher": {"type": "str", "choices": ["auto", "lightning", "torchrun", "python"]},
         "devices": {"type": "str", "default": ""},
+        "gang": {"type": "bool"},
         "resume": {"type": "str", "default": ""},
         "rerun": {"type": "str", "default": ""},
         "detach": {"type": "bool", "default": False},
@@ -87,4 +88,5 @@ def as_order(arguments: dict[str, Any]) -> Order:
         rendezvous_timeout_seconds=given["rendezvous_timeout_seconds"],
         grace_seconds=given["stop_grace_seconds"],
         preflight={name: given[name] for name in brief.DEFAULTS},
+        gang=given["gang"],
     )

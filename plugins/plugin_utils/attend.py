@@ -8,7 +8,7 @@ import datetime
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils import artifacts, diagnosis, housekeeping
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils import artifacts, diagnosis, housekeeping, noticed
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.desk import Desk
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError, Stopped
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.follow import Ending, Following
@@ -64,6 +64,7 @@ def see_through(
             record.path / "stacks",
             order.stall_timeout_seconds,
             order.rendezvous_timeout_seconds,
+            record.data,
         )
         for node in shown:
             log = logs[node.host]
@@ -89,7 +90,7 @@ def see_through(
     for log in logs.values():
         log.close()
     try:
-        return _finish(order, desk.say, gang, record, logs, endings, onlooker.verdict)
+        return _finish(order, desk.say, gang, record, logs, endings, onlooker)
     except JobError as error:
         if interrupts.came:  # and nobody will show it
             interrupts.say(shown_lines(str(error)))
@@ -112,20 +113,36 @@ def _finish(
     record: Record,
     logs: Mapping[str, RankLog],
     endings: Mapping[str, Ending],
-    verdict: str,
+    onlooker: Onlooker,
 ) -> dict[str, Any]:
     """Write down how the job ended, collect, clean up, and say it."""
-    topology = gang.topology
+    topology, verdict = gang.topology, onlooker.verdict
     explanation = diagnosis.explain(topology, endings, logs)
     state = explanation.state if explanation else "succeeded"
     cause = (verdict or explanation.sentence) if explanation else None
     if verdict:
         state = "failed"
     if _is_news(record, topology.nodes, endings):
-        ranks = with_others(record, [_rank(node, endings[node.host], logs[node.host]) for node in topology.nodes])
+        seen = dict(onlooker.parts)
+        ranks = with_others(
+            record, [_rank(node, endings[node.host], logs[node.host], seen[node.host]) for node in topology.nodes]
+        )
         now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         ended = record.data.get("ended", now)
-        record.note(say, ended=ended, world_size=len(ranks), state=state, cause=cause, ranks=ranks)
+        parts = [(str(rank["host"]), rank) for rank in ranks]
+        met = noticed.met(record.data, parts)
+        record.note(
+            say,
+            ended=ended,
+            nodes=len(ranks),
+            world_size=noticed.world_size(len(ranks), record.data.get("gang", True), met),
+            met=met,
+            checkpoint_read=noticed.checkpoint_read(parts),
+            state=state,
+            cause=cause,
+            warning=noticed.warning(record.data, parts, ended=True) if state == "succeeded" else "",
+            ranks=ranks,
+        )
     else:
         state, cause = record.data["state"], record.data.get("cause")
     lost = {host for host, ending in endings.items() if ending.state == "lost"}
@@ -137,6 +154,8 @@ def _finish(
     record.note(say, notes=notes)
     for note in notes:
         say(note)
+    if record.data.get("warning"):
+        say(f"warning: {record.data['warning']}")
     say(f"logs: {record.path / 'logs'}")
     if order.collect != "none":
         say(f"artifacts: {record.path / 'artifacts'}")
@@ -156,7 +175,7 @@ def _is_news(record: Record, nodes: Sequence[Node], endings: Mapping[str, Ending
     )
 
 
-def _rank(node: Node, ending: Ending, log: RankLog) -> dict[str, Any]:
+def _rank(node: Node, ending: Ending, log: RankLog, seen: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "rank": node.rank,
         "host": node.host,
@@ -167,6 +186,8 @@ def _rank(node: Node, ending: Ending, log: RankLog) -> dict[str, Any]:
         "seconds": ending.seconds,
         "note": ending.note,
         "because": ending.because,
+        "met": seen.get("met"),
+        "checkpoint_read": seen.get("checkpoint_read"),
         "log": str(log.path),
     }
 
@@ -186,6 +207,6 @@ def come_back(job_id: str) -> str:
 
 
 def result(record: Record) -> dict[str, Any]:
-    """Return what a command says of its job: id, folder, world size and state."""
-    data = record.data
-    return {"job": data["id"], "path": str(record.path), "world_size": data["world_size"], "state": data["state"]}
+    """Return what a command says of its job."""
+    names = ("nodes", "world_size", "state", "warning")
+    return {"job": record.data["id"], "path": str(record.path), **{name: record.data.get(name) for name in names}}

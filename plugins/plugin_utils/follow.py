@@ -86,10 +86,13 @@ class Ending:
 
 
 class Observer(Protocol):
-    """Who is told what comes while a job is followed, all in the caller's thread but ``output`` and ``say``."""
+    """Who is told what comes while a job is followed; ``output``, ``hear`` and ``say`` are called from any thread."""
 
     def output(self, node: Node, data: bytes, offset: int) -> None:
         """Take what a shown rank's log has from ``offset`` on, from the thread that follows it; must not block."""
+
+    def hear(self, node: Node, state: Mapping[str, Any]) -> None:
+        """Take what a node says of its rank's state, from the thread that follows it."""
 
     def look(self, written: Mapping[str, int], endings: Mapping[str, Ending]) -> str | None:
         """Look at it all every so often: bytes of log by host, and who has ended.
@@ -382,6 +385,7 @@ class Following:
             if self._given_up.is_set():
                 break
             rank.heard, rank.trouble, rank.gone = time.monotonic(), "", ""
+            self._observer.hear(rank.node, reply)
             if rank.missed:
                 rank.missed = False
                 self._observer.say(f"{rank.node.name} is heard of again")

@@ -10,6 +10,7 @@ from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import Bundle
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.frameworks import KINDS
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.launch import LAUNCHERS
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import (
     Record,
@@ -84,10 +85,11 @@ def described_by_nodes(spec: Mapping[str, Any]) -> dict[str, Any]:
         "args": lambda value: isinstance(value, list) and all(isinstance(word, str) for word in value),
         "launcher": lambda value: value in LAUNCHERS,
         "devices": lambda value: value is None or (type(value) is int and value > 0),
+        "gang": lambda value: isinstance(value, bool),
+        "uses": lambda value: value in KINDS,
         "user": lambda value: isinstance(value, str),
         "node_timeout_seconds": lambda value: isinstance(value, (int, float)),
         "grace_seconds": lambda value: isinstance(value, (int, float)),
-        "world_size": lambda value: isinstance(value, int),
         "master_addr": is_address,
         "master_port": lambda value: isinstance(value, int),
     }

@@ -22,6 +22,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError, Refused, Unreachable
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError, in_one
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.fan_out import fan_out
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.frameworks import FABRIC, FABRIC_LAUNCHED, PLAIN
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang, Identity, OpenChannel
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight import brief
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.clocks import ahead
@@ -42,7 +43,8 @@ RETRY_SECONDS = 1
 """How often a job that waits for nodes asks again."""
 PREPARE_TRIES = 3
 """How often a node is asked whose answer is lost with the connection."""
-LAUNCHERS = ("lightning", "torchrun")
+LAUNCHERS = ("lightning", "torchrun", "python")
+"""Lightning's own and plain Python start a script once per node, torchrun once per device."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,13 @@ class Job:
         node_timeout_seconds: a node silent for this long is lost.
         grace_seconds: between TERM and KILL when the job is stopped.
         wait_seconds: how long to wait for nodes that run another job.
-        launcher: lightning (the script once per node) or torchrun (which starts it once per device).
+        launcher: one of LAUNCHERS.
         devices: ranks per node under torchrun; None means as many as there are GPUs, or one.
         checkpoint: path relative to the working directory of the checkpoint to go on from, or "".
         preflight: thresholds, and checks to be skipped; see preflight.brief.
+        gang: whether the nodes work together; else each runs the script for itself.
+        uses: what the script uses, of frameworks.KINDS.
+        reason: why this launcher was chosen, a clause; "" if the user named it.
     """
 
     identity: Identity
@@ -76,6 +81,9 @@ class Job:
     devices: int | None = None
     checkpoint: str = ""
     preflight: Mapping[str, Any] = field(default_factory=dict)
+    gang: bool = True
+    uses: str = PLAIN
+    reason: str = ""
 
 
 def sealed(order: bytes) -> bytes:
@@ -259,7 +267,13 @@ class Launch:
                 "interface": node.interface,
             },
             {**node.settings.env, **job.env},
-            {"id": self.gang.job_id, "dir": job_dir, "checkpoint": checkpoint},
+            {
+                "id": self.gang.job_id,
+                "dir": job_dir,
+                "checkpoint": checkpoint,
+                "gang": job.gang,
+                "fabric": self._fabric(node),
+            },
         )
         settings = {
             "grace_seconds": job.grace_seconds,
@@ -271,6 +285,10 @@ class Launch:
             "watch_address": topology.head.address,
             "watch_port": self._prepared[topology.head.host]["watch_port"],
             "watch_key": self._watch_key,
+            "master_port": topology.head.settings.master_port,
+            "launcher": job.launcher,
+            "gang": job.gang,
+            "resumes": bool(job.checkpoint),
         }
         own = {"rank": node.rank, "python": prepared["python"]}
         spec = f"{self._shared_spec[:-1]}, {json.dumps(own)[1:]}\n"
@@ -293,6 +311,8 @@ class Launch:
                 "args": list(job.args),
                 "launcher": job.launcher,
                 "devices": job.devices,
+                "gang": job.gang,
+                "uses": job.uses,
                 "bundle": job.bundle.sha256,
                 "grace_seconds": job.grace_seconds,
                 "node_timeout_seconds": job.node_timeout_seconds,
@@ -306,17 +326,38 @@ class Launch:
     def _command(self, node: Node, python: str) -> list[str]:
         job, topology = self.job, self.gang.topology
         script = job.script if not job.script.startswith("-") else f"./{job.script}"
-        if job.launcher == "lightning":
+        if job.launcher != "torchrun":
             return [python, script, *job.args]
-        devices = job.devices or max(1, self._prepared[node.host]["gpus"])
+        together = (topology.world_size, node.rank, topology.head.address)
+        nodes, rank, master = together if job.gang else (1, 0, "127.0.0.1")
         return [
             *(python, "-m", "torch.distributed.run"),
-            *(f"--nnodes={topology.world_size}", f"--node-rank={node.rank}", f"--nproc-per-node={devices}"),
+            *(f"--nnodes={nodes}", f"--node-rank={rank}", f"--nproc-per-node={self._devices(node)}"),
             *("--rdzv-backend=static", f"--rdzv-id={job.identity.id}", "--max-restarts=0"),
-            f"--master-addr={topology.head.address}",
+            f"--master-addr={master}",
             f"--master-port={topology.head.settings.master_port}",
             *(script, *job.args),
         ]
+
+    @property
+    def how(self) -> str:
+        """How the script is started, and why so, in words."""
+        job = self.job
+        words = {"torchrun": "with torchrun", "lightning": "by Lightning's own launching", "python": "once per node"}
+        alone = "" if job.gang else ", each for itself"
+        return f"{words[job.launcher]}{f', for {job.reason}' if job.reason else ''}{alone}"
+
+    def _devices(self, node: Node) -> int:
+        """How many ranks torchrun starts on a node."""
+        return self.job.devices or max(1, self._prepared[node.host]["gpus"])
+
+    def _fabric(self, node: Node) -> dict[str, str | int]:
+        """What ``fabric run`` sets for a script besides LT_NUM_NODES, where torchrun is started in its place."""
+        if self.job.launcher != "torchrun" or self.job.uses not in (FABRIC, FABRIC_LAUNCHED):
+            return {}
+        # Fabric refuses a script of its command line that calls launch() itself.
+        used = {"LT_CLI_USED": 1} if self.job.uses == FABRIC else {}
+        return {"LT_DEVICES": self._devices(node), **used}
 
     def discard(self) -> str:
         """Undo ``prepare`` on every node where the job has not started; where nothing was prepared, nothing happens.

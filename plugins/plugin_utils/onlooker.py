@@ -10,8 +10,9 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils import stall
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils import noticed, stall
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.follow import Ending
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.logs import RankLog
@@ -35,6 +36,7 @@ class Onlooker:
         stacks: Path,
         stall_timeout_seconds: int,
         rendezvous_timeout_seconds: int,
+        about: Mapping[str, Any],
     ) -> None:
         """Look at nothing yet.
 
@@ -46,6 +48,7 @@ class Onlooker:
             stacks: folder for what the ranks are doing, made when it is needed.
             stall_timeout_seconds: without any output for this long, it is said what the ranks do; 0 means never.
             rendezvous_timeout_seconds: the same since the start; ranks that wait for each other in vain end the job.
+            about: what job.json says of the job.
         """
         self._gang = gang
         self._logs = logs
@@ -59,6 +62,9 @@ class Onlooker:
         self._silence: stall.Silence | None = None  # to be explained
         self._signs = (0, 0)  # of life: bytes printed, ranks ended
         self.verdict = ""
+        self._about = about
+        self._states: dict[str, Mapping[str, Any]] = {}
+        self._said: set[str] = set()
 
     def output(self, node: Node, data: bytes, offset: int) -> None:
         """Show what a rank's log has from ``offset`` on."""
@@ -68,8 +74,19 @@ class Onlooker:
         """Show a sentence of the engine's own."""
         self._screen.say(text)
 
+    def hear(self, node: Node, state: Mapping[str, Any]) -> None:
+        """Take what a node says of its rank's state."""
+        self._states[node.host] = state
+
+    @property
+    def parts(self) -> noticed.Parts:
+        """Each host with what it said last of its rank's state."""
+        return [(node.host, self._states.get(node.host, {})) for node in self._gang.topology.nodes]
+
     def look(self, written: Mapping[str, int], endings: Mapping[str, Ending]) -> str | None:
         """Return why the job has to be stopped, or None. A silence is explained in a thread of its own."""
+        if not endings:
+            self._notice()
         silence, signs = self._watch.look(written, len(endings)), (sum(written.values()), len(endings))
         self._silence = silence or (self._silence if signs == self._signs else None)
         self._signs = signs
@@ -81,6 +98,25 @@ class Onlooker:
                 explaining.start()
                 self._explaining, self._silence = explaining, None
         return self.verdict or None
+
+    def _notice(self) -> None:
+        """Say, once each, what the ranks were not seen to do, and when they do it after all."""
+        parts = self.parts
+        together, read = noticed.met(self._about, parts), noticed.checkpoint_read(parts)
+        news = ""
+        if False in (together, read) and all("met" in state or len(parts) == 1 for _host, state in parts):
+            news = noticed.warning(self._about, parts, ended=False)
+        if news:
+            self._say_once(news)
+        elif together and self._said:
+            self._say_once("the ranks have met now")
+        if read and "checkpoint_step" in self._about:
+            self._say_once(f"goes on from {self._about['resumed']}, step {self._about['checkpoint_step']}")
+
+    def _say_once(self, sentence: str) -> None:
+        if sentence not in self._said:
+            self._said.add(sentence)
+            self._screen.say(sentence)
 
     def _explain(self, silence: stall.Silence) -> None:
         try:

@@ -27,6 +27,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.records 
     SPEC,
     STATE,
     is_count,
+    is_flag,
     is_number,
     is_text,
 )
@@ -79,11 +80,6 @@ def is_plain(value: object) -> bool:
     if isinstance(value, list):
         return len(value) <= MOST_ITEMS and all(map(is_plain, value))
     return value is None or is_flag(value) or is_number(value) or is_document(value)
-
-
-def is_flag(value: object) -> bool:
-    """Return whether it is true or false."""
-    return isinstance(value, bool)
 
 
 def is_size(value: object) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import GOING_ON
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils import noticed
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.fan_out import fan_out
@@ -76,6 +77,22 @@ class JobView:
             if state in states:
                 return "failed" if state == "lost" else state
         return "succeeded"
+
+    @property
+    def warning(self) -> str:
+        """What its ranks, running or ended well, were not seen to do; "" if there is nothing."""
+        if self.state not in ("running", "succeeded"):
+            return ""
+        return noticed.warning(self.spec, self._noticed, ended=self.state == "succeeded")
+
+    @property
+    def met(self) -> bool | None:
+        """Whether all its ranks met; None if that is not known."""
+        return noticed.met(self.spec, self._noticed)
+
+    @property
+    def _noticed(self) -> noticed.Parts:
+        return [(part.host, part.record) for part in self.parts.values()]
 
     @property
     def since(self) -> float | None:
@@ -264,7 +281,10 @@ def as_data(views: Sequence[JobView], errors: Mapping[str, NodeError]) -> dict[s
                 "started": view.spec.get("start"),
                 "state": view.state,
                 "since": view.since,
-                "world_size": view.spec.get("world_size"),
+                "nodes": len(view.parts),
+                "world_size": noticed.world_size(len(view.parts), view.spec.get("gang", True), view.met),
+                "met": view.met,
+                "warning": view.warning or None,
                 "ranks": [
                     {
                         "rank": rank,
@@ -305,6 +325,7 @@ def as_table(views: Sequence[JobView], errors: Mapping[str, NodeError], width: i
     for row in rows:
         cells = [cell.ljust(size) for cell, size in zip(row, widths, strict=False)]
         lines.append("  ".join([*cells, row[-1]])[:width].rstrip())
+    lines += [f"{view.id}: {view.warning}" for view in views if view.warning]
     if not views:
         lines = ["no jobs"]
     return "\n".join([*lines, *map(str, errors.values())])

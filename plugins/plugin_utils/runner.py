@@ -18,8 +18,10 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.desk import De
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.history import earlier_job, store_bundle
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.launch import Launch
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.noticed import world_size
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import Order, described, make_job
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import Record
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import counted
 
 if TYPE_CHECKING:
     from ansible_collections.thunderhead.cluster.plugins.plugin_utils.resume import Origin
@@ -71,7 +73,8 @@ def run(order: Order, desk: Desk) -> dict[str, Any]:
         topology = launch.prepare(say=desk.say)
         with launch.undoing(desk.say):
             try:
-                record.create(state="prepared", command=without_values(sys.argv), **described(launch.job, order))
+                about = described(launch.job, order) | ({"checkpoint_step": origin.checkpoint.step} if origin else {})
+                record.create(state="prepared", command=without_values(sys.argv), **about)
                 logs = record.open_logs(topology.nodes)
                 if origin:
                     launch.notes += origin.distribute(gang, file)
@@ -82,8 +85,8 @@ def run(order: Order, desk: Desk) -> dict[str, Any]:
         desk.say(note)
     head = topology.head
     desk.say(
-        f"{gang.job_id}: {launch.job.script} on {topology.world_size} node{'s' if topology.world_size > 1 else ''}, "
-        f"MASTER_ADDR {head.address}, MASTER_PORT {head.settings.master_port}"
+        f"{gang.job_id}: {launch.job.script} on {counted(topology.world_size, 'node')}, MASTER_ADDR {head.address}, "
+        f"MASTER_PORT {head.settings.master_port}, {launch.how}"
     )
     try:
         launch.start()
@@ -94,7 +97,8 @@ def run(order: Order, desk: Desk) -> dict[str, Any]:
         desk.say,
         state="running",
         versions={"ansible": ansible_version, "python": platform.python_version()},
-        world_size=topology.world_size,
+        nodes=topology.world_size,
+        world_size=world_size(topology.world_size, launch.job.gang, None),
         master_addr=head.address,
         master_port=head.settings.master_port,
         ranks=gang.topology.ranks,

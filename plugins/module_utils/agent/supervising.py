@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's sta
     from _socket import socket as Socket
     from typing import Any
 
+    from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.noticing import Opened, Rendezvous
     from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Request
     from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.watching import Watch
 
@@ -37,6 +38,8 @@ GATE_SECONDS = 300
 """A prepared job that nobody starts or discards is given up after this long: its controller has vanished."""
 WATCH_AFTER_SECONDS = 1
 """The watch is taken up this long after the script's start: right then the nodes are busy."""
+NOTICE_SECONDS = 45
+"""What a script was not seen to do for this long is said: within a minute, for some seconds pass until it is heard."""
 LONGEST_REASON = 300
 """Characters of a reason for a stop that are kept."""
 STATE_BYTES = 4000
@@ -56,6 +59,8 @@ class Order:
         self.name, self.head_name = settings["name"], settings["head_name"]
         self.watch_address, self.watch_port = settings["watch_address"], int(settings["watch_port"])
         self.watch_key = bytes.fromhex(settings["watch_key"])
+        self.master_port, self.launcher = int(settings["master_port"]), settings["launcher"]
+        self.gang, self.resumes = settings["gang"] == "True", settings["resumes"] == "True"
         self.argv, self.variables = words[: int(count)], words[int(count) :]
 
 
@@ -86,6 +91,7 @@ class Supervisor:
         self._listener = listener
         self._watch: Watch | None = None
         self._told_at: float | None = None  # to stop, on the monotonic clock
+        self._noticing: dict[str, Opened | Rendezvous] = {}  # by the name in state.json of what is looked for
         self._state: dict[str, Any] = {"state": "running", "pid": os.getpid(), "started": time.time()}
 
     def run(self, user: User, unit: str | None) -> None:
@@ -104,6 +110,8 @@ class Supervisor:
                 write_file(os.path.join(self._job_dir, name), content, 0o600)
             argv = self._order.argv
             environment = job_environment(user, argv[0], self._order.variables)
+            if self._order.resumes:
+                self._notice_reading(environment[b"CKPT_PATH"])
             # Python ignores these two signals; a script expects the default.
             script = os.posix_spawn(argv[0], argv, environment, setsigdef=[signal.SIGPIPE, signal.SIGXFSZ])
         except (OSError, Refusal) as error:
@@ -118,6 +126,8 @@ class Supervisor:
 
     def _see_through(self, script: int, started: float, killed_before: int) -> None:
         """Wait for the script, tell the others, leave nothing behind, and say how it ended."""
+        if self._order.gang and self._order.world_size > 1:
+            self._notice_meeting(script)
         code = os.waitstatus_to_exitcode(self._see_out(script, started))
         self._state["ended"] = time.time()
         self._state["oom"] = killed_for_memory() - killed_before
@@ -126,8 +136,33 @@ class Supervisor:
             self._watch.end(f"{self._order.name} {how_it_ended(code)}")
         sweep()
         exit_code, number = (code, None) if code >= 0 else (128 - code, -code)
-        self._save(state=state, exit_code=exit_code, signal=number)
+        self._save(state=state, exit_code=exit_code, signal=number, **self._noticed(last=True))
         self._part(f"{self._order.name} {how_it_ended(code)}" if state == "failed" else None)
+
+    def _notice_reading(self, path: bytes) -> None:
+        from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.noticing import Opened
+
+        with suppress(OSError):  # then nothing is known of it
+            self._noticing["checkpoint_read"] = Opened(path)
+
+    def _notice_meeting(self, script: int) -> None:
+        from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.noticing import Rendezvous
+
+        order = self._order
+        torchrun = order.launcher == "torchrun"
+        self._noticing["met"] = Rendezvous(
+            order.master_port, order.rank == 0 and not torchrun, script if torchrun else None
+        )
+
+    def _noticed(self, last: bool = False) -> dict[str, bool]:
+        """Look, and return what is new for state.json; what was not seen is new only at the end (``last``), or late."""
+        late = last or time.time() - self._state["started"] > NOTICE_SECONDS
+        news = {}
+        for name, one in self._noticing.items():
+            one.look(last)
+            if self._state.get(name) != one.seen and (one.seen or late):
+                news[name] = one.seen
+        return news
 
     def _tell_to_stop(self, *_signal: Any) -> None:
         self._told_at = self._told_at or time.monotonic()
@@ -154,6 +189,10 @@ class Supervisor:
                 self._watch = self._open_watch()
             if pid:
                 continue
+            news = self._noticed()
+            if news:
+                with suppress(OSError):  # a full disk: said at the end
+                    self._save(**news)
             self._wait()
 
     def _wait(self) -> None:

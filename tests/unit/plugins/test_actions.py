@@ -128,7 +128,7 @@ def test_run(cluster: Cluster) -> None:
         ]
     (run,) = (cluster.folder / "runs").glob("*-*")
     record = json.loads((run / "job.json").read_text())
-    assert (record["state"], record["world_size"]) == ("succeeded", 2)
+    assert (record["state"], record["nodes"], record["world_size"]) == ("succeeded", 2, 1)
     assert "hush" not in (run / "job.json").read_text()
     assert (run / "artifacts" / "result").read_text() == "x"
     assert f"logs: {run}/logs" in result.stdout.splitlines()

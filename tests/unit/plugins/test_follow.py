@@ -33,6 +33,9 @@ class Onlooker:
     def output(self, node: Node, data: bytes, offset: int) -> None:
         self.shown[node.host] += data
 
+    def hear(self, node: Node, state: Mapping[str, Any]) -> None:
+        pass
+
     def look(self, written: Mapping[str, int], endings: Mapping[str, Ending]) -> str | None:
         self.looks.append((dict(written), list(endings)))
         return None

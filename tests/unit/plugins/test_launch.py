@@ -486,6 +486,8 @@ def test_what_a_node_keeps_of_the_job(nodes: list[LocalNode], tmp_path: Path) ->
             "args": ["a b", "ü"],
             "launcher": "lightning",
             "devices": None,
+            "gang": True,
+            "uses": "plain",
             "bundle": bundle.sha256,
             "grace_seconds": 2,
             "node_timeout_seconds": 7,

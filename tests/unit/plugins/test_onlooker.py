@@ -22,7 +22,10 @@ class Scene:
         self.found = found
         self.screen = Screen(self.said.append, 2)
         timeouts = {"stall_timeout_seconds": 0, "rendezvous_timeout_seconds": 0, **seconds}
-        self.onlooker = Onlooker(gang_on(nodes), {}, self.screen, {"node1": 2}, folder / "stacks", **timeouts)
+        self.about = {"launcher": "python", "uses": "plain", "master_port": 29500, "resumed": "J", "checkpoint_step": 7}
+        self.onlooker = Onlooker(
+            gang_on(nodes), {}, self.screen, {"node1": 2}, folder / "stacks", **timeouts, about=self.about
+        )
 
     def gather(self, *_arguments: Any, seconds: float) -> None:
         self.gathered += 1

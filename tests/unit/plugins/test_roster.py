@@ -316,7 +316,10 @@ def test_as_data(nodes: list[LocalNode]) -> None:
                 "started": "2026-11-22T17:30:00+01:00",
                 "state": "succeeded",
                 "since": 2.0,
+                "nodes": 1,
                 "world_size": 1,
+                "met": None,
+                "warning": None,
                 "ranks": [
                     {
                         "rank": 0,
@@ -346,6 +349,20 @@ def test_as_table() -> None:
     assert lines[2].split() == ["20260101-000000-train-0000", "-", "-", "prepared", "-", "1", "prepared"]
     assert lines[3] == "n is away"
     assert all(len(line) <= 60 for line in roster.as_table([one, never], {}, 60).splitlines())
+
+
+@pytest.mark.parametrize(
+    ("state", "begins"), [("running", "the ranks have not met yet: "), ("succeeded", "the ranks never")]
+)
+def test_ranks_that_never_met(state: str, begins: str) -> None:
+    """S1: of a detached job, whoever asks for it learns that."""
+    one = view(state, state, met=False)
+    (about,) = roster.as_data([one], {})["jobs"]
+    assert (about["nodes"], about["world_size"], about["met"]) == (2, 1, False)
+    assert about["warning"].startswith(begins)
+    assert roster.as_table([one], {}, 80).splitlines()[2] == f"{JOB}: {about['warning']}"
+    failed = view("failed", "stopped", met=False)
+    assert (failed.met, failed.warning) == (False, "")
 
 
 def test_no_jobs() -> None:

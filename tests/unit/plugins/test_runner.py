@@ -24,7 +24,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import O
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.reattach import follow_again
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.stopping import stop
-from local_nodes import SLEEP, Connection, LocalNode, by_rank, code, opener, until
+from local_nodes import SLEEP, Altered, Connection, LocalNode, by_rank, code, opener, until
 from orders import Undisturbed, order
 
 
@@ -150,9 +150,13 @@ def test_success(nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.Mon
     )
     session = Session(nodes, order(tmp_path, script, script_args="a 'b c'")).run()
     assert session.error == ""
-    assert session.result == {"job": session.id, "path": str(session.path), "world_size": 2, "state": "succeeded"}
+    assert session.result == {
+        **{"job": session.id, "path": str(session.path), "nodes": 2, "world_size": 1, "state": "succeeded"},
+        "warning": "",
+    }
     assert session.lines == [
-        f"{session.id}: train.py on 2 nodes, MASTER_ADDR 127.0.0.1, MASTER_PORT {nodes[0].master_port}",
+        f"{session.id}: train.py on 2 nodes, MASTER_ADDR 127.0.0.1, MASTER_PORT {nodes[0].master_port}, once per node, "
+        "for it uses neither Lightning nor torch.distributed, each for itself",
         "[0 node0] rank 0 ['a', 'b c'] from the inventory",
         f"logs: {session.path}/logs",
         f"artifacts: {session.path}/artifacts",
@@ -174,8 +178,13 @@ def test_success(nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.Mon
         "versions": {"ansible": ansible_version, "python": platform.python_version()},
         "script": "train.py",
         "args": ["a", "b c"],
-        "launcher": "lightning",
+        "launcher": "python",
         "devices": None,
+        "gang": False,
+        "uses": "plain",
+        "warning": "",
+        "met": None,
+        "checkpoint_read": None,
         "checkpoint": None,
         "resumed": None,
         "rerun": None,
@@ -185,7 +194,8 @@ def test_success(nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.Mon
         "env_names": [],
         "user": f"{getpass.getuser()}@{platform.node()}",
         "bundle": {"bytes": len(script), "git_commit": None, "git_dirty": None},
-        "world_size": 2,
+        "nodes": 2,
+        "world_size": 1,
         "master_addr": "127.0.0.1",
         "master_port": nodes[0].master_port,
         "ranks": [
@@ -198,11 +208,50 @@ def test_success(nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.Mon
                 "signal": None,
                 "note": "",
                 "because": "",
+                "met": None,
+                "checkpoint_read": None,
                 "log": str(session.path / "logs" / f"rank{rank}-node{rank}.log"),
             }
             for rank in (0, 1)
         ],
     }
+
+
+def test_a_job_whose_ranks_never_met_is_no_plain_success(nodes: list[LocalNode], tmp_path: Path) -> None:
+    """S1: nothing claims that two nodes worked together where each was alone."""
+    session = Session(nodes, order(tmp_path, "print('trained')", gang=True)).run()
+    assert (session.error, session.result["state"]) == ("", "succeeded")
+    (line,) = (line for line in session.lines if line.startswith("warning: "))
+    assert line.startswith(
+        f"warning: the ranks never met: no process of the job listened at MASTER_PORT {nodes[0].master_port} on "
+        "node0, and none on node1 connected to it; "
+    )
+    record = session.record
+    assert (record["nodes"], record["world_size"], record["met"]) == (2, 1, False)
+    assert record["warning"] == session.result["warning"] == line.removeprefix("warning: ")
+
+
+def test_a_job_whose_ranks_met(nodes: list[LocalNode], tmp_path: Path) -> None:
+    script = by_rank(
+        "import socket\n"
+        "with socket.create_server((os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT']))) as one:\n"
+        "    one.accept()[0].recv(1)\n",
+        "import socket\nto = os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT'])\n"
+        "while True:\n    try:\n        with socket.create_connection(to): time.sleep(0.5)\n        break\n"
+        "    except OSError:\n        time.sleep(0.02)\n",
+    )
+    session = Session(nodes, order(tmp_path, script, gang=True)).run()
+    record = session.record
+    assert (record["nodes"], record["world_size"], record["met"], record["warning"]) == (2, 2, True, "")
+    assert not [line for line in session.lines if "ranks" in line]
+
+
+def test_what_was_not_seen_in_a_minute_is_said_while_the_job_runs(nodes: list[LocalNode], tmp_path: Path) -> None:
+    for node in nodes:
+        node.connection = Altered(("NOTICE_SECONDS = 45", "NOTICE_SECONDS = 0.3"))
+    session = Session(nodes, order(tmp_path, "import time\ntime.sleep(3)\nprint('end', flush=True)", gang=True)).run()
+    (yet,) = (number for number, line in enumerate(session.lines) if line.startswith("the ranks have not met yet: "))
+    assert yet < session.lines.index("[0 node0] end")
 
 
 @pytest.mark.parametrize(
@@ -439,7 +488,10 @@ def test_detach_and_come_back(nodes: list[LocalNode], tmp_path: Path) -> None:
     again.follow(meanwhile=meanwhile)
     assert again.error == ""
     assert [line for line in again.lines if line.startswith("[")] == ["[0 node0] first", "[0 node0] then"]
-    assert again.result == {"job": again.id, "path": str(again.path), "world_size": 2, "state": "succeeded"}
+    assert again.result == {
+        **{"job": again.id, "path": str(again.path), "nodes": 2, "world_size": 1, "state": "succeeded"},
+        "warning": "",
+    }
     assert list(again.files("logs").values()) == [b"first\nthen\n"] * 2
     assert again.record["state"] == "succeeded"
 
@@ -472,7 +524,7 @@ def test_logs_of_a_job_that_another_controller_started(
     there = Session(nodes, order(tmp_path, runs_dir=tmp_path / "there")).follow(offset=offset)
     assert there.error == ""
     assert [line for line in there.lines if line.startswith("[")] == [f"[0 node0] {line}" for line in expected]
-    assert (there.record["state"], there.record["script"], there.record["world_size"]) == ("succeeded", "train.py", 2)
+    assert (there.record["state"], there.record["script"], there.record["nodes"]) == ("succeeded", "train.py", 2)
     assert list(there.files("logs").values()) == [b"one\ntwo\n"] * 2
 
 
