@@ -5,8 +5,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import random
 import re
 import shlex
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,9 +19,26 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import literals
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.program import LOADER, frame
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.replies import flaw
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.waves import Entrance
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import shown
 
 _HEAD = re.compile(rb"%b ([0-9]{1,12}) ([0-9]{1,12})\n" % MARK.encode())
+_NO_WAY = re.compile(
+    r"ssh: connect to host |ssh: could not resolve |permission denied \(|too many authentication failures|no matching "
+    r"\S.* found|bad owner or permissions|bad configuration option|during banner exchange|open failed: ",
+    re.IGNORECASE | re.MULTILINE,
+)
+"""What ssh says when it does not reach a machine, or is not let in, whoever comes and when."""
+_CROWDED = re.compile(
+    r"(kex_exchange|ssh_exchange|banner)_?\S*: .*(closed|reset|line)|Connection (closed|reset) by \S+ port \d+",
+    re.IGNORECASE,
+)
+"""What it says when an sshd closed the connection before anybody had logged in, as one that has too many of them."""
+_UNSENT = re.compile(f"{_NO_WAY.pattern}|{_CROWDED.pattern}", re.IGNORECASE | re.MULTILINE)
+"""Nothing was asked of the node then."""
+CONNECT_TRIES = 12
+CONNECT_PAUSE_SECONDS = 0.3
+LONGEST_PAUSE_SECONDS = 4
 LONGEST_WORDS = 2000
 """Characters of what a node says of itself, on its way into a sentence."""
 
@@ -41,6 +61,14 @@ class Unreachable(NodeError):
     """The node gave no reply: what happened there is not known."""
 
 
+class Unable(NodeError):
+    """This machine could not ask the node: nothing happened there. ``why`` says so without the node's name."""
+
+    def __init__(self, host: str, what: str) -> None:
+        self.why = f"this machine cannot {what}"
+        super().__init__(host, f"was not asked: {self.why}")
+
+
 class Refused(NodeError):
     """The agent there says no, or why it could not: a valid reply."""
 
@@ -48,8 +76,11 @@ class Refused(NodeError):
 class Channel:
     """Requests to one host's agent. Each call is one ``exec_command``; a channel serves one thread at a time."""
 
-    def __init__(self, host: str, connection: Any, python: str, executable: str) -> None:
+    def __init__(
+        self, host: str, connection: Any, python: str, executable: str, entrance: Entrance | None = None
+    ) -> None:
         self.host = host
+        self._entrance = entrance
         self._connection = connection
         self._python = python
         self._executable = executable
@@ -58,8 +89,11 @@ class Channel:
         """Send ``request`` and return the reply and its payload.
 
         Raises:
-            Unreachable: no reply came; the node may or may not have done what was asked.
-            NodeError: the node refused, or cannot run the agent.
+            Unreachable: no reply came; the node may or may not have done what was asked, unless ``facts`` says that
+                it was not reached at all (``unsent``).
+            Unable: this machine could not ask.
+            Refused: the agent says no.
+            NodeError: the node cannot run the agent.
         """
         command = f"{shlex.quote(self._python)} -I -S -c {shlex.quote(LOADER)}"
         return self._parse(request, *self._execute(command, frame(request["op"], ascii(dict(request)), payload)))
@@ -71,16 +105,46 @@ class Channel:
 
         Raises:
             Unreachable: no reply came; the file may or may not be there.
+            Unable: this machine could not ask.
             NodeError: it could not be written.
         """
         part = shlex.quote(path + ".part")
-        code, _output, errors = self._execute(f"umask 077 && cat > {part} && mv {part} {shlex.quote(path)}", data)
+        command = f"umask 077 && cat > {part} && mv {part} {shlex.quote(path)}"
+        code, _output, errors = self._execute(command, data)
         if code == 255:  # ssh's own
             raise self._unreachable(errors)
         if code:
             raise NodeError(self.host, f"could not write {path}: {_last_line(errors)}")
 
     def _execute(self, command: str, data: bytes) -> tuple[int, bytes, str]:
+        """Execute a command; while no request has come through to this host, again if an sshd lets nobody in now."""
+        entrance = self._entrance
+        if not entrance or entrance.is_open:
+            return self._execute_once(command, data)
+        for number in range(CONNECT_TRIES):
+            if number:
+                # At random, so that those turned away together do not come back together.
+                time.sleep(min(CONNECT_PAUSE_SECONDS * 1.5**number, LONGEST_PAUSE_SECONDS) * random.uniform(0.5, 1.5))
+            with entrance.wave():
+                try:
+                    answer = self._execute_once(command, data)
+                except Unreachable as error:
+                    if "crowded" not in error.facts:
+                        raise
+                    said = error.facts["crowded"]
+                    entrance.refused()
+                else:
+                    entrance.is_open = True
+                    return answer
+        raise Unreachable(
+            self.host,
+            f"is unreachable: an sshd, its own or that of a machine on the way, closed the connection before it began, "
+            f"{CONNECT_TRIES} times ({said}); it may let in few new connections at once (MaxStartups): set "
+            "cluster_connections in the inventory to fewer, or raise MaxStartups in that machine's sshd_config",
+            unsent=True,
+        )
+
+    def _execute_once(self, command: str, data: bytes) -> tuple[int, bytes, str]:
         rights: dict[str, bool] = {}
         if self._connection.become and not _is_same_user(self._connection):
             # For this one execution: the connection waits for the marker that the plugin has made up last.
@@ -92,9 +156,27 @@ class Channel:
             )
         except AnsibleConnectionFailure as error:
             raise self._unreachable(str(error)) from error
-        except AnsibleError as error:
+        except (AnsibleError, OSError) as error:
+            cause = error if isinstance(error, OSError) else error.__cause__
+            if isinstance(cause, OSError):
+                raise self._unable(cause) from error
             raise NodeError(self.host, f"cannot be talked to: {error}") from error
-        return code, output, errors.decode(errors="replace")
+        said = errors.decode(errors="replace")
+        if code == 255 and not output and _CROWDED.search(said):
+            raise self._unreachable(said)
+        return code, output, said
+
+    def _unable(self, cause: OSError) -> Unable:
+        """Return what kept this machine from starting a process that leads to the node, and what helps."""
+        remedies = {
+            errno.EMFILE: "; raise the number of files a program may have open: ulimit -n 4096",
+            errno.ENFILE: "; raise the number of files it may have open: sysctl fs.file-max",
+            errno.EAGAIN: "; raise the number of processes a user may have: ulimit -u",
+            errno.ENOMEM: "; free some memory here",
+            errno.ENOENT: "; install it here",
+        }
+        what = f"{cause.strerror or cause}{f' ({cause.filename})' if cause.filename else ''}"
+        return Unable(self.host, f"start what connects to a node: {what}{remedies.get(cause.errno or 0, '')}")
 
     def _parse(self, request: Mapping[str, Any], code: int, output: bytes, errors: str) -> tuple[dict[str, Any], bytes]:
         # A login shell may print before the agent does, so the reply begins at the mark.
@@ -124,21 +206,28 @@ class Channel:
         )
 
     def _unreachable(self, said: str) -> Unreachable:
-        """Return what ssh's last words mean; of a host key, which it says much about, what to do."""
+        """Return what ssh's words mean; of a host key, which it says much about, what to do."""
+        said = said.removeprefix("Failed to connect to the host via ssh: ")
         if "REMOTE HOST IDENTIFICATION HAS CHANGED" in said:
             return Unreachable(
                 self.host,
                 "shows another SSH host key than the one you know it by: it was installed anew, or another machine "
                 "answers in its place; compare the fingerprint with its administrator's before you remove the old key: "
                 f"ssh-keygen -R {self._address}",
+                unsent=True,
             )
         if "Host key verification failed" in said:
             return Unreachable(
                 self.host,
                 "shows an SSH host key that you do not know it by; log in to it once and compare the fingerprint: "
                 f"ssh {self._address}",
+                unsent=True,
             )
-        return Unreachable(self.host, f"is unreachable: {_last_line(said)}")
+        line = _telling_line(said)
+        facts: dict[str, Any] = {"unsent": True} if _UNSENT.search(said) else {}
+        if _CROWDED.search(said) and not _NO_WAY.search(said):
+            facts["crowded"] = line
+        return Unreachable(self.host, f"is unreachable: {line}", **facts)
 
     @property
     def _address(self) -> str:
@@ -163,6 +252,16 @@ class Channel:
 def _last_line(text: str) -> str:
     lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
     return lines[-1] if lines else "it said nothing"
+
+
+def _telling_line(said: str) -> str:
+    """Return the line of ssh's that says most: where it goes through another machine, the last is none of them."""
+    lines = [line.strip() for line in said.strip().splitlines() if line.strip()]
+    for pattern in (_NO_WAY, _CROWDED):
+        for line in lines:
+            if pattern.search(line):
+                return line
+    return _last_line(said)
 
 
 def _is_same_user(connection: Any) -> bool:

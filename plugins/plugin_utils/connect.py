@@ -23,6 +23,7 @@ from ansible.playbook.task import Task
 from ansible.plugins.loader import become_loader, connection_loader
 from ansible.template import Templar
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import Channel, NodeError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.waves import Entrance
 
 KEYWORDS = ("connection", "port", "remote_user", "become", "become_method", "become_user", "become_exe", "become_flags")
 """A task's keywords that plugins take options from; its ``timeout`` is another."""
@@ -39,6 +40,7 @@ class Access:
         task: Task,
         play_context: PlayContext,
         loader: DataLoader,
+        entrance: Entrance | None = None,
     ) -> None:
         """Resolve the settings; reach nobody.
 
@@ -49,11 +51,13 @@ class Access:
                 inherits.
             play_context: the play's, with the command line's settings and passwords, as no host has changed it.
             loader: Ansible's file loader.
+            entrance: where new connections to it wait for their turn.
 
         Raises:
             NodeError: a setting cannot be used.
         """
         self._host = host
+        self._entrance = entrance
         self._variables = variables
         self._templar = Templar(loader=loader, variables=variables)
         self._resolved: dict[str, dict[str, Any]] = {}
@@ -113,7 +117,7 @@ class Access:
         except AnsibleError as error:
             raise self._unusable(error) from error
         python = self._python if not self._python.startswith("auto") else "python3"
-        return Channel(self._host, connection, python, str(self._context.executable or "/bin/sh"))
+        return Channel(self._host, connection, python, str(self._context.executable or "/bin/sh"), self._entrance)
 
     def _options(self, kind: str, name: str) -> dict[str, Any]:
         """Return those of the host's variables that a plugin asks for."""

@@ -13,6 +13,7 @@ from ansible.template import Templar
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import Channel
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.connect import Access, as_written, play_context
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.waves import Entrance, Waves
 
 GROUP = "cluster"
 
@@ -25,7 +26,9 @@ class Inventory:
         self._task_vars = task_vars
         self._task = as_written(action._task)
         self._variables = functools.cache(self._read)
+        self._settings = functools.cache(self._check)
         self._access = functools.cache(self._resolve)
+        self._waves = Waves()
 
     @property
     def cluster(self) -> list[str]:
@@ -40,12 +43,12 @@ class Inventory:
 
     def settings(self, hosts: Sequence[str]) -> list[NodeSettings]:
         """Read and check what the inventory says about ``hosts``."""
-        found = []
-        for host in hosts:
-            variables = self._variables(host)
-            templar = Templar(loader=self._action._loader, variables=variables)
-            found.append(NodeSettings.from_variables(host, variables, templar.template))
-        return found
+        return [self._settings(host) for host in hosts]
+
+    def _check(self, host: str) -> NodeSettings:
+        variables = self._variables(host)
+        templar = Templar(loader=self._action._loader, variables=variables)
+        return NodeSettings.from_variables(host, variables, templar.template)
 
     def open_channel(self, host: str) -> Channel:
         """Return a new channel to ``host``; nothing is sent yet."""
@@ -53,7 +56,11 @@ class Inventory:
 
     def _resolve(self, host: str) -> Access:
         return Access(
-            host, self._variables(host), task=self._task, play_context=play_context(), loader=self._action._loader
+            *(host, self._variables(host)),
+            task=self._task,
+            play_context=play_context(),
+            loader=self._action._loader,
+            entrance=Entrance(self._waves, self._settings(host).connections),
         )
 
     def _read(self, host: str) -> dict[str, Any]:

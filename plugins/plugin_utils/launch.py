@@ -19,9 +19,10 @@ from typing import Any
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.supervising import GATE_SECONDS
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import environment
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import Bundle
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError, Refused, Unreachable
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError, Refused, Unable, Unreachable
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError, in_one
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.fan_out import fan_out
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.files import nodes_at_once, too_few
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.frameworks import FABRIC, FABRIC_LAUNCHED, PLAIN
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang, Identity, OpenChannel
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight import brief
@@ -126,6 +127,9 @@ class Launch:
         Raises:
             JobError: names every node that could not, with its reason; the others are as they were before.
         """
+        at_once, files = nodes_at_once(len(self.gang.settings))
+        if at_once < len(self.gang.settings):  # each is followed all the time
+            raise JobError(f"{too_few(files)}. Nothing was started on any node.")
         with self.undoing(say):
             self._prepare_all(dry, say)
             self.gang.topology = rank_nodes(list(self.gang.settings.values()), self._prepared)
@@ -190,7 +194,8 @@ class Launch:
             reply = self._ask_to_prepare(request, host)
             self._deliver(request, host, reply, dry)
         except NodeError as error:
-            if isinstance(error, Refused):  # it has undone what it did
+            # It has undone what it did, or was not reached.
+            if isinstance(error, Refused | Unable) or error.facts.get("unsent"):
                 self._asked.discard(host)
             raise
         return reply
@@ -200,8 +205,8 @@ class Launch:
             before = time.time()
             try:
                 reply, _payload = self._open(host).call(request)
-            except Unreachable:
-                if not tries_left:
+            except Unreachable as error:
+                if not tries_left or error.facts.get("unsent"):
                     raise
                 time.sleep(RETRY_SECONDS)  # then it takes its own earlier hold back
             else:
