@@ -17,6 +17,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.command_line i
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.desk import Desk
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.history import earlier_job, store_bundle
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.interrupts import Interrupted
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.launch import Launch
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import Order, described, make_job
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import Record
@@ -70,6 +71,8 @@ def run(order: Order, desk: Desk) -> dict[str, Any]:
             file = origin.fetch(order.runs)
         topology = launch.prepare(say=desk.say)
         try:
+            if desk.interrupts.came:  # ansible-playbook was killed meanwhile, which raises nothing here
+                raise Interrupted
             record.create(state="prepared", command=without_values(sys.argv), **described(launch.job, order))
             logs = record.open_logs(topology.nodes)
             if origin:
