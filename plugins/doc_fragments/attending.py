@@ -21,7 +21,10 @@ options:
     choices: [head, all, none]
     default: head
   on_interrupt:
-    description: What Ctrl-C does, leave the job running (a second one stops it), or stop it at once.
+    description:
+      - What Ctrl-C does, leave the job running (a second one stops it), or stop it at once.
+      - The same holds for TERM, HUP and KILL to ansible-playbook, by which ansible-runner, AWX and CI systems cancel; a
+        second Ctrl-C is then not waited for.
     type: str
     choices: [detach, stop]
     default: detach

@@ -83,7 +83,7 @@ def see_through(
             screen.close(SCREEN_SECONDS)
         if endings is not None:
             break
-        if interrupts.came == "gone" or not _wants_stop(order, interrupts, gang.job_id):
+        if not _wants_stop(order, interrupts, gang.job_id):
             interrupts.say(come_back(gang.job_id))
             raise Interrupted
         starts, stopped = {}, True
@@ -99,6 +99,8 @@ def see_through(
 
 def _wants_stop(order: Order, interrupts: Interrupts, job_id: str) -> bool:
     if order.on_interrupt != "stop":
+        if interrupts.came == "gone":
+            return False
         interrupts.say(f"\n{job_id} runs on; press Ctrl-C once more to stop it")
         if not interrupts.again():
             return False

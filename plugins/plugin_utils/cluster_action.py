@@ -93,9 +93,9 @@ class AttendingAction(ClusterAction):
             if not interrupts.came:
                 say(shown_lines(str(stopped)))
                 interrupts.interrupt_playbook()
+            return {"failed": True, "msg": shown_lines(str(stopped))}
         except Interrupted:
-            pass
-        return {"failed": True, "msg": "interrupted"}
+            return {"failed": True, "msg": "interrupted"}
 
     def attend(
         self, arguments: dict[str, Any], inventory: Inventory, interrupts: Interrupts, say: Callable[[str], None]

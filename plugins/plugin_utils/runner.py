@@ -17,6 +17,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.command_line i
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.desk import Desk
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.history import earlier_job, store_bundle
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.interrupts import Interrupted
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.launch import Launch
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.noticed import world_size
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import Order, described, make_job
@@ -72,6 +73,8 @@ def run(order: Order, desk: Desk) -> dict[str, Any]:
             file = origin.fetch(order.runs)
         topology = launch.prepare(say=desk.say)
         with launch.undoing(desk.say):
+            if desk.interrupts.came:  # ansible-playbook was killed meanwhile, which raises nothing here
+                raise Interrupted
             try:
                 about = described(launch.job, order) | ({"checkpoint_step": origin.checkpoint.step} if origin else {})
                 record.create(state="prepared", command=without_values(sys.argv), **about)

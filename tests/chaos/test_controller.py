@@ -1,10 +1,12 @@
 """What happens to the command while its job runs, and how one comes back to the job."""
 
 import json
+import os
 import re
 import signal
 import time
 
+import pytest
 from jobs import END_SECONDS, assert_contiguous, assert_log_whole, counting, detached, numbers
 from machines import GRACE_SECONDS, Cluster
 from measuring import Timeline
@@ -98,6 +100,31 @@ def test_ctrl_c_that_stops(cluster: Cluster, timeline: Timeline) -> None:
     assert [rank["state"] for rank in record["ranks"]] == ["stopped"] * 3
     said = run.first("stopp", since=at)
     timeline.note("Ctrl-C with on_interrupt=stop", "the job is stopped", said.at - at if said else None, ended - at)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL], ids=lambda number: number.name)
+def test_a_cancel_that_stops(cluster: Cluster, timeline: Timeline, number: signal.Signals) -> None:
+    """As ansible-runner, AWX and CI systems do it: a signal to the process group, in which the worker is not."""
+    run = counting(cluster, "-e", "on_interrupt=stop", terminal=True)  # so that it does not ignore HUP
+    job = run.job
+    at = time.monotonic()
+    os.killpg(run.process.pid, number)
+    run.wait()
+    cluster.await_nothing_left(job, GRACE_SECONDS + END_SECONDS)
+    ended = time.monotonic()
+    record = cluster.await_record(job, "stopped")
+    assert [rank["state"] for rank in record["ranks"]] == ["stopped"] * 3
+    words = f"ansible-playbook's process group gets {number.name}, with on_interrupt=stop"
+    timeline.note(words, "the job is stopped", None, ended - at)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL], ids=lambda number: number.name)
+def test_a_cancel_that_does_not_stop(cluster: Cluster, number: signal.Signals) -> None:
+    run = counting(cluster, terminal=True)
+    os.killpg(run.process.pid, number)
+    run.wait()
+    time.sleep(1)
+    assert_runs_on(cluster, run.job)
 
 
 def test_detach_status_logs_and_stop(cluster: Cluster, timeline: Timeline) -> None:

@@ -678,13 +678,36 @@ def test_a_second_ctrl_c_or_the_option_stops_it(nodes: list[LocalNode], tmp_path
     assert session.record["state"] == "stopped"
 
 
+def test_a_playbook_that_is_gone_leaves_the_job_running(nodes: list[LocalNode], tmp_path: Path) -> None:
+    session = interrupted(nodes, tmp_path, "gone")
+    assert session.interrupted
+    assert session.interrupts.said == [come_back(session.id)]
+    assert states(session) == ["running", "running"]
+
+
+def test_a_playbook_that_is_gone_and_was_to_take_the_job_with_it(nodes: list[LocalNode], tmp_path: Path) -> None:
+    session = interrupted(nodes, tmp_path, "gone", on_interrupt="stop")
+    assert session.error.startswith(f"job {session.id} was stopped: on request")
+    assert states(session) == ["stopped", "stopped"]
+    assert session.record["state"] == "stopped"
+
+
 @pytest.mark.parametrize("on_interrupt", ["detach", "stop"])
-def test_a_playbook_that_is_gone_leaves_the_job_running(
+def test_a_playbook_that_is_gone_before_the_start_starts_nothing(
     nodes: list[LocalNode], tmp_path: Path, on_interrupt: str
 ) -> None:
-    session = interrupted(nodes, tmp_path, "gone", on_interrupt=on_interrupt)
+    session = Session(nodes, order(tmp_path, SLEEP, on_interrupt=on_interrupt))
+
+    class Killing(Connection):
+        def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
+            session.interrupts.what = "gone"
+            return super().exec_command(command, in_data)
+
+    nodes[1].connection = Killing()
+    session.run()
     assert session.interrupted
-    assert states(session) == ["running", "running"]
+    assert [node.jobs for node in nodes] == [[], []]
+    assert not session.order.runs.exists()
 
 
 def test_who_gives_up_before_the_start_leaves_nothing(nodes: list[LocalNode], tmp_path: Path) -> None:
