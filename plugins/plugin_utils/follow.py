@@ -74,13 +74,13 @@ class Ending:
 
 
 class Observer(Protocol):
-    """Who is told what comes while a job is followed, all in the caller's thread but ``output`` and ``note``."""
+    """Who is told what comes while a job is followed, all in the caller's thread but ``output`` and ``say``."""
 
     def output(self, node: Node, data: bytes, offset: int) -> None:
         """Take what a shown rank's log has from ``offset`` on, from the thread that follows it; must not block."""
 
-    def note(self, sentence: str) -> None:
-        """Take what the user should know, from the thread that follows a rank; must not block."""
+    def say(self, text: str) -> None:
+        """Show a sentence about the job, from any thread."""
 
     def look(self, written: Mapping[str, int], endings: Mapping[str, Ending]) -> str | None:
         """Look at it all every so often: bytes of log by host, and who has ended.
@@ -252,7 +252,7 @@ class Following:
             rank.offset = reply["offset"]
             if "trouble" in reply and not told:
                 told = True
-                self._observer.note(f"{rank.node.name} {shown(reply['trouble'])}")
+                self._observer.say(f"{rank.node.name} {shown(reply['trouble'])}")
             if reply["state"] not in GOING_ON and not (reply["more"] and data):
                 return self._ending(reply)
 

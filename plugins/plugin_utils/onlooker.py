@@ -58,9 +58,9 @@ class Onlooker:
         """Show what a rank's log has from ``offset`` on."""
         self._screen.show(node.rank, node.host, data[max(0, self._starts.get(node.host, 0) - offset) :])
 
-    def note(self, sentence: str) -> None:
-        """Show it, in a line of its own."""
-        self._screen.say(sentence)
+    def say(self, text: str) -> None:
+        """Show a sentence of the engine's own."""
+        self._screen.say(text)
 
     def look(self, written: Mapping[str, int], endings: Mapping[str, Ending]) -> str | None:
         """Return why the job has to be stopped, or None. A silence is explained in a thread of its own."""

@@ -14,6 +14,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs imp
     as_owner,
     gate_path,
     job_directory,
+    log_path,
     reason_path,
     started_path,
     write_file,
@@ -38,7 +39,7 @@ def discard(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
 
     holder, job_dir = Holder(request), job_directory(request)
     if not os.path.exists(started_path(job_dir)):
-        for path in (gate_path(request), gate_path(request) + ".part"):
+        for path in (gate_path(request), gate_path(request) + ".part", log_path(job_dir)):
             with suppress(OSError):
                 os.unlink(path)
         shutil.rmtree(job_dir, ignore_errors=True)  # the supervisor sees it

@@ -27,13 +27,13 @@ class Onlooker:
         self.files = {node.host: RankLog(folder / f"{node.host}.log") for node in nodes}
         self.shown: dict[str, bytes] = {node.host: b"" for node in nodes}
         self.looks: list[tuple[dict[str, int], list[str]]] = []
-        self.notes: list[str] = []
+        self.said: list[str] = []
 
     def output(self, node: Node, data: bytes, offset: int) -> None:
         self.shown[node.host] += data
 
-    def note(self, sentence: str) -> None:
-        self.notes.append(sentence)
+    def say(self, text: str) -> None:
+        self.said.append(text)
 
     def look(self, written: Mapping[str, int], endings: Mapping[str, Ending]) -> str | None:
         self.looks.append((dict(written), list(endings)))
