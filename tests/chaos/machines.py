@@ -108,7 +108,7 @@ class Node:
     def jobs(self) -> list[str]:
         """Return what lies in the folder of the jobs."""
         names = self.execute("ls", JOBS).split()
-        return sorted(name for name in names if not name.endswith(".started"))  # that lies beside each job's folder
+        return sorted(name for name in names if not name.endswith((".started", ".log")))  # beside each job's folder
 
     def touch(self, job: str, name: str) -> None:
         """Make a file in the job's working directory."""

@@ -7,12 +7,13 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from jobs import detached
-from machines import CACHE, JOBS, PROJECT, USER, Cluster, Node
+from machines import CACHE, JOBS, NODE_TIMEOUT_SECONDS, PROJECT, USER, Cluster, Node
 
 DIRECTORY = str(Path(JOBS).parent)
 ENV, VAULT, INDEX = "planted-in-env-7301", "planted-in-vault-7302", "planted-in-url-7303"
@@ -185,6 +186,7 @@ def test_modes_and_owners(cluster: Cluster) -> None:
         "jobs/current": "-rw-r--r-- root",
         "jobs/lock": "-rw------- root",
         mine: f"drwx------ {USER}",
+        f"{mine}.log": f"-rw------- {USER}",
         f"{mine}.started": "-rw-r--r-- root",
         f"{mine}/log": f"-rw------- {USER}",
         f"{mine}/node.env": f"-rw------- {USER}",
@@ -212,7 +214,8 @@ def test_the_agent_is_not_left_on_the_node(cluster: Cluster) -> None:
         assert cluster.playbook(name).wait() == 0
     new = set(node.execute(*look).splitlines()) - before
     job = f"{JOBS}/{run.job}"
-    own = {job, f"{job}.started", *(f"{job}/{name}" for name in ("log", "node.env", "spec.json", "state.json", "work"))}
+    inside = ("log", "node.env", "spec.json", "state.json", "work")
+    own = {job, f"{job}.log", f"{job}.started", *(f"{job}/{name}" for name in inside)}
     code = (f"{job}/work", f"{DIRECTORY}/bundles")
     others = {path for path in new - own if not path.startswith(tuple(f"{folder}/" for folder in code))}
     assert own <= new and others == set()
@@ -254,3 +257,21 @@ def test_traps_in_a_jobs_own_folder(cluster: Cluster, command: str) -> None:
         assert (path.is_file() or path.is_dir()) and not path.is_symlink()
         assert path.is_dir() or b"root:" not in path.read_bytes()
     assert not [name for node in cluster.nodes for name in node.jobs() if name.startswith(job)]
+
+
+def test_a_job_that_puts_a_pipe_in_the_place_of_its_log(cluster: Cluster) -> None:
+    run = cluster.run("spoils.py", "-e", "logs=all")
+    for rank, node in enumerate(cluster.nodes):
+        run.await_line(
+            rf"^rank {rank} \({node.name}\) put something else in the place of its log \(Not a regular file: "
+            rf"{JOBS}/[^ ]+/log\); what it prints is shown all the same"
+        )
+    time.sleep(2 * NODE_TIMEOUT_SECONDS)  # and after that the nodes are still heard of
+    for rank, node in enumerate(cluster.nodes):
+        run.await_line(rf"^\[{rank} {node.name}\] +after {4 * NODE_TIMEOUT_SECONDS - 4}")
+        agents = node.execute("pgrep", "--full", "--list-full", "^[^ ]*python3 -I -S -c", check=False).splitlines()
+        assert 1 <= len(agents) <= 3, "its supervisor, and who looks at it now"
+        node.touch(run.job, "enough")
+    assert run.wait() == 0, run.text
+    assert run.words.count("put something else") == len(cluster.nodes), "it is said once for each"
+    cluster.await_nothing_left(run.job, 10)

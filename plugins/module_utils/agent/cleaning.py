@@ -37,6 +37,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.director
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import (
     gate_path,
     job_directory,
+    log_path,
     peek_state,
     read_current,
     read_json,
@@ -99,10 +100,12 @@ def clean(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
             trash.take("envs", env)
     for name in gone:
         trash.take("jobs", name)
-        if not request["dry"]:
-            gate = gate_path(named(request, name))
-            job_dir = job_directory(named(request, name))
-            for path in (gate, f"{gate}.part", started_path(job_dir), reason_path(job_dir)):
+        gate, job_dir = gate_path(named(request, name)), job_directory(named(request, name))
+        if request["dry"]:
+            with suppress(OSError):
+                trash.bytes += os.lstat(log_path(job_dir)).st_blocks * 512  # which goes with its second name
+        else:
+            for path in (gate, f"{gate}.part", started_path(job_dir), reason_path(job_dir), log_path(job_dir)):
                 with suppress(OSError):
                     os.unlink(path)
     is_empty = trash.empty(request["seconds"])

@@ -12,10 +12,10 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs imp
     POLL_SECONDS,
     Holder,
     as_owner,
-    open_log,
+    log_path,
     open_regular,
 )
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import operation, said
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import operation, said, suppress
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.records import job_state
 
 TYPE_CHECKING = False
@@ -36,10 +36,8 @@ def follow(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     ``max_bytes`` have gathered). Reply: the job's state, the new offset, and trouble (what the job has done to its log,
     a verb phrase; absent if nothing); payload: the log from the old offset on.
     """
-    holder = Holder(request)
-    true_log = open_log(request, holder)  # not the job user's to open
-    job_dir = as_owner(request)
-    descriptor, trouble = find_log(job_dir, true_log)
+    holder, job_dir = Holder(request), as_owner(request)
+    descriptor, trouble = find_log(job_dir)
     offset, most = request["offset"], request["max_bytes"]
     enough = most if request["quiet"] else 1
     began = time.monotonic()
@@ -65,22 +63,20 @@ def follow(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     return {**state, "offset": offset + len(data), **({"trouble": trouble} if trouble else {})}, data
 
 
-def find_log(job_dir: str, true_log: int | None) -> tuple[int, str]:
-    """Return a descriptor of what is to be read as the log, and what the job has done to it, or "".
-
-    Args:
-        job_dir: the job's folder.
-        true_log: as ``open_log`` found it.
-    """
+def find_log(job_dir: str) -> tuple[int, str]:
+    """Return a descriptor of what is to be read as the log, and what the job has done to it, or ""."""
     path = os.path.join(job_dir, "log")
+    kept = None
+    with suppress(OSError):
+        kept = open_regular(log_path(job_dir))
     try:
         named = open_regular(path)
-        if true_log is None or os.path.sameopenfile(named, true_log):
+        if kept is None or os.path.sameopenfile(named, kept):
             return named, ""
         why = f"Another file: {path}"
     except OSError as error:
         why = said(error)
-    trouble = f"put something else in the place of its log ({why})"
-    if true_log is None:
-        return os.open(os.devnull, os.O_RDONLY), f"{trouble}; what it prints is not shown"
-    return true_log, f"{trouble}; what it prints is shown as long as it runs"
+    trouble = f"put something else in the place of its log ({why}); what it prints"
+    if kept is None:
+        return os.open(os.devnull, os.O_RDONLY), f"{trouble} is not shown"
+    return kept, f"{trouble} is shown all the same"

@@ -55,6 +55,14 @@ def started_path(job_dir: str) -> str:
     return job_dir + ".started"
 
 
+def log_path(job_dir: str) -> str:
+    """Return the second name of a job's log, out of the job's reach: whatever it does to the first, the log is there.
+
+    A file system without such names has none, and neither has a job that an older Thunderhead has started.
+    """
+    return job_dir + ".log"
+
+
 def bundle_path(request: Request) -> str:
     """Return where the request's bundle lies once this node has it."""
     return os.path.join(request["directory"], "bundles", request["bundle"])
@@ -95,42 +103,26 @@ def open_regular(path: str, folder: int | None = None, flags: int = os.O_RDONLY)
     return descriptor
 
 
-def open_own(path: str) -> BinaryIO:
+def open_own(path: str, beside: str = "") -> BinaryIO:
     """Open a file that a job's folder, which the job may write to, has from the start.
 
     What the job put there instead must not mislead or block us; another name of somebody else's file least of all, for
     this may be root.
+
+    Args:
+        path: of the file.
+        beside: the job's folder, if the file does not lie in it but beside it, out of the job's reach.
 
     Raises:
         OSError: it cannot be opened, or is something else.
     """
     descriptor = open_regular(path)
     status = os.fstat(descriptor)
-    if status.st_nlink > 1 or status.st_uid != os.stat(os.path.dirname(path)).st_uid:
+    folder = os.stat(beside or os.path.dirname(path))
+    if status.st_uid != folder.st_uid or (status.st_nlink > 1 and not beside):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "Not the job's own file", path)
     return open(descriptor, "rb")
-
-
-def open_log(request: Request, holder: Holder) -> int | None:
-    """Open the log that the living supervisor of a job writes to, whatever the job has done to its name.
-
-    Returns:
-        A descriptor; None if there is no supervisor, or this process may not look into it.
-    """
-    supervisor = holder.pid()
-    if supervisor is None:
-        return None
-    try:  # by the kernel's own link, the only one to be followed here
-        descriptor = os.open(f"/proc/{supervisor}/fd/1", os.O_RDONLY | os.O_NONBLOCK)
-    except OSError:
-        return None
-    status = os.fstat(descriptor)
-    is_regular = status.st_mode & 0o170000 == 0o100000
-    if not is_regular or status.st_uid != os.stat(job_directory(request)).st_uid or holder.pid() != supervisor:
-        os.close(descriptor)
-        return None
-    return descriptor
 
 
 def read_json(path: str) -> dict[str, Any] | None:

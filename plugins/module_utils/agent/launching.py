@@ -15,6 +15,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs imp
     gate_path,
     hold,
     job_directory,
+    log_path,
     look_at_hold,
     unit_name,
     write_current,
@@ -185,7 +186,10 @@ def unpack(request: Request, user: User) -> None:
 def fork_supervisor(request: Request, user: User, listener: Socket | None) -> None:
     """Leave a process behind that outlives the connection and waits to be told to start the job."""
     with user.acting():
-        log = os.open(os.path.join(job_directory(request), "log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        path = os.path.join(job_directory(request), "log")
+        log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    with suppress(OSError):
+        os.link(path, log_path(job_directory(request)))
     pid = os.fork()
     if pid == 0:
         try:

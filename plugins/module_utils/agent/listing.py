@@ -8,6 +8,7 @@ import os
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import (
     Holder,
+    log_path,
     open_own,
     read_current,
     read_json,
@@ -18,7 +19,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.records 
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's start
-    from typing import Any
+    from typing import Any, BinaryIO
 
     from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Reply, Request
 
@@ -47,7 +48,7 @@ def jobs(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     for name in [*newest, *(name for name in ids[len(newest) :] if name == current["id"])]:
         job_dir = os.path.join(folder, name)
         holder = Holder({**request, "job": {"id": name}})
-        size, last_line = last_words(os.path.join(job_dir, "log"))
+        size, last_line = last_words(job_dir)
         spec = believed(read_json(os.path.join(job_dir, "spec.json")), SPEC)
         if spec and spec.get("rank") != 0 and not request["only"]:
             spec.pop("ranks", None)
@@ -67,10 +68,22 @@ def shortened(spec: dict[str, Any], most: int) -> dict[str, Any] | None:
     return spec if len(ascii(spec)) <= most else None
 
 
-def last_words(path: str) -> tuple[int, bytes]:
-    """Return the size of a log and its last line that says something."""
+def open_log(job_dir: str) -> BinaryIO:
+    """Open a job's log, perhaps as root.
+
+    Raises:
+        OSError: it cannot be opened, or is something else.
+    """
     try:
-        with open_own(path) as log:
+        return open_own(log_path(job_dir), beside=job_dir)
+    except FileNotFoundError:
+        return open_own(os.path.join(job_dir, "log"))
+
+
+def last_words(job_dir: str) -> tuple[int, bytes]:
+    """Return the size of a job's log and its last line that says something."""
+    try:
+        with open_log(job_dir) as log:
             size = os.fstat(log.fileno()).st_size
             log.seek(max(0, size - LAST_LINE_BYTES))
             lines = [line for line in log.read().splitlines() if line.strip()]

@@ -15,6 +15,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs imp
     gate_path,
     held_as,
     job_directory,
+    log_path,
     reason_path,
     started_path,
     write_file,
@@ -52,7 +53,7 @@ def undo(request: Request) -> int | None:
     holder, job_dir = Holder(request), job_directory(request)
     if os.path.exists(started_path(job_dir)):
         return None
-    for path in (gate_path(request), gate_path(request) + ".part"):
+    for path in (gate_path(request), gate_path(request) + ".part", log_path(job_dir)):
         with suppress(OSError):
             os.unlink(path)
     shutil.rmtree(job_dir, ignore_errors=True)  # the supervisor sees it

@@ -12,6 +12,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs imp
     POLL_SECONDS,
     gate_path,
     job_directory,
+    log_path,
     reason_path,
     started_path,
     unit_name,
@@ -278,6 +279,8 @@ def wait_at_gate(request: Request) -> Order | None:
         if time.time() - touched > GATE_SECONDS:
             import shutil
 
+            with suppress(OSError):
+                os.unlink(log_path(job_directory(request)))
             shutil.rmtree(job_directory(request), ignore_errors=True)
             return None
         time.sleep(0.01)

@@ -158,7 +158,7 @@ class LocalNode:
     def jobs(self) -> list[str]:
         """The jobs that have something here, started or not, or about to be."""
         names = os.listdir(self.directory / "jobs")
-        return sorted({re.sub(r"\.start(ed)?(\.\d+)?$", "", name) for name in names if "job" in name})
+        return sorted({re.sub(r"\.(start|started|log)(\.\d+)?$", "", name) for name in names if "job" in name})
 
     def supervisor(self) -> int | None:
         """The process that holds this node for a job."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from local_nodes import IS_ROOT, SLEEP, LocalNode, code, node_of_nobody, until
+from local_nodes import IS_ROOT, SLEEP, Altered, LocalNode, code, node_of_nobody, until
 
 
 def test_the_log_from_any_offset_in_any_pieces(node: LocalNode, tmp_path: Path) -> None:
@@ -116,21 +116,28 @@ def spoilt_job(node: LocalNode, folder: Path, what: str) -> bytes:
 def test_a_job_that_spoils_its_log_lives_and_is_followed(any_node: LocalNode, tmp_path: Path, kind: str) -> None:
     what, why = SPOILT[kind]
     known = spoilt_job(any_node, tmp_path / "code", what)
-    done = f"put something else in the place of its log ({why.format(log=any_node.job_dir() / 'log')}); what it prints"
+    log = any_node.job_dir() / "log"
+    done = f"put something else in the place of its log ({why.format(log=log)}); what it prints is shown all the same"
     began = time.monotonic()
     reply, data = any_node.follow(len(known), wait_seconds=1)
-    assert (reply["state"], data) == ("running", b"after\n")
-    assert reply["trouble"] == f"{done} is shown as long as it runs"
+    assert (reply["state"], data, reply["trouble"]) == ("running", b"after\n", done)
     assert time.monotonic() - began < 5
     (any_node.job_dir() / "work" / "go").touch()
     until(lambda: any_node.state()["state"] == "succeeded")
     until(lambda: not any_node.supervisor())
     reply, data = any_node.follow(len(known))
-    assert (reply["state"], data, reply["more"]) == ("succeeded", b"", False)
-    if kind == "file":
-        assert reply["trouble"].startswith("made its log shorter; its output is shown again once that is longer than ")
-    else:
-        assert reply["trouble"] == f"{done} is not shown"
+    assert (reply["state"], data, reply["trouble"]) == ("succeeded", b"after\nthe end\n", done)
+
+
+def test_a_log_that_was_spoilt_where_files_have_one_name(any_node: LocalNode, tmp_path: Path) -> None:
+    """As on a file system without hard links."""
+    link = "os.link(path, log_path(job_directory(request)))"
+    any_node.connection = Altered((link, "raise OSError"))
+    known = spoilt_job(any_node, tmp_path / "code", SPOILT["pipe"][0])
+    assert not os.path.exists(f"{any_node.job_dir()}.log")
+    reply, data = any_node.follow(len(known), wait_seconds=0.2)
+    assert (reply["state"], data) == ("running", b"")
+    assert reply["trouble"].endswith("/log); what it prints is not shown")
 
 
 def test_a_job_that_makes_its_log_shorter(any_node: LocalNode, tmp_path: Path) -> None:

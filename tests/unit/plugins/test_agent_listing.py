@@ -1,13 +1,14 @@
 import json
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.listing import LAST_LINE_BYTES, last_words
 from left_jobs import leave
-from local_nodes import SLEEP, LocalNode, code, until
+from local_nodes import IS_ROOT, NOBODY, SLEEP, LocalNode, code, until
 
 
 def listed(node: LocalNode, newest: int = 20, only: str | None = None) -> list[dict[str, Any]]:
@@ -73,15 +74,40 @@ def test_a_job_that_runs_and_one_whose_supervisor_was_killed(node: LocalNode, tm
 )
 def test_last_words(tmp_path: Path, content: bytes, expected: bytes) -> None:
     (tmp_path / "log").write_bytes(content)
-    assert last_words(str(tmp_path / "log")) == (len(content), expected)
+    assert last_words(str(tmp_path)) == (len(content), expected)
 
 
-def test_a_log_that_is_none(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["absent", "link", "twin", "pipe", "folder"])
+def test_a_log_that_is_none(tmp_path: Path, kind: str) -> None:
     (tmp_path / "secret").write_text("hush")
-    (tmp_path / "link").symlink_to("secret")
-    os.mkfifo(tmp_path / "pipe")
-    for name in ("absent", "link", "pipe", "."):
-        assert last_words(str(tmp_path / name)) == (0, b"")
+    (tmp_path / "job").mkdir()
+    make: dict[str, Callable[[Path], Any]] = {
+        "absent": lambda path: None,
+        "link": lambda path: path.symlink_to(tmp_path / "secret"),
+        "twin": lambda path: path.hardlink_to(tmp_path / "secret"),
+        "pipe": os.mkfifo,
+        "folder": Path.mkdir,
+    }
+    make[kind](tmp_path / "job" / "log")
+    assert last_words(str(tmp_path / "job")) == (0, b"")
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="only root makes files of others")
+def test_a_file_of_somebody_else_is_no_log(tmp_path: Path) -> None:
+    """Whose other name was taken away: it has one only, in the job's folder."""
+    (tmp_path / "log").write_text("root:secret")
+    os.chown(tmp_path, NOBODY, NOBODY)
+    assert last_words(str(tmp_path)) == (0, b"")
+    os.link(tmp_path / "log", f"{tmp_path}.log")
+    assert last_words(str(tmp_path)) == (0, b"")
+    os.chown(tmp_path / "log", NOBODY, NOBODY)
+    assert last_words(str(tmp_path)) == (11, b"root:secret")
+
+
+def test_the_log_of_a_job_that_put_something_else_in_its_place(node: LocalNode, tmp_path: Path) -> None:
+    script = "import os\nprint('true')\nlog = os.environ['JOB_DIR'] + '/log'\nos.unlink(log)\nos.mkfifo(log)\n"
+    node.run(script, tmp_path / "code")
+    assert listed(node)[0]["last_line"] == b"true"
 
 
 @pytest.mark.parametrize(
