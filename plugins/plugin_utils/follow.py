@@ -326,14 +326,12 @@ class Following:
         try:
             replies, errors = self._gang.stop(self._grace, because)
         except Exception as error:  # no thread, no memory
-            replies, errors = (
-                {},
-                {host: NodeError(host, f"was not asked: {_own_trouble(error)}") for host in self._ranks},
-            )
+            why = f"was not asked: {_own_trouble(error)}"
+            replies, errors = {}, {host: NodeError(host, why) for host in self._ranks}
         found = []
         for host, rank in self._ranks.items():
             rank.deaf = "" if host in replies else str(errors[host])
-            left = replies[host][0]["left"] if host in replies else []
+            left = list(map(str, replies[host][0]["left"])) if host in replies else []
             if host in self._endings and not left:
                 continue
             if rank.deaf:

@@ -144,6 +144,16 @@ def members(processes: Sequence[Process]) -> list[Process]:
     return sorted(found, key=lambda process: process.local_rank or 0)
 
 
+def started_by(process: Process) -> str:
+    """Return whose code has a rank join the others: Accelerate, Lightning, or "" for the script's own, or torchrun."""
+    if process.local_rank is not None:
+        return "torchrun"
+    files = [frame.file for frame in _calls(process) if frame.is_library]
+    if any("/accelerate/" in file for file in files):
+        return "Accelerate"
+    return "Lightning" if any(re.search("/(pytorch_)?lightning(_fabric)?/", file) for file in files) else ""
+
+
 def work(processes: Sequence[Process], ranks: Sequence[Process]) -> dict[int, tuple[float, int, bool]]:
     """Return what each rank used while it was looked at, by its pid, with its children that are no ranks.
 

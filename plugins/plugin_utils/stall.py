@@ -210,6 +210,7 @@ class _Member:
     local_rank: int
     siblings: int  # on the same node, itself among them
     activity: Activity
+    starter: str = ""  # whose code has it join the others; see ``reading.started_by``
     work: str = ""  # what it used while it was looked at, a noun; "" if it stood still
 
 
@@ -274,7 +275,14 @@ def _members(node: Node, stacks: Stacks, tail: Sequence[str], met: bool) -> list
         return [_Member(node, 0, 1, Activity(reading.RENDEZVOUS, "in Lightning's rendezvous"))]
     used = reading.work(processes, found)
     return [
-        _Member(node, process.local_rank or 0, len(found), one, _work(*used[process.pid], stacks.seconds))
+        _Member(
+            node,
+            process.local_rank or 0,
+            len(found),
+            one,
+            reading.started_by(process),
+            _work(*used[process.pid], stacks.seconds),
+        )
         for process, one in zip(found, activities, strict=True)
     ]
 
@@ -328,9 +336,24 @@ def _of_rendezvous(
     who = _who(meeting, "waits", "wait") if others or silent else "all ranks wait"
     beyond = "".join(f", {_doing(group)}" for group in _grouped(others))
     network = f"; {_ALL_CONNECT}" if reach and not reach.unknown else ""
-    own = "torchrun" not in where  # which is told by the job how many nodes there are
-    counts = f"; the script may expect more than the {counted(len(members), 'rank')} that there are" if own else ""
-    return f"{who} in {where}{beyond}{network}{counts}"
+    return f"{who} in {where}{beyond}{network}{_own_numbers(members, meeting, where)}"
+
+
+def _own_numbers(members: Sequence[_Member], meeting: Sequence[_Member], where: str) -> str:
+    """Return what may be wrong with the numbers that a script took from elsewhere than torchrun or Lightning."""
+    if "torchrun" in where:  # which is told by the job how many nodes there are
+        return ""
+    starters = {member.starter for member in meeting}
+    several = len(members) == len(meeting) > 1  # none of them is any further
+    if several and starters == {"Accelerate"}:
+        return (
+            "; Accelerate takes its rank from RANK, which only torchrun sets, and without it every node is rank 0; run "
+            "it with -e launcher=torchrun"
+        )
+    text = f"; the script may expect more than the {counted(len(members), 'rank')} that there are"
+    if several and starters == {""}:
+        text += ", or take its rank from RANK, which only -e launcher=torchrun sets"
+    return text
 
 
 def _wrong_numbers(topology: Topology, stacks: Stacks, tails: Mapping[str, Sequence[str]]) -> str | None:

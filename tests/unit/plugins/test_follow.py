@@ -547,6 +547,18 @@ def test_a_stop_that_failed_is_tried_again(unwatched: list[LocalNode], tmp_path:
     assert len(onlooker.said) == 1
 
 
+def test_what_a_stop_leaves_is_said(unwatched: list[LocalNode], tmp_path: Path) -> None:
+    change = ("    left = end_leftovers(request)\n", "    left = [4711]\n")
+    unwatched[0].connection = Altered(("WATCH_AFTER_SECONDS = 1", "WATCH_AFTER_SECONDS = 9"), change)
+    launch = launched(unwatched, tmp_path, by_rank(SLEEP, "raise SystemExit(1)"), grace_seconds=1)
+    onlooker = Onlooker(tmp_path, unwatched)
+    followed(launch, onlooker)
+    until(lambda: onlooker.said)
+    assert onlooker.said == [
+        "rank 0 (node0) still runs processes of the job that cannot be ended: 4711; it is tried again"
+    ]
+
+
 @pytest.mark.usefixtures("_impatient")
 def test_a_stop_on_request_that_nobody_confirms_is_none(
     nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

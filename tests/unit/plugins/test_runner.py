@@ -336,7 +336,8 @@ def test_what_happens_to_this_machine_is_no_failure_of_the_job(
     for node in nodes:
         assert node.state(session.id)["state"] == "running"
         node.connection = Connection()
-    assert session.stop().error == ""
+    session.stop()
+    assert [node.state(session.id)["state"] for node in nodes] == ["stopped", "stopped"]
 
 
 def test_failure_of_all_ranks_counts_the_others(nodes: list[LocalNode], tmp_path: Path) -> None:

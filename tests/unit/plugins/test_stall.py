@@ -418,6 +418,56 @@ def test_a_node_without_a_python() -> None:
     )
 
 
+# Accelerate 1.15 and Transformers 5.24 on torch 2.13, CPU, two machines with WORLD_SIZE=2 and no RANK.
+ACCELERATE = f"""\
+    _new_process_group_helper ({PACKAGES}/torch/distributed/distributed_c10d.py:2169)
+    init_process_group ({PACKAGES}/torch/distributed/distributed_c10d.py:1899)
+    _time_logger.<locals>.wrapper ({PACKAGES}/torch/distributed/c10d_logger.py:97)
+    PartialState.__init__ ({PACKAGES}/accelerate/state.py:285)
+"""
+ACCELERATOR = f"""{ACCELERATE}\
+    AcceleratorState.__init__ ({PACKAGES}/accelerate/state.py:918)
+    Accelerator.__init__ ({PACKAGES}/accelerate/accelerator.py:463)
+    <module> ({WORK}/train.py:2)
+"""
+TRANSFORMERS = f"""{ACCELERATE}\
+    TrainingArguments._setup_devices ({PACKAGES}/transformers/training_args.py:1901)
+    TrainingArguments.__post_init__ ({PACKAGES}/transformers/training_args.py:1661)
+    <module> ({WORK}/train.py:2)
+"""
+LIGHTNING = MEETING + f"    _init_dist_connection ({PACKAGES}/lightning/fabric/utilities/distributed.py:300)\n"
+OWN = MEETING + f"    <module> ({WORK}/train.py:2)\n"
+EXPECTS = "; the script may expect more than the 2 ranks that there are"
+
+
+@pytest.mark.parametrize(
+    ("call", "local_rank", "hint"),
+    [
+        *(
+            (
+                call,
+                None,
+                "; Accelerate takes its rank from RANK, which only torchrun sets, and without it every node is rank 0; "
+                "run it with -e launcher=torchrun",
+            )
+            for call in (ACCELERATOR, TRANSFORMERS)
+        ),
+        (TRANSFORMERS, 0, EXPECTS),
+        (OWN, None, f"{EXPECTS}, or take its rank from RANK, which only -e launcher=torchrun sets"),
+        (LIGHTNING, None, EXPECTS),
+    ],
+)
+def test_a_world_size_without_a_rank(call: str, local_rank: int | None, hint: str) -> None:
+    processes: list[list[Process] | str] = [[replaced(ranks(call)[0], local_rank=local_rank)]] * 2
+    gang = FakeGang(topology_of(2), reach=lambda host, request: (dict(REACHED), b""))
+    verdict = said(processes, gang=gang)
+    assert (verdict.rendezvous, verdict.open) == (True, False)
+    assert verdict.sentence == (
+        "the rendezvous does not complete: all ranks wait in init_process_group; all nodes can connect to each other"
+        + hint
+    )
+
+
 def test_who_has_met_is_not_missing() -> None:
     registered = {0: announced((0, 2)) + b"All distributed processes registered. Starting with 2 processes\n"}
     verdict = said([ranks(SLEEPING), ranks(MEETING)], registered)
