@@ -155,7 +155,7 @@ def test_short_names_of_an_inventory_are_somebody_elses(cluster: Cluster) -> Non
         assert "trap-" not in result.stdout
         return result.stdout
 
-    done("setup.yml", "--tags", "node_env")
+    done("setup.yml", "--tags", "node_env", "-e", '{"cluster": "prod", "node": "x", "running": ""}')
     project = cluster.folder / "project"
     project.mkdir(exist_ok=True)
     (project / "train.py").write_text("import sys\nprint(sys.argv[1:])")
