@@ -120,7 +120,7 @@ def _finish(
         state = "failed"
     if _is_news(record, topology.nodes, endings):
         ranks = with_others(record, [_rank(node, endings[node.host], logs[node.host]) for node in topology.nodes])
-        now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         ended = record.data.get("ended", now)
         record.note(say, ended=ended, world_size=len(ranks), state=state, cause=cause, ranks=ranks)
     else:

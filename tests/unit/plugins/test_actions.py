@@ -172,6 +172,16 @@ def test_short_names_of_an_inventory_are_somebody_elses(cluster: Cluster) -> Non
     done("teardown.yml", "--check")
 
 
+def test_a_node_that_does_not_answer_makes_no_other_unreachable(cluster: Cluster) -> None:
+    hosts = yaml.safe_load((cluster.folder / "hosts.yml").read_text())
+    hosts["cluster"]["hosts"]["node1"] |= {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 9}
+    (cluster.folder / "silent.yml").write_text(yaml.safe_dump(hosts))
+    result = cluster.playbook("status.yml", "-e", "format=json", inventory="silent.yml")
+    assert result.returncode == 0, result.stdout + result.stderr
+    (line,) = (line for line in result.stdout.splitlines() if line.startswith("{"))
+    assert list(json.loads(line)["silent"]) == ["node1"]
+
+
 @starts_jobs
 def test_check_mode_starts_nothing(cluster: Cluster) -> None:
     before = cluster.jobs
