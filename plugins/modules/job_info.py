@@ -43,7 +43,7 @@ jobs:
   type: list
   elements: dict
   returned: success
-unreachable:
+silent:
   description: Why a host did not answer, by host.
   type: dict
   returned: success

@@ -129,7 +129,7 @@ def _finish(
         ranks = with_others(
             record, [_rank(node, endings[node.host], logs[node.host], seen[node.host]) for node in topology.nodes]
         )
-        now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         ended = record.data.get("ended", now)
         parts = [(str(rank["host"]), rank) for rank in ranks]
         met = noticed.met(record.data, parts)

@@ -264,7 +264,8 @@ def gang_of(view: JobView, settings: Sequence[NodeSettings], open_channel: OpenC
         notes = [f"job {view.id} names {listed(foreign)}, which {verb} not in the inventory and left out; add with -i"]
     if not nodes:
         raise JobError(f"no node in the inventory has a part of job {view.id}; name its nodes with -i")
-    spec = {"start": datetime.datetime.now().astimezone().isoformat(timespec="seconds"), "user": "", **view.spec}
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    spec = {"start": now, "user": "", **view.spec}
     gang = Gang(Identity(spec["start"], view.id, spec["user"]), [node.settings for node in nodes], open_channel)
     gang.topology = Topology(nodes)
     return gang, notes
@@ -301,7 +302,8 @@ def as_data(views: Sequence[JobView], errors: Mapping[str, NodeError]) -> dict[s
             }
             for view in views
         ],
-        "unreachable": {host: str(error) for host, error in errors.items()},
+        # Of a result's "unreachable" Ansible takes it that the host which ran the task is.
+        "silent": {host: str(error) for host, error in errors.items()},
     }
 
 

@@ -155,7 +155,7 @@ def test_short_names_of_an_inventory_are_somebody_elses(cluster: Cluster) -> Non
         assert "trap-" not in result.stdout
         return result.stdout
 
-    done("setup.yml", "--tags", "node_env")
+    done("setup.yml", "--tags", "node_env", "-e", '{"cluster": "prod", "node": "x", "running": ""}')
     project = cluster.folder / "project"
     project.mkdir(exist_ok=True)
     (project / "train.py").write_text("import sys\nprint(sys.argv[1:])")
@@ -170,6 +170,16 @@ def test_short_names_of_an_inventory_are_somebody_elses(cluster: Cluster) -> Non
     done("clean.yml", "-e", "keep=99")
     assert "had ended already" in done("stop.yml", "-e", json.dumps({"job": job["id"]}))
     done("teardown.yml", "--check")
+
+
+def test_a_node_that_does_not_answer_makes_no_other_unreachable(cluster: Cluster) -> None:
+    hosts = yaml.safe_load((cluster.folder / "hosts.yml").read_text())
+    hosts["cluster"]["hosts"]["node1"] |= {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 9}
+    (cluster.folder / "silent.yml").write_text(yaml.safe_dump(hosts))
+    result = cluster.playbook("status.yml", "-e", "format=json", inventory="silent.yml")
+    assert result.returncode == 0, result.stdout + result.stderr
+    (line,) = (line for line in result.stdout.splitlines() if line.startswith("{"))
+    assert list(json.loads(line)["silent"]) == ["node1"]
 
 
 @starts_jobs

@@ -334,7 +334,7 @@ def test_as_data(nodes: list[LocalNode]) -> None:
                 ],
             }
         ],
-        "unreachable": {"n": "n is away"},
+        "silent": {"n": "n is away"},
     }
 
 

@@ -167,7 +167,8 @@ def test_success(nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.Mon
     assert session.files("artifacts") == {"checkpoints/last.ckpt": bytes(9)}, "of rank 0"
     record = session.record
     assert re.fullmatch(r"[0-9a-f]{64}", record["bundle"].pop("sha256"))
-    assert record.pop("started") <= record.pop("ended")
+    started, ended = record.pop("started"), record.pop("ended")
+    assert started <= ended and started.endswith("+00:00") and ended.endswith("+00:00")
     assert all(0 <= rank.pop("seconds") < 30 for rank in record["ranks"])
     assert record == {
         "id": session.id,
