@@ -19,6 +19,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import literals
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.program import LOADER, frame
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.replies import flaw
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.rights import bar
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.waves import Entrance
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import shown
 
@@ -114,7 +115,7 @@ class Channel:
         if code == 255:  # ssh's own
             raise self._unreachable(errors)
         if code:
-            raise NodeError(self.host, f"could not write {path}: {_last_line(errors)}")
+            raise self._barred(errors) or NodeError(self.host, f"could not write {path}: {_last_line(errors)}")
 
     def _execute(self, command: str, data: bytes) -> tuple[int, bytes, str]:
         """Execute a command; while no request has come through to this host, again if an sshd lets nobody in now."""
@@ -155,16 +156,21 @@ class Channel:
                 f"{self._executable} -c {shlex.quote(command)}", in_data=data, **rights
             )
         except AnsibleConnectionFailure as error:
-            raise self._unreachable(str(error)) from error
+            raise self._barred(str(error)) or self._unreachable(str(error)) from error
         except (AnsibleError, OSError) as error:
             cause = error if isinstance(error, OSError) else error.__cause__
             if isinstance(cause, OSError):
                 raise self._unable(cause) from error
-            raise NodeError(self.host, f"cannot be talked to: {error}") from error
+            raise self._barred(str(error)) or NodeError(self.host, f"cannot be talked to: {error}") from error
         said = errors.decode(errors="replace")
         if code == 255 and not output and _CROWDED.search(said):
             raise self._unreachable(said)
         return code, output, said
+
+    def _barred(self, said: str) -> NodeError | None:
+        """Return what keeps Ansible's account from its rights there, if that is what was said."""
+        why = bar(self._connection.become.name, said) if self._connection.become else None
+        return NodeError(self.host, why, unsent=True) if why else None
 
     def _unable(self, cause: OSError) -> Unable:
         """Return what kept this machine from starting a process that leads to the node, and what helps."""
@@ -237,6 +243,9 @@ class Channel:
         return self.host
 
     def _no_reply(self, code: int, errors: str) -> NodeError:
+        barred = self._barred(errors) if code != 255 else None
+        if barred:
+            return barred
         remedy = "install Python 3.10 to 3.13 there, or set ansible_python_interpreter for it in the inventory"
         if code == 127:
             return NodeError(self.host, f"has no usable Python: {self._python} was not found; {remedy}")
