@@ -22,6 +22,8 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import c
 
 GATHER_SECONDS = 30
 """What it may take to ask all nodes for their stacks; on a node it is a second."""
+LEFT_ALONE_SECONDS = 20
+"""A silence of this length is looked into once ranks have ended: who waits for them in a rendezvous waits in vain."""
 LONGEST_SENTENCE = 1500
 MOST_GROUPS = 4
 """How many groups of ranks that do different things are told apart."""
@@ -42,12 +44,14 @@ class Silence:
     Attributes:
         seconds: for how long.
         stall: for the time that the user gave for a running job.
-        rendezvous: for the time that the ranks may take to meet at the start.
+        rendezvous: for the time that the ranks may take to meet at the start, or while some have ended.
+        ended: how many ranks have.
     """
 
     seconds: float
     stall: bool
     rendezvous: bool
+    ended: int = 0
 
 
 class StallWatch:
@@ -69,10 +73,12 @@ class StallWatch:
         """
         self._stall = stall_timeout_seconds or float("inf")
         self._rendezvous = rendezvous_timeout_seconds or float("inf")
+        self._left_alone = LEFT_ALONE_SECONDS if rendezvous_timeout_seconds else float("inf")
         self._clock = clock
         self._began = self._heard = clock()
         self._known: tuple[int, int] | None = None
         self._told = False
+        self._told_ended = 0
         self._look_again = 0.0  # age of the job
 
     def look(self, written: Mapping[str, int], ended: int) -> Silence | None:
@@ -89,10 +95,12 @@ class StallWatch:
         silent = now - self._heard
         stall = silent >= self._stall and not self._told
         rendezvous = silent >= self._rendezvous and now - self._began >= self._look_again
+        if ended and silent >= min(self._left_alone, self._rendezvous) and ended != self._told_ended:
+            rendezvous, self._told_ended = True, ended
         self._told = self._told or stall
         if rendezvous:
             self._look_again = 2 * (now - self._began)
-        return Silence(silent, stall, rendezvous) if stall or rendezvous else None
+        return Silence(silent, stall, rendezvous, ended) if stall or rendezvous else None
 
     def past_rendezvous(self) -> None:
         """Speak of the rendezvous no more: all ranks have met."""
