@@ -23,7 +23,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError, in_one
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.fan_out import fan_out
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.files import nodes_at_once, too_few
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.frameworks import FABRIC, FABRIC_LAUNCHED, PLAIN
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.frameworks import CLI, FABRIC, FABRIC_LAUNCHED, PLAIN
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang, Identity, OpenChannel
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight import brief
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.clocks import ahead
@@ -277,7 +277,7 @@ class Launch:
                 "dir": job_dir,
                 "checkpoint": checkpoint,
                 "gang": job.gang,
-                "fabric": self._fabric(node),
+                "framework": self._framework(node),
             },
         )
         settings = {
@@ -356,13 +356,19 @@ class Launch:
         """How many ranks torchrun starts on a node."""
         return self.job.devices or max(1, self._prepared[node.host]["gpus"])
 
-    def _fabric(self, node: Node) -> dict[str, str | int]:
-        """What ``fabric run`` sets for a script besides LT_NUM_NODES, where torchrun is started in its place."""
-        if self.job.launcher != "torchrun" or self.job.uses not in (FABRIC, FABRIC_LAUNCHED):
-            return {}
-        # Fabric refuses a script of its command line that calls launch() itself.
-        used = {"LT_CLI_USED": 1} if self.job.uses == FABRIC else {}
-        return {"LT_DEVICES": self._devices(node), **used}
+    def _framework(self, node: Node) -> dict[str, str | int]:
+        """What a job's environment has besides for what its script uses, so that it takes part in it by default."""
+        job, nodes = self.job, self.gang.topology.world_size
+        if job.uses == CLI and job.gang:
+            # It gives its Trainer every argument, PL_TRAINER_NUM_NODES or not, but its parser too has its defaults from
+            # the environment, if it is told so. An argument and a configuration file win, as with the others.
+            names = ("PL_TRAINER", *(f"PL_{command}__TRAINER" for command in ("FIT", "VALIDATE", "TEST", "PREDICT")))
+            return {"JSONARGPARSE_DEFAULT_ENV": "true", **{f"{name}__NUM_NODES": nodes for name in names}}
+        if job.uses in (FABRIC, FABRIC_LAUNCHED) and job.launcher == "torchrun":
+            # As `fabric run` does; of a script that it starts, Fabric refuses to start processes itself.
+            used = {"LT_CLI_USED": 1} if job.uses == FABRIC else {}
+            return {"LT_DEVICES": self._devices(node), **used}
+        return {}
 
     def discard(self) -> str:
         """Undo ``prepare`` on every node where the job has not started; where nothing was prepared, nothing happens.

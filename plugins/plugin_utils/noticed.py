@@ -89,7 +89,7 @@ def _remedy(about: Mapping[str, Any], nodes: int) -> str:
     uses = about.get("uses")
     launcher, name = KINDS.get(str(uses), KINDS[PLAIN])
     if uses == CLI:
-        return f"add --trainer.num_nodes={nodes} to script_args"
+        return f"set trainer.num_nodes to {nodes} in its arguments or its configuration, or nowhere"
     if uses == TRAINER:
         return (
             'give its Trainer num_nodes=int(os.environ["NUM_NODES"]) and a strategy for several nodes such as "ddp", '

@@ -18,6 +18,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Ga
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.logs import RankLog
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.screen import Screen
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import Node
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import counted
 
 
 class Onlooker:
@@ -65,6 +66,7 @@ class Onlooker:
         self._about = about
         self._states: dict[str, Mapping[str, Any]] = {}
         self._said: set[str] = set()
+        self._warned = False  # that the ranks have not met
 
     def output(self, node: Node, data: bytes, offset: int) -> None:
         """Show what a rank's log has from ``offset`` on."""
@@ -107,8 +109,9 @@ class Onlooker:
         if False in (together, read) and all("met" in state or len(parts) == 1 for _host, state in parts):
             news = noticed.warning(self._about, parts, ended=False)
         if news:
+            self._warned = self._warned or together is False
             self._say_once(news)
-        elif together and self._said:
+        elif together and self._warned:
             self._say_once("the ranks have met now")
         if read and "checkpoint_step" in self._about:
             self._say_once(f"goes on from {self._about['resumed']}, step {self._about['checkpoint_step']}")
@@ -133,6 +136,11 @@ class Onlooker:
         if self._signs != before:  # it goes on after all
             return
         sentence = f"nothing was printed for {silence.seconds:.0f} s: {found.sentence}"
+        if silence.ended and found.rendezvous:
+            sentence += (
+                f"; {counted(silence.ended, 'rank')} ended well before, so nobody comes any more: what one rank does "
+                "for itself, such as with a second Trainer, needs num_nodes=1"
+            )
         if silence.rendezvous and found.rendezvous and not found.open:
             self.verdict = sentence
         elif silence.stall or found.open:

@@ -28,6 +28,8 @@ LEAST_CPU = 0.01
 """Of a core: a rank that uses less, and no disk, stands still. One that waits uses a hundredth of this."""
 LEAST_BYTES = 2**16
 """A rank that has read and written so much in that time works."""
+LEFT_ALONE_SECONDS = 20
+"""A silence of this length is looked into once ranks have ended: who waits for them in a rendezvous waits in vain."""
 LONGEST_SENTENCE = 1500
 MOST_GROUPS = 4
 """How many groups of ranks that do different things are told apart."""
@@ -48,12 +50,14 @@ class Silence:
     Attributes:
         seconds: for how long.
         stall: for the time that the user gave for a running job.
-        rendezvous: for the time that the ranks may take to meet at the start.
+        rendezvous: for the time that the ranks may take to meet at the start, or while some have ended.
+        ended: how many ranks have.
     """
 
     seconds: float
     stall: bool
     rendezvous: bool
+    ended: int = 0
 
 
 class StallWatch:
@@ -77,11 +81,13 @@ class StallWatch:
         """
         self._stall = stall_timeout_seconds or float("inf")
         self._rendezvous = rendezvous_timeout_seconds or float("inf")
+        self._left_alone = LEFT_ALONE_SECONDS if rendezvous_timeout_seconds else float("inf")
         self._clock = clock
         self._heard = clock()
         self._began = self._heard - age_seconds
         self._known: tuple[int, int] | None = None
         self._told = False
+        self._told_ended = 0
         self._look_again = 0.0  # age of the job
 
     def look(self, written: Mapping[str, int], ended: int) -> Silence | None:
@@ -98,10 +104,12 @@ class StallWatch:
         silent = now - self._heard
         stall = silent >= self._stall and not self._told
         rendezvous = silent >= self._rendezvous and now - self._began >= self._look_again
+        if ended and silent >= min(self._left_alone, self._rendezvous) and ended != self._told_ended:
+            rendezvous, self._told_ended = True, ended
         self._told = self._told or stall
         if rendezvous:
             self._look_again = 2 * (now - self._began)
-        return Silence(silent, stall, rendezvous) if stall or rendezvous else None
+        return Silence(silent, stall, rendezvous, ended) if stall or rendezvous else None
 
     def past_rendezvous(self) -> None:
         """Speak of the rendezvous no more: all ranks have met."""

@@ -32,7 +32,7 @@ JOB: dict[str, Any] = {
     "dir": "/opt/thunder head/jobs/20261122-173000-train-9f3a",
     "checkpoint": "",
     "gang": True,
-    "fabric": {},
+    "framework": {},
 }
 AWKWARD = {
     "empty": "",
@@ -197,7 +197,8 @@ def test_a_job_has_its_name_and_folder_besides(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_and_what_fabric_run_sets() -> None:
-    more = parse(render(NODE, {}, {**JOB, "checkpoint": "/x/a b.ckpt", "fabric": {"LT_DEVICES": 2, "LT_CLI_USED": 1}}))
+    given = {**JOB, "checkpoint": "/x/a b.ckpt", "framework": {"LT_DEVICES": 2, "LT_CLI_USED": 1}}
+    more = parse(render(NODE, {}, given))
     assert more.items() - parse(render(NODE, {}, JOB)).items() == {
         *(("CKPT_PATH", "/x/a b.ckpt"), ("LT_DEVICES", "2"), ("LT_CLI_USED", "1"))
     }

@@ -614,3 +614,41 @@ def test_discard_frees_every_node(nodes: list[LocalNode], tmp_path: Path) -> Non
     launch.discard()
     assert held() == [False, False]
     assert [node.jobs for node in nodes] == [[], []]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"launcher": "torchrun", "uses": "fabric", "devices": 2}, {"LT_DEVICES": "2", "LT_CLI_USED": "1"}),
+        ({"launcher": "torchrun", "uses": "fabric-launched"}, {"LT_DEVICES": "1"}),  # it would refuse to launch
+        ({"launcher": "lightning", "uses": "fabric-launched"}, {}),
+        ({"launcher": "lightning", "uses": "trainer"}, {}),
+        (
+            {"launcher": "lightning", "uses": "cli"},
+            {
+                "JSONARGPARSE_DEFAULT_ENV": "true",
+                **{f"PL_{name}TRAINER__NUM_NODES": "2" for name in ("", "FIT__", "VALIDATE__", "TEST__", "PREDICT__")},
+            },
+        ),
+        ({"launcher": "lightning", "uses": "cli", "gang": False}, {}),
+    ],
+)
+def test_what_a_framework_is_told(
+    nodes: list[LocalNode], tmp_path: Path, changes: dict[str, Any], expected: dict[str, str]
+) -> None:
+    """S1: beside the number of nodes, which every job's environment has."""
+    launch = gang_of(nodes, code(tmp_path / "code", ""), **changes)
+    launch.prepare()
+    told = dict(variable.decode().split("=", 1) for variable in gate(launch, 1).variables)
+    launch.discard()
+    ours = ("LT_NUM_NODES", "PL_TRAINER_NUM_NODES")
+    assert {name: value for name, value in told.items() if name.startswith(("LT_", "PL_", "JSON"))} == {
+        **expected,
+        **({name: "2" for name in ours} if changes.get("gang", True) else {}),
+    }
+
+
+def test_torchrun_of_nodes_that_work_for_themselves(nodes: list[LocalNode], tmp_path: Path) -> None:
+    """S2: each is a world of its own."""
+    for command in commands(nodes, tmp_path, launcher="torchrun", gang=False):
+        assert {"--nnodes=1", "--node-rank=0", "--master-addr=127.0.0.1"} <= set(command)

@@ -56,7 +56,7 @@ NOBODY = "no process of the job listened at MASTER_PORT 29500 on node0, and none
             'give its Trainer num_nodes=int(os.environ["NUM_NODES"]) and a strategy for several nodes such as "ddp", '
             "or neither",
         ),
-        (about("cli"), "add --trainer.num_nodes=3 to script_args"),
+        (about("cli"), "set trainer.num_nodes to 3 in its arguments or its configuration, or nowhere"),
         (about("plain"), "the script uses neither Lightning nor torch.distributed, which train on several nodes"),
         (
             about("distributed", launcher="python"),

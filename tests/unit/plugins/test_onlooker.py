@@ -1,4 +1,5 @@
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -131,3 +132,48 @@ def test_a_silence_after_the_rendezvous_ends_nothing(scene: Any) -> None:
     one.silence(100_000)
     assert one.look() is None
     assert (one.gathered, one.onlooker.verdict, one.said) == (1, "", [])
+
+
+def hear(one: Any, *states: dict[str, Any]) -> list[str]:
+    """Return what is said of these states that is new."""
+    for rank, state in enumerate(states):
+        one.onlooker.hear(SimpleNamespace(rank=rank, host=f"node{rank}"), state)
+    known = len(one.said)
+    one.look()
+    one.look()
+    time.sleep(0.2)
+    return one.said[known:]
+
+
+def test_ranks_that_have_not_met_and_then_have(scene: Any) -> None:
+    """S1: said once all nodes have looked long enough, and taken back."""
+    one = scene()
+    assert hear(one, {"state": "running"}, {"state": "running"}) == []
+    assert hear(one, {"met": False}, {"state": "running"}) == []
+    (said,) = hear(one, {"met": False}, {"met": False})
+    assert said.startswith("the ranks have not met yet: no process of the job listened at MASTER_PORT 29500 on node0")
+    assert hear(one, {"met": True}, {"met": True}) == ["the ranks have met now"]
+
+
+def test_ranks_that_met_are_no_news(scene: Any) -> None:
+    assert hear(scene(), {"met": True, "checkpoint_read": False}, {"met": True}) == [
+        "the script has not read CKPT_PATH yet; load the file that CKPT_PATH names"
+    ]
+    one = scene()
+    assert hear(one, {"met": True}, {"met": True}) == []
+    assert hear(one, {"met": True, "checkpoint_read": True}, {"met": True}) == ["goes on from J, step 7"]
+
+
+def test_a_rank_that_waits_for_those_that_have_ended(scene: Any) -> None:
+    """S2: a second Trainer on rank 0 only."""
+    one = scene(found("rank 0 waits", rendezvous=True), rendezvous_timeout_seconds=120)
+    ended = {"node1": SimpleNamespace(state="succeeded")}
+    one.onlooker.look({"node0": 0, "node1": 0}, ended)
+    now = one.onlooker._watch._clock()
+    one.onlooker._watch._clock = lambda: now + 21
+    one.onlooker.look({"node0": 0, "node1": 0}, ended)
+    until(lambda: one.onlooker.verdict)
+    assert one.onlooker.verdict == (
+        "nothing was printed for 21 s: rank 0 waits; 1 rank ended well before, so nobody comes any more: what one rank "
+        "does for itself, such as with a second Trainer, needs num_nodes=1"
+    )

@@ -45,7 +45,7 @@ def test_a_stall_is_told_once_per_silence() -> None:
     assert told(watch, clock, 159, printed=5) is None
     assert told(watch, clock, 160, printed=5) == Silence(60, stall=True, rendezvous=False)
     assert told(watch, clock, 170, printed=5, ended=1) is None
-    assert told(watch, clock, 230, printed=5, ended=1) == Silence(60, stall=True, rendezvous=False)
+    assert told(watch, clock, 230, printed=5, ended=1) == Silence(60, stall=True, rendezvous=False, ended=1)
 
 
 def test_a_rendezvous_is_told_again_when_the_job_is_twice_as_old() -> None:
@@ -70,6 +70,21 @@ def test_who_comes_later_counts_from_the_jobs_start() -> None:
     assert told(watch, clock, 120) == Silence(120, stall=False, rendezvous=True)
     assert told(watch, clock, 519) is None
     assert told(watch, clock, 520) == Silence(520, stall=False, rendezvous=True)
+
+
+def test_who_is_left_is_looked_at_soon() -> None:
+    """S2: a rank that waits in a rendezvous for ranks that have ended, in its first or in a second one."""
+    for met in (False, True):
+        watch, clock = watch_of(None, 120)
+        if met:
+            watch.past_rendezvous()
+        assert told(watch, clock, 0) is None
+        assert told(watch, clock, 50, printed=5, ended=1) is None
+        assert told(watch, clock, 69, printed=5, ended=1) is None
+        assert told(watch, clock, 70, printed=5, ended=1) == Silence(20, stall=False, rendezvous=True, ended=1)
+        assert told(watch, clock, 90, printed=5, ended=1) is None, "once"
+        assert told(watch, clock, 111, printed=5, ended=2) is None
+        assert told(watch, clock, 131, printed=5, ended=2) == Silence(20, stall=False, rendezvous=True, ended=2)
 
 
 def test_both_at_once() -> None:
