@@ -44,6 +44,11 @@ class Inventory:
             found.append(NodeSettings.from_variables(host, variables, templar.template))
         return found
 
+    def value(self, host: str, name: str, default: Any) -> Any:
+        """Return a variable of one host."""
+        variables = self._variables(host)
+        return Templar(loader=self._action._loader, variables=variables).template(variables.get(name, default))
+
     def open_channel(self, host: str) -> Channel:
         """Return a new channel to ``host``; nothing is sent yet."""
         return open_channel(

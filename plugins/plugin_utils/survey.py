@@ -29,7 +29,8 @@ def survey(settings: Sequence[NodeSettings], taking_part: Sequence[str], open_ch
     Returns:
         world_size, head, master_addr, master_port, addresses (in rank order), peers (what connections between nodes
         may come from: all addresses on the interfaces of those), and nodes: each host that takes part to its rank,
-        address, interface, directory, user, port_range (first and last ephemeral port) and job (the id of the job
+        address, interface, directory, user, port_range (first and last ephemeral port), firewalls (of firewalld and
+            ufw, those that are active) and job (the id of the job
         that holds it, or "").
 
     Raises:
@@ -75,6 +76,7 @@ def survey(settings: Sequence[NodeSettings], taking_part: Sequence[str], open_ch
                 "directory": node.settings.directory,
                 "user": node.settings.user,
                 "port_range": seen[node.host]["port_range"],
+                "firewalls": seen[node.host]["firewalls"],
                 "job": shown((seen[node.host]["job"] or {"id": ""})["id"]),
             }
             for node in topology.nodes

@@ -90,7 +90,14 @@ def honest(request: Mapping[str, Any], rank: int = 0) -> Answer:
             b"",
         ),
         "inspect": (
-            {**place, "addresses": [address], "port_range": (32768, 60999), "folder": "1", "job": {**OWNER, "id": JOB}},
+            {
+                **place,
+                "addresses": [address],
+                "port_range": (32768, 60999),
+                "folder": "1",
+                "firewalls": [],
+                "job": {**OWNER, "id": JOB},
+            },
             b"",
         ),
         "jobs": (
