@@ -28,6 +28,11 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+warnings:
+  description: What does not keep the nodes from being set up.
+  type: list
+  elements: str
+  returned: success
 world_size:
   description: How many nodes the cluster has.
   type: int

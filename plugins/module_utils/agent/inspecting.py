@@ -25,6 +25,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node imp
     network_addresses,
     refuse_root,
 )
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.processes import end_of_session
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, operation, suppress
 
 TYPE_CHECKING = False
@@ -43,8 +44,8 @@ def inspect(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
 
     Reply: address, interface, addresses (that one and what else a peer may see: the interface's others), port_range
     (first and last ephemeral port), folder (what two names of the directory have in common, on two nodes too),
-    firewalls (those of firewalld and ufw that are active), job (id, user and start of the job that holds the node; None
-    if none does).
+    firewalls (those of firewalld and ufw that are active), session (see ``end_of_session``), job (id, user and start of
+    the job that holds the node; None if none does).
     """
     refuse_root(request["user"], None)
     path = require_usable(request["directory"])
@@ -67,6 +68,7 @@ def inspect(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
         "port_range": ephemeral_ports(),
         "folder": identity(path),
         "firewalls": managed_firewalls(),
+        "session": end_of_session(),
         "job": lasting_job(request["directory"]),
     }, b""
 

@@ -45,6 +45,7 @@ def test_the_whole_cluster_changes_nothing(open_path: Path) -> None:
     settings = [node.settings() for node in nodes]
     found = survey(settings, ["node0", "node1", "node2"], opener(nodes, reached))
     assert found == {
+        "warnings": [],
         "world_size": 3,
         "head": "node0",
         "master_addr": "127.0.0.1",
