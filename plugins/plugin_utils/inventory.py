@@ -50,6 +50,11 @@ class Inventory:
         templar = Templar(loader=self._action._loader, variables=variables)
         return NodeSettings.from_variables(host, variables, templar.template)
 
+    def value(self, host: str, name: str, default: Any) -> Any:
+        """Return a variable of one host."""
+        variables = self._variables(host)
+        return Templar(loader=self._action._loader, variables=variables).template(variables.get(name, default))
+
     def open_channel(self, host: str) -> Channel:
         """Return a new channel to ``host``; nothing is sent yet."""
         return self._access(host).open()

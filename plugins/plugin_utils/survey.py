@@ -28,9 +28,10 @@ def survey(settings: Sequence[NodeSettings], taking_part: Sequence[str], open_ch
 
     Returns:
         world_size, head, master_addr, master_port, addresses (in rank order), peers (what connections between nodes
-        may come from: all addresses on the interfaces of those), and nodes: each host that takes part to its rank,
-        address, interface, directory, user, port_range (first and last ephemeral port) and job (the id of the job
-        that holds it, or "").
+        may come from: all addresses on the interfaces of those), warnings (what a user should know, a sentence each),
+        and nodes: each host that takes part to its rank, address, interface, directory, user, port_range (first and
+        last ephemeral port), firewalls (of firewalld and ufw, those that are active) and job (the id of the job that
+        holds it, or "").
 
     Raises:
         JobError: a node could not be looked at, two have the same folder, or the inventory contradicts itself or one.
@@ -61,6 +62,7 @@ def survey(settings: Sequence[NodeSettings], taking_part: Sequence[str], open_ch
     located = {**from_inventory, **seen}
     topology = rank_nodes(settings, located)
     return {
+        "warnings": [shown(f"{host} {one['session']}") for host, one in seen.items() if one["session"]],
         "world_size": topology.world_size,
         "head": topology.head.host,
         "master_addr": topology.head.address,
@@ -75,6 +77,7 @@ def survey(settings: Sequence[NodeSettings], taking_part: Sequence[str], open_ch
                 "directory": node.settings.directory,
                 "user": node.settings.user,
                 "port_range": seen[node.host]["port_range"],
+                "firewalls": seen[node.host]["firewalls"],
                 "job": shown((seen[node.host]["job"] or {"id": ""})["id"]),
             }
             for node in topology.nodes

@@ -18,7 +18,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node imp
     network_addresses,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.ports import free_port
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.processes import marked
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.processes import end_of_session, marked
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, operation, suppress
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.resources import (
     entries,
@@ -55,6 +55,7 @@ def facts(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
         machine      what two names of one machine have in common: machine id, boot, network
         folder       what two names of one folder have in common, also on two nodes that share a disk
         uid          of the account that jobs run as; None if it is not there
+        session      what ends a job together with the connection; "" if nothing does
         network_disks  the file systems on a network that are mounted
         address      on the cluster's network, with its interface; or a problem
         addresses    [interface, address, whether it is a loopback] each
@@ -83,6 +84,7 @@ def facts(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
         "machine": _machine(),
         "folder": identity(os.path.realpath(request["directory"])),
         "uid": _uid(request["user"]),
+        "session": end_of_session(),
         "network_disks": sorted({f"{kind} {shared}" for _place, kind, shared in mounts() if shared}),
         "address": _address(request["address"]),
         "addresses": network_addresses(),

@@ -18,6 +18,7 @@ CHECKS = {
     "inventory.duplicates": "no two hosts have the same address",
     "inventory.machines": "no two hosts have the same `cluster_dir`, on one machine or on a disk that they share",
     "inventory.accounts": "the account that jobs run as has the same uid on nodes that share a disk",
+    "inventory.sessions": "jobs outlive the connection that started them",
     "inventory.address": "each node holds its address on an interface, and its peers can use it",
     "inventory.ranks": "`node.env` on each node has the rank and the number of nodes that the inventory gives it now",
     "inventory.master_port": "MASTER_PORT is free on the head, and no outgoing connection can take it",
@@ -33,6 +34,7 @@ def checks(cluster: Cluster) -> list[Verdict]:
             "inventory.duplicates": duplicates,
             "inventory.machines": machines,
             "inventory.accounts": accounts,
+            "inventory.sessions": sessions,
             "inventory.address": address,
             "inventory.ranks": ranks,
             "inventory.master_port": master_port,
@@ -119,6 +121,14 @@ def accounts(cluster: Cluster) -> Verdict:
         )
         return Verdict("inventory.accounts", "warning", sentence, {"uids": uids})
     return Verdict("inventory.accounts", "ok", "no disk is shared by accounts with different uids")
+
+
+def sessions(cluster: Cluster) -> Verdict:
+    """See that no node ends a job together with the connection."""
+    wrong = {host: facts["session"] for host, facts in cluster.facts.items() if facts["session"]}
+    if wrong:
+        return Verdict("inventory.sessions", "warning", each(wrong), {"hosts": list(wrong)})
+    return Verdict("inventory.sessions", "ok", f"jobs outlive the connection on {every(cluster.facts)}")
 
 
 def address(cluster: Cluster) -> Verdict:

@@ -77,6 +77,7 @@ def honest(request: Mapping[str, Any], rank: int = 0) -> Answer:
                     "machine": ("a", "b", "net:[1]"),
                     "folder": "1:2",
                     "uid": 1,
+                    "session": "",
                     "network_disks": [],
                     "free_port": 40001,
                 },
@@ -91,7 +92,15 @@ def honest(request: Mapping[str, Any], rank: int = 0) -> Answer:
             b"",
         ),
         "inspect": (
-            {**place, "addresses": [address], "port_range": (32768, 60999), "folder": "1", "job": {**OWNER, "id": JOB}},
+            {
+                **place,
+                "addresses": [address],
+                "port_range": (32768, 60999),
+                "folder": "1",
+                "firewalls": [],
+                "session": "",
+                "job": {**OWNER, "id": JOB},
+            },
             b"",
         ),
         "jobs": (

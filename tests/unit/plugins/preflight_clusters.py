@@ -42,6 +42,7 @@ def facts(number: int) -> dict[str, Any]:
         "machine": ("0123", "boot", f"net:[{number}]"),
         "folder": f"boot 1:{number} ",
         "uid": 999,
+        "session": "",
         "network_disks": [],
         "address": {"address": address, "interface": "eth0"},
         "addresses": [("lo", "127.0.0.1", True), ("eth0", address, False)],

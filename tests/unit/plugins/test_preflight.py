@@ -122,6 +122,11 @@ DEFECTS: dict[str, tuple[Defect, str, str, str]] = {
         "): what one of them writes there, the others may not change; give it the same uid everywhere (usermod --uid), "
         "or set job_user in the inventory to an account that has one",
     ),
+    "session-ends": (
+        said("node1", session="ends every process of me with its last SSH session; ask"),
+        *("inventory.sessions", "warning"),
+        "node1 ends every process of me with its last SSH session; ask",
+    ),
     "foreign-address": (
         lambda: foreign_address(),
         *("inventory.address", "failed"),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import inspecting
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import node as machine
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import Channel
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
@@ -44,6 +45,7 @@ def test_the_whole_cluster_changes_nothing(open_path: Path) -> None:
     settings = [node.settings() for node in nodes]
     found = survey(settings, ["node0", "node1", "node2"], opener(nodes, reached))
     assert found == {
+        "warnings": [],
         "world_size": 3,
         "head": "node0",
         "master_addr": "127.0.0.1",
@@ -58,6 +60,7 @@ def test_the_whole_cluster_changes_nothing(open_path: Path) -> None:
                 "directory": str(tmp_path / f"node{rank}"),
                 "user": "train" if rank == 1 else "",
                 "port_range": machine.ephemeral_ports(),
+                "firewalls": inspecting.managed_firewalls(),
                 "job": "",
             }
             for rank in range(3)
