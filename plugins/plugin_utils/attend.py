@@ -55,7 +55,10 @@ def see_through(
 
     while True:
         shown = [node for node in gang.topology.nodes if SHOWN[order.logs](node)]
-        screen = Screen(desk.terminal, gang.topology.world_size, [node.host for node in shown])
+        try:
+            screen = Screen(desk.terminal, gang.topology.world_size, [node.host for node in shown])
+        except RuntimeError as error:
+            raise JobError(f"this machine cannot follow the job: {error}. {come_back(gang.job_id)}") from None
         onlooker = Onlooker(
             gang,
             logs,

@@ -246,7 +246,9 @@ class Following:
             told = self._told_at
             overdue = told is not None and time.monotonic() > told + STOP_SECONDS
             for rank in unfinished if overdue else quiet:
-                self._endings[rank.node.host] = self._given_up_by_others(rank) or self._unknown(rank)
+                ending = self._given_up_by_others(rank) or (self._unknown(rank) if told is not None else None)
+                if ending:
+                    self._endings[rank.node.host] = ending
             return
         if len(quiet) == len(unfinished):
             if all(rank.gone for rank in unfinished):

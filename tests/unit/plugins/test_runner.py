@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from ansible.errors import AnsibleConnectionFailure
 from ansible.release import __version__ as ansible_version
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils import attend, runner
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import follow as follow_module
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils import runner
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.attend import come_back
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.command_line import without_values
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.desk import Desk
@@ -339,6 +339,16 @@ def test_what_happens_to_this_machine_is_no_failure_of_the_job(
         node.connection = Connection()
     session.stop()
     assert [node.state(session.id)["state"] for node in nodes] == ["stopped", "stopped"]
+
+
+def test_a_screen_without_a_thread(nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_arguments: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(attend, "Screen", none)
+    session = Session(nodes, order(tmp_path, SLEEP)).run()
+    assert session.error == f"this machine cannot follow the job: can't start new thread. {come_back(session.id)}"
+    assert session.record["state"] == "running"
 
 
 def test_failure_of_all_ranks_counts_the_others(nodes: list[LocalNode], tmp_path: Path) -> None:
