@@ -22,6 +22,7 @@ class Model(LightningModule):
 
 
 if __name__ == "__main__":
-    trainer = Trainer(max_epochs=1, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = Trainer(max_epochs=1, accelerator="cpu", devices=1, **quiet)
     trainer.fit(Model(), DataLoader(TensorDataset(torch.ones(24, 2)), batch_size=2))
     print(f"{trainer.global_rank} of {trainer.world_size}", flush=True)
