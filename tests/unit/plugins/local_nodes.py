@@ -176,6 +176,7 @@ class LocalNode:
             "watched": False,
             "because": "",
             "bundle": bundle.sha256 if bundle else "0" * 64,
+            "packed": None,
             "size": bundle.size if bundle else 0,
             "dry": False,
             **more,

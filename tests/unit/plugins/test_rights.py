@@ -84,8 +84,8 @@ class Answering:
                 1,
                 b"sudo: unable to resolve host gpu-1\nsudo: /usr/bin/sudo must be owned by uid 0\n",
             ),
-            "does not let Ansible's account get its rights (sudo: /usr/bin/sudo must be owned by uid 0): mend sudo there, "
-            f"{WITHOUT}",
+            "does not let Ansible's account get its rights (sudo: /usr/bin/sudo must be owned by uid 0): mend sudo "
+            f"there, {WITHOUT}",
         ),
     ],
 )
