@@ -11,6 +11,7 @@ import json
 import os
 import posixpath
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,7 +35,8 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology impor
     rank_nodes,
     require_distinct,
 )
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import listed
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.waves import renew_deadline
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import amount, listed
 
 PREPARE_SECONDS = 120
 """After this long without an answer a node counts as unreachable before the start."""
@@ -42,6 +44,13 @@ RIVAL_SECONDS = 10
 """How long a job waits for one that came at the same moment to give way."""
 RETRY_SECONDS = 1
 """How often a job that waits for nodes asks again."""
+PIECE_BYTES = 2**20
+"""A compressed bundle that is larger goes to a node in pieces, which grow on a quick line."""
+LONGEST_PIECE_BYTES = 2**24
+QUICK_SECONDS = 2
+PROGRESS_SECONDS = 10
+KEEP_SECONDS = 60
+"""How often nodes that are ready are told to wait for those that are not yet."""
 PREPARE_TRIES = 3
 """How often a node is asked whose answer is lost with the connection."""
 LAUNCHERS = ("lightning", "torchrun", "python")
@@ -116,13 +125,16 @@ class Launch:
         self._prepared: dict[str, dict[str, Any]] = {}
         self._asked: set[str] = set()  # to hold their node, which they do or may do
         self._watch_key = secrets.token_hex(32)
+        self._say: Callable[[str], None] = lambda line: None
+        self._telling = threading.Lock()
+        self._told = self._kept = time.monotonic()
 
     def prepare(self, dry: bool = False, say: Callable[[str], None] = lambda line: None) -> Topology:
         """Make every node ready, or none: checks, the hold on it, the code.
 
         Args:
             dry: only check; hold and copy nothing.
-            say: is told that the job waits for nodes.
+            say: is told that the job waits for nodes, and how far the code is if that takes long.
 
         Raises:
             JobError: names every node that could not, with its reason; the others are as they were before.
@@ -130,6 +142,7 @@ class Launch:
         at_once, files = nodes_at_once(len(self.gang.settings))
         if at_once < len(self.gang.settings):  # each is followed all the time
             raise JobError(f"{too_few(files)}. Nothing was started on any node.")
+        self._say = say
         with self.undoing(say):
             self._prepare_all(dry, say)
             self.gang.topology = rank_nodes(list(self.gang.settings.values()), self._prepared)
@@ -215,14 +228,57 @@ class Launch:
         raise AssertionError
 
     def _deliver(self, request: dict[str, Any], host: str, reply: dict[str, Any], dry: bool) -> None:
-        channel = self._open(host)
         if not dry and not reply["has_bundle"]:
             if not self.job.bundle.content:  # an earlier job's, which is nowhere else
                 raise NodeError(host, "does not have that job's code any more; run the script anew, without rerun")
             # The same for all nodes with the same settings, so that they share one copy of it.
-            fields = ("directory", "user", "job", "bundle")
-            delivery = {"op": "deliver", **{name: request[name] for name in fields}}
-            channel.call(delivery, self.job.bundle.content)
+            delivery = {name: request[name] for name in ("directory", "user", "job", "bundle")}
+            if len(self.job.bundle.content) <= PIECE_BYTES:
+                self._open(host).call({**delivery, "op": "deliver", "packed": None}, self.job.bundle.content)
+            else:
+                self._send_pieces(host, {**delivery, "packed": self._packed})
+                self._open(host).call({**delivery, "op": "deliver", "packed": self._packed})
+
+    @functools.cached_property
+    def _packed(self) -> str:
+        return hashlib.sha256(self.job.bundle.content).hexdigest()
+
+    def _send_pieces(self, host: str, delivery: dict[str, Any]) -> None:
+        """Send a large bundle, from where an earlier try ended, however long it takes, as long as pieces arrive."""
+        content, has, size, losses = self.job.bundle.content, 0, 0, 0  # first it is asked what it has
+        while has < len(content):
+            began = time.monotonic()
+            piece = content[has : has + size]
+            try:
+                reply, _payload = self._open(host).call({**delivery, "op": "receive", "offset": has}, piece)
+            except Unreachable:
+                losses += 1
+                if losses == PREPARE_TRIES:
+                    raise
+                time.sleep(RETRY_SECONDS)
+                continue
+            if piece and reply["has"] <= has:
+                raise NodeError(host, f"keeps no more than {amount(reply['has'])} of the code that it is sent")
+            renew_deadline()
+            is_quick = time.monotonic() - began < QUICK_SECONDS
+            size = max(PIECE_BYTES, min(2 * size, LONGEST_PIECE_BYTES) if is_quick else size // 2)
+            has, losses = reply["has"], 0
+            self._tell_progress(f"sending the code: {host} has {amount(has)} of {amount(len(content))}")
+
+    def _tell_progress(self, line: str) -> None:
+        """Say now and then how far it is, and have the nodes that wait for slower ones wait on."""
+        with self._telling:
+            now = time.monotonic()
+            is_due, is_time_to_ask = now > self._told + PROGRESS_SECONDS, now > self._kept + KEEP_SECONDS
+            self._told = now if is_due else self._told
+            self._kept = now if is_time_to_ask else self._kept
+        if is_due:
+            self._say(line)
+        if is_time_to_ask:
+            waiting = [host for host in self.gang.settings if host in self._asked]
+            self.gang.ask(
+                "receive", KEEP_SECONDS, waiting, bundle=self.job.bundle.sha256, packed=self._packed, offset=-1
+            )
 
     def _require_alike(self) -> None:
         """Every node must run as many ranks: the global rank is node rank x devices + local rank."""

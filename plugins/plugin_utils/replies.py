@@ -294,6 +294,7 @@ REPLIES: Mapping[str, tuple[Mapping[str, Check], Mapping[str, Check]]] = {
         {},
     ),
     "read": ({"parts": many(row(is_size, is_size, is_time_ns))}, {}),
+    "receive": ({"has": is_size}, {}),
     "rehearse": ({"told": many(table(is_text, is_plain)), "words": is_document, "late": is_flag}, {}),
     "stacks": (
         {

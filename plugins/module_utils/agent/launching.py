@@ -143,12 +143,42 @@ def listen(address: str) -> Socket:
 
 
 @operation
+def receive(request: Request, payload: bytes) -> tuple[Reply, bytes]:
+    """Store a piece of a compressed bundle that is too large for one request, and have the prepared job wait on.
+
+    Request: as for ``prepare``, packed (the SHA-256 of the whole as it is sent), offset (where the payload begins in
+    it). Reply: has (how many of its first bytes are here: what an earlier try has brought stays).
+    """
+    try:
+        os.utime(job_directory(request))  # its supervisor would give up
+    except FileNotFoundError:
+        raise Refusal(f"is not prepared for job {request['job']['id']} any more") from None
+    with open(os.open(part_path(request), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "r+b") as file:
+        has = file.seek(0, os.SEEK_END)
+        if has == request["offset"]:
+            has += file.write(payload)
+    return {"has": has}, b""
+
+
+def part_path(request: Request) -> str:
+    """Return where the pieces of the request's bundle lie: a name of digits, like all that is not finished there."""
+    return f"{bundle_path(request)}.{int(request['packed'][:12], 16)}"
+
+
+@operation
 def deliver(request: Request, payload: bytes) -> tuple[Reply, bytes]:
-    """Store the bundle, ``payload`` compressed, and unpack it into the prepared job. Request: as for ``prepare``."""
+    """Store the bundle, ``payload`` compressed, and unpack it into the prepared job.
+
+    Request: as for ``prepare``, packed (as for ``receive``, if that has brought the payload; else None).
+    """
     import hashlib
     import zlib
 
     try:
+        if request["packed"]:
+            with open(part_path(request), "rb") as file:
+                payload = file.read()
+            os.unlink(part_path(request))
         archive = b""
         with suppress(zlib.error):  # what is damaged does not match either
             archive = zlib.decompress(payload)

@@ -177,6 +177,7 @@ class LocalNode:
             "watched": False,
             "because": "",
             "bundle": bundle.sha256 if bundle else "0" * 64,
+            "packed": None,
             "size": bundle.size if bundle else 0,
             "dry": False,
             "seconds": 0,

@@ -129,6 +129,7 @@ def honest(request: Mapping[str, Any], rank: int = 0) -> Answer:
             },
             b"",
         ),
+        "receive": ({"has": 4096}, b""),
         "rehearse": ({"told": [{"step": "import", "seconds": 60}], "words": "", "late": False}, b""),
         "stacks": ({"processes": [PROCESS], "seconds": 1.0, "missing": None, "free_port": 40001}, STACK),
         "stop": ({**ENDED, "left": []}, b""),

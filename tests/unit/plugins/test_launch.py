@@ -1,5 +1,7 @@
 import json
 import os
+import random
+import re
 import shutil
 import signal
 import threading
@@ -12,7 +14,7 @@ import pytest
 from ansible.errors import AnsibleConnectionFailure
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.supervising import Order
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import launch as launch_module
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import Bundle
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import Bundle, make_bundle
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.launch import Launch
 from local_nodes import SLEEP, Altered, Connection, LocalNode, alive, code, gang_of, until
@@ -132,6 +134,75 @@ def test_a_start_that_fails_halfway_says_where_the_job_may_run(three: list[Local
         "job=job-1",
     ]
     assert [bool(node.supervisor()) for node in three[:2]] == [False, False]
+
+
+class Thin(Connection):
+    """A line that brings code slowly, and breaks when it has brought so many pieces of it."""
+
+    def __init__(self, seconds: float = 0, breaks_after: int = 99) -> None:
+        super().__init__()
+        self.seconds, self.left = seconds, breaks_after
+        self.offsets: list[int] = []
+
+    def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
+        found = re.search(rb"'op': 'receive', 'offset': (\d+)", in_data)
+        if found:
+            if not self.left:
+                raise AnsibleConnectionFailure("the line broke")
+            self.left -= 1
+            self.offsets.append(int(found[1]))
+            time.sleep(self.seconds)
+        return super().exec_command(command, in_data)
+
+
+def large(folder: Path) -> Bundle:
+    code(folder, "print(sum(open('data', 'rb').read()))")
+    (folder / "data").write_bytes(random.Random(0).randbytes(3_000_000))
+    return make_bundle(folder, "train.py", 100)
+
+
+def test_a_thin_line_is_waited_for_as_long_as_code_arrives(
+    nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"PREPARE_SECONDS": 6, "QUICK_SECONDS": 0, "PROGRESS_SECONDS": 0.5, "KEEP_SECONDS": 1}.items():
+        monkeypatch.setattr(launch_module, name, value)
+    nodes[1].connection = Thin(seconds=2.5)
+    nodes[0].connection = Altered(("GATE_SECONDS = 300", "GATE_SECONDS = 6"))
+    said: list[str] = []
+    launch = gang_of(nodes, large(tmp_path / "code"))
+    launch.prepare(say=said.append)
+    assert any(re.fullmatch(r"sending the code: node1 has \d\.\d+ MB of 3\.0 MB", line) for line in said), said
+    launch.start()
+    total = sum((tmp_path / "code" / "data").read_bytes())
+    assert [node.wait()[1] for node in nodes] == [f"{total}\n"] * 2
+
+
+def test_what_has_arrived_is_kept_for_the_next_try(node: LocalNode, tmp_path: Path) -> None:
+    bundle = large(tmp_path / "code")
+    node.connection = Thin(breaks_after=2)
+    assert why_not(gang_of([node], bundle)) == f"node0 is unreachable: the line broke. {NEVER_STARTED}"
+    assert node.connection.offsets == [0, 0] and node.jobs == []
+    node.connection = Thin()
+    gang_of([node], bundle).prepare()
+    assert node.connection.offsets[:2] == [0, 2**20]
+    assert os.listdir(node.directory / "bundles") == [bundle.sha256]
+
+
+def test_a_node_that_takes_no_code_is_not_sent_it_for_ever(node: LocalNode, tmp_path: Path) -> None:
+    node.connection = Altered(("has += file.write(payload)", "pass"))
+    message = why_not(gang_of([node], large(tmp_path / "code")))
+    assert message == f"node0 keeps no more than 0 B of the code that it is sent. {NEVER_STARTED}"
+
+
+def test_pieces_that_make_no_bundle_are_not_kept(node: LocalNode, tmp_path: Path) -> None:
+    bundle = large(tmp_path / "code")
+    launch = gang_of([node], bundle)
+    node.ask("prepare", bundle)
+    node.channel().call({**node.request("receive", bundle), "packed": launch._packed, "offset": 0}, b"x" * 2**20)
+    node.ask("discard")
+    assert "received a bundle that does not match its SHA-256" in why_not(launch)
+    assert os.listdir(node.directory / "bundles") == []
+    gang_of([node], bundle).prepare()
 
 
 @pytest.mark.parametrize("kept", [0, 1, 100, -1])
