@@ -15,8 +15,8 @@ description:
   - A job that is stopped, by M(thunderhead.cluster.job_stop) or a second Ctrl-C, ends ansible-playbook as Ctrl-C does,
     with exit status 99.
   - Runs once for all hosts, from threads on the controller; C(forks) does not limit it.
-  - Reads the inventory variables C(cluster_address), C(cluster_dir), C(cluster_master_port), C(job_user) and C(job_env)
-    of each host; C(inventory/sample) describes them.
+  - Reads the inventory variables C(cluster_address), C(cluster_connections), C(cluster_dir), C(cluster_master_port),
+    C(job_user) and C(job_env) of each host; C(inventory/sample) describes them.
 options:
   script:
     description: The script, a path relative to O(project_dir).

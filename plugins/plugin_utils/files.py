@@ -19,9 +19,12 @@ def nodes_at_once(wanted: int) -> tuple[int, int]:
     Returns:
         How many nodes it may ask at once, at least one, and how many files in all ``wanted`` nodes take.
     """
-    taken = len(os.listdir("/dev/fd")) + SPARE_FILES
-    needed = taken + FILES_EACH * wanted
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        taken = len(os.listdir("/dev/fd")) + SPARE_FILES
+    except OSError:  # all are taken
+        taken = max(0, soft) + SPARE_FILES
+    needed = taken + FILES_EACH * wanted
     if soft != resource.RLIM_INFINITY and soft < needed:
         soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

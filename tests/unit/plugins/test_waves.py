@@ -1,6 +1,7 @@
 """How connections are made: in waves, again where an sshd was crowded, and not at all where this machine cannot."""
 
 import errno
+import os
 import random
 import re
 import resource
@@ -224,10 +225,13 @@ def test_too_few_files_are_seen_before_anything_is_prepared(tmp_path: Path) -> N
     assert [node.jobs for node in nodes] == [[]] * 16
 
 
-def test_a_soft_limit_is_raised() -> None:
+@pytest.mark.parametrize("spare", [0, 20])
+def test_a_soft_limit_is_raised(spare: int) -> None:
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (64, limits[1]))
+        next_free = os.dup(0)
+        os.close(next_free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (next_free + spare, limits[1]))
         fan_out({str(n): n for n in range(16)}, lambda n: n, 5)
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= 16 * 8
     finally:
