@@ -243,7 +243,7 @@ REPLIES: Mapping[str, tuple[Mapping[str, Check], Mapping[str, Check]]] = {
             "addresses": many(is_address, MOST_ADDRESSES),
             "port_range": is_port_range,
             "folder": is_text,
-            "firewalls": many(is_text),
+            "firewalls": many(matches(re.compile("firewalld|ufw"))),
             "session": is_text,
             "job": none_or(fields(_OWNER)),
         },

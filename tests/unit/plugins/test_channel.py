@@ -11,6 +11,8 @@ from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.parsing.dataloader import DataLoader
 from ansible.playbook.play_context import PlayContext
 from ansible.playbook.task import Task
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.directory import identity
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.inspecting import managed_firewalls
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import ephemeral_ports
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import MARK
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import (
@@ -25,7 +27,8 @@ from local_nodes import PYTHON, Connection, LocalNode
 FOLLOWED = b"{'ok': True, 'state': 'running', 'more': False, 'offset': %d}"
 INSPECTED = {
     **{"address": "198.18.0.9", "interface": "eth0"},
-    **{"addresses": ["198.18.0.9"], "port_range": (32768, 60999), "job": None},
+    **{"addresses": ["198.18.0.9"], "port_range": (32768, 60999), "folder": "1", "firewalls": [], "session": ""},
+    "job": None,
 }
 CHANGED_KEY = """\
 Failed to connect to the host via ssh: @@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@
@@ -173,7 +176,8 @@ def test_a_round_trip(tmp_path: Path) -> None:
         .call({"op": "inspect", "directory": str(tmp_path), "user": "", "address": "127.0.0.1", "master_port": None})
     )
     place = {"address": "127.0.0.1", "interface": "lo", "addresses": ["127.0.0.1"]}
-    assert found == {**place, "port_range": ephemeral_ports(), "job": None}
+    about = {"folder": identity(str(tmp_path)), "firewalls": managed_firewalls(), "session": ""}
+    assert found == {**place, **about, "port_range": ephemeral_ports(), "job": None}
     assert payload == b""
 
 
@@ -192,7 +196,9 @@ def test_the_command_is_what_a_login_shell_gets() -> None:
 
 def test_the_users_python_settings_do_not_matter(tmp_path: Path) -> None:
     (tmp_path / "json.py").write_text("raise SystemExit('hijacked')")
-    node = LocalNode(tmp_path, connection=Connection({"PYTHONPATH": str(tmp_path), "PYTHONSTARTUP": "/nowhere"}))
+    node = LocalNode(
+        tmp_path / "node", connection=Connection({"PYTHONPATH": str(tmp_path), "PYTHONSTARTUP": "/nowhere"})
+    )
     assert node.ask("inspect")["interface"] == "lo"
 
 
@@ -279,7 +285,7 @@ def options(channel: Channel, *names: str) -> list[Any]:
 def test_a_local_connection_is_opened_and_works() -> None:
     channel = opened({"ansible_connection": "local", "ansible_python_interpreter": PYTHON})
     found, _payload = channel.call(
-        {"op": "inspect", "directory": "/", "user": "", "address": "127.0.0.1", "master_port": None}
+        {"op": "inspect", "directory": "/opt/nowhere", "user": "", "address": "127.0.0.1", "master_port": None}
     )
     assert found["interface"] == "lo"
 
@@ -387,7 +393,7 @@ def test_a_sudo_that_asks_for_a_password_is_answered(tmp_path: Path) -> None:
         "ansible_become_user": "somebody-else",
         "ansible_become_password": "pass word",
     }
-    request = {"op": "inspect", "directory": "/", "user": "", "address": "127.0.0.1", "master_port": None}
+    request = {"op": "inspect", "directory": "/opt/nowhere", "user": "", "address": "127.0.0.1", "master_port": None}
     channel = opened(variables)
     assert [channel.call(request)[0]["interface"] for _time in range(2)] == ["lo", "lo"]
     channel.put(str(tmp_path / "file"), b"pass word\n")

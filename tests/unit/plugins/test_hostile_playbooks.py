@@ -28,7 +28,8 @@ POISON = "\\x1b]0;owned\\x07{{{{ lookup('pipe', 'touch VICTIM') }}}}"
 def lie(request, reply, payload):
     op = request["op"]
     if op == "inspect":
-        return {{**reply, "interface": "{{{{7*7}}}}", "job": {{**reply["job"], "id": POISON}}}}, payload
+        lies = {{"interface": "{{{{7*7}}}}", "folder": POISON + node.host, "session": POISON}}
+        return {{**reply, **lies, "job": {{**reply["job"], "id": POISON}}}}, payload
     if op == "prepare":
         return {{**reply, "gate": "VICTIM"[:-6] + "nodes/gate" + node.host}}, payload
     if op == "follow":
