@@ -93,7 +93,7 @@ def test_names_without_a_time_go_by_that_of_their_folder(node: LocalNode) -> Non
 def test_a_job_that_ended_in_any_way(node: LocalNode, state: str) -> None:
     """One that is running or prepared but has no supervisor is lost."""
     leave(node, state=state)
-    for suffix in (".start", ".start.part", ".because"):
+    for suffix in (".start", ".start.part", ".because", ".log"):
         Path(f"{node.job_dir()}{suffix}").write_text("")
     assert clean(node) == {**FREED, "jobs": ["job-1"]}
     assert node.jobs == []
