@@ -7,10 +7,10 @@ On this machine:
 On every node of the cluster, all at once:
 
     ansible-playbook run.yml -e script=train.py
-    ansible-playbook run.yml -e script=train.py -e "args='--max-epochs 3'"
+    ansible-playbook run.yml -e script=train.py -e "script_args='--max-epochs 3'"
 
-The launcher starts one process per node and says in the environment how many nodes there are (NUM_NODES), which of
-them this is (NODE_RANK) and where they meet (MASTER_ADDR, MASTER_PORT). A script reads NUM_NODES, Lightning the rest.
+The launcher starts one process per node and says in the environment how many nodes there are (PL_TRAINER_NUM_NODES),
+which of them this is (NODE_RANK) and where they meet (MASTER_ADDR, MASTER_PORT). Lightning reads all of it.
 
 Rank 0 writes checkpoints/ and metrics/, and the result as JSON in the last line of its standard output. Training goes
 on from the checkpoint that the launcher has put on every node (CKPT_PATH), which is how a job goes on from another:
@@ -147,8 +147,6 @@ def build_trainer(options: Namespace, progress: Progress) -> pl.Trainer:
         trainer = pl.Trainer(
             accelerator=options.accelerator,
             devices=options.devices,
-            num_nodes=int(os.environ.get("NUM_NODES", 1)),
-            strategy="ddp",
             max_epochs=options.max_epochs,
             callbacks=[checkpoints, progress],
             logger=CSVLogger(options.output_dir, name="metrics"),

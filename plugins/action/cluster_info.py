@@ -4,12 +4,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from ansible.plugins.loader import module_loader
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import survey
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.cluster_action import ClusterAction
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.inventory import Inventory
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import require_hosts
+
+MODULES = {"firewalld": "ansible.posix.firewalld", "ufw": "community.general.ufw"}
+"""What the role firewall speaks to a firewall with, where that comes in another collection."""
 
 
 class ActionModule(ClusterAction):
@@ -19,4 +25,25 @@ class ActionModule(ClusterAction):
         """Return what the hosts that take part look like."""
         require_hosts(inventory.cluster)
         settings = inventory.settings(inventory.cluster)
-        return {"changed": False, **survey.survey(settings, inventory.taking_part, inventory.open_channel)}
+        found = survey.survey(settings, inventory.taking_part, inventory.open_channel)
+        for host, node in found["nodes"].items():
+            require_collections(host, node["firewalls"], inventory.value(host, "firewall_provider", "auto"))
+        return {"changed": False, **found}
+
+
+def require_collections(host: str, active: Sequence[str], provider: str) -> None:
+    """Raise JobError if the role firewall would end halfway for want of a collection.
+
+    Args:
+        host: inventory name.
+        active: firewalls that are active there.
+        provider: which the inventory wants.
+    """
+    for firewall in active:
+        collection = MODULES[firewall].rpartition(".")[0]
+        if provider in ("auto", firewall) and not module_loader.find_plugin(MODULES[firewall]):
+            raise JobError(
+                f"{host} has {firewall}, which needs the collection {collection}, and this machine does not have it; "
+                f"run: ansible-galaxy collection install {collection} (the package ansible has it, ansible-core has "
+                "not), or set firewall_provider in the inventory. Nothing was changed on any node"
+            )

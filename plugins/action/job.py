@@ -28,11 +28,12 @@ class ActionModule(AttendingAction):
 
     ARGUMENTS: ClassVar[Arguments] = {
         "script": {"type": "str", "default": ""},
-        "args": {"type": "raw", "default": ""},
+        "script_args": {"type": "raw", "default": ""},
         "project_dir": {"type": "path"},
         "env": {"type": "raw", "default": {}},
-        "launcher": {"type": "str", "choices": ["lightning", "torchrun"]},
+        "launcher": {"type": "str", "choices": ["auto", "lightning", "torchrun", "python"]},
         "devices": {"type": "str", "default": ""},
+        "gang": {"type": "bool"},
         "resume": {"type": "str", "default": ""},
         "rerun": {"type": "str", "default": ""},
         "detach": {"type": "bool", "default": False},
@@ -55,7 +56,7 @@ class ActionModule(AttendingAction):
             examine.require_known(arguments["skip"])
         order = as_order(arguments)
         cluster = inventory.settings(inventory.cluster if order.resume else hosts)
-        desk = Desk(say, interrupts, cluster, hosts, inventory.open_channel)
+        desk = Desk(say, interrupts, cluster, hosts, inventory.open_channel, inventory.cluster)
         if self._task.check_mode:
             world_size = runner.check(order, desk)
             return {"changed": True, "msg": f"would start {order.script} on {world_size} nodes"}
@@ -67,7 +68,7 @@ def as_order(arguments: dict[str, Any]) -> Order:
     given: dict[str, Any] = {name: about.get("default") for name, about in ActionModule.ARGUMENTS.items()} | arguments
     return Order(
         script=given["script"],
-        args=given["args"],
+        args=given["script_args"],
         project=Path(os.path.abspath(given["project_dir"])) if given["project_dir"] else None,
         env=given["env"],
         runs=Path(os.path.abspath(given["runs_dir"])),
@@ -87,4 +88,5 @@ def as_order(arguments: dict[str, Any]) -> Order:
         rendezvous_timeout_seconds=given["rendezvous_timeout_seconds"],
         grace_seconds=given["stop_grace_seconds"],
         preflight={name: given[name] for name in brief.DEFAULTS},
+        gang=given["gang"],
     )

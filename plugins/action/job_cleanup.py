@@ -14,20 +14,27 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.cluster_action
 )
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import in_one
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.inventory import Inventory
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import who
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import require_hosts
 
 
 class ActionModule(ClusterAction):
     """Cleans every node."""
 
-    ARGUMENTS: ClassVar[Arguments] = {"keep": {"type": "int", "default": 10}}
+    ARGUMENTS: ClassVar[Arguments] = {
+        "keep": {"type": "int", "default": 10},
+        "all_users": {"type": "bool", "default": False},
+    }
 
     def act(self, arguments: dict[str, Any], inventory: Inventory) -> dict[str, Any]:
         """Remove what is old, or only say what would be."""
         hosts = inventory.taking_part
         require_hosts(hosts)
         dry = bool(self._task.check_mode)
-        cleaned, errors = housekeeping.clean(inventory.settings(hosts), inventory.open_channel, arguments["keep"], dry)
+        owner = None if arguments["all_users"] else who()
+        cleaned, errors = housekeeping.clean(
+            inventory.settings(hosts), inventory.open_channel, arguments["keep"], owner, dry
+        )
         said = housekeeping.summed_up(cleaned, dry)
         if errors:
             found = {"failed": True, "msg": str(in_one(errors.values(), f"On the other nodes: {said}."))}

@@ -21,19 +21,24 @@ options:
     choices: [head, all, none]
     default: head
   on_interrupt:
-    description: What Ctrl-C does, leave the job running (a second one stops it), or stop it at once.
+    description:
+      - What Ctrl-C does, leave the job running (a second one stops it), or stop it at once.
+      - The same holds for TERM, HUP and KILL to ansible-playbook, by which ansible-runner, AWX and CI systems cancel; a
+        second Ctrl-C is then not waited for.
     type: str
     choices: [detach, stop]
     default: detach
   keep:
-    description: How many ended jobs stay on each node afterwards. All, if it is not given.
+    description: How many of the user's own ended jobs stay on each node afterwards. All, if it is not given.
     type: int
   runs_dir:
     description: The folder of the records, one folder per job, relative to the working directory.
     type: path
     default: runs
   node_timeout_seconds:
-    description: A node that is silent for this long is lost, which ends the job.
+    description:
+      - A node of which the other nodes have heard nothing for this long is lost, which ends the job. One that only this
+        machine does not hear of is named, and asked again.
     type: int
     default: 30
   stall_timeout_seconds:
@@ -45,7 +50,8 @@ options:
   rendezvous_timeout_seconds:
     description:
       - When no rank has printed anything for this long since the start, look what they do. A job whose ranks wait for
-        each other in vain is ended, with the reason. V(0) means never.
+        each other in vain is ended, with the reason; one in which a rank works while the others wait for it goes on.
+        V(0) means never.
     type: int
     default: 120
   stop_grace_seconds:

@@ -9,8 +9,9 @@ version_added: 0.1.0
 author: The Thunderhead developers
 description:
   - Reaches every host of the play once, at the same time, and changes nothing.
-  - Fails with one sentence per node that is unreachable, has no usable Python, or does not hold the address that the
-    inventory gives it.
+  - Fails with one sentence per node that is unreachable, has no usable Python, does not hold the address that the
+    inventory gives it, or has a C(cluster_dir) that holds anything but what setup makes; and where a
+    collection is missing that a node's firewall needs.
   - Ranks follow the order of all hosts in group C(cluster), also of those that C(--limit) leaves out.
 options: {}
 attributes:
@@ -27,6 +28,11 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+warnings:
+  description: What does not keep the nodes from being set up.
+  type: list
+  elements: str
+  returned: success
 world_size:
   description: How many nodes the cluster has.
   type: int
@@ -56,7 +62,8 @@ peers:
   returned: success
 nodes:
   description: Each host of the play to its C(rank), C(address), C(interface), C(directory), C(user),
-    C(port_range) and C(job), the id of the job that holds it, or empty.
+    C(port_range), C(firewalls), those of firewalld and ufw that are active, and C(job), the id of the job that holds
+    it, or empty.
   type: dict
   returned: success
 """

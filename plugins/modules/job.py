@@ -22,7 +22,7 @@ options:
     description: The script, a path relative to O(project_dir).
     type: str
     default: ""
-  args:
+  script_args:
     description: The script's arguments, a string split as a shell would, or a list. Never given to a shell.
     type: raw
     default: ""
@@ -37,19 +37,30 @@ options:
     default: {}
   launcher:
     description:
-      - V(lightning) starts the script once on each node, and Lightning starts the local ranks. This is the default.
+      - V(lightning) starts the script once on each node, and Lightning starts the local ranks.
       - V(torchrun) has torchrun start the script once for each device.
+      - V(python) starts the script once on each node, and that is all.
+      - V(auto), the default, takes V(lightning) where the script, or a module of the project that it imports, uses
+        Lightning's Trainer or LightningCLI, V(torchrun) where it uses Fabric, Transformers' Trainer, Accelerate,
+        DeepSpeed or torch.distributed, else V(python). With O(resume) and O(rerun), what that job used is the default.
     type: str
-    choices: [lightning, torchrun]
+    choices: [auto, lightning, torchrun, python]
   devices:
     description: How many ranks torchrun starts on each node, or V(auto), as many as there are GPUs, or one.
     type: str
     default: ""
+  gang:
+    description:
+      - Whether the nodes work together. By default they do, and it is said when their ranks never meet.
+      - If not, each runs the script for itself. Lightning is not told how many nodes there are then, and torchrun knows
+        of its own node only.
+    type: bool
   resume:
     description:
       - Id of a job to go on from. The newest complete checkpoint that any of its nodes has is put on all nodes before
         the start, and the script finds its path in the environment variable C(CKPT_PATH).
-      - What is not given (O(script), O(args), O(launcher), O(devices), O(project_dir)) is as it was in that job.
+      - What is not given (O(script), O(script_args), O(launcher), O(devices), O(gang), O(project_dir)) is as it was in
+        that job.
     type: str
     default: ""
   rerun:
@@ -97,7 +108,7 @@ EXAMPLES = r"""
 - name: Train on all nodes
   thunderhead.cluster.job:
     script: train.py
-    args: --max-epochs 3
+    script_args: --max-epochs 3
     project_dir: /home/me/project
     env:
       WANDB_MODE: offline
@@ -117,12 +128,22 @@ path:
   description: The job's folder on the controller, with C(job.json), C(logs/) and C(artifacts/).
   type: str
   returned: success
+nodes:
+  description: How many nodes take part.
+  type: int
+  returned: success
 world_size:
-  description: How many nodes took part.
+  description:
+    - How many nodes worked together, and 1 where their ranks never met, or each works for itself.
+    - Null as long as that is not known.
   type: int
   returned: success
 state:
   description: What the job is doing, V(succeeded), or V(running) if O(detach) is set.
+  type: str
+  returned: success
+warning:
+  description: What the ranks of a job that succeeded were not seen to do, such as to meet, and what helps; else empty.
   type: str
   returned: success
 """

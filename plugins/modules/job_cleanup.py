@@ -8,17 +8,23 @@ short_description: Removes old jobs, their code and unused environments from the
 version_added: 0.1.0
 author: The Thunderhead developers
 description:
-  - Removes from every host of the play that is in group C(cluster) all but the newest ended jobs, then the code that
-    none of the jobs left there came from, and the Python environments that neither the next job nor the running one
-    uses and that are older than a day.
+  - Removes from every host of the play that is in group C(cluster) all but the user's own newest ended jobs, then the
+    code that none of the jobs left there came from, and the Python environments that neither the next job nor the
+    running one uses and that are older than a day.
   - A job that is prepared or runs stays, whatever O(keep) says, and is not disturbed.
   - The records of the jobs on the controller stay. A job whose code is gone from a node cannot be run again from its
     record unless the controller has the code.
+  - Whose a job is was recorded when it was started, as the user and the machine of the controller. Of others' jobs
+    nothing goes, for checkpoints and the artifacts of most ranks lie on the nodes alone.
 options:
   keep:
-    description: How many ended jobs stay on each node.
+    description: How many of the user's ended jobs stay on each node; with O(all_users), how many of all.
     type: int
     default: 10
+  all_users:
+    description: Count and remove everybody's jobs.
+    type: bool
+    default: false
 attributes:
   check_mode:
     support: full

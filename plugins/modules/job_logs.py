@@ -14,7 +14,7 @@ description:
   - Runs once for all hosts.
 options:
   job:
-    description: The job's id. Empty means the latest.
+    description: The job's id. Empty means the user's latest; somebody else's is followed only by its id.
     type: str
     default: ""
   offset:
@@ -49,12 +49,22 @@ path:
   description: The job's folder on the controller, with C(job.json), C(logs/) and C(artifacts/).
   type: str
   returned: success
-world_size:
+nodes:
   description: How many nodes take part.
+  type: int
+  returned: success
+world_size:
+  description:
+    - How many nodes worked together, and 1 where their ranks never met, or each works for itself.
+    - Null as long as that is not known.
   type: int
   returned: success
 state:
   description: How the job ended.
+  type: str
+  returned: success
+warning:
+  description: What the ranks of a job that succeeded were not seen to do, such as to meet, and what helps; else empty.
   type: str
   returned: success
 """

@@ -13,7 +13,7 @@ description:
   - Runs once for all hosts.
 options:
   job:
-    description: The job's id. Empty means the latest that runs.
+    description: The job's id. Empty means the user's latest that runs; somebody else's is stopped only by its id.
     type: str
     default: ""
   runs_dir:

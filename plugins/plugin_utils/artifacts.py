@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError, Unreachable
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError, Refused
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.fan_out import fan_out
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import Record
@@ -76,7 +76,7 @@ class Source:
         """Return the node's answer.
 
         Raises:
-            NodeError: it refuses, or was unreachable for as long as the time-out.
+            NodeError: it refuses, or gave no valid answer for as long as the time-out.
         """
         began = time.monotonic()
         while True:
@@ -89,7 +89,7 @@ class Source:
                 elif now - asked > 4:
                     self._bytes = max(self._bytes // 2, 2**16)
                 return replies[self.host]
-            if not isinstance(errors[self.host], Unreachable) or now - began >= self._timeout:
+            if isinstance(errors[self.host], Refused) or now - began >= self._timeout:
                 raise errors[self.host]
             time.sleep(RETRY_SECONDS)
 

@@ -8,7 +8,7 @@ import datetime
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils import artifacts, diagnosis, housekeeping
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils import artifacts, diagnosis, housekeeping, noticed
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.desk import Desk
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError, Stopped
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.follow import Ending, Following
@@ -55,7 +55,10 @@ def see_through(
 
     while True:
         shown = [node for node in gang.topology.nodes if SHOWN[order.logs](node)]
-        screen = Screen(desk.terminal, gang.topology.world_size, [node.host for node in shown])
+        try:
+            screen = Screen(desk.terminal, gang.topology.world_size, [node.host for node in shown])
+        except RuntimeError as error:
+            raise JobError(f"this machine cannot follow the job: {error}. {come_back(gang.job_id)}") from None
         onlooker = Onlooker(
             gang,
             logs,
@@ -64,6 +67,7 @@ def see_through(
             record.path / "stacks",
             order.stall_timeout_seconds,
             order.rendezvous_timeout_seconds,
+            record.data,
         )
         for node in shown:
             log = logs[node.host]
@@ -72,19 +76,24 @@ def see_through(
                     pass  # what is here already is shown whole, however slow the terminal is
                 screen.show(node.rank, node.host, log.read(position, PIECE_BYTES))
         following = Following(gang, logs, SHOWN[order.logs], onlooker, order.node_timeout_seconds, order.grace_seconds)
-        endings = following.run(interrupted)
-        screen.close(SCREEN_SECONDS)
+        try:
+            endings = following.run(interrupted, stop=stopped)
+        except JobError as error:
+            if interrupts.came:  # and nobody will show it
+                interrupts.say(shown_lines(str(error)))
+            raise
+        finally:
+            screen.close(SCREEN_SECONDS)
         if endings is not None:
             break
-        if interrupts.came == "gone" or not _wants_stop(order, interrupts, gang.job_id):
+        if not _wants_stop(order, interrupts, gang.job_id):
             interrupts.say(come_back(gang.job_id))
             raise Interrupted
-        gang.stop(order.grace_seconds)
         starts, stopped = {}, True
     for log in logs.values():
         log.close()
     try:
-        return _finish(order, desk.say, gang, record, logs, endings, onlooker.verdict)
+        return _finish(order, desk.say, gang, record, logs, endings, onlooker)
     except JobError as error:
         if interrupts.came:  # and nobody will show it
             interrupts.say(shown_lines(str(error)))
@@ -93,6 +102,8 @@ def see_through(
 
 def _wants_stop(order: Order, interrupts: Interrupts, job_id: str) -> bool:
     if order.on_interrupt != "stop":
+        if interrupts.came == "gone":
+            return False
         interrupts.say(f"\n{job_id} runs on; press Ctrl-C once more to stop it")
         if not interrupts.again():
             return False
@@ -107,20 +118,36 @@ def _finish(
     record: Record,
     logs: Mapping[str, RankLog],
     endings: Mapping[str, Ending],
-    verdict: str,
+    onlooker: Onlooker,
 ) -> dict[str, Any]:
     """Write down how the job ended, collect, clean up, and say it."""
-    topology = gang.topology
+    topology, verdict = gang.topology, onlooker.verdict
     explanation = diagnosis.explain(topology, endings, logs)
     state = explanation.state if explanation else "succeeded"
     cause = (verdict or explanation.sentence) if explanation else None
     if verdict:
         state = "failed"
     if _is_news(record, topology.nodes, endings):
-        ranks = with_others(record, [_rank(node, endings[node.host], logs[node.host]) for node in topology.nodes])
-        now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        seen = dict(onlooker.parts)
+        ranks = with_others(
+            record, [_rank(node, endings[node.host], logs[node.host], seen[node.host]) for node in topology.nodes]
+        )
+        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         ended = record.data.get("ended", now)
-        record.note(say, ended=ended, world_size=len(ranks), state=state, cause=cause, ranks=ranks)
+        parts = [(str(rank["host"]), rank) for rank in ranks]
+        met = noticed.met(record.data, parts)
+        record.note(
+            say,
+            ended=ended,
+            nodes=len(ranks),
+            world_size=noticed.world_size(len(ranks), record.data.get("gang", True), met),
+            met=met,
+            checkpoint_read=noticed.checkpoint_read(parts),
+            state=state,
+            cause=cause,
+            warning=noticed.warning(record.data, parts, ended=True) if state == "succeeded" else "",
+            ranks=ranks,
+        )
     else:
         state, cause = record.data["state"], record.data.get("cause")
     lost = {host for host, ending in endings.items() if ending.state == "lost"}
@@ -132,14 +159,16 @@ def _finish(
     record.note(say, notes=notes)
     for note in notes:
         say(note)
+    if record.data.get("warning"):
+        say(f"warning: {record.data['warning']}")
+    say(f"logs: {record.path / 'logs'}")
+    if order.collect != "none":
+        say(f"artifacts: {record.path / 'artifacts'}")
     if state == "stopped":
         raise Stopped(f"job {gang.job_id} was stopped: {cause}")
     if state != "succeeded":
         tail = "".join(f"\n  | {line}" for line in explanation.tail) if explanation and not verdict else ""
         raise JobError(f"{cause}{tail}")
-    say(f"logs: {record.path / 'logs'}")
-    if order.collect != "none":
-        say(f"artifacts: {record.path / 'artifacts'}")
     return result(record)
 
 
@@ -151,7 +180,7 @@ def _is_news(record: Record, nodes: Sequence[Node], endings: Mapping[str, Ending
     )
 
 
-def _rank(node: Node, ending: Ending, log: RankLog) -> dict[str, Any]:
+def _rank(node: Node, ending: Ending, log: RankLog, seen: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "rank": node.rank,
         "host": node.host,
@@ -162,6 +191,8 @@ def _rank(node: Node, ending: Ending, log: RankLog) -> dict[str, Any]:
         "seconds": ending.seconds,
         "note": ending.note,
         "because": ending.because,
+        "met": seen.get("met"),
+        "checkpoint_read": seen.get("checkpoint_read"),
         "log": str(log.path),
     }
 
@@ -181,6 +212,6 @@ def come_back(job_id: str) -> str:
 
 
 def result(record: Record) -> dict[str, Any]:
-    """Return what a command says of its job: id, folder, world size and state."""
-    data = record.data
-    return {"job": data["id"], "path": str(record.path), "world_size": data["world_size"], "state": data["state"]}
+    """Return what a command says of its job."""
+    names = ("nodes", "world_size", "state", "warning")
+    return {"job": record.data["id"], "path": str(record.path), **{name: record.data.get(name) for name in names}}

@@ -5,27 +5,41 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import errno
+import random
 import re
 import shlex
+import time
 from collections.abc import Mapping
 from typing import Any
 
 from ansible import constants as C
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
-from ansible.module_utils.parsing.convert_bool import boolean
-from ansible.parsing.dataloader import DataLoader
-from ansible.playbook.play_context import PlayContext
-from ansible.playbook.task import Task
-from ansible.plugins.loader import become_loader, connection_loader
-from ansible.template import Templar
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import MARK
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import literals
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.program import LOADER, frame
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.replies import flaw
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.rights import bar
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.waves import Entrance
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import shown
 
 _HEAD = re.compile(rb"%b ([0-9]{1,12}) ([0-9]{1,12})\n" % MARK.encode())
+_NO_WAY = re.compile(
+    r"ssh: connect to host |ssh: could not resolve |permission denied \(|too many authentication failures|no matching "
+    r"\S.* found|bad owner or permissions|bad configuration option|during banner exchange|open failed: ",
+    re.IGNORECASE | re.MULTILINE,
+)
+"""What ssh says when it does not reach a machine, or is not let in, whoever comes and when."""
+_CROWDED = re.compile(
+    r"(kex_exchange|ssh_exchange|banner)_?\S*: .*(closed|reset|line)|Connection (closed|reset) by \S+ port \d+",
+    re.IGNORECASE,
+)
+"""What it says when an sshd closed the connection before anybody had logged in, as one that has too many of them."""
+_UNSENT = re.compile(f"{_NO_WAY.pattern}|{_CROWDED.pattern}", re.IGNORECASE | re.MULTILINE)
+"""Nothing was asked of the node then."""
+CONNECT_TRIES = 12
+CONNECT_PAUSE_SECONDS = 0.3
+LONGEST_PAUSE_SECONDS = 4
 LONGEST_WORDS = 2000
 """Characters of what a node says of itself, on its way into a sentence."""
 
@@ -48,11 +62,26 @@ class Unreachable(NodeError):
     """The node gave no reply: what happened there is not known."""
 
 
+class Unable(NodeError):
+    """This machine could not ask the node: nothing happened there. ``why`` says so without the node's name."""
+
+    def __init__(self, host: str, what: str) -> None:
+        self.why = f"this machine cannot {what}"
+        super().__init__(host, f"was not asked: {self.why}")
+
+
+class Refused(NodeError):
+    """The agent there says no, or why it could not: a valid reply."""
+
+
 class Channel:
     """Requests to one host's agent. Each call is one ``exec_command``; a channel serves one thread at a time."""
 
-    def __init__(self, host: str, connection: Any, python: str, executable: str) -> None:
+    def __init__(
+        self, host: str, connection: Any, python: str, executable: str, entrance: Entrance | None = None
+    ) -> None:
         self.host = host
+        self._entrance = entrance
         self._connection = connection
         self._python = python
         self._executable = executable
@@ -61,8 +90,11 @@ class Channel:
         """Send ``request`` and return the reply and its payload.
 
         Raises:
-            Unreachable: no reply came; the node may or may not have done what was asked.
-            NodeError: the node refused, or cannot run the agent.
+            Unreachable: no reply came; the node may or may not have done what was asked, unless ``facts`` says that
+                it was not reached at all (``unsent``).
+            Unable: this machine could not ask.
+            Refused: the agent says no.
+            NodeError: the node cannot run the agent.
         """
         command = f"{shlex.quote(self._python)} -I -S -c {shlex.quote(LOADER)}"
         return self._parse(request, *self._execute(command, frame(request["op"], ascii(dict(request)), payload)))
@@ -74,28 +106,83 @@ class Channel:
 
         Raises:
             Unreachable: no reply came; the file may or may not be there.
+            Unable: this machine could not ask.
             NodeError: it could not be written.
         """
         part = shlex.quote(path + ".part")
-        code, _output, errors = self._execute(f"umask 077 && cat > {part} && mv {part} {shlex.quote(path)}", data)
+        command = f"umask 077 && cat > {part} && mv {part} {shlex.quote(path)}"
+        code, _output, errors = self._execute(command, data)
         if code == 255:  # ssh's own
             raise self._unreachable(errors)
         if code:
-            raise NodeError(self.host, f"could not write {path}: {_last_line(errors)}")
+            raise self._barred(errors) or NodeError(self.host, f"could not write {path}: {_last_line(errors)}")
 
     def _execute(self, command: str, data: bytes) -> tuple[int, bytes, str]:
+        """Execute a command; while no request has come through to this host, again if an sshd lets nobody in now."""
+        entrance = self._entrance
+        if not entrance or entrance.is_open:
+            return self._execute_once(command, data)
+        for number in range(CONNECT_TRIES):
+            if number:
+                # At random, so that those turned away together do not come back together.
+                time.sleep(min(CONNECT_PAUSE_SECONDS * 1.5**number, LONGEST_PAUSE_SECONDS) * random.uniform(0.5, 1.5))
+            with entrance.wave():
+                try:
+                    answer = self._execute_once(command, data)
+                except Unreachable as error:
+                    if "crowded" not in error.facts:
+                        raise
+                    said = error.facts["crowded"]
+                    entrance.refused()
+                else:
+                    entrance.is_open = True
+                    return answer
+        raise Unreachable(
+            self.host,
+            f"is unreachable: an sshd, its own or that of a machine on the way, closed the connection before it began, "
+            f"{CONNECT_TRIES} times ({said}); it may let in few new connections at once (MaxStartups): set "
+            "cluster_connections in the inventory to fewer, or raise MaxStartups in that machine's sshd_config",
+            unsent=True,
+        )
+
+    def _execute_once(self, command: str, data: bytes) -> tuple[int, bytes, str]:
+        rights: dict[str, bool] = {}
         if self._connection.become and not _is_same_user(self._connection):
             # For this one execution: the connection waits for the marker that the plugin has made up last.
             command = self._connection.become.build_become_command(command, self._connection._shell)
+            rights["sudoable"] = True
         try:
             code, output, errors = self._connection.exec_command(
-                f"{self._executable} -c {shlex.quote(command)}", in_data=data
+                f"{self._executable} -c {shlex.quote(command)}", in_data=data, **rights
             )
         except AnsibleConnectionFailure as error:
-            raise self._unreachable(str(error)) from error
-        except AnsibleError as error:
-            raise NodeError(self.host, f"cannot be talked to: {error}") from error
-        return code, output, errors.decode(errors="replace")
+            raise self._barred(str(error)) or self._unreachable(str(error)) from error
+        except (AnsibleError, OSError) as error:
+            cause = error if isinstance(error, OSError) else error.__cause__
+            if isinstance(cause, OSError):
+                raise self._unable(cause) from error
+            raise self._barred(str(error)) or NodeError(self.host, f"cannot be talked to: {error}") from error
+        said = errors.decode(errors="replace")
+        if code == 255 and not output and _CROWDED.search(said):
+            raise self._unreachable(said)
+        return code, output, said
+
+    def _barred(self, said: str) -> NodeError | None:
+        """Return what keeps Ansible's account from its rights there, if that is what was said."""
+        why = bar(self._connection.become.name, said) if self._connection.become else None
+        return NodeError(self.host, why, unsent=True) if why else None
+
+    def _unable(self, cause: OSError) -> Unable:
+        """Return what kept this machine from starting a process that leads to the node, and what helps."""
+        remedies = {
+            errno.EMFILE: "; raise the number of files a program may have open: ulimit -n 4096",
+            errno.ENFILE: "; raise the number of files it may have open: sysctl fs.file-max",
+            errno.EAGAIN: "; raise the number of processes a user may have: ulimit -u",
+            errno.ENOMEM: "; free some memory here",
+            errno.ENOENT: "; install it here",
+        }
+        what = f"{cause.strerror or cause}{f' ({cause.filename})' if cause.filename else ''}"
+        return Unable(self.host, f"start what connects to a node: {what}{remedies.get(cause.errno or 0, '')}")
 
     def _parse(self, request: Mapping[str, Any], code: int, output: bytes, errors: str) -> tuple[dict[str, Any], bytes]:
         # A login shell may print before the agent does, so the reply begins at the mark.
@@ -114,7 +201,7 @@ class Channel:
         if wrong:
             raise self._unbelievable(request, wrong)
         if not reply.pop("ok"):
-            raise NodeError(self.host, reply.pop("refusal"), **reply)
+            raise Refused(self.host, reply.pop("refusal"), **reply)
         return reply, output[payload:end]
 
     def _unbelievable(self, request: Mapping[str, Any], what: str) -> NodeError:
@@ -125,21 +212,28 @@ class Channel:
         )
 
     def _unreachable(self, said: str) -> Unreachable:
-        """Return what ssh's last words mean; of a host key, which it says much about, what to do."""
+        """Return what ssh's words mean; of a host key, which it says much about, what to do."""
+        said = said.removeprefix("Failed to connect to the host via ssh: ")
         if "REMOTE HOST IDENTIFICATION HAS CHANGED" in said:
             return Unreachable(
                 self.host,
                 "shows another SSH host key than the one you know it by: it was installed anew, or another machine "
                 "answers in its place; compare the fingerprint with its administrator's before you remove the old key: "
                 f"ssh-keygen -R {self._address}",
+                unsent=True,
             )
         if "Host key verification failed" in said:
             return Unreachable(
                 self.host,
                 "shows an SSH host key that you do not know it by; log in to it once and compare the fingerprint: "
                 f"ssh {self._address}",
+                unsent=True,
             )
-        return Unreachable(self.host, f"is unreachable: {_last_line(said)}")
+        line = _telling_line(said)
+        facts: dict[str, Any] = {"unsent": True} if _UNSENT.search(said) else {}
+        if _CROWDED.search(said) and not _NO_WAY.search(said):
+            facts["crowded"] = line
+        return Unreachable(self.host, f"is unreachable: {line}", **facts)
 
     @property
     def _address(self) -> str:
@@ -149,6 +243,9 @@ class Channel:
         return self.host
 
     def _no_reply(self, code: int, errors: str) -> NodeError:
+        barred = self._barred(errors) if code != 255 else None
+        if barred:
+            return barred
         remedy = "install Python 3.10 to 3.13 there, or set ansible_python_interpreter for it in the inventory"
         if code == 127:
             return NodeError(self.host, f"has no usable Python: {self._python} was not found; {remedy}")
@@ -166,6 +263,16 @@ def _last_line(text: str) -> str:
     return lines[-1] if lines else "it said nothing"
 
 
+def _telling_line(said: str) -> str:
+    """Return the line of ssh's that says most: where it goes through another machine, the last is none of them."""
+    lines = [line.strip() for line in said.strip().splitlines() if line.strip()]
+    for pattern in (_NO_WAY, _CROWDED):
+        for line in lines:
+            if pattern.search(line):
+                return line
+    return _last_line(said)
+
+
 def _is_same_user(connection: Any) -> bool:
     """As in Ansible: no sudo from root to root, unless the configuration asks for it."""
     if C.config.get_config_value("BECOME_ALLOW_SAME_USER"):
@@ -176,62 +283,3 @@ def _is_same_user(connection: Any) -> bool:
         login = None
     wanted = connection.become.get_option("become_user", playcontext=None) or "root"
     return (login or getattr(connection, "default_user", None)) == wanted
-
-
-def open_channel(
-    host: str,
-    variables: Mapping[str, Any],
-    *,
-    task: Task,
-    play_context: PlayContext,
-    loader: DataLoader,
-) -> Channel:
-    """Return a channel to ``host`` that honours its connection and become settings as an ordinary task would.
-
-    Args:
-        host: inventory name.
-        variables: the host's variables, not templated; only those the plugins ask for are.
-        task: the task on whose behalf; its become, timeout and vars keywords count.
-        play_context: the play's, with passwords from the command line.
-        loader: Ansible's file loader.
-    """
-    templar = Templar(loader=loader, variables=dict(variables))
-
-    def value(name: str, default: Any = None) -> Any:
-        return templar.template(variables[name]) if name in variables else default
-
-    context = play_context.copy()
-    context.remote_addr = value("ansible_host", host)
-    for attribute, names in C.MAGIC_VARIABLE_MAPPING.items():
-        for name in names:
-            if name in variables and attribute in {"connection", "port", "remote_user", "password", "become_pass"}:
-                setattr(context, attribute, value(name))
-                break
-    connection = connection_loader.get(
-        context.connection, context, new_stdin=None, ansible_playbook_pid=str(os.getppid())
-    )
-    if connection is None:
-        raise NodeError(host, f"has ansible_connection {context.connection}, which is not installed")
-
-    become = None
-    if boolean(value("ansible_become", task.become) or False):
-        become = become_loader.get(value("ansible_become_method") or task.become_method or "sudo")
-    connection.set_become_plugin(become)
-
-    keys = task.dump_attrs()
-    del keys["retries"]
-    keys["timeout"] = context.timeout
-    if context.password:
-        keys["password"] = context.password
-    if context.become_pass:
-        keys["become_pass"] = context.become_pass
-    for kind, plugin in (("connection", connection), ("shell", connection._shell), ("become", become)):
-        if plugin is not None:
-            names = C.config.get_plugin_vars(kind, plugin._load_name)
-            given = {name: value(name) for name in names if name in variables}
-            # Else a local sudo that asks for a password gets a terminal as standard input, and the agent no request.
-            plugin.set_options(task_keys=keys, var_options={**given, "ansible_pipelining": True})
-
-    interpreter = str(value("ansible_python_interpreter") or "")
-    python = interpreter if interpreter and not interpreter.startswith("auto") else "python3"
-    return Channel(host, connection, python, str(value("ansible_shell_executable") or context.executable or "/bin/sh"))

@@ -52,14 +52,24 @@ class ClusterAction(ActionBase):
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Check the arguments, and have ``act`` do the rest."""
         result: dict[str, Any] = super().run(tmp, task_vars)
+        for name, now in extra_vars.RENAMED.items():
+            if name in self._task.args and now in self.ARGUMENTS:
+                raise AnsibleActionFail(f"{name} is called {now}, for Ansible reserves {name}; write {now}")
         _validation, arguments = self.validate_argument_spec(dict(self.ARGUMENTS))
         try:
-            extra_vars.require_meant(
-                load_extra_vars(self._loader), extra_vars.options_of(self._task.get_ds()) | settings.SPEC.keys()
-            )
+            self._require_meant(load_extra_vars(self._loader))
             return {**result, **self.act(arguments, Inventory(self, task_vars or {}))}
         except (JobError, NodeError) as error:
             raise AnsibleActionFail(shown_lines(str(error))) from None  # Ansible shows a cause too, as it is
+
+    def _require_meant(self, given: Mapping[str, Any]) -> None:
+        """Check what was given with ``-e``; the playbook is only read if its task does not read all of that."""
+        read = extra_vars.options_of(str(self._task.get_ds())) | settings.SPEC.keys()
+        others: set[str] = set()
+        if not given.keys() <= read:
+            own, others = extra_vars.variables_beside(self._task.get_path().rpartition(":")[0])
+            read |= own
+        extra_vars.require_meant(given, read, others)
 
     def act(self, arguments: dict[str, Any], inventory: Inventory) -> dict[str, Any]:
         """Return the result.
@@ -83,9 +93,9 @@ class AttendingAction(ClusterAction):
             if not interrupts.came:
                 say(shown_lines(str(stopped)))
                 interrupts.interrupt_playbook()
+            return {"failed": True, "msg": shown_lines(str(stopped))}
         except Interrupted:
-            pass
-        return {"failed": True, "msg": "interrupted"}
+            return {"failed": True, "msg": "interrupted"}
 
     def attend(
         self, arguments: dict[str, Any], inventory: Inventory, interrupts: Interrupts, say: Callable[[str], None]

@@ -23,6 +23,7 @@ class Desk:
         cluster: settings of all hosts of the cluster, in inventory order.
         hosts: those that take part.
         open_channel: gives a new channel to a host.
+        members: all hosts of the cluster, in inventory order.
     """
 
     terminal: Callable[[str], None]
@@ -30,6 +31,7 @@ class Desk:
     cluster: Sequence[NodeSettings]
     hosts: Sequence[str]
     open_channel: OpenChannel
+    members: Sequence[str] = ()
 
     def say(self, text: str) -> None:
         """Show text at once; what nodes have put into it does not act upon the terminal."""

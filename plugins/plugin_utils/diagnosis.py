@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from ansible_collections.thunderhead.cluster.plugins.plugin_utils.follow import Ending
     from ansible_collections.thunderhead.cluster.plugins.plugin_utils.logs import RankLog
 
-TOLD_TO_STOP = "was told to stop, and may be running there still"
-"""The note of a rank that did not end although it had to."""
 TRACEBACK_LINES = 40
 """The most of a traceback that is shown; of a longer one the end."""
 TAIL_LINES = 10
@@ -127,7 +125,7 @@ def explain(topology: Topology, endings: Mapping[str, Ending], logs: Mapping[str
     requests = [ending for node in bad if (ending := endings[node.host]).state == "stopped" and not ending.because]
     told = min(map(_told, requests), default=float("inf"))
     own = [node for node in bad if endings[node.host].state != "stopped"]
-    before = [node for node in own if endings[node.host].arrived < told and endings[node.host].note != TOLD_TO_STOP]
+    before = [node for node in own if endings[node.host].arrived < told and not endings[node.host].unknown]
     if before:
         return _of_failures(topology, endings, logs, before, own)
     left = [f"\n{node.name} {note}" for node in own if (note := endings[node.host].note)]
@@ -168,9 +166,10 @@ def _of_failures(
     text = "\n".join(sentences.values())
     if not causes:
         text += _lost_peer(topology, endings, logs, failed[0], said[failed[0].host].reason)
-    others = [node.name for node in own if node.host not in named]
+    others = [node.name for node in own if node.host not in named and not endings[node.host].unknown]
     if others:
         text += f". After it failed too: {listed(others)}"
+    text += "".join(f"\n{node.name} {endings[node.host].note}" for node in own if endings[node.host].unknown)
     first = (causes or failed)[0].host
     return Explanation(text, said[first].tail, "failed")
 

@@ -82,13 +82,14 @@ def _template() -> jinja2.Template:
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
 
 
-def render(node: Mapping[str, Any], variables: Mapping[str, str], job: Mapping[str, str] | None = None) -> str:
+def render(node: Mapping[str, Any], variables: Mapping[str, str], job: Mapping[str, Any] | None = None) -> str:
     """Return the text of one node's node.env, NAME=value lines quoted for a shell.
 
     Args:
         node: rank, world_size, master_addr, master_port, interface.
         variables: the user's, merged last.
-        job: id and dir, for a job's own file.
+        job: for a job's own file: id, dir, checkpoint (path or ""), gang (whether its nodes work together) and
+            framework (what a framework that the script uses takes from the environment besides).
     """
     return _template().render(
         node_env_node=node, **({"node_env_job": job} if job else {}), node_env_variables=variables

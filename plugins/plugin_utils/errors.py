@@ -17,5 +17,6 @@ class Stopped(JobError):
 
 def in_one(errors: Iterable[Exception], consequence: str) -> JobError:
     """Join what went wrong on several nodes into one error, a line each, ending with what that means for the job."""
-    lines = [str(error) for error in errors]
+    # What this machine cannot do is the same for all nodes.
+    lines = list(dict.fromkeys(getattr(error, "why", "") or str(error) for error in errors))
     return JobError("\n".join([*lines, consequence]) if len(lines) > 1 else f"{lines[0]}. {consequence}")

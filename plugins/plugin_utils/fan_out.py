@@ -1,6 +1,9 @@
 # Copyright (c) The Thunderhead developers
 # Licensed under the Apache License, Version 2.0 (see LICENSE)
-"""The same call on every node at once, one thread each: ``forks`` does not limit it, and no node waits for another."""
+"""The same call on every node at once, one thread each: ``forks`` does not limit it, and no node waits for another.
+
+Unless this machine does not allow so many files: then some nodes are asked after others.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError, Unreachable
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError, Unable, Unreachable
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.files import nodes_at_once
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.waves import Deadline
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -24,38 +29,55 @@ def fan_out(
     Args:
         items: host name to what is handed to ``call``, in rank order.
         call: may raise NodeError; any other exception is a defect and is raised again here.
-        timeout_seconds: a node without a result after this long counts as unreachable. Its thread is left behind (a
-            daemon: a frozen node's connection can block for minutes and must not hold up the end of the run).
+        timeout_seconds: a node from which nothing comes for this long counts as unreachable (see ``waves``). Its
+            thread is left behind (a daemon: a frozen node's connection can block for minutes and must not hold up the
+            end of the run).
 
     Returns:
         Results and errors by host, each in the order of ``items``.
     """
     arrivals: queue.SimpleQueue[tuple[str, Result | None, BaseException | None]] = queue.SimpleQueue()
 
-    def work(host: str, item: Item) -> None:
+    def work(host: str, deadline: Deadline) -> None:
+        deadline.begin()
         try:
-            arrivals.put((host, call(item), None))
+            arrivals.put((host, call(items[host]), None))
         except BaseException as error:
             arrivals.put((host, None, error))
 
-    for host, item in items.items():
-        threading.Thread(target=work, args=(host, item), name=host, daemon=True).start()
     results: dict[str, Result] = {}
     errors: dict[str, NodeError] = {}
-    deadline = time.monotonic() + timeout_seconds
-    while len(results) + len(errors) < len(items):
+    at_once, _needed = nodes_at_once(len(items))
+    waiting = list(items)[::-1]
+    asked: dict[str, Deadline] = {}
+    while waiting or asked:
+        while waiting and len(asked) < at_once:
+            host = waiting.pop()
+            asked[host] = Deadline(timeout_seconds)
+            try:
+                threading.Thread(target=work, args=(host, asked[host]), name=host, daemon=True).start()
+            except RuntimeError as failure:
+                del asked[host]
+                errors[host] = Unable(host, f"start a thread for each node: {failure}; raise ulimit -u")
+        if not asked:
+            continue
         try:
-            host, result, error = arrivals.get(timeout=max(0.0, deadline - time.monotonic()))
+            first = min(deadline.at for deadline in asked.values())
+            host, result, error = arrivals.get(timeout=max(0.0, first - time.monotonic()))
         except queue.Empty:
-            break
+            for host in [host for host, deadline in asked.items() if deadline.at <= time.monotonic()]:
+                del asked[host]
+                errors[host] = Unreachable(host, f"gave no answer within {timeout_seconds:.0f} s")
+            continue
+        if host not in asked:  # too late
+            continue
+        del asked[host]
         if isinstance(error, NodeError):
             errors[host] = error
         elif error is not None:
             raise error
         else:
             results[host] = result  # type: ignore[assignment]  # no error, so there is a result
-    for host in items.keys() - results.keys() - errors.keys():
-        errors[host] = Unreachable(host, f"gave no answer within {timeout_seconds:.0f} s")
     return (
         {host: results[host] for host in items if host in results},
         {host: errors[host] for host in items if host in errors},

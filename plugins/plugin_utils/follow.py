@@ -1,6 +1,10 @@
 # Copyright (c) The Thunderhead developers
 # Licensed under the Apache License, Version 2.0 (see LICENSE)
-"""A running job followed to its end: every rank's log and state, signs of life, and a stop when one rank ends badly."""
+"""A running job followed to its end: every rank's log and state, and a stop when one rank ends badly.
+
+How a rank ended is what its node's reply says, or what the other nodes say of it, whose supervisors watch each other. A
+question without an answer, whatever kept it away, says nothing of the job: it is asked again.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +18,13 @@ from typing import Any, Protocol
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import GOING_ON
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.processes import how_it_ended
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError, Unreachable
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.diagnosis import TOLD_TO_STOP
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import said
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import Channel, NodeError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import STOP_SECONDS, Gang
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.logs import RankLog
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import Node
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import shown
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import listed, shown
 
 CHUNK_BYTES = 2**22
 """The most of a log that one reply carries: what the controller holds per node."""
@@ -32,8 +36,14 @@ LINGER_SECONDS = 0.2
 """How long a node gathers output before it answers a poll."""
 PACE_SECONDS = 4
 """How far apart the answers are of a node that prints all the time: each costs it some 40 ms of a core."""
-POLL_SLACK_SECONDS = 2
-"""How much later than it should a healthy node may be heard of."""
+FIRST_PAUSE_SECONDS = 1
+LONGEST_PAUSE_SECONDS = 10
+"""A node that gave no answer is asked again after the first pause, then after twice the last one, up to this: so few
+new connections are let in by a firewall that counts them."""
+PATIENCE_SECONDS = 120
+PATIENCE_TIMES = 4
+"""Nothing may be heard of any rank for so long, or so many times the nodes' own time-out if that is longer, before the
+job is not followed any more."""
 QUIET_SECONDS = 1
 """A rank whose output is not shown live is first looked at after this long: right after the start, nodes are busy."""
 LOOK_SECONDS = 0.2
@@ -45,7 +55,7 @@ class Ending:
     """How one rank's part of the job ended.
 
     Attributes:
-        state: succeeded, failed, stopped, or lost (its node, or the supervisor there, vanished).
+        state: succeeded, failed, stopped, or lost (its node, or the supervisor there, vanished, or nobody can say).
         exit_code: the script's; 128 + signal if it was killed; None if not known.
         signal: number of the signal that ended it, or None.
         seconds: how long it ran, or None.
@@ -53,6 +63,7 @@ class Ending:
         because: why it was stopped; "" for a stop on request, or if it was not stopped.
         stopping: seconds after its start when it was told to stop, or None.
         oom: how many processes its machine's kernel killed meanwhile for want of memory.
+        unknown: nobody has said how it ended, or that it did.
         arrived: when it ended, on the controller's monotonic clock, or when that was heard of: the order of causes and
             victims. All ranks started at the same moment, so how long one ran says it best.
     """
@@ -65,6 +76,7 @@ class Ending:
     because: str = ""
     stopping: float | None = None
     oom: int = 0
+    unknown: bool = False
     arrived: float = field(default_factory=time.monotonic)
 
     @property
@@ -74,13 +86,13 @@ class Ending:
 
 
 class Observer(Protocol):
-    """Who is told what comes while a job is followed, all in the caller's thread but ``output`` and ``say``."""
+    """Who is told what comes while a job is followed; ``output``, ``hear`` and ``say`` are called from any thread."""
 
     def output(self, node: Node, data: bytes, offset: int) -> None:
         """Take what a shown rank's log has from ``offset`` on, from the thread that follows it; must not block."""
 
-    def say(self, text: str) -> None:
-        """Show a sentence about the job, from any thread."""
+    def hear(self, node: Node, state: Mapping[str, Any]) -> None:
+        """Take what a node says of its rank's state, from the thread that follows it."""
 
     def look(self, written: Mapping[str, int], endings: Mapping[str, Ending]) -> str | None:
         """Look at it all every so often: bytes of log by host, and who has ended.
@@ -89,13 +101,34 @@ class Observer(Protocol):
             Why the job has to be stopped; None if it need not.
         """
 
+    def say(self, text: str) -> None:
+        """Show a sentence about the job, from any thread."""
+
 
 @dataclass
 class _Rank:
+    """A rank that is followed.
+
+    Attributes:
+        heard: when its node replied last, on the monotonic clock.
+        trouble: why it has not replied since, a clause; "" if that is not known.
+        gone: what its node says if it has the job no more, a verb phrase; else "".
+        missed: the user was told that nothing is heard of it.
+        deaf: why its node could not be told to stop, a clause; "" if it was.
+    """
+
     node: Node
     log: RankLog
     offset: int
     heard: float = field(default_factory=time.monotonic)
+    trouble: str = ""
+    gone: str = ""
+    missed: bool = False
+    deaf: str = ""
+
+    def silent(self) -> float:
+        """Seconds since its node replied last."""
+        return time.monotonic() - self.heard
 
 
 class Following:
@@ -117,7 +150,7 @@ class Following:
             logs: where each host's output goes, whole; what is there already is not fetched again.
             shown: whether a node's output is wanted live.
             observer: is told.
-            node_timeout_seconds: a node silent for this long is lost.
+            node_timeout_seconds: after so long a silence the nodes give each other up.
             grace_seconds: between TERM and KILL, when the job has to be stopped.
         """
         self._gang = gang
@@ -125,45 +158,68 @@ class Following:
         self._shown = shown
         self._observer = observer
         self._node_timeout = node_timeout_seconds
+        self._patience = max(PATIENCE_SECONDS, PATIENCE_TIMES * node_timeout_seconds)
         self._grace = grace_seconds
         start = datetime.datetime.fromisoformat(gang.identity.start)
         self._began = time.monotonic() - max(0.0, time.time() - start.timestamp())
         self._news: queue.SimpleQueue[tuple[str, Ending | BaseException]] = queue.SimpleQueue()
-        self._stopped_at: float | None = None
+        self._endings: dict[str, Ending] = {}
+        self._idle = list(self._ranks.values())  # whose thread is still to be started
+        self._stopping = False
+        self._told_at: float | None = None  # when all nodes had answered to the stop, or could not
         self._given_up = threading.Event()
         self._chunk = min(CHUNK_BYTES, max(2**20, ALL_CHUNKS_BYTES // len(self._ranks)))
 
-    def run(self, interrupted: Callable[[], bool]) -> dict[str, Ending] | None:
+    def run(self, interrupted: Callable[[], bool], stop: bool = False) -> dict[str, Ending] | None:
         """Follow every rank to its end; the first that ends badly ends the others.
 
         Args:
             interrupted: whether to give up; the job goes on then.
+            stop: end the job, on request.
 
         Returns:
             Every host's ending, in rank order; None if interrupted.
 
         Raises:
-            JobError: it cannot be followed any more; the job goes on then, too.
+            JobError: it cannot be followed any more; how the job ends, or that it is stopped, is not known.
         """
-        for rank in self._ranks.values():
-            threading.Thread(target=self._follow_one, args=(rank,), name=rank.node.host, daemon=True).start()
-        endings: dict[str, Ending] = {}
+        try:
+            return self._run(interrupted, "" if stop else None)
+        finally:
+            self._given_up.set()  # what nobody is shown any more must not get into the log: it would seem seen
+
+    def _run(self, interrupted: Callable[[], bool], because: str | None) -> dict[str, Ending] | None:
+        endings = self._endings
         while len(endings) < len(self._ranks):
-            self._gather(endings)
+            self._start_asking()
+            if because is not None and not self._stopping:
+                self._begin_stop(because)
+            self._gather()
             if interrupted():
-                self._given_up.set()  # what nobody is shown any more must not get into the log: it would seem seen
                 return None
-            self._judge(endings)
-            because = self._observer.look({host: rank.offset for host, rank in self._ranks.items()}, endings)
+            self._judge()
+            seen = self._observer.look({host: rank.offset for host, rank in self._ranks.items()}, endings)
             bad = next((host for host, ending in endings.items() if ending.state != "succeeded"), None)
-            if because is None and bad is not None:
-                because = self._words(bad, endings[bad])
-            if because is not None and self._stopped_at is None and len(endings) < len(self._ranks):
-                self._stopped_at = time.monotonic()
-                threading.Thread(target=self._gang.stop, args=(self._grace, because), daemon=True).start()
+            if because is None:
+                because = seen if seen is not None or bad is None else self._words(bad, endings[bad])
+        left = [self._ranks[host] for host, ending in endings.items() if ending.unknown]
+        if left and all(ending.unknown or ending.state == "succeeded" for ending in endings.values()):
+            lines = [f"{rank.node.name} {endings[rank.node.host].note}" for rank in left]
+            raise self._broken_off("\n".join(lines), "whether the job runs on is not known", "to stop it: {stop}")
         return {host: endings[host] for host in self._ranks}
 
-    def _gather(self, endings: dict[str, Ending]) -> None:
+    def _start_asking(self) -> None:
+        """Start the threads that follow a rank each, as many as this machine allows now."""
+        while self._idle:
+            rank = self._idle[-1]
+            try:
+                threading.Thread(target=self._follow_one, args=(rank,), name=rank.node.host, daemon=True).start()
+            except RuntimeError as error:
+                rank.trouble = _own_trouble(error)
+                return
+            self._idle.pop()
+
+    def _gather(self) -> None:
         """Wait a moment for news, and take all there is."""
         timeout: float = LOOK_SECONDS
         while True:
@@ -173,77 +229,167 @@ class Following:
                 return
             if isinstance(item, BaseException):
                 raise item
-            endings.setdefault(host, item)
+            self._endings.setdefault(host, item)
             timeout = 0
 
-    def _judge(self, endings: dict[str, Ending]) -> None:
-        """Give up nodes that are silent, or that do not end although they were told to.
+    def _judge(self) -> None:
+        """Say of whom nothing is heard; end what the other nodes have given up, or what is waited for in vain.
 
         Raises:
-            JobError: all are silent; the job is not stopped for that.
+            JobError: nothing is heard of any rank; the job is not stopped for that.
         """
-        now = time.monotonic()
-        overdue = self._stopped_at is not None and now > self._stopped_at + self._grace + STOP_SECONDS
-        unfinished = self._ranks.keys() - endings.keys()
-        quietest = min((now - self._ranks[host].heard for host in unfinished), default=0.0)
-        if len(unfinished) > 1 and quietest > self._node_timeout and self._stopped_at is None:
-            raise self._broken_off(f"no node was heard of for {quietest:.0f} s, so this machine is cut off from them")
-        # Where all are silent, but not for long enough, it may be this machine that is cut off.
-        waits = len(unfinished) > 1 and quietest > self._node_timeout / 3 + POLL_SLACK_SECONDS
-        for host in unfinished:
-            silent = now - self._ranks[host].heard
-            if silent > self._node_timeout and (not waits or self._stopped_at is not None):
-                endings[host] = Ending("lost", note=f"gave no sign of life for {silent:.0f} s")
-            elif overdue:
-                endings[host] = Ending("lost", note=TOLD_TO_STOP)
+        unfinished = [rank for host, rank in self._ranks.items() if host not in self._endings]
+        if not unfinished:
+            return
+        quiet = [rank for rank in unfinished if rank.silent() > self._node_timeout]
+        if self._stopping:
+            told = self._told_at
+            overdue = told is not None and time.monotonic() > told + STOP_SECONDS
+            for rank in unfinished if overdue else quiet:
+                ending = self._given_up_by_others(rank) or (self._unknown(rank) if told is not None else None)
+                if ending:
+                    self._endings[rank.node.host] = ending
+            return
+        if len(quiet) == len(unfinished):
+            if all(rank.gone for rank in unfinished):
+                self._endings.update({rank.node.host: Ending("lost", note=rank.gone) for rank in unfinished})
+                return
+            if all(rank.silent() > self._patience for rank in unfinished):
+                is_one = len(quiet) == 1
+                known = "whether the job runs on is not known" if is_one else "the job runs on, as far as is known"
+                raise self._broken_off(self._unheard(quiet), known)
+        missed = [rank for rank in quiet if not rank.missed]
+        if missed:
+            self._observer.say(f"{self._unheard(missed)}. The job runs on, as far as is known; it is tried again")
+        for rank in missed:
+            rank.missed = True
 
-    def _broken_off(self, why: str) -> JobError:
-        job_id = self._gang.job_id
-        return JobError(f"{why}. The job runs on; to follow it again: ansible-playbook logs.yml -e job={job_id}")
+    def _unheard(self, ranks: list[_Rank]) -> str:
+        names = listed([rank.node.name for rank in ranks])
+        silent = min(rank.silent() for rank in ranks)
+        why = next((rank.trouble for rank in ranks if rank.trouble), "no answer comes")
+        return f"this machine has heard nothing of {names} for {silent:.0f} s: {why}"
+
+    def _given_up_by_others(self, rank: _Rank) -> Ending | None:
+        """Return how a silent rank ended, if that is why another was stopped: the nodes' own verdict."""
+        for ending in self._endings.values():
+            words = ending.because.removeprefix("the node of ")
+            if words.startswith(rank.node.name):
+                how = words.removeprefix(rank.node.name).removeprefix(", the head,").strip()
+                return Ending("lost", note=how, arrived=rank.heard)
+        return None
+
+    def _unknown(self, rank: _Rank) -> Ending:
+        if rank.deaf:
+            note = f"could not be told to stop ({rank.deaf}), and may be running there still"
+        elif rank.silent() > self._node_timeout:
+            why = rank.trouble or "no answer comes"
+            note = f"was not heard of for {rank.silent():.0f} s ({why}), and may be running there still"
+        else:
+            note = "was told to stop, and may be running there still"
+        return Ending("lost", note=note, unknown=True)
+
+    def _broken_off(self, why: str, known: str = "the job runs on", more: str = "") -> JobError:
+        follow = f"ansible-playbook logs.yml -e job={self._gang.job_id}"
+        stop = f"ansible-playbook stop.yml -e job={self._gang.job_id}"
+        remedy = more.format(stop=stop) or f"to follow it again: {follow}"
+        return JobError(f"{why}. {known[0].upper()}{known[1:]}; {remedy}")
 
     def _words(self, host: str, ending: Ending) -> str:
         if ending.state == "stopped":
             return ending.because
         return f"{self._ranks[host].node.name} {ending.how}"
 
+    # ------------------------------------------------------------------------------------------------------- a stop
+
+    def _begin_stop(self, because: str) -> None:
+        try:
+            threading.Thread(target=self._stop, args=(because,), daemon=True).start()
+        except RuntimeError:  # no thread is to be had; a moment later, perhaps
+            return
+        self._stopping = True
+
+    def _stop(self, because: str) -> None:
+        """Have the nodes stop the job; those that could not be told are told again, and the user hears of it."""
+        began, pause = time.monotonic(), 0.0
+        while True:
+            why, self._told_at = self._tell_to_stop(because), time.monotonic()
+            if not why or time.monotonic() - began > self._patience:
+                return
+            if not pause:
+                self._observer.say(f"{'; '.join(why)}; it is tried again")
+            pause = min(max(2 * pause, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
+            if self._given_up.wait(pause):
+                return
+            self._told_at = None
+
+    def _tell_to_stop(self, because: str) -> list[str]:
+        """Return who could not be told, or still runs processes of the job, and why, a clause each."""
+        try:
+            replies, errors = self._gang.stop(self._grace, because)
+        except Exception as error:  # no thread, no memory
+            why = f"was not asked: {_own_trouble(error)}"
+            replies, errors = {}, {host: NodeError(host, why) for host in self._ranks}
+        found = []
+        for host, rank in self._ranks.items():
+            rank.deaf = "" if host in replies else str(errors[host])
+            left = list(map(str, replies[host][0]["left"])) if host in replies else []
+            if host in self._endings and not left:
+                continue
+            if rank.deaf:
+                found.append(f"{rank.node.name} could not be told to stop: {rank.deaf}")
+            elif left:
+                found.append(f"{rank.node.name} still runs processes of the job that cannot be ended: {listed(left)}")
+        return found
+
+    # ----------------------------------------------------------------------------------------------------- asking
+
     def _follow_one(self, rank: _Rank) -> None:
         host = rank.node.host
         try:
             self._news.put((host, self._follow_to_end(rank)))
-        except NodeError as error:
-            self._news.put((host, Ending("lost", note=str(error).removeprefix(f"{host} "))))
         except OSError as error:  # a full disk here: no reason to stop what runs there
             self._news.put((host, self._broken_off(f"the log of {rank.node.name} cannot be written: {error}")))
         except BaseException as error:  # a defect: to be seen
             self._news.put((host, error))
 
     def _follow_to_end(self, rank: _Rank) -> Ending:
-        channel = self._gang.open(rank.node.host)
+        channel: Channel | None = None
         live = self._shown(rank.node)
-        pace, told = 0, False
+        pace = pause = 0.0
+        told = False
         if not live:
             time.sleep(QUIET_SECONDS)
-        while True:
+        while not self._given_up.is_set():
             request = self._gang.request(
                 "follow",
                 rank.node.host,
                 offset=rank.offset,
                 wait_seconds=min(POLL_SECONDS, self._node_timeout / 3),
                 linger_seconds=LINGER_SECONDS,
-                pace_seconds=pace,
+                pace_seconds=max(pace, pause),  # a line that was just mended is not used more often than it takes
                 max_bytes=self._chunk,
                 quiet=not live,
             )
             try:
+                channel = channel or self._gang.open(rank.node.host)
                 reply, data = channel.call(request)
-            except Unreachable:
-                if time.monotonic() - rank.heard > self._node_timeout:
-                    raise
-                time.sleep(1)
+            except Exception as error:  # whatever it is, it says nothing of the job
+                rank.trouble = str(error) if isinstance(error, NodeError) else _own_trouble(error)
+                is_gone = isinstance(error, NodeError) and error.facts.get("gone", False)
+                rank.gone = rank.trouble.removeprefix(f"{rank.node.host} ") if is_gone else ""
+                pause = min(max(2 * pause, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
+                channel = None
+                self._given_up.wait(pause)
                 continue
             if self._given_up.is_set():
-                return Ending("lost")
-            rank.heard = time.monotonic()
+                break
+            rank.heard, rank.trouble, rank.gone = time.monotonic(), "", ""
+            self._observer.hear(rank.node, reply)
+            if rank.missed:
+                rank.missed = False
+                self._observer.say(f"{rank.node.name} is heard of again")
+            pause = pause / 2 if pause > 1 else 0
             pace = PACE_SECONDS if data else 0
             if data:
                 rank.log.write(data, rank.offset)
@@ -255,6 +401,7 @@ class Following:
                 self._observer.say(f"{rank.node.name} {shown(reply['trouble'])}")
             if reply["state"] not in GOING_ON and not (reply["more"] and data):
                 return self._ending(reply)
+        return Ending("lost", unknown=True)
 
     def _ending(self, reply: Mapping[str, Any]) -> Ending:
         started, ended = reply.get("started"), reply.get("ended")
@@ -270,3 +417,8 @@ class Following:
             oom=reply.get("oom", 0),
             arrived=time.monotonic() if seconds is None else self._began + seconds,
         )
+
+
+def _own_trouble(error: Exception) -> str:
+    """Return what keeps this machine from asking a node; the words of what may be a defect say what it is."""
+    return f"this machine cannot ask it: {said(error) if isinstance(error, (OSError, RuntimeError)) else repr(error)}"

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,6 +16,11 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology impor
 
 STOP_SECONDS = 15
 """What a stop may take besides the grace."""
+DISCARD_SECONDS = 10
+"""After this long without an answer a node counts as not released."""
+UNDO_TRIES = 3
+"""How often a node is told to undo something before that has failed."""
+UNDO_PAUSE_SECONDS = 1
 
 OpenChannel = Callable[[str], Channel]
 Replies = dict[str, tuple[dict[str, Any], bytes]]
@@ -25,9 +31,9 @@ class Identity:
     """Which job: of two that want the same nodes at the same moment, the smaller one gets them.
 
     Attributes:
-        start: when it was started, ISO 8601 with seconds.
+        start: when it was started, ISO 8601 with seconds, UTC.
         id: YYYYmmdd-HHMMSS-<script>-<4 hex>.
-        user: who started it, on the controller.
+        user: who started it, as user@machine; see record.who.
     """
 
     start: str
@@ -66,7 +72,7 @@ class Gang:
     def topology(self, topology: Topology) -> None:
         self._topology = topology
 
-    def request(self, op: str, host: str, **more: Any) -> dict[str, Any]:
+    def request(self, op: str, host: str, /, **more: Any) -> dict[str, Any]:
         """Return a request to ``host``'s agent with the fields that all of this job's requests have."""
         one = self.settings[host]
         return {"op": op, "directory": one.directory, "user": one.user, "job": asdict(self.identity), **more}
@@ -94,6 +100,10 @@ class Gang:
         chosen = self.settings if hosts is None else hosts
         return fan_out({host: host for host in chosen}, call, timeout_seconds)
 
+    def discard(self, hosts: Iterable[str]) -> dict[str, NodeError]:
+        """Undo the job's preparation where it has not started; return an error for each node that may still be held."""
+        return self._until_done(lambda left: self.ask("discard", DISCARD_SECONDS, left)[1], hosts)
+
     def stop(self, grace_seconds: int, because: str = "") -> tuple[Replies, dict[str, NodeError]]:
         """TERM on all nodes at the same moment, a grace, KILL; a rank that has ended already stays as it is.
 
@@ -102,3 +112,39 @@ class Gang:
             because: why, for the nodes' records; "" for a stop on request.
         """
         return self.ask("stop", grace_seconds + STOP_SECONDS, grace_seconds=grace_seconds, because=because)
+
+    def end(self, grace_seconds: int, because: str = "") -> tuple[Replies, dict[str, NodeError]]:
+        """Stop the job as ``stop`` does, and see to it: a node that could not is told again.
+
+        Returns:
+            Replies of the nodes where nothing of the job is left, and errors of the others.
+        """
+        done: Replies = {}
+
+        def stop(hosts: Iterable[str]) -> dict[str, NodeError]:
+            seconds = grace_seconds + STOP_SECONDS
+            replies, errors = self.ask("stop", seconds, hosts, grace_seconds=grace_seconds, because=because)
+            for host, answer in replies.items():
+                left = answer[0]["left"]
+                if left:
+                    pids = ", ".join(map(str, left))
+                    errors[host] = NodeError(host, f"still runs processes of the job that cannot be ended: {pids}")
+                else:
+                    done[host] = answer
+            return errors
+
+        errors = self._until_done(stop, self.settings)
+        return {host: done[host] for host in self.settings if host in done}, errors
+
+    def _until_done(
+        self, tell: Callable[[Iterable[str]], dict[str, NodeError]], hosts: Iterable[str]
+    ) -> dict[str, NodeError]:
+        """Tell nodes something, and those that could not do it again; return the errors of those that never could."""
+        for number in range(UNDO_TRIES):
+            if number:
+                time.sleep(UNDO_PAUSE_SECONDS)
+            errors = tell(hosts)
+            hosts = [host for host in self.settings if host in errors]
+            if not hosts:
+                break
+        return {host: errors[host] for host in hosts}

@@ -4,16 +4,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import Bundle
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.frameworks import KINDS
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.launch import LAUNCHERS
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import Record, check_job_id
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import (
+    Record,
+    check_job_id,
+    replace_file,
+)
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.replies import is_address
 
 
 def earlier_job(job: str, runs: Path, hosts: Sequence[str]) -> Mapping[str, Any]:
@@ -32,12 +36,14 @@ def earlier_job(job: str, runs: Path, hosts: Sequence[str]) -> Mapping[str, Any]
     check_job_id(job)
     record = Record.read(runs, job)
     if record is None:
+        if (runs / job).is_dir():
+            raise JobError(f"the job.json of job {job} in {runs} is damaged; run its script anew, without rerun")
         raise JobError(f"job {job} is not in {runs}; name one that is, or set job_runs_dir")
     if "ranks" not in record.data:
         raise JobError(f"job {job} was never started, so it cannot be run again; run its script anew")
     if record.data.get("env_names") is None:
         raise JobError(
-            f"job {job} was started from elsewhere, and only its logs were fetched here, not its code; "
+            f"job {job} was started from elsewhere, or its record was damaged, and only its logs were fetched here; "
             "run it again from where it was started, or run its script anew, without rerun"
         )
     ranks = [rank["host"] for rank in record.data["ranks"]]
@@ -54,14 +60,7 @@ def store_bundle(runs: Path, bundle: Bundle) -> None:
     path = runs / ".bundles" / bundle.sha256
     if bundle.content and not path.exists():
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
-        try:
-            part.write_bytes(bundle.content)
-            part.replace(path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                part.unlink()
-            raise
+        replace_file(path, bundle.content)
 
 
 def stored_bundle(runs: Path, described: Mapping[str, Any]) -> Bundle:
@@ -86,11 +85,12 @@ def described_by_nodes(spec: Mapping[str, Any]) -> dict[str, Any]:
         "args": lambda value: isinstance(value, list) and all(isinstance(word, str) for word in value),
         "launcher": lambda value: value in LAUNCHERS,
         "devices": lambda value: value is None or (type(value) is int and value > 0),
+        "gang": lambda value: isinstance(value, bool),
+        "uses": lambda value: value in KINDS,
         "user": lambda value: isinstance(value, str),
         "node_timeout_seconds": lambda value: isinstance(value, (int, float)),
         "grace_seconds": lambda value: isinstance(value, (int, float)),
-        "world_size": lambda value: isinstance(value, int),
-        "master_addr": lambda value: isinstance(value, str),
+        "master_addr": is_address,
         "master_port": lambda value: isinstance(value, int),
     }
     known = {name: spec[name] for name, fits in kinds.items() if name in spec and fits(spec[name])}

@@ -11,6 +11,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.fan_out import fan_out
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang, OpenChannel
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import who
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import amount, counted, shown
 
@@ -28,14 +29,15 @@ Cleaned = dict[str, Any]
 
 
 def clean(
-    settings: Sequence[NodeSettings], open_channel: OpenChannel, keep: int, dry: bool = False
+    settings: Sequence[NodeSettings], open_channel: OpenChannel, keep: int, owner: str | None, dry: bool = False
 ) -> tuple[dict[str, Cleaned], dict[str, NodeError]]:
-    """Remove from each node all but its newest ended jobs, and the code and environments that nothing uses any more.
+    """Remove from each node all but the newest ended jobs, and the code and environments that nothing uses any more.
 
     Args:
         settings: of the nodes.
         open_channel: gives a channel to a host.
         keep: how many ended jobs stay on each node.
+        owner: whose jobs count and go, as ``record.who`` says it; None means everybody's.
         dry: change nothing, only say what would go.
 
     Returns:
@@ -48,8 +50,8 @@ def clean(
         raise JobError(f"keep is {keep}; set it to 0 or more")
 
     def ask(one: NodeSettings) -> Cleaned:
-        request = {"op": "clean", "directory": one.directory, "keep": keep, "dry": dry, "seconds": GO_SECONDS}
-        return open_channel(one.host).call(request)[0]
+        request = {"op": "clean", "directory": one.directory, "keep": keep, "owner": owner, "dry": dry}
+        return open_channel(one.host).call({**request, "seconds": GO_SECONDS})[0]
 
     cleaned: dict[str, Cleaned] = {}
     errors: dict[str, NodeError] = {}
@@ -68,7 +70,7 @@ def clean(
 
 
 def keep_newest(gang: Gang, keep: int, lost: Collection[str] = ()) -> list[str]:
-    """Remove all but the newest ``keep`` ended jobs from the nodes of a job that has ended.
+    """Remove all but the user's newest ``keep`` ended jobs from the nodes of a job that has ended.
 
     Args:
         gang: the job's nodes.
@@ -78,7 +80,8 @@ def keep_newest(gang: Gang, keep: int, lost: Collection[str] = ()) -> list[str]:
     Returns:
         What the user should know, a sentence each: what was removed, if anything was, and what could not be.
     """
-    cleaned, errors = clean([one for one in gang.settings.values() if one.host not in lost], gang.open, keep)
+    asked = [one for one in gang.settings.values() if one.host not in lost]
+    cleaned, errors = clean(asked, gang.open, keep, who())
     summary = [summed_up(cleaned)] if removes(cleaned) else []
     return [*summary, *left_over(cleaned), *(f"{error}; nothing was removed there" for error in errors.values())]
 

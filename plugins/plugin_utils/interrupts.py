@@ -1,11 +1,12 @@
 # Copyright (c) The Thunderhead developers
 # Licensed under the Apache License, Version 2.0 (see LICENSE)
-"""What a user does to ansible-playbook while a job runs: Ctrl-C once or twice, kill, a lost terminal.
+"""What a user or a CI system does to ansible-playbook while a job runs: Ctrl-C once or twice, kill, a lost terminal.
 
 An action runs in a worker process, in a session of its own. At Ctrl-C ansible-playbook hands SIGINT on to the worker,
 prints what is still in its queue, tells the worker to terminate, and waits for it, with SIGINT back at its default: a
 second Ctrl-C ends ansible-playbook at once, and all the worker sees of it is that its parent is gone (ansible-core
-2.19, ``TaskQueueManager._signal_handler`` and multiprocessing's exit).
+2.19, ``TaskQueueManager._signal_handler`` and multiprocessing's exit). The same is all it sees of a KILL or HUP to
+ansible-playbook's process group, which is how ansible-runner and AWX cancel: the worker is in another one.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ SECOND_SECONDS = 3
 """How long a first Ctrl-C waits for a second one."""
 TERMINAL_SECONDS = 5
 """How long a terminal that takes nothing is waited for."""
+LEAVE_SECONDS = 30
+"""How long ansible-playbook may take to end at the worker's Ctrl-C."""
 POLL_SECONDS = 0.05
 
 
@@ -41,7 +44,7 @@ class Interrupts:
         with contextlib.suppress(OSError):
             flags = os.O_WRONLY | os.O_APPEND | os.O_NOCTTY | os.O_NONBLOCK
             self._terminal = os.open(f"/proc/{self._main}/fd/2", flags)
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._take)
 
     def _take(self, number: int, _frame: FrameType | None) -> None:
@@ -94,10 +97,14 @@ class Interrupts:
                     time.sleep(POLL_SECONDS)
 
     def interrupt_playbook(self) -> None:
-        """End ansible-playbook as Ctrl-C does, with exit status 99: the job neither failed nor succeeded."""
+        """End ansible-playbook as Ctrl-C does, with exit status 99: the job neither failed nor succeeded.
+
+        Returns if it does not end.
+        """
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which it sends next, and then it waits for this process
         os.kill(self._main, signal.SIGINT)
-        while not self._is_alone():
+        deadline = time.monotonic() + LEAVE_SECONDS
+        while not self._is_alone() and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
 
     def _is_alone(self) -> bool:

@@ -10,8 +10,10 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 from ansible.template import Templar
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import Channel, open_channel
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import Channel
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.connect import Access, as_written, play_context
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.waves import Entrance, Waves
 
 GROUP = "cluster"
 
@@ -22,7 +24,11 @@ class Inventory:
     def __init__(self, action: ActionBase, task_vars: Mapping[str, Any]) -> None:
         self._action = action
         self._task_vars = task_vars
+        self._task = as_written(action._task)
         self._variables = functools.cache(self._read)
+        self._settings = functools.cache(self._check)
+        self._access = functools.cache(self._resolve)
+        self._waves = Waves()
 
     @property
     def cluster(self) -> list[str]:
@@ -37,23 +43,39 @@ class Inventory:
 
     def settings(self, hosts: Sequence[str]) -> list[NodeSettings]:
         """Read and check what the inventory says about ``hosts``."""
-        found = []
-        for host in hosts:
-            variables = self._variables(host)
-            templar = Templar(loader=self._action._loader, variables=variables)
-            found.append(NodeSettings.from_variables(host, variables, templar.template))
-        return found
+        return [self._settings(host) for host in hosts]
+
+    def _check(self, host: str) -> NodeSettings:
+        variables = self._variables(host)
+        templar = Templar(loader=self._action._loader, variables=variables)
+        return NodeSettings.from_variables(host, variables, templar.template)
+
+    def value(self, host: str, name: str, default: Any) -> Any:
+        """Return a variable of one host."""
+        variables = self._variables(host)
+        return Templar(loader=self._action._loader, variables=variables).template(variables.get(name, default))
 
     def open_channel(self, host: str) -> Channel:
         """Return a new channel to ``host``; nothing is sent yet."""
-        return open_channel(
-            host,
-            self._variables(host),
-            task=self._action._task,
-            play_context=self._action._play_context,
+        return self._access(host).open()
+
+    def _resolve(self, host: str) -> Access:
+        return Access(
+            *(host, self._variables(host)),
+            task=self._task,
+            play_context=play_context(),
             loader=self._action._loader,
+            entrance=Entrance(self._waves, self._settings(host).connections),
         )
 
     def _read(self, host: str) -> dict[str, Any]:
-        variables: dict[str, Any] = self._task_vars["hostvars"].raw_get(host)
+        """Return what an ordinary task of this play would have as that host's variables."""
+        manager = self._task.get_variable_manager()
+        variables: dict[str, Any] = manager.get_vars(
+            play=self._task.get_play(),
+            host=manager._inventory.get_host(host),
+            task=self._task,
+            _hosts=self._task_vars["ansible_play_batch"],
+            _hosts_all=self._task_vars["ansible_play_hosts_all"],
+        )
         return variables

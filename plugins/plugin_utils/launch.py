@@ -4,21 +4,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hashlib
 import json
 import os
 import posixpath
 import secrets
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.supervising import GATE_SECONDS
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import environment
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import Bundle
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError, Refused, Unable, Unreachable
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError, in_one
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.fan_out import fan_out
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.files import nodes_at_once, too_few
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.frameworks import CLI, FABRIC, FABRIC_LAUNCHED, PLAIN
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang, Identity, OpenChannel
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight import brief
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.clocks import ahead
@@ -29,6 +35,8 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology impor
     rank_nodes,
     require_distinct,
 )
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.waves import renew_deadline
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import amount, listed
 
 PREPARE_SECONDS = 120
 """After this long without an answer a node counts as unreachable before the start."""
@@ -36,7 +44,17 @@ RIVAL_SECONDS = 10
 """How long a job waits for one that came at the same moment to give way."""
 RETRY_SECONDS = 1
 """How often a job that waits for nodes asks again."""
-LAUNCHERS = ("lightning", "torchrun")
+PIECE_BYTES = 2**20
+"""A compressed bundle that is larger goes to a node in pieces, which grow on a quick line."""
+LONGEST_PIECE_BYTES = 2**24
+QUICK_SECONDS = 2
+PROGRESS_SECONDS = 10
+KEEP_SECONDS = 60
+"""How often nodes that are ready are told to wait for those that are not yet."""
+PREPARE_TRIES = 3
+"""How often a node is asked whose answer is lost with the connection."""
+LAUNCHERS = ("lightning", "torchrun", "python")
+"""Lightning's own and plain Python start a script once per node, torchrun once per device."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +70,13 @@ class Job:
         node_timeout_seconds: a node silent for this long is lost.
         grace_seconds: between TERM and KILL when the job is stopped.
         wait_seconds: how long to wait for nodes that run another job.
-        launcher: lightning (the script once per node) or torchrun (which starts it once per device).
+        launcher: one of LAUNCHERS.
         devices: ranks per node under torchrun; None means as many as there are GPUs, or one.
         checkpoint: path relative to the working directory of the checkpoint to go on from, or "".
         preflight: thresholds, and checks to be skipped; see preflight.brief.
+        gang: whether the nodes work together; else each runs the script for itself.
+        uses: what the script uses, of frameworks.KINDS.
+        reason: why this launcher was chosen, a clause; "" if the user named it.
     """
 
     identity: Identity
@@ -70,47 +91,64 @@ class Job:
     devices: int | None = None
     checkpoint: str = ""
     preflight: Mapping[str, Any] = field(default_factory=dict)
+    gang: bool = True
+    uses: str = PLAIN
+    reason: str = ""
+
+
+def sealed(order: bytes) -> bytes:
+    """Return what a supervisor is told with its length and SHA-256 in front: of less it takes no notice."""
+    return b"%d %b\n%b" % (len(order), hashlib.sha256(order).hexdigest().encode(), order)
 
 
 class Launch:
     """Brings a job onto its nodes. Methods are called from one thread, in the order prepare, start."""
 
-    def __init__(self, job: Job, settings: Sequence[NodeSettings], open_channel: OpenChannel) -> None:
+    def __init__(
+        self, job: Job, settings: Sequence[NodeSettings], open_channel: OpenChannel, members: Sequence[str] = ()
+    ) -> None:
         """Reach nobody yet.
 
         Args:
             job: what is to run.
             settings: of the hosts that take part, in inventory order: the first is the head.
             open_channel: gives a new channel to a host.
+            members: all hosts of the cluster, in inventory order, those that do not take part too.
         """
         require_distinct({one.host: one.address for one in settings})
         self.job = job
         self.gang = Gang(job.identity, settings, open_channel)
         self.notes: list[str] = []
+        self._members = members
         self._head = settings[0].host
         self._open = functools.cache(open_channel)  # each host is talked to by one thread at a time
         self._prepared: dict[str, dict[str, Any]] = {}
+        self._asked: set[str] = set()  # to hold their node, which they do or may do
         self._watch_key = secrets.token_hex(32)
+        self._say: Callable[[str], None] = lambda line: None
+        self._telling = threading.Lock()
+        self._told = self._kept = time.monotonic()
 
     def prepare(self, dry: bool = False, say: Callable[[str], None] = lambda line: None) -> Topology:
         """Make every node ready, or none: checks, the hold on it, the code.
 
         Args:
             dry: only check; hold and copy nothing.
-            say: is told that the job waits for nodes.
+            say: is told that the job waits for nodes, and how far the code is if that takes long.
 
         Raises:
             JobError: names every node that could not, with its reason; the others are as they were before.
         """
-        try:
+        at_once, files = nodes_at_once(len(self.gang.settings))
+        if at_once < len(self.gang.settings):  # each is followed all the time
+            raise JobError(f"{too_few(files)}. Nothing was started on any node.")
+        self._say = say
+        with self.undoing(say):
             self._prepare_all(dry, say)
             self.gang.topology = rank_nodes(list(self.gang.settings.values()), self._prepared)
             self._require_alike()
-            self.notes += brief.judge(list(self.gang.settings.values()), self._prepared, self.job.preflight)
-        except BaseException:
-            if not dry:
-                self.discard()
-            raise
+            settings = list(self.gang.settings.values())
+            self.notes += brief.judge(settings, self._prepared, self.job.preflight, self._members)
         for host, reply in self._prepared.items():
             if "stale" in reply:
                 self.notes.append(
@@ -129,13 +167,13 @@ class Launch:
             if not errors:
                 return
             waited = time.monotonic() - began
-            if not all("busy" in error.facts for error in errors.values()):
+            if dry or not all("busy" in error.facts for error in errors.values()):
                 patience = 0.0
             elif all(self._gives_way(error) for error in errors.values()):
                 patience = RIVAL_SECONDS
             else:  # others may want what this job holds
                 patience = self.job.wait_seconds
-                if waited < patience and not dry:
+                if waited < patience:
                     self.discard()
                     self._prepared = {}
             if waited >= patience:
@@ -155,6 +193,7 @@ class Launch:
         request = self.gang.request(
             "prepare",
             host,
+            host=host,
             address=one.address,
             master_port=one.master_port if host == self._head else None,
             watched=host == self._head and len(self.gang.settings) > 1,
@@ -162,18 +201,84 @@ class Launch:
             size=self.job.bundle.size,
             dry=dry,
         )
-        channel = self._open(host)
-        before = time.time()
-        reply, _payload = channel.call(request)
-        reply["clock"] = ahead(before, reply["clock"], time.time())
+        if not dry:
+            self._asked.add(host)
+        try:
+            reply = self._ask_to_prepare(request, host)
+            self._deliver(request, host, reply, dry)
+        except NodeError as error:
+            # It has undone what it did, or was not reached.
+            if isinstance(error, Refused | Unable) or error.facts.get("unsent"):
+                self._asked.discard(host)
+            raise
+        return reply
+
+    def _ask_to_prepare(self, request: dict[str, Any], host: str) -> dict[str, Any]:
+        for tries_left in reversed(range(PREPARE_TRIES)):
+            before = time.time()
+            try:
+                reply, _payload = self._open(host).call(request)
+            except Unreachable as error:
+                if not tries_left or error.facts.get("unsent"):
+                    raise
+                time.sleep(RETRY_SECONDS)  # then it takes its own earlier hold back
+            else:
+                reply["clock"] = ahead(before, reply["clock"], time.time())
+                return reply
+        raise AssertionError
+
+    def _deliver(self, request: dict[str, Any], host: str, reply: dict[str, Any], dry: bool) -> None:
         if not dry and not reply["has_bundle"]:
             if not self.job.bundle.content:  # an earlier job's, which is nowhere else
                 raise NodeError(host, "does not have that job's code any more; run the script anew, without rerun")
             # The same for all nodes with the same settings, so that they share one copy of it.
-            fields = ("directory", "user", "job", "bundle")
-            delivery = {"op": "deliver", **{name: request[name] for name in fields}}
-            channel.call(delivery, self.job.bundle.content)
-        return reply
+            delivery = {name: request[name] for name in ("directory", "user", "job", "bundle")}
+            if len(self.job.bundle.content) <= PIECE_BYTES:
+                self._open(host).call({**delivery, "op": "deliver", "packed": None}, self.job.bundle.content)
+            else:
+                self._send_pieces(host, {**delivery, "packed": self._packed})
+                self._open(host).call({**delivery, "op": "deliver", "packed": self._packed})
+
+    @functools.cached_property
+    def _packed(self) -> str:
+        return hashlib.sha256(self.job.bundle.content).hexdigest()
+
+    def _send_pieces(self, host: str, delivery: dict[str, Any]) -> None:
+        """Send a large bundle, from where an earlier try ended, however long it takes, as long as pieces arrive."""
+        content, has, size, losses = self.job.bundle.content, 0, 0, 0  # first it is asked what it has
+        while has < len(content):
+            began = time.monotonic()
+            piece = content[has : has + size]
+            try:
+                reply, _payload = self._open(host).call({**delivery, "op": "receive", "offset": has}, piece)
+            except Unreachable:
+                losses += 1
+                if losses == PREPARE_TRIES:
+                    raise
+                time.sleep(RETRY_SECONDS)
+                continue
+            if piece and reply["has"] <= has:
+                raise NodeError(host, f"keeps no more than {amount(reply['has'])} of the code that it is sent")
+            renew_deadline()
+            is_quick = time.monotonic() - began < QUICK_SECONDS
+            size = max(PIECE_BYTES, min(2 * size, LONGEST_PIECE_BYTES) if is_quick else size // 2)
+            has, losses = reply["has"], 0
+            self._tell_progress(f"sending the code: {host} has {amount(has)} of {amount(len(content))}")
+
+    def _tell_progress(self, line: str) -> None:
+        """Say now and then how far it is, and have the nodes that wait for slower ones wait on."""
+        with self._telling:
+            now = time.monotonic()
+            is_due, is_time_to_ask = now > self._told + PROGRESS_SECONDS, now > self._kept + KEEP_SECONDS
+            self._told = now if is_due else self._told
+            self._kept = now if is_time_to_ask else self._kept
+        if is_due:
+            self._say(line)
+        if is_time_to_ask:
+            waiting = [host for host in self.gang.settings if host in self._asked]
+            self.gang.ask(
+                "receive", KEEP_SECONDS, waiting, bundle=self.job.bundle.sha256, packed=self._packed, offset=-1
+            )
 
     def _require_alike(self) -> None:
         """Every node must run as many ranks: the global rank is node rank x devices + local rank."""
@@ -193,13 +298,20 @@ class Launch:
         """
         _replies, errors = fan_out(
             {node.host: node for node in self.gang.topology.nodes},
-            lambda node: self._open(node.host).put(self._prepared[node.host]["gate"], self._order(node)),
+            lambda node: self._open(node.host).put(self._prepared[node.host]["gate"], sealed(self._order(node))),
             PREPARE_SECONDS,
         )
-        if errors:
-            self.gang.stop(self.job.grace_seconds, f"{next(iter(errors))} could not start")
-            self.discard()
+        if not errors:
+            return
+        _ended, left = self.gang.end(self.job.grace_seconds, f"{next(iter(errors))} could not start")
+        if not left:
             raise in_one(errors.values(), "The job was stopped on every other node.")
+        stop = f"ansible-playbook stop.yml -e job={self.gang.job_id}"
+        more = [error for host, error in left.items() if str(error) != str(errors.get(host))]
+        raise in_one(
+            [*errors.values(), *more],
+            f"The job was stopped on every node but {listed(list(left))}, where it may run; stop it there: {stop}",
+        )
 
     def _order(self, node: Node) -> bytes:
         """What the supervisor on a node is told; see ``Order`` in the agent's ``supervising``."""
@@ -216,7 +328,13 @@ class Launch:
                 "interface": node.interface,
             },
             {**node.settings.env, **job.env},
-            {"id": self.gang.job_id, "dir": job_dir, "checkpoint": checkpoint},
+            {
+                "id": self.gang.job_id,
+                "dir": job_dir,
+                "checkpoint": checkpoint,
+                "gang": job.gang,
+                "framework": self._framework(node),
+            },
         )
         settings = {
             "grace_seconds": job.grace_seconds,
@@ -228,6 +346,10 @@ class Launch:
             "watch_address": topology.head.address,
             "watch_port": self._prepared[topology.head.host]["watch_port"],
             "watch_key": self._watch_key,
+            "master_port": topology.head.settings.master_port,
+            "launcher": job.launcher,
+            "gang": job.gang,
+            "resumes": bool(job.checkpoint),
         }
         own = {"rank": node.rank, "python": prepared["python"]}
         spec = f"{self._shared_spec[:-1]}, {json.dumps(own)[1:]}\n"
@@ -250,6 +372,8 @@ class Launch:
                 "args": list(job.args),
                 "launcher": job.launcher,
                 "devices": job.devices,
+                "gang": job.gang,
+                "uses": job.uses,
                 "bundle": job.bundle.sha256,
                 "grace_seconds": job.grace_seconds,
                 "node_timeout_seconds": job.node_timeout_seconds,
@@ -263,18 +387,68 @@ class Launch:
     def _command(self, node: Node, python: str) -> list[str]:
         job, topology = self.job, self.gang.topology
         script = job.script if not job.script.startswith("-") else f"./{job.script}"
-        if job.launcher == "lightning":
+        if job.launcher != "torchrun":
             return [python, script, *job.args]
-        devices = job.devices or max(1, self._prepared[node.host]["gpus"])
+        together = (topology.world_size, node.rank, topology.head.address)
+        nodes, rank, master = together if job.gang else (1, 0, "127.0.0.1")
         return [
             *(python, "-m", "torch.distributed.run"),
-            *(f"--nnodes={topology.world_size}", f"--node-rank={node.rank}", f"--nproc-per-node={devices}"),
+            *(f"--nnodes={nodes}", f"--node-rank={rank}", f"--nproc-per-node={self._devices(node)}"),
             *("--rdzv-backend=static", f"--rdzv-id={job.identity.id}", "--max-restarts=0"),
-            f"--master-addr={topology.head.address}",
+            f"--master-addr={master}",
             f"--master-port={topology.head.settings.master_port}",
             *(script, *job.args),
         ]
 
-    def discard(self) -> None:
-        """Undo ``prepare`` on every node where the job has not started; where nothing was prepared, nothing happens."""
-        self.gang.ask("discard", 10)
+    @property
+    def how(self) -> str:
+        """How the script is started, and why so, in words."""
+        job = self.job
+        words = {"torchrun": "with torchrun", "lightning": "by Lightning's own launching", "python": "once per node"}
+        alone = "" if job.gang else ", each for itself"
+        return f"{words[job.launcher]}{f', for {job.reason}' if job.reason else ''}{alone}"
+
+    def _devices(self, node: Node) -> int:
+        """How many ranks torchrun starts on a node."""
+        return self.job.devices or max(1, self._prepared[node.host]["gpus"])
+
+    def _framework(self, node: Node) -> dict[str, str | int]:
+        """What a job's environment has besides for what its script uses, so that it takes part in it by default."""
+        job, nodes = self.job, self.gang.topology.world_size
+        if job.uses == CLI and job.gang:
+            # It gives its Trainer every argument, PL_TRAINER_NUM_NODES or not, but its parser too has its defaults from
+            # the environment, if it is told so. An argument and a configuration file win, as with the others.
+            names = ("PL_TRAINER", *(f"PL_{command}__TRAINER" for command in ("FIT", "VALIDATE", "TEST", "PREDICT")))
+            return {"JSONARGPARSE_DEFAULT_ENV": "true", **{f"{name}__NUM_NODES": nodes for name in names}}
+        if job.uses in (FABRIC, FABRIC_LAUNCHED) and job.launcher == "torchrun":
+            # As `fabric run` does; of a script that it starts, Fabric refuses to start processes itself.
+            used = {"LT_CLI_USED": 1} if job.uses == FABRIC else {}
+            return {"LT_DEVICES": self._devices(node), **used}
+        return {}
+
+    def discard(self) -> str:
+        """Undo ``prepare`` on every node where the job has not started; where nothing was prepared, nothing happens.
+
+        Returns:
+            A line for each node that may still be held, with why and the remedy; "" if there is none.
+        """
+        left = self.gang.discard([host for host in self.gang.settings if host in self._asked])
+        self._asked = set(left)
+        return "\n".join(
+            f"{host} could not be released, and may be held for this job for up to {GATE_SECONDS // 60} minutes "
+            f"({error}); release it: ansible-playbook stop.yml -e job={self.gang.job_id}"
+            for host, error in left.items()
+        )
+
+    @contextlib.contextmanager
+    def undoing(self, say: Callable[[str], None]) -> Iterator[None]:
+        """Discard the job if what runs inside fails; the error names the nodes that stay held, or else ``say`` does."""
+        try:
+            yield
+        except BaseException as error:
+            held = self.discard()
+            if held and isinstance(error, JobError):
+                raise JobError(f"{error}\n{held}") from None
+            if held:
+                say(held)
+            raise

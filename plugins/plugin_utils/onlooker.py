@@ -4,16 +4,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils import stall
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils import noticed, stall
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.follow import Ending
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.logs import RankLog
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.screen import Screen
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import Node
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import counted
 
 
 class Onlooker:
@@ -32,6 +37,7 @@ class Onlooker:
         stacks: Path,
         stall_timeout_seconds: int,
         rendezvous_timeout_seconds: int,
+        about: Mapping[str, Any],
     ) -> None:
         """Look at nothing yet.
 
@@ -43,16 +49,24 @@ class Onlooker:
             stacks: folder for what the ranks are doing, made when it is needed.
             stall_timeout_seconds: without any output for this long, it is said what the ranks do; 0 means never.
             rendezvous_timeout_seconds: the same since the start; ranks that wait for each other in vain end the job.
+            about: what job.json says of the job.
         """
         self._gang = gang
         self._logs = logs
         self._screen = screen
         self._starts = starts
         self._stacks = stacks
-        self._watch = stall.StallWatch(stall_timeout_seconds, rendezvous_timeout_seconds)
+        start = datetime.datetime.fromisoformat(gang.identity.start)
+        age = max(0.0, time.time() - start.timestamp())
+        self._watch = stall.StallWatch(stall_timeout_seconds, rendezvous_timeout_seconds, age_seconds=age)
         self._explaining: threading.Thread | None = None
+        self._silence: stall.Silence | None = None  # to be explained
         self._signs = (0, 0)  # of life: bytes printed, ranks ended
         self.verdict = ""
+        self._about = about
+        self._states: dict[str, Mapping[str, Any]] = {}
+        self._said: set[str] = set()
+        self._warned = False  # that the ranks have not met
 
     def output(self, node: Node, data: bytes, offset: int) -> None:
         """Show what a rank's log has from ``offset`` on."""
@@ -62,14 +76,50 @@ class Onlooker:
         """Show a sentence of the engine's own."""
         self._screen.say(text)
 
+    def hear(self, node: Node, state: Mapping[str, Any]) -> None:
+        """Take what a node says of its rank's state."""
+        self._states[node.host] = state
+
+    @property
+    def parts(self) -> noticed.Parts:
+        """Each host with what it said last of its rank's state."""
+        return [(node.host, self._states.get(node.host, {})) for node in self._gang.topology.nodes]
+
     def look(self, written: Mapping[str, int], endings: Mapping[str, Ending]) -> str | None:
         """Return why the job has to be stopped, or None. A silence is explained in a thread of its own."""
-        silence = self._watch.look(written, len(endings))
-        self._signs = (sum(written.values()), len(endings))
-        if silence and not (self._explaining and self._explaining.is_alive()):
-            self._explaining = threading.Thread(target=self._explain, args=(silence,), daemon=True)
-            self._explaining.start()
+        if not endings:
+            self._notice()
+        silence, signs = self._watch.look(written, len(endings)), (sum(written.values()), len(endings))
+        self._silence = silence or (self._silence if signs == self._signs else None)
+        self._signs = signs
+        if self._explaining and self._explaining.is_alive():
+            self._silence = None
+        elif self._silence:
+            explaining = threading.Thread(target=self._explain, args=(self._silence,), daemon=True)
+            with contextlib.suppress(RuntimeError):  # no thread is to be had; a moment later, perhaps
+                explaining.start()
+                self._explaining, self._silence = explaining, None
         return self.verdict or None
+
+    def _notice(self) -> None:
+        """Say, once each, what the ranks were not seen to do, and when they do it after all."""
+        parts = self.parts
+        together, read = noticed.met(self._about, parts), noticed.checkpoint_read(parts)
+        news = ""
+        if False in (together, read) and all("met" in state or len(parts) == 1 for _host, state in parts):
+            news = noticed.warning(self._about, parts, ended=False)
+        if news:
+            self._warned = self._warned or together is False
+            self._say_once(news)
+        elif together and self._warned:
+            self._say_once("the ranks have met now")
+        if read and "checkpoint_step" in self._about:
+            self._say_once(f"goes on from {self._about['resumed']}, step {self._about['checkpoint_step']}")
+
+    def _say_once(self, sentence: str) -> None:
+        if sentence not in self._said:
+            self._said.add(sentence)
+            self._screen.say(sentence)
 
     def _explain(self, silence: stall.Silence) -> None:
         try:
@@ -79,14 +129,19 @@ class Onlooker:
 
     def _look_into(self, silence: stall.Silence) -> None:
         before = self._signs
-        stacks = stall.gather(self._gang, self._stacks)
+        stacks = stall.gather(self._gang, self._stacks, seconds=stall.WORK_SECONDS if silence.rendezvous else 0)
         found = stall.explain(self._gang.topology, stacks, self._logs, self._gang)
         if found.passed:
             self._watch.past_rendezvous()
         if self._signs != before:  # it goes on after all
             return
         sentence = f"nothing was printed for {silence.seconds:.0f} s: {found.sentence}"
-        if silence.rendezvous and found.rendezvous:
+        if silence.ended and found.rendezvous:
+            sentence += (
+                f"; {counted(silence.ended, 'rank')} ended well before, so nobody comes any more: what one rank does "
+                "for itself, such as with a second Trainer, needs num_nodes=1"
+            )
+        if silence.rendezvous and found.rendezvous and not found.open:
             self.verdict = sentence
-        elif silence.stall:
+        elif silence.stall or found.open:
             self._screen.say(sentence)

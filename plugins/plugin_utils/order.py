@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import datetime
-import getpass
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,13 +14,16 @@ from typing import Any
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import check_script, make_bundle
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.environment import as_environment
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.frameworks import PLAIN, Fit, fit
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Identity
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.history import stored_bundle
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.launch import LAUNCHERS, Job
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import new_job_id
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.launch import Job
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import new_job_id, who
 
 EXAMPLES = Path(__file__).parents[2] / "train"
 """The project of those who name none."""
+AUTO = "auto"
+"""The launcher that fits what the script uses."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Order:
         env: mapping of environment variables, or its text.
         runs: folder of the controller's records.
         logs: whose output is shown live: ``head``, ``all`` or ``none``.
-        launcher: ``lightning`` or ``torchrun``.
+        launcher: one of launch.LAUNCHERS, or ``auto``: the one that fits what the script uses.
         devices: ranks per node under torchrun, a number or ``auto``.
         resume: id of a job whose newest checkpoint this one goes on from.
         rerun: id of a job to be run again with the same code.
@@ -50,6 +52,7 @@ class Order:
         rendezvous_timeout_seconds: the same at the start, where a rendezvous that hangs ends the job; 0 means never.
         grace_seconds: between TERM and KILL.
         preflight: thresholds, and checks to be skipped; see preflight.brief.
+        gang: whether the nodes work together; else each runs the script for itself.
     """
 
     script: str
@@ -73,6 +76,7 @@ class Order:
     rendezvous_timeout_seconds: int
     grace_seconds: int
     preflight: Mapping[str, Any] = field(default_factory=dict)
+    gang: bool | None = None
 
     def check(self) -> None:
         """Raise JobError for a number out of its range, or options that exclude each other."""
@@ -88,8 +92,8 @@ class Order:
                 raise JobError(f"{name} is {value}; set it to {least} or more")
         if self.rerun and (self.script or self.project or self.args not in ("", None, [])):
             raise JobError(
-                "rerun runs an earlier job's code with its arguments again, so script, args and project_dir cannot be "
-                "given with it; leave them out, or leave out rerun"
+                "rerun runs an earlier job's code with its arguments again, so script, script_args and project_dir "
+                "cannot be given with it; leave them out, or leave out rerun"
             )
 
 
@@ -103,13 +107,13 @@ def split_args(args: Any) -> list[str]:
         try:
             words = shlex.split(args)
         except ValueError as error:
-            raise JobError(f"args has unbalanced quotes ({error}): {args}; close them, or give a list") from None
+            raise JobError(f"script_args has unbalanced quotes ({error}): {args}; close them, or give a list") from None
     elif isinstance(args, Sequence) and all(isinstance(word, (str, int, float)) for word in args):
         words = [str(word) for word in args]
     else:
-        raise JobError(f"args is {args!r}; give a string such as '--max-epochs 3', or a list of words")
+        raise JobError(f"script_args is {args!r}; give a string such as '--max-epochs 3', or a list of words")
     if any("\0" in word for word in words):
-        raise JobError("args has a word with a null byte, which no command line can hold; remove it")
+        raise JobError("script_args has a word with a null byte, which no command line can hold; remove it")
     return words
 
 
@@ -122,16 +126,22 @@ def count_devices(devices: str) -> int | None:
     return int(devices)
 
 
-def count_started(devices: str, launcher: str) -> int | None:
+def count_started(devices: str, launcher: str, reason: str = "") -> int | None:
     """Return how many ranks torchrun starts per node, None for as many as there are GPUs.
 
+    Args:
+        devices: the user's word.
+        launcher: which starts the script.
+        reason: why that one was chosen; "" if the user named it.
+
     Raises:
-        JobError: no number, or a number for Lightning, which counts by itself.
+        JobError: no number, or a number for a launcher that starts the script once per node.
     """
     if launcher != "torchrun" and devices not in ("", "auto"):
+        why = f" ({reason})" if reason else ""
+        decides = "the script's Trainer(devices=...) decides" if launcher == "lightning" else "there is one per node"
         raise JobError(
-            f"devices is {devices}, but only launcher=torchrun takes it; with launcher=lightning the script's "
-            "Trainer(devices=...) decides"
+            f"devices is {devices}, but only launcher=torchrun takes it; with launcher={launcher}{why} {decides}"
         )
     return count_devices(devices)
 
@@ -147,12 +157,11 @@ def make_job(order: Order, earlier: Mapping[str, Any], checkpoint: str) -> Job:
     Raises:
         JobError: bad input.
     """
-    launcher = order.launcher or earlier.get("launcher") or LAUNCHERS[0]
-    devices = count_started(order.devices, launcher) if order.devices else earlier.get("devices")
     args = split_args(order.args if order.args not in ("", None) else earlier.get("args", ""))
     env = as_environment(order.env, "env")
     if order.rerun:
         script, bundle = earlier["script"], stored_bundle(order.runs, earlier["bundle"])
+        found = Fit(earlier.get("uses", PLAIN), script)
         if missing := set(earlier["env_names"]) - env.keys():
             raise JobError(
                 f"job {order.rerun} had environment variables whose values are not kept: {', '.join(sorted(missing))}; "
@@ -162,9 +171,13 @@ def make_job(order: Order, earlier: Mapping[str, Any], checkpoint: str) -> Job:
         project = order.project or Path(earlier.get("project_dir") or EXAMPLES)
         script = check_script(project, order.script or earlier.get("script", ""))
         bundle = make_bundle(project, script, order.bundle_max_mb)
-    now = datetime.datetime.now().astimezone()
+        found = fit(project, script)
+    wanted = order.launcher or earlier.get("launcher") or AUTO
+    launcher, reason = (found.launcher, found.reason) if wanted == AUTO else (wanted, "")
+    devices = count_started(order.devices, launcher, reason) if order.devices else earlier.get("devices")
+    now = datetime.datetime.now(datetime.timezone.utc)
     return Job(
-        identity=Identity(now.isoformat(timespec="seconds"), new_job_id(script, now), getpass.getuser()),
+        identity=Identity(now.isoformat(timespec="seconds"), new_job_id(script, now), who()),
         bundle=bundle,
         script=script,
         args=args,
@@ -176,6 +189,9 @@ def make_job(order: Order, earlier: Mapping[str, Any], checkpoint: str) -> Job:
         devices=devices,
         checkpoint=checkpoint,
         preflight=order.preflight,
+        gang=earlier.get("gang", True) if order.gang is None else order.gang,
+        uses=found.kind,
+        reason=reason,
     )
 
 
@@ -186,6 +202,8 @@ def described(job: Job, order: Order) -> dict[str, Any]:
         "args": list(job.args),
         "launcher": job.launcher,
         "devices": job.devices,
+        "gang": job.gang,
+        "uses": job.uses,
         "checkpoint": job.checkpoint or None,
         "project_dir": str(order.project or EXAMPLES) if not order.rerun else None,
         "env_names": sorted(job.env),  # names only: values may be secrets

@@ -12,7 +12,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.desk import De
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.history import described_by_nodes
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import Order
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import Record
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import Record, who
 
 
 def follow_again(order: Order, desk: Desk, job: str, offset: int | None) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def follow_again(order: Order, desk: Desk, job: str, offset: int | None) -> dict
     Args:
         order: of its options only those count that say what is shown, what is collected, and how to stop.
         desk: the command's.
-        job: id; "" means the latest.
+        job: id; "" means the user's latest.
         offset: bytes of the shown logs to leave out; None means what an earlier command brought home, or nothing if
             the job had ended by then.
 
@@ -31,7 +31,7 @@ def follow_again(order: Order, desk: Desk, job: str, offset: int | None) -> dict
     if offset is not None and offset < 0:
         raise JobError(f"offset is {offset}; set it to 0, the beginning of the logs, or more")
     views, errors = roster.look(desk.cluster, desk.open_channel, only=job or None)
-    view = roster.whole(roster.choose(job, views, errors), desk.cluster, desk.open_channel)
+    view = roster.whole(roster.choose(job, views, errors, who()), desk.cluster, desk.open_channel)
     gang, notes = roster.gang_of(view, desk.cluster, desk.open_channel)
     for note in notes:
         desk.say(note)
@@ -39,7 +39,7 @@ def follow_again(order: Order, desk: Desk, job: str, offset: int | None) -> dict
         record = Record.read(order.runs, view.id)
         if record is None:
             record = Record(order.runs, view.id)
-            record.create(**described_by_nodes(view.spec))
+            record.restore(**described_by_nodes(view.spec))
         if "ended" not in record.data:
             record.update(ranks=with_others(record, gang.topology.ranks))
         logs = record.open_logs(gang.topology.nodes)

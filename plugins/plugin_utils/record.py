@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import getpass
 import json
 import os
 import re
@@ -22,8 +24,22 @@ JOB_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[A-Za-z0-9_][A-Za-z0-9_-]{0,39}-[0-9a-f]
 """What ``new_job_id`` returns."""
 
 
+def who() -> str:
+    """Return who starts jobs from here, as user@machine: by it a command tells the user's own jobs from others'."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError, ImportError):  # an account without a name
+        user = str(os.getuid())
+    return f"{user}@{os.uname().nodename}"
+
+
 def new_job_id(script: str, now: datetime.datetime) -> str:
-    """Return YYYYmmdd-HHMMSS-<script>-<4 hex>, safe as a file name and as part of a unit's name."""
+    """Return YYYYmmdd-HHMMSS-<script>-<4 hex>, safe as a file name and as part of a unit's name.
+
+    Args:
+        script: path of the script.
+        now: the time in UTC: ids are sorted, and their makers may sit in several time zones.
+    """
     stem = re.sub(r"[^A-Za-z0-9_]+", "-", Path(script).stem)[:40].strip("-") or "job"
     return f"{now:%Y%m%d-%H%M%S}-{stem}-{secrets.token_hex(2)}"
 
@@ -37,6 +53,28 @@ def check_job_id(job: str) -> None:
         )
 
 
+def replace_file(path: Path, data: bytes, durable: bool = True) -> None:
+    """Replace a file as a whole; ``durable``: also if this machine goes down the next moment."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        part.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise
+    for folder in (path.parent, path.parent.parent) if durable else ():  # which may have been made only now
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 class Record:
     """The folder of one job."""
 
@@ -46,7 +84,7 @@ class Record:
 
     @classmethod
     def read(cls, runs: Path, job_id: str) -> Record | None:
-        """Return the record that an earlier command left, or None."""
+        """Return the record that an earlier command left, or None: there is none, or its job.json is damaged."""
         record = cls(runs, job_id)
         try:
             data = json.loads((record.path / "job.json").read_text(encoding="utf-8"))
@@ -56,18 +94,29 @@ class Record:
         return record
 
     def create(self, **data: Any) -> None:
-        """Make the folder and write down what is known before the start."""
+        """Make the folder and write down what is known before the start; a folder that is there already is refused."""
         self.path.mkdir(parents=True, mode=0o700)
-        for name in ("logs", "artifacts"):
-            (self.path / name).mkdir()
+        self._make_folders()
+        self.data.update(data)
+        self._write(durable=False)  # the nodes wait for it
+
+    def restore(self, **data: Any) -> None:
+        """Make of a folder, of what is left of one, or of none a record that says what is known."""
+        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._make_folders()
         self.update(**data)
 
     def update(self, **data: Any) -> None:
         """Change entries of job.json; the file is replaced as a whole."""
         self.data.update(data)
-        part = self.path / f"job.json.{os.getpid()}"
-        part.write_text(json.dumps(self.data, indent=2) + "\n", encoding="utf-8")
-        part.replace(self.path / "job.json")
+        self._write(durable=True)
+
+    def _make_folders(self) -> None:
+        for name in ("logs", "artifacts"):
+            (self.path / name).mkdir(exist_ok=True)
+
+    def _write(self, durable: bool) -> None:
+        replace_file(self.path / "job.json", json.dumps(self.data, indent=2).encode() + b"\n", durable)
 
     def note(self, say: Callable[[str], None], **data: Any) -> None:
         """Update what is known of a started job: it goes on even if that cannot be written down."""

@@ -27,6 +27,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.records 
     SPEC,
     STATE,
     is_count,
+    is_flag,
     is_number,
     is_text,
 )
@@ -79,11 +80,6 @@ def is_plain(value: object) -> bool:
     if isinstance(value, list):
         return len(value) <= MOST_ITEMS and all(map(is_plain, value))
     return value is None or is_flag(value) or is_number(value) or is_document(value)
-
-
-def is_flag(value: object) -> bool:
-    """Return whether it is true or false."""
-    return isinstance(value, bool)
 
 
 def is_size(value: object) -> bool:
@@ -217,6 +213,9 @@ REPLIES: Mapping[str, tuple[Mapping[str, Check], Mapping[str, Check]]] = {
             **_RESOURCES,
             "machine": row(is_text, is_text, is_text),
             "folder": is_text,
+            "uid": none_or(is_size),
+            "session": is_text,
+            "network_disks": many(is_text),
             "address": either(fields(_PLACE), _PROBLEM),
             "addresses": many(row(is_interface, is_address, is_flag)),
             "free_port": is_port,
@@ -243,6 +242,9 @@ REPLIES: Mapping[str, tuple[Mapping[str, Check], Mapping[str, Check]]] = {
             **_PLACE,
             "addresses": many(is_address, MOST_ADDRESSES),
             "port_range": is_port_range,
+            "folder": is_text,
+            "firewalls": many(is_text),
+            "session": is_text,
             "job": none_or(fields(_OWNER)),
         },
         {},
@@ -257,6 +259,7 @@ REPLIES: Mapping[str, tuple[Mapping[str, Check], Mapping[str, Check]]] = {
                         "state": fields(_STATE, _MORE_OF_STATE),
                         "size": is_size,
                         "last_line": is_bytes,
+                        "user": is_text,
                     }
                 )
             )
@@ -269,6 +272,7 @@ REPLIES: Mapping[str, tuple[Mapping[str, Check], Mapping[str, Check]]] = {
             **_PLACE,
             **_RESOURCES,
             "packages": fields(_PACKAGES),
+            "node_env": none_or(table(is_text, is_text)),
             "limits": fields({"nofile": is_count}),
             "python": is_absolute_path,
             "job_dir": is_absolute_path,
@@ -290,6 +294,7 @@ REPLIES: Mapping[str, tuple[Mapping[str, Check], Mapping[str, Check]]] = {
         {},
     ),
     "read": ({"parts": many(row(is_size, is_size, is_time_ns))}, {}),
+    "receive": ({"has": is_size}, {}),
     "rehearse": ({"told": many(table(is_text, is_plain)), "words": is_document, "late": is_flag}, {}),
     "stacks": (
         {
@@ -304,9 +309,12 @@ REPLIES: Mapping[str, tuple[Mapping[str, Check], Mapping[str, Check]]] = {
                         "python": is_flag,
                         "dumped": is_flag,
                         "bytes": is_size,
+                        "cpu": is_number,
+                        "io": is_size,
                     }
                 )
             ),
+            "seconds": is_number,
             "missing": none_or(is_text),
             "free_port": is_port,
         },
@@ -319,6 +327,7 @@ REPLIES: Mapping[str, tuple[Mapping[str, Check], Mapping[str, Check]]] = {
 
 FACTS: Mapping[str, Check] = {
     "busy": fields({**_HOLDER, "prepared": is_flag}),
+    "gone": is_flag,
     "failed": is_flag,
     "running": is_flag,
     "taken": is_port,

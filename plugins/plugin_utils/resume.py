@@ -49,8 +49,8 @@ class Origin:
         checkpoint = self.checkpoint
         checkpoints.distribute(gang, file, checkpoint, self.gang.job_id)
         file.unlink()
-        origin = f"goes on from {self.gang.job_id}, step {checkpoint.step}: {checkpoint.path}"
-        return [*checkpoint.notes, f"{origin}, which {checkpoint.host} had"]
+        what = f"step {checkpoint.step} of {self.gang.job_id}, which {checkpoint.host} had"
+        return [*checkpoint.notes, f"CKPT_PATH is {checkpoint.path} ({what})"]
 
 
 def find_origin(job: str, runs: Path, desk: Desk) -> Origin:

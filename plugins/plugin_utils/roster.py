@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import GOING_ON
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils import noticed
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.fan_out import fan_out
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang, Identity, OpenChannel
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.logs import printable
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import JOB_ID, check_job_id
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.replies import is_address
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import Node, Topology
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import listed, shown
@@ -57,11 +59,13 @@ class JobView:
         id: the job's.
         spec: as the launch wrote it on each node; empty for a job that was never started.
         parts: by rank.
+        user: who started it; "" if no node can say so.
     """
 
     id: str
     spec: Mapping[str, Any]
     parts: dict[int, Part]
+    user: str = ""
 
     @property
     def state(self) -> str:
@@ -73,6 +77,22 @@ class JobView:
             if state in states:
                 return "failed" if state == "lost" else state
         return "succeeded"
+
+    @property
+    def warning(self) -> str:
+        """What its ranks, running or ended well, were not seen to do; "" if there is nothing."""
+        if self.state not in ("running", "succeeded"):
+            return ""
+        return noticed.warning(self.spec, self._noticed, ended=self.state == "succeeded")
+
+    @property
+    def met(self) -> bool | None:
+        """Whether all its ranks met; None if that is not known."""
+        return noticed.met(self.spec, self._noticed)
+
+    @property
+    def _noticed(self) -> noticed.Parts:
+        return [(part.host, part.record) for part in self.parts.values()]
 
     @property
     def since(self) -> float | None:
@@ -118,6 +138,7 @@ def look(
 
     answers, errors = fan_out({one.host: one for one in settings}, ask, LOOK_SECONDS)
     found: dict[str, list[tuple[Part, dict[str, Any]]]] = {}
+    users: dict[str, str] = {}
     for host, jobs in answers.items():
         for job in jobs:
             spec = _readable(job["spec"] or {})
@@ -126,13 +147,17 @@ def look(
             state = _readable(job["state"])
             part = Part(host, state["state"], state, printable(job["last_line"]), job["size"])
             found.setdefault(job["id"], []).append((part, spec))
-    views = [_view(job, parts, answers.keys(), bool(errors)) for job, parts in found.items()]
+            # While a job holds a node, that is written down where the job cannot change it.
+            users[job["id"]] = shown(job["user"]) or users.get(job["id"], "") or spec.get("user", "")
+    views = [_view(job, users[job], parts, answers.keys(), bool(errors)) for job, parts in found.items()]
     return sorted(views, key=lambda view: view.id, reverse=True), errors
 
 
 def _readable(said: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a node says of a job, ready to be shown, without a start that is no time."""
-    known = {name: shown(value) if isinstance(value, str) else value for name, value in said.items()}
+    """Return what a node says of a job, ready to be shown, without a start that is no time, and unsound ranks."""
+    known: dict[str, Any] = {name: shown(value) if isinstance(value, str) else value for name, value in said.items()}
+    if "ranks" in known and not _are_sound(known["ranks"], known.get("world_size")):
+        del known["ranks"]
     try:
         datetime.datetime.fromisoformat(known.get("start", "")).timestamp()
     except (ValueError, OverflowError):
@@ -140,12 +165,24 @@ def _readable(said: Mapping[str, Any]) -> dict[str, Any]:
     return known
 
 
+def _are_sound(ranks: Sequence[Mapping[str, Any]], world_size: Any) -> bool:
+    """Whether each rank of the world has a host and an address of its own; the job's user can write anything."""
+    return (
+        sorted(one["rank"] for one in ranks) == list(range(min(len(ranks), MOST_RANKS)))
+        and len(ranks) == world_size
+        and all(is_address(one["address"]) for one in ranks)
+        and all(len({one[name] for one in ranks}) == len(ranks) for name in ("host", "address"))
+    )
+
+
 def _has_rank(spec: Mapping[str, Any]) -> bool:
     """Whether its rank is one of its world's; a job that was never started has none yet."""
     return not spec or (type(spec.get("rank")) is int and 0 <= spec["rank"] < spec.get("world_size", 0))
 
 
-def _view(job: str, found: Sequence[tuple[Part, dict[str, Any]]], answered: Collection[str], silent: bool) -> JobView:
+def _view(
+    job: str, user: str, found: Sequence[tuple[Part, dict[str, Any]]], answered: Collection[str], silent: bool
+) -> JobView:
     """Put a job together from what its nodes say; ``silent``: other nodes did not answer."""
     specs = [spec for _part, spec in found if spec]
     spec = next((spec for spec in specs if "ranks" in spec), specs[0] if specs else {})
@@ -153,7 +190,7 @@ def _view(job: str, found: Sequence[tuple[Part, dict[str, Any]]], answered: Coll
     for part, own in found:
         if own:
             parts.setdefault(own["rank"], part)
-    ranks = {one["host"]: one["rank"] for one in spec.get("ranks", []) if 0 <= one["rank"] < spec["world_size"]}
+    ranks = {one["host"]: one["rank"] for one in spec.get("ranks", [])}
     for part, own in found:
         if not own:
             free = next(rank for rank in itertools.count() if rank not in parts)
@@ -164,20 +201,23 @@ def _view(job: str, found: Sequence[tuple[Part, dict[str, Any]]], answered: Coll
     if specs and "ranks" not in spec and len(parts) < min(spec["world_size"], MOST_RANKS):
         for rank in range(spec["world_size"]):
             parts.setdefault(rank, Part("", "unknown" if silent else "removed"))
-    return JobView(job, spec, dict(sorted(parts.items())))
+    return JobView(job, spec, dict(sorted(parts.items())), user)
 
 
-def choose(job: str, views: Sequence[JobView], errors: Mapping[str, NodeError], going_on: bool = False) -> JobView:
-    """Return the job of that id; of an empty one, the latest.
+def choose(
+    job: str, views: Sequence[JobView], errors: Mapping[str, NodeError], me: str = "", going_on: bool = False
+) -> JobView:
+    """Return the job of that id; of an empty one, the user's latest.
 
     Args:
         job: id, or "".
         views: the newest first.
         errors: nodes that did not answer.
+        me: who asks, as ``record.who`` says it.
         going_on: only jobs that have not ended are meant by "the latest".
 
     Raises:
-        JobError: there is none.
+        JobError: there is none, or only others'.
     """
     silent = "".join(f"; {error}" for error in errors.values())
     if job:
@@ -185,9 +225,16 @@ def choose(job: str, views: Sequence[JobView], errors: Mapping[str, NodeError], 
             if view.id == job:
                 return view
         raise JobError(f"no node has a job {job}; ansible-playbook status.yml lists them{silent}")
-    for view in views:
-        if view.spec and (not going_on or view.state in (*GOING_ON, "unknown")):
+    meant = [view for view in views if (view.state in (*GOING_ON, "unknown") if going_on else view.spec)]
+    for view in meant:
+        if view.user == me:
             return view
+    if meant:
+        raise JobError(
+            f"no job that {'runs' if going_on else 'is'} on these nodes was started by {me}; the latest is "
+            f"{meant[0].id}, which {meant[0].user or 'somebody else'} started; if you mean that one, give -e "
+            f"job={meant[0].id}{silent}"
+        )
     if going_on:
         raise JobError(f"no job runs on these nodes; ansible-playbook status.yml lists those that have ended{silent}")
     raise JobError(f"no job is on these nodes; start one: ansible-playbook run.yml -e script=…{silent}")
@@ -217,7 +264,8 @@ def gang_of(view: JobView, settings: Sequence[NodeSettings], open_channel: OpenC
         notes = [f"job {view.id} names {listed(foreign)}, which {verb} not in the inventory and left out; add with -i"]
     if not nodes:
         raise JobError(f"no node in the inventory has a part of job {view.id}; name its nodes with -i")
-    spec = {"start": datetime.datetime.now().astimezone().isoformat(timespec="seconds"), "user": "", **view.spec}
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    spec = {"start": now, "user": "", **view.spec}
     gang = Gang(Identity(spec["start"], view.id, spec["user"]), [node.settings for node in nodes], open_channel)
     gang.topology = Topology(nodes)
     return gang, notes
@@ -230,11 +278,14 @@ def as_data(views: Sequence[JobView], errors: Mapping[str, NodeError]) -> dict[s
             {
                 "id": view.id,
                 "script": view.spec.get("script"),
-                "user": view.spec.get("user"),
+                "user": view.user or None,
                 "started": view.spec.get("start"),
                 "state": view.state,
                 "since": view.since,
-                "world_size": view.spec.get("world_size"),
+                "nodes": len(view.parts),
+                "world_size": noticed.world_size(len(view.parts), view.spec.get("gang", True), view.met),
+                "met": view.met,
+                "warning": view.warning or None,
                 "ranks": [
                     {
                         "rank": rank,
@@ -251,7 +302,8 @@ def as_data(views: Sequence[JobView], errors: Mapping[str, NodeError]) -> dict[s
             }
             for view in views
         ],
-        "unreachable": {host: str(error) for host, error in errors.items()},
+        # Of a result's "unreachable" Ansible takes it that the host which ran the task is.
+        "silent": {host: str(error) for host, error in errors.items()},
     }
 
 
@@ -269,12 +321,13 @@ def as_table(views: Sequence[JobView], errors: Mapping[str, NodeError], width: i
         since = _clock(view.since)
         last = next((part.last_line for part in view.parts.values() if part.last_line), "")
         spec = view.spec
-        rows.append((view.id, spec.get("script", "-"), spec.get("user", "-"), view.state, since, view.ranks, last))
+        rows.append((view.id, spec.get("script", "-"), view.user or "-", view.state, since, view.ranks, last))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
     lines = []
     for row in rows:
         cells = [cell.ljust(size) for cell, size in zip(row, widths, strict=False)]
         lines.append("  ".join([*cells, row[-1]])[:width].rstrip())
+    lines += [f"{view.id}: {view.warning}" for view in views if view.warning]
     if not views:
         lines = ["no jobs"]
     return "\n".join([*lines, *map(str, errors.values())])

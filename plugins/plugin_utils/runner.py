@@ -17,9 +17,12 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.command_line i
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.desk import Desk
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.history import earlier_job, store_bundle
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.interrupts import Interrupted
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.launch import Launch
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.noticed import world_size
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import Order, described, make_job
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import Record
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import counted
 
 if TYPE_CHECKING:
     from ansible_collections.thunderhead.cluster.plugins.plugin_utils.resume import Origin
@@ -40,13 +43,16 @@ def plan(order: Order, desk: Desk) -> tuple[Launch, Origin | None]:
         origin = find_origin(order.resume, order.runs, desk)
         earlier = earlier or origin.about
     job = make_job(order, earlier, origin.checkpoint.path if origin else "")
-    return Launch(job, desk.settings, desk.open_channel), origin
+    return Launch(job, desk.settings, desk.open_channel, desk.members), origin
 
 
 def check(order: Order, desk: Desk) -> int:
-    """Look whether the job could start now, and start nothing; return the world size."""
+    """Look whether the job could start now, say what there is to know, and start nothing; return the world size."""
     launch, _origin = plan(order, desk)
-    return launch.prepare(dry=True).world_size
+    topology = launch.prepare(dry=True)
+    for note in launch.notes:
+        desk.say(note)
+    return topology.world_size
 
 
 def run(order: Order, desk: Desk) -> dict[str, Any]:
@@ -66,24 +72,24 @@ def run(order: Order, desk: Desk) -> dict[str, Any]:
         if origin:  # before any node is held: it may take long
             file = origin.fetch(order.runs)
         topology = launch.prepare(say=desk.say)
-        try:
-            record.create(state="prepared", command=without_values(sys.argv), **described(launch.job, order))
-            logs = record.open_logs(topology.nodes)
-            if origin:
-                launch.notes += origin.distribute(gang, file)
-        except OSError as error:
-            launch.discard()
-            sentence = f"the job's record cannot be written: {error}; free some space, or set job_runs_dir"
-            raise JobError(sentence) from None
-        except BaseException:
-            launch.discard()
-            raise
+        with launch.undoing(desk.say):
+            if desk.interrupts.came:  # ansible-playbook was killed meanwhile, which raises nothing here
+                raise Interrupted
+            try:
+                about = described(launch.job, order) | ({"checkpoint_step": origin.checkpoint.step} if origin else {})
+                record.create(state="prepared", command=without_values(sys.argv), **about)
+                logs = record.open_logs(topology.nodes)
+                if origin:
+                    launch.notes += origin.distribute(gang, file)
+            except OSError as error:
+                sentence = f"the job's record cannot be written: {error}; free some space, or set job_runs_dir"
+                raise JobError(sentence) from None
     for note in launch.notes:
         desk.say(note)
     head = topology.head
     desk.say(
-        f"{gang.job_id}: {launch.job.script} on {topology.world_size} node{'s' if topology.world_size > 1 else ''}, "
-        f"MASTER_ADDR {head.address}, MASTER_PORT {head.settings.master_port}"
+        f"{gang.job_id}: {launch.job.script} on {counted(topology.world_size, 'node')}, MASTER_ADDR {head.address}, "
+        f"MASTER_PORT {head.settings.master_port}, {launch.how}"
     )
     try:
         launch.start()
@@ -94,7 +100,8 @@ def run(order: Order, desk: Desk) -> dict[str, Any]:
         desk.say,
         state="running",
         versions={"ansible": ansible_version, "python": platform.python_version()},
-        world_size=topology.world_size,
+        nodes=topology.world_size,
+        world_size=world_size(topology.world_size, launch.job.gang, None),
         master_addr=head.address,
         master_port=head.settings.master_port,
         ranks=gang.topology.ranks,

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import ipaddress
+import posixpath
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +13,11 @@ from typing import Any
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.environment import as_environment
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import shown
 
 SPEC: dict[str, dict[str, Any]] = {
     "cluster_address": {"type": "str", "default": ""},
+    "cluster_connections": {"type": "int", "default": 32},
     "cluster_dir": {"type": "str", "default": "/opt/thunderhead"},
     "cluster_master_port": {"type": "int", "default": 29500},
     "job_user": {"type": "str", "default": "thunderhead"},
@@ -34,6 +37,7 @@ class NodeSettings:
         master_port: TCP port of the rendezvous; the head's counts.
         user: the account jobs run as; empty means the connection's own.
         env: additional environment variables, values as they are.
+        connections: how many new connections may be in the making at once, with this host's among them.
     """
 
     host: str
@@ -42,6 +46,7 @@ class NodeSettings:
     master_port: int
     user: str
     env: dict[str, str]
+    connections: int = SPEC["cluster_connections"]["default"]
 
     @classmethod
     def from_variables(cls, host: str, variables: Mapping[str, Any], template: Callable[[Any], Any]) -> NodeSettings:
@@ -60,12 +65,19 @@ class NodeSettings:
         port = values["cluster_master_port"]
         if not 1 <= port <= 65535:
             raise JobError(f"{host}: cluster_master_port is {port}; set a TCP port from 1 to 65535 in the inventory")
+        if values["cluster_connections"] < 1:
+            raise JobError(
+                f"{host}: cluster_connections is {values['cluster_connections']}; set at least 1 in the inventory"
+            )
         if values["job_user"] == "root":
             raise JobError(
                 f"{host}: job_user is root, but jobs run unprivileged; name another account in the inventory"
             )
-        if not values["cluster_dir"].startswith("/"):
-            raise JobError(f"{host}: cluster_dir is {values['cluster_dir']}; set an absolute path in the inventory")
+        directory = values["cluster_dir"]
+        if not (directory.startswith("/") and directory.isprintable() and ".." not in directory.split("/")):
+            raise JobError(
+                f"{host}: cluster_dir is {shown(directory)}; set an absolute path in the inventory, without .. in it"
+            )
         given_address = values["cluster_address"]
         address = _literal(given_address or template(variables.get("ansible_host", host)))
         if given_address and not address:
@@ -73,10 +85,11 @@ class NodeSettings:
         return cls(
             host=host,
             address=address,
-            directory=values["cluster_dir"].rstrip("/") or "/",
+            directory="/" + posixpath.normpath(directory).lstrip("/"),
             master_port=port,
             user=values["job_user"],
             env=as_environment(values["job_env"], f"{host}: job_env"),
+            connections=values["cluster_connections"],
         )
 
 

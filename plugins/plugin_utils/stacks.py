@@ -84,6 +84,8 @@ class Process:
         state: R, S, D, ...; see proc(5).
         python: it is a Python interpreter.
         text: py-spy's, or the kernel's, printable.
+        cpu: seconds of CPU time that it used while it was looked at.
+        io: bytes that it read and wrote meanwhile.
     """
 
     pid: int
@@ -92,6 +94,8 @@ class Process:
     state: str
     python: bool
     text: str
+    cpu: float = 0.0
+    io: int = 0
 
     @functools.cached_property
     def main_thread(self) -> tuple[bool, list[Frame]]:
@@ -114,7 +118,7 @@ def parse(reply: Mapping[str, Any], payload: bytes) -> list[Process]:
         text = payload[offset : offset + one["bytes"]]
         offset += one["bytes"]
         lines = "\n".join(map(printable, text.split(b"\n")))
-        fields = {name: one[name] for name in ("pid", "parent", "local_rank", "state", "python")}
+        fields = {name: one[name] for name in ("pid", "parent", "local_rank", "state", "python", "cpu", "io")}
         processes.append(Process(**fields, text=lines))
     return processes
 
@@ -138,6 +142,33 @@ def members(processes: Sequence[Process]) -> list[Process]:
         first = []
     found = [*first, *(process for process in spawned if process not in first)]
     return sorted(found, key=lambda process: process.local_rank or 0)
+
+
+def started_by(process: Process) -> str:
+    """Return whose code has a rank join the others: Accelerate, Lightning, or "" for the script's own, or torchrun."""
+    if process.local_rank is not None:
+        return "torchrun"
+    files = [frame.file for frame in _calls(process) if frame.is_library]
+    if any("/accelerate/" in file for file in files):
+        return "Accelerate"
+    return "Lightning" if any(re.search("/(pytorch_)?lightning(_fabric)?/", file) for file in files) else ""
+
+
+def work(processes: Sequence[Process], ranks: Sequence[Process]) -> dict[int, tuple[float, int, bool]]:
+    """Return what each rank used while it was looked at, by its pid, with its children that are no ranks.
+
+    Seconds of CPU time, bytes read and written, and whether one of its processes waits for a disk.
+    """
+    parents = {process.pid: process.parent for process in processes}
+    found = {rank.pid: (0.0, 0, False) for rank in ranks}
+    for process in processes:
+        pid = process.pid
+        while pid not in found and pid in parents:
+            pid = parents[pid]
+        if pid in found:
+            cpu, transferred, waits = found[pid]
+            found[pid] = (cpu + process.cpu, transferred + process.io, waits or process.state == "D")
+    return found
 
 
 def _calls(process: Process) -> list[Frame]:

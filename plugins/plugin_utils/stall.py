@@ -18,10 +18,18 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.logs import Ra
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.reachability import describe, probe
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.stacks import Activity, Process
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import Node, Topology
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import counted
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import amount, counted
 
 GATHER_SECONDS = 30
-"""What it may take to ask all nodes for their stacks; on a node it is a second."""
+"""What it may take to ask all nodes for their stacks; on a node it is a second, besides what follows."""
+WORK_SECONDS = 10
+"""For how long it is looked whether a rank that others wait for works."""
+LEAST_CPU = 0.01
+"""Of a core: a rank that uses less, and no disk, stands still. One that waits uses a hundredth of this."""
+LEAST_BYTES = 2**16
+"""A rank that has read and written so much in that time works."""
+LEFT_ALONE_SECONDS = 20
+"""A silence of this length is looked into once ranks have ended: who waits for them in a rendezvous waits in vain."""
 LONGEST_SENTENCE = 1500
 MOST_GROUPS = 4
 """How many groups of ranks that do different things are told apart."""
@@ -42,12 +50,14 @@ class Silence:
     Attributes:
         seconds: for how long.
         stall: for the time that the user gave for a running job.
-        rendezvous: for the time that the ranks may take to meet at the start.
+        rendezvous: for the time that the ranks may take to meet at the start, or while some have ended.
+        ended: how many ranks have.
     """
 
     seconds: float
     stall: bool
     rendezvous: bool
+    ended: int = 0
 
 
 class StallWatch:
@@ -58,6 +68,7 @@ class StallWatch:
         stall_timeout_seconds: float | None,
         rendezvous_timeout_seconds: float | None,
         clock: Callable[[], float] = time.monotonic,
+        age_seconds: float = 0.0,
     ) -> None:
         """Begin with a sign of life.
 
@@ -66,13 +77,17 @@ class StallWatch:
             rendezvous_timeout_seconds: the same while the ranks may still be about to meet; 0 or None: never. It is
                 told again when the job is twice as old as it was then: ranks may come late, and without a word.
             clock: seconds.
+            age_seconds: how old the job is already.
         """
         self._stall = stall_timeout_seconds or float("inf")
         self._rendezvous = rendezvous_timeout_seconds or float("inf")
+        self._left_alone = LEFT_ALONE_SECONDS if rendezvous_timeout_seconds else float("inf")
         self._clock = clock
-        self._began = self._heard = clock()
+        self._heard = clock()
+        self._began = self._heard - age_seconds
         self._known: tuple[int, int] | None = None
         self._told = False
+        self._told_ended = 0
         self._look_again = 0.0  # age of the job
 
     def look(self, written: Mapping[str, int], ended: int) -> Silence | None:
@@ -89,10 +104,12 @@ class StallWatch:
         silent = now - self._heard
         stall = silent >= self._stall and not self._told
         rendezvous = silent >= self._rendezvous and now - self._began >= self._look_again
+        if ended and silent >= min(self._left_alone, self._rendezvous) and ended != self._told_ended:
+            rendezvous, self._told_ended = True, ended
         self._told = self._told or stall
         if rendezvous:
             self._look_again = 2 * (now - self._began)
-        return Silence(silent, stall, rendezvous) if stall or rendezvous else None
+        return Silence(silent, stall, rendezvous, ended) if stall or rendezvous else None
 
     def past_rendezvous(self) -> None:
         """Speak of the rendezvous no more: all ranks have met."""
@@ -129,6 +146,7 @@ class Stacks:
         errors: by host, why nothing is known of it, a verb phrase.
         missing: by host, where py-spy was looked for in vain.
         ports: by host, a free ephemeral port.
+        seconds: how long it was looked at what the processes use; 0 if it was not.
     """
 
     folder: Path | None
@@ -136,21 +154,24 @@ class Stacks:
     errors: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     ports: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
 
 
-def gather(gang: Gang, folder: Path, timeout_seconds: float = GATHER_SECONDS) -> Stacks:
+def gather(gang: Gang, folder: Path, timeout_seconds: float = GATHER_SECONDS, seconds: float = 0) -> Stacks:
     """Ask all nodes at once what the job's processes are doing, and write it down.
 
     Args:
         gang: the job's nodes.
         folder: for a file ``rank<k>-<host>.txt`` each, which replaces an earlier one.
         timeout_seconds: a node without an answer after this long is one of which nothing is known.
+        seconds: how long to look at what the processes use, besides.
     """
-    replies, errors = gang.ask("stacks", timeout_seconds)
+    replies, errors = gang.ask("stacks", timeout_seconds + seconds, seconds=seconds)
     found = Stacks(folder, errors={host: str(error).removeprefix(f"{host} ") for host, error in errors.items()})
     for host, (reply, payload) in replies.items():
         found.processes[host] = reading.parse(reply, payload)
         found.ports[host] = reply["free_port"]
+        found.seconds = max(found.seconds, reply["seconds"]) if seconds else 0.0
         if reply["missing"]:
             found.missing[host] = reply["missing"]
     try:
@@ -180,11 +201,13 @@ class Verdict:
         rendezvous: some rank is in the rendezvous.
         passed: all ranks have left it behind.
         sentence: who waits, and for what.
+        open: the rendezvous may complete yet: the others wait for a rank that works, or of which nothing is known.
     """
 
     rendezvous: bool
     passed: bool
     sentence: str
+    open: bool = False
 
 
 @dataclass(frozen=True)
@@ -195,6 +218,8 @@ class _Member:
     local_rank: int
     siblings: int  # on the same node, itself among them
     activity: Activity
+    starter: str = ""  # whose code has it join the others; see ``reading.started_by``
+    work: str = ""  # what it used while it was looked at, a noun; "" if it stood still
 
 
 @dataclass(frozen=True)
@@ -223,8 +248,14 @@ def explain(topology: Topology, stacks: Stacks, logs: Mapping[str, RankLog], gan
     present = {member.node.rank for member in members}
     silent = [node for node in topology.nodes if node.rank not in present]
     meeting = [member for member in members if member.activity.kind == reading.RENDEZVOUS]
-    if meeting:
-        text = _of_rendezvous(topology, stacks, tails, members, meeting, silent, met, gang)
+    working = [member for member in members if member.work and not member.activity.waits] if meeting else []
+    wrong = _wrong_numbers(topology, stacks, tails) if meeting else None
+    unknown = any(node.host in stacks.errors for node in silent)
+    is_open = not wrong and bool(meeting) and (bool(working) or unknown)
+    if is_open:
+        text = _of_open(meeting, working)
+    elif meeting:
+        text = wrong or _of_rendezvous(topology, stacks, members, meeting, silent, met, gang)
         text = f"the rendezvous does not complete: {text}"
     else:
         text = _of_stall(topology, stacks, members, silent, gang)
@@ -237,7 +268,7 @@ def explain(topology: Topology, stacks: Stacks, logs: Mapping[str, RankLog], gan
     text = text if len(text) <= LONGEST_SENTENCE else f"{text[:LONGEST_SENTENCE]}…"
     if stacks.folder:
         text += f"; what every rank is doing: {stacks.folder}"
-    return Verdict(bool(meeting), met and not meeting and not silent, text)
+    return Verdict(bool(meeting), met and not meeting and not silent, text, is_open)
 
 
 def _members(node: Node, stacks: Stacks, tail: Sequence[str], met: bool) -> list[_Member]:
@@ -250,15 +281,44 @@ def _members(node: Node, stacks: Stacks, tail: Sequence[str], met: bool) -> list
     activities = [reading.activity(process, processes) for process in found]
     if all(one.kind == reading.UNKNOWN for one in activities) and not met and "waiting in the rend" in progress(tail):
         return [_Member(node, 0, 1, Activity(reading.RENDEZVOUS, "in Lightning's rendezvous"))]
+    used = reading.work(processes, found)
     return [
-        _Member(node, process.local_rank or 0, len(found), one) for process, one in zip(found, activities, strict=True)
+        _Member(
+            node,
+            process.local_rank or 0,
+            len(found),
+            one,
+            reading.started_by(process),
+            _work(*used[process.pid], stacks.seconds),
+        )
+        for process, one in zip(found, activities, strict=True)
     ]
+
+
+def _work(cpu: float, transferred: int, waits_for_disk: bool, seconds: float) -> str:
+    """Return what a rank used in so many seconds, if that means that it works."""
+    if cpu >= LEAST_CPU * seconds > 0:
+        return f"{cpu:.1f} s of CPU in {seconds:.0f} s"
+    if transferred >= LEAST_BYTES:
+        return f"{amount(transferred)} read and written in {seconds:.0f} s"
+    return "a disk that it waits for" if waits_for_disk and seconds else ""
+
+
+def _of_open(meeting: Sequence[_Member], working: Sequence[_Member]) -> str:
+    """Say who waits in the rendezvous, and who works meanwhile."""
+    where = " or ".join(dict.fromkeys(member.activity.words.removeprefix("in ") for member in meeting))
+    waiting = f"{_who(meeting, 'waits', 'wait')} in {where}"
+    if not working:
+        return waiting
+    doing = ", ".join(_doing(group) for group in _grouped(working))
+    it = "it" if len({member.node.rank for member in working}) == 1 else "them"
+    works = f"{doing}, and works" if it == "it" else f"{doing}, and they work"
+    return f"{works} ({working[0].work}), while {waiting} for {it}; the job goes on"
 
 
 def _of_rendezvous(
     topology: Topology,
     stacks: Stacks,
-    tails: Mapping[str, Sequence[str]],
     members: Sequence[_Member],
     meeting: Sequence[_Member],
     silent: Sequence[Node],
@@ -266,9 +326,6 @@ def _of_rendezvous(
     gang: Gang | None,
 ) -> str:
     """Say why some ranks wait in the rendezvous: the first reason that is found."""
-    wrong = _wrong_numbers(topology, stacks, tails)
-    if wrong:
-        return wrong
     others = [member for member in members if member.activity.kind != reading.RENDEZVOUS]
     empty = [node for node in silent if node.host not in stacks.errors]
     where = " or ".join(dict.fromkeys(member.activity.words.removeprefix("in ") for member in meeting))
@@ -287,9 +344,24 @@ def _of_rendezvous(
     who = _who(meeting, "waits", "wait") if others or silent else "all ranks wait"
     beyond = "".join(f", {_doing(group)}" for group in _grouped(others))
     network = f"; {_ALL_CONNECT}" if reach and not reach.unknown else ""
-    own = "torchrun" not in where  # which is told by the job how many nodes there are
-    counts = f"; the script may expect more than the {counted(len(members), 'rank')} that there are" if own else ""
-    return f"{who} in {where}{beyond}{network}{counts}"
+    return f"{who} in {where}{beyond}{network}{_own_numbers(members, meeting, where)}"
+
+
+def _own_numbers(members: Sequence[_Member], meeting: Sequence[_Member], where: str) -> str:
+    """Return what may be wrong with the numbers that a script took from elsewhere than torchrun or Lightning."""
+    if "torchrun" in where:  # which is told by the job how many nodes there are
+        return ""
+    starters = {member.starter for member in meeting}
+    several = len(members) == len(meeting) > 1  # none of them is any further
+    if several and starters == {"Accelerate"}:
+        return (
+            "; Accelerate takes its rank from RANK, which only torchrun sets, and without it every node is rank 0; run "
+            "it with -e launcher=torchrun"
+        )
+    text = f"; the script may expect more than the {counted(len(members), 'rank')} that there are"
+    if several and starters == {""}:
+        text += ", or take its rank from RANK, which only -e launcher=torchrun sets"
+    return text
 
 
 def _wrong_numbers(topology: Topology, stacks: Stacks, tails: Mapping[str, Sequence[str]]) -> str | None:

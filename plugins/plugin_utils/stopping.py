@@ -10,10 +10,9 @@ from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import GOING_ON
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import roster
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import in_one
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import OpenChannel
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import Record
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import Record, who
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
 
 
@@ -31,7 +30,7 @@ def stop(
         say: shows text at once.
         cluster: settings of all hosts of the cluster, in inventory order.
         open_channel: gives a new channel to a host.
-        job: id; "" means the latest that runs.
+        job: id; "" means the user's latest that runs.
         runs: folder of the controller's records.
         grace_seconds: between TERM and KILL.
 
@@ -39,20 +38,14 @@ def stop(
         JobError: there is none, a node did not answer, or a process could not be ended.
     """
     views, errors = roster.look(cluster, open_channel, only=job or None)
-    view = roster.whole(roster.choose(job, views, errors, going_on=True), cluster, open_channel)
+    view = roster.whole(roster.choose(job, views, errors, who(), going_on=True), cluster, open_channel)
     gang, notes = roster.gang_of(view, cluster, open_channel)
     for note in notes:
         say(note)
-    replies, failed = gang.stop(grace_seconds)
-    left = {host: reply["left"] for host, (reply, _payload) in replies.items() if reply["left"]}
-    stubborn = [
-        NodeError(host, f"still runs processes of the job that cannot be ended: {', '.join(map(str, pids))}")
-        for host, pids in left.items()
-    ]
-    if failed or stubborn:
-        done = ", ".join(host for host in replies if host not in left) or "no node"
-        consequence = f"Job {view.id} is stopped on {done}; run this again for the others."
-        raise in_one([*failed.values(), *stubborn], consequence)
+    replies, failed = gang.end(grace_seconds)
+    if failed:
+        done = ", ".join(replies) or "no node"
+        raise in_one(failed.values(), f"Job {view.id} is stopped on {done}; run this again for the others.")
     record = Record.read(runs, view.id)
     if record and record.data.get("state") in GOING_ON:
         record.note(say, state="stopped")

@@ -4,10 +4,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import in_one
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError, in_one
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.fan_out import fan_out
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import OpenChannel
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
@@ -28,12 +28,13 @@ def survey(settings: Sequence[NodeSettings], taking_part: Sequence[str], open_ch
 
     Returns:
         world_size, head, master_addr, master_port, addresses (in rank order), peers (what connections between nodes
-        may come from: all addresses on the interfaces of those), and nodes: each host that takes part to its rank,
-        address, interface, directory, user, port_range (first and last ephemeral port) and job (the id of the job
-        that holds it, or "").
+        may come from: all addresses on the interfaces of those), warnings (what a user should know, a sentence each),
+        and nodes: each host that takes part to its rank, address, interface, directory, user, port_range (first and
+        last ephemeral port), firewalls (of firewalld and ufw, those that are active) and job (the id of the job that
+        holds it, or "").
 
     Raises:
-        JobError: a node could not be looked at, or the inventory contradicts itself or a node.
+        JobError: a node could not be looked at, two have the same folder, or the inventory contradicts itself or one.
     """
     require_distinct({one.host: one.address for one in settings})
 
@@ -52,6 +53,7 @@ def survey(settings: Sequence[NodeSettings], taking_part: Sequence[str], open_ch
     seen, errors = fan_out(asked, look, TIMEOUT_SECONDS)
     if errors:
         raise in_one(errors.values(), "Nothing was changed on any node.")
+    _require_own_folders(settings, seen)
     from_inventory = {
         one.host: {"address": one.address, "interface": "", "addresses": [one.address]}
         for one in settings
@@ -60,6 +62,7 @@ def survey(settings: Sequence[NodeSettings], taking_part: Sequence[str], open_ch
     located = {**from_inventory, **seen}
     topology = rank_nodes(settings, located)
     return {
+        "warnings": [shown(f"{host} {one['session']}") for host, one in seen.items() if one["session"]],
         "world_size": topology.world_size,
         "head": topology.head.host,
         "master_addr": topology.head.address,
@@ -74,9 +77,26 @@ def survey(settings: Sequence[NodeSettings], taking_part: Sequence[str], open_ch
                 "directory": node.settings.directory,
                 "user": node.settings.user,
                 "port_range": seen[node.host]["port_range"],
+                "firewalls": seen[node.host]["firewalls"],
                 "job": shown((seen[node.host]["job"] or {"id": ""})["id"]),
             }
             for node in topology.nodes
             if node.host in taking_part
         },
     }
+
+
+def _require_own_folders(settings: Sequence[NodeSettings], seen: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise JobError if two nodes have the same cluster directory, on one machine or on a disk that they share."""
+    owners: dict[str, NodeSettings] = {}
+    for one in settings:
+        if one.host not in seen:
+            continue
+        other = owners.setdefault(seen[one.host]["folder"], one)
+        if other is not one:
+            raise JobError(
+                f"{other.host} and {one.host} have the same folder as their cluster_dir, {shown(one.directory)}, for "
+                "they are the same machine or share that disk, but each needs its own; set cluster_dir in the "
+                "inventory to a folder on a local disk, or to one per host: "
+                f"{shown(one.directory)}/{{{{ inventory_hostname }}}}. Nothing was changed on any node"
+            )

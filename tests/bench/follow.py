@@ -152,7 +152,14 @@ class Playbook:
         RUNS.mkdir(parents=True, exist_ok=True)
         self._before = set(RUNS.iterdir())
         self._control = str(nodes.control)
-        options = ["-e", f"script={SCRIPT}", "-e", f"project_dir={PROJECT}", "-e", json.dumps({"args": arguments})]
+        options = [
+            "-e",
+            f"script={SCRIPT}",
+            "-e",
+            f"project_dir={PROJECT}",
+            "-e",
+            json.dumps({"script_args": arguments}),
+        ]
         self.begin = time.monotonic()
         self.process = subprocess.Popen(
             [*nodes.playbook("run.yml"), *options, "-e", "collect=none", *(["--limit", limit] if limit else [])],

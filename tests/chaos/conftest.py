@@ -10,13 +10,17 @@ from measuring import Timeline
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--keep", action="store_true", help="leave the nodes running, and use those that run already")
+    parser.addoption("--rounds", type=int, default=0, help="of failing polls, on four nodes of their own")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "rounds: a measurement that goes on for as many rounds as --rounds says")
     config.addinivalue_line("markers", "torch: needs torch on the nodes, which takes a minute to install")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--rounds"):  # a measurement, not a test
+        items[:] = [item for item in items if item.get_closest_marker("rounds") is None]
     items.sort(key=lambda item: item.get_closest_marker("torch") is not None)  # stable: those last, else as they stand
 
 

@@ -11,7 +11,7 @@ END_SECONDS = 5
 
 def counting(cluster: Cluster, *arguments: str, lines: int = 1_000_000, terminal: bool = False) -> Playbook:
     """Return a job that prints numbered lines on every rank, and has begun to on each."""
-    run = cluster.run("count.py", "-e", f"args={lines}", "-e", "logs=all", *arguments, terminal=terminal)
+    run = cluster.run("count.py", "-e", f"script_args={lines}", "-e", "logs=all", *arguments, terminal=terminal)
     await_lines(run, cluster, "line 20$")
     return run
 

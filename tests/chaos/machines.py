@@ -1,12 +1,14 @@
 """The nodes, and everything that can happen to a machine: each fault is undone by `heal`, whatever a test did."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -155,13 +157,46 @@ class Node:
         self.execute("sh", "-c", "systemctl restart ssh; pkill -KILL sshd; systemctl restart ssh")
         self.await_sshd()
 
+    def kill_agents(self, job: str) -> int:
+        """Kill the agents that answer at this moment, not the job's supervisor; return how many there were."""
+        supervisor = str(self.state(job)["pid"])
+        agents = [pid for pid in self.execute("pgrep", "-f", "^python3 -I -S -c", check=False).split()]
+        agents = [pid for pid in agents if pid != supervisor]
+        if agents:
+            self.execute("kill", "-KILL", *agents, check=False)
+        return len(agents)
+
+    def end_sessions(self) -> None:
+        """End sshd's sessions, whatever they are at, and leave sshd alone."""
+        self.execute("pkill", "-KILL", "-f", "^sshd(-session)?: admin", check=False)
+
+    @contextlib.contextmanager
+    def without(self, program: str) -> Iterator[None]:
+        """Have a program be gone for a while."""
+        self.execute("mv", program, f"{program}.away")
+        try:
+            yield
+        finally:
+            self.execute("mv", f"{program}.away", program)
+
+    @contextlib.contextmanager
+    def closed(self, rule: str) -> Iterator[None]:
+        """Have a firewall treat what comes to sshd by a rule of nft; between the nodes everything goes on."""
+        rules = f"table inet closed {{ chain in {{ type filter hook input priority -300; tcp dport 22 {rule}; }}; }}"
+        self.execute("nft", "-f", "-", text=rules)
+        try:
+            yield
+        finally:
+            self.execute("nft", "delete", "table", "inet", "closed")
+
     def small_disk(self, folder: str, megabytes: int) -> None:
         """Make `folder` a cluster_dir on a small disk of its own, with the environment that is there already."""
         self._broken.append(lambda: self.execute("umount", "--lazy", folder, check=False))
         self.execute(
             *("sh", "-ec"),
             f"mkdir -p {folder}; mount -t tmpfs -o size={megabytes}m,mode=755 tmpfs {folder}; cd {folder}; "
-            "mkdir jobs bundles; chmod 711 jobs; chmod 700 bundles; ln -s /opt/thunderhead/env env",
+            "mkdir jobs bundles; chmod 711 jobs; chmod 700 bundles; ln -s /opt/thunderhead/env env; "
+            "cp /opt/thunderhead/.thunderhead .",
         )
 
     def change_host_key(self) -> None:
@@ -328,6 +363,13 @@ class Cluster:
         if any(mended):
             self.disconnect()  # a connection to what was frozen or cut would have to be given up by ssh first
         self.everywhere(Node.end_jobs)
+
+    def kill_connections(self) -> int:
+        """Kill the ssh processes that keep the connections open; return how many there were."""
+        found = subprocess.run(["pgrep", "-f", f"^ssh: {self._control.name}"], capture_output=True, text=True)
+        for pid in found.stdout.split():
+            os.kill(int(pid), signal.SIGKILL)
+        return len(found.stdout.split())
 
     def disconnect(self) -> None:
         """Close the SSH connections that were left open."""

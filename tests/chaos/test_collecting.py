@@ -30,7 +30,7 @@ def test_whose_artifacts_are_collected(cluster: Cluster, collect: str, ranks: li
 def test_a_disk_that_fills_up(cluster: Cluster, timeline: Timeline) -> None:
     for node in cluster.nodes:
         node.small_disk("/opt/small", 40)
-    run = cluster.run("writes.py", "-e", "args=1", "-e", "cluster_dir=/opt/small", "-e", "collect=all")
+    run = cluster.run("writes.py", "-e", "script_args=1", "-e", "cluster_dir=/opt/small", "-e", "collect=all")
     assert run.wait() == 0, run.text
     job = run.job
     assert b"".join(results(cluster, job)) == b"0" * 1_000_000 + b"1" * 1_000_000 + b"2" * 1_000_000
@@ -48,7 +48,7 @@ def test_rerun(cluster: Cluster, tmp_path: Path) -> None:
     project.mkdir()
     (project / "train.py").write_text("import sys\nprint('first', *sys.argv[1:])\n")
     where = ["-e", f"project_dir={project}"]
-    first = cluster.playbook("run.yml", *where, "-e", "script=train.py", "-e", "args=\"'two words'\"")
+    first = cluster.playbook("run.yml", *where, "-e", "script=train.py", "-e", "script_args=\"'two words'\"")
     assert first.wait() == 0, first.text
     (project / "train.py").write_text("raise SystemExit('edited meanwhile')\n")
     again = cluster.playbook("run.yml", "-e", f"rerun={first.job}")
@@ -68,7 +68,7 @@ def test_old_jobs_are_cleared_away(cluster: Cluster) -> None:
     for node in cluster.nodes:
         there = [name for name in node.jobs() if re.match(r"\d{8}-", name)]
         assert there == [jobs[2], kept.job]
-    running = cluster.run("count.py", "-e", "args=100000", "-e", "detach=true")
+    running = cluster.run("count.py", "-e", "script_args=100000", "-e", "detach=true")
     assert running.wait() == 0, running.text
     cleaned = cluster.playbook("clean.yml", "-e", "keep=0")
     assert cleaned.wait() == 0, cleaned.text

@@ -1,10 +1,12 @@
 """What happens to the command while its job runs, and how one comes back to the job."""
 
 import json
+import os
 import re
 import signal
 import time
 
+import pytest
 from jobs import END_SECONDS, assert_contiguous, assert_log_whole, counting, detached, numbers
 from machines import GRACE_SECONDS, Cluster
 from measuring import Timeline
@@ -100,8 +102,33 @@ def test_ctrl_c_that_stops(cluster: Cluster, timeline: Timeline) -> None:
     timeline.note("Ctrl-C with on_interrupt=stop", "the job is stopped", said.at - at if said else None, ended - at)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL], ids=lambda number: number.name)
+def test_a_cancel_that_stops(cluster: Cluster, timeline: Timeline, number: signal.Signals) -> None:
+    """As ansible-runner, AWX and CI systems do it: a signal to the process group, in which the worker is not."""
+    run = counting(cluster, "-e", "on_interrupt=stop", terminal=True)  # so that it does not ignore HUP
+    job = run.job
+    at = time.monotonic()
+    os.killpg(run.process.pid, number)
+    run.wait()
+    cluster.await_nothing_left(job, GRACE_SECONDS + END_SECONDS)
+    ended = time.monotonic()
+    record = cluster.await_record(job, "stopped")
+    assert [rank["state"] for rank in record["ranks"]] == ["stopped"] * 3
+    words = f"ansible-playbook's process group gets {number.name}, with on_interrupt=stop"
+    timeline.note(words, "the job is stopped", None, ended - at)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL], ids=lambda number: number.name)
+def test_a_cancel_that_does_not_stop(cluster: Cluster, number: signal.Signals) -> None:
+    run = counting(cluster, terminal=True)
+    os.killpg(run.process.pid, number)
+    run.wait()
+    time.sleep(1)
+    assert_runs_on(cluster, run.job)
+
+
 def test_detach_status_logs_and_stop(cluster: Cluster, timeline: Timeline) -> None:
-    run = cluster.run("count.py", "-e", "args=1000000", "-e", "detach=true")
+    run = cluster.run("count.py", "-e", "script_args=1000000", "-e", "detach=true")
     assert run.wait() == 0, run.text
     job = run.job
     assert_says_how_to_come_back(run, job)
@@ -176,7 +203,7 @@ def test_stop_of_what_would_outlive_it(cluster: Cluster, timeline: Timeline) -> 
 
 
 def test_daemons_end_with_their_script(cluster: Cluster) -> None:
-    run = cluster.run("daemons.py", "-e", "args=leave")
+    run = cluster.run("daemons.py", "-e", "script_args=leave")
     assert run.wait() == 0, run.text
     cluster.await_nothing_left(run.job, END_SECONDS)
     assert cluster.everywhere(lambda node: node.execute("pgrep", "-l", "sleep", check=False)) == [""] * 3

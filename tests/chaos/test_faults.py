@@ -31,7 +31,7 @@ def test_sigkill_of_one_rank(cluster: Cluster, timeline: Timeline) -> None:
 
 
 def test_an_exception_on_one_rank(cluster: Cluster, timeline: Timeline) -> None:
-    run = cluster.run("raises.py", "-e", "args=2", "-e", "logs=all")
+    run = cluster.run("raises.py", "-e", "script_args=2", "-e", "logs=all")
     await_lines(run, cluster, "ready")
     job = run.job
     cluster.nodes[2].touch(job, "go")

@@ -166,7 +166,7 @@ def test_secrets_in_a_job(cluster: Cluster, tmp_path: Path) -> None:
 
 
 def test_modes_and_owners(cluster: Cluster) -> None:
-    job = detached(cluster, "count.py", "-e", "args=1000", ready="line 1")
+    job = detached(cluster, "count.py", "-e", "script_args=1000", ready="line 1")
     node = cluster.nodes[0]
     find = ["find", DIRECTORY, "-path", f"{DIRECTORY}/envs/*", "-prune", "-o", "-printf", "%P %M %u\\n"]
     found = dict(line.split(" ", 1) for line in node.execute(*find).splitlines())

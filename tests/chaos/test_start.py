@@ -24,7 +24,7 @@ def test_two_at_the_same_moment(cluster: Cluster, timeline: Timeline) -> None:
     for number in range(5):
         before = cluster.everywhere(Node.jobs)
         folders = [cluster.runs / f"{number}-{rival}" for rival in "ab"]
-        both = [cluster.run("succeeds.py", "-e", "args=2", runs=folder) for folder in folders]
+        both = [cluster.run("succeeds.py", "-e", "script_args=2", runs=folder) for folder in folders]
         assert sorted(run.wait() for run in both) == [0, 2], "\n\n".join(run.text for run in both)
         won, lost = sorted(both, key=lambda run: run.process.returncode)
         held = rf"(runs|is held for) job {won.job}, which \S+ started at \S+, and a node runs one job at a time"
@@ -53,7 +53,7 @@ def test_a_second_job_is_refused_or_waits(cluster: Cluster, timeline: Timeline) 
 
 
 def test_a_wait_that_was_too_short(cluster: Cluster) -> None:
-    job = detached(cluster, "count.py", "-e", "args=100000", ready="line 1")
+    job = detached(cluster, "count.py", "-e", "script_args=100000", ready="line 1")
     waiting = cluster.run("succeeds.py", "-e", "wait=2")
     assert waiting.wait() == 2
     assert re.search(rf"runs job {job}, which \S+ started at", waiting.words)
@@ -61,7 +61,7 @@ def test_a_wait_that_was_too_short(cluster: Cluster) -> None:
 
 
 def test_a_hold_that_a_crash_left_is_void(cluster: Cluster, timeline: Timeline) -> None:
-    job = detached(cluster, "count.py", "-e", "args=100000", ready="line 1")
+    job = detached(cluster, "count.py", "-e", "script_args=100000", ready="line 1")
     cluster.everywhere(Node.power_off)
     cluster.everywhere(Node.heal)
     cluster.disconnect()
@@ -100,7 +100,7 @@ def interrupted(run: Playbook) -> int:
 
 
 def test_ctrl_c_before_the_start(cluster: Cluster) -> None:
-    job = detached(cluster, "count.py", "-e", "args=100000", ready="line 1")
+    job = detached(cluster, "count.py", "-e", "script_args=100000", ready="line 1")
     waiting = cluster.run("succeeds.py", "-e", "wait=60", terminal=True)
     waiting.await_line(rf"waiting for up to 60 s: .*{job}")
     before = cluster.everywhere(Node.jobs)

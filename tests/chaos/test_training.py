@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from pathlib import Path
 
 import pytest
 from machines import Cluster
@@ -12,6 +13,7 @@ from playbook import Playbook
 pytestmark = pytest.mark.torch
 
 TWO = ["--limit", "node0,node1"]
+FIELD = Path(__file__).resolve().parents[1] / "field"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -58,7 +60,7 @@ def test_a_killed_training_goes_on_to_the_same_loss(cluster: Cluster, timeline: 
 @pytest.mark.parametrize(
     ("options", "sums"),
     [
-        ([], {0: ["rank 0 of 2: 3"], 1: ["rank 1 of 2: 3"]}),
+        (["-e", "launcher=python"], {0: ["rank 0 of 2: 3"], 1: ["rank 1 of 2: 3"]}),
         (
             ["-e", "launcher=torchrun", "-e", "devices=2"],
             {0: ["rank 0 of 4: 10", "rank 1 of 4: 10"], 1: ["rank 2 of 4: 10", "rank 3 of 4: 10"]},
@@ -74,7 +76,8 @@ def test_plain_torch(cluster: Cluster, options: list[str], sums: dict[int, list[
 
 def test_a_rendezvous_that_never_completes(cluster: Cluster, timeline: Timeline) -> None:
     at = time.monotonic()
-    run = cluster.run("plain.py", "-e", "args=1", "-e", "job_rendezvous_timeout_seconds=10", *TWO)
+    short = ("-e", "job_rendezvous_timeout_seconds=10")
+    run = cluster.run("plain.py", "-e", "script_args=1", "-e", "launcher=python", *short, *TWO)
     assert run.wait() == 2
     job = run.job
     cause = r"rendezvous|never came|num_nodes|world_size|WORLD_SIZE"
@@ -83,3 +86,38 @@ def test_a_rendezvous_that_never_completes(cluster: Cluster, timeline: Timeline)
     assert len(stacks) >= 2, stacks
     cluster.await_nothing_left(job, 5)
     timeline.note("a rendezvous that never completes", cluster.record(job)["cause"][:200], None, run.ended_at - at)
+
+
+@pytest.mark.parametrize(
+    ("script", "how", "together"),
+    [
+        ("trainer.py", "by Lightning's own launching, for trainer.py uses Lightning's Trainer", "0 of 2"),
+        ("reads_rank.py", "with torchrun, for reads_rank.py uses torch.distributed", "all reduced: 2 of 2"),
+        ("per_node.py", "once per node, for per_node.py uses torch.distributed", "all reduced: 2 of 2"),
+    ],
+)
+def test_a_script_as_it_is_trains_on_all_nodes(cluster: Cluster, script: str, how: str, together: str) -> None:
+    """S1: nobody said how many nodes there are, nor how it is to be launched."""
+    run = cluster.run(script, "-e", f"project_dir={FIELD}", *TWO)
+    assert run.wait() == 0, run.text
+    assert how in run.text
+    assert together in run.printed(0)
+    record = cluster.record(run.job)
+    assert (record["nodes"], record["world_size"], record["met"], record["warning"]) == (2, 2, True, "")
+
+
+@pytest.mark.parametrize("script", ["trainer_alone.py", "one_machine.py", "two_gpus.py", "shards.py"])
+def test_nodes_that_never_met_are_no_plain_success(cluster: Cluster, script: str) -> None:
+    """S1, S2: the same scripts, meant to work each for itself, give no alarm."""
+    run = cluster.run(script, "-e", f"project_dir={FIELD}", *TWO)
+    assert run.wait() == 0, run.text
+    record = cluster.record(run.job)
+    assert (record["nodes"], record["world_size"], record["met"]) == (2, 1, False)
+    assert record["warning"].startswith("the ranks never met: ") and f"warning: {record['warning']}" in run.text
+    status = cluster.playbook("status.yml")
+    assert status.wait() == 0 and f"{run.job}: {record['warning']}" in status.text
+    alone = cluster.run(script, "-e", f"project_dir={FIELD}", "-e", "gang=false", *TWO)
+    assert alone.wait() == 0, alone.text
+    record = cluster.record(alone.job)
+    assert (record["world_size"], record["met"], record["warning"]) == (1, None, "")
+    assert "never met" not in alone.text

@@ -5,7 +5,8 @@
 What is to go is first moved into ``trash/``, where nobody looks for it, so that nothing is ever seen half removed: an
 environment without half of its files would pass for a complete one. Then the trash is emptied, which takes its time.
 
-A job's folder belongs to the account the job runs as: nothing in it is trusted, no link in it is followed.
+A job's folder belongs to the account the job runs as: nothing in it is trusted, no link in it is followed. What has
+not the form of ours is not touched: see ``directory``.
 """
 
 from __future__ import annotations
@@ -14,8 +15,25 @@ import contextlib
 import errno
 import fcntl
 import os
+import stat
 import time
 
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.directory import (
+    FILES,
+    FOLDERS,
+    LOOSE,
+    MARKER,
+    MODES,
+    entries,
+    is_bundle,
+    is_env,
+    is_env_link,
+    is_job_id,
+    is_own_folder,
+    is_trash,
+    require_ours,
+    require_usable,
+)
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import (
     gate_path,
     job_directory,
@@ -41,7 +59,6 @@ if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's sta
 DAY_SECONDS = 86400
 LOOK_SECONDS = 0.2
 """Whoever only looks at the lock has it for a moment."""
-SHA256_DIGITS = 64
 DEEP = "deep."
 DEEP_LEVELS = 400
 MOST_ROUNDS = 1000
@@ -51,9 +68,10 @@ MOST_ROUNDS = 1000
 def clean(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     """Remove all but the newest ended jobs, then the bundles and environments that nothing uses any more.
 
-    Request: directory, keep (how many ended jobs stay), dry (only say what would go), seconds (after which to answer,
-    though the trash is not empty). Reply: jobs, bundles and envs, lists of names; bytes (that became free); left,
-    ``[[path, why]]`` of what could not be removed; more, whether to ask again.
+    Request: directory, keep (how many ended jobs stay), owner (whose count and go; None: everybody's), dry (only say
+    what would go), seconds (after which to answer, though the trash is not empty). Reply: jobs, bundles and envs, lists
+    of names; bytes (that became free); left, ``[[path, why]]`` of what could not be removed; more, whether to ask
+    again.
 
     A job that is prepared, starts or ends at the same time is neither disturbed nor kept waiting:
 
@@ -65,14 +83,17 @@ def clean(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
       than a day, complete or not, may be on its way to that, and stays.
     """
     directory = request["directory"]
+    if os.path.isdir(directory):
+        require_ours(directory)
     names = folders_in(os.path.join(directory, "jobs"))
     current = holder_of(directory)
     specs = {name: read_spec(job_directory(named(request, name))) for name in names}
     trash = Trash(directory, request["dry"])
     keep = request["keep"]
-    if current and b'"ended"' in peek_state(os.path.join(directory, "jobs"), current):
+    own = [name for name in names if is_of(request["owner"], job_directory(named(request, name)))]
+    if current in own and b'"ended"' in peek_state(os.path.join(directory, "jobs"), str(current)):
         keep = max(0, keep - 1)  # its supervisor only says good-bye
-    gone = ended(request, [name for name in names if name != current], trash)[keep:]
+    gone = ended(request, [name for name in own if name != current and is_job_id(name)], trash)[keep:]
     if not current or specs.get(current):
         take_bundles(directory, [spec for name, spec in specs.items() if name not in gone], names, current, trash)
         for env in unused_envs(directory, specs[current] if current else None):
@@ -139,6 +160,14 @@ def read_spec(job_dir: str) -> dict[str, str] | None:
     return spec if spec and len(spec) == 2 else None
 
 
+def is_of(owner: str | None, job_dir: str) -> bool:
+    """Whether a job is one of the owner's, or, as one that never started, nobody's; None owns all."""
+    if owner is None:
+        return True
+    spec = believed(read_json(os.path.join(job_dir, "spec.json")), {"user": is_text})
+    return spec.get("user") == owner if spec else not os.path.exists(started_path(job_dir))
+
+
 def ended(request: Request, names: list[str], trash: Trash) -> list[str]:
     """Return those of the jobs that are over, the newest first."""
     over = []
@@ -148,7 +177,7 @@ def ended(request: Request, names: list[str], trash: Trash) -> list[str]:
             trash.left.append((f"jobs/{name}", f"it has processes that its supervisor left behind; {remedy}"))
         else:
             over.append(name)
-    return sorted(over, key=lambda name: (moment(job_directory(named(request, name))), name), reverse=True)
+    return sorted(over, reverse=True)  # an id begins with the time
 
 
 def alive(request: Request) -> bool:
@@ -160,17 +189,6 @@ def alive(request: Request) -> bool:
     return bool(marked(job_directory(request))) or bool(
         unit and run_command(["systemctl", "is-active", "--quiet", unit])[0] == 0
     )
-
-
-def moment(job_dir: str) -> str:
-    """Return when a job was made, as its id says it; the id is not the job's to change."""
-    name = os.path.basename(job_dir)
-    day, _dash, rest = name.partition("-")
-    if len(day) == 8 and (day + rest[:6]).isdigit() and rest[6:7] == "-":
-        return name[:15]
-    with suppress(OSError):
-        return time.strftime("%Y%m%d-%H%M%S", time.localtime(os.lstat(job_dir).st_mtime))
-    return ""
 
 
 def take_bundles(
@@ -195,8 +213,10 @@ def take_bundles(
     with suppress(FileNotFoundError), os.scandir(folder) as entries:
         for entry in entries:
             is_young = entry.stat(follow_symlinks=False).st_mtime > time.time() - DAY_SECONDS
-            in_the_making = len(entry.name) != SHA256_DIGITS
-            if entry.name not in used and not (is_young and (in_the_making or None in specs)):
+            in_the_making = "." in entry.name
+            if not is_bundle(entry.name) or not entry.is_file(follow_symlinks=False) or entry.name in used:
+                continue
+            if not (is_young and (in_the_making or None in specs)):
                 unused.append(entry.name)
     with lock_of(directory) as is_ours:
         came = set(folders_in(os.path.join(directory, "jobs"))) - set(names)
@@ -220,7 +240,7 @@ def unused_envs(directory: str, spec: dict[str, str] | None) -> list[str]:
     if spec:
         used.add(os.path.realpath(os.path.dirname(os.path.dirname(spec["python"]))))
     unused = []
-    for name in folders_in(folder):
+    for name in filter(is_env, folders_in(folder)):
         path = os.path.join(folder, name)
         changed = []
         for file in ("", "installed.txt"):  # which setup writes last
@@ -253,6 +273,9 @@ class Trash:
     def take(self, kind: str, name: str) -> None:
         """Move a job, a bundle or an environment out of sight."""
         path = os.path.join(self._directory, kind, name)
+        if not is_own_folder(os.path.dirname(path)):
+            self.left.append((f"{kind}/{name}", f"others than root and this account may write in {kind}"))
+            return
         if self._dry:
             self.bytes += used_bytes(path)
         else:
@@ -314,8 +337,83 @@ class Trash:
 
     def _waiting(self) -> list[str]:
         with suppress(FileNotFoundError):
-            return [os.path.join(self._path, name) for name in sorted(os.listdir(self._path))]
+            return [os.path.join(self._path, name) for name in sorted(filter(is_trash, os.listdir(self._path)))]
         return []
+
+
+def unmake(directory: str, parts: list[str], dry: bool) -> tuple[list[str], list[str]]:
+    """Remove what setup and jobs have made in a cluster directory, and it too if nothing else is left in it.
+
+    Args:
+        directory: the cluster directory.
+        parts: which names in it.
+        dry: change nothing.
+
+    Returns:
+        What went, and what of these parts did not, or lies in the cluster directory besides, because it is not ours or
+        cannot be removed: paths below it.
+
+    Raises:
+        Refusal: see ``directory.require_usable``.
+    """
+    path = require_usable(directory)
+    trash = Trash(path, dry)
+    gone: list[str] = []
+    left: list[str] = []
+    folders = []
+    found = {part: sorted_out(path, part) for part in parts if os.path.lexists(os.path.join(path, part))}
+    for part, (ours, others) in found.items():
+        gone += ours
+        left += others
+        for one in ours:
+            kind, _slash, name = one.partition("/")
+            if kind in FOLDERS and FOLDERS[kind](name):
+                trash.take(kind, name)
+            elif kind != "trash" and not dry:
+                os.unlink(os.path.join(path, one))
+        if not others and part not in ours:
+            folders.append(part)
+    trash.empty(float("inf"))
+    for part in folders if not dry else ():
+        with suppress(OSError):
+            os.rmdir(os.path.join(path, part))
+    gone += folders
+    rest = set(entries(path)) - set(gone)
+    if rest == {MARKER}:
+        gone.append(".")
+        if not dry:
+            os.unlink(os.path.join(path, MARKER))
+            with suppress(OSError):  # a disk of its own
+                os.rmdir(path)
+    strays = rest - {MARKER, "home", "trash", *MODES, *LOOSE}
+    return gone, [*left, *sorted(strays), *(f"{name} ({why})" for name, why in trash.left)]
+
+
+def sorted_out(path: str, part: str) -> tuple[list[str], list[str]]:
+    """Return what of a part of the cluster directory is ours, and what is not: paths below it."""
+    place = os.path.join(path, part)
+    if part in LOOSE:
+        is_ours = is_env_link(place) if part == "env" else has_type(place, stat.S_IFREG)
+        return ([part], []) if is_ours else ([], [part])
+    if not is_own_folder(place):
+        return [], [part]
+    ours: list[str] = []
+    others: list[str] = []
+    for name in sorted(os.listdir(place)):
+        inside = os.path.join(place, name)
+        if part in FOLDERS and FOLDERS[part](name):
+            is_ours = has_type(inside, stat.S_IFREG if part == "bundles" else stat.S_IFDIR)
+        elif part == "trash":
+            is_ours = is_trash(name)
+        else:
+            is_ours = part in FILES and FILES[part](name) and has_type(inside, stat.S_IFREG)
+        (ours if is_ours else others).append(f"{part}/{name}")
+    return ours, others
+
+
+def has_type(path: str, kind: int) -> bool:
+    """Return whether it is of a type of file, as ``stat`` names them; a link is a link."""
+    return stat.S_IFMT(os.lstat(path).st_mode) == kind
 
 
 def remove(path: str, workshop: str) -> None:

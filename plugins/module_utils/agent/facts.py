@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import time
 
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.directory import identity, mounts
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import job_directory, living_job
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.limits import LARGEST, Document
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import (
@@ -17,7 +18,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node imp
     network_addresses,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.ports import free_port
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.processes import marked
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.processes import end_of_session, marked
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, operation, suppress
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.resources import (
     entries,
@@ -52,7 +53,10 @@ def facts(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
 
         clock        seconds since 1970 at the beginning and at the end
         machine      what two names of one machine have in common: machine id, boot, network
-        folder       what two names of one folder have in common
+        folder       what two names of one folder have in common, also on two nodes that share a disk
+        uid          of the account that jobs run as; None if it is not there
+        session      what ends a job together with the connection; "" if nothing does
+        network_disks  the file systems on a network that are mounted
         address      on the cluster's network, with its interface; or a problem
         addresses    [interface, address, whether it is a loopback] each
         free_port    an ephemeral port that is free, and not MASTER_PORT; 0 if there is none
@@ -78,7 +82,10 @@ def facts(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     job = living_job(request["directory"])
     reply = {
         "machine": _machine(),
-        "folder": _folder(request["directory"]),
+        "folder": identity(os.path.realpath(request["directory"])),
+        "uid": _uid(request["user"]),
+        "session": end_of_session(),
+        "network_disks": sorted({f"{kind} {shared}" for _place, kind, shared in mounts() if shared}),
         "address": _address(request["address"]),
         "addresses": network_addresses(),
         "free_port": free_port(request["master_port"]),
@@ -111,13 +118,6 @@ def _machine() -> tuple[str, str, str]:
     """Containers on one machine share the boot, and may share the id; each has a network of its own."""
     boot = _read("/proc/sys/kernel/random/boot_id").strip()
     return _read("/etc/machine-id").strip(), boot, os.readlink("/proc/self/ns/net")
-
-
-def _folder(directory: str) -> str:
-    with suppress(OSError):
-        found = os.stat(directory)
-        return f"{found.st_dev}:{found.st_ino}"
-    return directory
 
 
 def _address(wanted: str | None) -> dict[str, str]:
@@ -171,19 +171,20 @@ def _master_port(request: Request, job: dict[str, str] | None) -> dict[str, Any]
         return None
     try:
         check_port_range(port)
-        check_port_free(port, _uid(request["user"]))
+        uid = _uid(request["user"])
+        check_port_free(port, -1 if uid is None else uid)  # an account that is not there yet is no root
     except Refusal as refusal:
         owners = marked(job_directory({**request, "job": job})) if job else []
         return {"problem": str(refusal), "by_job": any(f"(process {pid})" in str(refusal) for pid in owners)}
     return None
 
 
-def _uid(name: str) -> int:
-    """An account that is not there yet is no root, and ``environment`` tells that it is not."""
+def _uid(name: str) -> int | None:
+    """Return None for an account that is not there or cannot be used: ``environment`` tells that."""
     try:
         return User(name).uid
     except Refusal:
-        return -1
+        return None
 
 
 def _locked(directory: str) -> Document:

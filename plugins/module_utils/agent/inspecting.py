@@ -7,6 +7,11 @@ from __future__ import annotations
 import os
 import time
 
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.directory import (
+    identity,
+    require_open_to,
+    require_usable,
+)
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import (
     FAREWELL_SECONDS,
     POLL_SECONDS,
@@ -20,7 +25,8 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node imp
     network_addresses,
     refuse_root,
 )
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, operation
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.processes import end_of_session
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, operation, suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's start
@@ -32,12 +38,19 @@ MOST_ADDRESSES = 1024
 
 @operation
 def inspect(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
-    """Look, and change nothing. Request: directory, user, address (or None), master_port (on the head, else None).
+    """Look, and change nothing; refuse a directory that setup has not made and may not have.
+
+        Request: directory, user, address (or None), master_port (on the head, else None).
 
     Reply: address, interface, addresses (that one and what else a peer may see: the interface's others), port_range
-    (first and last ephemeral port), job (id, user and start of the job that holds the node; None if none does).
+    (first and last ephemeral port), folder (what two names of the directory have in common, on two nodes too),
+    firewalls (those of firewalld and ufw that are active), session (see ``end_of_session``), job (id, user and start of
+    the job that holds the node; None if none does).
     """
     refuse_root(request["user"], None)
+    path = require_usable(request["directory"])
+    if request["user"] and os.geteuid() == 0:
+        require_open_to(path, request["user"])
     address, interface = locate_address(request["address"])
     if request["master_port"]:
         check_port_range(request["master_port"])
@@ -53,8 +66,25 @@ def inspect(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
         "interface": interface,
         "addresses": addresses,
         "port_range": ephemeral_ports(),
+        "folder": identity(path),
+        "firewalls": managed_firewalls(),
+        "session": end_of_session(),
         "job": lasting_job(request["directory"]),
     }, b""
+
+
+def managed_firewalls() -> list[str]:
+    """Return which of the firewalls are active that Ansible has modules for, in collections that may not be there."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
+            if any(word.endswith(b"/firewalld") for word in file.read(4096).split(b"\0")[:4]):
+                found.append("firewalld")
+                break
+    with suppress(OSError), open("/etc/ufw/ufw.conf", errors="replace") as settings:
+        if any(line.strip().lower() == "enabled=yes" for line in settings):
+            found.append("ufw")
+    return found
 
 
 def lasting_job(directory: str) -> dict[str, str] | None:

@@ -157,19 +157,33 @@ def hold(request: Request) -> dict[str, str] | None:
             if time.monotonic() - began > (FAREWELL_SECONDS if b'"ended"' in state else 0.2):
                 if job["id"] == request["job"]["id"]:
                     raise Refusal(
-                        f"has the cluster_dir {request['directory']} of another host of the inventory on the same "
-                        "machine; give each its own"
+                        f"shares the cluster_dir {request['directory']} with another host of the inventory (the same "
+                        "machine, or a disk that they share); give each its own"
                     ) from None
-                raise Refusal(
-                    "{does} job {id}, which {user} started at {start}, and a node runs one job at a time; wait for it "
-                    "with -e wait=SECONDS, end it with: ansible-playbook stop.yml -e job={id}, or leave the node out "
-                    "with --limit".format(does="runs" if state else "is held for", **job),
-                    busy={**job, "prepared": not state},
-                ) from None
+                raise in_use(job, state) from None
             time.sleep(0.01)
     last = read_current(jobs)
     write_current(request, os.getpid())
     return last if b'"state": "running"' in peek_state(jobs, last["id"]) else None
+
+
+def in_use(job: dict[str, str], state: bytes) -> Refusal:
+    """Return the words for a node that another job holds; ``state`` is as ``peek_state`` returns it."""
+    return Refusal(
+        "{does} job {id}, which {user} started at {start}, and a node runs one job at a time; wait for it "
+        "with -e wait=SECONDS, end it with: ansible-playbook stop.yml -e job={id}, or leave the node out "
+        "with --limit".format(does="runs" if state else "is held for", **job),
+        busy={**job, "prepared": not state},
+    )
+
+
+def look_at_hold(directory: str) -> None:
+    """Refuse a node that another job holds, as ``hold`` does, and hold nothing."""
+    jobs = os.path.join(directory, "jobs")
+    job = read_current(jobs)
+    state = peek_state(jobs, job["id"])
+    if b'"ended"' not in state and Holder({"directory": directory, "job": job}).pid() is not None:
+        raise in_use(job, state)
 
 
 def peek_state(jobs: str, job: str) -> bytes:
@@ -182,9 +196,9 @@ def peek_state(jobs: str, job: str) -> bytes:
 
 
 def write_current(request: Request, pid: int) -> None:
-    """Write down who holds the node: the job's id, its user, its start, the process and its birth, a line each."""
+    """Write down who holds the node: the job's id, user and start, the process, its birth and the host, a line each."""
     job = request["job"]
-    text = f"{job['id']}\n{job['user']}\n{job['start']}\n{pid}\n{born(pid)}\n"
+    text = f"{job['id']}\n{job['user']}\n{job['start']}\n{pid}\n{born(pid)}\n{request['host']}\n"
     write_file(os.path.join(request["directory"], "jobs", "current"), text.encode(), 0o644)
 
 
@@ -193,16 +207,25 @@ def born(pid: int | str) -> str:
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             return file.read().rpartition(b")")[2].split()[19].decode()
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return "gone"
 
 
 def read_current(jobs: str) -> dict[str, str]:
     """Return id, user, start, pid and born as ``write_current`` wrote them."""
-    lines: list[str] = []
-    with suppress(OSError), open(os.path.join(jobs, "current"), encoding="utf-8", errors="replace") as file:
-        lines = file.read().split("\n")
-    return dict(zip(("id", "user", "start", "pid", "born"), [*lines, *"?????"]))
+    return dict(zip(("id", "user", "start", "pid", "born"), [*read_lines(jobs), *"?????"]))
+
+
+def held_as(jobs: str) -> str:
+    """Return the inventory's name of this node, as the job that holds it has it; "" if that is not known."""
+    return "".join(read_lines(jobs)[5:6])
+
+
+def read_lines(jobs: str) -> list[str]:
+    """Return the lines that ``write_current`` wrote."""
+    with suppress(FileNotFoundError), open(os.path.join(jobs, "current"), encoding="utf-8", errors="replace") as file:
+        return file.read().split("\n")
+    return []
 
 
 class Holder:
@@ -213,7 +236,7 @@ class Holder:
         self._job = request["job"]["id"]
         self._jobs = os.path.join(request["directory"], "jobs")
         self._lock = None
-        with suppress(OSError):
+        with suppress(FileNotFoundError):  # what else goes wrong does not say that there is none
             self._lock = os.open(os.path.join(self._jobs, "lock"), os.O_RDWR | os.O_NOFOLLOW)
 
     def pid(self) -> int | None:
@@ -244,8 +267,8 @@ def as_owner(request: Request) -> str:
     job_dir = job_directory(request)
     try:
         owner = owner_of(job_dir)
-    except OSError:
-        raise Refusal(f"has no job {request['job']['id']}") from None
+    except FileNotFoundError:
+        raise Refusal(f"has no job {request['job']['id']}", gone=True) from None
     if owner:
         owner.become()
     return job_dir

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.directory import require_ours
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import (
     BUNDLE_MTIME,
     bundle_path,
@@ -15,6 +16,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs imp
     hold,
     job_directory,
     log_path,
+    look_at_hold,
     unit_name,
     write_current,
     write_file,
@@ -32,10 +34,11 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.processe
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, operation, suppress
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.resources import (
     packages,
+    place_at_setup,
     raise_limits,
     shared_memory,
 )
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.stopping import discard
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.stopping import take_back, undo
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.supervising import supervise
 
 TYPE_CHECKING = False
@@ -45,14 +48,19 @@ if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's sta
     from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Reply, Request
 
 
+UNIT_SECONDS = 2
+"""How long systemd may take to see that a unit has no process any more."""
+
+
 @operation
 def prepare(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     """Check that the job can start here, hold the node for it, and lay out its directory.
 
-    Request: directory, user, job {id, user, start}, address (or None), master_port (on the head, else None), watched
-    (on the head of several nodes), bundle (its SHA-256), size (bytes, unpacked), dry (look only). Reply: address,
+    Request: directory, user, job {id, user, start}, host (its name in the inventory: a hold for the same job and host
+    is the request's own, whose reply was lost), address (or None), master_port (on the head, else None), watched (on
+    the head of several nodes), bundle (its SHA-256), size (bytes, unpacked), dry (look only). Reply: address,
     interface, gpus, python, job_dir, gate (the file whose appearance starts the job), watch_port (0 if not asked for),
-    clock, packages, shm and limits (nofile) as in ``facts``,
+    clock, packages, node_env (of it what ``place_at_setup`` returns), shm and limits (nofile) as in ``facts``,
     stale (a job that held the node until it crashed; absent if none) and has_bundle: if not, a ``deliver`` must follow.
     """
     directory = request["directory"]
@@ -70,6 +78,7 @@ def prepare(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
             f"was never set up: there is no {python if os.path.isdir(directory) else directory}; "
             "run: ansible-playbook setup.yml"
         ) from None
+    require_ours(directory)
     user = User(request["user"])
     address, interface = locate_address(request["address"])
     if request["master_port"]:
@@ -83,6 +92,7 @@ def prepare(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
         "gate": gate_path(request),
         "gpus": count_gpus(),
         "packages": packages(directory),
+        "node_env": place_at_setup(directory),
         "shm": shared_memory(),
         "limits": {"nofile": raise_limits()},  # the supervisor inherits them
         "clock": (time.time(),) * 2,
@@ -90,8 +100,10 @@ def prepare(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
         "watch_port": 0,
     }
     if request["dry"]:
+        look_at_hold(directory)
         check_master_port(request, user)
         return reply, b""
+    take_back(request)
     stale = hold(request)
     try:
         if stale:
@@ -109,7 +121,7 @@ def prepare(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
             reply["watch_port"] = listener.getsockname()[1]
         fork_supervisor(request, user, listener)
     except BaseException:
-        discard(request, b"")
+        undo(request)
         raise
     return reply, b""
 
@@ -131,12 +143,42 @@ def listen(address: str) -> Socket:
 
 
 @operation
+def receive(request: Request, payload: bytes) -> tuple[Reply, bytes]:
+    """Store a piece of a compressed bundle that is too large for one request, and have the prepared job wait on.
+
+    Request: as for ``prepare``, packed (the SHA-256 of the whole as it is sent), offset (where the payload begins in
+    it). Reply: has (how many of its first bytes are here: what an earlier try has brought stays).
+    """
+    try:
+        os.utime(job_directory(request))  # its supervisor would give up
+    except FileNotFoundError:
+        raise Refusal(f"is not prepared for job {request['job']['id']} any more") from None
+    with open(os.open(part_path(request), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "r+b") as file:
+        has = file.seek(0, os.SEEK_END)
+        if has == request["offset"]:
+            has += file.write(payload)
+    return {"has": has}, b""
+
+
+def part_path(request: Request) -> str:
+    """Return where the pieces of the request's bundle lie: a name of digits, like all that is not finished there."""
+    return f"{bundle_path(request)}.{int(request['packed'][:12], 16)}"
+
+
+@operation
 def deliver(request: Request, payload: bytes) -> tuple[Reply, bytes]:
-    """Store the bundle, ``payload`` compressed, and unpack it into the prepared job. Request: as for ``prepare``."""
+    """Store the bundle, ``payload`` compressed, and unpack it into the prepared job.
+
+    Request: as for ``prepare``, packed (as for ``receive``, if that has brought the payload; else None).
+    """
     import hashlib
     import zlib
 
     try:
+        if request["packed"]:
+            with open(part_path(request), "rb") as file:
+                payload = file.read()
+            os.unlink(part_path(request))
         archive = b""
         with suppress(zlib.error):  # what is damaged does not match either
             archive = zlib.decompress(payload)
@@ -145,7 +187,7 @@ def deliver(request: Request, payload: bytes) -> tuple[Reply, bytes]:
         write_file(bundle_path(request), archive, 0o600, durable=True)
         unpack(request, User(request["user"]))
     except BaseException:
-        discard(request, b"")
+        undo(request)
         raise
     return {}, b""
 
@@ -212,6 +254,11 @@ def adopt(unit: str, pid: int) -> None:
     ]
     systemd = ["org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager"]
     method = ["StartTransientUnit", "ssa(sv)a(sa(sv))", unit, "fail", "4", *properties, "0"]
-    code, said = run_command(["busctl", "--quiet", "call", *systemd, *method])
-    if code:
-        raise Refusal(f"could not make the job's unit {unit}: {said}")
+    deadline = time.monotonic() + UNIT_SECONDS
+    while True:
+        code, said = run_command(["busctl", "--quiet", "call", *systemd, *method])
+        if not code:
+            return
+        if "already" not in said or time.monotonic() > deadline:
+            raise Refusal(f"could not make the job's unit {unit}: {said}")
+        time.sleep(0.01)  # until that of an earlier preparation has gone

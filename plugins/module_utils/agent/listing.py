@@ -10,6 +10,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs imp
     Holder,
     log_path,
     open_own,
+    read_current,
     read_json,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.limits import LONGEST_REPLY
@@ -27,11 +28,12 @@ LAST_LINE_BYTES = 2048
 
 @operation
 def jobs(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
-    """List the jobs of this node, the newest first.
+    """List the jobs of this node, the newest first, and the one that holds it, however old it is.
 
     Request: directory, newest (how many at most), only (one job's id, or None). Reply: jobs, a list of {id, spec (as
     the controller wrote it, or None for a job that never started), state (as for ``follow``), size (bytes of the log),
-    last_line (bytes)}. A spec has ``ranks``, which are many on a large cluster, only for ``only`` and on rank 0.
+    last_line (bytes), user (of the job that held the node last, else "")}. A spec has ``ranks``, which are many on a
+    large cluster, only for ``only`` and on rank 0.
     """
     folder = os.path.join(request["directory"], "jobs")
     ids: list[str] = []
@@ -40,8 +42,10 @@ def jobs(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
         ids = sorted((name for name in os.listdir(folder) if os.path.isdir(os.path.join(folder, name))), reverse=True)
     if request["only"]:
         ids = [name for name in ids if name == request["only"]]
+    current = read_current(folder)
+    newest = ids[: request["newest"]]
     found = []
-    for name in ids[: request["newest"]]:
+    for name in [*newest, *(name for name in ids[len(newest) :] if name == current["id"])]:
         job_dir = os.path.join(folder, name)
         holder = Holder({**request, "job": {"id": name}})
         size, last_line = last_words(job_dir)
@@ -50,7 +54,8 @@ def jobs(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
             spec.pop("ranks", None)
         spec = spec and shortened(spec, LONGEST_REPLY // 2 // len(ids[: request["newest"]]))
         state = job_state(job_dir, holder)
-        found.append({"id": name, "spec": spec, "state": state, "size": size, "last_line": last_line})
+        user = current["user"] if name == current["id"] else ""
+        found.append({"id": name, "spec": spec, "state": state, "size": size, "last_line": last_line, "user": user})
     return {"jobs": found}, b""
 
 

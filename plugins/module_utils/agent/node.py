@@ -58,12 +58,23 @@ def default_route_address() -> str | None:
 
 
 def locate_address(wanted: str | None) -> tuple[str, str]:
-    """Return ``(address, interface)`` of this node on the cluster's network; ``wanted`` may be None."""
+    """Return ``(address, interface)`` of this node on the cluster's network; ``wanted`` may be None.
+
+    Peers may reach an address on lo that is no loopback address, as where hosts speak BGP. But gloo and NCCL listen at
+    the first address of the interface that they are told (tried with torch 2.13), which on lo is 127.0.0.1.
+    """
     found = network_addresses()
     address = wanted or default_route_address()
     if address is None:
         raise Refusal("has no network address besides loopback; set cluster_address for it in the inventory")
     for interface, candidate, loopback in found:
+        if candidate == address and interface == "lo" and not loopback:
+            raise Refusal(
+                f"holds its address {address} on lo, where gloo and NCCL take 127.0.0.1 instead and find no peer; set "
+                "cluster_address in the inventory to an address on another interface, or give this one an interface of "
+                f"its own: ip addr del {address} dev lo; ip link add cluster0 type dummy; ip addr add {address} dev "
+                "cluster0; ip link set cluster0 up"
+            )
         if candidate == address or (loopback and address.startswith("127.") and candidate.startswith("127.")):
             return address, interface
     held = ", ".join(f"{a} ({i})" for i, a, loopback in found if not loopback) or "none"

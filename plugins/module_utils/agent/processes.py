@@ -106,3 +106,27 @@ def members(group: str) -> list[int]:
         with suppress(OSError), open(f"{root}{group}/cgroup.procs") as file:
             return [int(pid) for pid in file.read().split()]
     return []
+
+
+def end_of_session() -> str:
+    """Return, as a sentence about the node, that a job ends with the connection here; "" if not. See logind.conf(5)."""
+    if os.geteuid() == 0 or not has_systemd():
+        return ""
+    import pwd
+
+    manager = ["org.freedesktop.login1", "/org/freedesktop/login1", "org.freedesktop.login1.Manager"]
+    said = []
+    for name in ("KillUserProcesses", "KillOnlyUsers", "KillExcludeUsers"):
+        code, text = run_command(["busctl", "get-property", *manager, name])
+        if code:  # nobody looks after sessions
+            return ""
+        said.append([word.strip('"') for word in text.split()])
+    (_boolean, kills), only, excluded = said
+    me = pwd.getpwuid(os.geteuid()).pw_name
+    if kills != "true" or (only[2:] and me not in only[2:]) or me in excluded[2:]:
+        return ""
+    return (
+        f"ends every process of {me} with its last SSH session, jobs too that run detached (systemd-logind has "
+        f"KillUserProcesses=yes); have its administrator set KillExcludeUsers={me} in /etc/systemd/logind.conf, or let "
+        "Ansible become root there (ansible_become), whose jobs have units of their own"
+    )

@@ -43,6 +43,11 @@ def is_count_or_none(value: object) -> bool:
     return value is None or is_count(value)
 
 
+def is_flag(value: object) -> bool:
+    """Return whether it is true or false."""
+    return isinstance(value, bool)
+
+
 def are_words(value: object) -> bool:
     """Return whether these are a command's arguments."""
     return isinstance(value, list) and all(
@@ -60,11 +65,12 @@ def are_ranks(value: object) -> bool:
 
 
 SPEC: dict[str, Callable[[object], bool]] = {
-    **dict.fromkeys(("id", "user", "start", "script", "launcher", "bundle", "python", "master_addr"), is_text),
+    **dict.fromkeys(("id", "user", "start", "script", "launcher", "uses", "bundle", "python", "master_addr"), is_text),
     **dict.fromkeys(("world_size", "rank", "master_port"), is_count),
     **dict.fromkeys(("grace_seconds", "node_timeout_seconds"), is_number),
     "args": are_words,
     "devices": is_count_or_none,
+    "gang": is_flag,
     "ranks": are_ranks,
 }
 """What spec.json may say."""
@@ -75,6 +81,7 @@ STATE: dict[str, Callable[[object], bool]] = {
     **dict.fromkeys(("exit_code", "signal"), is_count_or_none),
     **dict.fromkeys(("started", "ended", "stopping"), is_number),
     **dict.fromkeys(("because", "error"), is_text),
+    **dict.fromkeys(("met", "checkpoint_read"), is_flag),
 }
 """What state.json may say."""
 

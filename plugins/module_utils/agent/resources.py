@@ -55,6 +55,20 @@ def packages(directory: str) -> dict[str, Any]:
     return {"python": "", "installed": []}
 
 
+def place_at_setup(directory: str) -> dict[str, str] | None:
+    """Return NODE_RANK and WORLD_SIZE as setup wrote them into node.env; None if that is not there."""
+    found: dict[str, str] = {}
+    try:
+        with open(os.path.join(directory, "node.env"), errors="replace") as file:
+            for line in file:
+                name, equals, value = line.strip().partition("=")
+                if equals and name in ("NODE_RANK", "WORLD_SIZE"):
+                    found.setdefault(name, value)  # setup's come first, the user's variables after them
+    except OSError:
+        return None
+    return found
+
+
 def entries(folder: str) -> list[str]:
     """Return the names in a folder; none if it cannot be listed."""
     with suppress(OSError):

@@ -41,12 +41,15 @@ LONGEST_RANK = len("LOCAL_RANK=123456789")
 
 @operation
 def stacks(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
-    """Take the Python stacks of the job's processes, without halting one.
+    """Take the Python stacks of the job's processes, without halting one, and see how much they work meanwhile.
 
-    Reply: processes, oldest first, each {pid, parent, command, local_rank (or None), state (R, S, D, ...), python,
-    dumped, bytes (of its part of the payload)}; missing (where py-spy was looked for in vain, or None); free_port (an
-    ephemeral one; 0 if there is none). Payload: the stacks as text; where there is none, what the kernel says.
+    Request: seconds (how long to look at what they use; 0: not at all). Reply: processes, oldest first, each {pid,
+    parent, command, local_rank (or None), state (R, S, D, ...), python, dumped, bytes (of its part of the payload), cpu
+    (seconds used in that time) and io (bytes read and written), with those of children that came or went}; seconds (how
+    long that was); missing (where py-spy was looked for in vain, or None); free_port (an ephemeral one; 0 if there is
+    none). Payload: the stacks as text; where there is none, what the kernel says.
     """
+    began = time.monotonic()
     supervisor = Holder(request).pid()
     if supervisor is None:
         raise Refusal(f"does not run job {request['job']['id']} any more")
@@ -54,6 +57,7 @@ def stacks(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     owner = owner_of(job_dir)
     with acting(owner):  # where it lacks CAP_SYS_PTRACE, root sees less of a user's processes than the user
         found = [one for one in map(look_at, descendants(supervisor)) if one]
+        before = used(descendants(supervisor))
     found.sort(key=lambda one: (one.pop("start"), one["pid"]))
     del found[MOST_LISTED:]
     spy = os.path.realpath(os.path.join(request["directory"], "env", "bin", "py-spy"))
@@ -70,7 +74,48 @@ def stacks(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
         head = f"==== process {one['pid']}{rank}, state {one['state']}: {one['command']}\n".encode(errors="replace")
         one["bytes"] = len(head) + len(text) + 1
         payload += head + text + b"\n"
-    return {"processes": found, "missing": missing, "free_port": free_port()}, payload
+    time.sleep(max(0, began + request["seconds"] - time.monotonic()))
+    with acting(owner):
+        after = used(descendants(supervisor))
+    add_work(found, before, after)
+    seconds = time.monotonic() - began
+    return {"processes": found, "seconds": seconds, "missing": missing, "free_port": free_port()}, payload
+
+
+def used(pids: list[int]) -> dict[int, tuple[int, float, int]]:
+    """Return of processes their parent, the CPU time (seconds) and the bytes read and written so far; see proc(5).
+
+    Those of children that have ended, and were waited for, count too.
+    """
+    found = {}
+    for pid in pids:
+        cpu, transferred, parent = 0.0, 0, 0
+        with suppress(OSError), open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+            parent, cpu = int(fields[1]), sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+        with suppress(OSError), open(f"/proc/{pid}/io", "rb") as file:
+            counters = dict(line.split(b": ") for line in file.read().splitlines())
+            transferred = sum(int(counters[name]) for name in (b"rchar", b"wchar", b"read_bytes"))
+        found[pid] = (parent, cpu, transferred)
+    return found
+
+
+def add_work(
+    found: list[dict[str, Any]],
+    before: dict[int, tuple[int, float, int]],
+    after: dict[int, tuple[int, float, int]],
+) -> None:
+    """Note at each process what it has used between two looks; a process that came meanwhile counts at its parent."""
+    known = {one["pid"]: one for one in found}
+    for one in found:
+        one["cpu"], one["io"] = 0.0, 0
+    for pid, (parent, cpu, transferred) in after.items():
+        _parent, cpu_before, transferred_before = before.get(pid, (0, 0.0, 0))
+        while pid not in known and parent in after:
+            pid, parent = parent, after[parent][0]
+        if pid in known:
+            known[pid]["cpu"] += max(0.0, cpu - cpu_before)
+            known[pid]["io"] += max(0, transferred - transferred_before)
 
 
 def acting(user: User | None) -> contextlib.AbstractContextManager[None]:

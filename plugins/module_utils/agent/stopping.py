@@ -13,6 +13,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs imp
     Holder,
     as_owner,
     gate_path,
+    held_as,
     job_directory,
     log_path,
     reason_path,
@@ -32,21 +33,48 @@ if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's sta
     from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Reply, Request
 
 
+UNDO_SECONDS = 2
+"""How long a supervisor may take to see that its job was discarded."""
+
+
 @operation
 def discard(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
-    """Undo ``prepare`` for a job that never started here; returns when the node is free again."""
+    """Undo ``prepare`` for a job that never started here; returns when the node is free again, or refuses."""
+    pid = undo(request)
+    if pid:
+        raise Refusal(f"is still held for job {request['job']['id']}, by process {pid}")
+    return {}, b""
+
+
+def undo(request: Request) -> int | None:
+    """Do what ``discard`` does; return the process that holds the node for the job in spite of it, or None."""
     import shutil
 
     holder, job_dir = Holder(request), job_directory(request)
-    if not os.path.exists(started_path(job_dir)):
-        for path in (gate_path(request), gate_path(request) + ".part", log_path(job_dir)):
-            with suppress(OSError):
-                os.unlink(path)
-        shutil.rmtree(job_dir, ignore_errors=True)  # the supervisor sees it
-        deadline = time.monotonic() + 2
-        while holder.pid() not in (None, os.getpid()) and time.monotonic() < deadline:
-            time.sleep(0.01)
-    return {}, b""
+    if os.path.exists(started_path(job_dir)):
+        return None
+    for path in (gate_path(request), gate_path(request) + ".part", log_path(job_dir)):
+        with suppress(OSError):
+            os.unlink(path)
+    shutil.rmtree(job_dir, ignore_errors=True)  # the supervisor sees it
+    deadline = time.monotonic() + UNDO_SECONDS
+    while True:
+        pid = holder.pid()
+        if pid in (None, os.getpid()):
+            return None
+        if time.monotonic() > deadline:
+            return pid
+        time.sleep(0.01)
+
+
+def take_back(request: Request) -> None:
+    """Undo an earlier preparation of the same job for the same host, whose reply was lost on its way."""
+    pid = Holder(request).pid()
+    is_own = held_as(os.path.join(request["directory"], "jobs")) == request["host"]
+    if pid and is_own and not os.path.exists(started_path(job_directory(request))):
+        with suppress(ProcessLookupError):
+            os.kill(pid, 9)  # the supervisor, or an agent that is about to make it
+        undo(request)
 
 
 @operation

@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's sta
     from _socket import socket as Socket
     from typing import Any
 
+    from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.noticing import Opened, Rendezvous
     from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Request
     from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.watching import Watch
 
@@ -38,6 +39,8 @@ GATE_SECONDS = 300
 """A prepared job that nobody starts or discards is given up after this long: its controller has vanished."""
 WATCH_AFTER_SECONDS = 1
 """The watch is taken up this long after the script's start: right then the nodes are busy."""
+NOTICE_SECONDS = 45
+"""What a script was not seen to do for this long is said: within a minute, for some seconds pass until it is heard."""
 LONGEST_REASON = 300
 """Characters of a reason for a stop that are kept."""
 STATE_BYTES = 4000
@@ -47,9 +50,9 @@ STATE_BYTES = 4000
 class Order:
     """What the gate file says: fields that end with a null byte, in the order of ``launch.py``'s ``_order``."""
 
-    def __init__(self, gate: bytes) -> None:
+    def __init__(self, fields: bytes) -> None:
         """Read the fields."""
-        head, self.node_env, self.spec, count, *words = gate.split(b"\0")[:-1]
+        head, self.node_env, self.spec, count, *words = fields.split(b"\0")[:-1]
         settings = dict(line.split("=", 1) for line in head.decode().split("\n"))
         self.grace_seconds = float(settings["grace_seconds"])
         self.node_timeout_seconds = float(settings["node_timeout_seconds"])
@@ -57,6 +60,8 @@ class Order:
         self.name, self.head_name = settings["name"], settings["head_name"]
         self.watch_address, self.watch_port = settings["watch_address"], int(settings["watch_port"])
         self.watch_key = bytes.fromhex(settings["watch_key"])
+        self.master_port, self.launcher = int(settings["master_port"]), settings["launcher"]
+        self.gang, self.resumes = settings["gang"] == "True", settings["resumes"] == "True"
         self.argv, self.variables = words[: int(count)], words[int(count) :]
 
 
@@ -64,10 +69,9 @@ def supervise(request: Request, user: User, listener: Socket | None) -> None:
     """Start the script when told, see it out, and leave nothing behind. ``listener`` is the head's, for the watch."""
     import ctypes
 
-    if not wait_at_gate(request):
+    order = wait_at_gate(request)
+    if order is None:
         return
-    with open(gate_path(request), "rb") as gate:
-        order = Order(gate.read())
     write_file(started_path(job_directory(request)), b"", 0o644)
     os.unlink(gate_path(request))
     # Orphans of the job become children of this process (PR_SET_CHILD_SUBREAPER), so none escapes the final sweep.
@@ -88,6 +92,7 @@ class Supervisor:
         self._listener = listener
         self._watch: Watch | None = None
         self._told_at: float | None = None  # to stop, on the monotonic clock
+        self._noticing: dict[str, Opened | Rendezvous] = {}  # by the name in state.json of what is looked for
         self._state: dict[str, Any] = {"state": "running", "pid": os.getpid(), "started": time.time()}
 
     def run(self, user: User, unit: str | None) -> None:
@@ -106,6 +111,8 @@ class Supervisor:
                 write_file(os.path.join(self._job_dir, name), content, 0o600)
             argv = self._order.argv
             environment = job_environment(user, argv[0], self._order.variables)
+            if self._order.resumes:
+                self._notice_reading(environment[b"CKPT_PATH"])
             # Python ignores these two signals; a script expects the default.
             script = os.posix_spawn(argv[0], argv, environment, setsigdef=[signal.SIGPIPE, signal.SIGXFSZ])
         except (OSError, Refusal) as error:
@@ -120,6 +127,8 @@ class Supervisor:
 
     def _see_through(self, script: int, started: float, killed_before: int) -> None:
         """Wait for the script, tell the others, leave nothing behind, and say how it ended."""
+        if self._order.gang and self._order.world_size > 1:
+            self._notice_meeting(script)
         code = os.waitstatus_to_exitcode(self._see_out(script, started))
         self._state["ended"] = time.time()
         self._state["oom"] = killed_for_memory() - killed_before
@@ -128,8 +137,33 @@ class Supervisor:
             self._watch.end(f"{self._order.name} {how_it_ended(code)}")
         sweep()
         exit_code, number = (code, None) if code >= 0 else (128 - code, -code)
-        self._save(state=state, exit_code=exit_code, signal=number)
+        self._save(state=state, exit_code=exit_code, signal=number, **self._noticed(last=True))
         self._part(f"{self._order.name} {how_it_ended(code)}" if state == "failed" else None)
+
+    def _notice_reading(self, path: bytes) -> None:
+        from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.noticing import Opened
+
+        with suppress(OSError):  # then nothing is known of it
+            self._noticing["checkpoint_read"] = Opened(path)
+
+    def _notice_meeting(self, script: int) -> None:
+        from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.noticing import Rendezvous
+
+        order = self._order
+        torchrun = order.launcher == "torchrun"
+        self._noticing["met"] = Rendezvous(
+            order.master_port, order.rank == 0 and not torchrun, script if torchrun else None
+        )
+
+    def _noticed(self, last: bool = False) -> dict[str, bool]:
+        """Look, and return what is new for state.json; what was not seen is new only at the end (``last``), or late."""
+        late = last or time.time() - self._state["started"] > NOTICE_SECONDS
+        news = {}
+        for name, one in self._noticing.items():
+            one.look(last)
+            if self._state.get(name) != one.seen and (one.seen or late):
+                news[name] = one.seen
+        return news
 
     def _tell_to_stop(self, *_signal: Any) -> None:
         self._told_at = self._told_at or time.monotonic()
@@ -156,6 +190,10 @@ class Supervisor:
                 self._watch = self._open_watch()
             if pid:
                 continue
+            news = self._noticed()
+            if news:
+                with suppress(OSError):  # a full disk: said at the end
+                    self._save(**news)
             self._wait()
 
     def _wait(self) -> None:
@@ -224,22 +262,28 @@ def killed_for_memory() -> int:
     return 0
 
 
-def wait_at_gate(request: Request) -> bool:
-    """Wait until the job is started (True), or discarded or forgotten (False)."""
-    while not os.path.exists(gate_path(request)):
+def wait_at_gate(request: Request) -> Order | None:
+    """Wait until the job is started, and return the order; None if it is discarded or forgotten."""
+    import hashlib
+
+    while True:
+        with suppress(FileNotFoundError), open(gate_path(request), "rb") as gate:
+            seal, _newline, fields = gate.read().partition(b"\n")
+            # Less is what a connection that broke has left of it: no start.
+            if seal == b"%d %b" % (len(fields), hashlib.sha256(fields).hexdigest().encode()):
+                return Order(fields)
         try:
             touched = os.stat(job_directory(request)).st_mtime  # when a checkpoint was put in place last, or at first
         except FileNotFoundError:
-            return False
+            return None
         if time.time() - touched > GATE_SECONDS:
             import shutil
 
             with suppress(OSError):
                 os.unlink(log_path(job_directory(request)))
             shutil.rmtree(job_directory(request), ignore_errors=True)
-            return False
+            return None
         time.sleep(0.01)
-    return True
 
 
 def await_unit(unit: str) -> None:

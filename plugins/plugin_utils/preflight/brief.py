@@ -8,14 +8,21 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight import clocks, hardware, software
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight import (
+    clocks,
+    hardware,
+    inventory,
+    software,
+)
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.check import Verdict
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.cluster import Cluster, judged
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import shown
 
 JUDGES: dict[str, Callable[[Cluster], Verdict]] = {
+    "inventory.ranks": inventory.ranks,
     "software.versions": software.versions,
+    "software.packages": software.packages,
     "hardware.shm": hardware.shm,
     "hardware.nofile": hardware.nofile,
     "time.clocks": clocks.clocks,
@@ -30,7 +37,10 @@ DEFAULTS: dict[str, Any] = {name: about["default"] for name, about in OPTIONS.it
 
 
 def judge(
-    settings: Sequence[NodeSettings], facts: Mapping[str, Mapping[str, Any]], options: Mapping[str, Any]
+    settings: Sequence[NodeSettings],
+    facts: Mapping[str, Mapping[str, Any]],
+    options: Mapping[str, Any],
+    members: Sequence[str] = (),
 ) -> list[str]:
     """Return what the user should know of the nodes, a line each.
 
@@ -38,12 +48,13 @@ def judge(
         settings: of the nodes, in rank order.
         facts: what the agent's ``prepare`` said on each, ``clock`` as a Cluster has it.
         options: some of DEFAULTS.
+        members: all hosts of the cluster, in inventory order, for what setup wrote down; none if that is not judged.
 
     Raises:
         JobError: the job would fail.
     """
     known = {**DEFAULTS, **options}
-    verdicts = judged(Cluster(settings, facts, options=known, skipped=known["skip"]), JUDGES)
+    verdicts = judged(Cluster(settings, facts, members, options=known, skipped=known["skip"]), JUDGES)
     found = [verdict for verdict in verdicts if verdict.status in ("warning", "failed")]
     hard = [shown(verdict.sentence) for verdict in found if verdict.check in HARD]
     if hard:

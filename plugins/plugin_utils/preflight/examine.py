@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import datetime
-import getpass
 import secrets
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -29,6 +28,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight impo
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.check import Verdict
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.cluster import Cluster, is_wanted
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.imports import Import
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import who
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import Node, Topology
 
@@ -128,8 +128,8 @@ def _gang(cluster: Cluster, open_channel: OpenChannel) -> Gang | None:
             nodes.setdefault(place["address"], Node(len(nodes), one, place["address"], place["interface"]))
     if not nodes:
         return None
-    now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-    identity = Identity(now, f"preflight-{secrets.token_hex(4)}", getpass.getuser())
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    identity = Identity(now, f"preflight-{secrets.token_hex(4)}", who())
     gang = Gang(identity, [node.settings for node in nodes.values()], open_channel)
     gang.topology = Topology(list(nodes.values()))
     return gang

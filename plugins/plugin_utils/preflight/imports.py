@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import decode_source
 from pathlib import Path
 
@@ -39,7 +39,7 @@ def of_script(project: Path, script: str) -> list[Import]:
             continue
         seen.add(path)
         for module, name in _imports(path, root, is_main=path == project / script):
-            own = _own(root, module, name)
+            own = own_files(root, module, name)
             if own:
                 waiting += own
             elif module:
@@ -47,7 +47,7 @@ def of_script(project: Path, script: str) -> list[Import]:
     return list(found)
 
 
-def _own(root: Path, module: str, name: str) -> list[Path]:
+def own_files(root: Path, module: str, name: str) -> list[Path]:
     """Return the files of the project that an import runs; none if the module is not the project's."""
     words = [word for word in [*module.split("."), name] if word]
     files: list[Path] = []
@@ -78,8 +78,13 @@ def _imports(path: Path, root: Path, is_main: bool) -> Iterator[Import]:
     except (OSError, SyntaxError, ValueError) as error:
         where = f", line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
         raise JobError(f"{path}{where} cannot be parsed: {getattr(error, 'msg', error)}; correct it") from None
+    yield from imported_by(_running(tree.body, is_main), path, root)
+
+
+def imported_by(nodes: Iterable[ast.AST], path: Path, root: Path) -> Iterator[Import]:
+    """Yield what statements in the file ``path`` import; those that import nothing are passed over."""
     package = path.parent.relative_to(root).parts
-    for node in _running(tree.body, is_main):
+    for node in nodes:
         if isinstance(node, ast.Import):
             yield from ((alias.name, "") for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

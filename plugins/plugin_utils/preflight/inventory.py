@@ -5,19 +5,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.check import Verdict
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.cluster import Cluster, judged
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.sentences import SETUP, each, every
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.sentences import SETUP, divided, each, every
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import counted, listed
 
 CHECKS = {
     "inventory.group": "group `cluster` has hosts, and what it says of them can be used",
     "inventory.reachable": "every host answers, and has a Python for the agent",
     "inventory.duplicates": "no two hosts have the same address",
-    "inventory.machines": "no two hosts are the same machine (machine id, boot, network) with the same `cluster_dir`",
+    "inventory.machines": "no two hosts have the same `cluster_dir`, on one machine or on a disk that they share",
+    "inventory.accounts": "the account that jobs run as has the same uid on nodes that share a disk",
+    "inventory.sessions": "jobs outlive the connection that started them",
     "inventory.address": "each node holds its address on an interface, and its peers can use it",
     "inventory.ranks": "`node.env` on each node has the rank and the number of nodes that the inventory gives it now",
     "inventory.master_port": "MASTER_PORT is free on the head, and no outgoing connection can take it",
@@ -32,6 +33,8 @@ def checks(cluster: Cluster) -> list[Verdict]:
         {
             "inventory.duplicates": duplicates,
             "inventory.machines": machines,
+            "inventory.accounts": accounts,
+            "inventory.sessions": sessions,
             "inventory.address": address,
             "inventory.ranks": ranks,
             "inventory.master_port": master_port,
@@ -71,25 +74,61 @@ def duplicates(cluster: Cluster) -> Verdict:
 
 
 def machines(cluster: Cluster) -> Verdict:
-    """Look for one machine under two names.
+    """Look for one machine under two names, and for machines with one folder.
 
     Two nodes on one machine may be meant, as in inventory/local: then each has a folder of its own. The same folder
     twice is one node with two names.
     """
-    names: dict[Any, list[str]] = {}
+    names: dict[str, list[str]] = {}
+    machine = {host: tuple(facts["machine"]) for host, facts in cluster.facts.items()}
     for host, facts in cluster.facts.items():
-        names.setdefault((tuple(facts["machine"]), facts["folder"]), []).append(host)
-    same = [listed(hosts) for hosts in names.values() if len(hosts) > 1]
+        names.setdefault(facts["folder"], []).append(host)
+    several = [hosts for hosts in names.values() if len(hosts) > 1]
+    same = [listed(hosts) for hosts in several if len({machine[host] for host in hosts}) == 1]
+    sharing = [listed(hosts) for hosts in several if len({machine[host] for host in hosts}) > 1]
+    if sharing:
+        sentence = (
+            f"{' and '.join(sharing[:3])} have the same cluster_dir, on a disk that they share, and a node's holds one "
+            "job at a time; set cluster_dir in the inventory to a folder on a local disk, or to one per host that ends "
+            "with /{{ inventory_hostname }}"
+        )
+        return Verdict("inventory.machines", "failed", sentence)
     if same:
         sentence = (
             f"{' and '.join(same[:3])} are the same machine under several names; remove all but one from the "
             "inventory; if several nodes on one machine are meant, give each its own cluster_address and cluster_dir"
         )
         return Verdict("inventory.machines", "failed", sentence)
-    distinct = len({machine for machine, _folder in names})
+    distinct = len(set(machine.values()))
     shared = f" on {counted(distinct, 'machine')}, each with a cluster_dir of its own"
     where = ", each a machine of its own" if distinct == len(names) else shared
     return Verdict("inventory.machines", "ok", f"{counted(len(names), 'node')}{where}")
+
+
+def accounts(cluster: Cluster) -> Verdict:
+    """See that what one node's job writes to a disk, another's may change."""
+    disks: dict[str, dict[str, int]] = {}
+    for host, facts in cluster.facts.items():
+        for disk in facts["network_disks"] if facts["uid"] is not None else ():
+            disks.setdefault(disk, {})[host] = facts["uid"]
+    wrong = {disk: uids for disk, uids in disks.items() if len(set(uids.values())) > 1}
+    if wrong:
+        disk, uids = next(iter(wrong.items()))
+        sentence = (
+            f"the account that jobs run as has uid {divided({host: str(uid) for host, uid in uids.items()})}, and "
+            f"these nodes share a disk ({disk}): what one of them writes there, the others may not change; give it the "
+            "same uid everywhere (usermod --uid), or set job_user in the inventory to an account that has one"
+        )
+        return Verdict("inventory.accounts", "warning", sentence, {"uids": uids})
+    return Verdict("inventory.accounts", "ok", "no disk is shared by accounts with different uids")
+
+
+def sessions(cluster: Cluster) -> Verdict:
+    """See that no node ends a job together with the connection."""
+    wrong = {host: facts["session"] for host, facts in cluster.facts.items() if facts["session"]}
+    if wrong:
+        return Verdict("inventory.sessions", "warning", each(wrong), {"hosts": list(wrong)})
+    return Verdict("inventory.sessions", "ok", f"jobs outlive the connection on {every(cluster.facts)}")
 
 
 def address(cluster: Cluster) -> Verdict:

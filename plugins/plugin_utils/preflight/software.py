@@ -23,6 +23,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import c
 CHECKS = {
     "software.environment": "the account that jobs run as can start the environment's Python and import torch",
     "software.versions": "Python, torch with its CUDA build, lightning and NCCL are the same on every node",
+    "software.packages": "whatever else is installed is the same on every node",
     "software.lock": "what is installed is what `requirements.txt` said at setup, and is the same on every node",
     "software.imports": "what the script imports can be imported on every node (with `-e script=…`)",
 }
@@ -31,6 +32,8 @@ LIGHTNING = ("pytorch-lightning", "lightning")
 NCCL = ("nvidia-nccl-cu11", "nvidia-nccl-cu12", "nvidia-nccl-cu13")
 DECISIVE = ("torch", *LIGHTNING, *NCCL)
 """Packages whose versions have to be the same on every node: they talk to each other."""
+MOST_PACKAGES = 3
+"""Of more packages that differ than this only the first are named."""
 NO_TORCH = "ModuleNotFoundError: No module named 'torch'"
 _NOT_THERE = re.compile(r"ModuleNotFoundError|ImportError: No module named")
 _PINNED = re.compile(r"(?m)^[ \t]*([A-Za-z0-9][\w.-]*)(?:\[[^]]*\])?[ \t]*==[ \t]*([^\s;#\\]+)[ \t]*(;[^#\n\\]*)?")
@@ -43,6 +46,7 @@ def checks(cluster: Cluster) -> list[Verdict]:
         {
             "software.environment": environment,
             "software.versions": versions,
+            "software.packages": packages,
             "software.lock": lock,
             "software.imports": imports,
         },
@@ -111,6 +115,23 @@ def versions(cluster: Cluster) -> Verdict:
     if not same:
         return Verdict("software.versions", "skipped", "no node has an environment")
     return Verdict("software.versions", "ok", f"{', '.join(same)} on {every(cluster.facts)}", data)
+
+
+def packages(cluster: Cluster) -> Verdict:
+    """Compare what else is installed: of two setups, each may have had its own requirements."""
+    found = {host: facts["packages"] for host, facts in cluster.facts.items() if facts["packages"]["installed"]}
+    if len({tuple(one["installed"]) for one in found.values()}) < 2:
+        return Verdict("software.packages", "ok", f"the same packages are installed on {every(found)}")
+    kinds = {host: installed(one) for host, one in found.items()}
+    everything = sorted({name for versions in kinds.values() for name in versions} - set(DECISIVE))
+    held = {name: {host: versions.get(name, "none") for host, versions in kinds.items()} for name in everything}
+    differing = [f"{name} is {divided(has)}" for name, has in held.items() if len(set(has.values())) > 1]
+    if not differing:  # it is software.versions' to say
+        return Verdict("software.packages", "ok", f"the same further packages are installed on {every(found)}")
+    more = len(differing) - MOST_PACKAGES
+    words = "; ".join([*differing[:MOST_PACKAGES], *([f"and so on for {more} more"] if more > 0 else [])])
+    sentence = f"the nodes' environments differ ({words}), as those of two setups with different requirements; {SETUP}"
+    return Verdict("software.packages", "warning", sentence, {"packages": len(differing)})
 
 
 def pinned(text: str) -> Iterable[tuple[str, str, bool]]:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import jobs, processes
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import directory, jobs, processes
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import ephemeral_ports
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import Bundle, make_bundle
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import Channel, NodeError
@@ -135,6 +135,7 @@ class LocalNode:
         """Do what setup.yml does, as far as jobs need it."""
         for name in ("env/bin", "jobs", "bundles"):
             (self.directory / name).mkdir(parents=True)
+        (self.directory / directory.MARKER).write_text(directory.MARKER_TEXT.decode())
         (self.directory / "env" / "bin" / "python").symlink_to(self.python)
         return self
 
@@ -170,13 +171,16 @@ class LocalNode:
             "directory": str(self.directory),
             "user": self.user,
             "job": {"id": job, "user": "trainer", "start": "2026-11-22T17:30:00+01:00"},
+            "host": self.host,
             "address": self.address,
             "master_port": None,
             "watched": False,
             "because": "",
             "bundle": bundle.sha256 if bundle else "0" * 64,
+            "packed": None,
             "size": bundle.size if bundle else 0,
             "dry": False,
+            "seconds": 0,
             **more,
         }
 

@@ -31,11 +31,12 @@ ENDED = {
     **{"state": "failed", "pid": 7, "oom": 1, "exit_code": 1, "signal": None, "started": 1.0, "ended": 3.5},
     **{"stopping": 2.5, "because": "rank 1 (node1) exited with code 1", "error": ""},
 }
+USER = {"user": "trainer"}
 TRIED = {
     **{"failed": {"wandb": "ModuleNotFoundError"}, "python": "3.11.2", "torch": "2.13.0+cpu"},
     **{"cuda": None, "nccl": None, "devices": 0, "usable": False},
 }
-OWNER = {"user": "trainer", "start": "2026-11-22T17:30:05+01:00"}
+OWNER = {**USER, "start": "2026-11-22T17:30:05+01:00"}
 STACK = b"""\
 ==== process 7
 Thread 7 (idle): "MainThread"
@@ -44,7 +45,7 @@ Thread 7 (idle): "MainThread"
 """
 PROCESS = {
     **{"pid": 7, "parent": 1, "command": "python train.py", "local_rank": None, "state": "S", "python": True},
-    **{"dumped": True, "bytes": len(STACK)},
+    **{"dumped": True, "bytes": len(STACK), "cpu": 0.5, "io": 4096},
 }
 
 
@@ -71,7 +72,15 @@ def honest(request: Mapping[str, Any], rank: int = 0) -> Answer:
         "discard": ({}, b""),
         "facts": (
             {
-                **{**resources, "machine": ("a", "b", "net:[1]"), "folder": "1:2", "free_port": 40001},
+                **{
+                    **resources,
+                    "machine": ("a", "b", "net:[1]"),
+                    "folder": "1:2",
+                    "uid": 1,
+                    "session": "",
+                    "network_disks": [],
+                    "free_port": 40001,
+                },
                 **{"address": place, "addresses": [("lo", address, True)], "hostname": "node", "resolved": [address]},
                 **{"node_env": {"GLOO_SOCKET_IFNAME": "lo"}, "master": [address], "job": None, "cpus": 2},
                 **{"master_port": None, "packages": {**packages, "locked": "torch==2.13.0\n"}, "infiniband": False},
@@ -83,17 +92,32 @@ def honest(request: Mapping[str, Any], rank: int = 0) -> Answer:
             b"",
         ),
         "inspect": (
-            {**place, "addresses": [address], "port_range": (32768, 60999), "job": {**OWNER, "id": JOB}},
+            {
+                **place,
+                "addresses": [address],
+                "port_range": (32768, 60999),
+                "folder": "1",
+                "firewalls": [],
+                "session": "",
+                "job": {**OWNER, "id": JOB},
+            },
             b"",
         ),
         "jobs": (
-            {"jobs": [{"id": JOB, "spec": spec, "state": ENDED, "size": len(LOG), "last_line": b"hello"}]},
+            {"jobs": [{"id": JOB, "spec": spec, "state": ENDED, "size": len(LOG), "last_line": b"hello", **USER}]},
             b"",
         ),
         "place": ({"placed": True}, b""),
         "prepare": (
             {
-                **{**place, **paths, **resources, "packages": packages, "limits": {"nofile": 1048576}},
+                **{
+                    **place,
+                    **paths,
+                    **resources,
+                    "packages": packages,
+                    "node_env": None,
+                    "limits": {"nofile": 1048576},
+                },
                 **{"gpus": 0, "has_bundle": True, "watch_port": 40000},
             },
             b"",
@@ -105,8 +129,9 @@ def honest(request: Mapping[str, Any], rank: int = 0) -> Answer:
             },
             b"",
         ),
+        "receive": ({"has": 4096}, b""),
         "rehearse": ({"told": [{"step": "import", "seconds": 60}], "words": "", "late": False}, b""),
-        "stacks": ({"processes": [PROCESS], "missing": None, "free_port": 40001}, STACK),
+        "stacks": ({"processes": [PROCESS], "seconds": 1.0, "missing": None, "free_port": 40001}, STACK),
         "stop": ({**ENDED, "left": []}, b""),
         "verify": ({"why": "", "bytes": len(CONTENT), "sha256": hashlib.sha256(CONTENT).hexdigest()}, b""),
     }

@@ -13,6 +13,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import O
 def order(tmp_path: Path, text: str | None = None, **changes: Any) -> Order:
     """Return an order as the action makes it of its arguments; ``text`` is that of train.py in the project."""
     given: dict[str, Any] = {"runs_dir": tmp_path / "runs", "node_timeout_seconds": 5, "stop_grace_seconds": 2}
+    given |= {"gang": False}  # most of these scripts know nothing of each other
     if text is not None:
         project = tmp_path / "project"
         project.mkdir(exist_ok=True)

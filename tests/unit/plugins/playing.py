@@ -3,21 +3,28 @@
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
 
 
 def play(
-    folder: Path, playbook: str, *arguments: str, inventory: str = "hosts.yml", **settings: str
+    folder: Path,
+    playbook: str,
+    *arguments: str,
+    inventory: str = "hosts.yml",
+    within: Sequence[str] = (),
+    **settings: str,
 ) -> subprocess.CompletedProcess[str]:
     """Run a playbook in a folder, below which Ansible keeps what it keeps.
 
     Args:
         folder: the working directory, with the inventory.
-        playbook: its name, such as run.yml.
+        playbook: its name, such as run.yml, or thunderhead.cluster.run.
         arguments: what comes after it.
         inventory: its name.
+        within: a command that starts it.
         settings: environment variables besides.
     """
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("ANSIBLE_", "UV_"))}
@@ -28,8 +35,9 @@ def play(
         "ANSIBLE_NOCOLOR": "1",
         "COLUMNS": "1000",
     }
+    path = ROOT / playbook if playbook.endswith(".yml") else playbook
     return subprocess.run(
-        [sys.executable, "-m", "ansible", "playbook", "-i", inventory, ROOT / playbook, *arguments],
+        [*within, sys.executable, "-m", "ansible", "playbook", "-i", inventory, path, *arguments],
         cwd=folder,
         env={**kept, **ansible, **settings},
         stdin=subprocess.DEVNULL,

@@ -40,7 +40,10 @@ def facts(number: int) -> dict[str, Any]:
     return {
         "clock": (-0.2, 0.3),
         "machine": ("0123", "boot", f"net:[{number}]"),
-        "folder": f"1:{number}",
+        "folder": f"boot 1:{number} ",
+        "uid": 999,
+        "session": "",
+        "network_disks": [],
         "address": {"address": address, "interface": "eth0"},
         "addresses": [("lo", "127.0.0.1", True), ("eth0", address, False)],
         "free_port": 40001,

@@ -34,7 +34,9 @@ def topology_of(count: int) -> Topology:
 def reply_of(case: str, host: str) -> tuple[dict[str, Any], bytes]:
     """What the agent on ``host`` replied."""
     reply, _newline, payload = (FOLDER / case / f"{host}.txt").read_bytes().partition(b"\n")
-    return ast.literal_eval(reply.decode()), payload
+    found = ast.literal_eval(reply.decode())
+    processes = [{"cpu": 0.0, "io": 0, **one} for one in found["processes"]]
+    return {"seconds": 0.0, **found, "processes": processes}, payload
 
 
 def log_of(case: str, host: str) -> Log:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import node as machine
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils import environment
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils import environment, extra_vars
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight import examine
 from local_nodes import PYTHON, free_port
 from playing import ROOT, play
@@ -26,6 +26,7 @@ starts_jobs = pytest.mark.skipif(
     os.geteuid() == 0 and machine.has_systemd(), reason="where there is systemd, root runs no jobs as root"
 )
 
+PREFIXES = ("cluster_", "job_", "preflight_", "python_env_", "firewall_", "node_env_")
 JOB_ENV = {
     "EMPTY": "",
     "QUOTES": 'it\'s "quoted"',
@@ -77,6 +78,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Cluster:
         "firewall_provider": "none",
     }
     (folder / "hosts.yml").write_text(yaml.safe_dump({"cluster": {"hosts": hosts, "vars": variables}}))
+    options = set().union(*map(extra_vars.variables_of, (ROOT / "playbooks").glob("*.yml")))
+    traps = {name: f"trap-{name}" for name in options if not name.startswith(PREFIXES)}
+    trapped = {host: {**about, **traps} for host, about in hosts.items()}
+    (folder / "trapped.yml").write_text(yaml.safe_dump({"cluster": {"hosts": trapped, "vars": {**variables, **traps}}}))
     (folder / "nobody.yml").write_text(yaml.safe_dump({"machines": {"hosts": {"node0": {}}}}))
     one = Cluster(folder, port)
     result = one.playbook("setup.yml", "--tags", "node_env")
@@ -111,7 +116,7 @@ def test_run(cluster: Cluster) -> None:
         "print(json.dumps([{name: os.environ.get(name) for name in names}, sys.argv[1:]]))\n"
         "open('result', 'w').write('x')\n"
     )
-    extra = {"script": "train.py", "args": ["--lr", "0.1"], "env": {"TOKEN": "hush $1"}, "logs": "all"}
+    extra = {"script": "train.py", "script_args": ["--lr", "0.1"], "env": {"TOKEN": "hush $1"}, "logs": "all"}
     result = cluster.run(script, "-e", json.dumps(extra))
     assert result.returncode == 0, result.stdout + result.stderr
     printed = dict(re.findall(r"(?m)^(\[\d node\d\]) (.*)$", result.stdout))
@@ -123,7 +128,7 @@ def test_run(cluster: Cluster) -> None:
         ]
     (run,) = (cluster.folder / "runs").glob("*-*")
     record = json.loads((run / "job.json").read_text())
-    assert (record["state"], record["world_size"]) == ("succeeded", 2)
+    assert (record["state"], record["nodes"], record["world_size"]) == ("succeeded", 2, 1)
     assert "hush" not in (run / "job.json").read_text()
     assert (run / "artifacts" / "result").read_text() == "x"
     assert f"logs: {run}/logs" in result.stdout.splitlines()
@@ -143,6 +148,41 @@ def test_a_job_on_fewer_nodes_that_fails(cluster: Cluster) -> None:
 
 
 @starts_jobs
+def test_short_names_of_an_inventory_are_somebody_elses(cluster: Cluster) -> None:
+    def done(*command: str) -> str:
+        result = cluster.playbook(*command, "-e", "job_runs_dir=trapped", inventory="trapped.yml")
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert "trap-" not in result.stdout
+        return result.stdout
+
+    done("setup.yml", "--tags", "node_env", "-e", '{"cluster": "prod", "node": "x", "running": ""}')
+    project = cluster.folder / "project"
+    project.mkdir(exist_ok=True)
+    (project / "train.py").write_text("import sys\nprint(sys.argv[1:])")
+    options = cluster.folder / "options.yml"
+    options.write_text(f"project_dir: {project}\nscript: '{{{{ stem }}}}.py'\nstem: train\nscript_args: [--lr, 1]\n")
+    assert "[0 node0] ['--lr', '1']" in done("run.yml", "-e", f"@{options}", "-e", "keep=9")
+    done("preflight.yml", "-e", "skip=reach,collective,hardware,software")
+    job = json.loads(next((cluster.folder / "trapped").glob("*-*/job.json")).read_text())
+    assert (job["launcher"], job["resumed"], job["state"]) == ("lightning", None, "succeeded")
+    assert job["id"] in done("status.yml")
+    assert "[0 node0] ['--lr', '1']" in done("logs.yml")
+    done("clean.yml", "-e", "keep=99")
+    assert "had ended already" in done("stop.yml", "-e", json.dumps({"job": job["id"]}))
+    done("teardown.yml", "--check")
+
+
+def test_a_node_that_does_not_answer_makes_no_other_unreachable(cluster: Cluster) -> None:
+    hosts = yaml.safe_load((cluster.folder / "hosts.yml").read_text())
+    hosts["cluster"]["hosts"]["node1"] |= {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 9}
+    (cluster.folder / "silent.yml").write_text(yaml.safe_dump(hosts))
+    result = cluster.playbook("status.yml", "-e", "format=json", inventory="silent.yml")
+    assert result.returncode == 0, result.stdout + result.stderr
+    (line,) = (line for line in result.stdout.splitlines() if line.startswith("{"))
+    assert list(json.loads(line)["silent"]) == ["node1"]
+
+
+@starts_jobs
 def test_check_mode_starts_nothing(cluster: Cluster) -> None:
     before = cluster.jobs
     result = cluster.run("pass", "-e", "script=train.py", "-e", "job_runs_dir=checked", "--check", "-v")
@@ -156,16 +196,21 @@ def test_check_mode_starts_nothing(cluster: Cluster) -> None:
     ("arguments", "inventory", "message"),
     [
         (
-            ["-e", "script=train.py args=--max-epochs 3"],
+            ["-e", "script=train.py script_args=--max-epochs 3"],
             "hosts.yml",
             "-e was given '3', which belongs to no variable; quote a value with spaces once more, as in -e "
-            '"args=\'--max-epochs 3\'", or give JSON: -e \'{"args": ["--max-epochs", "3"]}\'',
+            '"script_args=\'--max-epochs 3\'", or give JSON: -e \'{"script_args": ["--max-epochs", "3"]}\'',
         ),
         (
             ["-e", "script=train.py", "-e", "resum=20260101-000000-train-0000"],
             "hosts.yml",
             "-e was given resum, which this playbook does not read; write resume, or give a variable of the "
             "inventory's own another name",
+        ),
+        (
+            ["-e", "script=train.py", "-e", "args=--max-epochs"],
+            "hosts.yml",
+            "-e was given args, a name that Ansible reserves for itself; write script_args",
         ),
         (
             ["-e", "script=train.py"],
@@ -183,6 +228,25 @@ def test_a_command_line_that_cannot_be_meant(
     assert result.returncode != 0
     assert message in result.stdout + result.stderr
     assert cluster.jobs == before
+
+
+@pytest.mark.parametrize(
+    ("playbook", "given", "meant"),
+    [
+        ("setup.yml", "python_env_requirement", "python_env_requirements"),
+        ("setup.yml", "firewall_provder", "firewall_provider"),
+        ("teardown.yml", "remove_job", "remove_jobs"),
+        ("clean.yml", "kepp", "keep"),
+        ("thunderhead.cluster.teardown", "remove_job", "remove_jobs"),
+    ],
+)
+def test_a_misspelt_name_changes_nothing(cluster: Cluster, playbook: str, given: str, meant: str) -> None:
+    before = listing(cluster.folder / "nodes")
+    result = cluster.playbook(playbook, "-e", f"{given}=1")
+    assert result.returncode != 0
+    message = f"-e was given {given}, which this playbook does not read; write {meant}, or give a variable of the "
+    assert message in result.stdout + result.stderr
+    assert listing(cluster.folder / "nodes") == before
 
 
 # ------------------------------------------------------------------------------------------------------------ preflight

@@ -13,19 +13,27 @@ from typing import Any
 
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import cleaning
-from left_jobs import leave, nested
+from left_jobs import leave as leave_job
+from left_jobs import nested
 from local_nodes import SLEEP, LocalNode, code, until
 
 OLD = time.time() - 2 * 86400
+JOBS = [f"20261122-17300{number}-job-0a0a" for number in range(4)]
+ENVS = [str(number) * 16 for number in range(4)]
 FREED = {"jobs": [], "bundles": [], "envs": [], "left": []}
 
 
-def clean(node: LocalNode, keep: int = 0, dry: bool = False) -> dict[str, Any]:
+def clean(node: LocalNode, keep: int = 0, dry: bool = False, owner: str | None = None) -> dict[str, Any]:
     """What a node removed, without the bytes."""
-    reply = node.ask("clean", keep=keep, dry=dry, seconds=60)
+    reply = node.ask("clean", keep=keep, dry=dry, seconds=60, owner=owner)
     assert reply.pop("more") is False
     del reply["bytes"]
     return reply
+
+
+def leave(node: LocalNode, job: str = JOBS[1], *about: Any, **more: Any) -> Path:
+    """Leave a job's folder on a node; return its working directory."""
+    return leave_job(node, job, *about, **more)
 
 
 def bundle(node: LocalNode, digit: str, mtime: float = OLD) -> str:
@@ -80,23 +88,28 @@ def test_all_but_the_newest_go(node: LocalNode, keep: int, gone: int) -> None:
     assert not (node.directory / "trash").exists()
 
 
-def test_names_without_a_time_go_by_that_of_their_folder(node: LocalNode) -> None:
-    for name, year in (("a", 2010), ("b", 2030), ("c", 2000)):
-        leave(node, name)
-        moment = (year - 1970) * 365.25 * 86400
-        os.utime(node.job_dir(name), (moment, moment))
-    leave(node, "20200101-000000-train-0a0a")
-    assert clean(node, 2)["jobs"] == ["a", "c"]
-
-
 @pytest.mark.parametrize("state", ["succeeded", "failed", "stopped", "running", ""])
 def test_a_job_that_ended_in_any_way(node: LocalNode, state: str) -> None:
     """One that is running or prepared but has no supervisor is lost."""
     leave(node, state=state)
     for suffix in (".start", ".start.part", ".because", ".log"):
-        Path(f"{node.job_dir()}{suffix}").write_text("")
-    assert clean(node) == {**FREED, "jobs": ["job-1"]}
+        Path(f"{node.job_dir(JOBS[1])}{suffix}").write_text("")
+    assert clean(node) == {**FREED, "jobs": [JOBS[1]]}
     assert node.jobs == []
+
+
+def test_only_the_owners_jobs_count_and_go(node: LocalNode) -> None:
+    for number, user in enumerate(("ana@laptop", "bob@desk", "ana@laptop", "ana@desk", "bob@desk")):
+        leave(node, job_id(number), spec={**spec(), "user": user})
+    leave(node, job_id(5), state="")  # never started, so nobody's
+    leave(node, job_id(6), spec={"user": 7})  # its job has changed what it says
+    for number in range(7):
+        Path(f"{node.job_dir(job_id(number))}.started").touch(exist_ok=number != 5)
+    Path(f"{node.job_dir(job_id(5))}.started").unlink()
+    assert clean(node, 1, dry=True, owner="ana@laptop")["jobs"] == [job_id(2), job_id(0)]
+    assert clean(node, 0, owner="ana@laptop")["jobs"] == [job_id(5), job_id(2), job_id(0)]
+    assert clean(node, 0, owner="eve@laptop") == FREED
+    assert clean(node, 1)["jobs"] == [job_id(4), job_id(3), job_id(1)]
 
 
 def test_what_is_no_job_stays(node: LocalNode, tmp_path: Path) -> None:
@@ -110,41 +123,41 @@ def test_what_is_no_job_stays(node: LocalNode, tmp_path: Path) -> None:
 
 
 def test_a_running_job_stays_whatever_is_kept(node: LocalNode, tmp_path: Path) -> None:
-    leave(node, "job-0", spec=spec())
-    leave(node, "job-2", spec=spec())
-    node.start(code(tmp_path / "code", SLEEP))
-    until(lambda: (node.job_dir() / "spec.json").exists())
-    assert clean(node)["jobs"] == ["job-2", "job-0"]
-    assert node.jobs == ["job-1"]
-    assert node.follow(wait_seconds=0)[0]["state"] == "running"
+    leave(node, JOBS[0], spec=spec())
+    leave(node, JOBS[2], spec=spec())
+    node.start(code(tmp_path / "code", SLEEP), JOBS[1])
+    until(lambda: (node.job_dir(JOBS[1]) / "spec.json").exists())
+    assert clean(node)["jobs"] == [JOBS[2], JOBS[0]]
+    assert node.jobs == [JOBS[1]]
+    assert node.follow(job=JOBS[1], wait_seconds=0)[0]["state"] == "running"
     assert len(os.listdir(node.directory / "bundles")) == 1
     os.kill(node.supervisor() or 0, signal.SIGTERM)
-    assert node.wait()[0]["state"] == "stopped"
+    assert node.wait(JOBS[1])[0]["state"] == "stopped"
     until(lambda: not node.supervisor())
-    assert clean(node)["jobs"] == ["job-1"]
+    assert clean(node)["jobs"] == [JOBS[1]]
     assert os.listdir(node.directory / "bundles") == []
 
 
 def test_a_prepared_job_stays_with_all_code(node: LocalNode, tmp_path: Path) -> None:
-    leave(node, "job-0", spec=spec("a" * 64))
+    leave(node, JOBS[0], spec=spec("a" * 64))
     bundle(node, "a")
-    node.prepare(code(tmp_path / "code", "print(1)"))
-    env(node, "1")
-    assert clean(node) == {**FREED, "jobs": ["job-0"]}
-    assert node.jobs == ["job-1"]
+    node.prepare(code(tmp_path / "code", "print(1)"), JOBS[1])
+    env(node, ENVS[1])
+    assert clean(node) == {**FREED, "jobs": [JOBS[0]]}
+    assert node.jobs == [JOBS[1]]
 
 
 def test_a_job_whose_processes_outlived_its_supervisor(node: LocalNode) -> None:
     leave(node, state="running")
-    variables = {**os.environ, "JOB_DIR": str(node.job_dir())}
+    variables = {**os.environ, "JOB_DIR": str(node.job_dir(JOBS[1]))}
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env=variables) as process:
-        marker = f"JOB_DIR={node.job_dir()}".encode()
+        marker = f"JOB_DIR={node.job_dir(JOBS[1])}".encode()
         until(lambda: marker in Path(f"/proc/{process.pid}/environ").read_bytes())
-        remedy = "end them with: ansible-playbook stop.yml -e job=job-1"
+        remedy = "end them with: ansible-playbook stop.yml -e job=" + JOBS[1]
         words = f"it has processes that its supervisor left behind; {remedy}"
-        assert clean(node) == {**FREED, "left": [("jobs/job-1", words)]}
+        assert clean(node) == {**FREED, "left": [(f"jobs/{JOBS[1]}", words)]}
         process.communicate(b"\n")
-    assert clean(node) == {**FREED, "jobs": ["job-1"]}
+    assert clean(node) == {**FREED, "jobs": [JOBS[1]]}
 
 
 def test_a_node_that_was_never_set_up(tmp_path: Path) -> None:
@@ -160,8 +173,8 @@ def test_links_out_of_a_job_lead_nowhere(node: LocalNode, tmp_path: Path) -> Non
     work = leave(node)
     (work / "folder").symlink_to(tmp_path / "mine")
     (work / "file").symlink_to(tmp_path / "mine" / "thesis")
-    (node.job_dir() / "spec.json").symlink_to(tmp_path / "mine" / "thesis")
-    assert clean(node)["jobs"] == ["job-1"]
+    (node.job_dir(JOBS[1]) / "spec.json").symlink_to(tmp_path / "mine" / "thesis")
+    assert clean(node)["jobs"] == [JOBS[1]]
     assert (tmp_path / "mine" / "thesis").read_text() == "x"
 
 
@@ -170,39 +183,41 @@ def test_links_out_of_a_job_lead_nowhere(node: LocalNode, tmp_path: Path) -> Non
 )
 def test_a_spec_that_a_job_has_made_up(node: LocalNode, made_up: str) -> None:
     leave(node)
-    path = node.job_dir() / "spec.json"
+    path = node.job_dir(JOBS[1]) / "spec.json"
     if made_up == "pipe":
         os.mkfifo(path)
     elif made_up == "folder":
         path.mkdir()
     else:
         path.write_text(made_up)
-    with held(node, "job-1"):
-        env(node, "1")
+    with held(node, JOBS[1]):
+        env(node, ENVS[1])
         assert clean(node)["jobs"] == []
-    assert clean(node)["jobs"] == ["job-1"]
+    assert clean(node)["jobs"] == [JOBS[1]]
 
 
 def test_folders_nested_deeper_than_a_path_is_long(node: LocalNode) -> None:
     with nested(leave(node), 2500):
-        assert clean(node) == {**FREED, "jobs": ["job-1"]}
-        assert sorted(os.listdir(node.directory)) == ["bundles", "env", "jobs"]
+        assert clean(node) == {**FREED, "jobs": [JOBS[1]]}
+        assert sorted(os.listdir(node.directory)) == [".thunderhead", "bundles", "env", "jobs"]
 
 
 def test_what_cannot_be_removed_is_said(node: LocalNode, monkeypatch: pytest.MonkeyPatch) -> None:
-    leave(node, "job-1")
-    leave(node, "job-2")
+    leave(node, JOBS[1])
+    leave(node, JOBS[2])
     remove = cleaning.remove
 
     def refuse(path: str, workshop: str) -> None:
-        if "job-1" in path:
+        if JOBS[1] in path:
             raise PermissionError(1, "Operation not permitted", path)
         remove(path, workshop)
 
     monkeypatch.setattr(cleaning, "remove", refuse)
-    reply, _payload = cleaning.clean({"directory": str(node.directory), "keep": 0, "dry": False, "seconds": 60}, b"")
+    reply, _payload = cleaning.clean(
+        {"directory": str(node.directory), "keep": 0, "dry": False, "seconds": 60, "owner": None}, b""
+    )
     ((path, why),) = reply["left"]
-    assert path == f"trash/jobs.job-1.{os.getpid()}"
+    assert path == f"trash/jobs.{JOBS[1]}.{os.getpid()}"
     assert why == f"Operation not permitted: {node.directory}/{path}"
     monkeypatch.undo()
     assert clean(node) == FREED  # what an earlier one did not come to
@@ -212,10 +227,10 @@ def test_what_cannot_be_removed_is_said(node: LocalNode, monkeypatch: pytest.Mon
 def test_what_takes_long_is_done_in_several_goes(node: LocalNode) -> None:
     for number in range(3):
         leave(node, job_id(number), {"out/model": b"x"})
-    first = node.ask("clean", keep=1, dry=False, seconds=-1)
+    first = node.ask("clean", keep=1, dry=False, seconds=-1, owner=None)
     assert (first["jobs"], first["bytes"], first["more"]) == ([job_id(1), job_id(0)], 0, True)
     assert os.listdir(node.directory / "jobs") == [job_id(2)]  # gone all the same
-    second = node.ask("clean", keep=1, dry=False, seconds=60)
+    second = node.ask("clean", keep=1, dry=False, seconds=60, owner=None)
     assert (second["jobs"], second["bytes"] > 0, second["more"]) == ([], True, False)
     assert not (node.directory / "trash").exists()
 
@@ -236,7 +251,7 @@ def test_a_job_of_which_nothing_is_known_keeps_the_younger_bundles(node: LocalNo
     old, fresh = bundle(node, "a"), bundle(node, "b", time.time())
     leave(node)
     assert clean(node, 1) == {**FREED, "bundles": [old]}
-    assert clean(node, 0) == {**FREED, "jobs": ["job-1"], "bundles": [fresh]}
+    assert clean(node, 0) == {**FREED, "jobs": [JOBS[1]], "bundles": [fresh]}
 
 
 def test_a_bundle_that_is_being_written_stays(node: LocalNode) -> None:
@@ -249,20 +264,20 @@ def test_a_bundle_that_is_being_written_stays(node: LocalNode) -> None:
 
 def test_beside_a_running_job_bundles_go_but_its_own(node: LocalNode) -> None:
     own, other = bundle(node, "a"), bundle(node, "b")
-    leave(node, "job-1", spec=spec(own), state="running")
-    with held(node, "job-1"):
+    leave(node, JOBS[1], spec=spec(own), state="running")
+    with held(node, JOBS[1]):
         assert clean(node) == {**FREED, "bundles": [other]}
-    assert clean(node) == {**FREED, "jobs": ["job-1"], "bundles": [own]}
+    assert clean(node) == {**FREED, "jobs": [JOBS[1]], "bundles": [own]}
 
 
 def test_while_a_job_is_prepared_no_bundle_goes(node: LocalNode) -> None:
     """It may be about to take any of them: its spec.json is not there yet, nor perhaps its folder."""
     bundle(node, "a")
-    env(node, "1")
-    leave(node, "job-1", spec=spec("b" * 64), state="running")
-    with held(node, "job-2"):
-        assert clean(node) == {**FREED, "jobs": ["job-1"]}
-        leave(node, "job-2", state="")
+    env(node, ENVS[1])
+    leave(node, JOBS[1], spec=spec("b" * 64), state="running")
+    with held(node, JOBS[2]):
+        assert clean(node) == {**FREED, "jobs": [JOBS[1]]}
+        leave(node, JOBS[2], state="")
         assert clean(node) == FREED
 
 
@@ -275,20 +290,20 @@ def taken(node: LocalNode, names: list[str], current: str | None) -> list[str]:
 def test_a_job_that_comes_after_the_look_keeps_all_bundles(node: LocalNode) -> None:
     name = bundle(node, "a")
     (node.directory / "jobs" / "lock").touch()
-    leave(node, "job-2")
-    assert taken(node, ["job-1"], None) == []
-    with held(node, "job-3"):
-        assert taken(node, ["job-2"], None) == []
-    assert taken(node, ["job-2"], None) == [name]
+    leave(node, JOBS[2])
+    assert taken(node, [JOBS[1]], None) == []
+    with held(node, JOBS[3]):
+        assert taken(node, [JOBS[2]], None) == []
+    assert taken(node, [JOBS[2]], None) == [name]
 
 
 def test_bundles_are_put_back_if_the_job_beside_which_they_went_has_ended(
     node: LocalNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = bundle(node, "a")
-    monkeypatch.setattr(cleaning, "holder_of", lambda directory: "job-2")
-    with held(node, "job-1"):
-        assert taken(node, [], "job-1") == []
+    monkeypatch.setattr(cleaning, "holder_of", lambda directory: JOBS[2])
+    with held(node, JOBS[1]):
+        assert taken(node, [], JOBS[1]) == []
     assert (node.directory / "bundles" / name).read_bytes() == b"code"
 
 
@@ -309,7 +324,7 @@ def test_a_job_that_is_prepared_meanwhile_is_not_kept_out(node: LocalNode, tmp_p
     cleaner.start()
     try:
         for number in range(4):
-            prepare_and_discard(node, project, f"job-{number}")
+            prepare_and_discard(node, project, JOBS[number])
     finally:
         over.set()
         cleaner.join()
@@ -331,26 +346,26 @@ def linked(node: LocalNode) -> LocalNode:
     (node.directory / "env" / "bin" / "python").unlink()
     (node.directory / "env" / "bin").rmdir()
     (node.directory / "env").rmdir()
-    env(node, "current")
-    (node.directory / "env").symlink_to("envs/current")
+    env(node, ENVS[0])
+    (node.directory / "env").symlink_to(f"envs/{ENVS[0]}")
     (node.directory / "envs" / "constraints.txt").write_text("")
     return node
 
 
 def test_environments_that_nothing_uses_go(linked: LocalNode) -> None:
-    for name in ("1", "2"):
+    for name in ENVS[1:3]:
         env(linked, name)
-    assert clean(linked) == {**FREED, "envs": ["1", "2"]}
-    assert sorted(os.listdir(linked.directory / "envs")) == ["constraints.txt", "current"]
+    assert clean(linked) == {**FREED, "envs": ENVS[1:3]}
+    assert sorted(os.listdir(linked.directory / "envs")) == [ENVS[0], "constraints.txt"]
 
 
 def test_a_running_job_keeps_its_environment(linked: LocalNode) -> None:
-    own = env(linked, "1")
-    env(linked, "2")
+    own = env(linked, ENVS[1])
+    env(linked, ENVS[2])
     leave(linked, spec=spec("", own), state="running")
-    with held(linked, "job-1"):
-        assert clean(linked) == {**FREED, "envs": ["2"]}
-    assert clean(linked) == {**FREED, "jobs": ["job-1"], "envs": ["1"]}
+    with held(linked, JOBS[1]):
+        assert clean(linked) == {**FREED, "envs": [ENVS[2]]}
+    assert clean(linked) == {**FREED, "jobs": [JOBS[1]], "envs": [ENVS[1]]}
 
 
 @pytest.mark.parametrize(
@@ -364,27 +379,29 @@ def test_a_running_job_keeps_its_environment(linked: LocalNode) -> None:
     ],
 )
 def test_an_environment_of_today_stays(linked: LocalNode, mtime: float, marked: float | None, stays: bool) -> None:
-    env(linked, "1", mtime, marked)
-    assert clean(linked)["envs"] == ([] if stays else ["1"])
+    env(linked, ENVS[1], mtime, marked)
+    assert clean(linked)["envs"] == ([] if stays else [ENVS[1]])
 
 
 def test_a_cluster_directory_behind_a_link(linked: LocalNode, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(linked.directory)
-    env(linked, "1")
+    env(linked, ENVS[1])
     other = LocalNode(tmp_path / "link")
-    assert clean(other) == {**FREED, "envs": ["1"]}
+    assert clean(other) == {**FREED, "envs": [ENVS[1]]}
 
 
 def test_an_environment_on_a_disk_of_its_own(linked: LocalNode, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = env(linked, "1")
+    path = env(linked, ENVS[1])
     leave(linked)
 
     def rename(source: str, target: str, **more: Any) -> None:
         raise OSError(18, "Invalid cross-device link")
 
     monkeypatch.setattr(os, "rename", rename)
-    reply, _payload = cleaning.clean({"directory": str(linked.directory), "keep": 0, "dry": False, "seconds": 60}, b"")
-    assert (reply["jobs"], reply["envs"], reply["left"]) == (["job-1"], ["1"], [])
+    reply, _payload = cleaning.clean(
+        {"directory": str(linked.directory), "keep": 0, "dry": False, "seconds": 60, "owner": None}, b""
+    )
+    assert (reply["jobs"], reply["envs"], reply["left"]) == ([JOBS[1]], [ENVS[1]], [])
     assert not path.exists() and linked.jobs == []
 
 
@@ -394,13 +411,15 @@ def test_an_environment_on_a_disk_of_its_own(linked: LocalNode, monkeypatch: pyt
 def test_a_look_changes_nothing(linked: LocalNode) -> None:
     for number in range(3):
         leave(linked, job_id(number), {"a": bytes(50_000)}, spec=spec(bundle(linked, str(number))))
-    env(linked, "1")
+    env(linked, ENVS[1])
     before = sorted(linked.directory.rglob("*"))
-    seen = linked.ask("clean", keep=1, dry=True, seconds=60)
+    seen = linked.ask("clean", keep=1, dry=True, seconds=60, owner=None)
     assert sorted(linked.directory.rglob("*")) == before
     assert seen["bytes"] > 100_000
-    assert linked.ask("clean", keep=1, dry=False, seconds=60) == seen
-    assert seen["jobs"] == [job_id(1), job_id(0)] and seen["bundles"] == ["0" * 64, "1" * 64] and seen["envs"] == ["1"]
+    assert linked.ask("clean", keep=1, dry=False, seconds=60, owner=None) == seen
+    assert (
+        seen["jobs"] == [job_id(1), job_id(0)] and seen["bundles"] == ["0" * 64, "1" * 64] and seen["envs"] == [ENVS[1]]
+    )
     assert clean(linked, 1) == FREED
 
 
@@ -419,5 +438,5 @@ def test_nobody_else_may_look_into_the_trash(node: LocalNode, monkeypatch: pytes
     seen = []
     monkeypatch.setattr(cleaning, "remove", lambda path, workshop: seen.append(stat.S_IMODE(os.stat(workshop).st_mode)))
     leave(node)
-    cleaning.clean({"directory": str(node.directory), "keep": 0, "dry": False, "seconds": 60}, b"")
+    cleaning.clean({"directory": str(node.directory), "keep": 0, "dry": False, "seconds": 60, "owner": None}, b"")
     assert seen == [0o700]

@@ -1,3 +1,4 @@
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -81,3 +82,21 @@ def test_jobs_that_cannot_be_looked_at(tmp_path: Path) -> None:
         f"cannot tell whether a job runs there: {tmp_path}/jobs cannot be read (Too many levels of symbolic links); "
         "make it readable for the account that Ansible uses there"
     )
+
+
+@pytest.mark.parametrize(
+    ("settings", "command", "active"),
+    [
+        ("# ENABLED=yes\nENABLED=no\n", b"nginx\0", []),
+        ("LOGLEVEL=low\nENABLED=yes\n", b"nginx\0", ["ufw"]),
+        ("ENABLED=no\n", b"/usr/bin/python3\0/usr/sbin/firewalld\0--nofork\0", ["firewalld"]),
+    ],
+)
+def test_firewalls_that_need_a_collection(
+    monkeypatch: pytest.MonkeyPatch, settings: str, command: bytes, active: list[str]
+) -> None:
+    def opened(path: str, mode: str = "r", **_more: Any) -> Any:
+        return io.StringIO(settings) if path == "/etc/ufw/ufw.conf" else io.BytesIO(command)
+
+    monkeypatch.setattr(inspecting, "open", opened, raising=False)
+    assert inspecting.managed_firewalls() == active

@@ -1,3 +1,4 @@
+import errno
 import fcntl
 import os
 import re
@@ -33,7 +34,7 @@ def test_a_prepared_job_holds_the_node_until_it_is_discarded(node: LocalNode, tm
     bundle = code(tmp_path / "code", "")
     node.prepare(bundle)
     assert refused(node, "prepare", bundle, job="job-2") == HELD
-    assert node.ask("prepare", bundle, job="job-2", dry=True)["job_dir"], "a look does not mind"
+    assert refused(node, "prepare", bundle, job="job-2", dry=True) == HELD
     node.ask("discard")
     assert node.prepare(bundle, "job-2")["job_dir"] == str(node.job_dir("job-2"))
 
@@ -226,3 +227,25 @@ def test_who_held_the_node_last_may_be_known_in_part(tmp_path: Path, text: str) 
     found = jobs.read_current(str(tmp_path))
     assert set(found) == {"id", "user", "start", "pid", "born"}
     assert found["id"] == text.split("\n")[0]
+
+
+@pytest.mark.parametrize("missing", ["lock", "current", "stat"])
+def test_who_cannot_look_does_not_say_that_the_job_is_lost(
+    missing: str, node: LocalNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine without a file descriptor to spare has lost no job."""
+    node.start(code(tmp_path / "code", SLEEP))
+    request = node.request("follow")
+    real, real_os = open, os.open
+
+    def full(path: Any, *arguments: Any, **more: Any) -> Any:
+        if str(path).endswith(missing):
+            raise OSError(errno.ENFILE, "Too many open files in system")
+        return (real_os if arguments and isinstance(arguments[0], int) else real)(path, *arguments, **more)
+
+    holder = jobs.Holder(request)
+    assert holder.pid()
+    monkeypatch.setattr(jobs.os, "open", full)
+    monkeypatch.setattr(jobs, "open", full, raising=False)
+    with pytest.raises(OSError, match="Too many open files"):
+        jobs.Holder(request).pid()

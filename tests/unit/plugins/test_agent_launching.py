@@ -33,6 +33,7 @@ def test_a_job_from_start_to_end(node: LocalNode, tmp_path: Path) -> None:
         "gate": f"{node.job_dir()}.start",
         "has_bundle": False,
         "gpus": 0,
+        "node_env": None,
         "watch_port": 0,
     }
     node.ask("deliver", bundle, bundle.content)

@@ -24,7 +24,12 @@ def test_an_address_that_is_not_here(tmp_path: Path) -> None:
     )
 
 
-INTERFACES = [("lo", "127.0.0.1", True), ("eth0", "198.18.0.7", False), ("eth1", "198.19.0.7", False)]
+INTERFACES = [
+    ("lo", "127.0.0.1", True),
+    ("lo", "198.18.9.7", False),
+    ("eth0", "198.18.0.7", False),
+    ("eth1", "198.19.0.7", False),
+]
 
 
 @pytest.mark.parametrize(
@@ -36,8 +41,15 @@ INTERFACES = [("lo", "127.0.0.1", True), ("eth0", "198.18.0.7", False), ("eth1",
         ("127.0.0.77", ("127.0.0.77", "lo")),
         (
             "198.18.0.8",
-            "does not hold the address 198.18.0.8 on any interface (it has: 198.18.0.7 (eth0), 198.19.0.7 "
-            "(eth1)); set cluster_address for it in the inventory to the address its peers reach",
+            "does not hold the address 198.18.0.8 on any interface (it has: 198.18.9.7 (lo), 198.18.0.7 "
+            "(eth0), 198.19.0.7 (eth1)); set cluster_address for it in the inventory to the address its peers reach",
+        ),
+        (
+            "198.18.9.7",
+            "holds its address 198.18.9.7 on lo, where gloo and NCCL take 127.0.0.1 instead and find no peer; set "
+            "cluster_address in the inventory to an address on another interface, or give this one an interface of its "
+            "own: ip addr del 198.18.9.7 dev lo; ip link add cluster0 type dummy; ip addr add 198.18.9.7 dev cluster0; "
+            "ip link set cluster0 up",
         ),
     ],
 )

@@ -1,9 +1,12 @@
 import os
+import pwd
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import processes
 from local_nodes import PYTHON, alive, until
 
@@ -44,3 +47,29 @@ def test_marked_are_those_of_this_job_alone(tmp_path: Path) -> None:
         for process in (ours, other):
             process.kill()
             process.wait()
+
+
+@pytest.mark.parametrize(
+    ("kills", "only", "excluded", "is_told"),
+    [
+        ("b true", "as 0", 'as 1 "root"', True),
+        ("b true", 'as 1 "me"', "as 0", True),
+        ("b true", 'as 1 "you"', "as 0", False),
+        ("b true", "as 0", 'as 2 "root" "me"', False),
+        ("b false", "as 0", "as 0", False),
+        ("", "", "", False),
+    ],
+)
+def test_a_session_that_ends_jobs(
+    monkeypatch: pytest.MonkeyPatch, kills: str, only: str, excluded: str, is_told: bool
+) -> None:
+    answers = {"KillUserProcesses": kills, "KillOnlyUsers": only, "KillExcludeUsers": excluded}
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(pwd, "getpwuid", lambda _uid: SimpleNamespace(pw_name="me"))
+    monkeypatch.setattr(processes, "has_systemd", lambda: True)
+    monkeypatch.setattr(processes, "run_command", lambda words: (0 if answers[words[-1]] else 1, answers[words[-1]]))
+    words = processes.end_of_session()
+    assert words.startswith("ends every process of me with its last SSH session, jobs too") is is_told
+    assert ("KillExcludeUsers=me" in words) is is_told
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert processes.end_of_session() == ""

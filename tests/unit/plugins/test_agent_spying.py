@@ -9,7 +9,7 @@ import pytest
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import ephemeral_ports
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.spying import is_roots
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.stacks import activity, members, parse
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.stacks import activity, members, parse, work
 from local_nodes import IS_ROOT, LocalNode, code, until
 
 PY_SPY = Path(sys.executable).parent / "py-spy"
@@ -63,6 +63,8 @@ def test_stacks(running: LocalNode) -> None:
         "python": True,
         "dumped": True,
         "bytes": first["bytes"],
+        "cpu": first["cpu"],
+        "io": first["io"],
     }
     assert first["command"].endswith("python train.py")
     assert sorted((one["python"], one["dumped"], one["local_rank"]) for one in others) == [
@@ -77,6 +79,41 @@ def test_stacks(running: LocalNode) -> None:
     assert processes[0].text.startswith(f"==== process {first['pid']}, state S: {first['command']}\nProcess ")
     asleep = next(process for process in processes if not process.python)
     assert re.search(r"\nState:\s+S \(sleeping\)\n", asleep.text)
+
+
+def test_what_processes_use_meanwhile(node: LocalNode, tmp_path: Path) -> None:
+    """A rank that computes, one whose short-lived children do, one that writes, and one that waits."""
+    script = """\
+import os, subprocess, sys, time
+kind = os.environ.get("LOCAL_RANK", "")
+if not kind:
+    for number in range(3):
+        subprocess.Popen([sys.executable, *sys.argv], env={**os.environ, "LOCAL_RANK": str(number + 1)})
+print("ready", flush=True)
+while kind == "1":
+    pass
+while kind == "2":
+    subprocess.run([sys.executable, "-S", "-c", "sum(range(2_000_000))"])
+while kind == "3":
+    with open("written", "wb") as file:
+        file.write(bytes(100_000))
+    time.sleep(0.05)
+time.sleep(600)
+"""
+    (node.directory / "env" / "bin" / "py-spy").symlink_to(PY_SPY)
+    node.start(code(tmp_path / "code", script))
+    until(lambda: (node.job_dir() / "log").read_text().count("ready") == 4)
+    reply, payload = node.channel().call(node.request("stacks", seconds=3))
+    assert 3 <= reply["seconds"] < 10
+    processes = parse(reply, payload)
+    ranks = members(processes)
+    used = [work(processes, ranks)[rank.pid] for rank in ranks]
+    assert [rank.local_rank for rank in ranks] == [None, 1, 2, 3]
+    (waiting, quiet, _), (computing, _io, _), (starting, _more, _), (_cpu, written, _) = used
+    assert waiting < 0.03 and quiet < 1000
+    assert computing > 0.3
+    assert starting > 0.3
+    assert written > 500_000
 
 
 def test_without_py_spy_the_kernel_is_asked(running: LocalNode) -> None:

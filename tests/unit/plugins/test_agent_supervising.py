@@ -79,6 +79,8 @@ def test_a_job_starts_from_a_clean_environment(node: LocalNode, tmp_path: Path) 
         "WORLD_SIZE": "1",
         "NODE_RANK": "0",
         "NUM_NODES": "1",
+        "PL_TRAINER_NUM_NODES": "1",
+        "LT_NUM_NODES": "1",
         "GLOO_SOCKET_IFNAME": "lo",
         "NCCL_SOCKET_IFNAME": "=lo",
         "JOB_ID": "job-1",

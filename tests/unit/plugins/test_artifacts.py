@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import artifacts
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.artifacts import File
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError, Unreachable
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError, Refused, Unreachable
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang, Replies
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import Record
 from left_jobs import gang_on, leave
@@ -206,7 +206,7 @@ def test_an_interrupted_transfer_goes_on(node: LocalNode, record: Record) -> Non
     content = random.Random(3).randbytes(5500)
     leave(node, files={"a": b"small", "big": content, "z": b"last"})
     broken = Watched(
-        gang_on([node]), lambda op, host, n: NodeError(host, "fell asleep") if (op, n) == ("read", 4) else None
+        gang_on([node]), lambda op, host, n: Refused(host, "fell asleep") if (op, n) == ("read", 4) else None
     )
     assert collect(broken, record) == [
         "what rank 0 (node0) wrote is not complete here: node0 fell asleep; it is in the job's work directory there; "
@@ -222,7 +222,7 @@ def test_an_interrupted_transfer_goes_on(node: LocalNode, record: Record) -> Non
 
 def test_a_file_that_changed_since_the_interruption_starts_anew(node: LocalNode, record: Record) -> None:
     work = leave(node, files={"big": bytes(5500)})
-    collect(Watched(gang_on([node]), lambda op, host, n: NodeError(host, "x") if n == 4 else None), record)
+    collect(Watched(gang_on([node]), lambda op, host, n: Refused(host, "x") if n == 4 else None), record)
     content = random.Random(3).randbytes(5500)
     (work / "big").write_bytes(content)
     gang = Watched(gang_on([node]))
@@ -267,9 +267,12 @@ def test_a_file_that_never_stays_as_it_is(node: LocalNode, record: Record) -> No
     assert contents(record) == {"z": b"2"}
 
 
-def test_a_node_that_is_unreachable_for_a_moment(node: LocalNode, record: Record) -> None:
+@pytest.mark.parametrize(
+    "trouble", [Unreachable("node0", "is unreachable"), NodeError("node0", "has no usable Python: it was not found")]
+)
+def test_a_node_that_gives_no_answer_for_a_moment(trouble: NodeError, node: LocalNode, record: Record) -> None:
     leave(node, files=FILES)
-    moments = iter([Unreachable("node0", "is unreachable"), None] * 100)
+    moments = iter([trouble, None] * 100)
     gang = Watched(gang_on([node]), lambda op, host, n: next(moments))
     assert collect(gang, record) == []
     assert contents(record) == FILES

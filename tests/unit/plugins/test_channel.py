@@ -17,8 +17,8 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import
     Channel,
     NodeError,
     Unreachable,
-    open_channel,
 )
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.connect import Access
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.program import LOADER
 from local_nodes import PYTHON, Connection, LocalNode
 
@@ -247,18 +247,23 @@ def test_a_file_put_over_a_lost_connection() -> None:
 
 
 def opened(variables: Mapping[str, Any], become: bool = False) -> Channel:
-    task = Task.load({"action": "ansible.builtin.debug", "become": become}, loader=DataLoader())
-    context = PlayContext()
-    context.connection, context.timeout = C.DEFAULT_TRANSPORT, C.DEFAULT_TIMEOUT  # as from ansible-playbook's options
+    task = Task.load(
+        {
+            **{"action": "ansible.builtin.debug", "become": become},
+            **{"connection": C.DEFAULT_TRANSPORT, "become_method": "sudo"},  # else of ansible-playbook's command line
+        },
+        loader=DataLoader(),
+    )
     variables = {"inventory_hostname": "gpu-1", **variables}
-    return open_channel("gpu-1", variables, task=task, play_context=context, loader=DataLoader())
+    return Access("gpu-1", variables, task=task, play_context=PlayContext(), loader=DataLoader()).open()
 
 
 def command_of(channel: Channel) -> str:
     """What the connection is asked to execute for a request."""
     commands: list[str] = []
 
-    def execute(command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
+    def execute(command: str, in_data: bytes, sudoable: bool = False) -> tuple[int, bytes, bytes]:
+        assert sudoable == ("BECOME-SUCCESS" in command), "else community.docker's does not answer sudo"
         commands.append(command)
         return 0, reply(ascii({"ok": True, **INSPECTED}).encode()), b""
 
@@ -345,6 +350,21 @@ def test_a_connection_that_is_not_installed() -> None:
     with pytest.raises(NodeError) as caught:
         opened({"ansible_connection": "no-such-plugin"})
     assert str(caught.value) == "gpu-1 has ansible_connection no-such-plugin, which is not installed"
+
+
+def test_a_setting_that_cannot_be_resolved() -> None:
+    from ansible.template import trust_as_template
+
+    with pytest.raises(NodeError) as caught:
+        opened({"ansible_host": trust_as_template("{{ nowhere }}")})
+    assert str(caught.value).startswith("gpu-1 has connection settings that cannot be used: ")
+    assert "'nowhere' is undefined" in str(caught.value)
+
+
+def test_a_become_method_that_is_not_installed() -> None:
+    with pytest.raises(NodeError) as caught:
+        opened({"ansible_become_method": "no-such-plugin"}, become=True)
+    assert str(caught.value) == "gpu-1 has ansible_become_method no-such-plugin, which is not installed"
 
 
 def test_a_sudo_that_asks_for_a_password_is_answered(tmp_path: Path) -> None:

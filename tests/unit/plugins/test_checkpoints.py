@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import artifacts, checkpoints
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError, Unreachable
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError, Refused, Unreachable
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.checkpoints import Checkpoint, newest
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang, Replies
@@ -189,7 +189,7 @@ def test_a_checkpoint_is_fetched(ready: Ready, tmp_path: Path) -> None:
 
 def test_an_interrupted_fetch_goes_on(ready: Ready, tmp_path: Path) -> None:
     gang, found, content = ready
-    asleep = Watched(gang, lambda op, host, n: NodeError(host, "fell asleep") if n == 4 else None)
+    asleep = Watched(gang, lambda op, host, n: Refused(host, "fell asleep") if n == 4 else None)
     with pytest.raises(JobError) as caught:
         checkpoints.fetch(asleep, found, tmp_path / "c")  # type: ignore[arg-type]
     assert str(caught.value) == (

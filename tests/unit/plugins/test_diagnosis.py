@@ -370,6 +370,10 @@ def lost(arrived: float, note: str = "gave no sign of life for 30 s") -> Ending:
     return Ending("lost", note=note, arrived=arrived)
 
 
+def unknown(arrived: float, note: str) -> Ending:
+    return Ending("lost", note=note, unknown=True, arrived=arrived)
+
+
 GOOD = Ending("succeeded", 0, seconds=9, arrived=9)
 VALUE_ERROR = "\n".join([*TRACEBACK, "ValueError: the cause"])
 KEY_ERROR = "\n".join([*TRACEBACK, "KeyError: 'lr'"])
@@ -478,7 +482,7 @@ def test_all_is_well(tmp_path: Path) -> None:
             "the node of rank 1 (node1) gave no sign of life for 30 s",
         ),
         (
-            [(stopped(9, 8, WHY), ""), (lost(30, "was told to stop, and may be running there still"), "")],
+            [(stopped(9, 8, WHY), ""), (unknown(30, "was told to stop, and may be running there still"), "")],
             "rank 1 (node1) exited with code 1\nrank 1 (node1) was told to stop, and may be running there still",
         ),
         # It failed first, and was stopped then.
@@ -502,7 +506,7 @@ def test_the_cause(tmp_path: Path, ranks: Sequence[tuple[Ending, str]], expected
         ([(stopped(9, 8), ""), (failed(8.2), VALUE_ERROR)], "on request after 8 s"),
         ([(stopped(9, 8), ""), (stopped(9, 8, "the job was stopped"), "")], "on request after 8 s"),
         (
-            [(stopped(9, 8), ""), (lost(30, "was told to stop, and may be running there still"), "")],
+            [(stopped(9, 8), ""), (unknown(30, "was told to stop, and may be running there still"), "")],
             "on request after 8 s\nrank 1 (node1) was told to stop, and may be running there still",
         ),
     ],

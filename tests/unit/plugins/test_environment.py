@@ -22,8 +22,17 @@ FIXED = {
     "WORLD_SIZE": "3",
     "NODE_RANK": "1",
     "NUM_NODES": "3",
+    "PL_TRAINER_NUM_NODES": "3",
+    "LT_NUM_NODES": "3",
     "GLOO_SOCKET_IFNAME": "eth0",
     "NCCL_SOCKET_IFNAME": "=eth0",
+}
+JOB: dict[str, Any] = {
+    "id": "20261122-173000-train-9f3a",
+    "dir": "/opt/thunder head/jobs/20261122-173000-train-9f3a",
+    "checkpoint": "",
+    "gang": True,
+    "framework": {},
 }
 AWKWARD = {
     "empty": "",
@@ -182,10 +191,29 @@ def test_all_awkward_values_at_once(tmp_path: Path) -> None:
 
 
 def test_a_job_has_its_name_and_folder_besides(tmp_path: Path) -> None:
-    job = {"id": "20261122-173000-train-9f3a", "dir": "/opt/thunder head/jobs/20261122-173000-train-9f3a"}
-    expected = {**FIXED, "JOB_ID": job["id"], "JOB_DIR": job["dir"], "A": "1"}
-    text = render(NODE, {"A": "1"}, job)
+    expected = {**FIXED, "JOB_ID": JOB["id"], "JOB_DIR": JOB["dir"], "A": "1"}
+    text = render(NODE, {"A": "1"}, JOB)
     assert parse(text) == source(text, tmp_path) == expected
+
+
+def test_a_checkpoint_and_what_fabric_run_sets() -> None:
+    given = {**JOB, "checkpoint": "/x/a b.ckpt", "framework": {"LT_DEVICES": 2, "LT_CLI_USED": 1}}
+    more = parse(render(NODE, {}, given))
+    assert more.items() - parse(render(NODE, {}, JOB)).items() == {
+        *(("CKPT_PATH", "/x/a b.ckpt"), ("LT_DEVICES", "2"), ("LT_CLI_USED", "1"))
+    }
+
+
+def test_lightning_is_told_the_number_of_nodes_of_a_gang_only() -> None:
+    """S2: nodes that work for themselves still know which of them they are."""
+    together, alone = parse(render(NODE, {}, JOB)), parse(render(NODE, {}, {**JOB, "gang": False}))
+    assert together.items() - alone.items() == {("PL_TRAINER_NUM_NODES", "3"), ("LT_NUM_NODES", "3")}
+    assert alone.items() < together.items()
+
+
+def test_the_user_wins_over_the_number_of_nodes_that_lightning_is_told() -> None:
+    given = as_environment({"PL_TRAINER_NUM_NODES": "1"}, "env")
+    assert parse(render(NODE, given, JOB))["PL_TRAINER_NUM_NODES"] == "1"
 
 
 def test_without_a_job_and_variables_only_what_is_ours() -> None:
@@ -211,7 +239,8 @@ def test_a_missing_fact_is_an_error_and_not_an_empty_value() -> None:
 
 
 def test_the_names_that_are_refused_are_those_that_are_written() -> None:
-    written = set(parse(render(NODE, {}, {"id": "a", "dir": "b"})))
-    assert written - OURS == {"GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"}
+    written = set(parse(render(NODE, {}, JOB)))
+    defaults = {"PL_TRAINER_NUM_NODES", "LT_NUM_NODES"}
+    assert written - OURS == {"GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", *defaults}
     assert written >= OURS
     assert os.path.isfile(Path(__file__).parents[3] / "templates" / "node.env.j2")

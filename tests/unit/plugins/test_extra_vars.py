@@ -1,24 +1,69 @@
 """What -e was given, and what the playbooks read of it."""
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.extra_vars import STRAY, options_of, require_meant
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.extra_vars import (
+    STRAY,
+    options_of,
+    require_meant,
+    variables_beside,
+    variables_of,
+)
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import SPEC
+from jinja2 import Environment
+from jinja2.nodes import Name
 
-PLAYBOOKS = sorted((Path(__file__).parents[3] / "playbooks").glob("*.yml"))
-ROLES = sorted((Path(__file__).parents[3] / "roles").glob("*/defaults/main.yml"))
+ROOT = Path(__file__).parents[3]
+PLAYBOOKS = sorted((ROOT / "playbooks").glob("*.yml"))
+READ = {playbook.stem: variables_of(playbook) | SPEC.keys() for playbook in PLAYBOOKS}
+PREFIXES = ("cluster_", "job_", "preflight_", "python_env_", "firewall_", "node_env_")
+OPTIONS = {name for read in READ.values() for name in read if not name.startswith(PREFIXES)}
+MAGIC = {"groups", "inventory_hostname", "lookup", "omit"}
+"""What Ansible itself defines."""
 
 
-def tasks(playbook: Path) -> list[dict[str, Any]]:
-    return [task for play in yaml.safe_load(playbook.read_text()) for task in play.get("tasks", [])]
+def names_in(template: str) -> set[str]:
+    """The variables that a template reads."""
+    return {node.name for node in Environment().parse(template).find_all(Name)}
 
 
-READ = {playbook.stem: [options_of(task) | SPEC.keys() for task in tasks(playbook)] for playbook in PLAYBOOKS}
-ALL = set().union(*(names for read in READ.values() for names in read), *(yaml.safe_load(r.read_text()) for r in ROLES))
+def own_names(playbook: Path) -> set[str]:
+    """What a playbook defines for itself."""
+    text = playbook.read_text()
+    found = set(re.findall(r"register: (\w+)", text))
+    for play in yaml.safe_load(text):
+        found |= {name for entry in [play, *play.get("tasks", [])] for name in entry.get("vars", {})}
+    return found
+
+
+def strings(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        for name, item in value.items():
+            # What these hold is a template without braces.
+            yield from ([f"{{{{ {one} }}}}" for one in strings(item)] if name in ("when", "that") else strings(item))
+    elif isinstance(value, list):
+        for item in value:
+            yield from strings(item)
+    elif isinstance(value, str):
+        yield value
+
+
+@pytest.mark.parametrize("playbook", PLAYBOOKS, ids=lambda playbook: playbook.stem)
+def test_a_short_name_counts_only_from_the_command_line(playbook: Path) -> None:
+    read: set[str] = set().union(*map(names_in, strings(yaml.safe_load(playbook.read_text()))))
+    assert {name for name in read if not name.startswith(PREFIXES)} <= MAGIC | own_names(playbook)
+    assert not own_names(playbook) & OPTIONS
+
+
+def test_what_counts_as_a_short_name() -> None:
+    assert {"script", "script_args", "env", "keep", "job", "format", "skip", "remove_jobs", "wait"} <= OPTIONS
+    assert names_in("{{ keep | default(omit) }}") == {"keep", "omit"}
 
 
 def test_the_options_of_a_task() -> None:
@@ -26,24 +71,33 @@ def test_the_options_of_a_task() -> None:
         "name": "not this",
         "module": {"a": "{{ given | default(omit) }}", "b": "{{ short | default(long | default(omit)) }}"},
         "vars": {"found": "{{ registered.jobs | first | default('') }}"},
+        "b": "{{ lookup('thunderhead.cluster.option', 'skip', default=preflight_skip | default(omit)) }}",
+        "c": '{{ lookup("thunderhead.cluster.option", "keep", default=omit) }}',
     }
-    assert options_of(task) == {"given", "short", "long"}
+    assert options_of(str(task)) == {"given", "short", "long", "skip", "preflight_skip", "keep"}
 
 
-@pytest.mark.parametrize("name", ["script", "args", "resume", "detach", "keep", "job_runs_dir", "preflight_shm_min_mb"])
+def test_what_somebody_elses_playbook_reads_is_not_known(tmp_path: Path) -> None:
+    (tmp_path / "own.yml").write_text(PLAYBOOKS[0].read_text())
+    assert variables_beside(str(tmp_path / "own.yml")) == variables_beside("") == (set(), set())
+
+
+@pytest.mark.parametrize(
+    "name", ["script", "script_args", "resume", "detach", "keep", "job_runs_dir", "preflight_skip"]
+)
 def test_run_reads_its_options(name: str) -> None:
-    assert name in READ["run"][0]
+    assert name in READ["run"]
 
 
 @pytest.mark.parametrize("playbook", READ)
 def test_an_option_of_any_playbook_is_refused_by_none(playbook: str) -> None:
-    for read in READ[playbook]:
-        require_meant(dict.fromkeys(ALL), read)
+    read, others = variables_beside(str(ROOT / "playbooks" / f"{playbook}.yml"))
+    require_meant(dict.fromkeys(set().union(*READ.values())), read, others)
 
 
 @pytest.mark.parametrize("name", ["ansible_host", "my_group", "python_env_index_url", "wheels", "x", "site"])
 def test_what_the_inventory_may_read(name: str) -> None:
-    require_meant({"script": "train.py", name: 1}, READ["run"][0])
+    require_meant({"script": "train.py", name: 1}, READ["run"])
 
 
 @pytest.mark.parametrize(
@@ -53,7 +107,7 @@ def test_what_the_inventory_may_read(name: str) -> None:
         ("detatch", "detach"),
         ("project-dir", "project_dir"),
         ("kepp", "keep"),
-        ("ags", "args"),
+        ("script_arg", "script_args"),
         ("lauchner", "launcher"),
         ("scrpt", "script"),
         ("job_run_dir", "job_runs_dir"),
@@ -62,7 +116,7 @@ def test_what_the_inventory_may_read(name: str) -> None:
 )
 def test_a_misspelt_name(name: str, meant: str) -> None:
     with pytest.raises(JobError) as caught:
-        require_meant({"script": "train.py", name: 1}, READ["run"][0])
+        require_meant({"script": "train.py", name: 1}, READ["run"])
     assert str(caught.value) == (
         f"-e was given {name}, which this playbook does not read; write {meant}, or give a variable of the inventory's "
         "own another name"
@@ -77,17 +131,21 @@ def test_a_misspelt_name(name: str, meant: str) -> None:
         ("logs", "jb", "job"),
         ("status", "fromat", "format"),
         ("clean", "kepp", "keep"),
+        ("teardown", "remove_job", "remove_jobs"),
+        ("setup", "python_env_requirement", "python_env_requirements"),
+        ("setup", "firewall_provder", "firewall_provider"),
+        ("setup", "job_envs", "job_env"),
     ],
 )
 def test_a_misspelt_name_elsewhere(playbook: str, name: str, meant: str) -> None:
     with pytest.raises(JobError, match=f"^-e was given {name}, which this playbook does not read; write {meant}, or"):
-        require_meant({name: 1}, READ[playbook][0])
+        require_meant({name: 1}, READ[playbook])
 
 
 @pytest.mark.parametrize(("playbook", "name"), [("run", "resume"), ("run", "rerun"), ("logs", "job"), ("stop", "job")])
 def test_an_empty_id(playbook: str, name: str) -> None:
     with pytest.raises(JobError) as caught:
-        require_meant({name: ""}, READ[playbook][0])
+        require_meant({name: ""}, READ[playbook])
     assert str(caught.value) == (
         f"{name} is empty; give a job's id (ansible-playbook status.yml lists them), or leave it out"
     )
@@ -95,8 +153,14 @@ def test_an_empty_id(playbook: str, name: str) -> None:
 
 def test_words_that_belong_to_no_variable() -> None:
     with pytest.raises(JobError) as caught:
-        require_meant({"args": "--max-epochs", STRAY: "3"}, {"args"})
+        require_meant({"script_args": "--max-epochs", STRAY: "3"}, {"script_args"})
     assert str(caught.value) == (
         "-e was given '3', which belongs to no variable; quote a value with spaces once more, as in -e "
-        '"args=\'--max-epochs 3\'", or give JSON: -e \'{"args": ["--max-epochs", "3"]}\''
+        '"script_args=\'--max-epochs 3\'", or give JSON: -e \'{"script_args": ["--max-epochs", "3"]}\''
     )
+
+
+def test_a_name_that_ansible_reserves() -> None:
+    with pytest.raises(JobError) as caught:
+        require_meant({"args": "--lr 1"}, READ["run"])
+    assert str(caught.value) == "-e was given args, a name that Ansible reserves for itself; write script_args"

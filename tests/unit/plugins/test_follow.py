@@ -1,16 +1,17 @@
 import datetime
 import os
 import random
+import re
 import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.errors import AnsibleConnectionFailure
+from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import follow as follow_module
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.follow import Ending, Following
@@ -32,12 +33,15 @@ class Onlooker:
     def output(self, node: Node, data: bytes, offset: int) -> None:
         self.shown[node.host] += data
 
-    def say(self, text: str) -> None:
-        self.said.append(text)
+    def hear(self, node: Node, state: Mapping[str, Any]) -> None:
+        pass
 
     def look(self, written: Mapping[str, int], endings: Mapping[str, Ending]) -> str | None:
         self.looks.append((dict(written), list(endings)))
         return None
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
 
     def read(self, host: str) -> bytes:
         return self.files[host].path.read_bytes()
@@ -158,11 +162,10 @@ def test_a_stop_on_request_is_no_failure(nodes: list[LocalNode], tmp_path: Path)
 
 
 @pytest.fixture
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A second between retries is a twentieth here."""
-    real = time.sleep
-    monkeypatch.setattr(follow_module.time, "sleep", lambda seconds: real(min(seconds, 0.05)))
-    yield
+    monkeypatch.setattr(follow_module, "FIRST_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(follow_module, "LONGEST_PAUSE_SECONDS", 0.05)
 
 
 class EverySecond(Connection):
@@ -221,24 +224,125 @@ class Cut(Connection):
         return super().exec_command(command, in_data)
 
 
+CUT_OFF = "node1 is unreachable: ssh: connect to host 198.18.0.2 port 22: No route to host"
+WAITS = "import os, time\nwhile not os.path.exists('go'): time.sleep(0.01)\nprint('over')\n"
+
+
+def let_go(*nodes: LocalNode) -> None:
+    for node in nodes:
+        (node.job_dir() / "work" / "go").touch()
+
+
+def cut_at_the_next_poll(node: LocalNode, monkeypatch: pytest.MonkeyPatch) -> Cut:
+    monkeypatch.setattr(follow_module, "POLL_SECONDS", 0.2)
+    cut = node.connection = Cut()
+    return cut
+
+
 @pytest.mark.usefixtures("_impatient")
-def test_a_node_that_stays_away_is_lost_and_ends_the_others(
+def test_a_node_that_only_this_machine_cannot_reach_is_not_lost(
     nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(follow_module, "POLL_SECONDS", 0.3)
-    cut = nodes[1].connection = Cut()
+    cut = cut_at_the_next_poll(nodes[1], monkeypatch)
+    launch = launched(nodes, tmp_path, WAITS, node_timeout_seconds=1)
+    onlooker = Onlooker(tmp_path, nodes)
+    cut.cut = True
+
+    def mend() -> None:
+        until(lambda: onlooker.said)
+        time.sleep(1.5)
+        cut.cut = False
+        until(lambda: len(onlooker.said) > 1)
+        let_go(*nodes)
+
+    threading.Thread(target=mend).start()
+    endings = followed(launch, onlooker)
+    assert [(one.state, one.exit_code) for one in endings.values()] == [("succeeded", 0), ("succeeded", 0)]
+    assert onlooker.said == [
+        f"this machine has heard nothing of rank 1 (node1) for 1 s: {CUT_OFF}. The job runs on, as far as is known; "
+        "it is tried again",
+        "rank 1 (node1) is heard of again",
+    ]
+    assert onlooker.read("node1") == b"over\n"
+
+
+@pytest.mark.usefixtures("_impatient")
+@pytest.mark.parametrize("live", [1, 2])
+def test_who_does_not_know_how_it_ends_says_so(
+    live: int, nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The only node, or the only one that has not ended."""
+    monkeypatch.setattr(follow_module, "PATIENCE_SECONDS", 2)
+    monkeypatch.setattr(follow_module, "PATIENCE_TIMES", 2)
+    some = [nodes[1]] if live == 1 else nodes
+    cut = cut_at_the_next_poll(nodes[1], monkeypatch)
+    launch = launched(some, tmp_path, WAITS, node_timeout_seconds=1)
+    cut.cut = True
+    let_go(*some[:-1])
+    began = time.monotonic()
+    with pytest.raises(JobError) as caught:
+        followed(launch, Onlooker(tmp_path, some))
+    assert 2 < time.monotonic() - began < 8
+    assert str(caught.value) == (
+        f"this machine has heard nothing of rank {live - 1} (node1) for 2 s: {CUT_OFF}. Whether the job runs on is not "
+        "known; to follow it again: ansible-playbook logs.yml -e job=job-1"
+    )
+    assert nodes[1].state()["state"] == "running"
+    cut.cut = False
+    let_go(*some)
+    again = Onlooker(tmp_path, some)
+    assert all(ending.state == "succeeded" for ending in followed(launch, again).values())
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_this_machine_is_cut_off_from_all(
+    nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follow_module, "PATIENCE_SECONDS", 2)
+    monkeypatch.setattr(follow_module, "PATIENCE_TIMES", 2)
+    cuts = [cut_at_the_next_poll(node, monkeypatch) for node in nodes]
+    launch = launched(nodes, tmp_path, WAITS, node_timeout_seconds=1)
+    for cut in cuts:
+        cut.cut = True
+    with pytest.raises(JobError) as caught:
+        followed(launch, Onlooker(tmp_path, nodes))
+    assert str(caught.value) == (
+        f"this machine has heard nothing of rank 0 (node0), rank 1 (node1) for 2 s: {CUT_OFF.replace('1', '0', 1)}. "
+        "The job runs on, as far as is known; to follow it again: ansible-playbook logs.yml -e job=job-1"
+    )
+    for cut in cuts:
+        cut.cut = False
+    assert [node.follow(wait_seconds=0)[0]["state"] for node in nodes] == ["running", "running"]
+
+
+def halt(node: LocalNode) -> None:
+    """Have the node's supervisor give no sign of life any more."""
+    pid = node.supervisor()
+    assert pid
+    os.kill(pid, signal.SIGSTOP)
+
+
+@pytest.mark.usefixtures("_impatient")
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_node_that_the_others_have_given_up_is_lost(
+    victim: int, nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut = cut_at_the_next_poll(nodes[victim], monkeypatch)
     launch = launched(nodes, tmp_path, "import time; print(1); time.sleep(600)", node_timeout_seconds=1)
-    threading.Timer(0.5, lambda: setattr(cut, "cut", True)).start()
+    until(lambda: nodes[1 - victim].state())
+    time.sleep(2)  # the watch is taken up a second after the start
+    cut.cut = True
+    halt(nodes[victim])
     began = time.monotonic()
     endings = followed(launch, Onlooker(tmp_path, nodes))
     assert 1 < time.monotonic() - began < 8
-    assert [(one.state, one.note) for one in endings.values()] == [
-        ("stopped", ""),
-        ("lost", "is unreachable: ssh: connect to host 198.18.0.2 port 22: No route to host"),
-    ]
-    assert endings["node0"].because == (
-        "rank 1 (node1) is unreachable: ssh: connect to host 198.18.0.2 port 22: No route to host"
+    lost, other = endings[f"node{victim}"], endings[f"node{1 - victim}"]
+    head = "" if victim else ", the head,"
+    assert (other.state, other.because) == (
+        "stopped",
+        f"the node of rank {victim} (node{victim}){head} gave no sign of life for 1 s",
     )
+    assert (lost.state, lost.note, lost.unknown) == ("lost", "gave no sign of life for 1 s", False)
     cut.cut = False
 
 
@@ -255,45 +359,223 @@ class Frozen(Connection):
         return super().exec_command(command, in_data)
 
 
-@pytest.mark.usefixtures("_impatient")
-def test_a_node_that_freezes_is_lost(nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(follow_module, "POLL_SECONDS", 0.3)
+def test_a_node_that_freezes_is_lost(nodes: list[LocalNode], tmp_path: Path) -> None:
     frozen = nodes[1].connection = Frozen()
     launch = launched(nodes, tmp_path, "import time; time.sleep(600)", node_timeout_seconds=1)
+    until(lambda: nodes[0].state())
+    time.sleep(2)
+    halt(nodes[1])
     began = time.monotonic()
     endings = followed(launch, Onlooker(tmp_path, nodes))
     assert time.monotonic() - began < 8
     frozen.thaw.set()
     assert [(one.state, one.note) for one in endings.values()] == [
         ("stopped", ""),
-        ("lost", f"gave no sign of life for {endings['node1'].note.split()[-2]} s"),
+        ("lost", "gave no sign of life for 1 s"),
     ]
 
 
-def test_a_node_that_does_not_end_although_it_was_told_to(
-    unwatched: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(follow_module, "STOP_SECONDS", 0.5)
+def no_files() -> tuple[int, bytes, bytes]:
+    raise OSError(24, "Too many open files")
 
-    class Deaf(Connection):
+
+def no_thread() -> tuple[int, bytes, bytes]:
+    raise RuntimeError("can't start new thread")
+
+
+def no_memory() -> tuple[int, bytes, bytes]:
+    raise MemoryError
+
+
+def no_ssh() -> tuple[int, bytes, bytes]:
+    raise AnsibleError("Unable to execute ssh command line on a controller due to: Too many open files")
+
+
+def no_connection() -> tuple[int, bytes, bytes]:
+    raise AnsibleConnectionFailure("Failed to connect to the host via ssh: Connection refused")
+
+
+FORGED = b"{'ok': True, 'state': 'failed', 'offset': 77, 'more': False}"
+
+
+FAILING: list[Callable[[], tuple[int, bytes, bytes]]] = [
+    no_files,
+    no_thread,
+    no_memory,
+    no_ssh,
+    no_connection,
+    lambda: (137, b"", b"Killed"),
+    lambda: (-9, b"", b""),
+    lambda: (127, b"", b"sh: 1: python3: not found"),
+    lambda: (127, b"", b"sh: 1: sudo: not found"),
+    lambda: (126, b"", b"sh: 1: sudo: Permission denied"),
+    lambda: (1, b"", b"sudo: a password is required"),
+    lambda: (0, b"", b""),
+    lambda: (0, b"thunderhead-reply 60 0\n" + FORGED, b""),
+    lambda: (0, b"thunderhead-reply 60 900\n" + FORGED, b""),
+    lambda: (0, b"thunderhead-reply 62 0\n{'ok': False, 'refusal': 'failed at follow: Too many open files'}", b""),
+]
+
+
+@pytest.mark.usefixtures("_impatient")
+@pytest.mark.parametrize("count", [1, 2])
+def test_no_failing_poll_ends_a_job(
+    count: int, nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For longer than the nodes' own time-out, the only one or one of two gives no answer, or none that is valid."""
+    monkeypatch.setattr(follow_module, "POLL_SECONDS", 0.2)
+    monkeypatch.setattr(follow_module, "FIRST_PAUSE_SECONDS", 0.1)
+    monkeypatch.setattr(follow_module, "LONGEST_PAUSE_SECONDS", 0.1)
+    left = [*FAILING]
+
+    class Failing(Connection):
         def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
-            if b"'op': 'stop'" in in_data:
-                raise AnsibleConnectionFailure("Connection refused")
+            if b"'op': 'follow'" in in_data:
+                if left:
+                    return left.pop(0)()
+                let_go(*some)
             return super().exec_command(command, in_data)
 
-    class Both(Altered, Deaf):
-        pass
+    some = nodes[-count:]
+    some[-1].connection = Failing()
+    launch = launched(some, tmp_path, WAITS, node_timeout_seconds=1)
+    onlooker = Onlooker(tmp_path, some)
+    endings = followed(launch, onlooker)
+    assert [(one.state, one.exit_code, one.note) for one in endings.values()] == [("succeeded", 0, "")] * count
+    assert [onlooker.read(node.host) for node in some] == [b"over\n"] * count
+    assert onlooker.said[0].startswith(f"this machine has heard nothing of rank {count - 1} (node1) for 1 s: ")
 
-    unwatched[0].connection = Both(("WATCH_AFTER_SECONDS = 1", "WATCH_AFTER_SECONDS = 9"))
+
+@pytest.mark.usefixtures("_impatient")
+def test_a_thread_that_cannot_be_started_is_started_later(
+    nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, failures = threading.Thread.start, []
+
+    def start(thread: threading.Thread) -> None:
+        if thread.name == "node1" and len(failures) < 5:
+            failures.append(thread)
+            raise RuntimeError("can't start new thread")
+        real(thread)
+
+    launch = launched(nodes, tmp_path, "print(1)")
+    monkeypatch.setattr(threading.Thread, "start", start)
+    endings = followed(launch, Onlooker(tmp_path, nodes))
+    assert [one.state for one in endings.values()] == ["succeeded", "succeeded"]
+    assert len(failures) == 5
+
+
+def test_asking_again_does_not_hammer(nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A firewall that counts connections, six in 30 s, lets the seventh in; after that it is used less often."""
+    pauses: list[float] = []
+    polls: list[float] = []
+
+    class Counting(Connection):
+        def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
+            if b"'op': 'follow'" in in_data:
+                polls.append(float(re.findall(rb"'pace_seconds': ([0-9.]+)", in_data)[0]))
+                if len(polls) <= 6:
+                    raise AnsibleConnectionFailure("Connection refused")
+            return super().exec_command(command, in_data)
+
+    nodes[0].connection = Counting()
+    launch = launched(nodes[:1], tmp_path, WAITS)
+    one = following(launch, Onlooker(tmp_path, nodes[:1]))
+    wait = threading.Event.wait
+
+    def paused(event: threading.Event, timeout: float | None = None) -> bool:
+        if event is not one._given_up:
+            return wait(event, timeout)
+        pauses.append(timeout or 0)
+        return wait(event, 0)
+
+    monkeypatch.setattr(threading.Event, "wait", paused)
+    let_go(nodes[0])
+    endings = one.run(lambda: False)
+    assert endings is not None and endings["node0"].state == "succeeded"
+    assert pauses == [1, 2, 4, 8, 10, 10]
+    assert polls == [0, 1, 2, 4, 8, 10, 10]
+
+
+class Deaf(Connection):
+    """Cannot be told to stop for so many times."""
+
+    times = 1_000_000
+
+    def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
+        if b"'op': 'stop'" in in_data and self.times:
+            self.times -= 1
+            raise AnsibleConnectionFailure("Connection refused")
+        return super().exec_command(command, in_data)
+
+
+class DeafAndUnwatched(Altered, Deaf):
+    pass
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_a_node_that_cannot_be_told_to_stop(
+    unwatched: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follow_module, "STOP_SECONDS", 1)
+    monkeypatch.setattr(follow_module, "PATIENCE_SECONDS", 8)
+    monkeypatch.setattr(follow_module, "PATIENCE_TIMES", 0)
+    unwatched[0].connection = DeafAndUnwatched(("WATCH_AFTER_SECONDS = 1", "WATCH_AFTER_SECONDS = 9"))
     script = by_rank("time.sleep(600)", "raise SystemExit(1)")
     launch = launched(unwatched, tmp_path, script, grace_seconds=1)
-    began = time.monotonic()
-    endings = followed(launch, Onlooker(tmp_path, unwatched))
-    assert time.monotonic() - began < 8
-    assert (endings["node0"].state, endings["node0"].note) == (
+    began, onlooker = time.monotonic(), Onlooker(tmp_path, unwatched)
+    endings = followed(launch, onlooker)
+    assert time.monotonic() - began < 25
+    assert (endings["node0"].state, endings["node0"].note, endings["node0"].unknown) == (
         "lost",
-        "was told to stop, and may be running there still",
+        "could not be told to stop (node0 is unreachable: Connection refused), and may be running there still",
+        True,
     )
+    assert onlooker.said == [
+        "rank 0 (node0) could not be told to stop: node0 is unreachable: Connection refused; it is tried again"
+    ]
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_a_stop_that_failed_is_tried_again(unwatched: list[LocalNode], tmp_path: Path) -> None:
+    deaf = unwatched[0].connection = DeafAndUnwatched(("WATCH_AFTER_SECONDS = 1", "WATCH_AFTER_SECONDS = 9"))
+    deaf.times = 3
+    launch = launched(unwatched, tmp_path, by_rank("time.sleep(600)", "raise SystemExit(1)"), grace_seconds=1)
+    onlooker = Onlooker(tmp_path, unwatched)
+    endings = followed(launch, onlooker)
+    assert [(one.state, one.unknown) for one in endings.values()] == [("stopped", False), ("failed", False)]
+    assert len(onlooker.said) == 1
+
+
+def test_what_a_stop_leaves_is_said(unwatched: list[LocalNode], tmp_path: Path) -> None:
+    change = ("    left = end_leftovers(request)\n", "    left = [4711]\n")
+    unwatched[0].connection = Altered(("WATCH_AFTER_SECONDS = 1", "WATCH_AFTER_SECONDS = 9"), change)
+    launch = launched(unwatched, tmp_path, by_rank(SLEEP, "raise SystemExit(1)"), grace_seconds=1)
+    onlooker = Onlooker(tmp_path, unwatched)
+    followed(launch, onlooker)
+    until(lambda: onlooker.said)
+    assert onlooker.said == [
+        "rank 0 (node0) still runs processes of the job that cannot be ended: 4711; it is tried again"
+    ]
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_a_stop_on_request_that_nobody_confirms_is_none(
+    nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut = cut_at_the_next_poll(nodes[0], monkeypatch)
+    launch = launched(nodes[:1], tmp_path, SLEEP, node_timeout_seconds=1)
+    cut.cut = True
+    with pytest.raises(JobError) as caught:
+        following(launch, Onlooker(tmp_path, nodes[:1])).run(lambda: False, stop=True)
+    assert str(caught.value) == (
+        f"rank 0 (node0) could not be told to stop ({CUT_OFF.replace('1', '0', 1)}), and may be running there still. "
+        "Whether the job runs on is not known; to stop it: ansible-playbook stop.yml -e job=job-1"
+    )
+    cut.cut = False
+    assert nodes[0].state()["state"] == "running"
+    endings = following(launch, Onlooker(tmp_path, nodes[:1])).run(lambda: False, stop=True)
+    assert endings is not None and (endings["node0"].state, endings["node0"].because) == ("stopped", "")
 
 
 def test_a_supervisor_that_was_killed(unwatched: list[LocalNode], tmp_path: Path) -> None:
@@ -311,11 +593,16 @@ def test_a_supervisor_that_was_killed(unwatched: list[LocalNode], tmp_path: Path
 
 
 def test_a_job_whose_folder_is_gone(unwatched: list[LocalNode], tmp_path: Path) -> None:
-    launch = launched(unwatched, tmp_path, by_rank("time.sleep(600)", "pass"))
+    """Nobody can say any more how it ended there; the others, who would have been ended with it, run on."""
+    script = by_rank(WAITS, "pass")
+    launch = launched(unwatched, tmp_path, script, node_timeout_seconds=1)
     unwatched[1].wait()
     shutil.rmtree(unwatched[1].job_dir())
-    endings = followed(launch, Onlooker(tmp_path, unwatched))
-    assert [(one.state, one.note) for one in endings.values()] == [("stopped", ""), ("lost", "has no job job-1")]
+    onlooker = Onlooker(tmp_path, unwatched)
+    threading.Timer(3, let_go, unwatched[:1]).start()
+    endings = followed(launch, onlooker)
+    assert [(one.state, one.note) for one in endings.values()] == [("succeeded", ""), ("lost", "has no job job-1")]
+    assert len(onlooker.said) == 1
 
 
 def test_a_script_that_cannot_start_is_said(nodes: list[LocalNode], tmp_path: Path) -> None:

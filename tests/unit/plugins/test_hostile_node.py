@@ -258,7 +258,7 @@ class Scene:
         runner.run(order(self.folder, "pass", runs_dir=self.folder / "runs", resume=JOB), self.desk())
 
     def logs(self) -> None:
-        follow_again(self.order, self.desk(), "", None)
+        follow_again(self.order, self.desk(), JOB, None)
 
     def stop(self) -> None:
         desk = self.desk()
@@ -271,7 +271,7 @@ class Scene:
         desk.say(str(roster.as_data(views, errors)))
 
     def clean(self) -> None:
-        cleaned, errors = housekeeping.clean(self.settings, self.open, 5)
+        cleaned, errors = housekeeping.clean(self.settings, self.open, 5, None)
         desk = self.desk()
         for line in (housekeeping.summed_up(cleaned), *housekeeping.left_over(cleaned), *map(str, errors.values())):
             desk.say(line)

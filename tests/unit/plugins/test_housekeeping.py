@@ -9,6 +9,7 @@ import yaml
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import housekeeping, words
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import Unreachable
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import who
 from left_jobs import gang_on, leave
 from local_nodes import LocalNode, opener
 from playing import play
@@ -22,7 +23,7 @@ def fill(node: LocalNode, jobs: int) -> None:
     """Leave jobs on a node, each with a bundle of its own."""
     for number in range(jobs):
         (node.directory / "bundles" / (str(number) * 64)).write_bytes(b"code")
-        leave(node, job_id(number), {"model": bytes(5000)}, {"bundle": str(number) * 64, "python": ""})
+        leave(node, job_id(number), {"model": bytes(5000)}, {"bundle": str(number) * 64, "python": "", "user": who()})
 
 
 def jobs_on(node: LocalNode) -> list[str]:
@@ -32,7 +33,7 @@ def jobs_on(node: LocalNode) -> list[str]:
 def test_every_node_is_cleaned(nodes: list[LocalNode]) -> None:
     fill(nodes[0], 4)
     fill(nodes[1], 1)
-    cleaned, errors = housekeeping.clean([node.settings() for node in nodes], opener(nodes), 2)
+    cleaned, errors = housekeeping.clean([node.settings() for node in nodes], opener(nodes), 2, None)
     assert errors == {}
     assert [cleaned[host]["jobs"] for host in ("node0", "node1")] == [[job_id(1), job_id(0)], []]
     assert [cleaned[host]["bundles"] for host in ("node0", "node1")] == [["0" * 64, "1" * 64], []]
@@ -42,7 +43,7 @@ def test_every_node_is_cleaned(nodes: list[LocalNode]) -> None:
 
 def test_a_negative_number(nodes: list[LocalNode]) -> None:
     with pytest.raises(JobError, match=r"^keep is -1; set it to 0 or more$"):
-        housekeeping.clean([node.settings() for node in nodes], opener(nodes), -1)
+        housekeeping.clean([node.settings() for node in nodes], opener(nodes), -1, None)
 
 
 def test_after_a_job_its_nodes_are_cleaned_and_the_user_is_told(nodes: list[LocalNode]) -> None:
@@ -67,11 +68,22 @@ def test_what_takes_long_is_asked_for_again(nodes: list[LocalNode], monkeypatch:
         return clean(asked, ask, seconds)
 
     monkeypatch.setattr(housekeeping, "fan_out", fan_out)
-    cleaned, errors = housekeeping.clean([node.settings() for node in nodes], opener(nodes), 1)
+    cleaned, errors = housekeeping.clean([node.settings() for node in nodes], opener(nodes), 1, None)
     assert (goes, errors) == ([["node0", "node1"], ["node0"]], {})
     assert cleaned["node0"]["jobs"] == [job_id(1), job_id(0)] and cleaned["node0"]["bytes"] > 0
     assert cleaned["node1"] == {"jobs": [], "bundles": [], "envs": [], "bytes": 0, "left": []}
     assert not (nodes[0].directory / "trash").exists()
+
+
+def test_others_jobs_stay(nodes: list[LocalNode]) -> None:
+    fill(nodes[0], 2)
+    for number in (7, 8, 9):
+        leave(nodes[0], job_id(number), spec={"bundle": "b" * 64, "python": "", "user": "bob@desk"})
+    settings = [nodes[0].settings()]
+    assert housekeeping.clean(settings, opener(nodes), 1, who())[0]["node0"]["jobs"] == [job_id(0)]
+    assert housekeeping.keep_newest(gang_on(nodes[:1]), 0)[0].startswith("removed 1 job, ")
+    assert jobs_on(nodes[0]) == [job_id(number) for number in (7, 8, 9)]
+    assert housekeeping.clean(settings, opener(nodes), 1, None)[0]["node0"]["jobs"] == [job_id(8), job_id(7)]
 
 
 def test_a_node_that_is_lost_is_not_asked(nodes: list[LocalNode]) -> None:

@@ -73,7 +73,7 @@ class Family:
         return self.text.splitlines()[1:]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_does_not_end_the_worker(tmp_path: Path, number: int) -> None:
     family = Family(tmp_path, "note(repr(interrupts.came)); wait(lambda: interrupts.came); note(interrupts.came)")
     until(lambda: "''" in family.text)
@@ -178,3 +178,15 @@ def test_the_playbook_is_interrupted(tmp_path: Path) -> None:
     assert family.parent.wait(10) == 99
     assert family.end() == ["end"]
     assert "parent interrupted" in family.stderr.read_text()
+
+
+def test_a_playbook_that_does_not_end_is_not_waited_for_without_end(tmp_path: Path) -> None:
+    family = Family(
+        tmp_path,
+        """
+        interrupts_module.LEAVE_SECONDS = 0.3
+        os.kill(os.getppid(), signal.SIGSTOP)
+        interrupts.interrupt_playbook()
+        """,
+    )
+    assert family.end() == ["end"]

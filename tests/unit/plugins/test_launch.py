@@ -1,5 +1,7 @@
 import json
 import os
+import random
+import re
 import shutil
 import signal
 import threading
@@ -12,7 +14,7 @@ import pytest
 from ansible.errors import AnsibleConnectionFailure
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.supervising import Order
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import launch as launch_module
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import Bundle
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import Bundle, make_bundle
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.launch import Launch
 from local_nodes import SLEEP, Altered, Connection, LocalNode, alive, code, gang_of, until
@@ -61,21 +63,159 @@ def test_if_one_node_cannot_nothing_is_left_on_any(nodes: list[LocalNode], tmp_p
     assert [node.jobs for node in nodes] == [[], []]
 
 
+class Losing(Connection):
+    """Loses the replies to the first requests of some kinds: what was asked is done all the same.
+
+    Args:
+        losses: how many replies to lose, by operation.
+        done: whether the node does it.
+    """
+
+    def __init__(self, losses: dict[str, int], done: bool = True) -> None:
+        super().__init__()
+        self.losses, self.done = losses, done
+
+    def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
+        for op, left in self.losses.items():
+            if (f"'op': '{op}'".encode() in in_data or op in command) and left:
+                self.losses[op] -= 1
+                if self.done:
+                    super().exec_command(command, in_data)
+                raise AnsibleConnectionFailure("the line broke")
+        return super().exec_command(command, in_data)
+
+
 def test_a_node_without_an_answer_is_cleaned_up_too(nodes: list[LocalNode], tmp_path: Path) -> None:
-    class LosesTheFirstReply(Connection):
-        lost = False
-
-        def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
-            answer = super().exec_command(command, in_data)
-            if b"'op': 'prepare'" in in_data and not self.lost:
-                self.lost = True
-                raise AnsibleConnectionFailure("Connection reset by peer")
-            return answer
-
-    nodes[1].connection = LosesTheFirstReply()
+    nodes[1].connection = Losing({"prepare": 99})
     message = why_not(gang_of(nodes, code(tmp_path / "code", "")))
-    assert message == f"node1 is unreachable: Connection reset by peer. {NEVER_STARTED}"
+    assert message == f"node1 is unreachable: the line broke. {NEVER_STARTED}"
     assert [node.jobs for node in nodes] == [[], []]
+
+
+def test_an_answer_that_was_lost_is_asked_for_again(nodes: list[LocalNode], tmp_path: Path) -> None:
+    """What the first request left on the node is this job's own, not another host's."""
+    nodes[0].connection = Losing({"prepare": 1})
+    launch = gang_of(nodes, code(tmp_path / "code", "print('trained')"))
+    launch.prepare()
+    launch.start()
+    assert [node.wait()[1] for node in nodes] == ["trained\n"] * 2
+
+
+def test_a_node_that_cannot_be_released_is_named(nodes: list[LocalNode], tmp_path: Path) -> None:
+    shutil.rmtree(nodes[0].directory / "env")
+    nodes[1].connection = Losing({"discard": 99}, done=False)
+    first, second = why_not(gang_of(nodes, code(tmp_path / "code", ""))).split("\n")
+    assert first.endswith(NEVER_STARTED)
+    assert second == (
+        "node1 could not be released, and may be held for this job for up to 5 minutes (node1 is unreachable: the line "
+        "broke); release it: ansible-playbook stop.yml -e job=job-1"
+    )
+    assert [node.jobs for node in nodes] == [[], ["job-1"]]
+
+
+def test_a_release_is_tried_again(nodes: list[LocalNode], tmp_path: Path) -> None:
+    shutil.rmtree(nodes[0].directory / "env")
+    nodes[1].connection = Losing({"discard": 1}, done=False)
+    assert why_not(gang_of(nodes, code(tmp_path / "code", ""))).endswith(NEVER_STARTED)
+    assert [node.jobs for node in nodes] == [[], []]
+
+
+def test_a_start_that_fails_halfway_says_where_the_job_may_run(three: list[LocalNode], tmp_path: Path) -> None:
+    three[1].connection = Losing({".start": 99}, done=False)
+    three[2].connection = Losing({"stop": 99}, done=False)
+    launch = gang_of(three, code(tmp_path / "code", SLEEP))
+    launch.prepare()
+    with pytest.raises(JobError) as caught:
+        launch.start()
+    assert str(caught.value).split("\n") == [
+        "node1 is unreachable: the line broke",
+        "node2 is unreachable: the line broke",
+        "The job was stopped on every node but node2, where it may run; stop it there: ansible-playbook stop.yml -e "
+        "job=job-1",
+    ]
+    assert [bool(node.supervisor()) for node in three[:2]] == [False, False]
+
+
+class Thin(Connection):
+    """A line that brings code slowly, and breaks when it has brought so many pieces of it."""
+
+    def __init__(self, seconds: float = 0, breaks_after: int = 99) -> None:
+        super().__init__()
+        self.seconds, self.left = seconds, breaks_after
+        self.offsets: list[int] = []
+
+    def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
+        found = re.search(rb"'op': 'receive', 'offset': (\d+)", in_data)
+        if found:
+            if not self.left:
+                raise AnsibleConnectionFailure("the line broke")
+            self.left -= 1
+            self.offsets.append(int(found[1]))
+            time.sleep(self.seconds)
+        return super().exec_command(command, in_data)
+
+
+def large(folder: Path) -> Bundle:
+    code(folder, "print(sum(open('data', 'rb').read()))")
+    (folder / "data").write_bytes(random.Random(0).randbytes(3_000_000))
+    return make_bundle(folder, "train.py", 100)
+
+
+def test_a_thin_line_is_waited_for_as_long_as_code_arrives(
+    nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"PREPARE_SECONDS": 6, "QUICK_SECONDS": 0, "PROGRESS_SECONDS": 0.5, "KEEP_SECONDS": 1}.items():
+        monkeypatch.setattr(launch_module, name, value)
+    nodes[1].connection = Thin(seconds=2.5)
+    nodes[0].connection = Altered(("GATE_SECONDS = 300", "GATE_SECONDS = 6"))
+    said: list[str] = []
+    launch = gang_of(nodes, large(tmp_path / "code"))
+    launch.prepare(say=said.append)
+    assert any(re.fullmatch(r"sending the code: node1 has \d\.\d+ MB of 3\.0 MB", line) for line in said), said
+    launch.start()
+    total = sum((tmp_path / "code" / "data").read_bytes())
+    assert [node.wait()[1] for node in nodes] == [f"{total}\n"] * 2
+
+
+def test_what_has_arrived_is_kept_for_the_next_try(node: LocalNode, tmp_path: Path) -> None:
+    bundle = large(tmp_path / "code")
+    node.connection = Thin(breaks_after=2)
+    assert why_not(gang_of([node], bundle)) == f"node0 is unreachable: the line broke. {NEVER_STARTED}"
+    assert node.connection.offsets == [0, 0] and node.jobs == []
+    node.connection = Thin()
+    gang_of([node], bundle).prepare()
+    assert node.connection.offsets[:2] == [0, 2**20]
+    assert os.listdir(node.directory / "bundles") == [bundle.sha256]
+
+
+def test_a_node_that_takes_no_code_is_not_sent_it_for_ever(node: LocalNode, tmp_path: Path) -> None:
+    node.connection = Altered(("has += file.write(payload)", "pass"))
+    message = why_not(gang_of([node], large(tmp_path / "code")))
+    assert message == f"node0 keeps no more than 0 B of the code that it is sent. {NEVER_STARTED}"
+
+
+def test_pieces_that_make_no_bundle_are_not_kept(node: LocalNode, tmp_path: Path) -> None:
+    bundle = large(tmp_path / "code")
+    launch = gang_of([node], bundle)
+    node.ask("prepare", bundle)
+    node.channel().call({**node.request("receive", bundle), "packed": launch._packed, "offset": 0}, b"x" * 2**20)
+    node.ask("discard")
+    assert "received a bundle that does not match its SHA-256" in why_not(launch)
+    assert os.listdir(node.directory / "bundles") == []
+    gang_of([node], bundle).prepare()
+
+
+@pytest.mark.parametrize("kept", [0, 1, 100, -1])
+def test_half_a_word_to_start_is_none(node: LocalNode, tmp_path: Path, kept: int) -> None:
+    """A shell that reads it sees the end of a connection that broke as the end of the file."""
+    launch = gang_of([node], code(tmp_path / "code", "print('trained')"))
+    prepared = launch.prepare() and launch._prepared[node.host]
+    whole = launch_module.sealed(launch._order(launch.gang.topology.head))
+    node.channel().put(prepared["gate"], whole[:kept])
+    time.sleep(0.3)
+    assert node.state() == {} and node.supervisor()
+    node.channel().put(prepared["gate"], whole)
+    assert node.wait()[1] == "trained\n"
 
 
 def test_a_user_who_gives_up_leaves_nothing(nodes: list[LocalNode], tmp_path: Path) -> None:
@@ -108,8 +248,11 @@ def test_two_hosts_that_are_one(nodes: list[LocalNode], tmp_path: Path) -> None:
 def test_two_hosts_with_one_folder(nodes: list[LocalNode], tmp_path: Path) -> None:
     nodes[1].directory = nodes[0].directory
     message = why_not(gang_of(nodes, code(tmp_path / "code", "")))
-    told = f" has the cluster_dir {nodes[0].directory} of another host of the inventory on the same machine; give each "
-    assert message in [f"{host}{told}its own. {NEVER_STARTED}" for host in ("node0", "node1")]
+    told = (
+        f" shares the cluster_dir {nodes[0].directory} with another host of the inventory (the same machine, or a disk "
+        "that they share); give each its own. "
+    )
+    assert message in [f"{host}{told}{NEVER_STARTED}" for host in ("node0", "node1")]
     assert nodes[0].jobs == []
 
 
@@ -186,10 +329,26 @@ def test_a_node_that_cannot_at_all_is_not_waited_for(nodes: list[LocalNode], tmp
     assert said == []
 
 
-def test_a_look_does_not_wait(nodes: list[LocalNode], tmp_path: Path) -> None:
+@pytest.mark.parametrize("started", [True, False])
+def test_a_look_says_which_job_holds_a_node_and_does_not_wait(
+    nodes: list[LocalNode], tmp_path: Path, started: bool
+) -> None:
     bundle = code(tmp_path / "code", SLEEP)
-    nodes[1].start(bundle, job="other-job")
-    assert gang_of(nodes, bundle, wait_seconds=600).prepare(dry=True).world_size == 2
+    other = nodes[1].start if started else nodes[1].prepare
+    other(bundle, job="other-job")
+    until(lambda: bool(nodes[1].state("other-job")) is started)
+    before = [(node.jobs, (node.directory / "jobs" / "current").exists()) for node in nodes]
+    message = why_not(gang_of(nodes, bundle, wait_seconds=600), dry=True)
+    assert message.startswith(
+        f"node1 {'runs' if started else 'is held for'} job other-job, which trainer started at "
+        "2026-11-22T17:30:00+01:00, and a node runs one job at a time; wait for it with -e wait=SECONDS"
+    )
+    assert [(node.jobs, (node.directory / "jobs" / "current").exists()) for node in nodes] == before
+
+
+def test_a_look_at_a_node_whose_job_has_ended(nodes: list[LocalNode], tmp_path: Path) -> None:
+    nodes[1].run("", tmp_path / "code")
+    assert gang_of(nodes, code(tmp_path / "code", "")).prepare(dry=True).world_size == 2
 
 
 def install(node: LocalNode, *packages: str) -> None:
@@ -207,6 +366,30 @@ def test_nodes_with_different_packages_start_nothing(nodes: list[LocalNode], tmp
     )
     assert [node.jobs for node in nodes] == [[], []]
     assert gang_of(nodes, bundle, preflight={"skip": ["software"]}).prepare(dry=True).world_size == 2
+
+
+def test_nodes_that_two_people_have_set_up_in_two_ways(nodes: list[LocalNode], tmp_path: Path) -> None:
+    install(nodes[0], "torch-2.13.0+cpu", "numpy-2.2.6")
+    install(nodes[1], "torch-2.13.0+cpu", "numpy-2.0.0")
+    (nodes[0].directory / "node.env").write_text("WORLD_SIZE=1\nNODE_RANK=0\nMINE='\nNODE_RANK=7\n'\n")
+    (nodes[1].directory / "node.env").write_text("WORLD_SIZE=2\nNODE_RANK=1\n")
+    expected = [
+        "inventory.ranks: node0 was set up as rank 0 of 1, but the inventory has 2 hosts now, or in another order: "
+        "node.env and the firewalls are of an earlier one; run: ansible-playbook setup.yml",
+        "software.packages: the nodes' environments differ (numpy is 2.2.6 (node0), 2.0.0 (node1)), as those of two "
+        "setups with different requirements; run: ansible-playbook setup.yml",
+    ]
+    bundle = code(tmp_path / "code", "")
+    for dry in (True, False):
+        launch = gang_of(nodes, bundle)
+        launch._members = ["node0", "node1"]
+        launch.prepare(dry=dry)
+        assert launch.notes == expected
+        launch.discard()
+    few = gang_of(nodes[1:], bundle)
+    few._members = ["node0", "node1"]
+    few.prepare(dry=True)
+    assert few.notes == [], "setup has numbered the whole cluster, also if a job takes a part of it"
 
 
 def test_what_a_script_may_not_need_is_only_said(nodes: list[LocalNode], tmp_path: Path) -> None:
@@ -374,6 +557,8 @@ def test_what_a_node_keeps_of_the_job(nodes: list[LocalNode], tmp_path: Path) ->
             "args": ["a b", "ü"],
             "launcher": "lightning",
             "devices": None,
+            "gang": True,
+            "uses": "plain",
             "bundle": bundle.sha256,
             "grace_seconds": 2,
             "node_timeout_seconds": 7,
@@ -500,3 +685,41 @@ def test_discard_frees_every_node(nodes: list[LocalNode], tmp_path: Path) -> Non
     launch.discard()
     assert held() == [False, False]
     assert [node.jobs for node in nodes] == [[], []]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"launcher": "torchrun", "uses": "fabric", "devices": 2}, {"LT_DEVICES": "2", "LT_CLI_USED": "1"}),
+        ({"launcher": "torchrun", "uses": "fabric-launched"}, {"LT_DEVICES": "1"}),  # it would refuse to launch
+        ({"launcher": "lightning", "uses": "fabric-launched"}, {}),
+        ({"launcher": "lightning", "uses": "trainer"}, {}),
+        (
+            {"launcher": "lightning", "uses": "cli"},
+            {
+                "JSONARGPARSE_DEFAULT_ENV": "true",
+                **{f"PL_{name}TRAINER__NUM_NODES": "2" for name in ("", "FIT__", "VALIDATE__", "TEST__", "PREDICT__")},
+            },
+        ),
+        ({"launcher": "lightning", "uses": "cli", "gang": False}, {}),
+    ],
+)
+def test_what_a_framework_is_told(
+    nodes: list[LocalNode], tmp_path: Path, changes: dict[str, Any], expected: dict[str, str]
+) -> None:
+    """S1: beside the number of nodes, which every job's environment has."""
+    launch = gang_of(nodes, code(tmp_path / "code", ""), **changes)
+    launch.prepare()
+    told = dict(variable.decode().split("=", 1) for variable in gate(launch, 1).variables)
+    launch.discard()
+    ours = ("LT_NUM_NODES", "PL_TRAINER_NUM_NODES")
+    assert {name: value for name, value in told.items() if name.startswith(("LT_", "PL_", "JSON"))} == {
+        **expected,
+        **({name: "2" for name in ours} if changes.get("gang", True) else {}),
+    }
+
+
+def test_torchrun_of_nodes_that_work_for_themselves(nodes: list[LocalNode], tmp_path: Path) -> None:
+    """S2: each is a world of its own."""
+    for command in commands(nodes, tmp_path, launcher="torchrun", gang=False):
+        assert {"--nnodes=1", "--node-rank=0", "--master-addr=127.0.0.1"} <= set(command)

@@ -1,3 +1,5 @@
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,13 +19,18 @@ class Scene:
     def __init__(self, nodes: list[LocalNode], folder: Path, found: Any, **seconds: int) -> None:
         self.said: list[str] = []
         self.gathered = 0
+        self.looked: list[float] = []
         self.found = found
         self.screen = Screen(self.said.append, 2)
         timeouts = {"stall_timeout_seconds": 0, "rendezvous_timeout_seconds": 0, **seconds}
-        self.onlooker = Onlooker(gang_on(nodes), {}, self.screen, {"node1": 2}, folder / "stacks", **timeouts)
+        self.about = {"launcher": "python", "uses": "plain", "master_port": 29500, "resumed": "J", "checkpoint_step": 7}
+        self.onlooker = Onlooker(
+            gang_on(nodes), {}, self.screen, {"node1": 2}, folder / "stacks", **timeouts, about=self.about
+        )
 
-    def gather(self, *_arguments: Any) -> None:
+    def gather(self, *_arguments: Any, seconds: float) -> None:
         self.gathered += 1
+        self.looked.append(seconds)
 
     def silence(self, seconds: float) -> None:
         """Let so much time have passed since the last sign of life."""
@@ -36,8 +43,8 @@ class Scene:
         return self.onlooker.look({"node0": 0, "node1": 0}, {})
 
 
-def found(sentence: str = "they wait", rendezvous: bool = False, passed: bool = False) -> Any:
-    return SimpleNamespace(sentence=sentence, rendezvous=rendezvous, passed=passed)
+def found(sentence: str = "they wait", rendezvous: bool = False, passed: bool = False, is_open: bool = False) -> Any:
+    return SimpleNamespace(sentence=sentence, rendezvous=rendezvous, passed=passed, open=is_open)
 
 
 @pytest.fixture
@@ -89,6 +96,34 @@ def test_a_rendezvous_in_vain_ends_the_job(scene: Any) -> None:
     assert one.look() == one.onlooker.verdict == "nothing was printed for 61 s: rank 1 never came"
 
 
+def test_a_rank_that_works_while_others_wait_for_it_is_said_and_ends_nothing(scene: Any) -> None:
+    one = scene(found("rank 0 works", rendezvous=True, is_open=True), rendezvous_timeout_seconds=60)
+    one.silence(61)
+    one.look()
+    until(lambda: one.said)
+    assert (one.look(), one.onlooker.verdict) == (None, "")
+    assert one.said == ["nothing was printed for 61 s: rank 0 works"]
+    assert one.looked == [stall.WORK_SECONDS]
+
+
+def test_a_silence_that_no_thread_can_look_into_is_looked_into_later(
+    scene: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = scene(found("rank 1 sleeps"), stall_timeout_seconds=60)
+    one.silence(61)
+    real = threading.Thread.start
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    assert one.look() is None
+    monkeypatch.setattr(threading.Thread, "start", real)
+    assert one.look() is None
+    until(lambda: one.said)
+    assert one.looked == [0]
+
+
 def test_a_silence_after_the_rendezvous_ends_nothing(scene: Any) -> None:
     one = scene(found(passed=True), rendezvous_timeout_seconds=60)
     one.silence(61)
@@ -97,3 +132,48 @@ def test_a_silence_after_the_rendezvous_ends_nothing(scene: Any) -> None:
     one.silence(100_000)
     assert one.look() is None
     assert (one.gathered, one.onlooker.verdict, one.said) == (1, "", [])
+
+
+def hear(one: Any, *states: dict[str, Any]) -> list[str]:
+    """Return what is said of these states that is new."""
+    for rank, state in enumerate(states):
+        one.onlooker.hear(SimpleNamespace(rank=rank, host=f"node{rank}"), state)
+    known = len(one.said)
+    one.look()
+    one.look()
+    time.sleep(0.2)
+    return one.said[known:]
+
+
+def test_ranks_that_have_not_met_and_then_have(scene: Any) -> None:
+    """S1: said once all nodes have looked long enough, and taken back."""
+    one = scene()
+    assert hear(one, {"state": "running"}, {"state": "running"}) == []
+    assert hear(one, {"met": False}, {"state": "running"}) == []
+    (said,) = hear(one, {"met": False}, {"met": False})
+    assert said.startswith("the ranks have not met yet: no process of the job listened at MASTER_PORT 29500 on node0")
+    assert hear(one, {"met": True}, {"met": True}) == ["the ranks have met now"]
+
+
+def test_ranks_that_met_are_no_news(scene: Any) -> None:
+    assert hear(scene(), {"met": True, "checkpoint_read": False}, {"met": True}) == [
+        "the script has not read CKPT_PATH yet; load the file that CKPT_PATH names"
+    ]
+    one = scene()
+    assert hear(one, {"met": True}, {"met": True}) == []
+    assert hear(one, {"met": True, "checkpoint_read": True}, {"met": True}) == ["goes on from J, step 7"]
+
+
+def test_a_rank_that_waits_for_those_that_have_ended(scene: Any) -> None:
+    """S2: a second Trainer on rank 0 only."""
+    one = scene(found("rank 0 waits", rendezvous=True), rendezvous_timeout_seconds=120)
+    ended = {"node1": SimpleNamespace(state="succeeded")}
+    one.onlooker.look({"node0": 0, "node1": 0}, ended)
+    now = one.onlooker._watch._clock()
+    one.onlooker._watch._clock = lambda: now + 21
+    one.onlooker.look({"node0": 0, "node1": 0}, ended)
+    until(lambda: one.onlooker.verdict)
+    assert one.onlooker.verdict == (
+        "nothing was printed for 21 s: rank 0 waits; 1 rank ended well before, so nobody comes any more: what one rank "
+        "does for itself, such as with a second Trainer, needs num_nodes=1"
+    )

@@ -1,6 +1,8 @@
 import datetime
 import getpass
 import json
+import platform
+import time
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +47,14 @@ def test_args(args: Any, expected: list[str]) -> None:
     [
         (
             "--name 'oops",
-            "args has unbalanced quotes (No closing quotation): --name 'oops; close them, or give a list",
+            "script_args has unbalanced quotes (No closing quotation): --name 'oops; close them, or give a list",
         ),
-        ("oops\\", "args has unbalanced quotes (No escaped character): oops\\; close them, or give a list"),
-        (["a\0b"], "args has a word with a null byte, which no command line can hold; remove it"),
-        (None, "args is None; give a string such as '--max-epochs 3', or a list of words"),
-        (3, "args is 3; give a string such as '--max-epochs 3', or a list of words"),
-        ([["a"]], "args is [['a']]; give a string such as '--max-epochs 3', or a list of words"),
-        ({"a": 1}, "args is {'a': 1}; give a string such as '--max-epochs 3', or a list of words"),
+        ("oops\\", "script_args has unbalanced quotes (No escaped character): oops\\; close them, or give a list"),
+        (["a\0b"], "script_args has a word with a null byte, which no command line can hold; remove it"),
+        (None, "script_args is None; give a string such as '--max-epochs 3', or a list of words"),
+        (3, "script_args is 3; give a string such as '--max-epochs 3', or a list of words"),
+        ([["a"]], "script_args is [['a']]; give a string such as '--max-epochs 3', or a list of words"),
+        ({"a": 1}, "script_args is {'a': 1}; give a string such as '--max-epochs 3', or a list of words"),
     ],
 )
 def test_args_that_are_none(args: Any, message: str) -> None:
@@ -102,10 +104,15 @@ def test_devices_that_are_none(devices: str, launcher: str, message: str) -> Non
         *(
             (
                 {"rerun": "20260101-000000-train-0000", **more},
-                "rerun runs an earlier job's code with its arguments again, so script, args and project_dir cannot be "
-                "given with it; leave them out, or leave out rerun",
+                "rerun runs an earlier job's code with its arguments again, so script, script_args and project_dir "
+                "cannot be given with it; leave them out, or leave out rerun",
             )
-            for more in ({"script": "train.py"}, {"args": "--lr 1"}, {"args": ["x"]}, {"project_dir": "/tmp"})
+            for more in (
+                {"script": "train.py"},
+                {"script_args": "--lr 1"},
+                {"script_args": ["x"]},
+                {"project_dir": "/tmp"},
+            )
         ),
     ],
 )
@@ -120,7 +127,7 @@ def test_options_that_cannot_be_meant(tmp_path: Path, changes: dict[str, Any], m
     [
         {},
         {"rerun": "20260101-000000-train-0000"},
-        {"rerun": "20260101-000000-train-0000", "args": []},
+        {"rerun": "20260101-000000-train-0000", "script_args": []},
         {"keep": 0, "wait": 5},
     ],
 )
@@ -131,13 +138,18 @@ def test_options_that_can(tmp_path: Path, changes: dict[str, Any]) -> None:
 def test_a_job_of_an_order(tmp_path: Path) -> None:
     before = datetime.datetime.now().astimezone().replace(microsecond=0)
     job = make_job(
-        order(tmp_path, "pass", args="--lr 1", env='{"A": 1}', launcher="torchrun", devices="2", wait=9), {}, "x/y.ckpt"
+        order(tmp_path, "pass", script_args="--lr 1", env='{"A": 1}', launcher="torchrun", devices="2", wait=9),
+        {},
+        "x/y.ckpt",
     )
     assert (job.script, job.args, job.env, job.launcher, job.devices) == (
         *("train.py", ["--lr", "1"], {"A": "1"}, "torchrun", 2),
     )
     assert (job.node_timeout_seconds, job.grace_seconds, job.wait_seconds, job.checkpoint) == (5, 2, 9, "x/y.ckpt")
-    assert job.identity.user == getpass.getuser()
+    start = datetime.datetime.fromisoformat(job.identity.start)
+    assert start.utcoffset() == datetime.timedelta()
+    assert job.identity.id.startswith(f"{start:%Y%m%d-%H%M%S}-train-")
+    assert job.identity.user == f"{getpass.getuser()}@{platform.node()}"
     assert before <= datetime.datetime.fromisoformat(job.identity.start) <= datetime.datetime.now().astimezone()
 
 
@@ -161,7 +173,7 @@ def recorded(tmp_path: Path, text: str = "print(1)", hosts: tuple[str, ...] = ("
 
 
 def test_a_rerun_has_the_same_code_and_arguments_although_the_project_changed(tmp_path: Path) -> None:
-    first = recorded(tmp_path, args="--lr 1", env={"TOKEN": "x"}, launcher="torchrun", devices="2")
+    first = recorded(tmp_path, script_args="--lr 1", env={"TOKEN": "x"}, launcher="torchrun", devices="2")
     (tmp_path / "project" / "train.py").write_text("print(2)")
     again = order(tmp_path, rerun="20260101-000000-train-0000", env={"TOKEN": "y"})
     job = make_job(again, earlier_job(again.rerun, again.runs, ["node0", "node1"]), "")
@@ -215,6 +227,17 @@ def test_a_rerun_of_an_unknown_job(tmp_path: Path) -> None:
     )
 
 
+def test_a_rerun_of_a_job_whose_record_is_damaged(tmp_path: Path) -> None:
+    job = tmp_path / "runs" / "20260101-000000-train-0007"
+    job.mkdir(parents=True)
+    (job / "job.json").write_text("")
+    with pytest.raises(JobError) as caught:
+        earlier_job(job.name, job.parent, ["node0"])
+    assert str(caught.value) == (
+        f"the job.json of job {job.name} in {job.parent} is damaged; run its script anew, without rerun"
+    )
+
+
 def test_a_rerun_of_a_job_that_was_never_started(tmp_path: Path) -> None:
     """Its record has no ranks yet: the controller was killed while it prepared, or a node could not start."""
     one = order(tmp_path, "pass")
@@ -225,7 +248,7 @@ def test_a_rerun_of_a_job_that_was_never_started(tmp_path: Path) -> None:
 
 def test_a_rerun_of_a_job_whose_logs_alone_are_here(tmp_path: Path) -> None:
     spec = {"script": "train.py", "args": [], "launcher": "sh", "devices": True, "project_dir": "/etc", "start": "then"}
-    known = described_by_nodes(spec)
+    known = described_by_nodes({**spec, "master_addr": "head.example"})
     assert known == {"script": "train.py", "args": [], "started": "then"}
     one = order(tmp_path, rerun="20260101-000000-train-0000")
     Record(one.runs, one.rerun).create(ranks=[{"host": "node0"}], **known)
@@ -243,13 +266,15 @@ def test_no_earlier_job(tmp_path: Path) -> None:
 
 
 def test_what_goes_on_from_a_job_takes_over_what_is_not_given(tmp_path: Path) -> None:
-    first = order(tmp_path, "print(1)", args="--lr 1", launcher="torchrun", devices="2")
+    first = order(tmp_path, "print(1)", script_args="--lr 1", launcher="torchrun", devices="2")
     earlier = described(make_job(first, {}, ""), first)
     (tmp_path / "project" / "train.py").write_text("print(2)")
     job = make_job(order(tmp_path, resume="20260101-000000-train-0000"), earlier, "last.ckpt")
     assert (job.script, job.args, job.launcher, job.devices) == ("train.py", ["--lr", "1"], "torchrun", 2)
     assert job.bundle.sha256 != earlier["bundle"]["sha256"], "the project as it is now"
-    changed = make_job(order(tmp_path, resume="20260101-000000-train-0000", args="--lr 2", devices="4"), earlier, "")
+    changed = make_job(
+        order(tmp_path, resume="20260101-000000-train-0000", script_args="--lr 2", devices="4"), earlier, ""
+    )
     assert (changed.args, changed.devices) == (["--lr", "2"], 4)
     other = make_job(
         order(tmp_path, resume="20260101-000000-train-0000", launcher="lightning", devices="auto"), earlier, ""
@@ -268,3 +293,15 @@ def test_code_is_kept_once(tmp_path: Path) -> None:
         {"sha256": job.bundle.sha256, "bytes": job.bundle.size, "git_commit": None, "git_dirty": None},
     )
     assert kept == job.bundle
+
+
+def test_ids_do_not_depend_on_the_time_zone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    began = f"{datetime.datetime.now(datetime.timezone.utc):%Y%m%d-%H%M}"
+    for zone in ("Pacific/Kiritimati", "Pacific/Pago_Pago"):
+        monkeypatch.setenv("TZ", zone)
+        time.tzset()
+        job = make_job(order(tmp_path, "pass"), {}, "").identity
+        assert began <= job.id[: len(began)] <= f"{datetime.datetime.now(datetime.timezone.utc):%Y%m%d-%H%M}"
+        assert job.start.endswith("+00:00")
+    monkeypatch.undo()
+    time.tzset()

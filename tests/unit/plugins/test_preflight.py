@@ -12,7 +12,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight import brief, clocks, examine, inventory
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.cluster import Cluster
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.software import NO_TORCH
-from preflight_clusters import A100, HOSTS, RTX, asked, healthy, judge, say, with_gpus
+from preflight_clusters import A100, HOSTS, PACKAGES, RTX, asked, healthy, judge, say, with_gpus
 
 ROOT = Path(__file__).parents[3]
 CRASH = "was killed by SIGSEGV"
@@ -98,11 +98,34 @@ DEFECTS: dict[str, tuple[Defect, str, str, str]] = {
         "cluster_address in the inventory, or remove one of them",
     ),
     "two-names": (
-        said("node2", machine=("0123", "boot", "net:[1]"), folder="1:1"),
+        said("node2", machine=("0123", "boot", "net:[1]"), folder="boot 1:1 "),
         *("inventory.machines", "failed"),
         "node1, node2 are the same machine under several names; remove all but one from the inventory; if "
         "several nodes "
         "on one machine are meant, give each its own cluster_address and cluster_dir",
+    ),
+    "shared-folder": (
+        said("node2", folder="boot 1:1 "),
+        *("inventory.machines", "failed"),
+        "node1, node2 have the same cluster_dir, on a disk that they share, and a node's holds one job at a time; set "
+        "cluster_dir in the inventory to a folder on a local disk, or to one per host that ends with /{{ "
+        "inventory_hostname }}",
+    ),
+    "other-uid": (
+        lambda: say(
+            say(healthy(), "node0", uid=1001, network_disks=["nfs4 nas:/home"]),
+            "node2",
+            network_disks=["nfs4 nas:/home"],
+        ),
+        *("inventory.accounts", "warning"),
+        "the account that jobs run as has uid 1001 (node0), 999 (node2), and these nodes share a disk (nfs4 nas:/home"
+        "): what one of them writes there, the others may not change; give it the same uid everywhere (usermod --uid), "
+        "or set job_user in the inventory to an account that has one",
+    ),
+    "session-ends": (
+        said("node1", session="ends every process of me with its last SSH session; ask"),
+        *("inventory.sessions", "warning"),
+        "node1 ends every process of me with its last SSH session; ask",
     ),
     "foreign-address": (
         lambda: foreign_address(),
@@ -218,6 +241,19 @@ DEFECTS: dict[str, tuple[Defect, str, str, str]] = {
         *("software.versions", "failed"),
         "pytorch-lightning is 2.6.6 (node1, node2), none (node0); nvidia-nccl-cu12 is 2.27.3 (node1, node2), "
         "2.26.2 (node0)",
+    ),
+    "other-packages": (
+        said("node1", packages={"installed": [*PACKAGES[:-1], "typing_extensions-4.15.0", "wandb-0.22.0"]}),
+        *("software.packages", "warning"),
+        "the nodes' environments differ (typing-extensions is 4.16.0 (node0, node2), 4.15.0 (node1); wandb is none "
+        "(node0, node2), 0.22.0 (node1)), as those of two setups with different requirements; run: ansible-playbook "
+        "setup.yml",
+    ),
+    "many-other-packages": (
+        said("node1", packages={"installed": [*PACKAGES, *(f"package{number}-1" for number in range(9))]}),
+        *("software.packages", "warning"),
+        "the nodes' environments differ (package0 is none (node0, node2), 1 (node1); package1 is none (node0, node2), "
+        "1 (node1); package2 is none (node0, node2), 1 (node1); and so on for 6 more), as those of two setups",
     ),
     "not-as-locked": (
         said("node1", packages={"installed": ["torch-2.13.0+cpu", "pytorch_lightning-2.6.1"]}),
@@ -501,7 +537,7 @@ def test_every_check_is_described() -> None:
 def prepared(cluster: Cluster) -> dict[str, Any]:
     """What ``prepare`` tells of all that."""
     return {
-        host: {name: facts[name] for name in ("clock", "packages", "shm", "limits")}
+        host: {name: facts[name] for name in ("clock", "packages", "node_env", "shm", "limits")}
         for host, facts in cluster.facts.items()
     }
 
@@ -540,4 +576,4 @@ def test_the_short_form_refuses_what_cannot_train_together() -> None:
     with pytest.raises(JobError) as caught:
         brief.judge(cluster.settings, prepared(cluster), {})
     assert str(caught.value) == f"{judge(cluster)['software.versions'].sentence}. Nothing was started on any node."
-    assert brief.judge(cluster.settings, prepared(cluster), {"skip": ["software.versions"]}) == []
+    assert brief.judge(cluster.settings, prepared(cluster), {"skip": ["software"]}) == []

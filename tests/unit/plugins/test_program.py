@@ -52,7 +52,7 @@ def test_frame(payload: bytes) -> None:
 
 
 def test_a_request_is_sent_the_modules_that_it_needs_and_no_others() -> None:
-    assert names("inspect") == {"inspecting", "jobs", "node", "protocol"}
+    assert names("inspect") == {"directory", "inspecting", "jobs", "node", "processes", "protocol"}
     assert names("follow") == {"protocol", "node", "jobs", "records", "following"}
     assert "watching" in names("prepare"), "what a function imports is needed too"
     assert "collecting" not in names("prepare")

@@ -181,3 +181,75 @@ def test_a_node_whose_platform_is_a_path(site: Site, platform_name: str) -> None
     assert result.returncode != 0
     assert f'node0 says that its platform is "{platform_name}", which is none' in result.stdout
     assert not list(site.folder.parent.rglob("evil"))
+
+
+# ---------------------------------------------------------------------------------------------------- uv for the nodes
+
+FETCH = ROOT / "roles" / "python_env" / "files" / "fetch_uv.py"
+OWN = f"manylinux2014_{platform.machine()}"
+UV = Path(sys.executable).parent / "uv"
+
+
+def python_without_pip(folder: Path, uv: Path | None) -> Path:
+    """Make an environment without pip, with or without a uv."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    if uv:
+        (folder / "bin" / "uv").symlink_to(uv)
+    return folder / "bin" / "python"
+
+
+def fetched(python: Path | str, folder: Path, platform_name: str = OWN) -> subprocess.CompletedProcess[str]:
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(folder.parent)}
+    return subprocess.run(
+        [python, FETCH, UV_VERSION, platform_name, folder], capture_output=True, text=True, env=environment
+    )
+
+
+def test_a_torn_uv_is_fetched_again(tmp_path: Path) -> None:
+    python, folder = python_without_pip(tmp_path / "venv", UV), tmp_path / "uv"
+    (folder / "bin").mkdir(parents=True)
+    (folder / "bin" / "uv").write_bytes(UV.read_bytes()[:100_000])
+    (folder / "bin" / "uv").chmod(0o755)
+    assert (fetched(python, folder).stdout, (folder / "bin" / "uv").read_bytes()) == ("fetched\n", UV.read_bytes())
+    again = fetched(python, folder)
+    assert (again.returncode, again.stdout) == (0, "")
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("uv")) == ["uv"]
+
+
+@pytest.mark.parametrize("kept", [100, 1000])
+def test_a_uv_for_another_platform_is_told_by_its_hash(tmp_path: Path, kept: int) -> None:
+    """It cannot be run here."""
+    python, folder = python_without_pip(tmp_path / "venv", None), tmp_path / "uv"
+    binary, about = folder / "bin" / "uv", folder / f"uv-{UV_VERSION}.dist-info"
+    for path in (binary.parent, about):
+        path.mkdir(parents=True)
+    digest = base64.urlsafe_b64encode(hashlib.sha256(bytes(1000)).digest()).decode().rstrip("=")
+    (about / "RECORD").write_text(f"../../bin/uv,sha256={digest},1000\n")
+    binary.write_bytes(bytes(kept))
+    result = fetched(python, folder, "manylinux2014_s390x")
+    assert (result.returncode == 0) is (kept == 1000)
+    assert binary.stat().st_size == kept
+
+
+def test_neither_pip_nor_uv(tmp_path: Path) -> None:
+    python, folder = python_without_pip(tmp_path / "venv", None), tmp_path / "cache" / "uv"
+    result = fetched(python, folder)
+    assert result.returncode == 1
+    assert result.stderr == (
+        f"This machine needs uv {UV_VERSION} for {OWN}, and has neither pip nor uv; install pip for {python} or uv, "
+        f"see that it reaches a package index, or put the binary to {folder}/bin/uv\n"
+    )
+    assert list(folder.parent.iterdir()) == []
+
+
+def test_setup_says_it_in_one_sentence(site: Site) -> None:
+    (site.folder / "requirements.txt").write_text("third==1.0\n")
+    index = "http://127.0.0.1:1/"
+    nowhere = {"PIP_INDEX_URL": index, "PIP_RETRIES": "0", "UV_DEFAULT_INDEX": index, "UV_HTTP_RETRIES": "0"}
+    nowhere["XDG_CACHE_HOME"] = str(site.folder / "empty")
+    result = play(site.folder, "setup.yml", "--tags", "python_env", "-e", "python_env_uv_version=0.0.1", **nowhere)
+    assert result.returncode != 0
+    assert f"This machine needs uv 0.0.1 for {OWN}, and could not fetch it with uv: " in result.stdout
+    assert "see that it reaches a package index, or put the binary to" in result.stdout
+    assert "Make the folders of uv" not in result.stdout
+    assert list((site.folder / "empty" / "thunderhead").iterdir()) == []

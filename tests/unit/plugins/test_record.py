@@ -1,5 +1,6 @@
 import datetime
 import json
+import os
 import re
 from pathlib import Path
 
@@ -79,6 +80,39 @@ def test_what_an_earlier_command_left(tmp_path: Path) -> None:
     record.update(state="failed")
     again = Record.read(tmp_path, "id-1")
     assert again and again.data["state"] == "failed"
+
+
+def test_job_json_is_synced_once_the_job_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = Record(tmp_path, "id-1")
+    synced: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def note(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    def renamed(path: Path, target: Path) -> Path:
+        synced.append("renamed")
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(Path, "replace", renamed)
+    record.create(state="prepared")
+    assert synced == ["renamed"]
+    record.update(state="running")
+    folder = tmp_path / "id-1"
+    assert synced[1:] == [f"{folder}/job.json.{os.getpid()}.part", "renamed", str(folder), str(tmp_path)]
+
+
+def test_what_is_left_of_a_record_is_made_one_again(tmp_path: Path) -> None:
+    (tmp_path / "id-1" / "logs").mkdir(parents=True)
+    (tmp_path / "id-1" / "logs" / "rank0-a.log").write_text("line")
+    (tmp_path / "id-1" / "job.json").write_text("")
+    Record(tmp_path, "id-1").restore(script="train.py")
+    record = Record.read(tmp_path, "id-1")
+    assert record and record.data == {"id": "id-1", "script": "train.py"}
+    assert (tmp_path / "id-1" / "logs" / "rank0-a.log").read_text() == "line"
+    assert (tmp_path / "id-1" / "artifacts").is_dir()
 
 
 @pytest.mark.parametrize("text", ["", "{", "\xff"])

@@ -1,3 +1,4 @@
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def view(*states: str, because: Mapping[int, str] | None = None, **times: Any) -
         rank: Part(f"node{rank}", state, {"because": (because or {}).get(rank, ""), **times})
         for rank, state in enumerate(states)
     }
-    return JobView(JOB, spec(JOB), parts)
+    return JobView(JOB, spec(JOB), parts, "ana@laptop")
 
 
 @pytest.mark.parametrize(
@@ -155,6 +156,32 @@ def test_a_rank_outside_of_its_world(nodes: list[LocalNode], rank: int) -> None:
     assert looked(nodes)[0] == []
 
 
+@pytest.mark.parametrize(
+    "ranks",
+    [
+        [],
+        [{"rank": 0, "host": "node0", "address": "127.0.0.1"}],
+        [{"rank": n, "host": f"node{n}", "address": f"127.0.0.{n}"} for n in range(3)],
+        [{"rank": n + 1, "host": f"node{n}", "address": f"127.0.0.{n + 1}"} for n in range(2)],
+        [{"rank": 0, "host": f"node{n}", "address": f"127.0.0.{n + 1}"} for n in range(2)],
+        [{"rank": n, "host": "node0", "address": f"127.0.0.{n + 1}"} for n in range(2)],
+        [{"rank": n, "host": f"node{n}", "address": "127.0.0.1"} for n in range(2)],
+        [{"rank": n, "host": f"node{n}", "address": f"node{n}.example; id"} for n in range(2)],
+        [{"rank": n, "host": f"node{n}", "address": "0.0.0.0"} for n in range(2)],
+    ],
+)
+def test_ranks_that_a_jobs_user_has_made_up(nodes: list[LocalNode], ranks: list[dict[str, Any]]) -> None:
+    leave(nodes[0], JOB, spec={**spec(JOB, 0), "ranks": ranks})
+    (one,), _errors = looked(nodes, only=JOB)
+    assert "ranks" not in one.spec
+    gang, _notes = roster.gang_of(one, [node.settings() for node in nodes], opener(nodes))
+    assert [(node.rank, node.host, node.address) for node in gang.topology.nodes] == [(0, "node0", "")]
+    leave(nodes[1], JOB, spec=spec(JOB, 1))
+    (one,), _errors = looked(nodes, only=JOB)
+    gang, _notes = roster.gang_of(one, [node.settings() for node in nodes], opener(nodes))
+    assert [node.address for node in gang.topology.nodes] == ["127.0.0.1", "127.0.0.2"], "the other node's word"
+
+
 def test_a_folder_that_is_no_job(nodes: list[LocalNode]) -> None:
     leave(nodes[0], "lost+found")
     assert looked(nodes)[0] == []
@@ -183,8 +210,10 @@ def test_a_job_that_was_never_started(nodes: list[LocalNode], tmp_path: Path) ->
     gang_of(nodes, code(tmp_path / "code", ""), id=JOB).prepare()
     (one,), _errors = looked(nodes)
     assert (one.state, one.spec, one.ranks) == ("prepared", {}, "2 prepared")
+    assert one.user == "trainer"
     with pytest.raises(JobError):
-        roster.choose("", [one], {})
+        roster.choose("", [one], {}, "trainer")
+    assert roster.choose("", [one], {}, "trainer", going_on=True) is one
 
 
 # ------------------------------------------------------------------------------------------------------------- choosing
@@ -194,9 +223,48 @@ def test_choose() -> None:
     ended, runs = view("succeeded"), view("running")
     ended.id = "20260101-000000-train-0002"
     views = [ended, runs]
-    assert roster.choose("", views, {}) is ended
-    assert roster.choose("", views, {}, going_on=True) is runs
+    assert roster.choose("", views, {}, "ana@laptop") is ended
+    assert roster.choose("", views, {}, "ana@laptop", going_on=True) is runs
     assert roster.choose(JOB, views, {}) is runs
+
+
+@pytest.mark.parametrize("me", ["bob@desk", "ana@desk", "bob@laptop", "ana", ""])
+def test_somebody_elses_job_is_chosen_only_by_its_id(me: str) -> None:
+    theirs, older = view("running"), view("succeeded")
+    older.id = "20251231-235959-train-0002"
+    assert roster.choose(JOB, [theirs], {}, me, going_on=True) is theirs
+    for going_on, verb in ((True, "runs"), (False, "is")):
+        with pytest.raises(JobError) as caught:
+            roster.choose("", [theirs, older], {}, me, going_on)
+        assert str(caught.value) == (
+            f"no job that {verb} on these nodes was started by {me}; the latest is {JOB}, which ana@laptop started; if "
+            f"you mean that one, give -e job={JOB}"
+        )
+    older.user = me
+    assert roster.choose("", [theirs, older], {}, me) is older
+
+
+def test_whose_a_job_is_that_holds_its_node_is_not_the_jobs_to_say(nodes: list[LocalNode], tmp_path: Path) -> None:
+    launch = gang_of(nodes[:1], code(tmp_path / "code", SLEEP), id=JOB, user="ana@laptop")
+    launch.prepare()
+    launch.start()
+    path = nodes[0].job_dir(JOB) / "spec.json"
+    until(path.exists)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "user": "bob@desk"}))
+    (one,), _errors = looked(nodes)
+    assert (one.user, roster.as_data([one], {})["jobs"][0]["user"]) == ("ana@laptop", "ana@laptop")
+
+
+def test_a_job_that_runs_is_listed_however_old_it_is(nodes: list[LocalNode], tmp_path: Path) -> None:
+    launch = gang_of(nodes[:1], code(tmp_path / "code", SLEEP), id=JOB)
+    launch.prepare()
+    launch.start()
+    for number in range(roster.NEWEST + 3):
+        job = f"20260301-0000{number:02d}-train-0001"
+        leave(nodes[0], job, spec=spec(job, 0, ("node0",)))
+    views, _errors = looked(nodes)
+    assert len(views) == roster.NEWEST + 1
+    assert (views[-1].id, views[-1].state) == (JOB, "running")
 
 
 @pytest.mark.parametrize(
@@ -214,7 +282,7 @@ def test_choose() -> None:
 def test_there_is_none(job: str, going_on: bool, message: str) -> None:
     for errors, more in (({}, ""), ({"n": Unreachable("n", "is away")}, "; n is away")):
         with pytest.raises(JobError) as caught:
-            roster.choose(job, [], errors, going_on)
+            roster.choose(job, [], errors, "ana@laptop", going_on)
         assert str(caught.value) == message + more
 
 
@@ -248,7 +316,10 @@ def test_as_data(nodes: list[LocalNode]) -> None:
                 "started": "2026-11-22T17:30:00+01:00",
                 "state": "succeeded",
                 "since": 2.0,
+                "nodes": 1,
                 "world_size": 1,
+                "met": None,
+                "warning": None,
                 "ranks": [
                     {
                         "rank": 0,
@@ -263,7 +334,7 @@ def test_as_data(nodes: list[LocalNode]) -> None:
                 ],
             }
         ],
-        "unreachable": {"n": "n is away"},
+        "silent": {"n": "n is away"},
     }
 
 
@@ -273,11 +344,25 @@ def test_as_table() -> None:
     never = JobView("20260101-000000-train-0000", {}, {0: Part("node0", "prepared")})
     lines = roster.as_table([one, never], {"n": Unreachable("n", "is away")}, 160).splitlines()
     assert lines[0].split() == ["JOB", "SCRIPT", "USER", "STATE", "SINCE", "RANKS", "LAST", "LINE"]
-    assert lines[1].startswith(f"{JOB}  train.py  zoë   running   ")
+    assert lines[1].startswith(f"{JOB}  train.py  ana@laptop  running   ")
     assert lines[1].endswith("2 running   epoch 3: loss 0.25")
     assert lines[2].split() == ["20260101-000000-train-0000", "-", "-", "prepared", "-", "1", "prepared"]
     assert lines[3] == "n is away"
     assert all(len(line) <= 60 for line in roster.as_table([one, never], {}, 60).splitlines())
+
+
+@pytest.mark.parametrize(
+    ("state", "begins"), [("running", "the ranks have not met yet: "), ("succeeded", "the ranks never")]
+)
+def test_ranks_that_never_met(state: str, begins: str) -> None:
+    """S1: of a detached job, whoever asks for it learns that."""
+    one = view(state, state, met=False)
+    (about,) = roster.as_data([one], {})["jobs"]
+    assert (about["nodes"], about["world_size"], about["met"]) == (2, 1, False)
+    assert about["warning"].startswith(begins)
+    assert roster.as_table([one], {}, 80).splitlines()[2] == f"{JOB}: {about['warning']}"
+    failed = view("failed", "stopped", met=False)
+    assert (failed.met, failed.warning) == (False, "")
 
 
 def test_no_jobs() -> None:

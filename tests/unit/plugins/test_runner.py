@@ -1,3 +1,4 @@
+import dataclasses
 import getpass
 import json
 import platform
@@ -12,8 +13,8 @@ from typing import Any
 import pytest
 from ansible.errors import AnsibleConnectionFailure
 from ansible.release import __version__ as ansible_version
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils import attend, runner
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import follow as follow_module
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils import runner
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.attend import come_back
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.command_line import without_values
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.desk import Desk
@@ -23,7 +24,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import O
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.reattach import follow_again
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.stopping import stop
-from local_nodes import SLEEP, Connection, LocalNode, by_rank, opener, until
+from local_nodes import SLEEP, Altered, Connection, LocalNode, by_rank, code, opener, until
 from orders import Undisturbed, order
 
 
@@ -39,7 +40,10 @@ def _quiet_ranks_are_looked_at_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     ("changes", "message"),
     [
         ({"script": ""}, "no script was given; name one in the project, as in: -e script=train.py"),
-        ({"args": "'"}, "args has unbalanced quotes (No closing quotation): '; close them, or give a list"),
+        (
+            {"script_args": "'"},
+            "script_args has unbalanced quotes (No closing quotation): '; close them, or give a list",
+        ),
         ({"env": {"RANK": "0"}}, "env sets RANK, which makes Lightning start no ranks and hang; remove it"),
         (
             {"script": "/etc/passwd"},
@@ -136,17 +140,23 @@ class Session:
 
 
 def test_success(nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["ansible-playbook", "run.yml", "-e", "script=train.py", "-e", "args='a b'"])
+    monkeypatch.setattr(
+        sys, "argv", ["ansible-playbook", "run.yml", "-e", "script=train.py", "-e", "script_args='a b'"]
+    )
     script = (
         "import os, pathlib, sys\nrank = os.environ['NODE_RANK']\n"
         "print(f'rank {rank}', sys.argv[1:], os.environ['INVENTORY'])\n"
         "pathlib.Path('checkpoints').mkdir()\npathlib.Path('checkpoints/last.ckpt').write_bytes(bytes([int(rank)]) * 9)"
     )
-    session = Session(nodes, order(tmp_path, script, args="a 'b c'")).run()
+    session = Session(nodes, order(tmp_path, script, script_args="a 'b c'")).run()
     assert session.error == ""
-    assert session.result == {"job": session.id, "path": str(session.path), "world_size": 2, "state": "succeeded"}
+    assert session.result == {
+        **{"job": session.id, "path": str(session.path), "nodes": 2, "world_size": 1, "state": "succeeded"},
+        "warning": "",
+    }
     assert session.lines == [
-        f"{session.id}: train.py on 2 nodes, MASTER_ADDR 127.0.0.1, MASTER_PORT {nodes[0].master_port}",
+        f"{session.id}: train.py on 2 nodes, MASTER_ADDR 127.0.0.1, MASTER_PORT {nodes[0].master_port}, once per node, "
+        "for it uses neither Lightning nor torch.distributed, each for itself",
         "[0 node0] rank 0 ['a', 'b c'] from the inventory",
         f"logs: {session.path}/logs",
         f"artifacts: {session.path}/artifacts",
@@ -157,7 +167,8 @@ def test_success(nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.Mon
     assert session.files("artifacts") == {"checkpoints/last.ckpt": bytes(9)}, "of rank 0"
     record = session.record
     assert re.fullmatch(r"[0-9a-f]{64}", record["bundle"].pop("sha256"))
-    assert record.pop("started") <= record.pop("ended")
+    started, ended = record.pop("started"), record.pop("ended")
+    assert started <= ended and started.endswith("+00:00") and ended.endswith("+00:00")
     assert all(0 <= rank.pop("seconds") < 30 for rank in record["ranks"])
     assert record == {
         "id": session.id,
@@ -168,8 +179,13 @@ def test_success(nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.Mon
         "versions": {"ansible": ansible_version, "python": platform.python_version()},
         "script": "train.py",
         "args": ["a", "b c"],
-        "launcher": "lightning",
+        "launcher": "python",
         "devices": None,
+        "gang": False,
+        "uses": "plain",
+        "warning": "",
+        "met": None,
+        "checkpoint_read": None,
         "checkpoint": None,
         "resumed": None,
         "rerun": None,
@@ -177,9 +193,10 @@ def test_success(nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.Mon
         "grace_seconds": 2,
         "project_dir": str(tmp_path / "project"),
         "env_names": [],
-        "user": getpass.getuser(),
+        "user": f"{getpass.getuser()}@{platform.node()}",
         "bundle": {"bytes": len(script), "git_commit": None, "git_dirty": None},
-        "world_size": 2,
+        "nodes": 2,
+        "world_size": 1,
         "master_addr": "127.0.0.1",
         "master_port": nodes[0].master_port,
         "ranks": [
@@ -192,11 +209,50 @@ def test_success(nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.Mon
                 "signal": None,
                 "note": "",
                 "because": "",
+                "met": None,
+                "checkpoint_read": None,
                 "log": str(session.path / "logs" / f"rank{rank}-node{rank}.log"),
             }
             for rank in (0, 1)
         ],
     }
+
+
+def test_a_job_whose_ranks_never_met_is_no_plain_success(nodes: list[LocalNode], tmp_path: Path) -> None:
+    """S1: nothing claims that two nodes worked together where each was alone."""
+    session = Session(nodes, order(tmp_path, "print('trained')", gang=True)).run()
+    assert (session.error, session.result["state"]) == ("", "succeeded")
+    (line,) = (line for line in session.lines if line.startswith("warning: "))
+    assert line.startswith(
+        f"warning: the ranks never met: no process of the job listened at MASTER_PORT {nodes[0].master_port} on "
+        "node0, and none on node1 connected to it; "
+    )
+    record = session.record
+    assert (record["nodes"], record["world_size"], record["met"]) == (2, 1, False)
+    assert record["warning"] == session.result["warning"] == line.removeprefix("warning: ")
+
+
+def test_a_job_whose_ranks_met(nodes: list[LocalNode], tmp_path: Path) -> None:
+    script = by_rank(
+        "import socket\n"
+        "with socket.create_server((os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT']))) as one:\n"
+        "    one.accept()[0].recv(1)\n",
+        "import socket\nto = os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT'])\n"
+        "while True:\n    try:\n        with socket.create_connection(to): time.sleep(0.5)\n        break\n"
+        "    except OSError:\n        time.sleep(0.02)\n",
+    )
+    session = Session(nodes, order(tmp_path, script, gang=True)).run()
+    record = session.record
+    assert (record["nodes"], record["world_size"], record["met"], record["warning"]) == (2, 2, True, "")
+    assert not any(line.startswith(("warning: ", "the ranks ")) for line in session.lines)
+
+
+def test_what_was_not_seen_in_a_minute_is_said_while_the_job_runs(nodes: list[LocalNode], tmp_path: Path) -> None:
+    for node in nodes:
+        node.connection = Altered(("NOTICE_SECONDS = 45", "NOTICE_SECONDS = 0.3"))
+    session = Session(nodes, order(tmp_path, "import time\ntime.sleep(3)\nprint('end', flush=True)", gang=True)).run()
+    (yet,) = (number for number, line in enumerate(session.lines) if line.startswith("the ranks have not met yet: "))
+    assert yet < session.lines.index("[0 node0] end")
 
 
 @pytest.mark.parametrize(
@@ -251,7 +307,48 @@ def test_failure_names_the_cause_and_stops_the_others(nodes: list[LocalNode], tm
     ]
     assert all(node.follow(wait_seconds=0, job=session.id)[0]["state"] in ("stopped", "failed") for node in nodes)
     assert session.files("artifacts") == {"partial": b"x"}
+    assert session.lines[-2:] == [f"logs: {session.path}/logs", f"artifacts: {session.path}/artifacts"]
     assert session.files("logs")["rank1-node1.log"].endswith(b"ValueError: bad batch 17\n")
+
+
+def test_what_happens_to_this_machine_is_no_failure_of_the_job(
+    nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no file descriptors left, for ever: the command ends, the job does not, and the record says so."""
+    monkeypatch.setattr(follow_module, "PATIENCE_SECONDS", 1)
+    monkeypatch.setattr(follow_module, "PATIENCE_TIMES", 1)
+
+    class Exhausted(Connection):
+        def exec_command(self, command: str, in_data: bytes) -> Any:
+            if b"'op': 'follow'" in in_data:
+                raise OSError(24, "Too many open files")
+            return super().exec_command(command, in_data)
+
+    for node in nodes:
+        node.connection = Exhausted()
+    asked = order(tmp_path, "import time; time.sleep(600)")
+    session = Session(nodes, dataclasses.replace(asked, node_timeout_seconds=1)).run()
+    assert session.error == (
+        "this machine has heard nothing of rank 0 (node0), rank 1 (node1) for 1 s: this machine cannot ask it: "
+        f"Too many open files. The job runs on, as far as is known; to follow it again: ansible-playbook "
+        f"logs.yml -e job={session.id}"
+    )
+    assert session.record["state"] == "running" and "ended" not in session.record
+    for node in nodes:
+        assert node.state(session.id)["state"] == "running"
+        node.connection = Connection()
+    session.stop()
+    assert [node.state(session.id)["state"] for node in nodes] == ["stopped", "stopped"]
+
+
+def test_a_screen_without_a_thread(nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_arguments: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(attend, "Screen", none)
+    session = Session(nodes, order(tmp_path, SLEEP)).run()
+    assert session.error == f"this machine cannot follow the job: can't start new thread. {come_back(session.id)}"
+    assert session.record["state"] == "running"
 
 
 def test_failure_of_all_ranks_counts_the_others(nodes: list[LocalNode], tmp_path: Path) -> None:
@@ -403,7 +500,10 @@ def test_detach_and_come_back(nodes: list[LocalNode], tmp_path: Path) -> None:
     again.follow(meanwhile=meanwhile)
     assert again.error == ""
     assert [line for line in again.lines if line.startswith("[")] == ["[0 node0] first", "[0 node0] then"]
-    assert again.result == {"job": again.id, "path": str(again.path), "world_size": 2, "state": "succeeded"}
+    assert again.result == {
+        **{"job": again.id, "path": str(again.path), "nodes": 2, "world_size": 1, "state": "succeeded"},
+        "warning": "",
+    }
     assert list(again.files("logs").values()) == [b"first\nthen\n"] * 2
     assert again.record["state"] == "succeeded"
 
@@ -436,7 +536,7 @@ def test_logs_of_a_job_that_another_controller_started(
     there = Session(nodes, order(tmp_path, runs_dir=tmp_path / "there")).follow(offset=offset)
     assert there.error == ""
     assert [line for line in there.lines if line.startswith("[")] == [f"[0 node0] {line}" for line in expected]
-    assert (there.record["state"], there.record["script"], there.record["world_size"]) == ("succeeded", "train.py", 2)
+    assert (there.record["state"], there.record["script"], there.record["nodes"]) == ("succeeded", "train.py", 2)
     assert list(there.files("logs").values()) == [b"one\ntwo\n"] * 2
 
 
@@ -480,6 +580,48 @@ def test_stop_a_detached_job(nodes: list[LocalNode], tmp_path: Path) -> None:
     again = Session(nodes, order(tmp_path)).follow()
     assert re.fullmatch(rf"job {session.id} was stopped: on request.*", again.error)
     assert again.record["state"] == "stopped"
+
+
+@pytest.mark.parametrize("text", ["", '{"id": "'])
+def test_a_job_whose_record_was_torn_is_followed_again(nodes: list[LocalNode], tmp_path: Path, text: str) -> None:
+    session = Session(nodes, order(tmp_path, "print('all of it')", detach=True)).run()
+    (session.path / "job.json").write_text(text)
+    again = Session(nodes, order(tmp_path)).follow()
+    assert again.error == ""
+    assert again.result == {"job": session.id, "path": str(session.path), "world_size": 2, "state": "succeeded"}
+    assert "[0 node0] all of it" in again.lines
+    assert (session.record["state"], states(session)) == ("succeeded", ["succeeded", "succeeded"])
+
+
+def test_a_colleagues_job_is_left_alone_unless_it_is_named(
+    nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as colleague:
+        colleague.setenv("LOGNAME", "bob")
+        theirs = Session(nodes, order(tmp_path, SLEEP, detach=True)).run()
+    until(lambda: all(node.state(theirs.id) for node in nodes))
+    me = f"{getpass.getuser()}@{platform.node()}"
+    for command in ("stop", "follow"):
+        error = getattr(Session(nodes, order(tmp_path)), command)().error
+        assert error == (
+            f"no job that {'runs' if command == 'stop' else 'is'} on these nodes was started by {me}; the latest is "
+            f"{theirs.id}, which bob@{platform.node()} started; if you mean that one, give -e job={theirs.id}"
+        )
+    assert {node.state(theirs.id)["state"] for node in nodes} == {"running"}
+    assert Session(nodes, order(tmp_path)).stop(theirs.id).result["was_running"] is True
+
+
+def test_a_prepared_job_that_nobody_starts_is_stopped(nodes: list[LocalNode], tmp_path: Path) -> None:
+    job = "20260101-000000-train-0000"
+    for node in nodes:
+        node.prepare(code(tmp_path / "code", ""), job)
+    stopped = Session(nodes, order(tmp_path)).stop(job)
+    assert stopped.result == {
+        "job": job,
+        "states": {"node0": "prepared", "node1": "prepared"},
+        "was_running": True,
+    }
+    assert [(node.supervisor(), node.jobs) for node in nodes] == [(None, [])] * 2
 
 
 def test_a_stop_while_it_is_followed(nodes: list[LocalNode], tmp_path: Path) -> None:
@@ -548,13 +690,36 @@ def test_a_second_ctrl_c_or_the_option_stops_it(nodes: list[LocalNode], tmp_path
     assert session.record["state"] == "stopped"
 
 
+def test_a_playbook_that_is_gone_leaves_the_job_running(nodes: list[LocalNode], tmp_path: Path) -> None:
+    session = interrupted(nodes, tmp_path, "gone")
+    assert session.interrupted
+    assert session.interrupts.said == [come_back(session.id)]
+    assert states(session) == ["running", "running"]
+
+
+def test_a_playbook_that_is_gone_and_was_to_take_the_job_with_it(nodes: list[LocalNode], tmp_path: Path) -> None:
+    session = interrupted(nodes, tmp_path, "gone", on_interrupt="stop")
+    assert session.error.startswith(f"job {session.id} was stopped: on request")
+    assert states(session) == ["stopped", "stopped"]
+    assert session.record["state"] == "stopped"
+
+
 @pytest.mark.parametrize("on_interrupt", ["detach", "stop"])
-def test_a_playbook_that_is_gone_leaves_the_job_running(
+def test_a_playbook_that_is_gone_before_the_start_starts_nothing(
     nodes: list[LocalNode], tmp_path: Path, on_interrupt: str
 ) -> None:
-    session = interrupted(nodes, tmp_path, "gone", on_interrupt=on_interrupt)
+    session = Session(nodes, order(tmp_path, SLEEP, on_interrupt=on_interrupt))
+
+    class Killing(Connection):
+        def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
+            session.interrupts.what = "gone"
+            return super().exec_command(command, in_data)
+
+    nodes[1].connection = Killing()
+    session.run()
     assert session.interrupted
-    assert states(session) == ["running", "running"]
+    assert [node.jobs for node in nodes] == [[], []]
+    assert not session.order.runs.exists()
 
 
 def test_who_gives_up_before_the_start_leaves_nothing(nodes: list[LocalNode], tmp_path: Path) -> None:
@@ -584,7 +749,7 @@ def test_after_an_interrupt_the_rest_is_shown_once(nodes: list[LocalNode], tmp_p
 
 def test_rerun(nodes: list[LocalNode], tmp_path: Path) -> None:
     script = "import os, sys\nprint('v1', sys.argv[1:], os.environ['A'])"
-    first = Session(nodes, order(tmp_path, script, args="--lr 1", env={"A": "x"})).run()
+    first = Session(nodes, order(tmp_path, script, script_args="--lr 1", env={"A": "x"})).run()
     (tmp_path / "project" / "train.py").write_text("print('v2')")
     earlier = first.id
     again = Session(nodes, order(tmp_path, rerun=earlier, env={"A": "y"})).run()

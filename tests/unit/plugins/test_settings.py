@@ -37,6 +37,7 @@ def test_defaults() -> None:
         ({"ansible_host": "2001:DB8::7"}, "address", "2001:db8::7"),
         ({"cluster_dir": "/srv/cluster/"}, "directory", "/srv/cluster"),
         ({"cluster_dir": "/"}, "directory", "/"),
+        ({"cluster_dir": "//srv//./cluster"}, "directory", "/srv/cluster"),
         ({"cluster_master_port": 1}, "master_port", 1),
         ({"cluster_master_port": "65535"}, "master_port", 65535),
         ({"job_user": ""}, "user", ""),
@@ -77,9 +78,16 @@ def test_values_are_templated_in_the_context_of_the_host() -> None:
         ],
         (
             {"cluster_dir": "relative/path"},
-            "gpu-1: cluster_dir is relative/path; set an absolute path in the inventory",
+            "gpu-1: cluster_dir is relative/path; set an absolute path in the inventory, without .. in it",
         ),
-        ({"cluster_dir": "~/cluster"}, "gpu-1: cluster_dir is ~/cluster; set an absolute path in the inventory"),
+        (
+            {"cluster_dir": "~/cluster"},
+            "gpu-1: cluster_dir is ~/cluster; set an absolute path in the inventory, without .. in it",
+        ),
+        (
+            {"cluster_dir": "/srv/../etc"},
+            "gpu-1: cluster_dir is /srv/../etc; set an absolute path in the inventory, without .. in it",
+        ),
         *[
             (
                 {"cluster_address": address},

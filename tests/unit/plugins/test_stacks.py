@@ -180,7 +180,12 @@ def test_frames() -> None:
 def test_what_a_node_says_is_made_printable() -> None:
     text = b'==== process 7\nThread 7 (idle): "MainThread"\n    a\x1b[31m\x07 (/x/\xff.py:1)\n'
     reply = {
-        "processes": [{"pid": 7, "parent": 1, "local_rank": None, "state": "S", "python": True, "bytes": len(text)}]
+        "processes": [
+            {
+                **{"pid": 7, "parent": 1, "local_rank": None, "state": "S", "python": True, "bytes": len(text)},
+                **{"cpu": 0.0, "io": 0},
+            }
+        ]
     }
     (found,) = parse(reply, text)
     assert activity(found).words == "in a at /x/\N{REPLACEMENT CHARACTER}.py:1"

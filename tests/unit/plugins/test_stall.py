@@ -1,3 +1,4 @@
+import dataclasses
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,9 +7,10 @@ from typing import Any
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import stall
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.launch import Launch
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.stacks import Process, parse
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.stall import Silence, Stacks, StallWatch, Verdict
-from local_nodes import LocalNode, code, gang_of, until
+from local_nodes import LocalNode, by_rank, code, gang_of, until
 from stacks_of_jobs import Answer, FakeGang, Log, log_of, reply_of, topology_of, unreachable
 
 # ------------------------------------------------------------------------------------------------------------- noticing
@@ -43,7 +45,7 @@ def test_a_stall_is_told_once_per_silence() -> None:
     assert told(watch, clock, 159, printed=5) is None
     assert told(watch, clock, 160, printed=5) == Silence(60, stall=True, rendezvous=False)
     assert told(watch, clock, 170, printed=5, ended=1) is None
-    assert told(watch, clock, 230, printed=5, ended=1) == Silence(60, stall=True, rendezvous=False)
+    assert told(watch, clock, 230, printed=5, ended=1) == Silence(60, stall=True, rendezvous=False, ended=1)
 
 
 def test_a_rendezvous_is_told_again_when_the_job_is_twice_as_old() -> None:
@@ -58,6 +60,31 @@ def test_a_rendezvous_is_told_again_when_the_job_is_twice_as_old() -> None:
     assert told(watch, clock, 520, printed=5) == Silence(120, stall=False, rendezvous=True)
     watch.past_rendezvous()
     assert told(watch, clock, 9999, printed=5) is None
+
+
+def test_who_comes_later_counts_from_the_jobs_start() -> None:
+    """The next look is when the job is twice as old, not when the follower is."""
+    clock = Clock()
+    watch = StallWatch(None, 120, clock, age_seconds=280)
+    assert told(watch, clock, 0) is None
+    assert told(watch, clock, 120) == Silence(120, stall=False, rendezvous=True)
+    assert told(watch, clock, 519) is None
+    assert told(watch, clock, 520) == Silence(520, stall=False, rendezvous=True)
+
+
+def test_who_is_left_is_looked_at_soon() -> None:
+    """S2: a rank that waits in a rendezvous for ranks that have ended, in its first or in a second one."""
+    for met in (False, True):
+        watch, clock = watch_of(None, 120)
+        if met:
+            watch.past_rendezvous()
+        assert told(watch, clock, 0) is None
+        assert told(watch, clock, 50, printed=5, ended=1) is None
+        assert told(watch, clock, 69, printed=5, ended=1) is None
+        assert told(watch, clock, 70, printed=5, ended=1) == Silence(20, stall=False, rendezvous=True, ended=1)
+        assert told(watch, clock, 90, printed=5, ended=1) is None, "once"
+        assert told(watch, clock, 111, printed=5, ended=2) is None
+        assert told(watch, clock, 131, printed=5, ended=2) == Silence(20, stall=False, rendezvous=True, ended=2)
 
 
 def test_both_at_once() -> None:
@@ -157,7 +184,7 @@ def explained(
     verdict = stall.explain(topology, found, texts, gang)  # type: ignore[arg-type]
     end = "; what every rank is doing: STACKS"
     assert verdict.sentence.endswith(end)
-    return Verdict(verdict.rendezvous, verdict.passed, verdict.sentence.removesuffix(end))
+    return dataclasses.replace(verdict, sentence=verdict.sentence.removesuffix(end))
 
 
 def test_the_script_expects_more_ranks() -> None:
@@ -199,6 +226,56 @@ def test_a_rank_never_came() -> None:
         "the rendezvous does not complete: rank 2 (node2) never came to it, but is in prepare at train.py:7; ranks "
         "0, 1 wait in init_process_group; if more time is all that is needed, raise job_rendezvous_timeout_seconds",
     )
+
+
+PREPARING = "rank 0 (node0) is in prepare at train.py:7, and works ({}), while ranks 1, 2 wait in init_process_group"
+
+
+@pytest.mark.parametrize(
+    ("cpu", "io", "state", "used"),
+    [
+        (9.8, 0, "S", "9.8 s of CPU in 10 s"),
+        (0.1, 0, "S", "0.1 s of CPU in 10 s"),
+        (0.05, 2_000_000, "S", "2.0 MB read and written in 10 s"),
+        (0.0, 0, "D", "a disk that it waits for"),
+    ],
+)
+@pytest.mark.parametrize("child", [False, True])
+def test_a_rank_that_works_is_waited_for(child: bool, cpu: float, io: int, state: str, used: str) -> None:
+    at_work = {"cpu": cpu, "io": io, "state": state}
+    (idle,) = ranks(SLEEPING.replace("load", "prepare").replace(":8", ":7"))
+    busy = [idle, Process(11, 10, None, "S", False, "")] if child else [idle]
+    busy[-1] = replaced(busy[-1], **at_work)
+    assert said([busy, ranks(MEETING), ranks(MEETING)], seconds=10) == Verdict(
+        True, False, f"{PREPARING.format(used)} for it; the job goes on", open=True
+    )
+
+
+def test_only_a_rank_that_stands_still_has_never_come() -> None:
+    """What little a process uses that waits, and what one uses that spins while it waits, is no work."""
+    idle = replaced(ranks(SLEEPING)[0], cpu=0.02, io=900)
+    spins = replaced(ranks(MEETING)[0], cpu=10.0)
+    verdict = said([[idle], [spins]], seconds=10)
+    assert (verdict.rendezvous, verdict.open) == (True, False)
+    assert "rank 0 (node0) never came to it" in verdict.sentence
+    late = said([[replaced(idle, cpu=3.0)], [replaced(idle, cpu=2.0)], [spins]], seconds=10)
+    assert late.sentence == (
+        "ranks 0, 1 are in load at train.py:8, and they work (3.0 s of CPU in 10 s), while rank 2 (node2) waits in "
+        "init_process_group for them; the job goes on"
+    )
+
+
+def test_a_node_of_which_nothing_is_known_may_work() -> None:
+    assert said([ranks(MEETING), "is unreachable: timeout"], seconds=10) == Verdict(
+        True, False, "rank 0 (node0) waits in init_process_group; rank 1 (node1) is unreachable: timeout", open=True
+    )
+
+
+def test_numbers_that_disagree_are_wrong_however_much_a_rank_works() -> None:
+    logs = {0: announced((0, 3)), 1: announced((1, 3))}
+    verdict = said([[replaced(ranks(SLEEPING)[0], cpu=9.0)], ranks(MEETING)], logs, seconds=10)
+    assert not verdict.open
+    assert "the script expects 3 ranks, but 2 nodes" in verdict.sentence
 
 
 def test_a_firewall() -> None:
@@ -264,8 +341,15 @@ def ranks(*calls: str) -> list[Process]:
     ]
 
 
+def replaced(process: Process, **changes: Any) -> Process:
+    return dataclasses.replace(process, **changes)
+
+
 def said(
-    processes: list[list[Process] | str], logs: Mapping[int, bytes] | None = None, gang: FakeGang | None = None
+    processes: list[list[Process] | str],
+    logs: Mapping[int, bytes] | None = None,
+    gang: FakeGang | None = None,
+    seconds: float = 0,
 ) -> Verdict:
     """What is said of nodes that do this; a string says why nothing is known of one."""
     topology = topology_of(len(processes))
@@ -275,6 +359,7 @@ def said(
         {host: one for host, one in zip(hosts, processes, strict=True) if not isinstance(one, str)},
         {host: one for host, one in zip(hosts, processes, strict=True) if isinstance(one, str)},
         ports=dict.fromkeys(hosts, 47011),
+        seconds=seconds,
     )
     texts = {host: Log((logs or {}).get(rank, b"")) for rank, host in enumerate(hosts)}
     return stall.explain(topology, found, texts, gang)  # type: ignore[arg-type]
@@ -348,6 +433,56 @@ def test_a_node_without_a_python() -> None:
     )
 
 
+# Accelerate 1.15 and Transformers 5.24 on torch 2.13, CPU, two machines with WORLD_SIZE=2 and no RANK.
+ACCELERATE = f"""\
+    _new_process_group_helper ({PACKAGES}/torch/distributed/distributed_c10d.py:2169)
+    init_process_group ({PACKAGES}/torch/distributed/distributed_c10d.py:1899)
+    _time_logger.<locals>.wrapper ({PACKAGES}/torch/distributed/c10d_logger.py:97)
+    PartialState.__init__ ({PACKAGES}/accelerate/state.py:285)
+"""
+ACCELERATOR = f"""{ACCELERATE}\
+    AcceleratorState.__init__ ({PACKAGES}/accelerate/state.py:918)
+    Accelerator.__init__ ({PACKAGES}/accelerate/accelerator.py:463)
+    <module> ({WORK}/train.py:2)
+"""
+TRANSFORMERS = f"""{ACCELERATE}\
+    TrainingArguments._setup_devices ({PACKAGES}/transformers/training_args.py:1901)
+    TrainingArguments.__post_init__ ({PACKAGES}/transformers/training_args.py:1661)
+    <module> ({WORK}/train.py:2)
+"""
+LIGHTNING = MEETING + f"    _init_dist_connection ({PACKAGES}/lightning/fabric/utilities/distributed.py:300)\n"
+OWN = MEETING + f"    <module> ({WORK}/train.py:2)\n"
+EXPECTS = "; the script may expect more than the 2 ranks that there are"
+
+
+@pytest.mark.parametrize(
+    ("call", "local_rank", "hint"),
+    [
+        *(
+            (
+                call,
+                None,
+                "; Accelerate takes its rank from RANK, which only torchrun sets, and without it every node is rank 0; "
+                "run it with -e launcher=torchrun",
+            )
+            for call in (ACCELERATOR, TRANSFORMERS)
+        ),
+        (TRANSFORMERS, 0, EXPECTS),
+        (OWN, None, f"{EXPECTS}, or take its rank from RANK, which only -e launcher=torchrun sets"),
+        (LIGHTNING, None, EXPECTS),
+    ],
+)
+def test_a_world_size_without_a_rank(call: str, local_rank: int | None, hint: str) -> None:
+    processes: list[list[Process] | str] = [[replaced(ranks(call)[0], local_rank=local_rank)]] * 2
+    gang = FakeGang(topology_of(2), reach=lambda host, request: (dict(REACHED), b""))
+    verdict = said(processes, gang=gang)
+    assert (verdict.rendezvous, verdict.open) == (True, False)
+    assert verdict.sentence == (
+        "the rendezvous does not complete: all ranks wait in init_process_group; all nodes can connect to each other"
+        + hint
+    )
+
+
 def test_who_has_met_is_not_missing() -> None:
     registered = {0: announced((0, 2)) + b"All distributed processes registered. Starting with 2 processes\n"}
     verdict = said([ranks(SLEEPING), ranks(MEETING)], registered)
@@ -388,26 +523,43 @@ def test_errors_have_no_name_in_front() -> None:
     assert stall.gather(gang, Path("/dev/null/x")).errors == {"node0": "does not run job job-1 any more"}  # type: ignore[arg-type]
 
 
-def test_real_nodes(nodes: list[LocalNode], tmp_path: Path) -> None:
-    """A job of two nodes, in functions that have the names of torch's, looked into from end to end."""
-    packages = tmp_path / "lib" / "site-packages"
+def launched(nodes: list[LocalNode], folder: Path, script: str) -> tuple[Launch, dict[str, Log]]:
+    """Start a job on two nodes, with functions that have the names of torch's, and return what its ranks have said."""
+    packages = folder / "lib" / "site-packages"
     collectives = packages / "torch" / "distributed" / "distributed_c10d.py"
     collectives.parent.mkdir(parents=True)
-    collectives.write_text("import time\n\n\ndef all_reduce():\n    print('ready', flush=True)\n    time.sleep(600)\n")
-    script = f"import sys\nsys.path.append('{packages}')\nfrom torch.distributed.distributed_c10d import all_reduce\n"
+    waits = "    print('ready', flush=True)\n    time.sleep(600)\n"
+    collectives.write_text(f"import time\n\n\ndef all_reduce():\n{waits}\ndef init_process_group():\n{waits}")
+    path = f"import sys\nsys.path.append('{packages}')\nfrom torch.distributed import distributed_c10d\n"
     for node in nodes:
         (node.directory / "env" / "bin" / "py-spy").symlink_to(Path(sys.executable).parent / "py-spy")
-    launch = gang_of(nodes, code(tmp_path / "code", script + "all_reduce()\n"))
+    launch = gang_of(nodes, code(folder / "code", path + script))
     launch.prepare()
     launch.start()
     logs = [node.job_dir() / "log" for node in nodes]
     until(lambda: all(log.exists() and b"ready" in log.read_bytes() for log in logs))
     until(lambda: all((node.job_dir() / "spec.json").exists() for node in nodes))
+    return launch, {node.host: Log(log.read_bytes()) for node, log in zip(nodes, logs, strict=True)}
+
+
+def test_real_nodes(nodes: list[LocalNode], tmp_path: Path) -> None:
+    """A job of two nodes, looked into from end to end."""
+    launch, texts = launched(nodes, tmp_path, "distributed_c10d.all_reduce()\n")
     found = stall.gather(launch.gang, tmp_path / "stacks")
-    texts = {node.host: Log(log.read_bytes()) for node, log in zip(nodes, logs, strict=True)}
     assert stall.explain(launch.gang.topology, found, texts, launch.gang) == Verdict(  # type: ignore[arg-type]
         False,
         True,
         "all ranks wait in all_reduce at train.py:4; all nodes can connect to each other; what every rank is doing: "
         f"{tmp_path}/stacks",
     )
+
+
+@pytest.mark.parametrize(("prepares", "is_open"), [("while True: pass", True), ("time.sleep(600)", False)])
+def test_a_real_rank_0_that_prepares(prepares: str, is_open: bool, nodes: list[LocalNode], tmp_path: Path) -> None:
+    prepare = f"import time\n\ndef prepare():\n    print('ready', flush=True)\n    {prepares}\n"
+    launch, texts = launched(nodes, tmp_path, prepare + by_rank("prepare()", "distributed_c10d.init_process_group()"))
+    found = stall.gather(launch.gang, tmp_path / "stacks", seconds=2)
+    verdict = stall.explain(launch.gang.topology, found, texts, launch.gang)  # type: ignore[arg-type]
+    assert (verdict.rendezvous, verdict.open) == (True, is_open)
+    words = ", and works (" if is_open else "rank 0 (node0) never came to it, but is in prepare at train.py:8; "
+    assert words in verdict.sentence

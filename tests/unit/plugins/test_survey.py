@@ -1,10 +1,13 @@
 import dataclasses
+import os
 import re
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import inspecting
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import node as machine
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import Channel
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
@@ -25,7 +28,16 @@ def opener(nodes: list[LocalNode], reached: list[str]) -> Callable[[str], Channe
     return open_channel
 
 
-def test_the_whole_cluster_changes_nothing(tmp_path: Path) -> None:
+@pytest.fixture
+def open_path() -> Iterator[Path]:
+    """A folder in reach of every account, unlike tmp_path."""
+    with tempfile.TemporaryDirectory(prefix="thunderhead-test-") as name:
+        os.chmod(name, 0o755)
+        yield Path(name)
+
+
+def test_the_whole_cluster_changes_nothing(open_path: Path) -> None:
+    tmp_path = open_path
     nodes, reached = three(tmp_path), list[str]()
     nodes[1].user = "train"
     for node in nodes:
@@ -33,6 +45,7 @@ def test_the_whole_cluster_changes_nothing(tmp_path: Path) -> None:
     settings = [node.settings() for node in nodes]
     found = survey(settings, ["node0", "node1", "node2"], opener(nodes, reached))
     assert found == {
+        "warnings": [],
         "world_size": 3,
         "head": "node0",
         "master_addr": "127.0.0.1",
@@ -47,6 +60,7 @@ def test_the_whole_cluster_changes_nothing(tmp_path: Path) -> None:
                 "directory": str(tmp_path / f"node{rank}"),
                 "user": "train" if rank == 1 else "",
                 "port_range": machine.ephemeral_ports(),
+                "firewalls": inspecting.managed_firewalls(),
                 "job": "",
             }
             for rank in range(3)
@@ -138,3 +152,19 @@ def test_addresses_that_cannot_be(tmp_path: Path, address: str, pattern: str) ->
         survey([node.settings() for node in nodes], [node.host for node in nodes], opener(nodes, reached))
     assert re.fullmatch(pattern, str(caught.value)), str(caught.value)
     assert bool(reached) is (address != "127.0.0.1"), "what the inventory shows costs no connection"
+
+
+def test_two_nodes_with_one_folder(tmp_path: Path) -> None:
+    nodes, reached = three(tmp_path), list[str]()
+    nodes[2].directory = tmp_path / "link" / "below"
+    (tmp_path / "link").symlink_to(tmp_path)
+    nodes[0].directory = tmp_path / "below"
+    with pytest.raises(JobError) as caught:
+        survey([node.settings() for node in nodes], [node.host for node in nodes], opener(nodes, reached))
+    assert str(caught.value) == (
+        f"node0 and node2 have the same folder as their cluster_dir, {tmp_path}/link/below, for they are the same "
+        "machine or share that disk, but each needs its own; set cluster_dir in the inventory to a folder on a local "
+        f"disk, or to one per host: {tmp_path}/link/below/{{{{ inventory_hostname }}}}. Nothing was changed on any node"
+    )
+    found = survey([node.settings() for node in nodes], ["node0", "node1"], opener(nodes, reached))
+    assert list(found["nodes"]) == ["node0", "node1"]

@@ -32,7 +32,7 @@ def test_bad_option(arguments: list[str], message: str, capsys: pytest.CaptureFi
 
 def test_batch_that_the_ranks_cannot_share(tmp_path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("NUM_NODES", "5")
+    monkeypatch.setenv("PL_TRAINER_NUM_NODES", "5")
     with pytest.raises(SystemExit) as ending:
         build_trainer(parse_options(["--accelerator", "cpu"]), Progress())
     assert str(ending.value) == (

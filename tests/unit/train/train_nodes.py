@@ -83,7 +83,7 @@ def run_nodes(
     shared = {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
-        "NUM_NODES": str(len(directories)),
+        "PL_TRAINER_NUM_NODES": str(len(directories)),
         "WORLD_SIZE": str(len(directories)),
         "GLOO_SOCKET_IFNAME": "lo",
         "CUDA_VISIBLE_DEVICES": "",

@@ -1,0 +1,141 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""What a running script does, seen from outside: whether its ranks meet, whether it reads its checkpoint."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.processes import descendants
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import suppress
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's start
+    from collections.abc import Iterator
+
+OFTEN_SECONDS = 0.1
+"""How often sockets are looked at while a script is young: it may meet the others and be gone within a second."""
+YOUNG_SECONDS = 60
+SELDOM_SECONDS = 1
+COUNT_SECONDS = 1.5
+"""How often it is looked which processes there are: of torch, one takes longer than that until it connects."""
+SHARE = 0.004
+"""The most of a core that looking may take, besides CREDIT_SECONDS of it; then it is done less often."""
+CREDIT_SECONDS = 0.05
+TRIES = 3
+"""How often a socket is looked for in the kernel's table: one of TCP is not there before it listens or connects."""
+_LISTENS = "0A"
+_CONNECTING = "02"
+
+
+class Opened:
+    """Whether a file is opened from now on, by whomever."""
+
+    def __init__(self, path: bytes) -> None:
+        """Begin to look; a file that cannot be watched is never seen to be opened.
+
+        Raises:
+            OSError: this machine watches no more files.
+        """
+        import ctypes
+
+        self.seen = False
+        libc = ctypes.CDLL(None, use_errno=True)
+        self._descriptor = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        if self._descriptor < 0 or libc.inotify_add_watch(self._descriptor, path, 0x20) < 0:  # IN_OPEN
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+    def look(self, last: bool = False) -> None:
+        """See whether it was opened."""
+        with suppress(BlockingIOError):
+            self.seen = self.seen or bool(os.read(self._descriptor, 4096))
+
+
+class Rendezvous:
+    """Whether a process of the job takes part in the rendezvous at MASTER_PORT, by the kernel's table of TCP sockets.
+
+    Started once per node, the script itself listens there on the head, and connects to it elsewhere. Torchrun's agents
+    do so whatever the script does: there, a process below the agent has to connect, on the head too.
+    """
+
+    def __init__(self, port: int, listens: bool, launcher: int | None) -> None:
+        """Begin to look.
+
+        Args:
+            port: MASTER_PORT.
+            listens: whether the script is to listen there; else, to connect.
+            launcher: id of torchrun's process, which does not count; None without torchrun.
+        """
+        self.seen = False
+        self._port = f":{port:04X}"
+        self._listens = listens
+        self._launcher = launcher
+        self._began = self._next = self._next_count = time.monotonic()
+        self._spent = 0.0
+        self._pids: list[int] = []
+        self._tries: dict[str, int] = {}  # by inode
+        self._others = {end for end, _state, _inode in self._sockets()}  # connections that are not the job's
+
+    def look(self, last: bool = False) -> None:
+        """See whether one does, or (``last``, when all have ended) whether one did a moment ago."""
+        now = time.monotonic()
+        if self.seen or (now < self._next and not last):
+            return
+        before = time.process_time()
+        with suppress(OSError):
+            self.seen = self._left() if last else self._takes_part(now)
+        self._spent += time.process_time() - before
+        often = OFTEN_SECONDS if now < self._began + YOUNG_SECONDS else SELDOM_SECONDS
+        self._next = max(now + often, self._began + (self._spent - CREDIT_SECONDS) / SHARE)
+
+    def _takes_part(self, now: float) -> bool:
+        """Whether a process of the job has such a socket. The table, which takes long, is read for new ones only."""
+        if now >= self._next_count:
+            self._pids = descendants(os.getpid())
+            self._next_count = now + COUNT_SECONDS
+        own: set[str] = set()
+        others: set[str] = set()
+        for pid in self._pids:
+            with suppress(OSError):  # it has ended, or is not this user's
+                (others if pid == self._launcher else own).update(_sockets_of(pid))
+        new = {inode for inode in own | others if self._tries.get(inode, 0) < TRIES}
+        if not new:
+            return False
+        for end, state, inode in self._sockets():
+            if inode in own and (state == _LISTENS if self._listens else state != _CONNECTING):
+                return True
+            if inode in own:
+                new.discard(inode)  # it is about to connect
+            elif inode != "0":
+                self._others.add(end)
+        for inode in new:
+            self._tries[inode] = self._tries.get(inode, 0) + 1
+        return False
+
+    def _left(self) -> bool:
+        """Whether there is a connection that nobody was seen to have, as there is for a minute after its end."""
+        return any(
+            end not in self._others and state not in (_LISTENS, _CONNECTING) for end, state, _inode in self._sockets()
+        )
+
+    def _sockets(self) -> Iterator[tuple[str, str, str]]:
+        """Yield each socket at the port: a name for its connection, its state and its inode ("0": it is closed)."""
+        own = 1 if self._listens else 2
+        for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+            with suppress(OSError), open(table) as file:
+                for line in file:
+                    if self._port in line:
+                        fields = line.split()
+                        if fields[own].endswith(self._port):
+                            yield fields[1] + fields[2], fields[3], fields[9]
+
+
+def _sockets_of(pid: int) -> Iterator[str]:
+    """Yield the inodes of a process's sockets."""
+    folder = f"/proc/{pid}/fd/"
+    for descriptor in os.listdir(folder):
+        with suppress(OSError):
+            link = os.readlink(folder + descriptor)
+            if link.startswith("socket:["):
+                yield link[8:-1]

@@ -1,0 +1,8 @@
+"""What trains."""
+
+from .ranks import meet
+
+
+def run() -> None:
+    """Train."""
+    meet()

@@ -1,0 +1,5 @@
+"""Accelerate."""
+
+import accelerate
+
+accelerator = accelerate.Accelerator()

@@ -1,0 +1,5 @@
+"""DeepSpeed."""
+
+import deepspeed
+
+deepspeed.init_distributed()
