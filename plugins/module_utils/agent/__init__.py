@@ -8,7 +8,8 @@ needed. One request, one reply:
 
     standard input   a line with the length of the program in bytes; the program, which takes the modules from what
                      follows it and calls ``protocol.answer`` once; the modules, compiled and as text; the payload
-    standard output  a line ``MARK <length> <length>``; a Python literal and a payload of that many bytes
+    standard output  a line ``MARK <length> <length>``; a Python literal and a payload of that many bytes, both within
+                     ``limits``
 
 ``launching`` leaves one process behind, the supervisor (``supervising``): it holds the node for the job, waits for the
 word to start, is the parent of the job's processes until the last has ended, and watches over the job together with the

@@ -74,7 +74,8 @@ def is_job_file(name: str) -> bool:
     if is_number(number):
         name = stem
     job, _dot, kind = name.partition(".")
-    return name in ("lock", "current") or (is_job_id(job) and kind in ("start", "start.part", "started", "because"))
+    kinds = ("start", "start.part", "started", "because", "log")
+    return name in ("lock", "current") or (is_job_id(job) and kind in kinds)
 
 
 def is_bundle(name: str) -> bool:

@@ -92,7 +92,7 @@ def test_all_but_the_newest_go(node: LocalNode, keep: int, gone: int) -> None:
 def test_a_job_that_ended_in_any_way(node: LocalNode, state: str) -> None:
     """One that is running or prepared but has no supervisor is lost."""
     leave(node, state=state)
-    for suffix in (".start", ".start.part", ".because"):
+    for suffix in (".start", ".start.part", ".because", ".log"):
         Path(f"{node.job_dir(JOBS[1])}{suffix}").write_text("")
     assert clean(node) == {**FREED, "jobs": [JOBS[1]]}
     assert node.jobs == []

@@ -80,9 +80,9 @@ def test_what_is_no_id(name: str) -> None:
                 "lock",
                 "current",
                 "current.12",
-                *(f"{JOB}.{end}" for end in ("start", "start.part", "because.7", "started")),
+                *(f"{JOB}.{end}" for end in ("start", "start.part", "because.7", "started", "log")),
             ],
-            ["lock.txt", "start", f"{JOB}.log", JOB, "photos.start", "current.old"],
+            ["lock.txt", "start", f"{JOB}.txt", JOB, "photos.start", "current.old"],
         ),
         (
             directory.is_bundle,

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import node as machine
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import protocol
-from local_nodes import LocalNode, code, free_port, full, refused
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.replies import is_address
+from local_nodes import IS_ROOT, LocalNode, code, free_port, full, node_of_nobody, refused
 
 
 def test_an_address_that_is_not_here(tmp_path: Path) -> None:
@@ -201,3 +202,45 @@ def test_root_runs_no_jobs_as_root_where_it_matters(monkeypatch: pytest.MonkeyPa
         "would run jobs as root, but they run unprivileged; set job_user in the inventory to another account, or "
         "ansible_become to false to run them as the account Ansible connects as"
     )
+
+
+NUMBER = 54321
+"""Of no account."""
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="only root gives files away")
+def test_the_job_of_an_account_that_was_deleted(tmp_path: Path) -> None:
+    with node_of_nobody() as node:
+        node.run("open('result', 'w').close()\nprint('done')", tmp_path / "code")
+        for path in (node.job_dir(), *node.job_dir().rglob("*")):
+            os.chown(path, NUMBER, NUMBER)
+        state, log = node.wait()
+        assert (state["state"], log) == ("succeeded", "done\n")
+        assert b"result\0" in node.channel().call(node.request("artifacts", after="", most=9))[1]
+        assert node.ask("checkpoints") == {"found": [], "refused": []}
+        assert node.ask("stop", grace_seconds=1)["state"] == "succeeded"
+        owner = machine.owner_of(str(node.job_dir()))
+        assert owner and (owner.name, owner.uid, owner.gid) == (str(NUMBER), NUMBER, NUMBER)
+
+
+def test_this_agent_may_be_nobody_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: NUMBER)
+    with pytest.raises(protocol.Refusal) as caught:
+        machine.User("")
+    assert str(caught.value) == (
+        f"is used as user id {NUMBER}, which no account there has; make one, or set ansible_user to one"
+    )
+    with pytest.raises(protocol.Refusal, match=f"the connection's user is {NUMBER} and may not become another"):
+        machine.User("root")
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        *(("10.0.0.1", True), ("127.0.0.1", True), ("0.0.0.0", False), ("224.0.0.1", False)),
+        *(("fd00::1", True), ("::1", True), ("::", False), ("ff02::1", False)),
+    ],
+)
+def test_an_interface_may_have_addresses_of_no_one_machine(address: str, expected: bool) -> None:
+    """Which the controller takes for no node's."""
+    assert machine.is_of_one_machine(address) == is_address(address) == expected

@@ -56,7 +56,7 @@ def test_whatever_goes_wrong_is_a_sentence_and_no_word_about_the_job(
 def test_a_refusal_is_no_failure(node: LocalNode) -> None:
     with pytest.raises(NodeError) as caught:
         node.ask("follow")
-    assert (str(caught.value), caught.value.facts) == ("node0 has no job job-1", {})
+    assert (str(caught.value), caught.value.facts) == ("node0 has no job job-1", {"gone": True})
 
 
 def test_a_request_that_the_agent_does_not_know(node: LocalNode) -> None:
@@ -108,7 +108,7 @@ def test_a_deadline_is_not_the_supervisors(node: LocalNode, tmp_path: Path) -> N
 
 
 def test_what_an_agent_had_begun_is_undone_when_it_gives_up(node: LocalNode, tmp_path: Path) -> None:
-    begin = "    with user.acting():\n        log = os.open("
+    begin = "    pid = os.fork()\n"
     node.connection = Altered(SOON, (begin, f"    time.sleep(600)\n{begin}"))
     message = refused(node, "prepare", code(tmp_path / "code", ""))
     assert message == "node0 gave up prepare, which took too long; look at the load and the disk there"

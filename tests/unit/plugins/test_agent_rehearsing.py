@@ -82,6 +82,19 @@ def test_a_program_that_tells_without_end(node: LocalNode) -> None:
     assert (reply["told"], reply["words"]) == ([], "was killed by SIGKILL")
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        *('{"step": "a"}', '{"step": "a", "seconds": null}', '{"step": "a", "seconds": NaN}', '{"seconds": 1e999}'),
+        *('{"x": %s}' % ("[" * 500 + "]" * 500), '{"x": "\\ud800"}', '{"\\ud800": 1%s}' % ("0" * 400), "[]", "{"),
+    ],
+    ids=lambda line: line[:24],
+)
+def test_a_program_that_tells_something_else(node: LocalNode, line: str) -> None:
+    reply = rehearse(node, f"print({line!r}, flush=True)\ntell(step='end', seconds=1)")
+    assert reply["told"][-1]["step"] == "end"
+
+
 def started(node: LocalNode) -> tuple[subprocess.Popen[bytes], int]:
     """An agent whose program sleeps, and that program's process."""
     mark = f"JOB_DIR={node.job_dir()}"

@@ -190,6 +190,26 @@ def test_an_environment_that_babbles(node: LocalNode) -> None:
     assert tried(node)["problem"].startswith("has an environment that does not work: it printed 7 as it started; ")
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(
+            '{"devices": -1}',
+            '{"host": 1}',
+            '{"failed": {"a": 1}}',
+            '{"torch": 7}',
+            '{"usable": "yes"}',
+            '{"cuda": NaN}',
+        ),
+        *("[" * 5000 + "]" * 5000, '{"importing": ["a"]}', '{"failed": []}', "[]", "?"),
+    ],
+    ids=lambda line: line[:20],
+)
+def test_a_module_that_tells_something_else(node: LocalNode, library: Path, line: str) -> None:
+    (library / "torch.py").write_text(f"import __main__\nprint({line!r}, file=__main__.out, flush=True)\n{TORCH}")
+    assert tried(node, library)["problem"].startswith("has an environment that does not work: ")
+
+
 def test_an_environment_that_takes_too_long(node: LocalNode) -> None:
     replaced_python(node, "#!/bin/sh\nexec sleep 60\n")
     assert tried(node, seconds=0.5)["problem"].startswith(
