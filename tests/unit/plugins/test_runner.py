@@ -722,6 +722,16 @@ def test_a_playbook_that_is_gone_before_the_start_starts_nothing(
     assert not session.order.runs.exists()
 
 
+def test_a_playbook_that_is_gone_waits_for_no_node(nodes: list[LocalNode], tmp_path: Path) -> None:
+    nodes[1].start(code(tmp_path / "code", SLEEP), job="other-job")
+    session = Session(nodes, order(tmp_path, SLEEP, wait=600))
+    began = time.monotonic()
+    session.run(lambda line: setattr(session.interrupts, "what", "gone"))
+    assert session.interrupted and session.lines[0].startswith("waiting for up to 600 s: node1 runs job other-job")
+    assert time.monotonic() - began < 20
+    assert [node.jobs for node in nodes] == [[], ["other-job"]]
+
+
 def test_who_gives_up_before_the_start_leaves_nothing(nodes: list[LocalNode], tmp_path: Path) -> None:
     session = Session(nodes, order(tmp_path, SLEEP))
     session.interrupts.what = "signal"
