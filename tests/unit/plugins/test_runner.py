@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from ansible.errors import AnsibleConnectionFailure
 from ansible.release import __version__ as ansible_version
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils import attend, runner
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils import attend, runner, stall
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import follow as follow_module
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.attend import come_back
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.command_line import without_values
@@ -349,6 +349,46 @@ def test_a_screen_without_a_thread(nodes: list[LocalNode], tmp_path: Path, monke
     session = Session(nodes, order(tmp_path, SLEEP)).run()
     assert session.error == f"this machine cannot follow the job: can't start new thread. {come_back(session.id)}"
     assert session.record["state"] == "running"
+
+
+# Rank 0 works for a while; the other waits for it, in a function that has the name of torch's.
+PREPARES = """\
+import os, sys, time
+sys.path.append({packages!r})
+from torch.distributed import distributed_c10d
+
+def prepare():
+    ends = time.monotonic() + 8
+    while time.monotonic() < ends: pass
+    open({met!r}, 'w').close()
+
+prepare() if os.environ['NODE_RANK'] == '0' else distributed_c10d.init_process_group({met!r})
+print('trained')
+"""
+
+
+@pytest.mark.parametrize("looks_on", ["attached", "logs.yml"])
+def test_a_rank_that_prepares_is_waited_for_whoever_looks_on(
+    looks_on: str, nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S12: it is said that it works, and ends nothing."""
+    monkeypatch.setattr(stall, "WORK_SECONDS", 1)
+    library = tmp_path / "lib" / "site-packages" / "torch" / "distributed"
+    library.mkdir(parents=True)
+    (library / "distributed_c10d.py").write_text(
+        "import os, time\n\ndef init_process_group(met):\n    while not os.path.exists(met): time.sleep(0.02)\n"
+    )
+    for node in nodes:
+        (node.directory / "env" / "bin" / "py-spy").symlink_to(Path(sys.executable).parent / "py-spy")
+    script = PREPARES.format(packages=str(library.parents[1]), met=str(tmp_path / "met"))
+    asked = order(tmp_path, script, gang=True, rendezvous_timeout_seconds=2, detach=looks_on != "attached")
+    session = Session(nodes, asked).run()
+    if looks_on == "logs.yml":
+        session.follow(session.id)
+    assert (session.error, session.result["state"]) == ("", "succeeded")
+    said, *_later = (line for line in session.lines if line.startswith("nothing was printed for "))
+    assert "rank 0 (node0) is in prepare at train.py:" in said and ", and works (" in said
+    assert "for it; the job goes on; what every rank is doing: " in said
 
 
 def test_failure_of_all_ranks_counts_the_others(nodes: list[LocalNode], tmp_path: Path) -> None:
