@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from ansible.errors import AnsibleConnectionFailure
 from ansible.release import __version__ as ansible_version
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils import attend, runner, stall
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils import attend, runner, stall, stopping
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import follow as follow_module
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.attend import come_back
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.command_line import without_values
@@ -651,11 +651,15 @@ def test_a_colleagues_job_is_left_alone_unless_it_is_named(
     assert Session(nodes, order(tmp_path)).stop(theirs.id).result["was_running"] is True
 
 
-def test_a_prepared_job_that_nobody_starts_is_stopped(nodes: list[LocalNode], tmp_path: Path) -> None:
+@pytest.mark.parametrize("named", [True, False])
+def test_a_prepared_job_that_nobody_starts_is_stopped(
+    named: bool, nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stopping, "who", lambda: "trainer")
     job = "20260101-000000-train-0000"
     for node in nodes:
         node.prepare(code(tmp_path / "code", ""), job)
-    stopped = Session(nodes, order(tmp_path)).stop(job)
+    stopped = Session(nodes, order(tmp_path)).stop(job if named else "")
     assert stopped.result == {
         "job": job,
         "states": {"node0": "prepared", "node1": "prepared"},
