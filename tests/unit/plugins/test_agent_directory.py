@@ -451,6 +451,17 @@ def test_without_the_marker_nothing_is_done(node: LocalNode, tmp_path: Path, op:
     assert tree(node.directory) == before
 
 
+@pytest.mark.parametrize("op", ["inspect", "prepare", "clean"])
+def test_where_others_could_put_something_in_its_place_nothing_is_done(
+    open_folder: Path, tmp_path: Path, op: str
+) -> None:
+    node = LocalNode(open_folder / "node").set_up()
+    before = tree(node.directory)
+    message = refused(node, op, code(tmp_path / "code", ""), keep=0, seconds=60)
+    assert f"may write in {open_folder}; {BELOW}" in message
+    assert tree(node.directory) == before
+
+
 @pytest.mark.parametrize(
     ("playbook", "arguments"),
     [
