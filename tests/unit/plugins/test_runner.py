@@ -24,6 +24,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import O
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.reattach import follow_again
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.stopping import stop
+from left_jobs import checkpoint
 from local_nodes import SLEEP, Altered, Connection, LocalNode, by_rank, code, opener, until
 from orders import Undisturbed, order
 
@@ -810,6 +811,31 @@ def test_rerun(nodes: list[LocalNode], tmp_path: Path) -> None:
     assert again.error == ""
     assert "[0 node0] v1 ['--lr', '1'] y" in again.lines
     assert json.loads((Path(again.result["path"]) / "job.json").read_text())["rerun"] == earlier
+
+
+@pytest.mark.parametrize(
+    ("reads", "words"),
+    [
+        ("open(os.environ['CKPT_PATH'], 'rb').read()", "goes on from JOB, step 7"),
+        (
+            "print(os.environ['CKPT_PATH'])",
+            "warning: the script has not read CKPT_PATH, so it began anew; load the file ",
+        ),
+    ],
+)
+def test_a_job_goes_on_only_where_it_read_the_checkpoint(
+    reads: str, words: str, nodes: list[LocalNode], tmp_path: Path
+) -> None:
+    first = Session(nodes, order(tmp_path, "print('1')")).run().id
+    for node in nodes:
+        checkpoint(node.job_dir(first) / "work" / "last.ckpt", step=7)
+    (tmp_path / "project" / "train.py").write_text(f"import os, time\n{reads}\ntime.sleep(2)")
+    again = Session(nodes, order(tmp_path, resume=first)).run()
+    assert again.error == ""
+    (told,) = (line for line in again.lines if line.startswith(("goes on from ", "warning: ")))
+    assert told.startswith(words.replace("JOB", first))
+    record = json.loads((Path(again.result["path"]) / "job.json").read_text())
+    assert record["checkpoint_read"] is words.startswith("goes")
 
 
 def test_a_job_that_still_runs_cannot_be_gone_on_from(nodes: list[LocalNode], tmp_path: Path) -> None:
