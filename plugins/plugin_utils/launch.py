@@ -126,15 +126,22 @@ class Launch:
         self._asked: set[str] = set()  # to hold their node, which they do or may do
         self._watch_key = secrets.token_hex(32)
         self._say: Callable[[str], None] = lambda line: None
+        self._look_up: Callable[[], None] = lambda: None
         self._telling = threading.Lock()
         self._told = self._kept = time.monotonic()
 
-    def prepare(self, dry: bool = False, say: Callable[[str], None] = lambda line: None) -> Topology:
+    def prepare(
+        self,
+        dry: bool = False,
+        say: Callable[[str], None] = lambda line: None,
+        look_up: Callable[[], None] = lambda: None,
+    ) -> Topology:
         """Make every node ready, or none: checks, the hold on it, the code.
 
         Args:
             dry: only check; hold and copy nothing.
             say: is told that the job waits for nodes, and how far the code is if that takes long.
+            look_up: is called while it takes long; what it raises, from any thread, ends that.
 
         Raises:
             JobError: names every node that could not, with its reason; the others are as they were before.
@@ -142,7 +149,7 @@ class Launch:
         at_once, files = nodes_at_once(len(self.gang.settings))
         if at_once < len(self.gang.settings):  # each is followed all the time
             raise JobError(f"{too_few(files)}. Nothing was started on any node.")
-        self._say = say
+        self._say, self._look_up = say, look_up
         with self.undoing(say):
             self._prepare_all(dry, say)
             self.gang.topology = rank_nodes(list(self.gang.settings.values()), self._prepared)
@@ -182,6 +189,7 @@ class Launch:
                 say(f"waiting for up to {patience:.0f} s: {next(iter(errors.values()))}")
                 waiting = True
             time.sleep(RETRY_SECONDS)
+            self._look_up()
 
     def _gives_way(self, error: NodeError) -> bool:
         """Whether a node is held by a job that is not started yet and will see that this one was first."""
@@ -247,6 +255,7 @@ class Launch:
         """Send a large bundle, from where an earlier try ended, however long it takes, as long as pieces arrive."""
         content, has, size, losses = self.job.bundle.content, 0, 0, 0  # first it is asked what it has
         while has < len(content):
+            self._look_up()
             began = time.monotonic()
             piece = content[has : has + size]
             try:

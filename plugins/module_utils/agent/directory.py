@@ -63,6 +63,7 @@ def is_job_id(name: str) -> bool:
         is_made_of(day, DIGITS, 8)
         and is_made_of(clock, DIGITS, 6)
         and 0 < len(script) <= 40
+        and not script.startswith("-")
         and ID_CHARACTERS.issuperset(script)
         and is_made_of(number, HEX, 4)
     )

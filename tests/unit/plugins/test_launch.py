@@ -188,6 +188,19 @@ def test_what_has_arrived_is_kept_for_the_next_try(node: LocalNode, tmp_path: Pa
     assert os.listdir(node.directory / "bundles") == [bundle.sha256]
 
 
+def test_who_has_given_up_sends_no_more(node: LocalNode, tmp_path: Path) -> None:
+    """M15, M18: else the node is held for a cancelled job until all of its code has come."""
+    node.connection = Thin()
+
+    def look_up() -> None:
+        if len(node.connection.offsets) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        gang_of([node], large(tmp_path / "code")).prepare(look_up=look_up)
+    assert node.connection.offsets == [0, 0] and node.jobs == []
+
+
 def test_a_node_that_takes_no_code_is_not_sent_it_for_ever(node: LocalNode, tmp_path: Path) -> None:
     node.connection = Altered(("has += file.write(payload)", "pass"))
     message = why_not(gang_of([node], large(tmp_path / "code")))
