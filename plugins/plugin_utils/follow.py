@@ -326,20 +326,20 @@ class Following:
     def _tell_to_stop(self, because: str) -> list[str]:
         """Return who could not be told, or still runs processes of the job, and why, a clause each."""
         try:
-            replies, errors = self._gang.stop(self._grace, because)
-        except Exception as error:  # no thread, no memory
-            why = f"was not asked: {_own_trouble(error)}"
-            replies, errors = {}, {host: NodeError(host, why) for host in self._ranks}
+            _replies, errors = self._gang.stop(self._grace, because)
+        except Exception as trouble:  # no thread, no memory
+            why = f"was not asked: {_own_trouble(trouble)}"
+            errors = {host: NodeError(host, why) for host in self._ranks}
         found = []
         for host, rank in self._ranks.items():
-            rank.deaf = "" if host in replies else str(errors[host])
-            left = list(map(str, replies[host][0]["left"])) if host in replies else []
-            if host in self._endings and not left:
+            error = errors.get(host)
+            if error and "left" in error.facts:
+                rank.deaf = ""
+                found.append(str(error))
                 continue
-            if rank.deaf:
+            rank.deaf = str(error or "")
+            if error and host not in self._endings:
                 found.append(f"{rank.node.name} could not be told to stop: {rank.deaf}")
-            elif left:
-                found.append(f"{rank.node.name} still runs processes of the job that cannot be ended: {listed(left)}")
         return found
 
     # ----------------------------------------------------------------------------------------------------- asking
