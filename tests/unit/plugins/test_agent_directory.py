@@ -379,7 +379,9 @@ def test_a_folder_of_somebody_else_stays(tmp_path: Path) -> None:
     (place / "jobs" / JOB).mkdir()
     os.chown(place / "jobs", NOBODY, -1)
     assert cleaning.unmake(str(place), ["jobs"], dry=False) == ([], ["jobs"])
-    reply, _payload = cleaning.clean({"directory": str(place), "keep": 0, "dry": False, "seconds": 60}, b"")
+    reply, _payload = cleaning.clean(
+        {"directory": str(place), "keep": 0, "dry": False, "seconds": 60, "owner": None}, b""
+    )
     assert reply["jobs"] == []
     assert reply["left"] == [(f"jobs/{JOB}", "others than root and this account may write in jobs")]
     assert (place / "jobs" / JOB).exists()
@@ -391,7 +393,7 @@ def test_what_a_clean_leaves_alone(node: LocalNode) -> None:
         (node.directory / name).mkdir(parents=True)
     (node.directory / "bundles" / "a.tar").write_text("x")
     before = tree(node.directory)
-    reply = node.ask("clean", keep=0, dry=False, seconds=60)
+    reply = node.ask("clean", keep=0, dry=False, seconds=60, owner=None)
     assert [reply[name] for name in ("jobs", "bundles", "envs", "left")] == [[], [], [], []]
     assert tree(node.directory) == before
 

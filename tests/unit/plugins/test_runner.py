@@ -329,8 +329,9 @@ def test_what_happens_to_this_machine_is_no_failure_of_the_job(
     asked = order(tmp_path, "import time; time.sleep(600)")
     session = Session(nodes, dataclasses.replace(asked, node_timeout_seconds=1)).run()
     assert session.error == (
-        "this machine has heard nothing of rank 0 (node0), rank 1 (node1) for 1 s: this machine cannot ask it: "
-        f"Too many open files. The job runs on, as far as is known; to follow it again: ansible-playbook "
+        "this machine has heard nothing of rank 0 (node0), rank 1 (node1) for 1 s: node0 was not asked: this "
+        "machine cannot start what connects to a node: Too many open files; raise the number of files a program may "
+        f"have open: ulimit -n 4096. The job runs on, as far as is known; to follow it again: ansible-playbook "
         f"logs.yml -e job={session.id}"
     )
     assert session.record["state"] == "running" and "ended" not in session.record
@@ -588,7 +589,10 @@ def test_a_job_whose_record_was_torn_is_followed_again(nodes: list[LocalNode], t
     (session.path / "job.json").write_text(text)
     again = Session(nodes, order(tmp_path)).follow()
     assert again.error == ""
-    assert again.result == {"job": session.id, "path": str(session.path), "world_size": 2, "state": "succeeded"}
+    assert again.result == {
+        **{"job": session.id, "path": str(session.path), "nodes": 2, "world_size": 1, "state": "succeeded"},
+        "warning": "",
+    }
     assert "[0 node0] all of it" in again.lines
     assert (session.record["state"], states(session)) == ("succeeded", ["succeeded", "succeeded"])
 
