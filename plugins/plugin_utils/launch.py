@@ -289,7 +289,7 @@ class Launch:
         if is_time_to_ask:
             waiting = [host for host in self.gang.settings if host in self._asked]
             self.gang.ask(
-                "receive", KEEP_SECONDS, waiting, bundle=self.job.bundle.sha256, packed=self._packed, offset=-1
+                "receive", KEEP_SECONDS, waiting, bundle=self.job.bundle.sha256, packed=self._packed, offset=None
             )
 
     def _require_alike(self) -> None:

@@ -209,8 +209,10 @@ def test_a_thin_line_is_waited_for_as_long_as_code_arrives(
     nodes[1].connection = Thin(seconds=2.5)
     nodes[0].connection = Altered(("GATE_SECONDS = 300", "GATE_SECONDS = 6"))
     said: list[str] = []
-    launch = gang_of(nodes, large(tmp_path / "code"))
+    bundle = large(tmp_path / "code")
+    launch = gang_of(nodes, bundle)
     launch.prepare(say=said.append)
+    assert [os.listdir(node.directory / "bundles") for node in nodes] == [[bundle.sha256]] * 2
     assert any(re.fullmatch(r"sending the code: node1 has \d\.\d+ MB of 3\.0 MB", line) for line in said), said
     launch.start()
     total = sum((tmp_path / "code" / "data").read_bytes())
