@@ -8,7 +8,6 @@ question without an answer, whatever kept it away, says nothing of the job: it i
 
 from __future__ import annotations
 
-import datetime
 import queue
 import threading
 import time
@@ -160,8 +159,7 @@ class Following:
         self._node_timeout = node_timeout_seconds
         self._patience = max(PATIENCE_SECONDS, PATIENCE_TIMES * node_timeout_seconds)
         self._grace = grace_seconds
-        start = datetime.datetime.fromisoformat(gang.identity.start)
-        self._began = time.monotonic() - max(0.0, time.time() - start.timestamp())
+        self._began = time.monotonic() - gang.identity.age
         self._news: queue.SimpleQueue[tuple[str, Ending | BaseException]] = queue.SimpleQueue()
         self._endings: dict[str, Ending] = {}
         self._idle = list(self._ranks.values())  # whose thread is still to be started

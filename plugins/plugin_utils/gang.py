@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import datetime
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -39,6 +40,11 @@ class Identity:
     start: str
     id: str
     user: str
+
+    @property
+    def age(self) -> float:
+        """Seconds since its start, by this machine's clock."""
+        return max(0.0, time.time() - datetime.datetime.fromisoformat(self.start).timestamp())
 
 
 class Gang:
