@@ -141,6 +141,12 @@ def test_a_node_that_refuses_a_piece_of_the_code_is_released(node: LocalNode, tm
     assert node.jobs == [] and node.supervisor() is None
 
 
+def test_a_node_is_released_whose_agent_failed_after_it_was_held(node: LocalNode, tmp_path: Path) -> None:
+    node.connection = Altered(("LONGEST_REPLY = 2**22", "LONGEST_REPLY = 300"))
+    assert "has more to say than a reply holds" in why_not(gang_of([node], code(tmp_path / "code", "")))
+    assert node.jobs == [] and node.supervisor() is None
+
+
 def test_a_node_that_cannot_be_released_is_named(nodes: list[LocalNode], tmp_path: Path) -> None:
     shutil.rmtree(nodes[0].directory / "env")
     nodes[1].connection = Losing({"discard": 99}, done=False)
