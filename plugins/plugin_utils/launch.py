@@ -227,9 +227,8 @@ class Launch:
                 reply, _payload = self._open(host).call(request)
             except NodeError as error:
                 is_unasked = isinstance(error, Unable) or error.facts.get("unsent", False)
-                is_refused = isinstance(error, Refused) and not error.facts.get("failed")
                 # It has undone what it did, or was not reached; but of an earlier try nothing is known.
-                if (is_unasked or is_refused) and not number:
+                if (is_unasked or isinstance(error, Refused)) and not number:
                     self._asked.discard(host)
                 is_lost = isinstance(error, Unreachable) and not is_unasked
                 if not is_lost or number == PREPARE_TRIES - 1 or self._given_up:
