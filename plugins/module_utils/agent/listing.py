@@ -13,6 +13,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs imp
     open_own,
     read_current,
     read_json,
+    started_by,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.limits import LONGEST_REPLY
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import operation, suppress
@@ -33,7 +34,7 @@ def jobs(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
 
     Request: directory, newest (how many at most), only (one job's id, or None). Reply: jobs, a list of {id, spec (as
     the controller wrote it, or None for a job that never started), state (as for ``follow``), size (bytes of the log),
-    last_line (bytes), user (of the job that held the node last, else "")}. A spec has ``ranks``, which are many on a
+    last_line (bytes), user (who started it; "" if that is not known)}. A spec has ``ranks``, which are many on a
     large cluster, only for ``only`` and on rank 0.
     """
     folder = os.path.join(request["directory"], "jobs")
@@ -54,7 +55,7 @@ def jobs(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
             spec.pop("ranks", None)
         spec = spec and shortened(spec, LONGEST_REPLY // 2 // (request["newest"] + 1))
         state = job_state(job_dir, holder)
-        user = current["user"] if name == current["id"] else ""
+        user = started_by(job_dir) or (current["user"] if name == current["id"] else "")
         found.append({"id": name, "spec": spec, "state": state, "size": size, "last_line": last_line, "user": user})
     return {"jobs": found}, b""
 
