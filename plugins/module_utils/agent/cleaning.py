@@ -101,6 +101,7 @@ def clean(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
             trash.take("envs", env)
     for name in gone:
         trash.take("jobs", name)
+    for name in trash.taken["jobs"]:
         gate, job_dir = gate_path(named(request, name)), job_directory(named(request, name))
         if request["dry"]:
             with suppress(OSError):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.directory import is_job_id
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import (
     Holder,
     log_path,
@@ -39,21 +40,21 @@ def jobs(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     folder = os.path.join(request["directory"], "jobs")
     ids: list[str] = []
     with suppress(OSError):
-        # An id begins with its time; a job's folder is all that has no dot in its name there, but the lock.
-        ids = sorted((name for name in os.listdir(folder) if os.path.isdir(os.path.join(folder, name))), reverse=True)
+        ids = sorted(filter(is_job_id, os.listdir(folder)), reverse=True)  # an id begins with its time
     if request["only"]:
         ids = [name for name in ids if name == request["only"]]
     current = read_current(folder)
-    newest = ids[: request["newest"]]
+    meant = ids[: request["newest"]]
+    meant += [name for name in ids[len(meant) :] if name == current["id"]]
     found = []
-    for name in [*newest, *(name for name in ids[len(newest) :] if name == current["id"])]:
+    for name in meant:
         job_dir = os.path.join(folder, name)
         holder = Holder({**request, "job": {"id": name}})
         size, last_line = last_words(job_dir)
         spec = believed(read_json(os.path.join(job_dir, "spec.json")), SPEC)
         if spec and spec.get("rank") != 0 and not request["only"]:
             spec.pop("ranks", None)
-        spec = spec and shortened(spec, LONGEST_REPLY // 2 // len(ids[: request["newest"]]))
+        spec = spec and shortened(spec, LONGEST_REPLY // 2 // len(meant))
         state = job_state(job_dir, holder)
         user = started_by(job_dir) or (current["user"] if name == current["id"] else "")
         found.append({"id": name, "spec": spec, "state": state, "size": size, "last_line": last_line, "user": user})

@@ -202,6 +202,19 @@ def test_folders_nested_deeper_than_a_path_is_long(node: LocalNode) -> None:
         assert sorted(os.listdir(node.directory)) == [".thunderhead", "bundles", "env", "jobs"]
 
 
+def test_of_a_job_that_stays_nothing_goes(node: LocalNode) -> None:
+    leave(node, JOBS[1])
+    beside = [Path(f"{node.job_dir(JOBS[1])}.{kind}") for kind in ("started", "log")]
+    for path in beside:
+        path.touch()
+    (node.directory / "jobs").chmod(0o777)
+    assert clean(node)["left"] == [(f"jobs/{JOBS[1]}", "others than root and this account may write in jobs")]
+    assert all(path.exists() for path in beside)
+    (node.directory / "jobs").chmod(0o711)
+    assert clean(node)["jobs"] == [JOBS[1]]
+    assert not any(path.exists() for path in beside)
+
+
 def test_what_cannot_be_removed_is_said(node: LocalNode, monkeypatch: pytest.MonkeyPatch) -> None:
     leave(node, JOBS[1])
     leave(node, JOBS[2])

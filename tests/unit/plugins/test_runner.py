@@ -673,6 +673,29 @@ def test_a_prepared_job_that_nobody_starts_is_stopped(
     assert [(node.supervisor(), node.jobs) for node in nodes] == [(None, [])] * 2
 
 
+def test_a_node_that_may_hold_a_prepared_job_too_is_named(nodes: list[LocalNode], tmp_path: Path) -> None:
+    job = "20260101-000000-train-0000"
+    for node in nodes:
+        node.prepare(code(tmp_path / "code", ""), job)
+
+    class Away(Connection):
+        def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
+            raise AnsibleConnectionFailure("Connection refused")
+
+    nodes[1].connection = Away()
+    assert Session(nodes, order(tmp_path)).stop(job).error == (
+        f"node1 is unreachable: Connection refused. Job {job} is stopped on node0; run this again for the others."
+    )
+
+
+def test_a_stop_of_a_job_that_has_ended_changes_nothing_in_its_record(nodes: list[LocalNode], tmp_path: Path) -> None:
+    session = Session(nodes, order(tmp_path, "print('done')", detach=True)).run()
+    until(lambda: all(node.state(session.id).get("state") == "succeeded" for node in nodes))
+    assert Session(nodes, order(tmp_path)).stop(session.id).result["was_running"] is False
+    assert session.record["state"] == "running"  # as far as this machine has heard
+    assert Session(nodes, order(tmp_path)).follow(session.id).record["state"] == "succeeded"
+
+
 def test_a_stop_while_it_is_followed(nodes: list[LocalNode], tmp_path: Path) -> None:
     session = Session(nodes, order(tmp_path, SLEEP))
 
