@@ -4,6 +4,7 @@ import json
 import os
 import pwd
 import random
+import re
 import stat
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import c
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import replies
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import make_bundle
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import JOB_ID, new_job_id
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import new_job_id
 from local_nodes import IS_ROOT, NOBODY, LocalNode, code, refused
 from playing import ROOT, play
 
@@ -116,14 +117,15 @@ def odd(text: str, chance: random.Random) -> str:
     return "".join(characters)
 
 
-def test_the_controller_knows_the_same_forms() -> None:
-    """What one takes for a name of ours the other would else not list, or not remove."""
+def test_ids_and_digests_by_a_pattern() -> None:
+    """The agent does without the module re, and what the controller takes for a digest is what the agent removes."""
+    job_id = re.compile(r"[0-9]{8}-[0-9]{6}-[A-Za-z0-9_][A-Za-z0-9_-]{0,39}-[0-9a-f]{4}")
     chance = random.Random(7)
     ids = [
         odd(chance.choice([JOB, f"20261122-173005-{'x' * 40}-0a0a", "20261122-173005-a-b-c-0a0a"]), chance)
         for _ in range(9999)
     ]
-    assert [name for name in ids if directory.is_job_id(name)] == [name for name in ids if JOB_ID.fullmatch(name)]
+    assert [name for name in ids if directory.is_job_id(name)] == [name for name in ids if job_id.fullmatch(name)]
     assert len({name for name in ids if directory.is_job_id(name)}) > 99
     digests = [odd("0123456789abcdef" * 4, chance) for _ in range(9999)]
     bare = [name for name in digests if "." not in name]  # a part of one has a point
