@@ -104,9 +104,9 @@ def test_what_lies_too_deep_is_left_out() -> None:
 
 def test_a_log_of_8_pebibytes(wide_node: LocalNode, tmp_path: Path) -> None:
     script = "import os, time\nos.truncate(os.environ['JOB_DIR'] + '/log', 2**63 - 2**21)\n" + SLEEP
-    wide_node.start(code(tmp_path / "code", script))
+    wide_node.start(code(tmp_path / "code", script), JOBS[0])
     until(lambda: listed(wide_node)[0]["size"] > 2**53)
-    reply, data = wide_node.follow(max_bytes=100)
+    reply, data = wide_node.follow(job=JOBS[0], max_bytes=100)
     assert (reply["state"], reply["more"], data) == ("running", True, bytes(100))
 
 
