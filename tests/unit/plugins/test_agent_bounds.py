@@ -104,9 +104,9 @@ def test_what_lies_too_deep_is_left_out() -> None:
 
 def test_a_log_of_8_pebibytes(wide_node: LocalNode, tmp_path: Path) -> None:
     script = "import os, time\nos.truncate(os.environ['JOB_DIR'] + '/log', 2**63 - 2**21)\n" + SLEEP
-    wide_node.start(code(tmp_path / "code", script))
+    wide_node.start(code(tmp_path / "code", script), JOBS[0])
     until(lambda: listed(wide_node)[0]["size"] > 2**53)
-    reply, data = wide_node.follow(max_bytes=100)
+    reply, data = wide_node.follow(job=JOBS[0], max_bytes=100)
     assert (reply["state"], reply["more"], data) == ("running", True, bytes(100))
 
 
@@ -212,6 +212,7 @@ def test_what_is_believed_is_taken_by_the_controller(kinds: Any, tmp_path: Path)
                     assert all(kinds[field](found) for field, found in sent.items()), (name, value)
 
 
+JOBS = [f"20260101-0000{number:02}-job-0000" for number in range(11)]
 DEEP = "[" * 900 + "]" * 900
 VAST = json.dumps({"args": ["\U0001f600" * 1000] * 300, "rank": 0, "script": "x.py", "id": "job-1"})
 
@@ -225,24 +226,24 @@ VAST = json.dumps({"args": ["\U0001f600" * 1000] * 300, "rank": 0, "script": "x.
     ids=lambda text: repr(text[:12]),
 )
 def test_files_that_a_job_or_a_power_cut_has_spoilt(node: LocalNode, text: str) -> None:
-    leave(node, spec={"rank": 0})
+    leave(node, JOBS[0], spec={"rank": 0})
     for name in ("state.json", "spec.json"):
-        (node.job_dir() / name).write_text(text)
-    for only in (None, "job-1"):
+        (node.job_dir(JOBS[0]) / name).write_text(text)
+    for only in (None, JOBS[0]):
         (job,) = listed(node, only=only)
         assert job["state"]["state"] in ("lost", "failed")
-    reply, _data = node.follow(wait_seconds=0)
+    reply, _data = node.follow(job=JOBS[0], wait_seconds=0)
     assert reply["state"] in ("lost", "failed")
 
 
 def test_arguments_that_are_longer_than_a_reply(node: LocalNode) -> None:
-    for number in range(10):
-        leave(node, f"job-{number}")
-        (node.job_dir(f"job-{number}") / "spec.json").write_text(VAST)
+    for job in JOBS[:10]:
+        leave(node, job)
+        (node.job_dir(job) / "spec.json").write_text(VAST)
     assert [job["spec"].keys() for job in listed(node)] == [{"rank", "script", "id"}] * 10
     long = ["x" * 100_000]
-    leave(node, "job-99", spec={"rank": 0, "args": long})
-    assert listed(node, only="job-99")[0]["spec"]["args"] == long, "as long as an argument can be"
+    leave(node, JOBS[10], spec={"rank": 0, "args": long})
+    assert listed(node, only=JOBS[10])[0]["spec"]["args"] == long, "as long as an argument can be"
 
 
 def test_a_half_of_a_character_does_not_keep_a_stop_from_the_others(nodes: list[LocalNode], tmp_path: Path) -> None:
