@@ -71,7 +71,7 @@ class Unable(NodeError):
 
 
 class Refused(NodeError):
-    """The agent there says no, or why it could not: a valid reply."""
+    """The agent there says no, and has undone what it had begun."""
 
 
 class Channel:
@@ -94,7 +94,7 @@ class Channel:
                 it was not reached at all (``unsent``).
             Unable: this machine could not ask.
             Refused: the agent says no.
-            NodeError: the node cannot run the agent.
+            NodeError: the node cannot run the agent, or the agent failed.
         """
         command = f"{shlex.quote(self._python)} -I -S -c {shlex.quote(LOADER)}"
         return self._parse(request, *self._execute(command, frame(request["op"], ascii(dict(request)), payload)))
@@ -201,7 +201,8 @@ class Channel:
         if wrong:
             raise self._unbelievable(request, wrong)
         if not reply.pop("ok"):
-            raise Refused(self.host, reply.pop("refusal"), **reply)
+            kind = NodeError if reply.get("failed") else Refused
+            raise kind(self.host, reply.pop("refusal"), **reply)
         return reply, output[payload:end]
 
     def _unbelievable(self, request: Mapping[str, Any], what: str) -> NodeError:

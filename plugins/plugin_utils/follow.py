@@ -8,7 +8,6 @@ question without an answer, whatever kept it away, says nothing of the job: it i
 
 from __future__ import annotations
 
-import datetime
 import queue
 import threading
 import time
@@ -160,8 +159,7 @@ class Following:
         self._node_timeout = node_timeout_seconds
         self._patience = max(PATIENCE_SECONDS, PATIENCE_TIMES * node_timeout_seconds)
         self._grace = grace_seconds
-        start = datetime.datetime.fromisoformat(gang.identity.start)
-        self._began = time.monotonic() - max(0.0, time.time() - start.timestamp())
+        self._began = time.monotonic() - gang.identity.age
         self._news: queue.SimpleQueue[tuple[str, Ending | BaseException]] = queue.SimpleQueue()
         self._endings: dict[str, Ending] = {}
         self._idle = list(self._ranks.values())  # whose thread is still to be started
@@ -326,20 +324,20 @@ class Following:
     def _tell_to_stop(self, because: str) -> list[str]:
         """Return who could not be told, or still runs processes of the job, and why, a clause each."""
         try:
-            replies, errors = self._gang.stop(self._grace, because)
-        except Exception as error:  # no thread, no memory
-            why = f"was not asked: {_own_trouble(error)}"
-            replies, errors = {}, {host: NodeError(host, why) for host in self._ranks}
+            _replies, errors = self._gang.stop(self._grace, because)
+        except Exception as trouble:  # no thread, no memory
+            why = f"was not asked: {_own_trouble(trouble)}"
+            errors = {host: NodeError(host, why) for host in self._ranks}
         found = []
         for host, rank in self._ranks.items():
-            rank.deaf = "" if host in replies else str(errors[host])
-            left = list(map(str, replies[host][0]["left"])) if host in replies else []
-            if host in self._endings and not left:
+            error = errors.get(host)
+            if error and "left" in error.facts:
+                rank.deaf = ""
+                found.append(str(error))
                 continue
-            if rank.deaf:
+            rank.deaf = str(error or "")
+            if error and host not in self._endings:
                 found.append(f"{rank.node.name} could not be told to stop: {rank.deaf}")
-            elif left:
-                found.append(f"{rank.node.name} still runs processes of the job that cannot be ended: {listed(left)}")
         return found
 
     # ----------------------------------------------------------------------------------------------------- asking

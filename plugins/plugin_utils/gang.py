@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import datetime
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -39,6 +40,11 @@ class Identity:
     start: str
     id: str
     user: str
+
+    @property
+    def age(self) -> float:
+        """Seconds since its start, by this machine's clock."""
+        return max(0.0, time.time() - datetime.datetime.fromisoformat(self.start).timestamp())
 
 
 class Gang:
@@ -104,36 +110,40 @@ class Gang:
         """Undo the job's preparation where it has not started; return an error for each node that may still be held."""
         return self._until_done(lambda left: self.ask("discard", DISCARD_SECONDS, left)[1], hosts)
 
-    def stop(self, grace_seconds: int, because: str = "") -> tuple[Replies, dict[str, NodeError]]:
+    def stop(
+        self, grace_seconds: int, because: str = "", hosts: Iterable[str] | None = None
+    ) -> tuple[Replies, dict[str, NodeError]]:
         """TERM on all nodes at the same moment, a grace, KILL; a rank that has ended already stays as it is.
 
         Args:
             grace_seconds: between TERM and KILL.
             because: why, for the nodes' records; "" for a stop on request.
-        """
-        return self.ask("stop", grace_seconds + STOP_SECONDS, grace_seconds=grace_seconds, because=because)
-
-    def end(self, grace_seconds: int, because: str = "") -> tuple[Replies, dict[str, NodeError]]:
-        """Stop the job as ``stop`` does, and see to it: a node that could not is told again.
+            hosts: which nodes; None means all.
 
         Returns:
-            Replies of the nodes where nothing of the job is left, and errors of the others.
+            Replies of the nodes where nothing of the job is left, and errors of the others: with ``left``, the ids of
+            processes that cannot be ended, where that is why.
         """
+        seconds = grace_seconds + STOP_SECONDS
+        replies, errors = self.ask("stop", seconds, hosts, grace_seconds=grace_seconds, because=because)
+        for host, (reply, _payload) in list(replies.items()):
+            if reply["left"]:
+                pids = ", ".join(map(str, reply["left"]))
+                state = f"still runs processes of the job that cannot be ended: {pids}"
+                errors[host] = NodeError(host, state, left=reply["left"])
+                del replies[host]
+        return replies, errors
+
+    def end(self, grace_seconds: int, because: str = "") -> tuple[Replies, dict[str, NodeError]]:
+        """Stop the job as ``stop`` does, and see to it: a node that could not is told again."""
         done: Replies = {}
 
-        def stop(hosts: Iterable[str]) -> dict[str, NodeError]:
-            seconds = grace_seconds + STOP_SECONDS
-            replies, errors = self.ask("stop", seconds, hosts, grace_seconds=grace_seconds, because=because)
-            for host, answer in replies.items():
-                left = answer[0]["left"]
-                if left:
-                    pids = ", ".join(map(str, left))
-                    errors[host] = NodeError(host, f"still runs processes of the job that cannot be ended: {pids}")
-                else:
-                    done[host] = answer
+        def tell(hosts: Iterable[str]) -> dict[str, NodeError]:
+            replies, errors = self.stop(grace_seconds, because, hosts)
+            done.update(replies)
             return errors
 
-        errors = self._until_done(stop, self.settings)
+        errors = self._until_done(tell, self.settings)
         return {host: done[host] for host in self.settings if host in done}, errors
 
     def _until_done(

@@ -83,7 +83,7 @@ def keep_newest(gang: Gang, keep: int, lost: Collection[str] = ()) -> list[str]:
     asked = [one for one in gang.settings.values() if one.host not in lost]
     cleaned, errors = clean(asked, gang.open, keep, who())
     summary = [summed_up(cleaned)] if removes(cleaned) else []
-    return [*summary, *left_over(cleaned), *(f"{error}; nothing was removed there" for error in errors.values())]
+    return [*summary, *left_over(cleaned), *(f"{error}; what is old may still lie there" for error in errors.values())]
 
 
 def removes(cleaned: Mapping[str, Cleaned]) -> bool:

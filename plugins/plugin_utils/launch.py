@@ -25,7 +25,12 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.fan_out import fan_out
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.files import nodes_at_once, too_few
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.frameworks import CLI, FABRIC, FABRIC_LAUNCHED, PLAIN
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang, Identity, OpenChannel
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import (
+    DISCARD_SECONDS,
+    Gang,
+    Identity,
+    OpenChannel,
+)
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight import brief
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.clocks import ahead
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
@@ -51,6 +56,8 @@ QUICK_SECONDS = 2
 PROGRESS_SECONDS = 10
 KEEP_SECONDS = 60
 """How often nodes that are ready are told to wait for those that are not yet."""
+LOOK_SECONDS = 0.02
+"""How often it is looked whether a node that is about to be released has answered."""
 PREPARE_TRIES = 3
 """How often a node is asked whose answer is lost with the connection."""
 LAUNCHERS = ("lightning", "torchrun", "python")
@@ -124,17 +131,26 @@ class Launch:
         self._open = functools.cache(open_channel)  # each host is talked to by one thread at a time
         self._prepared: dict[str, dict[str, Any]] = {}
         self._asked: set[str] = set()  # to hold their node, which they do or may do
+        self._asking: set[str] = set()  # whose answer to that is awaited
+        self._given_up = False
         self._watch_key = secrets.token_hex(32)
         self._say: Callable[[str], None] = lambda line: None
+        self._look_up: Callable[[], None] = lambda: None
         self._telling = threading.Lock()
         self._told = self._kept = time.monotonic()
 
-    def prepare(self, dry: bool = False, say: Callable[[str], None] = lambda line: None) -> Topology:
+    def prepare(
+        self,
+        dry: bool = False,
+        say: Callable[[str], None] = lambda line: None,
+        look_up: Callable[[], None] = lambda: None,
+    ) -> Topology:
         """Make every node ready, or none: checks, the hold on it, the code.
 
         Args:
             dry: only check; hold and copy nothing.
             say: is told that the job waits for nodes, and how far the code is if that takes long.
+            look_up: is called while it takes long; what it raises, from any thread, ends that.
 
         Raises:
             JobError: names every node that could not, with its reason; the others are as they were before.
@@ -142,7 +158,7 @@ class Launch:
         at_once, files = nodes_at_once(len(self.gang.settings))
         if at_once < len(self.gang.settings):  # each is followed all the time
             raise JobError(f"{too_few(files)}. Nothing was started on any node.")
-        self._say = say
+        self._say, self._look_up = say, look_up
         with self.undoing(say):
             self._prepare_all(dry, say)
             self.gang.topology = rank_nodes(list(self.gang.settings.values()), self._prepared)
@@ -182,6 +198,7 @@ class Launch:
                 say(f"waiting for up to {patience:.0f} s: {next(iter(errors.values()))}")
                 waiting = True
             time.sleep(RETRY_SECONDS)
+            self._look_up()
 
     def _gives_way(self, error: NodeError) -> bool:
         """Whether a node is held by a job that is not started yet and will see that this one was first."""
@@ -201,25 +218,28 @@ class Launch:
             size=self.job.bundle.size,
             dry=dry,
         )
+        self._asking.add(host)
         if not dry:
             self._asked.add(host)
         try:
             reply = self._ask_to_prepare(request, host)
-            self._deliver(request, host, reply, dry)
-        except NodeError as error:
-            # It has undone what it did, or was not reached.
-            if isinstance(error, Refused | Unable) or error.facts.get("unsent"):
-                self._asked.discard(host)
-            raise
+        finally:
+            self._asking.discard(host)
+        self._deliver(request, host, reply, dry)
         return reply
 
     def _ask_to_prepare(self, request: dict[str, Any], host: str) -> dict[str, Any]:
-        for tries_left in reversed(range(PREPARE_TRIES)):
+        for number in range(PREPARE_TRIES):
             before = time.time()
             try:
                 reply, _payload = self._open(host).call(request)
-            except Unreachable as error:
-                if not tries_left or error.facts.get("unsent"):
+            except NodeError as error:
+                is_unasked = isinstance(error, Unable) or error.facts.get("unsent", False)
+                # It has undone what it did, or was not reached; but of an earlier try nothing is known.
+                if (is_unasked or isinstance(error, Refused)) and not number:
+                    self._asked.discard(host)
+                is_lost = isinstance(error, Unreachable) and not is_unasked
+                if not is_lost or number == PREPARE_TRIES - 1 or self._given_up:
                     raise
                 time.sleep(RETRY_SECONDS)  # then it takes its own earlier hold back
             else:
@@ -247,6 +267,7 @@ class Launch:
         """Send a large bundle, from where an earlier try ended, however long it takes, as long as pieces arrive."""
         content, has, size, losses = self.job.bundle.content, 0, 0, 0  # first it is asked what it has
         while has < len(content):
+            self._look_up()
             began = time.monotonic()
             piece = content[has : has + size]
             try:
@@ -277,7 +298,7 @@ class Launch:
         if is_time_to_ask:
             waiting = [host for host in self.gang.settings if host in self._asked]
             self.gang.ask(
-                "receive", KEEP_SECONDS, waiting, bundle=self.job.bundle.sha256, packed=self._packed, offset=-1
+                "receive", KEEP_SECONDS, waiting, bundle=self.job.bundle.sha256, packed=self._packed, offset=None
             )
 
     def _require_alike(self) -> None:
@@ -432,6 +453,9 @@ class Launch:
         Returns:
             A line for each node that may still be held, with why and the remedy; "" if there is none.
         """
+        deadline = time.monotonic() + DISCARD_SECONDS
+        while self._asking and time.monotonic() < deadline:  # a hold that came after would stay
+            time.sleep(LOOK_SECONDS)
         left = self.gang.discard([host for host in self.gang.settings if host in self._asked])
         self._asked = set(left)
         return "\n".join(
@@ -446,6 +470,7 @@ class Launch:
         try:
             yield
         except BaseException as error:
+            self._given_up = True
             held = self.discard()
             if held and isinstance(error, JobError):
                 raise JobError(f"{error}\n{held}") from None

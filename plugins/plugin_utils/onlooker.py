@@ -5,9 +5,7 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import threading
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -56,9 +54,7 @@ class Onlooker:
         self._screen = screen
         self._starts = starts
         self._stacks = stacks
-        start = datetime.datetime.fromisoformat(gang.identity.start)
-        age = max(0.0, time.time() - start.timestamp())
-        self._watch = stall.StallWatch(stall_timeout_seconds, rendezvous_timeout_seconds, age_seconds=age)
+        self._watch = stall.StallWatch(stall_timeout_seconds, rendezvous_timeout_seconds, age_seconds=gang.identity.age)
         self._explaining: threading.Thread | None = None
         self._silence: stall.Silence | None = None  # to be explained
         self._signs = (0, 0)  # of life: bytes printed, ranks ended

@@ -15,13 +15,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.directory import is_job_id
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.logs import RankLog
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import Node
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import shown
-
-JOB_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[A-Za-z0-9_][A-Za-z0-9_-]{0,39}-[0-9a-f]{4}")
-"""What ``new_job_id`` returns."""
 
 
 def who() -> str:
@@ -34,7 +32,7 @@ def who() -> str:
 
 
 def new_job_id(script: str, now: datetime.datetime) -> str:
-    """Return YYYYmmdd-HHMMSS-<script>-<4 hex>, safe as a file name and as part of a unit's name.
+    """Return an id (see ``is_job_id``), safe as a file name and as part of a unit's name.
 
     Args:
         script: path of the script.
@@ -46,7 +44,7 @@ def new_job_id(script: str, now: datetime.datetime) -> str:
 
 def check_job_id(job: str) -> None:
     """Raise JobError for what is no job's id: it becomes a file name here and on the nodes."""
-    if not JOB_ID.fullmatch(job):
+    if not is_job_id(job):
         raise JobError(
             f"{shown(job)} is no job's id, which is like 20261122-173005-train-1a2b; ansible-playbook status.yml lists "
             "those there are"

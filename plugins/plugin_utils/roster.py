@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.directory import is_job_id
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import GOING_ON
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import noticed
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError
@@ -17,7 +18,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.fan_out import fan_out
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang, Identity, OpenChannel
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.logs import printable
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import JOB_ID, check_job_id
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import check_job_id
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.replies import is_address
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import Node, Topology
@@ -142,7 +143,7 @@ def look(
     for host, jobs in answers.items():
         for job in jobs:
             spec = _readable(job["spec"] or {})
-            if not JOB_ID.fullmatch(job["id"]) or only not in (None, job["id"]) or not _has_rank(spec):
+            if not is_job_id(job["id"]) or only not in (None, job["id"]) or not _has_rank(spec):
                 continue
             state = _readable(job["state"])
             part = Part(host, state["state"], state, printable(job["last_line"]), job["size"])

@@ -68,13 +68,17 @@ def run(order: Order, desk: Desk) -> dict[str, Any]:
     launch, origin = plan(order, desk)
     gang = launch.gang
     record = Record(order.runs, gang.job_id)
+
+    def look_up() -> None:
+        if desk.interrupts.came:  # ansible-playbook was killed meanwhile, which raises nothing here
+            raise Interrupted
+
     with desk.interrupts.raising():
         if origin:  # before any node is held: it may take long
             file = origin.fetch(order.runs)
-        topology = launch.prepare(say=desk.say)
+        topology = launch.prepare(say=desk.say, look_up=look_up)
         with launch.undoing(desk.say):
-            if desk.interrupts.came:  # ansible-playbook was killed meanwhile, which raises nothing here
-                raise Interrupted
+            look_up()
             try:
                 about = described(launch.job, order) | ({"checkpoint_step": origin.checkpoint.step} if origin else {})
                 record.create(state="prepared", command=without_values(sys.argv), **about)

@@ -45,12 +45,15 @@ def stop(
     for note in notes:
         say(note)
     replies, failed = gang.end(grace_seconds)
+    if not view.spec:  # never started: a node that did not answer may hold it too, and no other can say so
+        failed = {**errors, **failed}
     if failed:
         done = ", ".join(replies) or "no node"
         raise in_one(failed.values(), f"Job {view.id} is stopped on {done}; run this again for the others.")
-    record = Record.read(runs, view.id)
-    if record and record.data.get("state") in GOING_ON:
-        record.note(say, state="stopped")
     states = {host: reply["state"] for host, (reply, _payload) in replies.items()}
+    record = Record.read(runs, view.id)
+    # One that had ended before has its end on the nodes, for logs.yml.
+    if record and record.data.get("state") in GOING_ON and {"stopped", "prepared"} & set(states.values()):
+        record.note(say, state="stopped")
     may_have_run = [part.host for part in view.parts.values() if part.state in (*GOING_ON, "unknown")]
     return {"job": view.id, "states": states, "was_running": any(host in states for host in may_have_run)}

@@ -146,7 +146,7 @@ def test_detach_status_logs_and_stop(cluster: Cluster, timeline: Timeline) -> No
     line = status.first(r"^ *\{.*\} *$")
     assert line, status.text
     (mine,) = [one for one in json.loads(line.text)["jobs"] if one["id"] == job]
-    assert (mine["script"], mine["state"], mine["world_size"]) == ("count.py", "running", 3)
+    assert (mine["script"], mine["state"], mine["nodes"]) == ("count.py", "running", 3)
     assert [(rank["rank"], rank["host"], rank["state"]) for rank in mine["ranks"]] == [
         (number, f"node{number}", "running") for number in range(3)
     ]

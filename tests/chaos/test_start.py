@@ -39,7 +39,7 @@ def test_two_at_the_same_moment(cluster: Cluster, timeline: Timeline) -> None:
 
 
 def test_a_second_job_is_refused_or_waits(cluster: Cluster, timeline: Timeline) -> None:
-    first = counting(cluster, lines=500)
+    first = counting(cluster, lines=1500)
     job = first.job
     refused = cluster.run("succeeds.py")
     assert refused.wait() == 2

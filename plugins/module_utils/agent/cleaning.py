@@ -42,6 +42,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs imp
     read_current,
     read_json,
     reason_path,
+    started_by,
     started_path,
     unit_name,
 )
@@ -100,6 +101,7 @@ def clean(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
             trash.take("envs", env)
     for name in gone:
         trash.take("jobs", name)
+    for name in trash.taken["jobs"]:
         gate, job_dir = gate_path(named(request, name)), job_directory(named(request, name))
         if request["dry"]:
             with suppress(OSError):
@@ -162,10 +164,7 @@ def read_spec(job_dir: str) -> dict[str, str] | None:
 
 def is_of(owner: str | None, job_dir: str) -> bool:
     """Whether a job is one of the owner's, or, as one that never started, nobody's; None owns all."""
-    if owner is None:
-        return True
-    spec = believed(read_json(os.path.join(job_dir, "spec.json")), {"user": is_text})
-    return spec.get("user") == owner if spec else not os.path.exists(started_path(job_dir))
+    return owner is None or started_by(job_dir) in (owner, None)
 
 
 def ended(request: Request, names: list[str], trash: Trash) -> list[str]:

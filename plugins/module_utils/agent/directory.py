@@ -63,6 +63,7 @@ def is_job_id(name: str) -> bool:
         is_made_of(day, DIGITS, 8)
         and is_made_of(clock, DIGITS, 6)
         and 0 < len(script) <= 40
+        and not script.startswith("-")
         and ID_CHARACTERS.issuperset(script)
         and is_made_of(number, HEX, 4)
     )
@@ -71,7 +72,7 @@ def is_job_id(name: str) -> bool:
 def is_job_file(name: str) -> bool:
     """Return whether it is a file that lies beside jobs' folders, or a part of one that was not finished."""
     stem, _dot, number = name.rpartition(".")
-    if is_number(number):
+    if is_digits(number):
         name = stem
     job, _dot, kind = name.partition(".")
     kinds = ("start", "start.part", "started", "because", "log")
@@ -81,7 +82,7 @@ def is_job_file(name: str) -> bool:
 def is_bundle(name: str) -> bool:
     """Return whether it is a bundle: the SHA-256 of some code, or a part of it that was not finished."""
     digest, dot, part = name.partition(".")
-    return is_made_of(digest, HEX, 64) and (not dot or part == "part" or is_number(part))
+    return is_made_of(digest, HEX, 64) and (not dot or part == "part" or is_digits(part))
 
 
 def is_env(name: str) -> bool:
@@ -93,12 +94,12 @@ def is_trash(name: str) -> bool:
     """Return whether it was put into the trash by ``cleaning.Trash``, or moved there by ``cleaning.remove``."""
     kind, _dot, rest = name.partition(".")
     stem, _dot, number = rest.rpartition(".")
-    if not is_number(number):
+    if not is_digits(number):
         return False
-    return is_number(stem) if kind == "deep" else kind in FOLDERS and FOLDERS[kind](stem)
+    return is_digits(stem) if kind == "deep" else kind in FOLDERS and FOLDERS[kind](stem)
 
 
-def is_number(text: str) -> bool:
+def is_digits(text: str) -> bool:
     """Return whether it consists of digits."""
     return bool(text) and DIGITS.issuperset(text)
 
@@ -119,7 +120,7 @@ FILES: dict[str, Callable[[str], bool]] = {
 def trusted() -> set[int]:
     """Return the accounts that may own folders on the way: root, this one, and the one that became this one."""
     through_sudo = os.environ.get("SUDO_UID", "")
-    return {0, os.geteuid(), *([int(through_sudo)] if is_number(through_sudo) else [])}
+    return {0, os.geteuid(), *([int(through_sudo)] if is_digits(through_sudo) else [])}
 
 
 def account(uid: int) -> str:

@@ -51,8 +51,17 @@ def reason_path(job_dir: str) -> str:
 
 
 def started_path(job_dir: str) -> str:
-    """Return the file beside a job's folder that says that it was started; unlike what is in it, not the job's own."""
+    """Return the file beside a job's folder that says who started it; unlike what is in it, not the job's own."""
     return job_dir + ".started"
+
+
+def started_by(job_dir: str) -> str | None:
+    """Return who started a job, "" if that is not known; None for one that was never started."""
+    try:
+        with open(started_path(job_dir), encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
 
 
 def log_path(job_dir: str) -> str:

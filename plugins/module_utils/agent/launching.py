@@ -147,12 +147,14 @@ def receive(request: Request, payload: bytes) -> tuple[Reply, bytes]:
     """Store a piece of a compressed bundle that is too large for one request, and have the prepared job wait on.
 
     Request: as for ``prepare``, packed (the SHA-256 of the whole as it is sent), offset (where the payload begins in
-    it). Reply: has (how many of its first bytes are here: what an earlier try has brought stays).
+    it; None: only wait on). Reply: has (how many of its first bytes are here: what an earlier try has brought stays).
     """
     try:
         os.utime(job_directory(request))  # its supervisor would give up
     except FileNotFoundError:
         raise Refusal(f"is not prepared for job {request['job']['id']} any more") from None
+    if request["offset"] is None:
+        return {"has": 0}, b""
     with open(os.open(part_path(request), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "r+b") as file:
         has = file.seek(0, os.SEEK_END)
         if has == request["offset"]:
@@ -236,9 +238,10 @@ def fork_supervisor(request: Request, user: User, listener: Socket | None) -> No
             sys.stderr.flush()
             os._exit(0)
     os.close(log)
-    write_current(request, pid)
     if os.geteuid() == 0 and has_systemd():
         adopt(unit_name(request), pid)
+    # Until then this agent holds the node, and a second request ends it: it would undo what that one has made.
+    write_current(request, pid)
 
 
 def adopt(unit: str, pid: int) -> None:

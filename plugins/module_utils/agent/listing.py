@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import os
 
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.directory import is_job_id
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import (
     Holder,
     log_path,
     open_own,
     read_current,
     read_json,
+    started_by,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.limits import LONGEST_REPLY
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import operation, suppress
@@ -32,29 +34,29 @@ def jobs(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
 
     Request: directory, newest (how many at most), only (one job's id, or None). Reply: jobs, a list of {id, spec (as
     the controller wrote it, or None for a job that never started), state (as for ``follow``), size (bytes of the log),
-    last_line (bytes), user (of the job that held the node last, else "")}. A spec has ``ranks``, which are many on a
+    last_line (bytes), user (who started it; "" if that is not known)}. A spec has ``ranks``, which are many on a
     large cluster, only for ``only`` and on rank 0.
     """
     folder = os.path.join(request["directory"], "jobs")
     ids: list[str] = []
     with suppress(OSError):
-        # An id begins with its time; a job's folder is all that has no dot in its name there, but the lock.
-        ids = sorted((name for name in os.listdir(folder) if os.path.isdir(os.path.join(folder, name))), reverse=True)
+        ids = sorted(filter(is_job_id, os.listdir(folder)), reverse=True)  # an id begins with its time
     if request["only"]:
         ids = [name for name in ids if name == request["only"]]
     current = read_current(folder)
-    newest = ids[: request["newest"]]
+    meant = ids[: request["newest"]]
+    meant += [name for name in ids[len(meant) :] if name == current["id"]]
     found = []
-    for name in [*newest, *(name for name in ids[len(newest) :] if name == current["id"])]:
+    for name in meant:
         job_dir = os.path.join(folder, name)
         holder = Holder({**request, "job": {"id": name}})
         size, last_line = last_words(job_dir)
         spec = believed(read_json(os.path.join(job_dir, "spec.json")), SPEC)
         if spec and spec.get("rank") != 0 and not request["only"]:
             spec.pop("ranks", None)
-        spec = spec and shortened(spec, LONGEST_REPLY // 2 // len(ids[: request["newest"]]))
+        spec = spec and shortened(spec, LONGEST_REPLY // 2 // len(meant))
         state = job_state(job_dir, holder)
-        user = current["user"] if name == current["id"] else ""
+        user = started_by(job_dir) or (current["user"] if name == current["id"] else "")
         found.append({"id": name, "spec": spec, "state": state, "size": size, "last_line": last_line, "user": user})
     return {"jobs": found}, b""
 

@@ -152,8 +152,16 @@ def excuse(request: Request, error: BaseException) -> Reply:
     op = request.get("op")
     if isinstance(error, OutOfTime):
         return {"refusal": f"gave up {op}, which took too long; look at the load and the disk there", "failed": True}
-    kind = "" if isinstance(error, OSError) else type(error).__name__
+    kind = "" if isinstance(error, OSError) else f"{type(error).__name__} in {place(error)}"
     return {"refusal": f"failed at {op}: {': '.join(filter(None, (kind, said(error))))}", "failed": True}
+
+
+def place(error: BaseException) -> str:
+    """Return the module and the line where it was raised: what is no error of the system's is a defect."""
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    return f"{trace.tb_frame.f_globals['__name__'].rpartition('.')[2]}, line {trace.tb_lineno}" if trace else "?"
 
 
 def written(reply: Reply) -> bytes:

@@ -92,7 +92,8 @@ def stop(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     if not os.path.isdir(job_dir):
         raise Refusal(f"has no job {request['job']['id']}")
     supervisor = holder.pid()
-    if not any(map(os.path.exists, (started_path(job_dir), gate_path(request)))):
+    signs = (started_path(job_dir), gate_path(request), os.path.join(job_dir, "state.json"))
+    if not any(map(os.path.lexists, signs)):
         discard(request, b"")
         return {"state": "prepared", "left": end_leftovers(request)}, b""
     if supervisor:

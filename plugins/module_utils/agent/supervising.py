@@ -72,7 +72,7 @@ def supervise(request: Request, user: User, listener: Socket | None) -> None:
     order = wait_at_gate(request)
     if order is None:
         return
-    write_file(started_path(job_directory(request)), b"", 0o644)
+    write_file(started_path(job_directory(request)), request["job"]["user"].encode(errors="replace"), 0o644)
     os.unlink(gate_path(request))
     # Orphans of the job become children of this process (PR_SET_CHILD_SUBREAPER), so none escapes the final sweep.
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)

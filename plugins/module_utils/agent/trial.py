@@ -17,7 +17,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.programs
     last_line,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, said
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.records import is_count, is_text
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.records import is_count, is_flag, is_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's start
@@ -61,7 +61,7 @@ TOLD: dict[str, Callable[[object], bool]] = {
     "python": is_text,
     **dict.fromkeys(("torch", "cuda", "nccl", "importing"), lambda value: value is None or is_text(value)),
     "devices": lambda value: is_count(value) and isinstance(value, int) and value >= 0,
-    "usable": lambda value: isinstance(value, bool),
+    "usable": is_flag,
     "failed": lambda value: isinstance(value, dict) and all(map(is_text, (*value, *value.values()))),
 }
 """What TRIAL may tell; what it imports could write there too."""

@@ -164,7 +164,7 @@ def test_short_names_of_an_inventory_are_somebody_elses(cluster: Cluster) -> Non
     assert "[0 node0] ['--lr', '1']" in done("run.yml", "-e", f"@{options}", "-e", "keep=9")
     done("preflight.yml", "-e", "skip=reach,collective,hardware,software")
     job = json.loads(next((cluster.folder / "trapped").glob("*-*/job.json")).read_text())
-    assert (job["launcher"], job["resumed"], job["state"]) == ("lightning", None, "succeeded")
+    assert (job["launcher"], job["resumed"], job["state"]) == ("python", None, "succeeded")
     assert job["id"] in done("status.yml")
     assert "[0 node0] ['--lr', '1']" in done("logs.yml")
     done("clean.yml", "-e", "keep=99")

@@ -99,13 +99,13 @@ def test_a_job_that_ended_in_any_way(node: LocalNode, state: str) -> None:
 
 
 def test_only_the_owners_jobs_count_and_go(node: LocalNode) -> None:
+    """Whose a job is says a file that only root can write; what the job has written into its own does not count."""
     for number, user in enumerate(("ana@laptop", "bob@desk", "ana@laptop", "ana@desk", "bob@desk")):
-        leave(node, job_id(number), spec={**spec(), "user": user})
+        leave(node, job_id(number), spec={**spec(), "user": "ana@laptop"})
+        Path(f"{node.job_dir(job_id(number))}.started").write_text(user)
     leave(node, job_id(5), state="")  # never started, so nobody's
-    leave(node, job_id(6), spec={"user": 7})  # its job has changed what it says
-    for number in range(7):
-        Path(f"{node.job_dir(job_id(number))}.started").touch(exist_ok=number != 5)
-    Path(f"{node.job_dir(job_id(5))}.started").unlink()
+    leave(node, job_id(6), spec={**spec(), "user": "ana@laptop"})
+    Path(f"{node.job_dir(job_id(6))}.started").touch()  # by a version that did not say
     assert clean(node, 1, dry=True, owner="ana@laptop")["jobs"] == [job_id(2), job_id(0)]
     assert clean(node, 0, owner="ana@laptop")["jobs"] == [job_id(5), job_id(2), job_id(0)]
     assert clean(node, 0, owner="eve@laptop") == FREED
@@ -200,6 +200,19 @@ def test_folders_nested_deeper_than_a_path_is_long(node: LocalNode) -> None:
     with nested(leave(node), 2500):
         assert clean(node) == {**FREED, "jobs": [JOBS[1]]}
         assert sorted(os.listdir(node.directory)) == [".thunderhead", "bundles", "env", "jobs"]
+
+
+def test_of_a_job_that_stays_nothing_goes(node: LocalNode) -> None:
+    leave(node, JOBS[1])
+    beside = [Path(f"{node.job_dir(JOBS[1])}.{kind}") for kind in ("started", "log")]
+    for path in beside:
+        path.touch()
+    (node.directory / "jobs").chmod(0o777)
+    assert clean(node)["left"] == [(f"jobs/{JOBS[1]}", "others than root and this account may write in jobs")]
+    assert all(path.exists() for path in beside)
+    (node.directory / "jobs").chmod(0o711)
+    assert clean(node)["jobs"] == [JOBS[1]]
+    assert not any(path.exists() for path in beside)
 
 
 def test_what_cannot_be_removed_is_said(node: LocalNode, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,10 @@
 import datetime
 import io
+import json
 import os
 import pwd
+import random
+import re
 import stat
 import subprocess
 import sys
@@ -14,9 +17,11 @@ import pytest
 import yaml
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import cleaning, directory
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils import replies
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import make_bundle
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import new_job_id
 from local_nodes import IS_ROOT, NOBODY, LocalNode, code, refused
-from playing import play
+from playing import ROOT, play
 
 JOB = "20261122-173005-train-0a0a"
 NOW = datetime.datetime.now()
@@ -65,6 +70,7 @@ def test_every_id_that_is_given_has_the_form_of_one(script: str) -> None:
         *("photos", "lock", "20261122", "20261122-photos", "20261122-173005-0a0a", "20261122-173005-train-0A0A"),
         *("20261122-173005-train-0a0a.start", "20261122-173005-tr ain-0a0a", "2026112-173005-train-0a0a", "job-1", ""),
         *(f"20261122-173005-{'x' * 41}-0a0a", "20261122-173005-train-0a0a\n", "٢٠٢٦١١٢٢-173005-train-0a0a"),
+        "20261122-173005--train-0a0a",
     ],
 )
 def test_what_is_no_id(name: str) -> None:
@@ -100,6 +106,43 @@ def test_what_is_no_id(name: str) -> None:
 )
 def test_forms(kind: Callable[[str], bool], ours: list[str], others: list[str]) -> None:
     assert [name for name in [*ours, *others] if kind(name)] == ours
+
+
+def odd(text: str, chance: random.Random) -> str:
+    """Return a text that is the same but for some characters, or not even that."""
+    characters = list(text)
+    for _time in range(chance.randrange(3)):
+        at = chance.randrange(len(characters))
+        characters[at : at + chance.randrange(2)] = chance.choice(["", "", *"-_.0aAfgZ\n/é٣ ", "0" * 40])
+    return "".join(characters)
+
+
+def test_ids_and_digests_by_a_pattern() -> None:
+    """The agent does without the module re, and what the controller takes for a digest is what the agent removes."""
+    job_id = re.compile(r"[0-9]{8}-[0-9]{6}-[A-Za-z0-9_][A-Za-z0-9_-]{0,39}-[0-9a-f]{4}")
+    chance = random.Random(7)
+    ids = [
+        odd(chance.choice([JOB, f"20261122-173005-{'x' * 40}-0a0a", "20261122-173005-a-b-c-0a0a"]), chance)
+        for _ in range(9999)
+    ]
+    assert [name for name in ids if directory.is_job_id(name)] == [name for name in ids if job_id.fullmatch(name)]
+    assert len({name for name in ids if directory.is_job_id(name)}) > 99
+    digests = [odd("0123456789abcdef" * 4, chance) for _ in range(9999)]
+    bare = [name for name in digests if "." not in name]  # a part of one has a point
+    is_digest = replies.matches(replies._SHA256)
+    assert [name for name in bare if directory.is_bundle(name)] == [name for name in bare if is_digest(name)]
+
+
+def test_what_is_made_has_these_forms(tmp_path: Path) -> None:
+    code(tmp_path / "code", "print(1)")
+    assert directory.is_bundle(make_bundle(tmp_path / "code", "train.py", 1).sha256)
+    script = ROOT / "roles" / "python_env" / "files" / "node.py"
+    for digest in "abc":
+        told = subprocess.run(
+            [sys.executable, script, tmp_path, "cpu", digest], stdout=subprocess.PIPE, check=True
+        ).stdout
+        kind, name = json.loads(told)["target"].split("/")
+        assert directory.FOLDERS[kind](name) and kind == "envs"
 
 
 # ------------------------------------------------------------------------------------------------------- whose it is
@@ -379,7 +422,9 @@ def test_a_folder_of_somebody_else_stays(tmp_path: Path) -> None:
     (place / "jobs" / JOB).mkdir()
     os.chown(place / "jobs", NOBODY, -1)
     assert cleaning.unmake(str(place), ["jobs"], dry=False) == ([], ["jobs"])
-    reply, _payload = cleaning.clean({"directory": str(place), "keep": 0, "dry": False, "seconds": 60}, b"")
+    reply, _payload = cleaning.clean(
+        {"directory": str(place), "keep": 0, "dry": False, "seconds": 60, "owner": None}, b""
+    )
     assert reply["jobs"] == []
     assert reply["left"] == [(f"jobs/{JOB}", "others than root and this account may write in jobs")]
     assert (place / "jobs" / JOB).exists()
@@ -391,7 +436,7 @@ def test_what_a_clean_leaves_alone(node: LocalNode) -> None:
         (node.directory / name).mkdir(parents=True)
     (node.directory / "bundles" / "a.tar").write_text("x")
     before = tree(node.directory)
-    reply = node.ask("clean", keep=0, dry=False, seconds=60)
+    reply = node.ask("clean", keep=0, dry=False, seconds=60, owner=None)
     assert [reply[name] for name in ("jobs", "bundles", "envs", "left")] == [[], [], [], []]
     assert tree(node.directory) == before
 
@@ -407,6 +452,17 @@ def test_without_the_marker_nothing_is_done(node: LocalNode, tmp_path: Path, op:
         f"node0 has a cluster_dir {node.directory} that was not made by setup.yml: there is no .thunderhead in it; "
         "run: ansible-playbook setup.yml, or correct cluster_dir in the inventory"
     )
+    assert tree(node.directory) == before
+
+
+@pytest.mark.parametrize("op", ["inspect", "prepare", "clean"])
+def test_where_others_could_put_something_in_its_place_nothing_is_done(
+    open_folder: Path, tmp_path: Path, op: str
+) -> None:
+    node = LocalNode(open_folder / "node").set_up()
+    before = tree(node.directory)
+    message = refused(node, op, code(tmp_path / "code", ""), keep=0, seconds=60)
+    assert f"may write in {open_folder}; {BELOW}" in message
     assert tree(node.directory) == before
 
 

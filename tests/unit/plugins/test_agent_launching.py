@@ -1,3 +1,5 @@
+import contextlib
+import dataclasses
 import hashlib
 import os
 import re
@@ -8,6 +10,7 @@ import subprocess
 import time
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,7 +18,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import j
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import Bundle, make_bundle
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError
-from local_nodes import DAEMON, IS_ROOT, SLEEP, LocalNode, alive, closed, code, daemon_of, full, refused, until
+from local_nodes import DAEMON, IS_ROOT, SLEEP, Altered, LocalNode, alive, closed, code, daemon_of, full, refused, until
 
 
 def test_a_job_from_start_to_end(node: LocalNode, tmp_path: Path) -> None:
@@ -226,3 +229,20 @@ def test_what_a_crashed_job_left_running_is_ended(node: LocalNode, tmp_path: Pat
     node.prepare(bundle, "job-2")
     assert not alive(daemon_of(node))
     assert processes.marked(str(node.job_dir())) == []
+
+
+def test_a_preparation_that_is_taken_back_does_not_undo_the_next(node: LocalNode, tmp_path: Path) -> None:
+    """Where systemd is slow to take the supervisor in, the first agent still runs when the job is prepared again."""
+    slow = (
+        "if os.geteuid() == 0 and has_systemd():\n        adopt(unit_name(request), pid)",
+        "if True:\n        time.sleep(1.5)\n        raise Refusal('has no such process')",
+    )
+    bundle = code(tmp_path / "code", "print('trained')")
+    first = dataclasses.replace(node, connection=Altered(slow))
+    with contextlib.suppress(NodeError), ThreadPoolExecutor() as pool:
+        lost = pool.submit(first.ask, "prepare", bundle)
+        until(lambda: node.supervisor() is not None)
+        time.sleep(0.5)
+        node.prepare(bundle)
+        lost.result()
+    assert (node.jobs, bool(node.supervisor())) == (["job-1"], True)

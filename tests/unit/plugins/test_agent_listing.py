@@ -10,6 +10,8 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.listing 
 from left_jobs import leave
 from local_nodes import IS_ROOT, NOBODY, SLEEP, LocalNode, code, until
 
+JOBS = [f"2026010{day}-000000-job-000{day}" for day in (1, 2, 3)]
+
 
 def listed(node: LocalNode, newest: int = 20, only: str | None = None) -> list[dict[str, Any]]:
     jobs: list[dict[str, Any]] = node.channel().call(
@@ -24,33 +26,40 @@ def test_a_node_without_jobs(node: LocalNode, tmp_path: Path) -> None:
 
 
 def test_the_newest_come_first(node: LocalNode) -> None:
-    for name in ("20260101-job", "20260301-job", "20260201-job"):
+    for name in (JOBS[0], JOBS[2], JOBS[1]):
         leave(node, name, spec={"id": name})
-    assert [job["id"] for job in listed(node)] == ["20260301-job", "20260201-job", "20260101-job"]
-    assert [job["id"] for job in listed(node, newest=2)] == ["20260301-job", "20260201-job"]
-    assert [job["id"] for job in listed(node, newest=1, only="20260101-job")] == ["20260101-job"]
-    assert listed(node, only="20260401-job") == []
+    assert [job["id"] for job in listed(node)] == [JOBS[2], JOBS[1], JOBS[0]]
+    assert [job["id"] for job in listed(node, newest=2)] == [JOBS[2], JOBS[1]]
+    assert [job["id"] for job in listed(node, newest=1, only=JOBS[0])] == [JOBS[0]]
+    assert listed(node, only="20260401-000000-job-0000") == []
+
+
+def test_what_is_no_job_takes_no_jobs_place(node: LocalNode) -> None:
+    leave(node, JOBS[0])
+    for name in ("photos", "x", "trash"):
+        leave(node, name)
+    assert [job["id"] for job in listed(node, newest=1)] == [JOBS[0]]
 
 
 def test_every_state(node: LocalNode, tmp_path: Path) -> None:
     bundle = code(tmp_path / "code", "print('last words')\n")
-    node.start(bundle)
-    node.wait()
-    leave(node, "job-0", state="running")
-    node.prepare(bundle, "job-2")
+    node.start(bundle, JOBS[1])
+    node.wait(JOBS[1])
+    leave(node, JOBS[0], state="running")
+    node.prepare(bundle, JOBS[2])
     found = {job["id"]: job for job in listed(node)}
     assert {name: job["state"]["state"] for name, job in found.items()} == {
-        "job-0": "lost",
-        "job-1": "succeeded",
-        "job-2": "prepared",
+        JOBS[0]: "lost",
+        JOBS[1]: "succeeded",
+        JOBS[2]: "prepared",
     }
-    assert (found["job-1"]["size"], found["job-1"]["last_line"]) == (11, b"last words")
-    assert found["job-1"]["spec"] == json.loads((node.job_dir() / "spec.json").read_text())
-    assert (found["job-2"]["spec"], found["job-2"]["size"], found["job-2"]["last_line"]) == (None, 0, b"")
+    assert (found[JOBS[1]]["size"], found[JOBS[1]]["last_line"]) == (11, b"last words")
+    assert found[JOBS[1]]["spec"] == json.loads((node.job_dir(JOBS[1]) / "spec.json").read_text())
+    assert (found[JOBS[2]]["spec"], found[JOBS[2]]["size"], found[JOBS[2]]["last_line"]) == (None, 0, b"")
 
 
 def test_a_job_that_runs_and_one_whose_supervisor_was_killed(node: LocalNode, tmp_path: Path) -> None:
-    node.start(code(tmp_path / "code", SLEEP))
+    node.start(code(tmp_path / "code", SLEEP), JOBS[0])
     until(lambda: listed(node)[0]["last_line"] == b"ready")
     assert listed(node)[0]["state"]["state"] == "running"
     supervisor = node.supervisor()
@@ -106,7 +115,8 @@ def test_a_file_of_somebody_else_is_no_log(tmp_path: Path) -> None:
 
 def test_the_log_of_a_job_that_put_something_else_in_its_place(node: LocalNode, tmp_path: Path) -> None:
     script = "import os\nprint('true')\nlog = os.environ['JOB_DIR'] + '/log'\nos.unlink(log)\nos.mkfifo(log)\n"
-    node.run(script, tmp_path / "code")
+    node.start(code(tmp_path / "code", script), JOBS[0])
+    node.wait(JOBS[0])
     assert listed(node)[0]["last_line"] == b"true"
 
 
@@ -127,13 +137,13 @@ def test_the_log_of_a_job_that_put_something_else_in_its_place(node: LocalNode, 
     ],
 )
 def test_a_spec_that_is_not_believed(node: LocalNode, broken: dict[str, Any]) -> None:
-    leave(node, spec={"id": "job-1", "rank": 0, **broken})
+    leave(node, JOBS[0], spec={"id": JOBS[0], "rank": 0, **broken})
     assert listed(node)[0]["spec"] is None
 
 
 def test_of_a_spec_only_what_is_known_is_passed_on(node: LocalNode) -> None:
-    leave(node, spec={"id": "job-1", "rank": 0, "devices": None, "project_dir": "/etc"})
-    assert listed(node)[0]["spec"] == {"id": "job-1", "rank": 0, "devices": None}
+    leave(node, JOBS[0], spec={"id": JOBS[0], "rank": 0, "devices": None, "project_dir": "/etc"})
+    assert listed(node)[0]["spec"] == {"id": JOBS[0], "rank": 0, "devices": None}
 
 
 @pytest.mark.parametrize(
@@ -147,14 +157,14 @@ def test_of_a_spec_only_what_is_known_is_passed_on(node: LocalNode) -> None:
     ],
 )
 def test_a_state_that_is_not_believed(node: LocalNode, text: str) -> None:
-    leave(node)
-    (node.job_dir() / "state.json").write_text(text)
+    leave(node, JOBS[0])
+    (node.job_dir(JOBS[0]) / "state.json").write_text(text)
     assert listed(node)[0]["state"] == {"state": "lost"}
 
 
 def test_ranks_come_from_rank_0_or_for_one_job(node: LocalNode) -> None:
     ranks = [{"rank": 0, "host": "node0", "address": "127.0.0.1"}]
-    leave(node, "job-0", spec={"rank": 0, "ranks": ranks})
-    leave(node, "job-1", spec={"rank": 1, "ranks": ranks})
+    leave(node, JOBS[0], spec={"rank": 0, "ranks": ranks})
+    leave(node, JOBS[1], spec={"rank": 1, "ranks": ranks})
     assert [job["spec"] for job in listed(node)] == [{"rank": 1}, {"rank": 0, "ranks": ranks}]
-    assert listed(node, only="job-1")[0]["spec"] == {"rank": 1, "ranks": ranks}
+    assert listed(node, only=JOBS[1])[0]["spec"] == {"rank": 1, "ranks": ranks}

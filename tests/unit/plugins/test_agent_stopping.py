@@ -104,3 +104,12 @@ def test_stopping_one_job_leaves_another_alone(node: LocalNode, tmp_path: Path) 
     until(lambda: node.follow(wait_seconds=1, job="job-2")[1])
     assert node.ask("stop", grace_seconds=5)["state"] == "succeeded"
     assert node.follow(wait_seconds=0, job="job-2")[0]["state"] == "running"
+
+
+def test_a_job_that_has_ended_keeps_its_files_though_its_mark_of_a_start_is_gone(
+    node: LocalNode, tmp_path: Path
+) -> None:
+    node.run("open('model.ckpt', 'w').write('weights')", tmp_path / "code")
+    os.unlink(f"{node.job_dir()}.started")
+    assert node.ask("stop", grace_seconds=5)["state"] == "succeeded"
+    assert (node.job_dir() / "work" / "model.ckpt").read_text() == "weights"

@@ -68,7 +68,7 @@ HOSTS: dict[str, dict[str, Any]] = {
     "says_no": {"ansible_become": "false", "ansible_timeout": 5, "ansible_scp_extra_args": "-l 10"},
 }
 """Host by host, settings that no other host may get."""
-GROUP = {"ansible_ssh_host_key_checking": False, "ansible_user": "of-group"}
+GROUP = {"ansible_ssh_retries": 3, "ansible_user": "of-group"}
 COMMAND_LINES: dict[str, tuple[list[str], dict[str, str]]] = {
     "nothing": ([], {}),
     "options": (

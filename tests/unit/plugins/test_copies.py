@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -63,3 +64,18 @@ def test_a_collection_that_a_firewall_needs(monkeypatch: pytest.MonkeyPatch) -> 
             "ansible-galaxy collection install community.general (the package ansible has it, ansible-core has not), "
             "or set firewall_provider in the inventory. Nothing was changed on any node"
         )
+
+
+def test_setup_looks_for_it_before_it_changes_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster_info.module_loader, "find_plugin", lambda name: None)
+    monkeypatch.setattr(cluster_info.survey, "survey", lambda *_about: {"nodes": {"node0": {"firewalls": ["ufw"]}}})
+    inventory = SimpleNamespace(
+        cluster=["node0"],
+        taking_part=["node0"],
+        open_channel=None,
+        settings=lambda hosts: [],
+        value=lambda host, name, default: default,
+    )
+    action = cluster_info.ActionModule.__new__(cluster_info.ActionModule)
+    with pytest.raises(JobError, match=r"^node0 has ufw, which needs the collection community.general, "):
+        action.act({}, inventory)

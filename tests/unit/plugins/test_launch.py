@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import random
@@ -101,6 +102,51 @@ def test_an_answer_that_was_lost_is_asked_for_again(nodes: list[LocalNode], tmp_
     assert [node.wait()[1] for node in nodes] == ["trained\n"] * 2
 
 
+class Breaking(Connection):
+    """Does what it is asked until, of some operation, it does not even reach the node, for a reason of this machine's.
+
+    Args:
+        op: the operation.
+        losses: how many answers to it are lost before.
+    """
+
+    def __init__(self, op: str, losses: int = 0) -> None:
+        super().__init__()
+        self.op, self.losses = op, losses
+
+    def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
+        if f"'op': '{self.op}'".encode() not in in_data:
+            return super().exec_command(command, in_data)
+        if not self.losses:
+            raise OSError(errno.EMFILE, "Too many open files")
+        self.losses -= 1
+        super().exec_command(command, in_data)
+        raise AnsibleConnectionFailure("the line broke")
+
+
+@pytest.mark.parametrize("connection", [Breaking("deliver"), Breaking("receive"), Breaking("prepare", losses=1)])
+def test_a_node_that_is_held_already_is_released_though_it_cannot_be_asked_more(
+    node: LocalNode, tmp_path: Path, connection: Breaking
+) -> None:
+    node.connection = connection
+    bundle = large(tmp_path / "code") if connection.op == "receive" else code(tmp_path / "code", "")
+    message = why_not(gang_of([node], bundle))
+    assert message.startswith("this machine cannot start what connects to a node: Too many open files;"), message
+    assert node.jobs == [] and node.supervisor() is None
+
+
+def test_a_node_that_refuses_a_piece_of_the_code_is_released(node: LocalNode, tmp_path: Path) -> None:
+    node.connection = Altered(("has += file.write(payload)", "raise OSError(28, 'No space left on device')"))
+    assert "has too little disk space" in why_not(gang_of([node], large(tmp_path / "code")))
+    assert node.jobs == [] and node.supervisor() is None
+
+
+def test_a_node_is_released_whose_agent_failed_after_it_was_held(node: LocalNode, tmp_path: Path) -> None:
+    node.connection = Altered(("LONGEST_REPLY = 2**22", "LONGEST_REPLY = 300"))
+    assert "has more to say than a reply holds" in why_not(gang_of([node], code(tmp_path / "code", "")))
+    assert node.jobs == [] and node.supervisor() is None
+
+
 def test_a_node_that_cannot_be_released_is_named(nodes: list[LocalNode], tmp_path: Path) -> None:
     shutil.rmtree(nodes[0].directory / "env")
     nodes[1].connection = Losing({"discard": 99}, done=False)
@@ -169,8 +215,10 @@ def test_a_thin_line_is_waited_for_as_long_as_code_arrives(
     nodes[1].connection = Thin(seconds=2.5)
     nodes[0].connection = Altered(("GATE_SECONDS = 300", "GATE_SECONDS = 6"))
     said: list[str] = []
-    launch = gang_of(nodes, large(tmp_path / "code"))
+    bundle = large(tmp_path / "code")
+    launch = gang_of(nodes, bundle)
     launch.prepare(say=said.append)
+    assert [os.listdir(node.directory / "bundles") for node in nodes] == [[bundle.sha256]] * 2
     assert any(re.fullmatch(r"sending the code: node1 has \d\.\d+ MB of 3\.0 MB", line) for line in said), said
     launch.start()
     total = sum((tmp_path / "code" / "data").read_bytes())
@@ -186,6 +234,19 @@ def test_what_has_arrived_is_kept_for_the_next_try(node: LocalNode, tmp_path: Pa
     gang_of([node], bundle).prepare()
     assert node.connection.offsets[:2] == [0, 2**20]
     assert os.listdir(node.directory / "bundles") == [bundle.sha256]
+
+
+def test_who_has_given_up_sends_no_more(node: LocalNode, tmp_path: Path) -> None:
+    """M15, M18: else the node is held for a cancelled job until all of its code has come."""
+    node.connection = Thin()
+
+    def look_up() -> None:
+        if len(node.connection.offsets) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        gang_of([node], large(tmp_path / "code")).prepare(look_up=look_up)
+    assert node.connection.offsets == [0, 0] and node.jobs == []
 
 
 def test_a_node_that_takes_no_code_is_not_sent_it_for_ever(node: LocalNode, tmp_path: Path) -> None:
@@ -232,6 +293,31 @@ def test_a_user_who_gives_up_leaves_nothing(nodes: list[LocalNode], tmp_path: Pa
     nodes[1].connection = Interrupted()
     with pytest.raises(GivenUp):
         gang_of(nodes, code(tmp_path / "code", "")).prepare()
+    assert [node.jobs for node in nodes] == [[], []]
+
+
+def test_a_user_who_gives_up_before_a_node_was_reached(nodes: list[LocalNode], tmp_path: Path) -> None:
+    """What is on its way to a node must not arrive after the word to release it."""
+
+    class GivenUp(BaseException):
+        pass
+
+    class Interrupting(Connection):
+        def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
+            if b"'op': 'prepare'" in in_data:
+                raise GivenUp
+            return super().exec_command(command, in_data)
+
+    class Slow(Connection):
+        def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
+            if b"'op': 'prepare'" in in_data:
+                time.sleep(2)
+            return super().exec_command(command, in_data)
+
+    nodes[0].connection, nodes[1].connection = Slow(), Interrupting()
+    with pytest.raises(GivenUp):
+        gang_of(nodes, code(tmp_path / "code", "")).prepare()
+    time.sleep(2.5)
     assert [node.jobs for node in nodes] == [[], []]
 
 

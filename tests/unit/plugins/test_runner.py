@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from ansible.errors import AnsibleConnectionFailure
 from ansible.release import __version__ as ansible_version
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils import attend, runner
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils import attend, runner, stall, stopping
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import follow as follow_module
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.attend import come_back
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.command_line import without_values
@@ -24,6 +24,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import O
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.reattach import follow_again
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.stopping import stop
+from left_jobs import checkpoint
 from local_nodes import SLEEP, Altered, Connection, LocalNode, by_rank, code, opener, until
 from orders import Undisturbed, order
 
@@ -329,8 +330,9 @@ def test_what_happens_to_this_machine_is_no_failure_of_the_job(
     asked = order(tmp_path, "import time; time.sleep(600)")
     session = Session(nodes, dataclasses.replace(asked, node_timeout_seconds=1)).run()
     assert session.error == (
-        "this machine has heard nothing of rank 0 (node0), rank 1 (node1) for 1 s: this machine cannot ask it: "
-        f"Too many open files. The job runs on, as far as is known; to follow it again: ansible-playbook "
+        "this machine has heard nothing of rank 0 (node0), rank 1 (node1) for 1 s: node0 was not asked: this "
+        "machine cannot start what connects to a node: Too many open files; raise the number of files a program may "
+        f"have open: ulimit -n 4096. The job runs on, as far as is known; to follow it again: ansible-playbook "
         f"logs.yml -e job={session.id}"
     )
     assert session.record["state"] == "running" and "ended" not in session.record
@@ -349,6 +351,46 @@ def test_a_screen_without_a_thread(nodes: list[LocalNode], tmp_path: Path, monke
     session = Session(nodes, order(tmp_path, SLEEP)).run()
     assert session.error == f"this machine cannot follow the job: can't start new thread. {come_back(session.id)}"
     assert session.record["state"] == "running"
+
+
+# Rank 0 works for a while; the other waits for it, in a function that has the name of torch's.
+PREPARES = """\
+import os, sys, time
+sys.path.append({packages!r})
+from torch.distributed import distributed_c10d
+
+def prepare():
+    ends = time.monotonic() + 8
+    while time.monotonic() < ends: pass
+    open({met!r}, 'w').close()
+
+prepare() if os.environ['NODE_RANK'] == '0' else distributed_c10d.init_process_group({met!r})
+print('trained')
+"""
+
+
+@pytest.mark.parametrize("looks_on", ["attached", "logs.yml"])
+def test_a_rank_that_prepares_is_waited_for_whoever_looks_on(
+    looks_on: str, nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S12: it is said that it works, and ends nothing."""
+    monkeypatch.setattr(stall, "WORK_SECONDS", 1)
+    library = tmp_path / "lib" / "site-packages" / "torch" / "distributed"
+    library.mkdir(parents=True)
+    (library / "distributed_c10d.py").write_text(
+        "import os, time\n\ndef init_process_group(met):\n    while not os.path.exists(met): time.sleep(0.02)\n"
+    )
+    for node in nodes:
+        (node.directory / "env" / "bin" / "py-spy").symlink_to(Path(sys.executable).parent / "py-spy")
+    script = PREPARES.format(packages=str(library.parents[1]), met=str(tmp_path / "met"))
+    asked = order(tmp_path, script, gang=True, rendezvous_timeout_seconds=2, detach=looks_on != "attached")
+    session = Session(nodes, asked).run()
+    if looks_on == "logs.yml":
+        session.follow(session.id)
+    assert (session.error, session.result["state"]) == ("", "succeeded")
+    said, *_later = (line for line in session.lines if line.startswith("nothing was printed for "))
+    assert "rank 0 (node0) is in prepare at train.py:" in said and ", and works (" in said
+    assert "for it; the job goes on; what every rank is doing: " in said
 
 
 def test_failure_of_all_ranks_counts_the_others(nodes: list[LocalNode], tmp_path: Path) -> None:
@@ -594,7 +636,10 @@ def test_a_job_whose_record_was_torn_is_followed_again(nodes: list[LocalNode], t
     (session.path / "job.json").write_text(text)
     again = Session(nodes, order(tmp_path)).follow()
     assert again.error == ""
-    assert again.result == {"job": session.id, "path": str(session.path), "world_size": 2, "state": "succeeded"}
+    assert again.result == {
+        **{"job": session.id, "path": str(session.path), "nodes": 2, "world_size": 1, "state": "succeeded"},
+        "warning": "",
+    }
     assert "[0 node0] all of it" in again.lines
     assert (session.record["state"], states(session)) == ("succeeded", ["succeeded", "succeeded"])
 
@@ -617,17 +662,44 @@ def test_a_colleagues_job_is_left_alone_unless_it_is_named(
     assert Session(nodes, order(tmp_path)).stop(theirs.id).result["was_running"] is True
 
 
-def test_a_prepared_job_that_nobody_starts_is_stopped(nodes: list[LocalNode], tmp_path: Path) -> None:
+@pytest.mark.parametrize("named", [True, False])
+def test_a_prepared_job_that_nobody_starts_is_stopped(
+    named: bool, nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stopping, "who", lambda: "trainer")
     job = "20260101-000000-train-0000"
     for node in nodes:
         node.prepare(code(tmp_path / "code", ""), job)
-    stopped = Session(nodes, order(tmp_path)).stop(job)
+    stopped = Session(nodes, order(tmp_path)).stop(job if named else "")
     assert stopped.result == {
         "job": job,
         "states": {"node0": "prepared", "node1": "prepared"},
         "was_running": True,
     }
     assert [(node.supervisor(), node.jobs) for node in nodes] == [(None, [])] * 2
+
+
+def test_a_node_that_may_hold_a_prepared_job_too_is_named(nodes: list[LocalNode], tmp_path: Path) -> None:
+    job = "20260101-000000-train-0000"
+    for node in nodes:
+        node.prepare(code(tmp_path / "code", ""), job)
+
+    class Away(Connection):
+        def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
+            raise AnsibleConnectionFailure("Connection refused")
+
+    nodes[1].connection = Away()
+    assert Session(nodes, order(tmp_path)).stop(job).error == (
+        f"node1 is unreachable: Connection refused. Job {job} is stopped on node0; run this again for the others."
+    )
+
+
+def test_a_stop_of_a_job_that_has_ended_changes_nothing_in_its_record(nodes: list[LocalNode], tmp_path: Path) -> None:
+    session = Session(nodes, order(tmp_path, "print('done')", detach=True)).run()
+    until(lambda: all(node.state(session.id).get("state") == "succeeded" for node in nodes))
+    assert Session(nodes, order(tmp_path)).stop(session.id).result["was_running"] is False
+    assert session.record["state"] == "running"  # as far as this machine has heard
+    assert Session(nodes, order(tmp_path)).follow(session.id).record["state"] == "succeeded"
 
 
 def test_a_stop_while_it_is_followed(nodes: list[LocalNode], tmp_path: Path) -> None:
@@ -728,6 +800,16 @@ def test_a_playbook_that_is_gone_before_the_start_starts_nothing(
     assert not session.order.runs.exists()
 
 
+def test_a_playbook_that_is_gone_waits_for_no_node(nodes: list[LocalNode], tmp_path: Path) -> None:
+    nodes[1].start(code(tmp_path / "code", SLEEP), job="other-job")
+    session = Session(nodes, order(tmp_path, SLEEP, wait=600))
+    began = time.monotonic()
+    session.run(lambda line: setattr(session.interrupts, "what", "gone"))
+    assert session.interrupted and session.lines[0].startswith("waiting for up to 600 s: node1 runs job other-job")
+    assert time.monotonic() - began < 20
+    assert [node.jobs for node in nodes] == [[], ["other-job"]]
+
+
 def test_who_gives_up_before_the_start_leaves_nothing(nodes: list[LocalNode], tmp_path: Path) -> None:
     session = Session(nodes, order(tmp_path, SLEEP))
     session.interrupts.what = "signal"
@@ -762,6 +844,31 @@ def test_rerun(nodes: list[LocalNode], tmp_path: Path) -> None:
     assert again.error == ""
     assert "[0 node0] v1 ['--lr', '1'] y" in again.lines
     assert json.loads((Path(again.result["path"]) / "job.json").read_text())["rerun"] == earlier
+
+
+@pytest.mark.parametrize(
+    ("reads", "words"),
+    [
+        ("open(os.environ['CKPT_PATH'], 'rb').read()", "goes on from JOB, step 7"),
+        (
+            "print(os.environ['CKPT_PATH'])",
+            "warning: the script has not read CKPT_PATH, so it began anew; load the file ",
+        ),
+    ],
+)
+def test_a_job_goes_on_only_where_it_read_the_checkpoint(
+    reads: str, words: str, nodes: list[LocalNode], tmp_path: Path
+) -> None:
+    first = Session(nodes, order(tmp_path, "print('1')")).run().id
+    for node in nodes:
+        checkpoint(node.job_dir(first) / "work" / "last.ckpt", step=7)
+    (tmp_path / "project" / "train.py").write_text(f"import os, time\n{reads}\ntime.sleep(2)")
+    again = Session(nodes, order(tmp_path, resume=first)).run()
+    assert again.error == ""
+    (told,) = (line for line in again.lines if line.startswith(("goes on from ", "warning: ")))
+    assert told.startswith(words.replace("JOB", first))
+    record = json.loads((Path(again.result["path"]) / "job.json").read_text())
+    assert record["checkpoint_read"] is words.startswith("goes")
 
 
 def test_a_job_that_still_runs_cannot_be_gone_on_from(nodes: list[LocalNode], tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import n
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import Channel
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.survey import survey
-from local_nodes import Connection, LocalNode, free_port
+from local_nodes import Altered, Connection, LocalNode, free_port
 
 
 def three(tmp_path: Path) -> list[LocalNode]:
@@ -168,3 +168,11 @@ def test_two_nodes_with_one_folder(tmp_path: Path) -> None:
     )
     found = survey([node.settings() for node in nodes], ["node0", "node1"], opener(nodes, reached))
     assert list(found["nodes"]) == ["node0", "node1"]
+
+
+def test_a_session_that_ends_jobs_is_told_of(tmp_path: Path) -> None:
+    """M13: what a result calls warnings is shown by Ansible itself."""
+    nodes = three(tmp_path)
+    nodes[1].connection = Altered(('"session": end_of_session()', '"session": "ends every process with its session"'))
+    found = survey([node.settings() for node in nodes], [node.host for node in nodes], opener(nodes, []))
+    assert found["warnings"] == ["node1 ends every process with its session"]
