@@ -21,6 +21,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.inventory impo
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import Order
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight import brief
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import require_hosts
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import counted
 
 
 class ActionModule(AttendingAction):
@@ -59,7 +60,7 @@ class ActionModule(AttendingAction):
         desk = Desk(say, interrupts, cluster, hosts, inventory.open_channel, inventory.cluster)
         if self._task.check_mode:
             world_size = runner.check(order, desk)
-            return {"changed": True, "msg": f"would start {order.script} on {world_size} nodes"}
+            return {"changed": True, "msg": f"would start {order.script} on {counted(world_size, 'node')}"}
         return {"changed": True, **runner.run(order, desk)}
 
 

@@ -34,8 +34,8 @@ class ActionModule(AttendingAction):
         self, arguments: dict[str, Any], inventory: Inventory, interrupts: Interrupts, say: Callable[[str], None]
     ) -> dict[str, Any]:
         """Follow it to its end."""
-        hosts = inventory.cluster
-        require_hosts(hosts)
-        desk = Desk(say, interrupts, inventory.settings(hosts), hosts, inventory.open_channel)
+        require_hosts(inventory.cluster)
+        cluster = inventory.settings(inventory.cluster)
+        desk = Desk(say, interrupts, cluster, inventory.taking_part, inventory.open_channel)
         followed = follow_again(as_order(arguments), desk, arguments["job"], arguments["offset"])
         return {"changed": False, **followed}

@@ -37,13 +37,15 @@ class ActionModule(ClusterAction):
         stopped = stop(
             *(display, cluster, inventory.open_channel),
             *(arguments["job"], runs, arguments["stop_grace_seconds"]),
+            hosts=inventory.taking_part,
         )
         changed = stopped.pop("was_running")
         ended = "was stopped" if changed else "had ended already"
         nodes = counted(len(stopped["states"]), "node")
-        msg = (
-            f"job {stopped['job']} {ended} on {nodes}, and no process of it is left; for its logs and artifacts: "
-            f"ansible-playbook logs.yml -e job={stopped['job']}"
-        )
+        msg = f"job {stopped['job']} {ended} on {nodes}, and no process of it is left"
+        if set(stopped["states"].values()) == {"prepared"}:
+            msg += "; it was never started"
+        else:
+            msg += f"; for its logs and artifacts: ansible-playbook logs.yml -e job={stopped['job']}"
         display(msg)
         return {"changed": changed, "msg": msg, **stopped}

@@ -14,7 +14,8 @@ description:
   - Runs once for all hosts.
 options:
   job:
-    description: The job's id. Empty means the user's latest; somebody else's is followed only by its id.
+    description:
+      - The job's id. Empty means the user's latest on a host of the play; somebody else's is followed only by its id.
     type: str
     default: ""
   offset:

@@ -13,7 +13,9 @@ description:
   - Runs once for all hosts.
 options:
   job:
-    description: The job's id. Empty means the user's latest that runs; somebody else's is stopped only by its id.
+    description:
+      - The job's id. Empty means the user's latest that runs on a host of the play; somebody else's is stopped only by
+        its id.
     type: str
     default: ""
   runs_dir:

@@ -13,6 +13,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.history import described_by_nodes
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import Order
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import Record, who
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import counted
 
 
 def follow_again(order: Order, desk: Desk, job: str, offset: int | None) -> dict[str, Any]:
@@ -20,7 +21,7 @@ def follow_again(order: Order, desk: Desk, job: str, offset: int | None) -> dict
 
     Args:
         order: of its options only those count that say what is shown, what is collected, and how to stop.
-        desk: the command's.
+        desk: the command's; without an id, only a job on one of its hosts is meant.
         job: id; "" means the user's latest.
         offset: bytes of the shown logs to leave out; None means what an earlier command brought home, or nothing if
             the job had ended by then.
@@ -31,7 +32,7 @@ def follow_again(order: Order, desk: Desk, job: str, offset: int | None) -> dict
     if offset is not None and offset < 0:
         raise JobError(f"offset is {offset}; set it to 0, the beginning of the logs, or more")
     views, errors = roster.look(desk.cluster, desk.open_channel, only=job or None)
-    view = roster.whole(roster.choose(job, views, errors, who()), desk.cluster, desk.open_channel)
+    view = roster.whole(roster.choose(job, views, errors, who(), hosts=desk.hosts), desk.cluster, desk.open_channel)
     gang, notes = roster.gang_of(view, desk.cluster, desk.open_channel)
     for note in notes:
         desk.say(note)
@@ -48,5 +49,5 @@ def follow_again(order: Order, desk: Desk, job: str, offset: int | None) -> dict
         raise JobError(sentence) from None
     goes_on = offset is None and "ended" not in record.data
     starts = {host: log.last_line_start() if goes_on else offset or 0 for host, log in logs.items()}
-    desk.say(f"{view.id}: {view.spec.get('script', '')} on {len(view.parts)} nodes, {view.ranks}")
+    desk.say(f"{view.id}: {view.spec.get('script', '')} on {counted(len(view.parts), 'node')}, {view.ranks}")
     return see_through(order, desk, gang, record, logs, starts)

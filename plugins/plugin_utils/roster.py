@@ -206,7 +206,12 @@ def _view(
 
 
 def choose(
-    job: str, views: Sequence[JobView], errors: Mapping[str, NodeError], me: str = "", going_on: bool = False
+    job: str,
+    views: Sequence[JobView],
+    errors: Mapping[str, NodeError],
+    me: str = "",
+    going_on: bool = False,
+    hosts: Collection[str] | None = None,
 ) -> JobView:
     """Return the job of that id; of an empty one, the user's latest.
 
@@ -215,7 +220,8 @@ def choose(
         views: the newest first.
         errors: nodes that did not answer.
         me: who asks, as ``record.who`` says it.
-        going_on: only jobs that have not ended are meant by "the latest".
+        going_on: only jobs that have not ended are meant by "the latest"; one that may have is the last choice.
+        hosts: only jobs with a part on one of them are meant by "the latest"; None means all.
 
     Raises:
         JobError: there is none, or only others'.
@@ -227,6 +233,10 @@ def choose(
                 return view
         raise JobError(f"no node has a job {job}; ansible-playbook status.yml lists them{silent}")
     meant = [view for view in views if (view.state in (*GOING_ON, "unknown") if going_on else view.spec)]
+    if hosts is not None:
+        meant = [view for view in meant if any(part.host in hosts for part in view.parts.values())]
+    if going_on:
+        meant.sort(key=lambda view: view.state == "unknown")
     for view in meant:
         if view.user == me:
             return view

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ansible.errors import AnsibleError
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.environment import as_environment
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
@@ -55,7 +56,14 @@ class NodeSettings:
         Raises:
             JobError: a value cannot be used; the message names the host and the variable.
         """
-        given = {name: template(variables[name]) for name in SPEC if name in variables}
+
+        def resolved(name: str, value: Any) -> Any:
+            try:
+                return template(value)
+            except AnsibleError as error:
+                raise JobError(f"{host}: {name} cannot be resolved: {error}; correct it in the inventory") from error
+
+        given = {name: resolved(name, variables[name]) for name in SPEC if name in variables}
         result = ArgumentSpecValidator(SPEC).validate(
             {name: value for name, value in given.items() if value is not None}
         )
@@ -76,10 +84,11 @@ class NodeSettings:
         directory = values["cluster_dir"]
         if not (directory.startswith("/") and directory.isprintable() and ".." not in directory.split("/")):
             raise JobError(
-                f"{host}: cluster_dir is {shown(directory)}; set an absolute path in the inventory, without .. in it"
+                f"{host}: cluster_dir is {shown(directory) or 'empty'}; set an absolute path in the inventory, "
+                "without .. in it"
             )
         given_address = values["cluster_address"]
-        address = _literal(given_address or template(variables.get("ansible_host", host)))
+        address = _literal(given_address or resolved("ansible_host", variables.get("ansible_host", host)))
         if given_address and not address:
             raise JobError(f"{host}: cluster_address is {given_address}; set an IPv4 or IPv6 address in the inventory")
         return cls(

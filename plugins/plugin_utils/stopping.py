@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ def stop(
     job: str,
     runs: Path,
     grace_seconds: int,
+    hosts: Collection[str] | None = None,
 ) -> dict[str, Any]:
     """End a job on all its nodes, and make sure that no process of it is left.
 
@@ -33,12 +34,13 @@ def stop(
         job: id; "" means the user's latest that runs.
         runs: folder of the controller's records.
         grace_seconds: between TERM and KILL.
+        hosts: without an id, only a job that runs on one of them is meant; None means all.
 
     Raises:
         JobError: there is none, a node did not answer, or a process could not be ended.
     """
     views, errors = roster.look(cluster, open_channel, only=job or None)
-    view = roster.whole(roster.choose(job, views, errors, who(), going_on=True), cluster, open_channel)
+    view = roster.whole(roster.choose(job, views, errors, who(), True, hosts), cluster, open_channel)
     gang, notes = roster.gang_of(view, cluster, open_channel)
     for note in notes:
         say(note)
@@ -53,4 +55,5 @@ def stop(
     # One that had ended before has its end on the nodes, for logs.yml.
     if record and record.data.get("state") in GOING_ON and {"stopped", "prepared"} & set(states.values()):
         record.note(say, state="stopped")
-    return {"job": view.id, "states": states, "was_running": view.state in (*GOING_ON, "unknown")}
+    may_have_run = [part.host for part in view.parts.values() if part.state in (*GOING_ON, "unknown")]
+    return {"job": view.id, "states": states, "was_running": any(host in states for host in may_have_run)}

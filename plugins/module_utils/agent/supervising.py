@@ -242,10 +242,23 @@ class Supervisor:
         data = json.dumps(self._state).ljust(STATE_BYTES).encode() + b"\n"
         path = os.path.join(self._job_dir, "state.json")
         try:
-            write_file(path, data, 0o600, durable="ended" in self._state)
+            try:
+                write_file(path, data, 0o600, durable="ended" in self._state)
+            except OSError:
+                make_room(path)
+                write_file(path, data, 0o600, durable="ended" in self._state)
         except OSError:
             with open(path, "r+b") as file:
                 file.write(data)
+
+
+def make_room(path: str) -> None:
+    """Have a file's folder be there and open, and no folder in the file's place; the job may do there as it likes."""
+    folder = os.path.dirname(path)
+    os.makedirs(folder, 0o700, exist_ok=True)
+    os.chmod(folder, 0o700)
+    if os.path.isdir(path) and not os.path.islink(path):
+        os.rename(path, f"{path}.{time.time()}")
 
 
 def first_state(state: dict[str, Any]) -> bytes:

@@ -207,6 +207,25 @@ def test_the_last_word_has_room_on_a_full_disk(node: LocalNode, tmp_path: Path) 
     assert (node.job_dir() / "state.json").stat().st_size == supervising.STATE_BYTES + 1
 
 
+@pytest.mark.parametrize(
+    "deed",
+    [
+        "os.unlink('state.json'); os.makedirs('state.json/with/more')",
+        "os.unlink('state.json'); os.symlink('/nowhere/at/all', 'state.json')",
+        "os.unlink('state.json'); os.mkfifo('state.json')",
+        "os.chmod('.', 0)",
+        "os.system('rm -r *')",
+        "shutil.rmtree(os.getcwd())",
+    ],
+)
+def test_what_a_job_does_to_its_folder_does_not_hide_how_it_ended(node: LocalNode, tmp_path: Path, deed: str) -> None:
+    node.start(code(tmp_path / "code", f"import os, shutil\nos.chdir('..')\n{deed}\nraise SystemExit(3)"))
+    path = node.job_dir() / "state.json"
+    until(lambda: path.is_file() and '"ended"' in path.read_text())
+    state, _log = node.wait()
+    assert (state["state"], state["exit_code"]) == ("failed", 3)
+
+
 def test_another_nodes_reason_is_kept_short() -> None:
     supervisor = supervising.Supervisor("/nowhere", SimpleNamespace(), None)  # type: ignore[arg-type]
     supervisor._watch = SimpleNamespace(verdict="x" * 1_000_000)  # type: ignore[assignment]

@@ -228,6 +228,26 @@ def test_choose() -> None:
     assert roster.choose(JOB, views, {}) is runs
 
 
+def test_a_job_that_may_have_ended_is_the_last_choice_of_a_stop() -> None:
+    unsure, runs = view("unknown"), view("running")
+    unsure.id = "20260101-000000-train-0002"
+    assert roster.choose("", [unsure, runs], {}, "ana@laptop", going_on=True) is runs
+    assert roster.choose("", [unsure], {}, "ana@laptop", going_on=True) is unsure
+
+
+@pytest.mark.parametrize("going_on", [True, False])
+def test_the_latest_job_is_one_on_the_hosts_that_take_part(going_on: bool) -> None:
+    here, elsewhere = view("running"), view("running")
+    elsewhere.id, elsewhere.parts = "20260101-000000-train-0002", {0: roster.Part("elsewhere", "running")}
+    hosts = [part.host for part in here.parts.values()]
+    assert roster.choose("", [elsewhere, here], {}, "ana@laptop", going_on) is elsewhere
+    for some in (hosts, hosts[:1], hosts[-1:]):
+        assert roster.choose("", [elsewhere, here], {}, "ana@laptop", going_on, some) is here
+    with pytest.raises(JobError, match=r"^no job (runs|is) on these nodes"):
+        roster.choose("", [elsewhere, here], {}, "ana@laptop", going_on, ["third"])
+    assert roster.choose(elsewhere.id, [elsewhere, here], {}, "ana@laptop", going_on, hosts) is elsewhere
+
+
 @pytest.mark.parametrize("me", ["bob@desk", "ana@desk", "bob@laptop", "ana", ""])
 def test_somebody_elses_job_is_chosen_only_by_its_id(me: str) -> None:
     theirs, older = view("running"), view("succeeded")

@@ -66,6 +66,17 @@ def test_values_are_templated_in_the_context_of_the_host() -> None:
     assert NodeSettings.from_variables("gpu-1", variables, templar.template).directory == "/srv/x"
 
 
+@pytest.mark.parametrize("name", ["cluster_dir", "cluster_address", "job_env", "ansible_host"])
+def test_a_template_that_cannot_be_resolved(name: str) -> None:
+    from ansible.template import trust_as_template
+
+    variables = {name: trust_as_template("{{ base }}/x")}
+    templar = Templar(loader=DataLoader(), variables=variables)
+    with pytest.raises(JobError) as caught:
+        NodeSettings.from_variables("gpu-1", variables, templar.template)
+    assert str(caught.value) == f"gpu-1: {name} cannot be resolved: 'base' is undefined; correct it in the inventory"
+
+
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
@@ -80,6 +91,7 @@ def test_values_are_templated_in_the_context_of_the_host() -> None:
             {"cluster_dir": "relative/path"},
             "gpu-1: cluster_dir is relative/path; set an absolute path in the inventory, without .. in it",
         ),
+        ({"cluster_dir": ""}, "gpu-1: cluster_dir is empty; set an absolute path in the inventory, without .. in it"),
         (
             {"cluster_dir": "~/cluster"},
             "gpu-1: cluster_dir is ~/cluster; set an absolute path in the inventory, without .. in it",
