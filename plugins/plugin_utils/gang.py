@@ -135,13 +135,13 @@ class Gang:
         return replies, errors
 
     def end(self, grace_seconds: int, because: str = "") -> tuple[Replies, dict[str, NodeError]]:
-        """Stop the job as ``stop`` does, and see to it: a node that could not is told again."""
+        """Stop the job as ``stop`` does, and see to it: a node that has the job and could not is told again."""
         done: Replies = {}
 
         def tell(hosts: Iterable[str]) -> dict[str, NodeError]:
             replies, errors = self.stop(grace_seconds, because, hosts)
             done.update(replies)
-            return errors
+            return {host: error for host, error in errors.items() if not error.facts.get("gone")}
 
         errors = self._until_done(tell, self.settings)
         return {host: done[host] for host in self.settings if host in done}, errors

@@ -89,9 +89,9 @@ def stop(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.records import job_state
 
     holder, job_dir = Holder(request), job_directory(request)
-    if not os.path.isdir(job_dir):
-        raise Refusal(f"has no job {request['job']['id']}")
     supervisor = holder.pid()
+    if not supervisor and not os.path.isdir(job_dir):
+        raise Refusal(f"has no job {request['job']['id']}", gone=True)
     signs = (started_path(job_dir), gate_path(request), os.path.join(job_dir, "state.json"))
     if not any(map(os.path.lexists, signs)):
         discard(request, b"")

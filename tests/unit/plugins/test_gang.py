@@ -88,3 +88,12 @@ def test_stop_says_why(nodes: list[LocalNode], tmp_path: Path, because: str) -> 
         host: ("stopped", because, []) for host in ("node0", "node1")
     }
     assert [node.supervisor() for node in nodes] == [None, None]
+
+
+def test_a_node_without_the_job_is_no_reason_to_doubt_its_end(nodes: list[LocalNode], tmp_path: Path) -> None:
+    launch = gang_of(nodes, code(tmp_path / "code", SLEEP))
+    launch.prepare()
+    assert nodes[1].ask("discard") == {}
+    replies, errors = launch.gang.end(2)
+    assert (list(replies), errors) == (["node0"], {})
+    assert [node.supervisor() for node in nodes] == [None, None]
