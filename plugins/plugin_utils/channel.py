@@ -24,6 +24,10 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.waves import E
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import shown
 
 _HEAD = re.compile(rb"%b ([0-9]{1,12}) ([0-9]{1,12})\n" % MARK.encode())
+_ANSIBLES_OWN = re.compile(
+    r"Failed to connect to the host via ssh: |Data could not be sent to remote host .*?over ssh: ", re.DOTALL
+)
+"""What Ansible puts before ssh's words."""
 _NO_WAY = re.compile(
     r"ssh: connect to host |ssh: could not resolve |permission denied \(|too many authentication failures|no matching "
     r"\S.* found|bad owner or permissions|bad configuration option|during banner exchange|open failed: ",
@@ -214,7 +218,7 @@ class Channel:
 
     def _unreachable(self, said: str) -> Unreachable:
         """Return what ssh's words mean; of a host key, which it says much about, what to do."""
-        said = said.removeprefix("Failed to connect to the host via ssh: ")
+        said = _ANSIBLES_OWN.sub("", said)
         if "REMOTE HOST IDENTIFICATION HAS CHANGED" in said:
             return Unreachable(
                 self.host,
@@ -231,6 +235,8 @@ class Channel:
                 unsent=True,
             )
         line = _telling_line(said)
+        if "too long" in line and "ControlPath" in line:
+            line += "; set ansible_control_path_dir to a folder with a shorter name"
         facts: dict[str, Any] = {"unsent": True} if _UNSENT.search(said) else {}
         if _CROWDED.search(said) and not _NO_WAY.search(said):
             facts["crowded"] = line

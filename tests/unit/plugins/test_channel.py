@@ -145,6 +145,22 @@ def test_half_a_reply_is_none(kept: int) -> None:
     ("error", "kind", "message"),
     [
         (AnsibleConnectionFailure("Failed\nto connect"), Unreachable, "gpu-1 is unreachable: to connect"),
+        *[
+            (
+                AnsibleConnectionFailure(
+                    f'Data could not be sent to remote host "x". Make sure this host can be reached over ssh: {said}'
+                ),
+                Unreachable,
+                f"gpu-1 is unreachable: {said}{remedy}",
+            )
+            for said, remedy in [
+                ("ssh: Could not resolve hostname gpu-1: Name or service not known", ""),
+                (
+                    "ControlPath too long ('/x/y' >= 108 bytes)",
+                    "; set ansible_control_path_dir to a folder with a shorter name",
+                ),
+            ]
+        ],
         (AnsibleConnectionFailure(CHANGED_KEY), Unreachable, f"gpu-1 {OTHER_KEY}"),
         (
             AnsibleConnectionFailure("Failed to connect to the host via ssh: Host key verification failed.\r\n"),
