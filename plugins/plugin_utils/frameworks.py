@@ -62,7 +62,7 @@ class Fit:
     def reason(self) -> str:
         """Why that one, a clause: "train.py uses torch.distributed"."""
         if self.kind == PLAIN:
-            return "it uses neither Lightning nor torch.distributed"
+            return "the script uses neither Lightning nor torch.distributed"
         return f"{self.file} uses {KINDS[self.kind][1]}"
 
 

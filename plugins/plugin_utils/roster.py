@@ -340,7 +340,7 @@ def as_table(views: Sequence[JobView], errors: Mapping[str, NodeError], width: i
         lines.append("  ".join([*cells, row[-1]])[:width].rstrip())
     lines += [f"{view.id}: {view.warning}" for view in views if view.warning]
     if not views:
-        lines = ["no jobs"]
+        lines = ["no jobs on the nodes that answered"] if errors else ["no jobs"]
     return "\n".join([*lines, *map(str, errors.values())])
 
 

@@ -240,6 +240,10 @@ def require_usable(directory: str) -> str:
         raise Refusal(
             f"{where}, which belongs to the system; set it in the inventory to a folder below, such as {below}"
         )
+    if path.startswith(("/proc/", "/sys/")):
+        raise Refusal(
+            f"{where}, which is no folder on a disk; set it in the inventory, for instance to /opt/thunderhead"
+        )
     home = whose_home(directory, path)
     if home:
         below = os.path.join(directory, "thunderhead")

@@ -75,7 +75,7 @@ def prepare(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
         ) from None
     except OSError:
         raise Refusal(
-            f"was never set up: there is no {python if os.path.isdir(directory) else directory}; "
+            f"is not set up: there is no {python if os.path.isdir(directory) else directory}; "
             "run: ansible-playbook setup.yml"
         ) from None
     require_ours(directory)

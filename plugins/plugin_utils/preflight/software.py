@@ -120,6 +120,8 @@ def versions(cluster: Cluster) -> Verdict:
 def packages(cluster: Cluster) -> Verdict:
     """Compare what else is installed: of two setups, each may have had its own requirements."""
     found = {host: facts["packages"] for host, facts in cluster.facts.items() if facts["packages"]["installed"]}
+    if not found:
+        return Verdict("software.packages", "skipped", "no node has an environment")
     if len({tuple(one["installed"]) for one in found.values()}) < 2:
         return Verdict("software.packages", "ok", f"the same packages are installed on {every(found)}")
     kinds = {host: installed(one) for host, one in found.items()}

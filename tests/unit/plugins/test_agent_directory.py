@@ -233,6 +233,11 @@ def test_what_only_looks_like_it(tmp_path: Path, lacks: str) -> None:
     assert "which was not made by setup.yml: it holds bin, " in (usable(place) or "")
 
 
+@pytest.mark.parametrize("path", ["/proc/x", "/sys/fs/x"])
+def test_folders_that_the_kernel_makes_up(path: str) -> None:
+    assert "which is no folder on a disk" in (usable(Path(path)) or "")
+
+
 @pytest.mark.parametrize("path", ["/", "/opt", "/usr/local", "/var/lib", "/tmp", "/etc", "/root", "/bin", "/home"])
 def test_folders_of_the_system(path: str) -> None:
     real = os.path.realpath(path)

@@ -109,7 +109,7 @@ def test_a_node_that_was_never_set_up(tmp_path: Path, present: str, missing: str
     elif present:
         (directory / present).mkdir(parents=True)
     assert refused(LocalNode(directory), "prepare") == (
-        f"node0 was never set up: there is no {directory}{missing}; run: ansible-playbook setup.yml"
+        f"node0 is not set up: there is no {directory}{missing}; run: ansible-playbook setup.yml"
     )
     assert directory.exists() is bool(present)
 

@@ -148,8 +148,7 @@ def test_half_a_reply_is_none(kept: int) -> None:
         *[
             (
                 AnsibleConnectionFailure(
-                    'Data could not be sent to remote host "gpu-1". Make sure this host can be reached over ssh: '
-                    + said
+                    f'Data could not be sent to remote host "x". Make sure this host can be reached over ssh: {said}'
                 ),
                 Unreachable,
                 f"gpu-1 is unreachable: {said}{remedy}",

@@ -55,7 +55,7 @@ def test_if_one_node_cannot_nothing_is_left_on_any(nodes: list[LocalNode], tmp_p
     for number in broken:
         shutil.rmtree(nodes[number].directory / "env")
     reasons = [
-        f"node{number} was never set up: there is no {nodes[number].directory}/env/bin/python; "
+        f"node{number} is not set up: there is no {nodes[number].directory}/env/bin/python; "
         "run: ansible-playbook setup.yml"
         for number in broken
     ]

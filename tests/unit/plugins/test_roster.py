@@ -387,4 +387,6 @@ def test_ranks_that_never_met(state: str, begins: str) -> None:
 
 def test_no_jobs() -> None:
     assert roster.as_table([], {}, 80) == "no jobs"
-    assert roster.as_table([], {"n": Unreachable("n", "is away")}, 80) == "no jobs\nn is away"
+    assert (
+        roster.as_table([], {"n": Unreachable("n", "is away")}, 80) == "no jobs on the nodes that answered\nn is away"
+    )

@@ -157,7 +157,7 @@ def test_success(nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.Mon
     }
     assert session.lines == [
         f"{session.id}: train.py on 2 nodes, MASTER_ADDR 127.0.0.1, MASTER_PORT {nodes[0].master_port}, once per node, "
-        "for it uses neither Lightning nor torch.distributed, each for itself",
+        "for the script uses neither Lightning nor torch.distributed, each for itself",
         "[0 node0] rank 0 ['a', 'b c'] from the inventory",
         f"logs: {session.path}/logs",
         f"artifacts: {session.path}/artifacts",
@@ -419,7 +419,7 @@ def test_a_node_that_cannot_prepare_leaves_no_record(nodes: list[LocalNode], tmp
     shutil.rmtree(nodes[1].directory)
     session = Session(nodes, order(tmp_path, "pass")).run()
     assert session.error == (
-        f"node1 was never set up: there is no {nodes[1].directory}; run: ansible-playbook setup.yml. Nothing was "
+        f"node1 is not set up: there is no {nodes[1].directory}; run: ansible-playbook setup.yml. Nothing was "
         "started on any node."
     )
     assert (session.lines, session.order.runs.exists()) == ([], False)
