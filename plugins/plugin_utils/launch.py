@@ -13,6 +13,7 @@ import posixpath
 import secrets
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -104,8 +105,8 @@ class Job:
 
 
 def sealed(order: bytes) -> bytes:
-    """Return what a supervisor is told with its length and SHA-256 in front: of less it takes no notice."""
-    return b"%d %b\n%b" % (len(order), hashlib.sha256(order).hexdigest().encode(), order)
+    """Return what a supervisor is told with its length and CRC-32 in front: of less it takes no notice."""
+    return b"%d %d\n%b" % (len(order), zlib.crc32(order), order)
 
 
 class Launch:

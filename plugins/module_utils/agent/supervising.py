@@ -277,13 +277,13 @@ def killed_for_memory() -> int:
 
 def wait_at_gate(request: Request) -> Order | None:
     """Wait until the job is started, and return the order; None if it is discarded or forgotten."""
-    import hashlib
+    import zlib  # hashlib would take each node 3 ms, between the word and the start
 
     while True:
         with suppress(FileNotFoundError), open(gate_path(request), "rb") as gate:
             seal, _newline, fields = gate.read().partition(b"\n")
             # Less is what a connection that broke has left of it: no start.
-            if seal == b"%d %b" % (len(fields), hashlib.sha256(fields).hexdigest().encode()):
+            if seal == b"%d %d" % (len(fields), zlib.crc32(fields)):
                 return Order(fields)
         try:
             touched = os.stat(job_directory(request)).st_mtime  # when a checkpoint was put in place last, or at first

@@ -20,7 +20,7 @@ REQUEST = ascii({"op": "inspect", "directory": "/nowhere", "user": "", "address"
 OPERATIONS = sorted(
     name for text in program._texts().values() for name in re.findall(r"^@operation\ndef (\w+)\(", text, re.MULTILINE)
 )
-SLOW = {"collections", "contextlib", "functools", "json", "re", "signal", "socket", "subprocess"}
+SLOW = {"collections", "contextlib", "functools", "hashlib", "json", "re", "signal", "socket", "subprocess"}
 """Modules that take milliseconds to import, or bring along what does."""
 
 
