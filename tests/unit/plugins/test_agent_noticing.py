@@ -103,7 +103,7 @@ def test_torchruns_agents_do_not_count(nodes: list[LocalNode], tmp_path: Path, s
 def test_a_rank_that_meets_nobody_yet_is_told_in_time(nodes: list[LocalNode], tmp_path: Path) -> None:
     for node in nodes:
         node.connection = Altered(("NOTICE_SECONDS = 45", "NOTICE_SECONDS = 0.3"))
-    wait = "while not os.path.exists(os.environ['JOB_DIR'] + '/work/go'): time.sleep(0.01)\n"
+    wait = "while not os.path.exists(os.path.join(os.environ['JOB_DIR'], 'work', 'go')): time.sleep(0.01)\n"
     launch = gang_of(nodes, code(tmp_path / "code", by_rank(wait + LISTENS + STAYS, wait + CONNECTS + STAYS)))
     launch.prepare()
     launch.start()
