@@ -38,16 +38,22 @@ class Sshd:
 
     become = None
 
-    def __init__(self, most: int, seconds: float = 0.02) -> None:
-        self.most, self.seconds = most, seconds
+    def __init__(self, most: int, seconds: float = 0.02, until: int = 0) -> None:
+        """Keep every connection for so long, after so many have been there at once."""
+        self.most, self.seconds, self.until = most, seconds, until
         self.now = self.highest = self.turned_away = 0
         self._lock = threading.Lock()
+        self._is_reached = threading.Event()
 
     def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
         with self._lock:
             self.now += 1
             self.highest = max(self.highest, self.now)
             is_welcome = self.now <= self.most
+            if self.highest == self.until:
+                self._is_reached.set()
+        if self.until:
+            self._is_reached.wait(30)
         time.sleep(self.seconds)
         with self._lock:
             self.now -= 1
@@ -73,7 +79,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("most", [1, 4, 32])
 def test_no_more_are_in_the_making_than_allowed(most: int) -> None:
-    sshd = Sshd(99)
+    sshd = Sshd(99, until=most)
     assert connect_all(sshd, 40, most) == {}
     assert sshd.highest == most
 
@@ -99,7 +105,7 @@ def test_an_sshd_that_never_lets_in_is_given_up_with_a_reason() -> None:
 
 
 def test_once_a_request_came_through_nothing_waits_for_a_turn() -> None:
-    sshd, waves = Sshd(99, 0.2), Waves()
+    sshd, waves = Sshd(99, until=5), Waves()
     entrances = [Entrance(waves, 1) for _number in range(5)]
     for entrance in entrances:
         entrance.is_open = True
@@ -109,7 +115,7 @@ def test_once_a_request_came_through_nothing_waits_for_a_turn() -> None:
 
 
 def test_who_waits_for_a_turn_is_not_late() -> None:
-    assert connect_all_within(0.3, Sshd(99, 0.1), 12) == {}
+    assert connect_all_within(1, Sshd(99, 0.15), 12) == {}
 
 
 def connect_all_within(seconds: float, sshd: Sshd, count: int) -> dict[str, NodeError]:
