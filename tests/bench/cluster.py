@@ -53,7 +53,17 @@ class Cluster:
         inventory.write_text(json.dumps({"cluster": {"hosts": hosts, "vars": {"job_runs_dir": str(RUNS)}}}))
         ssh_args = f"ANSIBLE_SSH_ARGS=-F '{SSH_CONFIG}' -o ControlMaster=auto -o ControlPersist=600"
         tool = Path(sys.executable).parent / "ansible-playbook"
-        return ["env", ssh_args, f"ANSIBLE_SSH_CONTROL_PATH_DIR={self.control}", str(tool), "-i", str(inventory), name]
+        return [
+            "env",
+            "-u",
+            "PYTHONDONTWRITEBYTECODE",
+            ssh_args,
+            f"ANSIBLE_SSH_CONTROL_PATH_DIR={self.control}",
+            str(tool),
+            "-i",
+            str(inventory),
+            name,
+        ]
 
     def disconnect(self) -> None:
         """Close every SSH connection that was left open."""

@@ -14,6 +14,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's start
     from collections.abc import Iterator
 
+FIRST_SECONDS = 0.4
+"""Until the first look, from the script's start: to import torch takes longer, and the look 4 ms of CPU, for which the
+scripts of nodes that share a machine would wait."""
 OFTEN_SECONDS = 0.1
 """How often sockets are looked at while a script is young: it may meet the others and be gone within a second."""
 YOUNG_SECONDS = 60
@@ -71,11 +74,12 @@ class Rendezvous:
         self._port = f":{port:04X}"
         self._listens = listens
         self._launcher = launcher
-        self._began = self._next = self._next_count = time.monotonic()
+        self._began = time.monotonic()
+        self._next = self._next_count = self._began + FIRST_SECONDS
         self._spent = 0.0
         self._pids: list[int] = []
         self._tries: dict[str, int] = {}  # by inode
-        self._others = {end for end, _state, _inode in self._sockets()}  # connections that are not the job's
+        self._others: set[str] | None = None  # connections that are not the job's; None: not looked yet
 
     def look(self, last: bool = False) -> None:
         """See whether one does, or (``last``, when all have ended) whether one did a moment ago."""
@@ -100,14 +104,16 @@ class Rendezvous:
             with suppress(OSError):  # it has ended, or is not this user's
                 (others if pid == self._launcher else own).update(_sockets_of(pid))
         new = {inode for inode in own | others if self._tries.get(inode, 0) < TRIES}
-        if not new:
+        is_first = self._others is None
+        self._others = self._others or set()
+        if not (new or is_first):
             return False
         for end, state, inode in self._sockets():
             if inode in own and (state == _LISTENS if self._listens else state != _CONNECTING):
                 return True
             if inode in own:
                 new.discard(inode)  # it is about to connect
-            elif inode != "0":
+            elif inode != "0" or is_first:
                 self._others.add(end)
         for inode in new:
             self._tries[inode] = self._tries.get(inode, 0) + 1
@@ -115,7 +121,7 @@ class Rendezvous:
 
     def _left(self) -> bool:
         """Whether there is a connection that nobody was seen to have, as there is for a minute after its end."""
-        return any(
+        return self._others is not None and any(
             end not in self._others and state not in (_LISTENS, _CONNECTING) for end, state, _inode in self._sockets()
         )
 

@@ -69,7 +69,7 @@ def together(launcher: str, met: list[Any]) -> bool | None:
     [
         ((LISTENS + STAYS, CONNECTS + STAYS), True),
         ((LISTENS.replace('(os.environ["MASTER_ADDR"]', '(""') + STAYS, CONNECTS + STAYS), True),
-        ((LISTENS + "time.sleep(0.2)", CONNECTS), True),  # and gone
+        ((IMPORTS + LISTENS + "time.sleep(0.2)", IMPORTS + CONNECTS), True),  # and gone
         ((ALONE, ALONE), False),
         (("", ""), False),
         ((f"{LISTENS.replace('meeting = store.accept()', '')}{STAYS}", ALONE), False),
@@ -152,6 +152,10 @@ def test_what_was_there_before_the_job_is_no_sign_of_it(store: socket.socket) ->
     with socket.create_connection(("127.0.0.1", port)):
         pass
     late = Rendezvous(port, False, None)
+    late.look(last=True)
+    assert not late.seen  # a script that ends before the first look is too short to import torch
+    time.sleep(noticing.FIRST_SECONDS)
+    late.look()
     late.look(last=True)
     assert not late.seen
     with socket.create_connection(("127.0.0.1", port)):
