@@ -318,11 +318,9 @@ class Launch:
         Raises:
             JobError: a node could not start it; those that had are stopped again.
         """
-        _replies, errors = fan_out(
-            {node.host: node for node in self.gang.topology.nodes},
-            lambda node: self._open(node.host).put(self._prepared[node.host]["gate"], sealed(self._order(node))),
-            PREPARE_SECONDS,
-        )
+        # Made before the nodes' threads begin: each would compile the template anew, 9 ms that all others wait for.
+        orders = {node.host: (node.host, sealed(self._order(node))) for node in self.gang.topology.nodes}
+        _replies, errors = fan_out(orders, self._tell_to_start, PREPARE_SECONDS)
         if not errors:
             return
         _ended, left = self.gang.end(self.job.grace_seconds, f"{next(iter(errors))} could not start")
@@ -334,6 +332,10 @@ class Launch:
             [*errors.values(), *more],
             f"The job was stopped on every node but {listed(list(left))}, where it may run; stop it there: {stop}",
         )
+
+    def _tell_to_start(self, told: tuple[str, bytes]) -> None:
+        host, order = told
+        self._open(host).put(self._prepared[host]["gate"], order)
 
     def _order(self, node: Node) -> bytes:
         """What the supervisor on a node is told; see ``Order`` in the agent's ``supervising``."""
