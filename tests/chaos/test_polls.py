@@ -1,6 +1,7 @@
 """Questions that get no answer: whatever keeps it away, the job goes on, and no line is lost.
 
-pytest tests/chaos/test_polls.py --rounds 20     each way twenty times, on four nodes; a round takes a minute or two
+pytest tests/chaos/test_polls.py --rounds 20     each way twenty times, on four nodes, with a
+                                                 job that prints and with one that trains; a round takes two minutes
 """
 
 import contextlib
@@ -103,10 +104,13 @@ def workers(run: Playbook) -> list[int]:
     return [pid for pid in pids if b"ansible-playbook" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
-def go_through(cluster: Cluster, seconds: float) -> dict[str, int]:
-    """Have a job live through each way once, in a random order at random moments; return how often each was tried."""
+def go_through(cluster: Cluster, script: str, seconds: float) -> dict[str, int]:
+    """Have a job, which prints numbered lines, live through each way once; return how often each was tried.
+
+    The order is random, and so are the moments.
+    """
     tried = dict.fromkeys([*WAYS, "no file can be opened here for 10 s", "the connections are killed here"], 0)
-    run = cluster.run("goes_on.py", "-e", "logs=all")
+    run = cluster.run(script, "-e", "logs=all")
     await_lines(run, cluster, "line 250$")  # by then the nodes watch over each other
     job = run.job
 
@@ -153,18 +157,19 @@ def go_through(cluster: Cluster, seconds: float) -> dict[str, int]:
 
 
 def test_no_failing_poll_ends_a_job(cluster: Cluster, timeline: Timeline) -> None:
-    go_through(cluster, SHORT)
+    go_through(cluster, "goes_on.py", SHORT)
     timeline.note("a question gets no answer, in nine ways", "the job goes on, and no line is lost")
 
 
 @pytest.fixture
 def four(tmp_path: Path) -> Iterator[Cluster]:
-    """Four nodes of their own, that were set up."""
+    """Four nodes of their own, with the project's own requirements."""
     made = Cluster([f"node{number}" for number in range(4)], "thunderhead-polls", "198.18.62")
     made.runs = tmp_path / "runs"
     try:
         made.create(reuse=False)
-        setup = made.playbook("setup.yml", *made.requirements)
+        made.fill_wheels()
+        setup = made.playbook("setup.yml")
         assert setup.wait(900) == 0, setup.text
         yield made
     finally:
@@ -174,10 +179,11 @@ def four(tmp_path: Path) -> Iterator[Cluster]:
 
 
 @pytest.mark.rounds
-def test_rounds(four: Cluster, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize("script", ["goes_on.py", "trains_on.py"])
+def test_rounds(four: Cluster, request: pytest.FixtureRequest, script: str) -> None:
     total: dict[str, int] = {}
     rounds = request.config.getoption("--rounds")
     for number in range(rounds):
-        for way, count in go_through(four, LONG).items():
+        for way, count in go_through(four, script, LONG).items():
             total[way] = total.get(way, 0) + count
         print(f"round {number + 1} of {rounds}: {total}; jobs ended: 0", flush=True)
