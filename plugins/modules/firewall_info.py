@@ -187,14 +187,12 @@ def main() -> None:
                 msg="The firewall can be seen and changed only as root; set ansible_become to true for this host in "
                 "the inventory, or firewall_provider to none and see to it yourself that its peers can connect."
             )
-        module.exit_json(
-            provider="none", msg="none, as the inventory says", firewalld=nothing, ufw=nothing, restored=[]
-        )
+        module.exit_json(provider="none", msg="no rules are wanted", firewalld=nothing, ufw=nothing, restored=[])
     is_auto = provider == "auto"
     if is_auto:
         provider, why = node.choose()
     else:
-        why = f"{provider}, as the inventory says"
+        why = f"{provider}, as firewall_provider says"
         if provider in ("firewalld", "ufw") and not node.is_active(provider):
             module.fail_json(
                 msg=f"firewall_provider is {provider} for this host, but {provider} "

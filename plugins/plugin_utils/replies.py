@@ -245,6 +245,8 @@ REPLIES: Mapping[str, tuple[Mapping[str, Check], Mapping[str, Check]]] = {
             "folder": is_text,
             "firewalls": many(matches(re.compile("firewalld|ufw"))),
             "session": is_text,
+            "uid": none_or(is_size),
+            "network_disks": many(is_text),
             "job": none_or(fields(_OWNER)),
         },
         {},

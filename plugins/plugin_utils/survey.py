@@ -10,6 +10,7 @@ from typing import Any
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError, in_one
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.fan_out import fan_out
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import OpenChannel
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.inventory import other_uids
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import rank_nodes, require_distinct
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import shown
@@ -62,7 +63,7 @@ def survey(settings: Sequence[NodeSettings], taking_part: Sequence[str], open_ch
     located = {**from_inventory, **seen}
     topology = rank_nodes(settings, located)
     return {
-        "warnings": [shown(f"{host} {one['session']}") for host, one in seen.items() if one["session"]],
+        "warnings": [shown(warning) for warning in _warnings(seen)],
         "world_size": topology.world_size,
         "head": topology.head.host,
         "master_addr": topology.head.address,
@@ -84,6 +85,12 @@ def survey(settings: Sequence[NodeSettings], taking_part: Sequence[str], open_ch
             if node.host in taking_part
         },
     }
+
+
+def _warnings(seen: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    sessions = [f"{host} {one['session']}" for host, one in seen.items() if one["session"]]
+    uids, _hosts = other_uids(seen)
+    return [*sessions, uids] if uids else sessions
 
 
 def _require_own_folders(settings: Sequence[NodeSettings], seen: Mapping[str, Mapping[str, Any]]) -> None:

@@ -364,6 +364,11 @@ def mounts() -> list[tuple[str, str, str]]:
     return found
 
 
+def network_disks() -> list[str]:
+    """Return the file systems on a network that are mounted: type and source of each."""
+    return sorted({f"{kind} {shared}" for _place, kind, shared in mounts() if shared})
+
+
 def unescaped(field: str) -> str:
     """Return a field of mountinfo as it was."""
     head, *rest = field.split("\\")

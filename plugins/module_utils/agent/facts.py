@@ -7,15 +7,15 @@ from __future__ import annotations
 import os
 import time
 
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.directory import identity, mounts
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.directory import identity, network_disks
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import job_directory, living_job
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.limits import LARGEST, Document
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import (
-    User,
     check_port_free,
     check_port_range,
     locate_address,
     network_addresses,
+    uid_of,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.ports import free_port
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.processes import end_of_session, marked
@@ -83,9 +83,9 @@ def facts(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     reply = {
         "machine": _machine(),
         "folder": identity(os.path.realpath(request["directory"])),
-        "uid": _uid(request["user"]),
+        "uid": uid_of(request["user"]),
         "session": end_of_session(),
-        "network_disks": sorted({f"{kind} {shared}" for _place, kind, shared in mounts() if shared}),
+        "network_disks": network_disks(),
         "address": _address(request["address"]),
         "addresses": network_addresses(),
         "free_port": free_port(request["master_port"]),
@@ -171,20 +171,12 @@ def _master_port(request: Request, job: dict[str, str] | None) -> dict[str, Any]
         return None
     try:
         check_port_range(port)
-        uid = _uid(request["user"])
+        uid = uid_of(request["user"])
         check_port_free(port, -1 if uid is None else uid)  # an account that is not there yet is no root
     except Refusal as refusal:
         owners = marked(job_directory({**request, "job": job})) if job else []
         return {"problem": str(refusal), "by_job": any(f"(process {pid})" in str(refusal) for pid in owners)}
     return None
-
-
-def _uid(name: str) -> int | None:
-    """Return None for an account that is not there or cannot be used: ``environment`` tells that."""
-    try:
-        return User(name).uid
-    except Refusal:
-        return None
 
 
 def _locked(directory: str) -> Document:

@@ -9,6 +9,7 @@ import time
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.directory import (
     identity,
+    network_disks,
     require_open_to,
     require_usable,
 )
@@ -24,6 +25,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node imp
     locate_address,
     network_addresses,
     refuse_root,
+    uid_of,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.processes import end_of_session
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, operation, suppress
@@ -43,8 +45,8 @@ def inspect(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     Request: directory, user, address (or None), master_port (on the head, else None). Reply: address, interface,
     addresses (that one and what else a peer may see: the interface's others), port_range (first and last ephemeral
     port), folder (what two names of the directory have in common, on two nodes too), firewalls (those of firewalld and
-    ufw that are active), session (see ``end_of_session``), job (id, user and start of the job that holds the node; None
-    if none does).
+    ufw that are active), session (see ``end_of_session``), uid and network_disks (as in ``facts``), job (id, user and
+    start of the job that holds the node; None if none does).
     """
     refuse_root(request["user"], None)
     path = require_usable(request["directory"])
@@ -68,6 +70,8 @@ def inspect(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
         "folder": identity(path),
         "firewalls": managed_firewalls(),
         "session": end_of_session(),
+        "uid": uid_of(request["user"]),
+        "network_disks": network_disks(),
         "job": lasting_job(request["directory"]),
     }, b""
 

@@ -232,6 +232,14 @@ class User:
         return Acting(self)
 
 
+def uid_of(name: str) -> int | None:
+    """Return the number of the account that jobs run as, or None if it is not there or cannot be used."""
+    try:
+        return User(name).uid
+    except Refusal:
+        return None
+
+
 def account_name(uid: int) -> str:
     """Return the name of an account; its number if it was deleted."""
     import pwd

@@ -292,8 +292,9 @@ def wait_at_gate(request: Request) -> Order | None:
         if time.time() - touched > GATE_SECONDS:
             import shutil
 
-            with suppress(OSError):
-                os.unlink(log_path(job_directory(request)))
+            for path in (log_path(job_directory(request)), gate_path(request), gate_path(request) + ".part"):
+                with suppress(OSError):
+                    os.unlink(path)
             shutil.rmtree(job_directory(request), ignore_errors=True)
             return None
         time.sleep(0.01)

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.check import Verdict
@@ -107,20 +108,33 @@ def machines(cluster: Cluster) -> Verdict:
 
 def accounts(cluster: Cluster) -> Verdict:
     """See that what one node's job writes to a disk, another's may change."""
-    disks: dict[str, dict[str, int]] = {}
-    for host, facts in cluster.facts.items():
-        for disk in facts["network_disks"] if facts["uid"] is not None else ():
-            disks.setdefault(disk, {})[host] = facts["uid"]
-    wrong = {disk: uids for disk, uids in disks.items() if len(set(uids.values())) > 1}
-    if wrong:
-        disk, uids = next(iter(wrong.items()))
-        sentence = (
-            f"the account that jobs run as has uid {divided({host: str(uid) for host, uid in uids.items()})}, and "
-            f"these nodes share a disk ({disk}): what one of them writes there, the others may not change; give it the "
-            "same uid everywhere (usermod --uid), or set job_user in the inventory to an account that has one"
-        )
+    sentence, uids = other_uids(cluster.facts)
+    if sentence:
         return Verdict("inventory.accounts", "warning", sentence, {"uids": uids})
     return Verdict("inventory.accounts", "ok", "no disk is shared by accounts with different uids")
+
+
+def other_uids(nodes: Mapping[str, Mapping[str, Any]]) -> tuple[str, dict[str, int]]:
+    """Look for a disk that nodes share and on which their jobs' account has different numbers.
+
+    Args:
+        nodes: host name to uid and network_disks, as the agent's ``facts`` and ``inspect`` reply.
+
+    Returns:
+        What to tell the user, and the uids of the hosts with that disk; "" and no host if there is none.
+    """
+    disks: dict[str, dict[str, int]] = {}
+    for host, node in nodes.items():
+        for disk in node["network_disks"] if node["uid"] is not None else ():
+            disks.setdefault(disk, {})[host] = node["uid"]
+    for disk, uids in disks.items():
+        if len(set(uids.values())) > 1:
+            return (
+                f"the account that jobs run as has uid {divided({host: str(uid) for host, uid in uids.items()})}, and "
+                f"these nodes share a disk ({disk}): what one of them writes there, the others may not change; give it "
+                "the same uid everywhere (usermod --uid), or set job_user in the inventory to an account that has one"
+            ), uids
+    return "", {}
 
 
 def sessions(cluster: Cluster) -> Verdict:

@@ -99,6 +99,8 @@ def honest(request: Mapping[str, Any], rank: int = 0) -> Answer:
                 "folder": "1",
                 "firewalls": [],
                 "session": "",
+                "uid": 1,
+                "network_disks": [],
                 "job": {**OWNER, "id": JOB},
             },
             b"",

@@ -55,9 +55,11 @@ def test_a_python_that_is_gone(node: LocalNode, tmp_path: Path) -> None:
 def test_a_prepared_job_whose_controller_vanished_is_given_up(node: LocalNode, tmp_path: Path) -> None:
     node.connection = Altered(("GATE_SECONDS = 300", "GATE_SECONDS = 0.3"))
     bundle = code(tmp_path / "code", "")
-    node.prepare(bundle)
+    gate = Path(node.prepare(bundle)["gate"])
+    gate.with_name(gate.name + ".part").write_bytes(b"half a word")
     until(lambda: not node.supervisor())
     assert node.jobs == []
+    assert sorted(path.name for path in gate.parent.iterdir()) == ["current", "lock"]
     node.prepare(bundle, "job-2")
 
 

@@ -11,9 +11,9 @@ from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.parsing.dataloader import DataLoader
 from ansible.playbook.play_context import PlayContext
 from ansible.playbook.task import Task
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.directory import identity
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.directory import identity, network_disks
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.inspecting import managed_firewalls
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import ephemeral_ports
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import ephemeral_ports, uid_of
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import MARK
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import (
     Channel,
@@ -28,7 +28,7 @@ FOLLOWED = b"{'ok': True, 'state': 'running', 'more': False, 'offset': %d}"
 INSPECTED = {
     **{"address": "198.18.0.9", "interface": "eth0"},
     **{"addresses": ["198.18.0.9"], "port_range": (32768, 60999), "folder": "1", "firewalls": [], "session": ""},
-    "job": None,
+    **{"uid": 999, "network_disks": [], "job": None},
 }
 CHANGED_KEY = """\
 Failed to connect to the host via ssh: @@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@
@@ -193,7 +193,8 @@ def test_a_round_trip(tmp_path: Path) -> None:
     )
     place = {"address": "127.0.0.1", "interface": "lo", "addresses": ["127.0.0.1"]}
     about = {"folder": identity(str(tmp_path)), "firewalls": managed_firewalls(), "session": ""}
-    assert found == {**place, **about, "port_range": ephemeral_ports(), "job": None}
+    account = {"uid": uid_of(""), "network_disks": network_disks()}
+    assert found == {**place, **about, **account, "port_range": ephemeral_ports(), "job": None}
     assert payload == b""
 
 

@@ -176,3 +176,17 @@ def test_a_session_that_ends_jobs_is_told_of(tmp_path: Path) -> None:
     nodes[1].connection = Altered(('"session": end_of_session()', '"session": "ends every process with its session"'))
     found = survey([node.settings() for node in nodes], [node.host for node in nodes], opener(nodes, []))
     assert found["warnings"] == ["node1 ends every process with its session"]
+
+
+def test_accounts_that_cannot_change_each_others_files_are_told_of(tmp_path: Path) -> None:
+    """M11."""
+    nodes = three(tmp_path)
+    for number, node in enumerate(nodes[:2]):
+        disk = ('"network_disks": network_disks()', '"network_disks": ["nfs4 nas:/home"]')
+        node.connection = Altered(disk, ('"uid": uid_of(request["user"])', f'"uid": {1000 + number}'))
+    found = survey([node.settings() for node in nodes], [node.host for node in nodes], opener(nodes, []))
+    assert found["warnings"] == [
+        "the account that jobs run as has uid 1000 (node0), 1001 (node1), and these nodes share a disk (nfs4 "
+        "nas:/home): what one of them writes there, the others may not change; give it the same uid everywhere "
+        "(usermod --uid), or set job_user in the inventory to an account that has one"
+    ]
