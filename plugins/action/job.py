@@ -29,6 +29,7 @@ class ActionModule(AttendingAction):
 
     ARGUMENTS: ClassVar[Arguments] = {
         "script": {"type": "str", "default": ""},
+        "module": {"type": "str", "default": ""},
         "script_args": {"type": "raw", "default": ""},
         "project_dir": {"type": "path"},
         "env": {"type": "raw", "default": {}},
@@ -60,7 +61,10 @@ class ActionModule(AttendingAction):
         desk = Desk(say, interrupts, cluster, hosts, inventory.open_channel, inventory.cluster)
         if self._task.check_mode:
             world_size = runner.check(order, desk)
-            return {"changed": True, "msg": f"would start {order.script} on {counted(world_size, 'node')}"}
+            return {
+                "changed": True,
+                "msg": f"would start {order.module or order.script} on {counted(world_size, 'node')}",
+            }
         return {"changed": True, **runner.run(order, desk)}
 
 
@@ -69,6 +73,7 @@ def as_order(arguments: dict[str, Any]) -> Order:
     given: dict[str, Any] = {name: about.get("default") for name, about in ActionModule.ARGUMENTS.items()} | arguments
     return Order(
         script=given["script"],
+        module=given["module"],
         args=given["script_args"],
         project=Path(os.path.abspath(given["project_dir"])) if given["project_dir"] else None,
         env=given["env"],

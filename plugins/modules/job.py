@@ -22,8 +22,19 @@ options:
     description: The script, a path relative to O(project_dir).
     type: str
     default: ""
+  module:
+    description:
+      - A module of the project, such as V(pkg.train), that is started as C(python -m) does, instead of O(script). It
+        may import relative to its package.
+      - It is looked for in O(project_dir), and in folders of it that PYTHONPATH in O(env) names.
+    type: str
+    default: ""
   script_args:
-    description: The script's arguments, a string split as a shell would, or a list. Never given to a shell.
+    description:
+      - The script's arguments, a string split as a shell would, or a list. Never given to a shell.
+      - Each node puts the values of the job's variables in for C($NAME) and C(${NAME}), such as C($NODE_RANK),
+        C($NUM_NODES), C($CKPT_PATH), C($HOME) and those of O(env); a name that no variable has is refused. C($$) is a
+        dollar. Values are in the process list of the node.
     type: raw
     default: ""
   project_dir:
@@ -59,8 +70,8 @@ options:
     description:
       - Id of a job to go on from. The newest complete checkpoint that any of its nodes has is put on all nodes before
         the start, and the script finds its path in the environment variable C(CKPT_PATH).
-      - What is not given (O(script), O(script_args), O(launcher), O(devices), O(gang), O(project_dir)) is as it was in
-        that job.
+      - What is not given (O(script) or O(module), O(script_args), O(launcher), O(devices), O(gang), O(project_dir)) is
+        as it was in that job.
     type: str
     default: ""
   rerun:

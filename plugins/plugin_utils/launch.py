@@ -73,6 +73,7 @@ class Job:
         identity: which job.
         bundle: the code.
         script: relative path in the bundle.
+        module: name of the module that the script is, if it is started as one; else "".
         args: the script's arguments.
         env: environment variables besides those of the inventory; they win over these.
         node_timeout_seconds: a node silent for this long is lost.
@@ -102,6 +103,7 @@ class Job:
     gang: bool = True
     uses: str = PLAIN
     reason: str = ""
+    module: str = ""
 
 
 def sealed(order: bytes) -> bytes:
@@ -391,6 +393,7 @@ class Launch:
                 "user": job.identity.user,
                 "start": job.identity.start,
                 "script": job.script,
+                "module": job.module,
                 "args": list(job.args),
                 "launcher": job.launcher,
                 "devices": job.devices,
@@ -409,8 +412,10 @@ class Launch:
     def _command(self, node: Node, python: str) -> list[str]:
         job, topology = self.job, self.gang.topology
         script = job.script if not job.script.startswith("-") else f"./{job.script}"
+        # A node replaces variables in these words.
+        start = ["-m", job.module, *job.args] if job.module else [script.replace("$", "$$"), *job.args]
         if job.launcher != "torchrun":
-            return [python, script, *job.args]
+            return [python, *start]
         together = (topology.world_size, node.rank, topology.head.address)
         nodes, rank, master = together if job.gang else (1, 0, "127.0.0.1")
         return [
@@ -419,7 +424,7 @@ class Launch:
             *("--rdzv-backend=static", f"--rdzv-id={job.identity.id}", "--max-restarts=0"),
             f"--master-addr={master}",
             f"--master-port={topology.head.settings.master_port}",
-            *(script, *job.args),
+            *start,
         ]
 
     @property

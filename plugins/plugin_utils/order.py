@@ -12,6 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import check_script, make_bundle
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.entry import (
+    check_module,
+    require_no_relative_imports,
+    search_path,
+)
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.environment import as_environment
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.frameworks import PLAIN, Fit, fit
@@ -32,6 +37,7 @@ class Order:
 
     Attributes:
         script: path of the script in ``project``.
+        module: name of a module in ``project``, to be started instead of a script.
         args: a string, split as a shell would, or a list; never given to a shell.
         project: folder on the controller.
         env: mapping of environment variables, or its text.
@@ -77,6 +83,7 @@ class Order:
     grace_seconds: int
     preflight: Mapping[str, Any] = field(default_factory=dict)
     gang: bool | None = None
+    module: str = ""
 
     def check(self) -> None:
         """Raise JobError for a number out of its range, or options that exclude each other."""
@@ -90,10 +97,14 @@ class Order:
         ):
             if value < least:
                 raise JobError(f"{name} is {value}; set it to {least} or more")
-        if self.rerun and (self.script or self.project or self.args not in ("", None, [])):
+        if self.script and self.module:
             raise JobError(
-                "rerun runs an earlier job's code with its arguments again, so script, script_args and project_dir "
-                "cannot be given with it; leave them out, or leave out rerun"
+                f"both script ({self.script}) and module ({self.module}) are given, and a job starts one; leave one out"
+            )
+        if self.rerun and (self.script or self.module or self.project or self.args not in ("", None, [])):
+            raise JobError(
+                "rerun runs an earlier job's code with its arguments again, so script, module, script_args and "
+                "project_dir cannot be given with it; leave them out, or leave out rerun"
             )
 
 
@@ -159,6 +170,7 @@ def make_job(order: Order, earlier: Mapping[str, Any], checkpoint: str) -> Job:
     """
     args = split_args(order.args if order.args not in ("", None) else earlier.get("args", ""))
     env = as_environment(order.env, "env")
+    module = order.module or ("" if order.script else earlier.get("module") or "")
     if order.rerun:
         script, bundle = earlier["script"], stored_bundle(order.runs, earlier["bundle"])
         found = Fit(earlier.get("uses", PLAIN), script)
@@ -169,15 +181,21 @@ def make_job(order: Order, earlier: Mapping[str, Any], checkpoint: str) -> Job:
             )
     else:
         project = order.project or Path(earlier.get("project_dir") or EXAMPLES)
-        script = check_script(project, order.script or earlier.get("script", ""))
+        if module:
+            script = check_module(project, module, env)
+        else:
+            script = check_script(project, order.script or earlier.get("script", ""))
+            require_no_relative_imports(project, script)
         bundle = make_bundle(project, script, order.bundle_max_mb)
-        found = fit(project, script)
+        found = fit(project, script, search_path(project, script, module, env))
     wanted = order.launcher or earlier.get("launcher") or AUTO
     launcher, reason = (found.launcher, found.reason) if wanted == AUTO else (wanted, "")
     devices = count_started(order.devices, launcher, reason) if order.devices else earlier.get("devices")
     now = datetime.datetime.now(datetime.timezone.utc)
     return Job(
-        identity=Identity(now.isoformat(timespec="seconds"), new_job_id(script, now), who()),
+        identity=Identity(
+            now.isoformat(timespec="seconds"), new_job_id(module.rpartition(".")[2] or script, now), who()
+        ),
         bundle=bundle,
         script=script,
         args=args,
@@ -192,6 +210,7 @@ def make_job(order: Order, earlier: Mapping[str, Any], checkpoint: str) -> Job:
         gang=earlier.get("gang", True) if order.gang is None else order.gang,
         uses=found.kind,
         reason=reason,
+        module=module,
     )
 
 
@@ -199,6 +218,7 @@ def described(job: Job, order: Order) -> dict[str, Any]:
     """Return what job.json says of a job: enough to run it again but for the values of its environment."""
     return {
         "script": job.script,
+        "module": job.module or None,
         "args": list(job.args),
         "launcher": job.launcher,
         "devices": job.devices,

@@ -101,14 +101,19 @@ def test_devices_that_are_none(devices: str, launcher: str, message: str) -> Non
         ({"rendezvous_timeout_seconds": -1}, "job_rendezvous_timeout_seconds is -1; set it to 0 or more"),
         ({"wait": -5}, "wait is -5; set it to 0 or more"),
         ({"keep": -1}, "keep is -1; set it to 0 or more"),
+        (
+            {"script": "a.py", "module": "b"},
+            "both script (a.py) and module (b) are given, and a job starts one; leave one out",
+        ),
         *(
             (
                 {"rerun": "20260101-000000-train-0000", **more},
-                "rerun runs an earlier job's code with its arguments again, so script, script_args and project_dir "
-                "cannot be given with it; leave them out, or leave out rerun",
+                "rerun runs an earlier job's code with its arguments again, so script, module, script_args "
+                "and project_dir cannot be given with it; leave them out, or leave out rerun",
             )
             for more in (
                 {"script": "train.py"},
+                {"module": "train"},
                 {"script_args": "--lr 1"},
                 {"script_args": ["x"]},
                 {"project_dir": "/tmp"},
