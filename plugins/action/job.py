@@ -18,7 +18,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.cluster_action
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.desk import Desk
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.interrupts import Interrupts
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.inventory import Inventory
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import Order
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import PROJECT_FILES, Order, split_patterns
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight import brief
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import require_hosts
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import counted
@@ -32,6 +32,7 @@ class ActionModule(AttendingAction):
         "module": {"type": "str", "default": ""},
         "script_args": {"type": "raw", "default": ""},
         "project_dir": {"type": "path"},
+        **PROJECT_FILES,
         "env": {"type": "raw", "default": {}},
         "launcher": {"type": "str", "choices": ["auto", "lightning", "torchrun", "python"]},
         "devices": {"type": "str", "default": ""},
@@ -40,7 +41,6 @@ class ActionModule(AttendingAction):
         "rerun": {"type": "str", "default": ""},
         "detach": {"type": "bool", "default": False},
         "wait": {"type": "int", "default": 0},
-        "bundle_max_mb": {"type": "int", "default": 100},
         "skip": {"type": "list", "elements": "str", "default": []},
         **brief.OPTIONS,
         **ATTENDING,
@@ -95,4 +95,6 @@ def as_order(arguments: dict[str, Any]) -> Order:
         grace_seconds=given["stop_grace_seconds"],
         preflight={name: given[name] for name in brief.DEFAULTS},
         gang=given["gang"],
+        include=split_patterns(given["include"]),
+        project_files=given["project_files"],
     )

@@ -16,6 +16,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.supervising import GATE_SECONDS
@@ -74,6 +75,7 @@ class Job:
         bundle: the code.
         script: relative path in the bundle.
         module: name of the module that the script is, if it is started as one; else "".
+        project: folder here that the code is of; None for an earlier job's.
         args: the script's arguments.
         env: environment variables besides those of the inventory; they win over these.
         node_timeout_seconds: a node silent for this long is lost.
@@ -104,6 +106,7 @@ class Job:
     uses: str = PLAIN
     reason: str = ""
     module: str = ""
+    project: Path | None = None
 
 
 def sealed(order: bytes) -> bytes:
@@ -128,7 +131,7 @@ class Launch:
         require_distinct({one.host: one.address for one in settings})
         self.job = job
         self.gang = Gang(job.identity, settings, open_channel)
-        self.notes: list[str] = []
+        self.notes = list(job.bundle.notes)
         self._members = members
         self._head = settings[0].host
         self._open = functools.cache(open_channel)  # each host is talked to by one thread at a time

@@ -23,10 +23,17 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.frameworks imp
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Identity
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.history import stored_bundle
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.launch import Job
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.project_files import CHOICES
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import new_job_id, who
 
 EXAMPLES = Path(__file__).parents[2] / "train"
 """The project of those who name none."""
+PROJECT_FILES: dict[str, dict[str, Any]] = {
+    "include": {"type": "raw", "default": ""},
+    "project_files": {"type": "str", "choices": list(CHOICES)},
+    "bundle_max_mb": {"type": "int", "default": 100},
+}
+"""Which files of the project are copied to the nodes, as an argument spec."""
 AUTO = "auto"
 """The launcher that fits what the script uses."""
 
@@ -38,6 +45,8 @@ class Order:
     Attributes:
         script: path of the script in ``project``.
         module: name of a module in ``project``, to be started instead of a script.
+        include: patterns of files that are brought besides, as in a .gitignore.
+        project_files: one of project_files.CHOICES; None means the default or the earlier job's.
         args: a string, split as a shell would, or a list; never given to a shell.
         project: folder on the controller.
         env: mapping of environment variables, or its text.
@@ -84,6 +93,8 @@ class Order:
     preflight: Mapping[str, Any] = field(default_factory=dict)
     gang: bool | None = None
     module: str = ""
+    include: Sequence[str] = ()
+    project_files: str | None = None
 
     def check(self) -> None:
         """Raise JobError for a number out of its range, or options that exclude each other."""
@@ -101,10 +112,11 @@ class Order:
             raise JobError(
                 f"both script ({self.script}) and module ({self.module}) are given, and a job starts one; leave one out"
             )
-        if self.rerun and (self.script or self.module or self.project or self.args not in ("", None, [])):
+        code = (self.script, self.module, self.project, self.include, self.project_files)
+        if self.rerun and (any(code) or self.args not in ("", None, [])):
             raise JobError(
-                "rerun runs an earlier job's code with its arguments again, so script, module, script_args and "
-                "project_dir cannot be given with it; leave them out, or leave out rerun"
+                "rerun runs an earlier job's code with its arguments again, so script, module, script_args, "
+                "project_dir, include and project_files cannot be given with it; leave them out, or leave out rerun"
             )
 
 
@@ -126,6 +138,18 @@ def split_args(args: Any) -> list[str]:
     if any("\0" in word for word in words):
         raise JobError("script_args has a word with a null byte, which no command line can hold; remove it")
     return words
+
+
+def split_patterns(include: Any) -> list[str]:
+    """Return patterns of files as a list; raises JobError for what is neither a string nor a list of strings."""
+    if isinstance(include, str):
+        try:
+            return shlex.split(include)
+        except ValueError:
+            include = None
+    if isinstance(include, Sequence) and all(isinstance(pattern, str) for pattern in include):
+        return list(include)
+    raise JobError("include is no list of patterns; give them as in a .gitignore, with spaces between: '*.bin .env'")
 
 
 def count_devices(devices: str) -> int | None:
@@ -171,6 +195,7 @@ def make_job(order: Order, earlier: Mapping[str, Any], checkpoint: str) -> Job:
     args = split_args(order.args if order.args not in ("", None) else earlier.get("args", ""))
     env = as_environment(order.env, "env")
     module = order.module or ("" if order.script else earlier.get("module") or "")
+    project = None
     if order.rerun:
         script, bundle = earlier["script"], stored_bundle(order.runs, earlier["bundle"])
         found = Fit(earlier.get("uses", PLAIN), script)
@@ -186,7 +211,9 @@ def make_job(order: Order, earlier: Mapping[str, Any], checkpoint: str) -> Job:
         else:
             script = check_script(project, order.script or earlier.get("script", ""))
             require_no_relative_imports(project, script)
-        bundle = make_bundle(project, script, order.bundle_max_mb)
+        include = order.include or earlier.get("include", [])
+        everything = (order.project_files or earlier.get("project_files")) == "all"
+        bundle = make_bundle(project, script, order.bundle_max_mb, include, everything)
         found = fit(project, script, search_path(project, script, module, env))
     wanted = order.launcher or earlier.get("launcher") or AUTO
     launcher, reason = (found.launcher, found.reason) if wanted == AUTO else (wanted, "")
@@ -211,6 +238,7 @@ def make_job(order: Order, earlier: Mapping[str, Any], checkpoint: str) -> Job:
         uses=found.kind,
         reason=reason,
         module=module,
+        project=project,
     )
 
 
@@ -225,7 +253,9 @@ def described(job: Job, order: Order) -> dict[str, Any]:
         "gang": job.gang,
         "uses": job.uses,
         "checkpoint": job.checkpoint or None,
-        "project_dir": str(order.project or EXAMPLES) if not order.rerun else None,
+        "project_dir": str(job.project) if job.project else None,
+        "include": list(job.bundle.include),
+        "project_files": "all" if job.bundle.everything else "git",
         "env_names": sorted(job.env),  # names only: values may be secrets
         "user": job.identity.user,
         "started": job.identity.start,

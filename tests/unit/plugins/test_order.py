@@ -108,12 +108,14 @@ def test_devices_that_are_none(devices: str, launcher: str, message: str) -> Non
         *(
             (
                 {"rerun": "20260101-000000-train-0000", **more},
-                "rerun runs an earlier job's code with its arguments again, so script, module, script_args "
-                "and project_dir cannot be given with it; leave them out, or leave out rerun",
+                "rerun runs an earlier job's code with its arguments again, so script, module, script_args, "
+                "project_dir, include and project_files cannot be given with it; leave them out, or leave out rerun",
             )
             for more in (
                 {"script": "train.py"},
                 {"module": "train"},
+                {"include": "*.bin"},
+                {"project_files": "all"},
                 {"script_args": "--lr 1"},
                 {"script_args": ["x"]},
                 {"project_dir": "/tmp"},
