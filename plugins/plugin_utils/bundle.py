@@ -114,6 +114,20 @@ def make_bundle(
     )
 
 
+def names_in(content: bytes) -> set[str]:
+    """Return the paths of the files in a bundle.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        data = zlib.decompress(content)
+    except zlib.error as error:
+        raise ValueError(str(error)) from None
+    length, _newline, rest = data.partition(b"\n")
+    return set(map(os.fsdecode, rest[: int(length)].split(b"\0")[0::3]))
+
+
 def _check_size(project: Path, paths: Sequence[str], max_mb: int) -> int:
     sizes = {path: os.lstat(project / path).st_size for path in paths if os.path.lexists(project / path)}
     total = sum(sizes.values())

@@ -197,7 +197,7 @@ def make_job(order: Order, earlier: Mapping[str, Any], checkpoint: str) -> Job:
     module = order.module or ("" if order.script else earlier.get("module") or "")
     project = None
     if order.rerun:
-        script, bundle = earlier["script"], stored_bundle(order.runs, earlier["bundle"])
+        script, bundle = earlier["script"], stored_bundle(order.runs, earlier)
         found = Fit(earlier.get("uses", PLAIN), script)
         if missing := set(earlier["env_names"]) - env.keys():
             raise JobError(
@@ -263,10 +263,10 @@ def described(job: Job, order: Order) -> dict[str, Any]:
         "rerun": order.rerun or None,
         "node_timeout_seconds": job.node_timeout_seconds,
         "grace_seconds": job.grace_seconds,
+        "commit": job.bundle.commit,
+        "dirty": job.bundle.dirty,
         "bundle": {
             "sha256": job.bundle.sha256,
             "bytes": job.bundle.size,
-            "git_commit": job.bundle.commit,
-            "git_dirty": job.bundle.dirty,
         },
     }

@@ -297,7 +297,7 @@ def test_code_is_kept_once(tmp_path: Path) -> None:
     assert path.stat() == before
     kept = stored_bundle(
         tmp_path / "runs",
-        {"sha256": job.bundle.sha256, "bytes": job.bundle.size, "git_commit": None, "git_dirty": None},
+        {"bundle": {"sha256": job.bundle.sha256, "bytes": job.bundle.size}, "commit": None, "dirty": None},
     )
     assert kept == job.bundle
 
