@@ -43,8 +43,8 @@ options:
         what tools make for themselves (C(.venv), C(__pycache__)) is left out, and so are folders called C(runs),
         C(checkpoints), C(wandb) and C(lightning_logs) that are neither packages nor imported.
       - The folder of the records, C(runs/), is never part of it, and neither is C(.git); the script finds the commit in
-        the environment variable C(JOB_GIT_COMMIT), with C(-dirty) behind it if the project differs from it, empty outside
-        git. What was left out is said.
+        the environment variable C(JOB_GIT_COMMIT), with C(-dirty) behind it if the project differs from it.
+      - What was left out is said.
       - By default the collection's C(train/), or the earlier job's with O(resume).
     type: path
   include:

@@ -27,13 +27,14 @@ _WORK = re.compile(r".*/jobs/[^/]+/work/")
 
 
 def of_job(reason: str, record: Record) -> str:
-    """Return what a job's record tells of what a rank missed, as ``explained``; "" if nothing is known of its code."""
+    """Return what a job's record tells of what a rank missed, in brackets; "" if it tells nothing."""
     try:
         project, bundle = Path(record.data["project_dir"]), record.data["bundle"]["sha256"]
         travelled = names_in((record.path.parent / ".bundles" / bundle).read_bytes())
     except (OSError, KeyError, TypeError, ValueError):
         return ""
-    return explained(reason, project, travelled, str(record.data.get("script", "")))
+    clause = explained(reason, project, travelled, str(record.data.get("script", "")))
+    return f" ({clause})" if clause else ""
 
 
 def explained(reason: str, project: Path, travelled: Collection[str], script: str) -> str:
@@ -58,9 +59,24 @@ def explained(reason: str, project: Path, travelled: Collection[str], script: st
         except JobError:
             ignored = None
         why = "git ignores it, so it was" if ignored else "it was"
-        return (
-            f" ({name} lies in the project, but {why} no part of the job's code; bring it with -e include='{pattern}')"
-        )
+        return f"{name} lies in the project, but {why} no part of the job's code; bring it with -e include='{pattern}'"
+    return ""
+
+
+def elsewhere(reason: str, travelled: Collection[str]) -> str:
+    """Return a clause that says where in the code a module lies that Python did not find; "" if it does not."""
+    for found in _MODULE.finditer(reason):
+        place = found[1].replace(".", "/")
+        for path in sorted(travelled):
+            folder, slash, _rest = f"/{path}".rpartition(f"/{place}.py")
+            if not slash:
+                folder, slash, _rest = f"/{path}".partition(f"/{place}/")
+            if slash and path.endswith(".py"):
+                above = folder.strip("/") or "."
+                return (
+                    f"{path} lies in the project, where Python does not look for it; add -e "
+                    f'\'{{"env": {{"PYTHONPATH": "{above}"}}}}\''
+                )
     return ""
 
 

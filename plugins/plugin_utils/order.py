@@ -11,12 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import check_script, make_bundle
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.entry import (
-    check_module,
-    require_no_relative_imports,
-    search_path,
-)
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import make_bundle
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.entry import find_entry, search_path
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.environment import as_environment
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.frameworks import PLAIN, Fit, fit
@@ -108,10 +104,6 @@ class Order:
         ):
             if value < least:
                 raise JobError(f"{name} is {value}; set it to {least} or more")
-        if self.script and self.module:
-            raise JobError(
-                f"both script ({self.script}) and module ({self.module}) are given, and a job starts one; leave one out"
-            )
         code = (self.script, self.module, self.project, self.include, self.project_files)
         if self.rerun and (any(code) or self.args not in ("", None, [])):
             raise JobError(
@@ -206,11 +198,8 @@ def make_job(order: Order, earlier: Mapping[str, Any], checkpoint: str) -> Job:
             )
     else:
         project = order.project or Path(earlier.get("project_dir") or EXAMPLES)
-        if module:
-            script = check_module(project, module, env)
-        else:
-            script = check_script(project, order.script or earlier.get("script", ""))
-            require_no_relative_imports(project, script)
+        named = order.script or ("" if module else earlier.get("script", ""))
+        script = find_entry(project, named, module, env)
         include = order.include or earlier.get("include", [])
         everything = (order.project_files or earlier.get("project_files")) == "all"
         bundle = make_bundle(project, script, order.bundle_max_mb, include, everything)

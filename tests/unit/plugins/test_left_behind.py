@@ -67,8 +67,8 @@ def said(project: Path, reason: str) -> str:
 def test_what_git_ignores_is_named(project: Path, reason: str, name: str, pattern: str) -> None:
     """S3: the cause names the file, git, and the remedy, which works."""
     assert said(project, reason) == (
-        f" ({name} lies in the project, but git ignores it, so it was no part of the job's code; bring it with -e "
-        f"include='{pattern}')"
+        f"{name} lies in the project, but git ignores it, so it was no part of the job's code; bring it with -e "
+        f"include='{pattern}'"
     )
     brought = names_in(make_bundle(project, "src/train.py", 1, include=[pattern]).content)
     assert any(path == name or path.startswith(f"{name}/") for path in brought)

@@ -101,10 +101,6 @@ def test_devices_that_are_none(devices: str, launcher: str, message: str) -> Non
         ({"rendezvous_timeout_seconds": -1}, "job_rendezvous_timeout_seconds is -1; set it to 0 or more"),
         ({"wait": -5}, "wait is -5; set it to 0 or more"),
         ({"keep": -1}, "keep is -1; set it to 0 or more"),
-        (
-            {"script": "a.py", "module": "b"},
-            "both script (a.py) and module (b) are given, and a job starts one; leave one out",
-        ),
         *(
             (
                 {"rerun": "20260101-000000-train-0000", **more},
