@@ -94,10 +94,9 @@ def require_no_relative_imports(project: Path, script: str) -> None:
         return  # Python will say it
     for node in needed(tree):
         if isinstance(node, ast.ImportFrom) and node.level:
-            words = "." * node.level + (node.module or "")
             raise JobError(
-                f"script {script}, line {node.lineno} imports from {words}, relative to its package, which Python does "
-                f"not know of a script; start it as a module: {_as_module(project, script)} instead of script="
+                f"script {script} has a relative import in line {node.lineno}, which works only in a module of a "
+                f"package; start it as one: {_as_module(project, script)} instead of script="
             )
 
 

@@ -33,7 +33,7 @@ def of_job(reason: str, record: Record) -> str:
         travelled = names_in((record.path.parent / ".bundles" / bundle).read_bytes())
     except (OSError, KeyError, TypeError, ValueError):
         return ""
-    clause = explained(reason, project, travelled, str(record.data.get("script", "")))
+    clause = explained(reason, project, travelled, str(record.data.get("script", ""))) or elsewhere(reason, travelled)
     return f" ({clause})" if clause else ""
 
 
@@ -71,8 +71,9 @@ def elsewhere(reason: str, travelled: Collection[str]) -> str:
             folder, slash, _rest = f"/{path}".rpartition(f"/{place}.py")
             if not slash:
                 folder, slash, _rest = f"/{path}".partition(f"/{place}/")
-            if slash and path.endswith(".py"):
-                above = folder.strip("/") or "."
+            above = folder.strip("/") or "."
+            # What is in a package is not meant by its own name alone.
+            if slash and path.endswith(".py") and f"{above}/__init__.py" not in travelled:
                 return (
                     f"{path} lies in the project, where Python does not look for it; add -e "
                     f'\'{{"env": {{"PYTHONPATH": "{above}"}}}}\''

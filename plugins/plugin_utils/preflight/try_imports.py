@@ -55,7 +55,7 @@ class Trial:
         print(json.dumps(more), file=self._out, flush=True)
 
     def _words(self, error: BaseException) -> str:
-        words = str(error).strip().splitlines()
+        words = str(error).replace(self._work, "").strip().splitlines()
         return (type(error).__name__ + (f": {words[-1]}" if words else ""))[: self._longest]
 
     def torch(self) -> None:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import make_bundle, names_in
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.left_behind import explained, of_job
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.left_behind import elsewhere, explained, of_job
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import Record
 
 IGNORED = [
@@ -92,6 +92,25 @@ def test_what_git_ignores_is_named(project: Path, reason: str, name: str, patter
 )
 def test_what_is_no_file_of_the_project_that_was_left_out(project: Path, reason: str) -> None:
     assert said(project, reason) == ""
+
+
+@pytest.mark.parametrize(
+    ("module", "path", "above"),
+    [
+        ("src", "src/deep/model.py", "."),
+        ("model", "src/deep/model.py", "src/deep"),
+        ("deep.model", "src/deep/model.py", "src"),
+        ("inside", "", ""),  # of a package
+        ("einops", "", ""),
+        ("conf", "", ""),  # has no module
+    ],
+)
+def test_a_module_that_lies_where_python_does_not_look(module: str, path: str, above: str) -> None:
+    """S4: not what requirements.txt lacks."""
+    travelled = {"src/deep/model.py", "pkg/__init__.py", "pkg/inside.py", "conf/a.yaml"}
+    remedy = f'add -e \'{{"env": {{"PYTHONPATH": "{above}"}}}}\''
+    sentence = f"{path} lies in the project, where Python does not look for it; {remedy}" if path else ""
+    assert elsewhere(f"ModuleNotFoundError: No module named '{module}'", travelled) == sentence
 
 
 def test_a_job_of_whose_code_nothing_is_known(tmp_path: Path) -> None:
