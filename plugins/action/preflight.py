@@ -86,5 +86,5 @@ def _code(arguments: dict[str, Any]) -> Code:
     script = find_entry(project, arguments["script"], module, env)
     include, everything = split_patterns(arguments["include"]), arguments["project_files"] == "all"
     bundle = make_bundle(project, script, arguments["bundle_max_mb"], include, everything)
-    launcher = fit(project, script, search_path(project, script, module, env)).launcher
+    launcher = fit(project, script, search_path(project, script, module, env), bundle.paths).launcher
     return Code(project, bundle, script, module, env, launcher)

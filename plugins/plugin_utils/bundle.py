@@ -7,8 +7,8 @@ from __future__ import annotations
 import hashlib
 import os
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
@@ -32,6 +32,7 @@ class Bundle:
         notes: what a user should know of it, a sentence each.
         include: patterns of files that were brought besides.
         everything: whether what git ignores was brought.
+        paths: of the files, relative to the project; none for an earlier job's.
     """
 
     sha256: str
@@ -42,6 +43,7 @@ class Bundle:
     notes: Sequence[str] = ()
     include: Sequence[str] = ()
     everything: bool = False
+    paths: Collection[str] = field(default=(), compare=False)
 
 
 def check_script(project: Path, script: str) -> str:
@@ -102,6 +104,9 @@ def make_bundle(
     data, notes = _pack(project, files.paths)
     if files.unfetched:
         notes.insert(0, f"submodule {listed(files.unfetched)} was never fetched; run: git submodule update --init")
+    if include and not (everything or files.brought):
+        patterns = " ".join(include)
+        notes.insert(0, f"include='{patterns}' brings nothing, for no file that was left out matches it")
     return Bundle(
         sha256=hashlib.sha256(data).hexdigest(),
         content=zlib.compress(data, level=1),
@@ -111,6 +116,7 @@ def make_bundle(
         notes=tuple([*([files.left.sentence] if files.left.count else []), *notes]),
         include=tuple(include),
         everything=everything,
+        paths=frozenset(files.paths),
     )
 
 

@@ -203,7 +203,7 @@ def make_job(order: Order, earlier: Mapping[str, Any], checkpoint: str) -> Job:
         include = order.include or earlier.get("include", [])
         everything = (order.project_files or earlier.get("project_files")) == "all"
         bundle = make_bundle(project, script, order.bundle_max_mb, include, everything)
-        found = fit(project, script, search_path(project, script, module, env))
+        found = fit(project, script, search_path(project, script, module, env), bundle.paths)
     wanted = order.launcher or earlier.get("launcher") or AUTO
     launcher, reason = (found.launcher, found.reason) if wanted == AUTO else (wanted, "")
     devices = count_started(order.devices, launcher, reason) if order.devices else earlier.get("devices")

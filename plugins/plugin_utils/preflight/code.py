@@ -4,14 +4,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import environment, left_behind
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import Bundle, names_in
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import Bundle
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
 
 PROGRAM = Path(__file__).with_name("try_imports.py")
@@ -45,11 +44,6 @@ class Code:
         """What the user calls it."""
         return self.module or self.script
 
-    @cached_property
-    def files(self) -> Collection[str]:
-        """Paths of its files, relative to the project."""
-        return names_in(self.bundle.content)
-
     def variables(self, node: NodeSettings, nodes: Sequence[NodeSettings]) -> dict[str, str]:
         """Return a job's variables on one of the nodes, as far as they are known before those are asked."""
         head = nodes[0]
@@ -68,8 +62,8 @@ class Code:
 
     def explained(self, why: str) -> str:
         """Return a clause on a failed import that has its cause in the project, or ""."""
-        missing = left_behind.explained(why, self.project, self.files, self.script)
-        return missing or left_behind.elsewhere(why, self.files)
+        missing = left_behind.explained(why, self.project, self.bundle.paths, self.script)
+        return missing or left_behind.elsewhere(why, self.bundle.paths)
 
 
 def trial(code: Code | None) -> dict[str, Any]:

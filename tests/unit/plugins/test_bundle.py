@@ -276,6 +276,17 @@ def test_files_of_a_submodule_are_brought_too(tmp_path: Path) -> None:
     assert "vendor/fast.so" in names(project, include=["*.so"])
 
 
+@pytest.mark.parametrize("in_git", [False, True])
+def test_patterns_that_bring_nothing_are_named(tmp_path: Path, in_git: bool) -> None:
+    fill(tmp_path, {"train.py": "", "wandb/model.bin": ""})
+    if in_git:
+        repository(tmp_path, {".gitignore": "*.bin"})
+    expected = "include='modle.bin *.pt' brings nothing, for no file that was left out matches it"
+    notes = make_bundle(tmp_path, "train.py", 100, include=["modle.bin", "*.pt"]).notes
+    assert notes[1:] == (expected,)
+    assert len(make_bundle(tmp_path, "train.py", 100, include=["*.bin", "*.pt"]).notes) == 0
+
+
 def test_what_git_ignores_is_said(tmp_path: Path) -> None:
     """S3, once: how many, the largest, how to bring it; nothing of what tools make."""
     repository(tmp_path, {"train.py": "", ".gitignore": "*.bin\n/data/\n/.venv/\n__pycache__/\n"})

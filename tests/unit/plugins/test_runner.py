@@ -873,6 +873,7 @@ def test_rerun(nodes: list[LocalNode], tmp_path: Path) -> None:
     ("reads", "words"),
     [
         ("open(os.environ['CKPT_PATH'], 'rb').read()", "goes on from JOB, step 7"),
+        ("open(sys.argv[1], 'rb').read()", "goes on from JOB, step 7"),
         (
             "print(os.environ['CKPT_PATH'])",
             "warning: the script has not read CKPT_PATH, so it began anew; load the file ",
@@ -885,8 +886,8 @@ def test_a_job_goes_on_only_where_it_read_the_checkpoint(
     first = Session(nodes, order(tmp_path, "print('1')")).run().id
     for node in nodes:
         checkpoint(node.job_dir(first) / "work" / "last.ckpt", step=7)
-    (tmp_path / "project" / "train.py").write_text(f"import os, time\n{reads}\ntime.sleep(2)")
-    again = Session(nodes, order(tmp_path, resume=first)).run()
+    (tmp_path / "project" / "train.py").write_text(f"import os, sys, time\n{reads}\ntime.sleep(2)")
+    again = Session(nodes, order(tmp_path, resume=first, script_args="$CKPT_PATH")).run()
     assert again.error == ""
     (told,) = (line for line in again.lines if line.startswith(("goes on from ", "warning: ")))
     assert told.startswith(words.replace("JOB", first))
