@@ -30,7 +30,7 @@ TOOLS = frozenset({".git", ".hg", ".svn", ".venv", ".tox", ".nox", "node_modules
 RESULTS = frozenset({"lightning_logs", "checkpoints", "wandb", "runs"})
 """Names of folders that hold results where git does not say what they hold, unless they are imported."""
 MOST_COUNTED = 5_000
-"""So many files that are left out are counted; there are more than a user wants to know of."""
+"""No more of the files that are left out are counted: a start waits for it."""
 COMPILED = (".pyc", ".pyo")
 SHARED = (".bundles", ".checkpoints")
 """Beside the jobs' records, what they have in common; each file in it has its SHA-256 for a name."""
@@ -42,8 +42,8 @@ class Left:
     """Files that do not travel.
 
     Attributes:
-        count: how many; MOST_COUNTED or more are no more counted.
-        largest: path of the largest, relative to the project.
+        count: how many, at most MOST_COUNTED.
+        largest: path of the largest of those, relative to the project.
         size: of that, bytes.
         why: folders that they lie in where git does not say it.
     """
@@ -70,7 +70,7 @@ class Left:
         """What was left out, why, and how to bring it; "" if nothing was."""
         if not self.count:
             return ""
-        files = counted(self.count, "file") if self.count < MOST_COUNTED else f"more than {MOST_COUNTED} files"
+        files = counted(self.count, "file") if self.count < MOST_COUNTED else f"{MOST_COUNTED} files or more"
         why = f"in {listed(self.why)}, where results usually lie" if self.why else "that git ignores"
         return (
             f"not part of the job's code: {files} {why}, the largest {self.largest} ({amount(self.size)}); bring what "

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import BUNDLE_MTIME
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.launching import unpack
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils import project_files
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import Bundle, check_script, make_bundle
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.project_files import RESULTS, TOOLS
@@ -296,6 +297,13 @@ def test_what_git_ignores_is_said(tmp_path: Path) -> None:
         "with -e include='a.bin', a .thunderheadinclude file, or -e project_files=all",
     )
     assert names(tmp_path, everything=True) == [".gitignore", "a.bin", "data/one.csv", "train.py"]
+
+
+def test_not_all_that_is_left_out_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(project_files, "MOST_COUNTED", 2)
+    fill(tmp_path, {"train.py": "", "wandb/a": "", "wandb/b": "", "wandb/c": "", "runs/d": ""})
+    (note,) = make_bundle(tmp_path, "train.py", 100).notes
+    assert note.startswith("not part of the job's code: 2 files or more in ")
 
 
 def test_patterns_need_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
