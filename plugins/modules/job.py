@@ -49,8 +49,8 @@ options:
     type: path
   include:
     description:
-      - Files to be copied besides, though git ignores them or they are results, such as V(*.bin .env); patterns as in a
-        C(.gitignore), with spaces between, or a list.
+      - Files to be copied besides, though git ignores them or they are results, such as V(*.bin,.env); patterns as in a
+        C(.gitignore), with commas or spaces between, or a list.
       - A file C(.thunderheadinclude) in O(project_dir) has such patterns, one a line; one with C(!) takes files out
         again.
     type: raw

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.project_files import choose, git
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.project_files import bringing, choose, git
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import listed
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\n"
@@ -95,7 +95,7 @@ def make_bundle(
     if script not in files.paths:
         raise JobError(
             f"script {script} is ignored by git in {project}, and a job's code is what git would track; "
-            f"take it out of .gitignore, bring it with -e include='{script}', or set -e project_dir="
+            f"take it out of .gitignore, bring it with {bringing(script)}, or set -e project_dir="
             if files.in_git and git(project, "check-ignore", "--quiet", "--", script) is not None
             else f"script {script} lies in a folder that is no part of a job's code, for a tool has made it, or "
             "run.yml for its records; move it, or set -e project_dir="

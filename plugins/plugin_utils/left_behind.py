@@ -12,7 +12,7 @@ from pathlib import Path
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import names_in
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.entry import search_path
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.project_files import git
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.project_files import bringing, git
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import Record
 
 _MISSING = re.compile(
@@ -55,11 +55,12 @@ def explained(reason: str, project: Path, travelled: Collection[str], script: st
             continue
         pattern = f"{name}/" if path.is_dir() else name
         try:
-            ignored = git(project, "ls-files", "--others", "--ignored", "--exclude-standard", "--", name)
+            literally = ("--literal-pathspecs", "ls-files", "--others", "--ignored", "--exclude-standard", "--", name)
+            ignored = git(project, *literally)
         except JobError:
             ignored = None
         why = "git ignores it, so it was" if ignored else "it was"
-        return f"{name} lies in the project, but {why} no part of the job's code; bring it with -e include='{pattern}'"
+        return f"{name} lies in the project, but {why} no part of the job's code; bring it with {bringing(pattern)}"
     return ""
 
 

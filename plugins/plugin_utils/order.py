@@ -135,13 +135,15 @@ def split_args(args: Any) -> list[str]:
 def split_patterns(include: Any) -> list[str]:
     """Return patterns of files as a list; raises JobError for what is neither a string nor a list of strings."""
     if isinstance(include, str):
+        words = shlex.shlex(include, posix=True, punctuation_chars=False)
+        words.whitespace, words.whitespace_split, words.commenters = " \t\n,", True, ""
         try:
-            return shlex.split(include)
+            return list(words)
         except ValueError:
             include = None
     if isinstance(include, Sequence) and all(isinstance(pattern, str) for pattern in include):
         return list(include)
-    raise JobError("include is no list of patterns; give them as in a .gitignore, with spaces between: '*.bin .env'")
+    raise JobError("include is no list of patterns; give them as in a .gitignore, with commas between: '*.bin,.env'")
 
 
 def count_devices(devices: str) -> int | None:

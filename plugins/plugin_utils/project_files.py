@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import ast
 import functools
+import json
 import os
 import re
+import shlex
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -74,7 +76,7 @@ class Left:
         why = f"in {listed(self.why)}, where results usually lie" if self.why else "that git ignores"
         return (
             f"not part of the job's code: {files} {why}, the largest {self.largest} ({amount(self.size)}); bring what "
-            f"the script needs with -e include='{self.largest}', a {INCLUDE_FILE} file, or -e project_files=all"
+            f"the script needs with {bringing(self.largest)}, a {INCLUDE_FILE} file, or -e project_files=all"
         )
 
 
@@ -97,6 +99,14 @@ class Files:
     left: Left
     unfetched: list[str]
     brought: int = 0
+
+
+def bringing(path: str) -> str:
+    """Return the option that brings a file, or a folder with a slash at its end."""
+    pattern = re.sub(r"([\\*?[\]!#])", r"\\\1", path)
+    if re.fullmatch(r"[^\s,'\"\\]+", pattern):
+        return f"-e include='{pattern}'"
+    return f"-e {shlex.quote(json.dumps({'include': [pattern]}, ensure_ascii=False))}"
 
 
 def choose(project: Path, script: str, include: Sequence[str] = (), everything: bool = False) -> Files:

@@ -1,6 +1,9 @@
 import contextlib
 import hashlib
+import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -15,6 +18,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.launchin
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import project_files
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import Bundle, check_script, make_bundle
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import split_patterns
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.project_files import RESULTS, TOOLS
 
 
@@ -286,6 +290,19 @@ def test_patterns_that_bring_nothing_are_named(tmp_path: Path, in_git: bool) -> 
     notes = make_bundle(tmp_path, "train.py", 100, include=["modle.bin", "*.pt"]).notes
     assert notes[1:] == (expected,)
     assert len(make_bundle(tmp_path, "train.py", 100, include=["*.bin", "*.pt"]).notes) == 0
+
+
+@pytest.mark.parametrize("name", ["data/a.bin", "a [1]*.bin", "it's.bin", 'a,"b".bin', "#ü\\!.bin"])
+def test_what_is_said_brings_the_file(tmp_path: Path, name: str) -> None:
+    repository(tmp_path, {"train.py": "", ".gitignore": "*.bin"})
+    fill(tmp_path, {name: "xy", "a 11.bin": "x"})
+    (note,) = make_bundle(tmp_path, "train.py", 100).notes
+    option = re.search(r"with -e (.*), a \.thunderheadinclude", note)
+    assert option
+    (given,) = shlex.split(option[1])
+    include = json.loads(given)["include"] if given.startswith("{") else split_patterns(given.removeprefix("include="))
+    brought = make_bundle(tmp_path, "train.py", 100, include=include).paths
+    assert set(brought) == {".gitignore", "train.py", name}
 
 
 def test_what_git_ignores_is_said(tmp_path: Path) -> None:

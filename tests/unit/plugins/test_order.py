@@ -20,6 +20,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import (
     described,
     make_job,
     split_args,
+    split_patterns,
 )
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import Record
 from orders import order
@@ -61,6 +62,29 @@ def test_args_that_are_none(args: Any, message: str) -> None:
     with pytest.raises(JobError) as caught:
         split_args(args)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("include", "expected"),
+    [
+        ("", []),
+        ("*.bin,.env", ["*.bin", ".env"]),
+        ("*.bin  .env,\n'a b' #c", ["*.bin", ".env", "a b", "#c"]),
+        ('"a,b",!c', ["a,b", "!c"]),
+        (["a b", ".env"], ["a b", ".env"]),
+    ],
+)
+def test_patterns(include: Any, expected: list[str]) -> None:
+    assert split_patterns(include) == expected
+
+
+@pytest.mark.parametrize("include", ["'a", 3, [1], {"a": "b"}, None])
+def test_patterns_that_are_none(include: Any) -> None:
+    with pytest.raises(JobError) as caught:
+        split_patterns(include)
+    assert str(caught.value) == (
+        "include is no list of patterns; give them as in a .gitignore, with commas between: '*.bin,.env'"
+    )
 
 
 @pytest.mark.parametrize(
