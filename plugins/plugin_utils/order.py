@@ -189,7 +189,7 @@ def make_job(order: Order, earlier: Mapping[str, Any], checkpoint: str) -> Job:
     args = split_args(order.args if order.args not in ("", None) else earlier.get("args", ""))
     env = as_environment(order.env, "env")
     module = order.module or ("" if order.script else earlier.get("module") or "")
-    project = None
+    project = Path(earlier["project_dir"]) if earlier.get("project_dir") else None
     if order.rerun:
         script, bundle = earlier["script"], stored_bundle(order.runs, earlier)
         found = Fit(earlier.get("uses", PLAIN), script)
@@ -199,7 +199,7 @@ def make_job(order: Order, earlier: Mapping[str, Any], checkpoint: str) -> Job:
                 "give them again with -e '{\"env\": {...}}'"
             )
     else:
-        project = order.project or Path(earlier.get("project_dir") or EXAMPLES)
+        project = order.project or project or EXAMPLES
         named = order.script or ("" if module else earlier.get("script", ""))
         script = find_entry(project, named, module, env)
         include = order.include or earlier.get("include", [])

@@ -208,7 +208,8 @@ def test_a_rerun_has_the_same_code_and_arguments_although_the_project_changed(tm
     assert (job.script, job.args, job.launcher, job.devices) == ("train.py", ["--lr", "1"], "torchrun", 2)
     assert job.env == {"TOKEN": "y"}
     assert job.identity != first.identity
-    assert described(job, again)["rerun"] == "20260101-000000-train-0000"
+    about = described(job, again)
+    assert (about["rerun"], about["project_dir"]) == ("20260101-000000-train-0000", str(tmp_path / "project"))
 
 
 def test_a_rerun_whose_code_is_not_kept_here_any_more(tmp_path: Path) -> None:
@@ -299,6 +300,8 @@ def test_what_goes_on_from_a_job_takes_over_what_is_not_given(tmp_path: Path) ->
     job = make_job(order(tmp_path, resume="20260101-000000-train-0000"), earlier, "last.ckpt")
     assert (job.script, job.args, job.launcher, job.devices) == ("train.py", ["--lr", "1"], "torchrun", 2)
     assert job.bundle.sha256 != earlier["bundle"]["sha256"], "the project as it is now"
+    again = order(tmp_path, resume="20260101-000000-train-0000")
+    assert described(make_job(again, earlier, ""), again)["project_dir"] == str(tmp_path / "project")
     changed = make_job(
         order(tmp_path, resume="20260101-000000-train-0000", script_args="--lr 2", devices="4"), earlier, ""
     )
