@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import ast
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import decode_source
 from pathlib import Path
@@ -66,20 +66,24 @@ class Fit:
         return f"{self.file} uses {KINDS[self.kind][1]}"
 
 
-def fit(project: Path, script: str) -> Fit:
+def fit(project: Path, script: str, search_path: Sequence[Path] = (), files: Collection[str] | None = None) -> Fit:
     """Return what a script uses that has to be launched in a way of its own.
 
     Args:
         project: folder on the controller.
         script: path relative to it.
+        search_path: folders of the project where it finds its modules; by default its own.
+        files: paths of the files that belong to the job's code; None for all.
     """
-    root = (project / script).parent
+    roots = search_path or [(project / script).parent]
     found: dict[str, str] = {}
     waiting = deque([project / script])
     seen = set(waiting)
     left = MOST_BYTES
     while waiting and left > 0 and CLI not in found and TRAINER not in found:
         path = waiting.popleft()
+        if files is not None and path.suffix and str(path.relative_to(project)) not in files:
+            continue
         try:
             data = path.read_bytes() if path.is_file() else b""
             left -= len(data)
@@ -89,10 +93,12 @@ def fit(project: Path, script: str) -> Fit:
         for kind in _kinds(tree):
             found.setdefault(kind, str(path.relative_to(project)))
         nodes = [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
-        for module, name in imported_by(nodes, path, root):
-            new = [file for file in own_files(root, module, name) if file not in seen]
-            seen.update(new)
-            waiting += new
+        for root in roots:
+            if path.parent.is_relative_to(root):
+                for module, name in imported_by(nodes, path, root):
+                    new = [file for top in roots for file in own_files(top, module, name) if file not in seen]
+                    seen.update(new)
+                    waiting += new
     if DISTRIBUTED not in found or RANK in found:
         found.pop(PER_NODE, None)
     return next((Fit(kind, found[kind]) for kind in KINDS if kind in found), Fit(PLAIN))

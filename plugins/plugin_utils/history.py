@@ -63,15 +63,16 @@ def store_bundle(runs: Path, bundle: Bundle) -> None:
         replace_file(path, bundle.content)
 
 
-def stored_bundle(runs: Path, described: Mapping[str, Any]) -> Bundle:
-    """Return the code of an earlier job, with what is kept of it here: nothing, if it was removed."""
+def stored_bundle(runs: Path, about: Mapping[str, Any]) -> Bundle:
+    """Return the code of an earlier job of which ``about`` is the record, with what is kept of it here, if anything."""
+    described = about["bundle"]
     path = runs / ".bundles" / described["sha256"]
     return Bundle(
         sha256=described["sha256"],
         content=path.read_bytes() if path.exists() else b"",
         size=described["bytes"],
-        commit=described["git_commit"],
-        dirty=described["git_dirty"],
+        commit=about.get("commit"),
+        dirty=about.get("dirty"),
     )
 
 
@@ -82,6 +83,7 @@ def described_by_nodes(spec: Mapping[str, Any]) -> dict[str, Any]:
     """
     kinds: dict[str, Callable[[Any], bool]] = {
         "script": lambda value: isinstance(value, str),
+        "module": lambda value: isinstance(value, str),
         "args": lambda value: isinstance(value, list) and all(isinstance(word, str) for word in value),
         "launcher": lambda value: value in LAUNCHERS,
         "devices": lambda value: value is None or (type(value) is int and value > 0),
