@@ -16,10 +16,10 @@ def counting(cluster: Cluster, *arguments: str, lines: int = 1_000_000, terminal
     return run
 
 
-def await_lines(run: Playbook, cluster: Cluster, pattern: str) -> None:
+def await_lines(run: Playbook, cluster: Cluster, pattern: str, seconds: float = 30) -> None:
     """Return when every rank has printed a line that begins with the pattern."""
     for rank, node in enumerate(cluster.nodes):
-        run.await_line(rf"^\[{rank} {node.name}\] +{pattern}")
+        run.await_line(rf"^\[{rank} {node.name}\] +{pattern}", seconds)
 
 
 def detached(cluster: Cluster, script: str, *arguments: str, ready: str) -> str:

@@ -111,7 +111,7 @@ def go_through(cluster: Cluster, script: str, seconds: float) -> dict[str, int]:
     """
     tried = dict.fromkeys([*WAYS, "no file can be opened here for 10 s", "the connections are killed here"], 0)
     run = cluster.run(script, "-e", "logs=all")
-    await_lines(run, cluster, "line 250$")  # by then the nodes watch over each other
+    await_lines(run, cluster, "line 250$", 120)  # by then the nodes watch over each other; four import torch before
     job = run.job
 
     def await_all() -> None:

@@ -12,7 +12,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.limits i
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import ephemeral_ports
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.code import trial
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.replies import is_size
-from local_nodes import SLEEP, LocalNode, code, free_port
+from local_nodes import SLEEP, Altered, LocalNode, code, free_port
 
 NODE_ENV = """\
 MASTER_ADDR=127.0.0.1
@@ -67,6 +67,20 @@ def test_one_machine_under_two_names(nodes: list[LocalNode]) -> None:
     link = nodes[0].directory.with_name("link")
     link.symlink_to(nodes[0].directory)
     assert ask(LocalNode(link))["folder"] == first["folder"]
+
+
+def test_whose_disks_and_sessions_are_told(node: LocalNode, tmp_path: Path) -> None:
+    """M11, M13: what preflight judges of accounts, network disks and sessions is what the node sees."""
+    mounts = tmp_path / "mounts"
+    mounts.write_text("1 0 8:1 / / rw - ext4 /dev/sda1 rw\n2 1 0:50 / /shared rw - nfs4 nas:/export rw,vers=4.2\n")
+    ends = "ends every process with its session"
+    node.connection = Altered(
+        ("/proc/self/mountinfo", str(mounts)), ('"session": end_of_session()', f'"session": "{ends}"')
+    )
+    said = ask(node)
+    assert (said["uid"], said["network_disks"], said["session"]) == (os.geteuid(), ["nfs4 nas:/export"], ends)
+    node.user = "no-such-account"
+    assert ask(node)["uid"] is None
 
 
 def test_a_node_that_was_never_set_up(tmp_path: Path) -> None:

@@ -216,6 +216,17 @@ def test_a_torn_uv_is_fetched_again(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("uv")) == ["uv"]
 
 
+def test_setup_gives_no_node_a_torn_uv(site: Site) -> None:
+    """R11: nor does it leave one in the cache, for every setup after it."""
+    (cached,) = site.folder.glob("cache/thunderhead/uv-*/bin/uv")
+    cached.write_bytes(UV.read_bytes()[:100_000])
+    node = site.folder / "torn"
+    result = site.setup("third==1.0\n", "-e", f"cluster_dir={node}")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert (node / "bin" / "uv").read_bytes() == cached.read_bytes() == UV.read_bytes()
+    assert list(node.glob("env/lib/*/site-packages/third.py"))
+
+
 @pytest.mark.parametrize("kept", [100, 1000])
 def test_a_uv_for_another_platform_is_told_by_its_hash(tmp_path: Path, kept: int) -> None:
     """It cannot be run here."""
