@@ -69,6 +69,9 @@ _HINTS = (
     ),
 )
 
+# Of torch.load's message with weights_only, the type stands in its fifth line.
+_REFUSED_TYPE = re.compile(r"Weights only load failed.*GLOBAL (\S+) was not an allowed global", re.DOTALL)
+
 
 @dataclass(frozen=True)
 class Explanation:
@@ -270,7 +273,7 @@ def last_words(lines: Sequence[str]) -> LastWords:
     chosen = (causes or deaths or blocks)[-1:]
     if chosen:
         victim = not causes and (bool(deaths) or chosen[0].is_victims)
-        text, tail = chosen[0].message[0], _shortened(chosen[0].lines)
+        text, tail = _reason(chosen[0].message), _shortened(chosen[0].lines)
     else:
         meaningful = [line.strip() for line in _before_summary(lines) if line.strip() and not _NOISE.match(line)]
         spoken = [line for line in lines[-ABORT_LINES:] if (found := _CPLUSPLUS.match(line)) and any(found.groups())]
@@ -283,6 +286,18 @@ def last_words(lines: Sequence[str]) -> LastWords:
     text += "".join(f" ({hint})" for pattern, hint in _HINTS if pattern.search(text))
     text = text if len(text) <= REASON_CHARACTERS else f"{text[:REASON_CHARACTERS]}…"
     return LastWords(text, victim, tail, child, observed)
+
+
+def _reason(message: Sequence[str]) -> str:
+    """Return an exception's message in one line, the first but for those that say the reason further below."""
+    if refused := _REFUSED_TYPE.search("\n".join(message)):
+        name = refused[1]
+        return (
+            f"UnpicklingError: torch.load with weights_only refuses the type {name} in the checkpoint, as of "
+            'a hyperparameter; if you trust it, add -e \'{"env": {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}}\', '
+            f"or call torch.serialization.add_safe_globals([{name.removeprefix('__main__.')}]) before it is loaded"
+        )
+    return message[0]
 
 
 def is_noise(line: str) -> bool:

@@ -107,5 +107,5 @@ def _remedy(about: Mapping[str, Any], nodes: int) -> str:
 
 def _never_read(about: Mapping[str, Any], ended: bool) -> str:
     lightning = about.get("uses") in (TRAINER, CLI)
-    remedy = 'pass ckpt_path=os.environ.get("CKPT_PATH") to fit' if lightning else "load the file that CKPT_PATH names"
+    remedy = 'pass ckpt_path=os.environ.get("CKPT_PATH") to fit' if lightning else "load what CKPT_PATH names"
     return f"the script has not read CKPT_PATH{', so it began anew' if ended else ' yet'}; {remedy}"

@@ -40,6 +40,7 @@ class Order:
         launcher: one of launch.LAUNCHERS, or ``auto``: the one that fits what the script uses.
         devices: ranks per node under torchrun, a number or ``auto``.
         resume: id of a job whose newest checkpoint this one goes on from.
+        checkpoint: path of another checkpoint to go on from, of whatever library.
         rerun: id of a job to be run again with the same code.
         detach: return after the start.
         on_interrupt: what Ctrl-C does: ``detach`` or ``stop``.
@@ -64,6 +65,7 @@ class Order:
     launcher: str
     devices: str
     resume: str
+    checkpoint: str
     rerun: str
     detach: bool
     on_interrupt: str
@@ -168,7 +170,7 @@ def make_job(order: Order, earlier: Mapping[str, Any], checkpoint: str) -> Job:
                 "give them again with -e '{\"env\": {...}}'"
             )
     else:
-        project = order.project or Path(earlier.get("project_dir") or EXAMPLES)
+        project = project_of(order, earlier)
         script = check_script(project, order.script or earlier.get("script", ""))
         bundle = make_bundle(project, script, order.bundle_max_mb)
         found = fit(project, script)
@@ -195,7 +197,12 @@ def make_job(order: Order, earlier: Mapping[str, Any], checkpoint: str) -> Job:
     )
 
 
-def described(job: Job, order: Order) -> dict[str, Any]:
+def project_of(order: Order, earlier: Mapping[str, Any]) -> Path:
+    """Return the project's folder: the one that was given, that of the job to go on from, or the examples."""
+    return order.project or Path(earlier.get("project_dir") or EXAMPLES)
+
+
+def described(job: Job, order: Order, earlier: Mapping[str, Any]) -> dict[str, Any]:
     """Return what job.json says of a job: enough to run it again but for the values of its environment."""
     return {
         "script": job.script,
@@ -205,7 +212,7 @@ def described(job: Job, order: Order) -> dict[str, Any]:
         "gang": job.gang,
         "uses": job.uses,
         "checkpoint": job.checkpoint or None,
-        "project_dir": str(order.project or EXAMPLES) if not order.rerun else None,
+        "project_dir": str(project_of(order, earlier)) if not order.rerun else None,
         "env_names": sorted(job.env),  # names only: values may be secrets
         "user": job.identity.user,
         "started": job.identity.start,

@@ -192,6 +192,7 @@ REPLIES: Mapping[str, tuple[Mapping[str, Check], Mapping[str, Check]]] = {
         {
             "found": many(row(is_relative_path, is_size, is_size, is_number)),
             "refused": many(row(is_relative_path, is_text)),
+            "others": many(row(either(is_relative_path, is_absolute_path), is_text)),
         },
         {},
     ),
@@ -263,6 +264,14 @@ REPLIES: Mapping[str, tuple[Mapping[str, Check], Mapping[str, Check]]] = {
                     }
                 )
             )
+        },
+        {},
+    ),
+    "named": (
+        {
+            "top": either(is_absolute_path, lambda value: value == ""),
+            "folder": is_flag,
+            "files": many(row(is_relative_path, is_size, is_time_ns, either(matches(_SHA256), lambda v: v == ""))),
         },
         {},
     ),

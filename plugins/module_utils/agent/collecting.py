@@ -12,6 +12,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs imp
     as_owner,
     open_regular,
 )
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import User
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, operation, suppress
 
 TYPE_CHECKING = False
@@ -43,14 +44,15 @@ def artifacts(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     return {"more": False}, b"".join(field + b"\0" for field in fields)
 
 
-def walk(top: str, after: str = "") -> Iterator[tuple[str, os.stat_result]]:
+def walk(top: str, after: str = "", links: bool = False) -> Iterator[tuple[str, os.stat_result]]:
     """Yield the regular files below ``top`` that come after the path ``after``, as paths relative to ``top``.
 
     Folders and files of one folder are in the order of their names, so that a walk can be taken up again; no link is
-    followed. Not os.walk: a job can nest folders deeper than Python's recursion goes.
+    followed, or (``links``) only those to files. Not os.walk: a job can nest folders deeper than Python's recursion
+    goes.
     """
     cursor = after.split("/") if after else []
-    pending = [_entries(top, "", cursor[:1])]
+    pending = [_entries(top, "", cursor[:1], links)]
     while pending:
         entry = next(pending[-1], None)
         if entry is None:
@@ -60,20 +62,20 @@ def walk(top: str, after: str = "") -> Iterator[tuple[str, os.stat_result]]:
         if is_folder:
             depth = len(pending)
             on_the_way = path.split("/") == cursor[:depth]
-            pending.append(_entries(top, path, cursor[depth : depth + 1] if on_the_way else []))
+            pending.append(_entries(top, path, cursor[depth : depth + 1] if on_the_way else [], links))
         elif path != after:
             with suppress(OSError):
-                yield path, os.lstat(os.path.join(top, path))
+                yield path, os.stat(os.path.join(top, path), follow_symlinks=links)
 
 
-def _entries(top: str, folder: str, first: list[str]) -> Iterator[tuple[str, bool]]:
+def _entries(top: str, folder: str, first: list[str], links: bool) -> Iterator[tuple[str, bool]]:
     """Yield the folders (True) and regular files (False) of a folder, by name, from the name ``first`` on."""
     found = []
     with suppress(OSError), os.scandir(os.path.join(top, folder)) as entries:
         for entry in entries:
             if not first or entry.name >= first[0]:
                 is_folder = entry.is_dir(follow_symlinks=False)
-                if (is_folder and entry.name != "__pycache__") or entry.is_file(follow_symlinks=False):
+                if (is_folder and entry.name != "__pycache__") or entry.is_file(follow_symlinks=links):
                     found.append((os.path.join(folder, entry.name), is_folder))
     yield from sorted(found)
 
@@ -114,18 +116,27 @@ def open_file(top: str, path: str) -> int:
         return open_regular(name, folder)
 
 
+def open_named(top: str, path: str) -> int:
+    """Open a regular file that the user named for reading, as whoever this is by now: links are followed."""
+    return open_regular(os.path.realpath(os.path.join(top, path)))
+
+
 @operation
 def read(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
-    """Read parts ``[[path, offset, length]]`` of files in ``work/``.
+    """Read parts ``[[path, offset, length]]`` of files in ``work/``, or as the job's account in another folder (top).
 
     Reply: parts, ``[[length as read, bytes and modification time of the file]]``, from which the reader sees that a
     file has changed; all 0 for one that cannot be read. Payload: the parts.
     """
-    work = os.path.join(as_owner(request), "work")
+    top = request.get("top")
+    if top:
+        User(request["user"]).become()
+    else:
+        work = os.path.join(as_owner(request), "work")
     parts, data = [], []
     for path, offset, length in request["parts"]:
         block, size, mtime_ns = b"", 0, 0
-        with suppress(OSError), open(open_file(work, path), "rb") as file:
+        with suppress(OSError), open(open_named(top, path) if top else open_file(work, path), "rb") as file:
             entry = os.fstat(file.fileno())
             size, mtime_ns = entry.st_size, entry.st_mtime_ns
             file.seek(offset)

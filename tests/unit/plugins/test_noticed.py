@@ -96,7 +96,7 @@ def test_torchruns_agents_meet_whatever_the_script_does() -> None:
     ("uses", "remedy"),
     [
         ("trainer", 'pass ckpt_path=os.environ.get("CKPT_PATH") to fit'),
-        ("distributed", "load the file that CKPT_PATH names"),
+        ("distributed", "load what CKPT_PATH names"),
     ],
 )
 def test_a_checkpoint_that_nobody_read(uses: str, remedy: str) -> None:
