@@ -18,7 +18,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.cluster_action
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.desk import Desk
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.interrupts import Interrupts
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.inventory import Inventory
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import Order
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import PROJECT_FILES, Order, split_patterns
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight import brief
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import require_hosts
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import counted
@@ -29,8 +29,10 @@ class ActionModule(AttendingAction):
 
     ARGUMENTS: ClassVar[Arguments] = {
         "script": {"type": "str", "default": ""},
+        "module": {"type": "str", "default": ""},
         "script_args": {"type": "raw", "default": ""},
         "project_dir": {"type": "path"},
+        **PROJECT_FILES,
         "env": {"type": "raw", "default": {}},
         "launcher": {"type": "str", "choices": ["auto", "lightning", "torchrun", "python"]},
         "devices": {"type": "str", "default": ""},
@@ -40,7 +42,6 @@ class ActionModule(AttendingAction):
         "rerun": {"type": "str", "default": ""},
         "detach": {"type": "bool", "default": False},
         "wait": {"type": "int", "default": 0},
-        "bundle_max_mb": {"type": "int", "default": 100},
         "skip": {"type": "list", "elements": "str", "default": []},
         **brief.OPTIONS,
         **ATTENDING,
@@ -61,7 +62,10 @@ class ActionModule(AttendingAction):
         desk = Desk(say, interrupts, cluster, hosts, inventory.open_channel, inventory.cluster)
         if self._task.check_mode:
             world_size = runner.check(order, desk)
-            return {"changed": True, "msg": f"would start {order.script} on {counted(world_size, 'node')}"}
+            return {
+                "changed": True,
+                "msg": f"would start {order.module or order.script} on {counted(world_size, 'node')}",
+            }
         return {"changed": True, **runner.run(order, desk)}
 
 
@@ -70,6 +74,7 @@ def as_order(arguments: dict[str, Any]) -> Order:
     given: dict[str, Any] = {name: about.get("default") for name, about in ActionModule.ARGUMENTS.items()} | arguments
     return Order(
         script=given["script"],
+        module=given["module"],
         args=given["script_args"],
         project=Path(os.path.abspath(given["project_dir"])) if given["project_dir"] else None,
         env=given["env"],
@@ -92,4 +97,6 @@ def as_order(arguments: dict[str, Any]) -> Order:
         grace_seconds=given["stop_grace_seconds"],
         preflight={name: given[name] for name in brief.DEFAULTS},
         gang=given["gang"],
+        include=split_patterns(given["include"]),
+        project_files=given["project_files"],
     )

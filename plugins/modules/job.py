@@ -22,15 +22,42 @@ options:
     description: The script, a path relative to O(project_dir).
     type: str
     default: ""
+  module:
+    description:
+      - A module of the project, such as V(pkg.train), that is started as C(python -m) does, instead of O(script). It
+        may import relative to its package.
+      - It is looked for in O(project_dir), and in folders of it that PYTHONPATH in O(env) names.
+    type: str
+    default: ""
   script_args:
-    description: The script's arguments, a string split as a shell would, or a list. Never given to a shell.
+    description:
+      - The script's arguments, a string split as a shell would, or a list. Never given to a shell.
+      - Each node puts the values of the job's variables in for C($NAME) and C(${NAME}), such as C($NODE_RANK),
+        C($NUM_NODES), C($CKPT_PATH), C($HOME) and those of O(env); a name that no variable has is refused. C($$) is a
+        dollar. Values are in the process list of the node.
     type: raw
     default: ""
   project_dir:
     description:
-      - The folder whose code is copied to the nodes, as git would track it.
+      - The folder whose code is copied to the nodes, as git would track it (submodules too). If it is in no repository,
+        what tools make for themselves (C(.venv), C(__pycache__)) is left out, and so are folders called C(runs),
+        C(checkpoints), C(wandb) and C(lightning_logs) that are neither packages nor imported.
+      - The folder of the records, C(runs/), is never part of it. What was left out is said.
       - By default the collection's C(train/), or the earlier job's with O(resume).
     type: path
+  include:
+    description:
+      - Files to be copied besides, though git ignores them or they are results, such as V(*.bin .env); patterns as in a
+        C(.gitignore), with spaces between, or a list.
+      - A file C(.thunderheadinclude) in O(project_dir) has such patterns, one a line; one with C(!) takes files out
+        again.
+    type: raw
+    default: ""
+  project_files:
+    description: V(git) copies what git would track, V(all) also what it ignores, and results; neither what tools make
+      for themselves. By default V(git), or with O(resume) the earlier job's.
+    type: str
+    choices: [git, all]
   env:
     description: A mapping of environment variables for the script, merged last, values kept byte for byte.
     type: raw
@@ -59,8 +86,8 @@ options:
     description:
       - Id of a job to go on from. The newest complete checkpoint that any of its nodes has is put on all nodes before
         the start, and the script finds its path in the environment variable C(CKPT_PATH).
-      - What is not given (O(script), O(script_args), O(launcher), O(devices), O(gang), O(project_dir)) is as it was in
-        that job.
+      - What is not given (O(script) or O(module), O(script_args), O(launcher), O(devices), O(gang), O(project_dir),
+        O(include), O(project_files)) is as it was in that job.
     type: str
     default: ""
   checkpoint:

@@ -6,20 +6,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-import subprocess
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.project_files import choose, git
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import listed
 
-JUNK = (
-    frozenset({".git", ".hg", ".svn", ".venv", "venv", "env", ".tox", "node_modules", ".DS_Store"})
-    | {"__pycache__", ".cache", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".ipynb_checkpoints"}
-    | {"lightning_logs", "checkpoints", "wandb", "runs"}
-)
-"""Names left out where there is no git to say what belongs to the code."""
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\n"
 MEBIBYTE = 2**20
 
 
@@ -33,6 +29,9 @@ class Bundle:
         size: bytes of the files in it.
         commit: git commit of the project, or None outside git.
         dirty: whether the project differed from that commit; None outside git.
+        notes: what a user should know of it, a sentence each.
+        include: patterns of files that were brought besides.
+        everything: whether what git ignores was brought.
     """
 
     sha256: str
@@ -40,6 +39,9 @@ class Bundle:
     size: int
     commit: str | None
     dirty: bool | None
+    notes: Sequence[str] = ()
+    include: Sequence[str] = ()
+    everything: bool = False
 
 
 def check_script(project: Path, script: str) -> str:
@@ -70,89 +72,46 @@ def check_script(project: Path, script: str) -> str:
     return str(path.parent.resolve().relative_to(project.resolve()) / path.name)
 
 
-def make_bundle(project: Path, script: str, max_mb: int) -> Bundle:
+def make_bundle(
+    project: Path, script: str, max_mb: int, include: Sequence[str] = (), everything: bool = False
+) -> Bundle:
     """Snapshot ``project``.
 
     Args:
         project: its folder.
         script: relative path that must be part of it (see check_script).
         max_mb: the most that its files may have together, in MiB.
+        include: patterns of files to be brought besides, as in a .gitignore.
+        everything: bring what git ignores, and results too.
 
     Raises:
         JobError: too large, unreadable, or git does not track the script.
     """
-    commit = _git(project, "rev-parse", "HEAD")
-    status = _git(project, "status", "--porcelain", "--", ".") if commit else None
-    in_git = _git(project, "rev-parse", "--is-inside-work-tree")
-    paths = sorted(_tracked(project) if in_git else _walked(project))
-    if script not in paths:
+    files = choose(project, script, include, everything)
+    commit = git(project, "rev-parse", "HEAD") if files.in_git else None
+    changed = git(project, "status", "--porcelain", "--untracked-files=no", "--", ".") if commit else None
+    if script not in files.paths:
         raise JobError(
             f"script {script} is ignored by git in {project}, and a job's code is what git would track; "
-            "take it out of .gitignore, or set -e project_dir="
-            if in_git
-            else f"script {script} lies in a folder that is left out of a job's code where git does not track "
-            f"{project}; move it, or set -e project_dir="
+            f"take it out of .gitignore, bring it with -e include='{script}', or set -e project_dir="
+            if files.in_git and git(project, "check-ignore", "--quiet", "--", script) is not None
+            else f"script {script} lies in a folder that is no part of a job's code, for a tool has made it, or "
+            "run.yml for its records; move it, or set -e project_dir="
         )
-    size = _check_size(project, paths, max_mb)
-    data = _pack(project, paths)
+    size = _check_size(project, files.paths, max_mb)
+    data, notes = _pack(project, files.paths)
+    if files.unfetched:
+        notes.insert(0, f"submodule {listed(files.unfetched)} was never fetched; run: git submodule update --init")
     return Bundle(
         sha256=hashlib.sha256(data).hexdigest(),
         content=zlib.compress(data, level=1),
         size=size,
         commit=commit.strip() if commit else None,
-        dirty=bool(status) if commit else None,
+        dirty=bool(changed) or files.untracked if commit else None,
+        notes=tuple([*([files.left.sentence] if files.left.count else []), *notes]),
+        include=tuple(include),
+        everything=everything,
     )
-
-
-def _git(project: Path, *arguments: str) -> str | None:
-    """Return git's output, or None if there is no git, no repository or no commit.
-
-    Raises:
-        JobError: there is a repository, and git will not read it: what it ignores is not known.
-    """
-    try:
-        result = subprocess.run(
-            ["git", "-C", str(project), *arguments],
-            capture_output=True,
-            text=True,
-            errors="surrogateescape",
-            check=True,
-            env={**os.environ, "LC_ALL": "C"},
-        )
-    except subprocess.CalledProcessError as error:
-        if "dubious ownership" in error.stderr:
-            raise JobError(
-                f"git does not read {project}, which belongs to somebody else; make it yours, or allow it with: "
-                f"git config --global --add safe.directory {project}"
-            ) from None
-        return None
-    except OSError:
-        return None
-    return result.stdout
-
-
-def _tracked(project: Path) -> list[str]:
-    """What git tracks or would, submodules too, relative to the project; deleted files are gone."""
-    listing = _git(project, "ls-files", "-z", "--cached", "--others", "--exclude-standard") or ""
-    found = []
-    for path in set(listing.split("\0")) - {"", "./"}:  # "./": a submodule that was never fetched
-        full = project / path
-        if full.is_dir() and not full.is_symlink():
-            found += [os.path.join(path, below) for below in _tracked(full)]
-        elif os.path.lexists(full):
-            found.append(path)
-    return found
-
-
-def _walked(project: Path) -> list[str]:
-    """Every file but the usual junk, relative to the project."""
-    found = []
-    for folder, folders, files in os.walk(project):
-        linked = [name for name in folders if os.path.islink(os.path.join(folder, name))]
-        folders[:] = [name for name in folders if name not in JUNK and name not in linked]
-        names = [name for name in [*files, *linked] if name not in JUNK and not name.endswith((".pyc", ".pyo"))]
-        found += [os.path.relpath(os.path.join(folder, name), project) for name in names]
-    return found
 
 
 def _check_size(project: Path, paths: Sequence[str], max_mb: int) -> int:
@@ -168,8 +127,8 @@ def _check_size(project: Path, paths: Sequence[str], max_mb: int) -> int:
     return total
 
 
-def _pack(project: Path, paths: Sequence[str]) -> bytes:
-    """Return a line with a header's length, the header, and the files' contents.
+def _pack(project: Path, paths: Sequence[str]) -> tuple[bytes, list[str]]:
+    """Return a line with a header's length, the header, and the files' contents; and what a user should know of it.
 
     The header is ``path, kind, value`` for each file, separated by null bytes; kinds are file, program (an executable
     one), both with their size in bytes, and link with its target. Nothing else of a file counts, so the same code has
@@ -178,10 +137,16 @@ def _pack(project: Path, paths: Sequence[str]) -> bytes:
     """
     fields: list[bytes] = []
     contents: list[bytes] = []
+    outside: list[str] = []
+    pointers: list[str] = []
+    top = os.path.realpath(project)
     for path in paths:
         full = project / path
         if full.is_symlink():
-            fields += [os.fsencode(path), b"link", os.fsencode(os.readlink(full))]
+            target = os.readlink(full)
+            fields += [os.fsencode(path), b"link", os.fsencode(target)]
+            if not Path(os.path.realpath(full)).is_relative_to(top) or os.path.isabs(target):
+                outside.append(f"{path} to {target}")
         elif full.is_file():
             try:
                 contents.append(full.read_bytes())
@@ -189,7 +154,20 @@ def _pack(project: Path, paths: Sequence[str]) -> bytes:
                 raise JobError(
                     f"project file {full} cannot be read: {error.strerror}; fix it, or add it to .gitignore"
                 ) from None
+            if contents[-1].startswith(LFS_POINTER):
+                pointers.append(path)
             kind = b"program" if os.access(full, os.X_OK) else b"file"
             fields += [os.fsencode(path), kind, b"%d" % len(contents[-1])]
+    notes = []
+    if outside:
+        notes.append(
+            f"links lead out of the project ({listed(outside, 3)}), and what they lead to is no part of the job's "
+            "code; have it at that place on every node, or put it into the project"
+        )
+    if pointers:
+        notes.append(
+            f"the content of {listed(pointers, 3)} was never fetched by Git LFS, so only a pointer to it is part of "
+            "the job's code; run: git lfs pull"
+        )
     header = b"\0".join(fields)
-    return b"".join([b"%d\n" % len(header), header, *contents])
+    return b"".join([b"%d\n" % len(header), header, *contents]), notes

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import ast
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import decode_source
 from pathlib import Path
@@ -66,14 +66,15 @@ class Fit:
         return f"{self.file} uses {KINDS[self.kind][1]}"
 
 
-def fit(project: Path, script: str) -> Fit:
+def fit(project: Path, script: str, search_path: Sequence[Path] = ()) -> Fit:
     """Return what a script uses that has to be launched in a way of its own.
 
     Args:
         project: folder on the controller.
         script: path relative to it.
+        search_path: folders of the project where it finds its modules; by default its own.
     """
-    root = (project / script).parent
+    roots = search_path or [(project / script).parent]
     found: dict[str, str] = {}
     waiting = deque([project / script])
     seen = set(waiting)
@@ -89,10 +90,12 @@ def fit(project: Path, script: str) -> Fit:
         for kind in _kinds(tree):
             found.setdefault(kind, str(path.relative_to(project)))
         nodes = [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
-        for module, name in imported_by(nodes, path, root):
-            new = [file for file in own_files(root, module, name) if file not in seen]
-            seen.update(new)
-            waiting += new
+        for root in roots:
+            if path.parent.is_relative_to(root):
+                for module, name in imported_by(nodes, path, root):
+                    new = [file for top in roots for file in own_files(top, module, name) if file not in seen]
+                    seen.update(new)
+                    waiting += new
     if DISTRIBUTED not in found or RANK in found:
         found.pop(PER_NODE, None)
     return next((Fit(kind, found[kind]) for kind in KINDS if kind in found), Fit(PLAIN))

@@ -82,6 +82,7 @@ def described_by_nodes(spec: Mapping[str, Any]) -> dict[str, Any]:
     """
     kinds: dict[str, Callable[[Any], bool]] = {
         "script": lambda value: isinstance(value, str),
+        "module": lambda value: isinstance(value, str),
         "args": lambda value: isinstance(value, list) and all(isinstance(word, str) for word in value),
         "launcher": lambda value: value in LAUNCHERS,
         "devices": lambda value: value is None or (type(value) is int and value > 0),

@@ -16,6 +16,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.supervising import GATE_SECONDS
@@ -73,6 +74,8 @@ class Job:
         identity: which job.
         bundle: the code.
         script: relative path in the bundle.
+        module: name of the module that the script is, if it is started as one; else "".
+        project: folder here that the code is of; None for an earlier job's.
         args: the script's arguments.
         env: environment variables besides those of the inventory; they win over these.
         node_timeout_seconds: a node silent for this long is lost.
@@ -102,6 +105,8 @@ class Job:
     gang: bool = True
     uses: str = PLAIN
     reason: str = ""
+    module: str = ""
+    project: Path | None = None
 
 
 def sealed(order: bytes) -> bytes:
@@ -126,7 +131,7 @@ class Launch:
         require_distinct({one.host: one.address for one in settings})
         self.job = job
         self.gang = Gang(job.identity, settings, open_channel)
-        self.notes: list[str] = []
+        self.notes = list(job.bundle.notes)
         self._members = members
         self._head = settings[0].host
         self._open = functools.cache(open_channel)  # each host is talked to by one thread at a time
@@ -391,6 +396,7 @@ class Launch:
                 "user": job.identity.user,
                 "start": job.identity.start,
                 "script": job.script,
+                "module": job.module,
                 "args": list(job.args),
                 "launcher": job.launcher,
                 "devices": job.devices,
@@ -409,8 +415,10 @@ class Launch:
     def _command(self, node: Node, python: str) -> list[str]:
         job, topology = self.job, self.gang.topology
         script = job.script if not job.script.startswith("-") else f"./{job.script}"
+        # A node replaces variables in these words.
+        start = ["-m", job.module, *job.args] if job.module else [script.replace("$", "$$"), *job.args]
         if job.launcher != "torchrun":
-            return [python, script, *job.args]
+            return [python, *start]
         together = (topology.world_size, node.rank, topology.head.address)
         nodes, rank, master = together if job.gang else (1, 0, "127.0.0.1")
         return [
@@ -419,7 +427,7 @@ class Launch:
             *("--rdzv-backend=static", f"--rdzv-id={job.identity.id}", "--max-restarts=0"),
             f"--master-addr={master}",
             f"--master-port={topology.head.settings.master_port}",
-            *(script, *job.args),
+            *start,
         ]
 
     @property

@@ -12,16 +12,28 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import check_script, make_bundle
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.entry import (
+    check_module,
+    require_no_relative_imports,
+    search_path,
+)
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.environment import as_environment
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.frameworks import PLAIN, Fit, fit
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Identity
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.history import stored_bundle
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.launch import Job
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.project_files import CHOICES
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import new_job_id, who
 
 EXAMPLES = Path(__file__).parents[2] / "train"
 """The project of those who name none."""
+PROJECT_FILES: dict[str, dict[str, Any]] = {
+    "include": {"type": "raw", "default": ""},
+    "project_files": {"type": "str", "choices": list(CHOICES)},
+    "bundle_max_mb": {"type": "int", "default": 100},
+}
+"""Which files of the project are copied to the nodes, as an argument spec."""
 AUTO = "auto"
 """The launcher that fits what the script uses."""
 
@@ -32,6 +44,9 @@ class Order:
 
     Attributes:
         script: path of the script in ``project``.
+        module: name of a module in ``project``, to be started instead of a script.
+        include: patterns of files that are brought besides, as in a .gitignore.
+        project_files: one of project_files.CHOICES; None means the default or the earlier job's.
         args: a string, split as a shell would, or a list; never given to a shell.
         project: folder on the controller.
         env: mapping of environment variables, or its text.
@@ -79,6 +94,9 @@ class Order:
     grace_seconds: int
     preflight: Mapping[str, Any] = field(default_factory=dict)
     gang: bool | None = None
+    module: str = ""
+    include: Sequence[str] = ()
+    project_files: str | None = None
 
     def check(self) -> None:
         """Raise JobError for a number out of its range, or options that exclude each other."""
@@ -92,10 +110,15 @@ class Order:
         ):
             if value < least:
                 raise JobError(f"{name} is {value}; set it to {least} or more")
-        if self.rerun and (self.script or self.project or self.args not in ("", None, [])):
+        if self.script and self.module:
             raise JobError(
-                "rerun runs an earlier job's code with its arguments again, so script, script_args and project_dir "
-                "cannot be given with it; leave them out, or leave out rerun"
+                f"both script ({self.script}) and module ({self.module}) are given, and a job starts one; leave one out"
+            )
+        code = (self.script, self.module, self.project, self.include, self.project_files)
+        if self.rerun and (any(code) or self.args not in ("", None, [])):
+            raise JobError(
+                "rerun runs an earlier job's code with its arguments again, so script, module, script_args, "
+                "project_dir, include and project_files cannot be given with it; leave them out, or leave out rerun"
             )
 
 
@@ -117,6 +140,18 @@ def split_args(args: Any) -> list[str]:
     if any("\0" in word for word in words):
         raise JobError("script_args has a word with a null byte, which no command line can hold; remove it")
     return words
+
+
+def split_patterns(include: Any) -> list[str]:
+    """Return patterns of files as a list; raises JobError for what is neither a string nor a list of strings."""
+    if isinstance(include, str):
+        try:
+            return shlex.split(include)
+        except ValueError:
+            include = None
+    if isinstance(include, Sequence) and all(isinstance(pattern, str) for pattern in include):
+        return list(include)
+    raise JobError("include is no list of patterns; give them as in a .gitignore, with spaces between: '*.bin .env'")
 
 
 def count_devices(devices: str) -> int | None:
@@ -161,6 +196,8 @@ def make_job(order: Order, earlier: Mapping[str, Any], checkpoint: str) -> Job:
     """
     args = split_args(order.args if order.args not in ("", None) else earlier.get("args", ""))
     env = as_environment(order.env, "env")
+    module = order.module or ("" if order.script else earlier.get("module") or "")
+    project = None
     if order.rerun:
         script, bundle = earlier["script"], stored_bundle(order.runs, earlier["bundle"])
         found = Fit(earlier.get("uses", PLAIN), script)
@@ -170,16 +207,24 @@ def make_job(order: Order, earlier: Mapping[str, Any], checkpoint: str) -> Job:
                 "give them again with -e '{\"env\": {...}}'"
             )
     else:
-        project = project_of(order, earlier)
-        script = check_script(project, order.script or earlier.get("script", ""))
-        bundle = make_bundle(project, script, order.bundle_max_mb)
-        found = fit(project, script)
+        project = order.project or Path(earlier.get("project_dir") or EXAMPLES)
+        if module:
+            script = check_module(project, module, env)
+        else:
+            script = check_script(project, order.script or earlier.get("script", ""))
+            require_no_relative_imports(project, script)
+        include = order.include or earlier.get("include", [])
+        everything = (order.project_files or earlier.get("project_files")) == "all"
+        bundle = make_bundle(project, script, order.bundle_max_mb, include, everything)
+        found = fit(project, script, search_path(project, script, module, env))
     wanted = order.launcher or earlier.get("launcher") or AUTO
     launcher, reason = (found.launcher, found.reason) if wanted == AUTO else (wanted, "")
     devices = count_started(order.devices, launcher, reason) if order.devices else earlier.get("devices")
     now = datetime.datetime.now(datetime.timezone.utc)
     return Job(
-        identity=Identity(now.isoformat(timespec="seconds"), new_job_id(script, now), who()),
+        identity=Identity(
+            now.isoformat(timespec="seconds"), new_job_id(module.rpartition(".")[2] or script, now), who()
+        ),
         bundle=bundle,
         script=script,
         args=args,
@@ -194,25 +239,25 @@ def make_job(order: Order, earlier: Mapping[str, Any], checkpoint: str) -> Job:
         gang=earlier.get("gang", True) if order.gang is None else order.gang,
         uses=found.kind,
         reason=reason,
+        module=module,
+        project=project,
     )
 
 
-def project_of(order: Order, earlier: Mapping[str, Any]) -> Path:
-    """Return the project's folder: the one that was given, that of the job to go on from, or the examples."""
-    return order.project or Path(earlier.get("project_dir") or EXAMPLES)
-
-
-def described(job: Job, order: Order, earlier: Mapping[str, Any]) -> dict[str, Any]:
+def described(job: Job, order: Order) -> dict[str, Any]:
     """Return what job.json says of a job: enough to run it again but for the values of its environment."""
     return {
         "script": job.script,
+        "module": job.module or None,
         "args": list(job.args),
         "launcher": job.launcher,
         "devices": job.devices,
         "gang": job.gang,
         "uses": job.uses,
         "checkpoint": job.checkpoint or None,
-        "project_dir": str(project_of(order, earlier)) if not order.rerun else None,
+        "project_dir": str(job.project) if job.project else None,
+        "include": list(job.bundle.include),
+        "project_files": "all" if job.bundle.everything else "git",
         "env_names": sorted(job.env),  # names only: values may be secrets
         "user": job.identity.user,
         "started": job.identity.start,

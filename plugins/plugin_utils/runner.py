@@ -16,6 +16,7 @@ from ansible.release import __version__ as ansible_version
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.command_line import without_values
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.desk import Desk
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.expansion import require_known
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.history import earlier_job, store_bundle
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.interrupts import Interrupted
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.launch import Launch
@@ -43,6 +44,7 @@ def plan(order: Order, desk: Desk) -> tuple[Launch, Origin | None]:
         origin = find_origin(order.resume, order.checkpoint, order.runs, desk)
         earlier = earlier or origin.about
     job = make_job(order, earlier, origin.path if origin else "")
+    require_known(job.args, job.env, {one.host: one.env for one in desk.settings}, job.checkpoint)
     return Launch(job, desk.settings, desk.open_channel, desk.members), origin
 
 
@@ -80,7 +82,7 @@ def run(order: Order, desk: Desk) -> dict[str, Any]:
         with launch.undoing(desk.say):
             look_up()
             try:
-                about = described(launch.job, order, origin.about if origin else {})
+                about = described(launch.job, order)
                 about |= {"checkpoint_step": origin.step} if origin else {}
                 record.create(state="prepared", command=without_values(sys.argv), **about)
                 logs = record.open_logs(topology.nodes)
@@ -93,8 +95,8 @@ def run(order: Order, desk: Desk) -> dict[str, Any]:
         desk.say(note)
     head = topology.head
     desk.say(
-        f"{gang.job_id}: {launch.job.script} on {counted(topology.world_size, 'node')}, MASTER_ADDR {head.address}, "
-        f"MASTER_PORT {head.settings.master_port}, {launch.how}"
+        f"{gang.job_id}: {launch.job.module or launch.job.script} on {counted(topology.world_size, 'node')}, "
+        f"MASTER_ADDR {head.address}, MASTER_PORT {head.settings.master_port}, {launch.how}"
     )
     try:
         launch.start()

@@ -203,14 +203,21 @@ def unpack(request: Request, user: User) -> None:
         header = bundle.read(int(bundle.readline())).split(b"\0")
         for path, kind, value in zip(header[0::3], header[1::3], header[2::3]):
             target = os.path.join(work, os.fsdecode(path))
-            if os.path.dirname(target) not in made:
-                os.makedirs(os.path.dirname(target), 0o755, exist_ok=True)
-                made.add(os.path.dirname(target))
-            if kind == b"link":
-                os.symlink(value, target)
-                continue
-            mode = 0o755 if kind == b"program" else 0o644
-            with open(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            try:
+                if os.path.dirname(target) not in made:
+                    os.makedirs(os.path.dirname(target), 0o755, exist_ok=True)
+                    made.add(os.path.dirname(target))
+                if kind == b"link":
+                    os.symlink(value, target)
+                    continue
+                mode = 0o755 if kind == b"program" else 0o644
+                descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+            except FileExistsError:
+                raise Refusal(
+                    f"has a disk that does not tell {os.fsdecode(path)} of the project from another of its files, "
+                    "whose name differs in case only; rename one, or set cluster_dir to a folder on another disk"
+                ) from None
+            with open(descriptor, "wb") as file:
                 file.write(bundle.read(int(value)))
             os.utime(target, (BUNDLE_MTIME, BUNDLE_MTIME))
 

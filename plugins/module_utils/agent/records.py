@@ -65,7 +65,8 @@ def are_ranks(value: object) -> bool:
 
 
 SPEC: dict[str, Callable[[object], bool]] = {
-    **dict.fromkeys(("id", "user", "start", "script", "launcher", "uses", "bundle", "python", "master_addr"), is_text),
+    **dict.fromkeys(("id", "user", "start", "script", "module", "launcher", "uses"), is_text),
+    **dict.fromkeys(("bundle", "python", "master_addr"), is_text),
     **dict.fromkeys(("world_size", "rank", "master_port"), is_count),
     **dict.fromkeys(("grace_seconds", "node_timeout_seconds"), is_number),
     "args": are_words,

@@ -111,6 +111,7 @@ class Supervisor:
                 write_file(os.path.join(self._job_dir, name), content, 0o600)
             argv = self._order.argv
             environment = job_environment(user, argv[0], self._order.variables)
+            argv[1:] = [expanded(word, environment) for word in argv[1:]]
             if self._order.resumes:
                 self._notice_reading(environment[b"CKPT_PATH"])
             # Python ignores these two signals; a script expects the default.
@@ -326,6 +327,25 @@ def job_environment(user: User, python: bytes, variables: list[bytes]) -> dict[b
         name, _equals, value = variable.partition(b"=")
         environment[name] = value
     return environment
+
+
+def expanded(word: bytes, variables: dict[bytes, bytes]) -> bytes:
+    """Return a word of a command with $NAME and ${NAME} replaced, and $$ by a dollar; any other dollar stays."""
+    done = b""
+    while b"$" in word:
+        before, _dollar, word = word.partition(b"$")
+        if word.startswith(b"{"):
+            name, _brace, rest = word[1:].partition(b"}")
+        else:
+            end = 0
+            while word[end : end + 1].isalnum() or word[end : end + 1] == b"_":
+                end += 1
+            name, rest = word[:end], word[end:]
+        if name in variables:
+            done, word = done + before + variables[name], rest
+        else:
+            done, word = done + before + b"$", word.removeprefix(b"$")
+    return done + word
 
 
 def sweep() -> None:

@@ -78,7 +78,7 @@ def _imports(path: Path, root: Path, is_main: bool) -> Iterator[Import]:
     except (OSError, SyntaxError, ValueError) as error:
         where = f", line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
         raise JobError(f"{path}{where} cannot be parsed: {getattr(error, 'msg', error)}; correct it") from None
-    yield from imported_by(_running(tree.body, is_main), path, root)
+    yield from imported_by(running(tree.body, is_main), path, root)
 
 
 def imported_by(nodes: Iterable[ast.AST], path: Path, root: Path) -> Iterator[Import]:
@@ -93,23 +93,23 @@ def imported_by(nodes: Iterable[ast.AST], path: Path, root: Path) -> Iterator[Im
             yield from ((module, "" if alias.name == "*" else alias.name) for alias in node.names)
 
 
-def _running(body: Sequence[ast.stmt], is_main: bool) -> Iterator[ast.stmt]:
+def running(body: Sequence[ast.stmt], is_main: bool) -> Iterator[ast.stmt]:
     """Yield the statements that run, uncaught, when a module is imported, or (``is_main``) is the script itself."""
     for node in body:
         yield node
         if isinstance(node, ast.If):
             if is_main and ast.unparse(node.test) in _AS_SCRIPT:
-                yield from _running(node.body, is_main)
+                yield from running(node.body, is_main)
         elif isinstance(node, ast.Try):
             caught = [handler.type for handler in node.handlers]
             if None not in caught and not any(map(_names_import_error, caught)):
-                yield from _running(node.body, is_main)
-            yield from _running([*node.orelse, *node.finalbody], is_main)
+                yield from running(node.body, is_main)
+            yield from running([*node.orelse, *node.finalbody], is_main)
         elif isinstance(node, ast.With):
             if not any(_names_import_error(item.context_expr) for item in node.items):  # contextlib.suppress
-                yield from _running(node.body, is_main)
+                yield from running(node.body, is_main)
         elif isinstance(node, (ast.For, ast.While, ast.ClassDef)):
-            yield from _running(node.body, is_main)
+            yield from running(node.body, is_main)
 
 
 def _names_import_error(expression: ast.expr | None) -> bool:

@@ -42,7 +42,7 @@ def test_a_job_from_start_to_end(node: LocalNode, tmp_path: Path) -> None:
     node.ask("deliver", bundle, bundle.content)
     assert node.follow(wait_seconds=0)[0] == {"state": "prepared", "offset": 0, "more": False}
     node.ask("discard")
-    node.start(bundle, args=["two words", "ü", "$HOME", ""])
+    node.start(bundle, args=["two words", "ü", "$$HOME", ""])
     state, log = node.wait()
     assert log == "hello two words ü $HOME \n"
     assert state == {
@@ -180,6 +180,22 @@ def test_a_disk_that_fills_while_the_code_arrives(tiny_disk: Path) -> None:
         "cluster_dir to a larger disk"
     )
     assert node.jobs == list((node.directory / "bundles").iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", [b"file", b"link"])
+def test_a_disk_to_which_two_names_are_one(node: LocalNode, kind: bytes) -> None:
+    """As one does to which case means nothing; here the names are the same."""
+    header = b"\0".join([b"Net.py", b"file", b"0", b"Net.py", kind, b"0"])
+    data = b"%d\n%b" % (len(header), header)
+    node.ask("prepare")
+    bundle = Bundle(hashlib.sha256(data).hexdigest(), b"", 0, None, None)
+    with pytest.raises(NodeError) as caught:
+        node.ask("deliver", payload=zlib.compress(data), bundle=bundle)
+    assert str(caught.value) == (
+        "node0 has a disk that does not tell Net.py of the project from another of its files, whose name differs in "
+        "case only; rename one, or set cluster_dir to a folder on another disk"
+    )
+    assert node.jobs == []
 
 
 def test_a_disk_that_is_full_before(tiny_disk: Path, tmp_path: Path) -> None:

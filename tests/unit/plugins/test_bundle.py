@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import BUNDLE_MTIME
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.launching import unpack
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import JUNK, Bundle, check_script, make_bundle
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import Bundle, check_script, make_bundle
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.project_files import RESULTS, TOOLS
 
 
 @pytest.fixture(autouse=True)
@@ -67,8 +68,8 @@ def entries(bundle: Bundle) -> dict[str, tuple[str, Any]]:
     return found
 
 
-def names(project: Path, script: str = "train.py") -> list[str]:
-    return sorted(entries(make_bundle(project, script, 100)))
+def names(project: Path, script: str = "train.py", **more: Any) -> list[str]:
+    return sorted(entries(make_bundle(project, script, 100, **more)))
 
 
 # ------------------------------------------------------------------------------------------------------ what belongs in
@@ -76,7 +77,7 @@ def names(project: Path, script: str = "train.py") -> list[str]:
 
 def test_outside_git_everything_but_junk(tmp_path: Path) -> None:
     fill(tmp_path, {"train.py": "", "lib/model.py": "", "lib/model.pyc": "", "data.csv": "", ".hidden": ""})
-    for name in JUNK:
+    for name in TOOLS | RESULTS:
         fill(tmp_path, {f"lib/{name}/inside": ""})
     bundle = make_bundle(tmp_path, "train.py", 100)
     assert sorted(entries(bundle)) == [".hidden", "data.csv", "lib/model.py", "train.py"]
@@ -166,6 +167,170 @@ def test_names_that_are_no_utf8_and_things_that_are_no_files(tmp_path: Path) -> 
     assert sorted(names(tmp_path)) == sorted(expected)
     git(tmp_path, "init", "--quiet")
     assert sorted(names(tmp_path)) == sorted(expected)
+
+
+JOB = "20261122-173000-train-9f3a"
+
+
+@pytest.mark.parametrize("state", ["no git", "untracked", "ignored", "tracked"])
+def test_the_records_of_jobs_never_travel(tmp_path: Path, state: str) -> None:
+    """S7: run.yml in the project itself, several times, whatever git thinks of runs/."""
+    fill(tmp_path, {"train.py": "", "runs/tune.yaml": ""})
+    fill(tmp_path, {f"runs/{JOB}/job.json": "{}", f"runs/{JOB}/logs/rank0.log": "", f"runs/.bundles/{'a' * 64}": ""})
+    fill(tmp_path, {f"elsewhere/mine/{JOB}/job.json": "{}", f"elsewhere/{JOB}/data.csv": ""})
+    expected = [f"elsewhere/{JOB}/data.csv", "train.py"]
+    if state != "no git":
+        repository(tmp_path, {".gitignore": "/runs/" if state == "ignored" else ""} if state != "tracked" else {})
+        expected += [".gitignore"] if state != "tracked" else []
+    if state == "untracked":
+        git(tmp_path, "rm", "-r", "--cached", "--quiet", "runs")
+        git(tmp_path, "commit", "--quiet", "--message", "without")
+    bundle = make_bundle(tmp_path, "train.py", 100)
+    assert sorted(entries(bundle)) == sorted(expected)
+    assert (bundle.notes, bundle.dirty) == ((), None if state == "no git" else False)
+    fill(tmp_path, {"runs/__init__.py": "", "runs/plan.py": ""})
+    package = {"runs/__init__.py", "runs/plan.py", "runs/tune.yaml"}
+    assert {name for name in names(tmp_path, everything=True) if "runs" in name} == package
+
+
+@pytest.mark.parametrize("in_git", [False, True])
+def test_what_tools_have_made_does_not_travel(tmp_path: Path, in_git: bool) -> None:
+    """An own repository without .gitignore; an environment is known by what is in it, not by its name."""
+    fill(tmp_path, {"train.py": "", "env/model.py": "", "venv/pyvenv.cfg": "", "venv/lib/torch.py": ""})
+    fill(tmp_path, {"conda/conda-meta/history": "", "conda/lib/torch.so": "", "pkg/__pycache__/a.pyc": ""})
+    if in_git:
+        git(tmp_path, "init", "--quiet")
+    bundle = make_bundle(tmp_path, "train.py", 100)
+    assert (sorted(entries(bundle)), bundle.notes) == (["env/model.py", "train.py"], ())
+    assert names(tmp_path, everything=True) == ["env/model.py", "train.py"]
+    assert names(tmp_path, include=["*.py"]) == ["env/model.py", "train.py"]
+    assert names(tmp_path, include=["/venv/"]) == ["env/model.py", "train.py", "venv/lib/torch.py", "venv/pyvenv.cfg"]
+
+
+def test_what_was_left_out_outside_git_is_said(tmp_path: Path) -> None:
+    """S6: folders of results that are not imported."""
+    fill(
+        tmp_path,
+        {"train.py": "import wandb", "checkpoints/a.ckpt": "x", "wandb/run/b.log": "xyz", "wandb/run/c.py": ""},
+    )
+    bundle = make_bundle(tmp_path, "train.py", 100)
+    assert sorted(entries(bundle)) == ["train.py"]
+    assert bundle.notes == (
+        "not part of the job's code: 3 files in checkpoints, wandb, where results usually lie, the largest "
+        "wandb/run/b.log (3 B); bring what the script needs with -e include='wandb/run/b.log', a .thunderheadinclude "
+        "file, or -e project_files=all",
+    )
+    assert names(tmp_path, include=["wandb/run/b.log"]) == ["train.py", "wandb/run/b.log"]
+    everything = make_bundle(tmp_path, "train.py", 100, everything=True)
+    assert sorted(entries(everything)) == ["checkpoints/a.ckpt", "train.py", "wandb/run/b.log", "wandb/run/c.py"]
+    assert everything.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("files", "script"),
+    [
+        ({"runs/__init__.py": "", "runs/loop.py": "", "train.py": ""}, "train.py"),
+        (
+            {"checkpoints/load.py": "", "lib/net.py": "def f():\n    from checkpoints import load", "train.py": ""},
+            "train.py",
+        ),
+        ({"checkpoints/deep/load.py": "", "train.py": "import checkpoints.deep.load as load"}, "train.py"),
+        ({"src/wandb/tool.py": "", "src/train.py": "from wandb.tool import x"}, "src/train.py"),
+        ({"runs/first/train.py": "", "runs/first/conf.yaml": ""}, "runs/first/train.py"),
+        ({"runs/__init__.py": "", "runs/wandb/__init__.py": "", "train.py": ""}, "train.py"),
+    ],
+)
+def test_a_package_or_an_imported_module_is_no_junk(tmp_path: Path, files: dict[str, str], script: str) -> None:
+    """S6: it is code, whatever its name."""
+    fill(tmp_path, {**files, "lightning_logs/x": ""})
+    bundle = make_bundle(tmp_path, script, 100)
+    assert sorted(entries(bundle)) == sorted(files)
+    assert ["lightning_logs" in note for note in bundle.notes] == [True]
+
+
+@pytest.mark.parametrize("in_git", [False, True])
+def test_files_that_are_brought_although_they_are_ignored(tmp_path: Path, in_git: bool) -> None:
+    """S3: pkg/_version.py, .env, *.so, train.bin."""
+    files = {"train.py": "", "pkg/a.py": "", "pkg/keep.txt": ""}
+    ignored = {"wandb/.env": "", "wandb/a.bin": "", "wandb/deep/b.bin": "", "wandb/c.so": ""}
+    fill(tmp_path, {**files, **ignored})
+    if in_git:
+        repository(tmp_path, {".gitignore": "wandb/"})
+        files[".gitignore"] = ""
+    assert names(tmp_path) == sorted(files)
+    brought = make_bundle(tmp_path, "train.py", 100, include=["*.bin", ".env"])
+    assert sorted(entries(brought)) == sorted([*files, "wandb/.env", "wandb/a.bin", "wandb/deep/b.bin"])
+    assert brought.notes[0].startswith("not part of the job's code: 1 file ")
+    fill(tmp_path, {".thunderheadinclude": "# what git ignores\n/wandb/*\n!/wandb/deep/\n!*.bin\n"})
+    own = [*files, ".thunderheadinclude", "wandb/.env", "wandb/c.so"]
+    assert names(tmp_path) == sorted(own)
+    assert names(tmp_path, include=["b.bin"]) == sorted([*own, "wandb/deep/b.bin"])
+
+
+def test_files_of_a_submodule_are_brought_too(tmp_path: Path) -> None:
+    library = repository(tmp_path / "library", {"tensor.py": "", ".gitignore": "*.so"})
+    project = repository(tmp_path / "project", {"train.py": ""})
+    git(project, "submodule", "--quiet", "add", str(library), "vendor")
+    fill(project, {"vendor/fast.so": ""})
+    assert "vendor/fast.so" not in names(project)
+    assert "vendor/fast.so" in names(project, include=["*.so"])
+
+
+def test_what_git_ignores_is_said(tmp_path: Path) -> None:
+    """S3, once: how many, the largest, how to bring it; nothing of what tools make."""
+    repository(tmp_path, {"train.py": "", ".gitignore": "*.bin\n/data/\n/.venv/\n__pycache__/\n"})
+    fill(tmp_path, {"a.bin": "x" * 1200, "data/one.csv": "", "data/__pycache__/a.pyc": "", ".venv/torch.py": ""})
+    assert make_bundle(tmp_path, "train.py", 100).notes == (
+        "not part of the job's code: 2 files that git ignores, the largest a.bin (1.2 kB); bring what the script needs "
+        "with -e include='a.bin', a .thunderheadinclude file, or -e project_files=all",
+    )
+    assert names(tmp_path, everything=True) == [".gitignore", "a.bin", "data/one.csv", "train.py"]
+
+
+def test_patterns_need_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path, {"train.py": "", "wandb/a.bin": ""})
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(JobError) as caught:
+        make_bundle(tmp_path, "train.py", 100, include=["*.bin"])
+    assert str(caught.value) == (
+        "include is given, but git, which finds the files that such patterns match, cannot be used on this machine; "
+        "install it, or set -e project_files=all"
+    )
+    assert names(tmp_path, everything=True) == ["train.py", "wandb/a.bin"]
+
+
+def test_a_submodule_that_was_never_fetched_is_named(tmp_path: Path) -> None:
+    library = repository(tmp_path / "library", {"tensor.py": ""})
+    project = repository(tmp_path / "project", {"train.py": ""})
+    git(project, "submodule", "--quiet", "add", str(library), "vendor")
+    git(project, "commit", "--quiet", "--message", "submodule")
+    git(tmp_path, "clone", "--quiet", str(project), "clone")
+    notes = make_bundle(tmp_path / "clone", "train.py", 100).notes
+    assert notes == ("submodule vendor was never fetched; run: git submodule update --init",)
+
+
+def test_what_git_lfs_never_fetched_is_named(tmp_path: Path) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n"
+    fill(tmp_path, {"train.py": "", "model.pt": pointer})
+    assert make_bundle(tmp_path, "train.py", 100).notes == (
+        "the content of model.pt was never fetched by Git LFS, so only a pointer to it is part of the job's code; run: "
+        "git lfs pull",
+    )
+
+
+def test_links_that_lead_out_are_named(tmp_path: Path) -> None:
+    project = fill(tmp_path / "project", {"train.py": "", "lib/a.py": ""})
+    for name, target in {
+        "up": "../data",
+        "data": "/mnt/data",
+        "lib/b.py": "a.py",
+        "mine": str(project / "lib"),
+    }.items():
+        (project / name).symlink_to(target)
+    assert make_bundle(project, "train.py", 100).notes == (
+        f"links lead out of the project (data to /mnt/data, mine to {project}/lib, up to ../data), and what they lead "
+        "to is no part of the job's code; have it at that place on every node, or put it into the project",
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------- its name
@@ -328,15 +493,19 @@ def test_script_that_git_ignores(tmp_path: Path) -> None:
         make_bundle(tmp_path, "local_train.py", 1)
     assert str(caught.value) == (
         f"script local_train.py is ignored by git in {tmp_path}, and a job's code is what git would track; "
-        "take it out of .gitignore, or set -e project_dir="
+        "take it out of .gitignore, bring it with -e include='local_train.py', or set -e project_dir="
     )
 
 
 def test_script_in_a_folder_that_is_left_out(tmp_path: Path) -> None:
-    fill(tmp_path, {"runs/train.py": ""})
-    with pytest.raises(JobError) as caught:
-        make_bundle(tmp_path, "runs/train.py", 1)
-    assert str(caught.value) == (
-        f"script runs/train.py lies in a folder that is left out of a job's code where git does not track "
-        f"{tmp_path}; move it, or set -e project_dir="
-    )
+    for in_git in (False, True):
+        if in_git:
+            git(tmp_path, "init", "--quiet")
+        for script in (".tox/train.py", f"runs/{JOB}/artifacts/train.py"):
+            fill(tmp_path, {script: "", f"runs/{JOB}/job.json": ""})
+            with pytest.raises(JobError) as caught:
+                make_bundle(tmp_path, script, 1)
+            assert str(caught.value) == (
+                f"script {script} lies in a folder that is no part of a job's code, for a tool has made it, or "
+                "run.yml for its records; move it, or set -e project_dir="
+            )

@@ -618,6 +618,66 @@ def test_every_rank_has_its_environment(nodes: list[LocalNode], tmp_path: Path) 
     ]
 
 
+def test_each_node_puts_its_own_values_into_the_arguments(nodes: list[LocalNode], tmp_path: Path) -> None:
+    """S9: --trainer.num_nodes=$NUM_NODES."""
+    for node in nodes:
+        node.variables = {"DATA": f"/data of {node.host}"}
+    args = [
+        "--n=$NUM_NODES/${NODE_RANK}",
+        "$DATA",
+        "${LATER}",
+        "$$NUM_NODES",
+        "a$",
+        "$5",
+        "${now:%Y}",
+        "ü$B$B_",
+        "$HOME",
+    ]
+    script = "import json, sys; print(json.dumps(sys.argv[1:]))"
+    launch = gang_of(nodes, code(tmp_path / "code", script), env={"B": "", "LATER": "$DATA", "B_": "é"}, args=args)
+    launch.prepare()
+    launch.start()
+    assert [json.loads(node.wait()[1]) for node in nodes] == [
+        [
+            f"--n=2/{rank}",
+            f"/data of node{rank}",
+            "$DATA",
+            "$NUM_NODES",
+            "a$",
+            "$5",
+            "${now:%Y}",
+            "üé",
+            os.path.expanduser("~"),
+        ]
+        for rank in range(2)
+    ]
+    assert json.loads((nodes[0].job_dir() / "spec.json").read_text())["args"] == args
+
+
+@pytest.mark.parametrize("launcher", ["lightning", "python"])
+def test_a_module_is_started_as_python_does_by_its_name(node: LocalNode, tmp_path: Path, launcher: str) -> None:
+    """S5: its imports may be relative, and those from the project are found there."""
+    (tmp_path / "code" / "pkg").mkdir(parents=True)
+    for name, text in {
+        "__init__": "",
+        "part": "import top",
+        "train": "from . import part\nprint(__name__, __package__)",
+    }.items():
+        (tmp_path / "code" / "pkg" / f"{name}.py").write_text(text)
+    (tmp_path / "code" / "top.py").write_text("")
+    launch = gang_of(
+        [node],
+        make_bundle(tmp_path / "code", "pkg/train.py", 1),
+        script="pkg/train.py",
+        module="pkg.train",
+        launcher=launcher,
+    )
+    launch.prepare()
+    launch.start()
+    state, log = node.wait()
+    assert (state["state"], log) == ("succeeded", "__main__ pkg\n")
+
+
 def test_where_the_checkpoint_is_to_be_found(nodes: list[LocalNode], tmp_path: Path) -> None:
     script = "import os; print(os.environ['CKPT_PATH'])"
     launch = gang_of(nodes, code(tmp_path / "code", script), checkpoint="logs/last v1.ckpt")
@@ -640,6 +700,7 @@ def test_what_a_node_keeps_of_the_job(nodes: list[LocalNode], tmp_path: Path) ->
             "user": "trainer",
             "start": "2026-11-22T17:30:00+01:00",
             "script": "train.py",
+            "module": "",
             "args": ["a b", "ü"],
             "launcher": "lightning",
             "devices": None,
@@ -723,6 +784,11 @@ def test_torchrun(
         ]
         for rank in (0, 1)
     ]
+
+
+def test_torchrun_starts_a_module(nodes: list[LocalNode], tmp_path: Path) -> None:
+    found = commands(nodes, tmp_path, launcher="torchrun", module="pkg.train", args=["--lr", "1"])
+    assert found[0][-4:] == ["-m", "pkg.train", "--lr", "1"]
 
 
 def with_gpus(node: LocalNode, count: int) -> Connection:

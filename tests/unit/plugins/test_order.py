@@ -101,14 +101,21 @@ def test_devices_that_are_none(devices: str, launcher: str, message: str) -> Non
         ({"rendezvous_timeout_seconds": -1}, "job_rendezvous_timeout_seconds is -1; set it to 0 or more"),
         ({"wait": -5}, "wait is -5; set it to 0 or more"),
         ({"keep": -1}, "keep is -1; set it to 0 or more"),
+        (
+            {"script": "a.py", "module": "b"},
+            "both script (a.py) and module (b) are given, and a job starts one; leave one out",
+        ),
         *(
             (
                 {"rerun": "20260101-000000-train-0000", **more},
-                "rerun runs an earlier job's code with its arguments again, so script, script_args and project_dir "
-                "cannot be given with it; leave them out, or leave out rerun",
+                "rerun runs an earlier job's code with its arguments again, so script, module, script_args, "
+                "project_dir, include and project_files cannot be given with it; leave them out, or leave out rerun",
             )
             for more in (
                 {"script": "train.py"},
+                {"module": "train"},
+                {"include": "*.bin"},
+                {"project_files": "all"},
                 {"script_args": "--lr 1"},
                 {"script_args": ["x"]},
                 {"project_dir": "/tmp"},
@@ -166,7 +173,7 @@ def recorded(tmp_path: Path, text: str = "print(1)", hosts: tuple[str, ...] = ("
     one = order(tmp_path, text, **given)
     job = make_job(one, {}, "")
     Record(one.runs, "20260101-000000-train-0000").create(
-        ranks=[{"host": host} for host in hosts], **described(job, one, {})
+        ranks=[{"host": host} for host in hosts], **described(job, one)
     )
     store_bundle(one.runs, job.bundle)
     return job
@@ -181,7 +188,7 @@ def test_a_rerun_has_the_same_code_and_arguments_although_the_project_changed(tm
     assert (job.script, job.args, job.launcher, job.devices) == ("train.py", ["--lr", "1"], "torchrun", 2)
     assert job.env == {"TOKEN": "y"}
     assert job.identity != first.identity
-    assert described(job, again, {})["rerun"] == "20260101-000000-train-0000"
+    assert described(job, again)["rerun"] == "20260101-000000-train-0000"
 
 
 def test_a_rerun_whose_code_is_not_kept_here_any_more(tmp_path: Path) -> None:
@@ -241,7 +248,7 @@ def test_a_rerun_of_a_job_whose_record_is_damaged(tmp_path: Path) -> None:
 def test_a_rerun_of_a_job_that_was_never_started(tmp_path: Path) -> None:
     """Its record has no ranks yet: the controller was killed while it prepared, or a node could not start."""
     one = order(tmp_path, "pass")
-    Record(one.runs, "20260101-000000-train-0000").create(state="prepared", **described(make_job(one, {}, ""), one, {}))
+    Record(one.runs, "20260101-000000-train-0000").create(state="prepared", **described(make_job(one, {}, ""), one))
     with pytest.raises(JobError):
         earlier_job("20260101-000000-train-0000", tmp_path / "runs", ["node0"])
 
@@ -267,7 +274,7 @@ def test_no_earlier_job(tmp_path: Path) -> None:
 
 def test_what_goes_on_from_a_job_takes_over_what_is_not_given(tmp_path: Path) -> None:
     first = order(tmp_path, "print(1)", script_args="--lr 1", launcher="torchrun", devices="2")
-    earlier = described(make_job(first, {}, ""), first, {})
+    earlier = described(make_job(first, {}, ""), first)
     (tmp_path / "project" / "train.py").write_text("print(2)")
     job = make_job(order(tmp_path, resume="20260101-000000-train-0000"), earlier, "last.ckpt")
     assert (job.script, job.args, job.launcher, job.devices) == ("train.py", ["--lr", "1"], "torchrun", 2)

@@ -1,0 +1,315 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""Choose the files of a project that are a job's code: what git would track, or all but what no code needs."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.util import decode_source
+from pathlib import Path
+
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.directory import is_job_id
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.imports import imported_by, own_files
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import amount, counted, listed
+
+INCLUDE_FILE = ".thunderheadinclude"
+"""Of a project: patterns of files that are brought besides, in the syntax of a .gitignore."""
+CHOICES = ("git", "all")
+TOOLS = frozenset({".git", ".hg", ".svn", ".venv", ".tox", ".nox", "node_modules", ".DS_Store"}) | frozenset(
+    {"__pycache__", ".cache", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".ipynb_checkpoints"}
+)
+"""Names of what tools make for themselves: unless git tracks it, it is no code."""
+RESULTS = frozenset({"lightning_logs", "checkpoints", "wandb", "runs"})
+"""Names of folders that hold results where git does not say what they hold, unless they are imported."""
+MOST_COUNTED = 20_000
+"""So many files that are left out are counted; there are more than a user wants to know of."""
+COMPILED = (".pyc", ".pyo")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass
+class Left:
+    """Files that do not travel.
+
+    Attributes:
+        count: how many; MOST_COUNTED or more are no more counted.
+        largest: path of the largest, relative to the project.
+        size: of that, bytes.
+        why: folders that they lie in where git does not say it.
+    """
+
+    count: int = 0
+    largest: str = ""
+    size: int = -1
+    why: list[str] = field(default_factory=list)
+
+    def add(self, project: Path, paths: Iterable[str]) -> bool:
+        """Count files in; return whether there were any."""
+        before = self.count
+        for path in paths:
+            if self.count == MOST_COUNTED:
+                break
+            self.count += 1
+            size = os.lstat(project / path).st_size
+            if size > self.size:
+                self.largest, self.size = path, size
+        return self.count > before
+
+    @property
+    def sentence(self) -> str:
+        """What was left out, why, and how to bring it; "" if nothing was."""
+        if not self.count:
+            return ""
+        files = counted(self.count, "file") if self.count < MOST_COUNTED else f"more than {MOST_COUNTED} files"
+        why = f"in {listed(self.why)}, where results usually lie" if self.why else "that git ignores"
+        return (
+            f"not part of the job's code: {files} {why}, the largest {self.largest} ({amount(self.size)}); bring what "
+            f"the script needs with -e include='{self.largest}', a {INCLUDE_FILE} file, or -e project_files=all"
+        )
+
+
+@dataclass
+class Files:
+    """What was chosen of a project.
+
+    Attributes:
+        paths: relative to it, sorted.
+        in_git: whether git has said what belongs to it.
+        untracked: whether some are new to git.
+        left: what was left out.
+        unfetched: submodules that are empty.
+    """
+
+    paths: list[str]
+    in_git: bool
+    untracked: bool
+    left: Left
+    unfetched: list[str]
+
+
+def choose(project: Path, script: str, include: Sequence[str] = (), everything: bool = False) -> Files:
+    """Return what belongs to a job's code.
+
+    Args:
+        project: folder on the controller.
+        script: what is started, relative to it: no folder that holds it is one of results.
+        include: patterns of files to be brought besides, as in a .gitignore.
+        everything: bring what git ignores, and results too.
+
+    Raises:
+        JobError: git is needed and cannot be used.
+    """
+    in_git = git(project, "rev-parse", "--is-inside-work-tree") is not None
+    found = Files([], in_git, False, Left(), [])
+    chooser = _Chooser(project, found, include)
+    if everything:
+        chooser.add_all(script, everything=True)
+        found.untracked = in_git and bool(chooser.new(""))
+    elif in_git:
+        chooser.add_tracked("")
+    else:
+        chooser.add_all(script, everything=False)
+    found.paths = sorted(chooser.chosen)
+    return found
+
+
+def git(folder: Path, *arguments: str) -> str | None:
+    """Return git's output, or None if there is no git, no repository or no commit.
+
+    Raises:
+        JobError: there is a repository, and git will not read it: what it ignores is not known.
+    """
+    try:
+        result = subprocess.run(
+            ["git", "-C", str(folder), *arguments],
+            capture_output=True,
+            text=True,
+            errors="surrogateescape",
+            check=True,
+            env={**os.environ, "LC_ALL": "C"},
+        )
+    except subprocess.CalledProcessError as error:
+        if "dubious ownership" in error.stderr:
+            raise JobError(
+                f"git does not read {folder}, which belongs to somebody else; make it yours, or allow it with: "
+                f"git config --global --add safe.directory {folder}"
+            ) from None
+        return None
+    except OSError:
+        return None
+    return result.stdout
+
+
+class _Chooser:
+    """Fills in ``Files``."""
+
+    def __init__(self, project: Path, found: Files, include: Sequence[str]) -> None:
+        self.chosen: set[str] = set()
+        self._project = project
+        self._found = found
+        self._include = include
+        self._is_environment = functools.cache(self._looks_like_environment)
+        self._is_ours = functools.cache(self._holds_records)
+
+    def add_tracked(self, below: str) -> None:
+        """Add what git tracks or would in the repository at ``below``, its submodules too; deleted files are gone."""
+        folder = self._project / below
+        tracked = [path for path in self._listed(below, "--cached") if not self._is_record(path)]
+        new = self.new(below)
+        for path in [*tracked, *new, *self._matching(below, folder)]:
+            full = self._project / path
+            if full.is_dir() and not full.is_symlink():
+                if any(full.iterdir()):
+                    self.add_tracked(path)
+                elif path in tracked:
+                    self._found.unfetched.append(path)
+            elif os.path.lexists(full):
+                self.chosen.add(path)
+        self._found.untracked |= bool(new)
+        for path in self._listed(below, "--others", "--ignored", "--exclude-standard", "--directory"):
+            if not self._is_made(path):
+                self._found.left.add(self._project, self._unchosen(path))
+
+    def new(self, below: str) -> list[str]:
+        """Return what git does not track in a repository and does not ignore either."""
+        return [path for path in self._listed(below, "--others", "--exclude-standard") if not self._is_made(path)]
+
+    def _listed(self, below: str, *arguments: str) -> list[str]:
+        """Return what git lists of a repository, relative to the project, folders without a slash at their end."""
+        listing = git(self._project / below, "ls-files", "-z", *arguments) or ""
+        # A submodule that was never fetched lists itself as ./ where its folder is asked.
+        return [
+            os.path.join(below, path.rstrip("/")) for path in dict.fromkeys(listing.split("\0")) if path.strip("./")
+        ]
+
+    def add_all(self, script: str, everything: bool) -> None:
+        """Add all files but what tools make, our records and, if not ``everything``, results."""
+        results: list[str] = []
+        self.chosen.update(self._walked("", None if everything else results))
+        left = []
+        for folder in results:  # which grows
+            if script.startswith(f"{folder}/") or self._is_package(folder):
+                self.chosen.update(self._walked(folder, results))
+            else:
+                left.append(folder)
+        self.chosen.update(self._matching("", self._project, in_git=False))
+        for folder in left:
+            if self._found.left.add(self._project, self._unchosen(folder)):
+                self._found.left.why.append(folder)
+
+    def _matching(self, below: str, folder: Path, in_git: bool = True) -> list[str]:
+        """Return what is to be brought besides: git matches it, for a project without a repository in an empty one."""
+        own = folder / INCLUDE_FILE
+        text = own.read_text(errors="replace") if own.is_file() else ""
+        if not (self._include or text):
+            return []
+        arguments = ["ls-files", "-z", "--others", "--ignored", *(f"--exclude={one}" for one in self._include)]
+        arguments += [f"--exclude-from={own}"] if text else []
+        with tempfile.TemporaryDirectory() as empty:
+            if not in_git:
+                git(Path(empty), "init", "--quiet")
+                arguments = [f"--git-dir={empty}/.git", f"--work-tree={folder}", *arguments]
+            listing = git(folder, *arguments)
+        if listing is None:
+            given = "include is given" if self._include else f"{own} is there"
+            raise JobError(
+                f"{given}, but git, which finds the files that such patterns match, cannot be used on this machine; "
+                "install it, or set -e project_files=all"
+            )
+        named = " ".join([*self._include, text])
+        paths = [os.path.join(below, path.rstrip("/")) for path in listing.split("\0") if path.strip("./")]
+        return [path for path in paths if not self._is_made(path, but=named)]
+
+    def _walked(self, below: str, results: list[str] | None = None) -> Iterator[str]:
+        """Yield every file below a folder that was not made; of folders of results the paths go to ``results``."""
+        for folder, folders, files in os.walk(self._project / below):
+            inside = os.path.relpath(folder, self._project)
+            prefix = "" if inside == "." else f"{inside}/"
+            linked = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+            real = [name for name in folders if name not in linked and not self._is_made_folder(f"{prefix}{name}")]
+            if results is not None:
+                results += [f"{prefix}{name}" for name in real if name in RESULTS]
+                real = [name for name in real if name not in RESULTS]
+            folders[:] = real
+            names = [name for name in [*files, *linked] if name not in TOOLS and not name.endswith(COMPILED)]
+            yield from (f"{prefix}{name}" for name in names)
+
+    def _unchosen(self, path: str) -> Iterator[str]:
+        """Yield the files that a path stands for (itself, or if it is a folder, all in it) and that were not chosen."""
+        full = self._project / path
+        is_folder = full.is_dir() and not full.is_symlink()
+        if is_folder and self._is_made_folder(path):
+            return
+        for file in self._walked(path) if is_folder else [path]:
+            if file not in self.chosen and os.path.lexists(self._project / file):
+                yield file
+
+    def _is_made(self, path: str, but: str = "") -> bool:
+        """Whether a path is of what a tool, or run.yml, has made, and the words ``but`` do not name the tool's."""
+        name, kind = os.path.basename(path), os.path.splitext(path)[1]
+        if (kind in COMPILED and kind not in but) or (name in TOOLS and name not in but):
+            return True
+        return any(self._is_made_folder(folder, but) for folder in _above(path))
+
+    def _is_made_folder(self, folder: str, but: str = "") -> bool:
+        name = os.path.basename(folder)
+        is_tools = (name in TOOLS or self._is_environment(folder)) and name not in but
+        return is_tools or self._is_ours(folder)
+
+    def _is_record(self, path: str) -> bool:
+        """Whether a path lies in what run.yml has recorded."""
+        return any(map(self._is_ours, _above(path)))
+
+    def _looks_like_environment(self, folder: str) -> bool:
+        full = self._project / folder
+        return (full / "pyvenv.cfg").is_file() or (full / "conda-meta").is_dir()
+
+    def _holds_records(self, folder: str) -> bool:
+        """Whether a folder is a job's record, or the one that holds them all (``runs/``, or what job_runs_dir says)."""
+        full = self._project / folder
+        try:
+            names = os.listdir(full)
+            held = "__init__.py" not in names and any(_is_record(full / name) for name in names)
+            return held or _is_record(full)
+        except OSError:
+            return False
+
+    def _is_package(self, folder: str) -> bool:
+        """Whether a folder is a package, or a file of the code imports a module in it."""
+        full = self._project / folder
+        if (full / "__init__.py").is_file():
+            return True
+        name = os.fsencode(full.name)
+        for source in sorted(path for path in self.chosen if path.endswith(".py")):
+            path = self._project / source
+            try:
+                data = path.read_bytes()
+                nodes = list(ast.walk(ast.parse(decode_source(data)))) if name in data else []
+            except (OSError, SyntaxError, ValueError, RecursionError):
+                continue
+            for root in {self._project, path.parent}:
+                for module, wanted in imported_by(nodes, path, root):
+                    if any(file.suffix == ".py" and full in file.parents for file in own_files(root, module, wanted)):
+                        return True
+        return False
+
+
+def _above(path: str) -> Iterator[str]:
+    """Yield the folders that a relative path goes through."""
+    parts = path.split("/")
+    return ("/".join(parts[:count]) for count in range(1, len(parts)))
+
+
+def _is_record(path: Path) -> bool:
+    """Whether this is the folder of a job's record, or of what the records share."""
+    if is_job_id(path.name):
+        return (path / "job.json").exists()
+    return path.name in (".bundles", ".checkpoints") and any(map(_SHA256.fullmatch, os.listdir(path)))
