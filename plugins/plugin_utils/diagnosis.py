@@ -67,6 +67,15 @@ _HINTS = (
         re.compile(r"rank < size\. "),
         'num_nodes or devices in its Trainer disagrees with the job; use num_nodes=int(os.environ["NUM_NODES"])',
     ),
+    (
+        re.compile("EOFError: EOF when reading a line"),
+        "nobody can answer a job: its standard input is empty; have the script take the answer from its arguments",
+    ),
+    (
+        re.compile(r"BlockingIOError: \[Errno 11\]|can't start new thread|fork: Resource temporarily unavailable"),
+        "the job's account may have no more processes on this node: see ulimit -u there, and nproc in "
+        "/etc/security/limits.d",
+    ),
 )
 
 # Of torch.load's message with weights_only, the type stands in its fifth line.
