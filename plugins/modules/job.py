@@ -69,7 +69,8 @@ options:
       - V(python) starts the script once on each node, and that is all.
       - V(auto), the default, takes V(lightning) where the script, or a module of the project that it imports, uses
         Lightning's Trainer or LightningCLI, V(torchrun) where it uses Fabric, Transformers' Trainer, Accelerate,
-        DeepSpeed or torch.distributed, else V(python). With O(resume) and O(rerun), what that job used is the default.
+        DeepSpeed or torch.distributed, else V(python), as where it starts its processes itself. With O(resume) and
+        O(rerun), what that job used is the default.
     type: str
     choices: [auto, lightning, torchrun, python]
   devices:

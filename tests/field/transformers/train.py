@@ -23,7 +23,13 @@ class Line(PreTrainedModel):
 
 data = [{"x": torch.ones(2), "labels": torch.ones(())} for _sample in range(40)]
 arguments = TrainingArguments(
-    output_dir="out", max_steps=20, save_steps=10, per_device_train_batch_size=2, report_to=[], use_cpu=True
+    output_dir="out",
+    max_steps=20,
+    save_steps=10,
+    per_device_train_batch_size=2,
+    report_to=[],
+    use_cpu=True,
+    disable_tqdm=True,
 )
 trainer = Trainer(model=Line(PretrainedConfig()), args=arguments, train_dataset=data)
 
