@@ -187,7 +187,7 @@ _PLACE = {"address": is_address, "interface": is_interface}
 _RESOURCES = {"clock": row(is_number, is_number), "shm": fields({**_ROOM, "size": is_size})}
 
 REPLIES: Mapping[str, tuple[Mapping[str, Check], Mapping[str, Check]]] = {
-    "artifacts": ({"more": is_flag}, {}),
+    "artifacts": ({"more": is_flag, "cores": many(is_relative_path)}, {}),
     "checkpoints": (
         {
             "found": many(row(is_relative_path, is_size, is_size, is_number)),

@@ -66,7 +66,7 @@ def honest(request: Mapping[str, Any], rank: int = 0) -> Answer:
     resources = {"clock": (1.5, 1.5), "shm": {"size": 2**30, "free": 2**30}}
     packages = {"python": "3.11", "installed": ["torch-2.13.0"]}
     answers: dict[str, Answer] = {
-        "artifacts": ({"more": False}, b"result\0%d\0%d\0" % (len(CONTENT), 10**18)),
+        "artifacts": ({"more": False, "cores": []}, b"result\0%d\0%d\0" % (len(CONTENT), 10**18)),
         "checkpoints": (
             {
                 "found": [("last.ckpt", 5, len(CONTENT), 1.5)],
