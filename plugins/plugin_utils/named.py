@@ -19,7 +19,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.checkpoints im
     Checkpoint,
 )
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError, in_one
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang, Replies
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import amount, counted, listed, shown
 
 FOLDER = ".checkpoint"
@@ -63,11 +63,11 @@ def find_named(path: str, gang: Gang, job: str, hosts: Sequence[str], timeout_se
         JobError: nobody has it, or it cannot be read.
     """
     path = os.path.expanduser(path)
-    replies: dict[str, dict[str, Any]] = {}
+    answers: Replies = {}
     errors: dict[str, NodeError] = {}
     if job or os.path.isabs(path):
         answers, errors = gang.ask("named", max(LOOK_SECONDS, timeout_seconds), path=path, digests=[])
-        replies = {host: reply for host, (reply, _payload) in answers.items() if reply["top"]}
+    replies = {host: reply for host, (reply, _payload) in answers.items() if reply["top"]}
     if refusals := [error for error in errors.values() if not isinstance(error, Unreachable) and not _is_gone(error)]:
         raise in_one(refusals, NOTHING_STARTED)
     if not replies and os.path.exists(path):
@@ -76,7 +76,8 @@ def find_named(path: str, gang: Gang, job: str, hosts: Sequence[str], timeout_se
         asked = listed([host for host in gang.settings if host not in errors])
         where = f"on {asked}" if os.path.isabs(path) else f"in the folder of job {job} on {asked}"
         looked = f"neither {where} nor " if job or os.path.isabs(path) else "not "
-        silent = "".join(f"; {error}" for error in errors.values())
+        closed = [f"{host} {reply['why']}" for host, (reply, _payload) in answers.items() if "why" in reply]
+        silent = "".join(f"; {shown(str(why))}" for why in [*closed, *errors.values()])
         raise JobError(
             f"checkpoint {shown(path)} is {looked}on this machine ({os.path.abspath(path)}){silent}; name a file or a "
             "folder by its absolute path, or by its path in the folder of the job that resume names"

@@ -273,7 +273,7 @@ REPLIES: Mapping[str, tuple[Mapping[str, Check], Mapping[str, Check]]] = {
             "folder": is_flag,
             "files": many(row(is_relative_path, is_size, is_time_ns, either(matches(_SHA256), lambda v: v == ""))),
         },
-        {},
+        {"why": is_sentence},
     ),
     "place": ({"placed": is_flag}, {}),
     "prepare": (

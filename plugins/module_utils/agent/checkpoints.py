@@ -218,7 +218,8 @@ def named(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
 
     Request: path, relative to ``work/`` of the ended job, or absolute; digests, relative paths of the files to be read
     whole. Reply: top, the folder that its files are relative to, or "" if there is nothing of that name; folder,
-    whether it is one; files, ``[[path relative to top, bytes, modification time in ns, SHA-256 or ""]]``.
+    whether it is one; files, ``[[path relative to top, bytes, modification time in ns, SHA-256 or ""]]``; why it is not
+    known whether there is something, where that is so.
     """
     path = request["path"]
     if os.path.isabs(path):
@@ -229,8 +230,13 @@ def named(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     is_folder = os.path.isdir(path)
     top = path if is_folder else os.path.dirname(path)
     listed = [found for found, _entry in walk(path, links=True)] if is_folder else [os.path.basename(path)]
-    if not is_folder and not os.path.exists(path):
-        return {"top": "", "folder": False, "files": []}, b""
+    nothing: Reply = {"top": "", "folder": False, "files": []}
+    try:
+        os.stat(path)
+    except PermissionError:
+        return {**nothing, "why": f"does not let {account_name(os.geteuid())}, as whom jobs run, look at {path}"}, b""
+    except OSError:
+        return nothing, b""
     if len(listed) > MOST_NAMED_FILES:
         raise Refusal(
             f"has {len(listed)} files in {path}, and a checkpoint may have {MOST_NAMED_FILES}; name the folder of one"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import BUNDLE_MTIME
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils import checkpoints, named, resume
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils import checkpoints, resume
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.desk import Desk
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from left_jobs import gang_on, leave
@@ -254,6 +254,10 @@ def test_what_the_jobs_account_may_not_read() -> None:
         secret.chmod(0o600)
         words = f"has {secret}, but nobody, as whom jobs run, cannot read it: Permission denied: {secret}"
         assert refused(node, "named", path=str(secret), digests=[]) == f"node0 {words}"
+        closed = node.directory.parent / "closed"
+        closed.mkdir(mode=0o700)
+        nothing = {"top": "", "folder": False, "files": []}
+        words = f"does not let nobody, as whom jobs run, look at {closed}/last.pt"
+        assert node.ask("named", path=f"{closed}/last.pt", digests=[]) == {**nothing, "why": words}
         part = node.channel().call(node.request("read", top=str(secret.parent), parts=[("secret.pt", 0, 6)]))
         assert part == ({"parts": [(0, 0, 0)]}, b"")
-        assert named.MOST_FILES == 2000
