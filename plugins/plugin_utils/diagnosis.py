@@ -79,6 +79,11 @@ _HINTS = (
 )
 
 # Of torch.load's message with weights_only, the type stands in its fifth line.
+_REFUSED = (
+    "UnpicklingError: torch.load with weights_only refuses an object of type {type} in the checkpoint, such as a "
+    'hyperparameter; if you trust it, add -e \'{{"env": {{"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}}}}\', or call '
+    "torch.serialization.add_safe_globals([{name}]) before it is loaded"
+)
 _REFUSED_TYPE = re.compile(r"Weights only load failed.*GLOBAL (\S+) was not an allowed global", re.DOTALL)
 
 
@@ -300,12 +305,7 @@ def last_words(lines: Sequence[str]) -> LastWords:
 def _reason(message: Sequence[str]) -> str:
     """Return an exception's message in one line, the first but for those that say the reason further below."""
     if refused := _REFUSED_TYPE.search("\n".join(message)):
-        name = refused[1]
-        return (
-            f"UnpicklingError: torch.load with weights_only refuses the type {name} in the checkpoint, as of "
-            'a hyperparameter; if you trust it, add -e \'{"env": {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}}\', '
-            f"or call torch.serialization.add_safe_globals([{name.removeprefix('__main__.')}]) before it is loaded"
-        )
+        return _REFUSED.format(type=refused[1], name=refused[1].removeprefix("__main__."))
     return message[0]
 
 
