@@ -220,8 +220,9 @@ def words_of(name: str) -> LastWords:
         ),
         (
             "lightning-weights-only",
-            "UnpicklingError: torch.load with weights_only refuses an object of type __main__.Config in the checkpoint, such "
-            'as a hyperparameter; if you trust it, add -e \'{"env": {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}}\', or call '
+            "UnpicklingError: torch.load with weights_only refuses an object of type __main__.Config in the "
+            "checkpoint, such as a hyperparameter; if you trust it, add -e "
+            '\'{"env": {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}}\', or call '
             "torch.serialization.add_safe_globals([Config]) before it is loaded",
         ),
         (

@@ -236,8 +236,9 @@ def test_hyperparameters(recipe: Recipe) -> None:
     """S13: the remedy in the cause is one."""
     assert recipe.type().printed() == ["from step 0"]
     words = (
-        "UnpicklingError: torch.load with weights_only refuses an object of type __main__.Config in the checkpoint, such "
-        'as a hyperparameter; if you trust it, add -e \'{"env": {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}}\', or call '
+        "UnpicklingError: torch.load with weights_only refuses an object of type __main__.Config in the checkpoint, "
+        "such as a hyperparameter; if you trust it, add -e "
+        '\'{"env": {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}}\', or call '
         "torch.serialization.add_safe_globals([Config]) before it is loaded; see"
     )
     assert words in recipe.type().cause
