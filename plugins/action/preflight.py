@@ -13,14 +13,23 @@ from typing import Any, ClassVar
 
 from ansible.utils.color import ANSIBLE_COLOR
 from ansible.utils.display import Display
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import check_script
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import make_bundle
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.cluster_action import Arguments, ClusterAction
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.entry import find_entry, search_path
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.environment import as_environment
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.frameworks import fit
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.inventory import Inventory
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import EXAMPLES, count_devices
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import (
+    EXAMPLES,
+    PROJECT_FILES,
+    count_devices,
+    split_patterns,
+)
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight import examine, report
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.imports import of_script
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.code import Code
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import require_hosts
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import shown
 
 
 class ActionModule(ClusterAction):
@@ -28,7 +37,10 @@ class ActionModule(ClusterAction):
 
     ARGUMENTS: ClassVar[Arguments] = {
         "script": {"type": "str", "default": ""},
+        "module": {"type": "str", "default": ""},
         "project_dir": {"type": "path"},
+        "env": {"type": "raw", "default": {}},
+        **PROJECT_FILES,
         "skip": {"type": "list", "elements": "str", "default": []},
         "format": {"type": "str", "choices": ["table", "json", "none"], "default": "none"},
         **examine.OPTIONS,
@@ -39,8 +51,9 @@ class ActionModule(ClusterAction):
         began = time.monotonic()
         skip = [name.strip() for name in arguments["skip"] if name.strip()]
         examine.require_known(skip)
-        project = Path(os.path.abspath(arguments["project_dir"])) if arguments["project_dir"] else EXAMPLES
-        script = check_script(project, arguments["script"]) if arguments["script"] else ""
+        code = _code(arguments) if arguments["script"] or arguments["module"] else None
+        for note in code.bundle.notes if code else ():
+            Display().display(shown(note))
 
         def read() -> Sequence[NodeSettings]:
             require_hosts(inventory.taking_part)
@@ -48,8 +61,8 @@ class ActionModule(ClusterAction):
 
         verdicts = examine.examine(
             *(read, inventory.cluster, inventory.open_channel),
-            {**arguments, "script": script, "skip": skip, "devices": count_devices(arguments["devices"])},
-            of_script(project, script) if script else [],
+            {**arguments, "skip": skip, "devices": count_devices(arguments["devices"])},
+            code,
         )
         seconds = time.monotonic() - began
         data = report.as_data(verdicts, seconds)
@@ -63,3 +76,15 @@ class ActionModule(ClusterAction):
         if failed := report.failed(verdicts):
             return {"changed": False, "failed": True, "msg": f"{summary}: {', '.join(failed)}"}
         return {"changed": False, "msg": summary, **data}
+
+
+def _code(arguments: dict[str, Any]) -> Code:
+    """Return what a job would run with the same options."""
+    project = Path(os.path.abspath(arguments["project_dir"])) if arguments["project_dir"] else EXAMPLES
+    env = as_environment(arguments["env"], "env")
+    module = arguments["module"]
+    script = find_entry(project, arguments["script"], module, env)
+    include, everything = split_patterns(arguments["include"]), arguments["project_files"] == "all"
+    bundle = make_bundle(project, script, arguments["bundle_max_mb"], include, everything)
+    launcher = fit(project, script, search_path(project, script, module, env), bundle.paths).launcher
+    return Code(project, bundle, script, module, env, launcher)

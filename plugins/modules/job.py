@@ -42,13 +42,15 @@ options:
       - The folder whose code is copied to the nodes, as git would track it (submodules too). If it is in no repository,
         what tools make for themselves (C(.venv), C(__pycache__)) is left out, and so are folders called C(runs),
         C(checkpoints), C(wandb) and C(lightning_logs) that are neither packages nor imported.
-      - The folder of the records, C(runs/), is never part of it. What was left out is said.
+      - The folder of the records, C(runs/), is never part of it, and neither is C(.git); the script finds the commit in
+        the environment variable C(JOB_GIT_COMMIT), with C(-dirty) behind it if the project differs from it.
+      - What was left out is said.
       - By default the collection's C(train/), or the earlier job's with O(resume).
     type: path
   include:
     description:
-      - Files to be copied besides, though git ignores them or they are results, such as V(*.bin .env); patterns as in a
-        C(.gitignore), with spaces between, or a list.
+      - Files to be copied besides, though git ignores them or they are results, such as V(*.bin,.env); patterns as in a
+        C(.gitignore), with commas or spaces between, or a list.
       - A file C(.thunderheadinclude) in O(project_dir) has such patterns, one a line; one with C(!) takes files out
         again.
     type: raw

@@ -14,13 +14,36 @@ description:
   - Fails if a check failed. A warning is no failure.
 options:
   script:
-    description: Path of a script in O(project_dir), whose imports are tried on every host.
+    description:
+      - Path of a script in O(project_dir), whose imports are tried on every host with the code that a job would have,
+        in its folder, with its variables, as its account; the code is removed again.
+      - Of the script itself nothing else is run but what it does to its path.
+    type: str
+    default: ""
+  module:
+    description: Name of a module of the project, instead of O(script); as for M(thunderhead.cluster.job).
     type: str
     default: ""
   project_dir:
     description: The folder that holds the script, relative to the working directory. C(train/) of this collection,
       if it is not given.
     type: path
+  include:
+    description: Files that a job's code has besides, as for M(thunderhead.cluster.job).
+    type: raw
+    default: ""
+  project_files:
+    description: Which files of the project are a job's code, as for M(thunderhead.cluster.job).
+    type: str
+    choices: [git, all]
+  bundle_max_mb:
+    description: The most that the project's files may have together, in MiB.
+    type: int
+    default: 100
+  env:
+    description: A mapping of environment variables that the job would get.
+    type: raw
+    default: {}
   skip:
     description: Checks that are not made, by their names, or by their groups'.
     type: list

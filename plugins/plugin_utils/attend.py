@@ -8,7 +8,13 @@ import datetime
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils import artifacts, diagnosis, housekeeping, noticed
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils import (
+    artifacts,
+    diagnosis,
+    housekeeping,
+    left_behind,
+    noticed,
+)
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.desk import Desk
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError, Stopped
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.follow import Ending, Following
@@ -122,7 +128,7 @@ def _finish(
 ) -> dict[str, Any]:
     """Write down how the job ended, collect, clean up, and say it."""
     topology, verdict = gang.topology, onlooker.verdict
-    explanation = diagnosis.explain(topology, endings, logs)
+    explanation = diagnosis.explain(topology, endings, logs, lambda reason: left_behind.of_job(reason, record))
     state = explanation.state if explanation else "succeeded"
     cause = (verdict or explanation.sentence) if explanation else None
     if verdict:

@@ -7,12 +7,12 @@ from __future__ import annotations
 import hashlib
 import os
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.project_files import choose, git
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.project_files import bringing, choose, git
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import listed
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\n"
@@ -32,6 +32,7 @@ class Bundle:
         notes: what a user should know of it, a sentence each.
         include: patterns of files that were brought besides.
         everything: whether what git ignores was brought.
+        paths: of the files, relative to the project; none for an earlier job's.
     """
 
     sha256: str
@@ -42,6 +43,7 @@ class Bundle:
     notes: Sequence[str] = ()
     include: Sequence[str] = ()
     everything: bool = False
+    paths: Collection[str] = field(default=(), compare=False)
 
 
 def check_script(project: Path, script: str) -> str:
@@ -93,7 +95,7 @@ def make_bundle(
     if script not in files.paths:
         raise JobError(
             f"script {script} is ignored by git in {project}, and a job's code is what git would track; "
-            f"take it out of .gitignore, bring it with -e include='{script}', or set -e project_dir="
+            f"take it out of .gitignore, bring it with {bringing(script)}, or set -e project_dir="
             if files.in_git and git(project, "check-ignore", "--quiet", "--", script) is not None
             else f"script {script} lies in a folder that is no part of a job's code, for a tool has made it, or "
             "run.yml for its records; move it, or set -e project_dir="
@@ -102,6 +104,9 @@ def make_bundle(
     data, notes = _pack(project, files.paths)
     if files.unfetched:
         notes.insert(0, f"submodule {listed(files.unfetched)} was never fetched; run: git submodule update --init")
+    if include and not (everything or files.brought):
+        patterns = " ".join(include)
+        notes.insert(0, f"include='{patterns}' brings nothing, for no file that was left out matches it")
     return Bundle(
         sha256=hashlib.sha256(data).hexdigest(),
         content=zlib.compress(data, level=1),
@@ -111,7 +116,22 @@ def make_bundle(
         notes=tuple([*([files.left.sentence] if files.left.count else []), *notes]),
         include=tuple(include),
         everything=everything,
+        paths=frozenset(files.paths),
     )
+
+
+def names_in(content: bytes) -> set[str]:
+    """Return the paths of the files in a bundle.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        data = zlib.decompress(content)
+    except zlib.error as error:
+        raise ValueError(str(error)) from None
+    length, _newline, rest = data.partition(b"\n")
+    return set(map(os.fsdecode, rest[: int(length)].split(b"\0")[0::3]))
 
 
 def _check_size(project: Path, paths: Sequence[str], max_mb: int) -> int:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -73,8 +73,19 @@ _HINTS = (
     ),
     (
         re.compile(r"BlockingIOError: \[Errno 11\]|can't start new thread|fork: Resource temporarily unavailable"),
-        "the job's account may have no more processes on this node: see ulimit -u there, and nproc in "
-        "/etc/security/limits.d",
+        "where a process was to be started, the job's account may have no more on this node: see ulimit -u there, and "
+        "nproc in /etc/security/limits.d",
+    ),
+    (
+        re.compile(
+            r"No such file or directory: '(\S*/)?(git|\.git\b.*)'|\bgit: (command )?not found|not a git repository"
+            r"|InvalidGitRepositoryError|Bad git executable|Command .*\bgit\b.* returned non-zero exit status"
+        ),
+        "the job's code has no .git, and a node may have no git; read the environment variable JOB_GIT_COMMIT instead",
+    ),
+    (
+        re.compile(r"attempted relative import with no known parent package"),
+        "start it as a module, as in -e module=pkg.train instead of -e script=pkg/train.py",
     ),
 )
 
@@ -122,7 +133,12 @@ class LastWords:
     observed: bool
 
 
-def explain(topology: Topology, endings: Mapping[str, Ending], logs: Mapping[str, RankLog]) -> Explanation | None:
+def explain(
+    topology: Topology,
+    endings: Mapping[str, Ending],
+    logs: Mapping[str, RankLog],
+    more: Callable[[str], str] = lambda reason: "",
+) -> Explanation | None:
     """Return why the job did not end well, the first cause first, or None if every rank ended with 0.
 
     Ranks that were stopped because of another are not mentioned. Of those that ended badly by themselves, the ones that
@@ -132,6 +148,7 @@ def explain(topology: Topology, endings: Mapping[str, Ending], logs: Mapping[str
         topology: the job's nodes.
         endings: how each host's rank ended.
         logs: each host's log.
+        more: returns a clause with what is known besides of a reason, or "".
     """
     bad = sorted(
         (node for node in topology.nodes if endings[node.host].state != "succeeded"),
@@ -144,7 +161,7 @@ def explain(topology: Topology, endings: Mapping[str, Ending], logs: Mapping[str
     own = [node for node in bad if endings[node.host].state != "stopped"]
     before = [node for node in own if endings[node.host].arrived < told and not endings[node.host].unknown]
     if before:
-        return _of_failures(topology, endings, logs, before, own)
+        return _of_failures(topology, endings, logs, before, own, more)
     left = [f"\n{node.name} {note}" for node in own if (note := endings[node.host].note)]
     if requests:
         seconds = next((ending.stopping for ending in requests if ending.stopping is not None), None)
@@ -166,6 +183,7 @@ def _of_failures(
     logs: Mapping[str, RankLog],
     failed: Sequence[Node],
     own: Sequence[Node],
+    more: Callable[[str], str],
 ) -> Explanation:
     """Explain ranks that ended badly by themselves, in the order in which they did."""
     said = {node.host: last_words(logs[node.host].tail()) for node in failed}
@@ -176,7 +194,7 @@ def _of_failures(
     named = []
     for node in causes or failed[:1]:
         ending, words = endings[node.host], said[node.host]
-        verb, why = _ending(ending, words), "" if ending.note else f": {words.reason}"
+        verb, why = _ending(ending, words), "" if ending.note else f": {words.reason}{more(words.reason)}"
         if (verb, why) not in sentences and len(sentences) < MOST_CAUSES:
             sentences[verb, why] = f"{node.name} {verb}{_after(ending.seconds)}{why}; see {logs[node.host].path}"
             named.append(node.host)

@@ -11,10 +11,32 @@ from collections.abc import Mapping
 from importlib.util import decode_source
 from pathlib import Path
 
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import check_script
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.imports import running
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.try_imports import needed
 
 _MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
+
+
+def find_entry(project: Path, script: str, module: str, env: Mapping[str, str]) -> str:
+    """Return the file of the project that a job starts, relative to the project.
+
+    Args:
+        project: folder on the controller.
+        script: path of a script in it, or "".
+        module: name of a module to be started instead, or "".
+        env: variables of the job.
+
+    Raises:
+        JobError: there is none, or it cannot be started so.
+    """
+    if script and module:
+        raise JobError(f"both script ({script}) and module ({module}) are given, and a job starts one; leave one out")
+    if module:
+        return check_module(project, module, env)
+    path = check_script(project, script)
+    require_no_relative_imports(project, path)
+    return path
 
 
 def search_path(project: Path, script: str, module: str, env: Mapping[str, str]) -> list[Path]:
@@ -70,12 +92,11 @@ def require_no_relative_imports(project: Path, script: str) -> None:
         tree = ast.parse(decode_source((project / script).read_bytes()))
     except (OSError, SyntaxError, ValueError, RecursionError):
         return  # Python will say it
-    for node in running(tree.body, is_main=True):
+    for node in needed(tree):
         if isinstance(node, ast.ImportFrom) and node.level:
-            words = "." * node.level + (node.module or "")
             raise JobError(
-                f"script {script}, line {node.lineno} imports from {words}, relative to its package, which Python does "
-                f"not know of a script; start it as a module: {_as_module(project, script)} instead of script="
+                f"script {script} has a relative import in line {node.lineno}, which works only in a module of a "
+                f"package; start it as one: {_as_module(project, script)} instead of script="
             )
 
 

@@ -88,8 +88,9 @@ def render(node: Mapping[str, Any], variables: Mapping[str, str], job: Mapping[s
     Args:
         node: rank, world_size, master_addr, master_port, interface.
         variables: the user's, merged last.
-        job: for a job's own file: id, dir, checkpoint (path or ""), gang (whether its nodes work together) and
-            framework (what a framework that the script uses takes from the environment besides).
+        job: for a job's own file: id, dir, checkpoint (path or ""), commit (of its code, or ""), gang (whether its
+            nodes work together) and framework (what a framework that the script uses takes from the environment
+            besides).
     """
     return _template().render(
         node_env_node=node, **({"node_env_job": job} if job else {}), node_env_variables=variables

@@ -75,7 +75,12 @@ def require_meant(given: Mapping[str, Any], read: Collection[str], others: Colle
         JobError: a word belongs to no variable (of ``-e "script_args=--max-epochs 3"`` Ansible drops the 3), a job's
             id is empty, an option has another name now, or a name that is not read is nearly one that is.
     """
-    if stray := given.get(STRAY):
+    if (stray := given.get(STRAY)) and "include" in given:
+        raise JobError(
+            f"-e was given {stray!r}, which belongs to no variable; between the patterns of include write commas, as "
+            "in -e include='*.bin,.env', or quote them once more: -e \"include='*.bin .env'\""
+        )
+    if stray:
         raise JobError(
             f"-e was given {stray!r}, which belongs to no variable; quote a value with spaces once more, as in "
             '-e "script_args=\'--max-epochs 3\'", or give JSON: -e \'{"script_args": ["--max-epochs", "3"]}\''

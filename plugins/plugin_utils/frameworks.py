@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import ast
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import decode_source
 from pathlib import Path
@@ -67,13 +67,14 @@ class Fit:
         return f"{self.file} uses {KINDS[self.kind][1]}"
 
 
-def fit(project: Path, script: str, search_path: Sequence[Path] = ()) -> Fit:
+def fit(project: Path, script: str, search_path: Sequence[Path] = (), files: Collection[str] | None = None) -> Fit:
     """Return what a script uses that has to be launched in a way of its own.
 
     Args:
         project: folder on the controller.
         script: path relative to it.
         search_path: folders of the project where it finds its modules; by default its own.
+        files: paths of the files that belong to the job's code; None for all.
     """
     roots = search_path or [(project / script).parent]
     found: dict[str, str] = {}
@@ -82,6 +83,8 @@ def fit(project: Path, script: str, search_path: Sequence[Path] = ()) -> Fit:
     left = MOST_BYTES
     while waiting and left > 0 and CLI not in found and TRAINER not in found:
         path = waiting.popleft()
+        if files is not None and path.suffix and str(path.relative_to(project)) not in files:
+            continue
         try:
             data = path.read_bytes() if path.is_file() else b""
             left -= len(data)

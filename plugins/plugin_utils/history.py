@@ -63,15 +63,16 @@ def store_bundle(runs: Path, bundle: Bundle) -> None:
         replace_file(path, bundle.content)
 
 
-def stored_bundle(runs: Path, described: Mapping[str, Any]) -> Bundle:
-    """Return the code of an earlier job, with what is kept of it here: nothing, if it was removed."""
+def stored_bundle(runs: Path, about: Mapping[str, Any]) -> Bundle:
+    """Return the code of an earlier job of which ``about`` is the record, with what is kept of it here, if anything."""
+    described = about["bundle"]
     path = runs / ".bundles" / described["sha256"]
     return Bundle(
         sha256=described["sha256"],
         content=path.read_bytes() if path.exists() else b"",
         size=described["bytes"],
-        commit=described["git_commit"],
-        dirty=described["git_dirty"],
+        commit=about.get("commit"),
+        dirty=about.get("dirty"),
     )
 
 

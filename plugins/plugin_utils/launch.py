@@ -75,7 +75,7 @@ class Job:
         bundle: the code.
         script: relative path in the bundle.
         module: name of the module that the script is, if it is started as one; else "".
-        project: folder here that the code is of; None for an earlier job's.
+        project: folder here that the code is of, as it is or was; None if that is not known.
         args: the script's arguments.
         env: environment variables besides those of the inventory; they win over these.
         node_timeout_seconds: a node silent for this long is lost.
@@ -359,6 +359,7 @@ class Launch:
                 "id": self.gang.job_id,
                 "dir": job_dir,
                 "checkpoint": checkpoint,
+                "commit": f"{job.bundle.commit or ''}{'-dirty' if job.bundle.dirty else ''}",
                 "gang": job.gang,
                 "framework": self._framework(node, checkpoint),
             },

@@ -11,12 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import check_script, make_bundle
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.entry import (
-    check_module,
-    require_no_relative_imports,
-    search_path,
-)
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import make_bundle
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.entry import find_entry, search_path
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.environment import as_environment
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.frameworks import PLAIN, Fit, fit
@@ -110,10 +106,6 @@ class Order:
         ):
             if value < least:
                 raise JobError(f"{name} is {value}; set it to {least} or more")
-        if self.script and self.module:
-            raise JobError(
-                f"both script ({self.script}) and module ({self.module}) are given, and a job starts one; leave one out"
-            )
         code = (self.script, self.module, self.project, self.include, self.project_files)
         if self.rerun and (any(code) or self.args not in ("", None, [])):
             raise JobError(
@@ -145,13 +137,15 @@ def split_args(args: Any) -> list[str]:
 def split_patterns(include: Any) -> list[str]:
     """Return patterns of files as a list; raises JobError for what is neither a string nor a list of strings."""
     if isinstance(include, str):
+        words = shlex.shlex(include, posix=True, punctuation_chars=False)
+        words.whitespace, words.whitespace_split, words.commenters = " \t\n,", True, ""
         try:
-            return shlex.split(include)
+            return list(words)
         except ValueError:
             include = None
     if isinstance(include, Sequence) and all(isinstance(pattern, str) for pattern in include):
         return list(include)
-    raise JobError("include is no list of patterns; give them as in a .gitignore, with spaces between: '*.bin .env'")
+    raise JobError("include is no list of patterns; give them as in a .gitignore, with commas between: '*.bin,.env'")
 
 
 def count_devices(devices: str) -> int | None:
@@ -197,9 +191,9 @@ def make_job(order: Order, earlier: Mapping[str, Any], checkpoint: str) -> Job:
     args = split_args(order.args if order.args not in ("", None) else earlier.get("args", ""))
     env = as_environment(order.env, "env")
     module = order.module or ("" if order.script else earlier.get("module") or "")
-    project = None
+    project = Path(earlier["project_dir"]) if earlier.get("project_dir") else None
     if order.rerun:
-        script, bundle = earlier["script"], stored_bundle(order.runs, earlier["bundle"])
+        script, bundle = earlier["script"], stored_bundle(order.runs, earlier)
         found = Fit(earlier.get("uses", PLAIN), script)
         if missing := set(earlier["env_names"]) - env.keys():
             raise JobError(
@@ -207,16 +201,13 @@ def make_job(order: Order, earlier: Mapping[str, Any], checkpoint: str) -> Job:
                 "give them again with -e '{\"env\": {...}}'"
             )
     else:
-        project = order.project or Path(earlier.get("project_dir") or EXAMPLES)
-        if module:
-            script = check_module(project, module, env)
-        else:
-            script = check_script(project, order.script or earlier.get("script", ""))
-            require_no_relative_imports(project, script)
+        project = order.project or project or EXAMPLES
+        named = order.script or ("" if module else earlier.get("script", ""))
+        script = find_entry(project, named, module, env)
         include = order.include or earlier.get("include", [])
         everything = (order.project_files or earlier.get("project_files")) == "all"
         bundle = make_bundle(project, script, order.bundle_max_mb, include, everything)
-        found = fit(project, script, search_path(project, script, module, env))
+        found = fit(project, script, search_path(project, script, module, env), bundle.paths)
     wanted = order.launcher or earlier.get("launcher") or AUTO
     launcher, reason = (found.launcher, found.reason) if wanted == AUTO else (wanted, "")
     devices = count_started(order.devices, launcher, reason) if order.devices else earlier.get("devices")
@@ -265,10 +256,10 @@ def described(job: Job, order: Order) -> dict[str, Any]:
         "rerun": order.rerun or None,
         "node_timeout_seconds": job.node_timeout_seconds,
         "grace_seconds": job.grace_seconds,
+        "commit": job.bundle.commit,
+        "dirty": job.bundle.dirty,
         "bundle": {
             "sha256": job.bundle.sha256,
             "bytes": job.bundle.size,
-            "git_commit": job.bundle.commit,
-            "git_dirty": job.bundle.dirty,
         },
     }

@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import ast
 import functools
+import json
 import os
 import re
+import shlex
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,9 +31,11 @@ TOOLS = frozenset({".git", ".hg", ".svn", ".venv", ".tox", ".nox", "node_modules
 """Names of what tools make for themselves: unless git tracks it, it is no code."""
 RESULTS = frozenset({"lightning_logs", "checkpoints", "wandb", "runs"})
 """Names of folders that hold results where git does not say what they hold, unless they are imported."""
-MOST_COUNTED = 20_000
-"""So many files that are left out are counted; there are more than a user wants to know of."""
+MOST_COUNTED = 5_000
+"""No more of the files that are left out are counted: a start waits for it."""
 COMPILED = (".pyc", ".pyo")
+SHARED = (".bundles", ".checkpoints")
+"""Beside the jobs' records, what they have in common; each file in it has its SHA-256 for a name."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -40,8 +44,8 @@ class Left:
     """Files that do not travel.
 
     Attributes:
-        count: how many; MOST_COUNTED or more are no more counted.
-        largest: path of the largest, relative to the project.
+        count: how many, at most MOST_COUNTED.
+        largest: path of the largest of those, relative to the project.
         size: of that, bytes.
         why: folders that they lie in where git does not say it.
     """
@@ -58,7 +62,7 @@ class Left:
             if self.count == MOST_COUNTED:
                 break
             self.count += 1
-            size = os.lstat(project / path).st_size
+            size = os.lstat(os.path.join(project, path)).st_size
             if size > self.size:
                 self.largest, self.size = path, size
         return self.count > before
@@ -68,11 +72,11 @@ class Left:
         """What was left out, why, and how to bring it; "" if nothing was."""
         if not self.count:
             return ""
-        files = counted(self.count, "file") if self.count < MOST_COUNTED else f"more than {MOST_COUNTED} files"
+        files = counted(self.count, "file") if self.count < MOST_COUNTED else f"{MOST_COUNTED} files or more"
         why = f"in {listed(self.why)}, where results usually lie" if self.why else "that git ignores"
         return (
             f"not part of the job's code: {files} {why}, the largest {self.largest} ({amount(self.size)}); bring what "
-            f"the script needs with -e include='{self.largest}', a {INCLUDE_FILE} file, or -e project_files=all"
+            f"the script needs with {bringing(self.largest)}, a {INCLUDE_FILE} file, or -e project_files=all"
         )
 
 
@@ -86,6 +90,7 @@ class Files:
         untracked: whether some are new to git.
         left: what was left out.
         unfetched: submodules that are empty.
+        brought: how many files the patterns have matched.
     """
 
     paths: list[str]
@@ -93,6 +98,15 @@ class Files:
     untracked: bool
     left: Left
     unfetched: list[str]
+    brought: int = 0
+
+
+def bringing(path: str) -> str:
+    """Return the option that brings a file, or a folder with a slash at its end."""
+    pattern = re.sub(r"([\\*?[\]!#])", r"\\\1", path)
+    if re.fullmatch(r"[^\s,'\"\\]+", pattern):
+        return f"-e include='{pattern}'"
+    return f"-e {shlex.quote(json.dumps({'include': [pattern]}, ensure_ascii=False))}"
 
 
 def choose(project: Path, script: str, include: Sequence[str] = (), everything: bool = False) -> Files:
@@ -226,7 +240,9 @@ class _Chooser:
             )
         named = " ".join([*self._include, text])
         paths = [os.path.join(below, path.rstrip("/")) for path in listing.split("\0") if path.strip("./")]
-        return [path for path in paths if not self._is_made(path, but=named)]
+        brought = [path for path in paths if not self._is_made(path, but=named)]
+        self._found.brought += len(brought)
+        return brought
 
     def _walked(self, below: str, results: list[str] | None = None) -> Iterator[str]:
         """Yield every file below a folder that was not made; of folders of results the paths go to ``results``."""
@@ -248,8 +264,8 @@ class _Chooser:
         is_folder = full.is_dir() and not full.is_symlink()
         if is_folder and self._is_made_folder(path):
             return
-        for file in self._walked(path) if is_folder else [path]:
-            if file not in self.chosen and os.path.lexists(self._project / file):
+        for file in self._walked(path) if is_folder else [path] if os.path.lexists(full) else []:
+            if file not in self.chosen:
                 yield file
 
     def _is_made(self, path: str, but: str = "") -> bool:
@@ -277,7 +293,8 @@ class _Chooser:
         full = self._project / folder
         try:
             names = os.listdir(full)
-            held = "__init__.py" not in names and any(_is_record(full / name) for name in names)
+            records = (name for name in names if name in SHARED or is_job_id(name))
+            held = "__init__.py" not in names and any(_is_record(full / name) for name in records)
             return held or _is_record(full)
         except OSError:
             return False
@@ -312,4 +329,4 @@ def _is_record(path: Path) -> bool:
     """Whether this is the folder of a job's record, or of what the records share."""
     if is_job_id(path.name):
         return (path / "job.json").exists()
-    return path.name in (".bundles", ".checkpoints") and any(map(_SHA256.fullmatch, os.listdir(path)))
+    return path.name in SHARED and any(map(_SHA256.fullmatch, os.listdir(path)))

@@ -44,12 +44,13 @@ SHOWN_VARIABLES = (
 
 
 @operation
-def facts(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
+def facts(request: Request, payload: bytes) -> tuple[Reply, bytes]:
     """Say what this node is. A fact that could not be come by is {"problem": a sentence without the node's name}.
 
     Request: directory, user, address (or None), master_port (on the head, else None), variables ("NAME=value" of the
-    environment that jobs have besides), imports ([module, name in it or ""] each; None if the environment is not to be
-    tried), seconds (the most that trying it may take). Reply:
+    environment that jobs have besides), imports (program: the text that tries them; script: a path or ""; module: its
+    name or ""; None if the environment is not to be tried), seconds (the most that trying it may take). Payload: the
+    script's code, compressed as for ``deliver``. Reply:
 
         clock        seconds since 1970 at the beginning and at the end
         machine      what two names of one machine have in common: machine id, boot, network
@@ -96,7 +97,7 @@ def facts(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
         "master_port": _master_port(request, job),
         "job": job,
         "packages": {**packages(request["directory"]), "locked": _locked(request["directory"])},
-        "environment": {"failed": {}} if request["imports"] is None else try_environment(request),
+        "environment": {"failed": {}} if request["imports"] is None else try_environment(request, payload),
         "gpus": gpus(),
         "cpus": len(os.sched_getaffinity(0)),
         "memory": _memory(),

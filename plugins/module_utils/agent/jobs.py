@@ -16,6 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's start
     from typing import Any, BinaryIO
 
+    from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import User
     from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Request
 
 GOING_ON = ("prepared", "running")
@@ -75,6 +76,37 @@ def log_path(job_dir: str) -> str:
 def bundle_path(request: Request) -> str:
     """Return where the request's bundle lies once this node has it."""
     return os.path.join(request["directory"], "bundles", request["bundle"])
+
+
+def lay_out(bundle: BinaryIO, work: str, user: User) -> None:
+    """Unpack code, whose format is in ``bundle.py``, into a new folder of a user's.
+
+    Raises:
+        Refusal: two of its files cannot be told apart there.
+    """
+    with user.acting():
+        os.mkdir(work, 0o700)
+        made = {work}
+        header = bundle.read(int(bundle.readline())).split(b"\0")
+        for path, kind, value in zip(header[0::3], header[1::3], header[2::3]):
+            target = os.path.join(work, os.fsdecode(path))
+            try:
+                if os.path.dirname(target) not in made:
+                    os.makedirs(os.path.dirname(target), 0o755, exist_ok=True)
+                    made.add(os.path.dirname(target))
+                if kind == b"link":
+                    os.symlink(value, target)
+                    continue
+                mode = 0o755 if kind == b"program" else 0o644
+                descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+            except FileExistsError:
+                raise Refusal(
+                    f"has a disk that does not tell {os.fsdecode(path)} of the project from another of its files, "
+                    "whose name differs in case only; rename one, or set cluster_dir to a folder on another disk"
+                ) from None
+            with open(descriptor, "wb") as file:
+                file.write(bundle.read(int(value)))
+            os.utime(target, (BUNDLE_MTIME, BUNDLE_MTIME))
 
 
 def write_file(path: str, data: bytes, mode: int, durable: bool = False) -> None:

@@ -10,11 +10,11 @@ import time
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.directory import require_ours
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import (
-    BUNDLE_MTIME,
     bundle_path,
     gate_path,
     hold,
     job_directory,
+    lay_out,
     log_path,
     look_at_hold,
     unit_name,
@@ -195,31 +195,9 @@ def deliver(request: Request, payload: bytes) -> tuple[Reply, bytes]:
 
 
 def unpack(request: Request, user: User) -> None:
-    """Lay this job's own copy of the code into ``work/``. The bundle's format is in ``bundle.py``."""
-    work = os.path.join(job_directory(request), "work")
-    with open(bundle_path(request), "rb") as bundle, user.acting():
-        os.mkdir(work, 0o700)
-        made = {work}
-        header = bundle.read(int(bundle.readline())).split(b"\0")
-        for path, kind, value in zip(header[0::3], header[1::3], header[2::3]):
-            target = os.path.join(work, os.fsdecode(path))
-            try:
-                if os.path.dirname(target) not in made:
-                    os.makedirs(os.path.dirname(target), 0o755, exist_ok=True)
-                    made.add(os.path.dirname(target))
-                if kind == b"link":
-                    os.symlink(value, target)
-                    continue
-                mode = 0o755 if kind == b"program" else 0o644
-                descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-            except FileExistsError:
-                raise Refusal(
-                    f"has a disk that does not tell {os.fsdecode(path)} of the project from another of its files, "
-                    "whose name differs in case only; rename one, or set cluster_dir to a folder on another disk"
-                ) from None
-            with open(descriptor, "wb") as file:
-                file.write(bundle.read(int(value)))
-            os.utime(target, (BUNDLE_MTIME, BUNDLE_MTIME))
+    """Lay this job's own copy of the code into ``work/``."""
+    with open(bundle_path(request), "rb") as bundle:
+        lay_out(bundle, os.path.join(job_directory(request), "work"), user)
 
 
 def fork_supervisor(request: Request, user: User, listener: Socket | None) -> None:

@@ -27,7 +27,14 @@ class Program:
     """A program that runs, in a session of its own, for no longer than this agent lives."""
 
     def __init__(
-        self, request: Request, user: User, python: str, arguments: list[str], stdin: int, stdout: int
+        self,
+        request: Request,
+        user: User,
+        python: str,
+        arguments: list[str],
+        stdin: int,
+        stdout: int,
+        folder: str = "/",
     ) -> None:
         """Start it.
 
@@ -38,6 +45,7 @@ class Program:
             arguments: what the interpreter is given.
             stdin: its standard input, as for ``subprocess.Popen``.
             stdout: its standard output, likewise.
+            folder: its working directory.
 
         Raises:
             OSError: it cannot be run.
@@ -54,7 +62,7 @@ class Program:
         try:
             self.process = subprocess.Popen(
                 [python, "-B", *arguments],
-                cwd="/",
+                cwd=folder,
                 env=job_environment(user, os.fsencode(python), variables),
                 stdin=stdin,
                 stdout=stdout,

@@ -4,10 +4,15 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
+import shutil
 import subprocess
+import tempfile
+import zlib
 
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import lay_out
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.limits import Document
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import User, count_gpus
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.processes import how_it_ended
@@ -26,37 +31,8 @@ if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's sta
 
     from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Request
 
-# Runs in the environment, as the job's user. What modules print while they are imported goes to standard error. Each
-# line of its output is a JSON object, written at once: what is being imported may end this Python.
-TRIAL = """\
-import importlib, json, os, platform, sys
-out = os.fdopen(os.dup(1), "w")
-os.dup2(2, 1)
-longest = int(sys.argv[2])
-def tell(**more):
-    print(json.dumps(more), file=out, flush=True)
-def attempt(module, name=""):
-    label = module + "." + name if name else module
-    tell(importing=label)
-    try:
-        there = importlib.import_module(module)
-        if name and not hasattr(there, name):
-            importlib.import_module(module + "." + name)
-        return there
-    except BaseException as error:
-        words = str(error).strip().splitlines()
-        tell(failed={label: (type(error).__name__ + (": " + words[-1] if words else ""))[:longest]})
-tell(python=platform.python_version())
-torch = attempt("torch")
-if torch:
-    tell(torch=torch.__version__, cuda=torch.version.cuda)
-    tell(devices=torch.cuda.device_count(), usable=torch.cuda.is_available())
-    if torch.version.cuda and torch.distributed.is_nccl_available():
-        tell(nccl=".".join(map(str, torch.cuda.nccl.version())))
-for module, name in json.loads(sys.argv[1]):
-    attempt(module, name)
-tell(importing=None)
-"""
+# Until a trial has what it needs itself, no file of the code may take the place of a module of the standard library.
+FIRST = "import sys; sys.path[:1] == [''] and sys.path.pop(0); exec(sys.argv[1]); main(*sys.argv[2:])"
 TOLD: dict[str, Callable[[object], bool]] = {
     "python": is_text,
     **dict.fromkeys(("torch", "cuda", "nccl", "importing"), lambda value: value is None or is_text(value)),
@@ -64,7 +40,7 @@ TOLD: dict[str, Callable[[object], bool]] = {
     "usable": is_flag,
     "failed": lambda value: isinstance(value, dict) and all(map(is_text, (*value, *value.values()))),
 }
-"""What TRIAL may tell; what it imports could write there too."""
+"""What a trial may tell; what it imports could write there too."""
 MOST_BYTES = 2**20
 """Of what it tells, no more is read: it has said something else then."""
 SMI = "nvidia-smi"
@@ -80,16 +56,18 @@ SMI_FIELDS = (
 """What is asked for; drivers before 535 do not know the event reasons, later ones may forget the throttle reasons."""
 
 
-def try_environment(request: Request) -> dict[str, Any]:
+def try_environment(request: Request, content: bytes) -> dict[str, Any]:
     """Import torch and what a script imports, with the environment's Python, as a job's user, in a job's surroundings.
+
+    Args:
+        request: as for ``facts``.
+        content: the script's code, compressed as for ``deliver``; laid out as a job's is, for as long as this takes.
 
     Returns:
         python, torch, cuda and nccl (versions; None where there is none), devices (GPUs that torch sees), usable
         (whether it can use them), failed (modules and why; the one that ends or stops Python is the last that is
         tried); or a problem.
     """
-    import json
-
     python = os.path.join(request["directory"], "env", "bin", "python")
     try:
         os.stat(os.path.dirname(python))
@@ -99,10 +77,15 @@ def try_environment(request: Request) -> dict[str, Any]:
         return {"problem": f"has no environment: there is no {python}; run: ansible-playbook setup.yml"}
     remedy = "remove envs in the cluster_dir there, and run: ansible-playbook setup.yml"
     output = os.memfd_create("output")  # a pipe would stay open as long as anything that it has started lives
+    place = ""
     try:
         user = User(request["user"])
-        arguments = ["-c", TRIAL, json.dumps(request["imports"]), str(LONGEST_LINE)]
-        program = Program(request, user, python, arguments, subprocess.DEVNULL, output)
+        wanted = request["imports"]
+        if content:
+            place = lay_out_here(content, user)
+        arguments = ["-c", FIRST, wanted["program"], wanted["script"], wanted["module"], str(LONGEST_LINE)]
+        folder = os.path.join(place, "work") if place else "/"
+        program = Program(request, user, python, arguments, subprocess.DEVNULL, output, folder)
         in_time = program.wait(request["seconds"])
         code, words = program.end()
         found = _told(output)
@@ -132,13 +115,43 @@ def try_environment(request: Request) -> dict[str, Any]:
         return {"problem": f"has an environment that does not work: {said(error)}; {remedy}"}
     finally:
         os.close(output)
+        if place:
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def lay_out_here(content: bytes, user: User) -> str:
+    """Return a new folder with the code in ``work/``, where programs can be run and the user may write.
+
+    Raises:
+        Refusal: there is none, or it has no room.
+    """
+    places = (tempfile.gettempdir(), "/var/tmp", "/dev/shm")
+    try:
+        for above in places:
+            if os.path.isdir(above) and not os.statvfs(above).f_flag & os.ST_NOEXEC:
+                place = tempfile.mkdtemp(prefix="thunderhead-", dir=above)
+                break
+        else:
+            raise Refusal(f"lets no program run from {', '.join(places)}, and an import is tried in one of them")
+        try:
+            if os.geteuid() == 0:
+                os.chown(place, user.uid, user.gid)
+            lay_out(io.BytesIO(zlib.decompress(content)), os.path.join(place, "work"), user)
+        except BaseException:
+            shutil.rmtree(place, ignore_errors=True)
+            raise
+    except (OSError, zlib.error) as error:
+        raise Refusal(
+            f"cannot lay out the job's code to try its imports: {said(error)}; free some space there"
+        ) from None
+    return place
 
 
 def _told(output: int) -> dict[str, Any]:
-    """Return what TRIAL has told so far, and in importing what it was at: None if nothing.
+    """Return what a trial has told so far, and in importing what it was at: None if nothing.
 
     Raises:
-        ValueError: that is not TRIAL's.
+        ValueError: that is not a trial's.
     """
     import json
 

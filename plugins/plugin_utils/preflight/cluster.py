@@ -17,6 +17,7 @@ from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.check import Verdict
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.code import Code
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import Topology
 
@@ -35,6 +36,7 @@ class Cluster:
         failed: names of the checks that failed before.
         gang: the nodes that can be asked for more, all of which hold the address that their peers know; None as long
             as it is not known which they are.
+        code: what a job would run, if that was named.
     """
 
     settings: Sequence[NodeSettings]
@@ -44,6 +46,7 @@ class Cluster:
     skipped: Collection[str] = ()
     failed: Collection[str] = ()
     gang: Gang | None = None
+    code: Code | None = None
 
     @property
     def nodes(self) -> Gang:

@@ -27,7 +27,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight impo
 )
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.check import Verdict
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.cluster import Cluster, is_wanted
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.imports import Import
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.code import SLOWEST, Code, trial
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import who
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import Node, Topology
@@ -66,7 +66,7 @@ def examine(
     members: Sequence[str],
     open_channel: OpenChannel,
     options: Mapping[str, Any],
-    imports: Sequence[Import] = (),
+    code: Code | None = None,
 ) -> list[Verdict]:
     """Make all checks, and return a verdict for each, in the order of the table.
 
@@ -75,7 +75,7 @@ def examine(
         members: all hosts of the cluster, in inventory order.
         open_channel: gives a new channel to a host.
         options: the action's arguments; ``skip`` has been checked.
-        imports: what the script imports.
+        code: whose imports are tried; None for torch's alone.
     """
     try:
         settings = read()
@@ -84,11 +84,11 @@ def examine(
         return _completed(found, options["skip"], "the inventory cannot be used: see inventory.group")
     found = [Verdict("inventory.group", "ok", f"{len(settings)} of {len(members)} hosts take part")]
     # Importing torch takes longer than all the rest.
-    tried = imports if any(is_wanted(check, options["skip"]) for check in software.CHECKS) else None
-    facts, errors = _ask(settings, open_channel, options["import_timeout_seconds"], tried)
+    is_tried = any(is_wanted(check, options["skip"]) for check in software.CHECKS)
+    facts, errors = _ask(settings, open_channel, options["import_timeout_seconds"], is_tried, code)
     found.append(inventory.reachable(errors, len(settings)))
     if facts:
-        cluster = Cluster(settings, facts, members, options, options["skip"])
+        cluster = Cluster(settings, facts, members, options, options["skip"], code=code)
         found += [verdict for group in LOOKING for verdict in group.checks(cluster)]
         together = replace(cluster, gang=_gang(cluster, open_channel))
         for group in TRYING:
@@ -97,26 +97,29 @@ def examine(
 
 
 def _ask(
-    settings: Sequence[NodeSettings], open_channel: OpenChannel, seconds: float, imports: Sequence[Import] | None
+    settings: Sequence[NodeSettings], open_channel: OpenChannel, seconds: float, is_tried: bool, code: Code | None
 ) -> tuple[dict[str, dict[str, Any]], dict[str, NodeError]]:
     head = settings[0]
+    content = code.bundle.content if code and is_tried else b""
+    imports = trial(code) if is_tried else None
 
     def ask(one: NodeSettings) -> dict[str, Any]:
+        variables = code.variables(one, settings) if code else one.env
         request = {
             "op": "facts",
             "directory": one.directory,
             "user": one.user,
             "address": one.address,
             "master_port": one.master_port if one is head else None,
-            "variables": [f"{name}={value}" for name, value in one.env.items()],
-            "imports": None if imports is None else [list(one) for one in imports],
+            "variables": [f"{name}={value}" for name, value in variables.items()],
+            "imports": imports,
             "seconds": seconds,
         }
         before = time.time()
-        reply, _payload = open_channel(one.host).call(request)
+        reply, _payload = open_channel(one.host).call(request, content)
         return {**reply, "clock": clocks.ahead(before, reply["clock"], time.time())}
 
-    return fan_out({one.host: one for one in settings}, ask, seconds + ANSWER_SECONDS)
+    return fan_out({one.host: one for one in settings}, ask, seconds + ANSWER_SECONDS + len(content) / SLOWEST)
 
 
 def _gang(cluster: Cluster, open_channel: OpenChannel) -> Gang | None:

@@ -179,27 +179,34 @@ def _is_version(have: str, wanted: str) -> bool:
 
 def imports(cluster: Cluster) -> Verdict:
     """See that what the script imports is there."""
-    script = cluster.options["script"]
-    if not script:
+    code = cluster.code
+    if not code:
         return Verdict("software.imports", "skipped", "no script was named; name it with -e script=train.py")
     wrong: dict[str, str] = {}
     broken: dict[str, None] = {}
     is_missing = False
     tried = [host for host, facts in cluster.facts.items() if "problem" not in facts["environment"]]
     for host in tried:
-        failed = {name: why for name, why in cluster.facts[host]["environment"]["failed"].items() if name != "torch"}
-        if failed:
-            broken |= {name: None for name, why in failed.items() if not _NOT_THERE.match(why)}
-            is_missing = is_missing or any(map(_NOT_THERE.match, failed.values()))
-            wrong[host] = f"cannot import {listed([f'{name} ({why})' for name, why in failed.items()], 3)}"
+        failed = dict(cluster.facts[host]["environment"]["failed"])
+        failed.pop("torch", None)
+        reasons = []
+        for place, why in failed.items():
+            hint = code.explained(why)
+            reasons.append(f"what {place} asks for ({why}{f'; {hint}' if hint else ''})")
+            if _NOT_THERE.match(why):
+                is_missing = is_missing or not hint
+            elif not hint:
+                broken[place] = None
+        if reasons:
+            wrong[host] = f"cannot import {listed(reasons, 3)}"
     if wrong:
         remedies = []
         if broken:
-            remedies.append(f"look at {listed(list(broken), 3)} on the node, or move the import to where it is needed")
+            remedies.append(f"look at {listed(list(broken), 3)}, or move the import to where it is needed")
         if is_missing:
             remedies.append(f"add what is missing to requirements.txt (python_env_requirements), and {SETUP}")
-        sentence = f"{each(wrong)}, which {script} does; {'; '.join(remedies)}"
+        sentence = "; ".join([each(wrong), *remedies])
         return Verdict("software.imports", "failed", sentence, {"hosts": list(wrong)})
     if not tried:
         return Verdict("software.imports", "skipped", "no node's environment can be used")
-    return Verdict("software.imports", "ok", f"what {script} imports is there on {every(tried)}")
+    return Verdict("software.imports", "ok", f"what {code.name} imports is there on {every(tried)}")

@@ -4,15 +4,18 @@ import copy
 import dataclasses
 from typing import Any
 
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import make_bundle
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import EXAMPLES
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight import examine
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.check import Verdict
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.cluster import Cluster
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.code import Code
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
 
 HOSTS = ("node0", "node1", "node2")
 OPTIONS: dict[str, Any] = {
     **{name: about["default"] for name, about in examine.OPTIONS.items()},
-    **{"script": "", "devices": None},
+    "devices": None,
 }
 SMI_FIELDS = [
     *("index", "name", "driver_version", "memory.total", "memory.used"),
@@ -107,6 +110,11 @@ def say(cluster: Cluster, host: str, **changes: Any) -> Cluster:
 def asked(cluster: Cluster, **options: Any) -> Cluster:
     """Return the cluster under other options."""
     return dataclasses.replace(cluster, options={**cluster.options, **options})
+
+
+def running(cluster: Cluster) -> Cluster:
+    """Return the cluster, asked to try what the example imports."""
+    return dataclasses.replace(cluster, code=Code(EXAMPLES, make_bundle(EXAMPLES, "train.py", 1), "train.py"))
 
 
 def judge(cluster: Cluster) -> dict[str, Verdict]:

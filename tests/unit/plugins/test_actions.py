@@ -297,6 +297,27 @@ def test_preflight_of_a_cluster_that_can_train(trainable: Cluster) -> None:
     assert listing(trainable.folder / "nodes") == before
 
 
+def test_preflight_sees_the_code_as_it_will_lie_on_the_nodes(trainable: Cluster, tmp_path: Path) -> None:
+    """S3, S5: what git ignores is missed there, as in a job, and brought as for a job."""
+    (tmp_path / "pkg").mkdir()
+    for name, text in {"__init__.py": "", "train.py": "from . import _version", "_version.py": ""}.items():
+        (tmp_path / "pkg" / name).write_text(text)
+    (tmp_path / ".gitignore").write_text("_version.py")
+    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
+    skip = "skip=collective,reach,hardware,names,inventory,time"
+    asked = ["preflight.yml", "-e", "format=json", "-e", skip, "-e", "module=pkg.train"]
+    asked += ["-e", f"project_dir={tmp_path}"]
+    result = trainable.playbook(*asked)
+    assert result.returncode == 2
+    assert "not part of the job's code: 1 file that git ignores, the largest pkg/_version.py (0 B)" in result.stdout
+    assert verdicts(result)["software.imports"]["sentence"] == (
+        "each of node0, node1 cannot import what pkg/train.py, line 1 asks for (ImportError: cannot import name "
+        "'_version' from 'pkg' (pkg/__init__.py); pkg/_version.py lies in the project, but git ignores it, so it was "
+        "no part of the job's code; bring it with -e include='pkg/_version.py')"
+    )
+    assert trainable.playbook(*asked, "-e", "include=_version.py").returncode == 0
+
+
 def test_preflight_of_a_cluster_that_cannot(cluster: Cluster) -> None:
     environment_file = cluster.folder / "nodes" / "node1" / "node.env"
     text = environment_file.read_text()

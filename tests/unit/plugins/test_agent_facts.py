@@ -10,6 +10,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import f
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import resources
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.limits import LARGEST, fitted
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import ephemeral_ports
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.code import trial
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.replies import is_size
 from local_nodes import SLEEP, LocalNode, code, free_port
 
@@ -69,7 +70,7 @@ def test_one_machine_under_two_names(nodes: list[LocalNode]) -> None:
 
 
 def test_a_node_that_was_never_set_up(tmp_path: Path) -> None:
-    said = ask(LocalNode(tmp_path / "nothing", address="198.18.255.254"), imports=[])
+    said = ask(LocalNode(tmp_path / "nothing", address="198.18.255.254"), imports=trial(None))
     assert said["address"]["problem"].startswith("does not hold the address 198.18.255.254 on any interface")
     assert (said["node_env"], said["master"], said["job"]) == (None, [], None)
     assert said["packages"] == {"python": "", "installed": [], "locked": ""}

@@ -5,6 +5,7 @@ import pytest
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import rehearsing, trial
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.programs import last_line
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight import code
 from local_nodes import LocalNode
 
 FORBIDDEN = (
@@ -23,12 +24,12 @@ def request_of_another(node: LocalNode, monkeypatch: pytest.MonkeyPatch) -> dict
     user = SimpleNamespace(name="trainer", home="/", become=become)
     for module in (rehearsing, trial):
         monkeypatch.setattr(module, "User", lambda _name: user)
-    more = {"variables": [], "imports": [], "order": {}, "listen": None, "seconds": 10}
+    more = {"variables": [], "imports": code.trial(None), "order": {}, "listen": None, "seconds": 10}
     return node.request("rehearse", **more)
 
 
 def test_an_account_that_cannot_be_become(request_of_another: dict[str, Any]) -> None:
-    assert trial.try_environment(request_of_another) == {"problem": FORBIDDEN}
+    assert trial.try_environment(request_of_another, b"") == {"problem": FORBIDDEN}
     with pytest.raises(Refusal) as caught:
         rehearsing.rehearse(request_of_another, b"def main(order): pass")
     assert str(caught.value) == FORBIDDEN

@@ -19,7 +19,7 @@ def test_an_error_of_the_system_is_a_sentence(node: LocalNode, tmp_path: Path) -
     assert re.fullmatch(rf"node0 failed at deliver: No such file or directory: {node.directory}/bundles/\S+", message)
 
 
-BEGIN = "def facts(request: Request, _payload: bytes) -> tuple[Reply, bytes]:\n"
+BEGIN = "def facts(request: Request, payload: bytes) -> tuple[Reply, bytes]:\n"
 """Where a defect can be put into the agent."""
 
 

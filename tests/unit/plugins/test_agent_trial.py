@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import trial
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import make_bundle
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.code import Code
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.code import trial as trial_of
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.smi import parse
-from local_nodes import ME, Connection, LocalNode, alive, closed, until
+from local_nodes import ME, Altered, Connection, LocalNode, alive, closed, until
 
 TORCH = """\
 import types
@@ -37,11 +40,23 @@ echo "0, Tesla V100-SXM2-16GB, 470.82.01, 16160, 0, 0, No, Not Active, Active, N
 """
 
 
-def tried(node: LocalNode, folder: Path | None = None, **more: Any) -> dict[str, Any]:
+def tried(
+    node: LocalNode, folder: Path | None = None, code: Code | None = None, script: str = "", **more: Any
+) -> dict[str, Any]:
+    """Return what came of importing torch, and what a project or the text of a script imports."""
     variables = [f"PYTHONPATH={folder}"] if folder else []
-    asked = {"variables": variables, "imports": [], "seconds": 30.0, **more}
-    found: dict[str, Any] = node.ask("facts", **asked)["environment"]
+    if script:
+        code = project(node.directory.parent / "project", {"train.py": script})
+    asked = {"variables": variables, "imports": trial_of(code), "seconds": 30.0, **more}
+    found: dict[str, Any] = node.ask("facts", payload=code.bundle.content if code else b"", **asked)["environment"]
     return found
+
+
+def project(folder: Path, files: dict[str, str], script: str = "train.py", module: str = "") -> Code:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return Code(folder, make_bundle(folder, script, 1), script, module)
 
 
 @pytest.fixture
@@ -57,16 +72,20 @@ def library(tmp_path: Path) -> Path:
 
 
 def test_torch_and_what_a_script_imports(node: LocalNode, library: Path) -> None:
-    wanted = ("package name", "package part", "package none", "broken ", "leaves ", "nope x")
-    found = tried(node, library, imports=[name.split(" ") for name in wanted])
+    script = (
+        "from package import name, part\nfrom package import none\nimport broken\nimport leaves, nope\n"
+        "from nope import x\nraise SystemExit('it trains')\n"
+    )
+    found = tried(node, library, script=script)
+    package = library / "package" / "__init__.py"
     assert found.pop("python").startswith("3.")
     assert found == {
         **{"torch": "2.13.0+cu128", "cuda": "12.8", "nccl": "2.27.3", "devices": 2, "usable": True},
         "failed": {
-            "package.none": "ModuleNotFoundError: No module named 'package.none'",
-            "broken": "OSError: libgomp.so.1: cannot open shared object file",
-            "leaves": "SystemExit: go away",
-            "nope.x": "ModuleNotFoundError: No module named 'nope'",
+            "train.py, line 2": f"ImportError: cannot import name 'none' from 'package' ({package})",
+            "train.py, line 3": "OSError: libgomp.so.1: cannot open shared object file",
+            "train.py, line 4": "SystemExit: go away",
+            "train.py, line 5": "ModuleNotFoundError: No module named 'nope'",
         },
     }
     assert not list(library.rglob("*.pyc"))
@@ -83,10 +102,9 @@ def test_torch_and_what_a_script_imports(node: LocalNode, library: Path) -> None
 )
 def test_a_module_that_python_does_not_survive(node: LocalNode, library: Path, text: str, why: str) -> None:
     (library / "odd.py").write_text(text)
-    wanted = [[name, ""] for name in ("torch", "leaves", "odd", "package")]
-    found = tried(node, library, imports=wanted, seconds=2.0)
+    found = tried(node, library, script="import torch\nimport leaves\nimport odd\nimport package", seconds=2.0)
     assert (found["torch"], found["nccl"], found["usable"]) == ("2.13.0+cu128", "2.27.3", True)
-    assert found["failed"] == {"leaves": "SystemExit: go away", "odd": why}
+    assert found["failed"] == {"train.py, line 2": "SystemExit: go away", "train.py, line 3": why}
     assert "importing" not in found
 
 
@@ -103,7 +121,7 @@ def test_a_module_that_python_does_not_survive(node: LocalNode, library: Path, t
 )
 def test_a_torch_that_python_does_not_survive(node: LocalNode, library: Path, text: str, problem: str) -> None:
     (library / "torch.py").write_text(text)
-    assert tried(node, library, imports=[["package", ""]], seconds=1.0)["problem"].startswith(problem)
+    assert tried(node, library, script="import package", seconds=1.0)["problem"].startswith(problem)
 
 
 def test_no_torch(node: LocalNode) -> None:
@@ -118,8 +136,8 @@ def test_the_surroundings_are_a_jobs(node: LocalNode, library: Path) -> None:
     )
     node.connection = Connection({**os.environ, "LOCAL_RANK": "0"})
     value = 'it\'s = \n"quoted"'
-    found = tried(node, variables=[f"PYTHONPATH={library}", f"A={value}"], imports=[["asks", ""]])
-    assert found["failed"]["asks"] == f"RuntimeError: {(value, ME, False)!r}"
+    found = tried(node, variables=[f"PYTHONPATH={library}", f"A={value}"], script="import asks")
+    assert found["failed"]["train.py, line 1"] == f"RuntimeError: {(value, ME, False)!r}"
 
 
 def replaced_python(node: LocalNode, text: str, mode: int = 0o755) -> None:
@@ -139,9 +157,9 @@ def test_an_environment_that_its_user_may_not_use(node: LocalNode) -> None:
 
 
 def test_an_environment_that_is_closed_to_ansible(node: LocalNode) -> None:
-    request = node.request("facts", variables=[], imports=[], seconds=10)
+    request = node.request("facts", variables=[], imports=trial_of(None), seconds=10)
     with closed(node.directory / "env"):
-        problem = trial.try_environment(request)["problem"]
+        problem = trial.try_environment(request, b"")["problem"]
     assert re.match(r"has an environment that \S+ may not use: ", problem)
 
 
@@ -162,7 +180,7 @@ def test_an_environment_that_does_not_start(node: LocalNode) -> None:
 
 def test_an_environment_that_says_much_in_one_line(node: LocalNode, library: Path) -> None:
     (library / "wordy.py").write_text("raise RuntimeError('x' * 10000)\n")
-    assert tried(node, library, imports=[["wordy", ""]])["failed"]["wordy"] == f"RuntimeError: {'x' * 286}"
+    assert tried(node, library, script="import wordy")["failed"]["train.py, line 1"] == f"RuntimeError: {'x' * 286}"
     replaced_python(node, f"#!/bin/sh\necho {'x' * 10000} >&2\nexit 1\n")
     assert f"for {ME}: {'x' * 300}; remove" in tried(node)["problem"]
 
@@ -206,7 +224,9 @@ def test_an_environment_that_babbles(node: LocalNode) -> None:
     ids=lambda line: line[:20],
 )
 def test_a_module_that_tells_something_else(node: LocalNode, library: Path, line: str) -> None:
-    (library / "torch.py").write_text(f"import __main__\nprint({line!r}, file=__main__.out, flush=True)\n{TORCH}")
+    tell = "import gc\nout = next(one for one in gc.get_objects() if type(one).__name__ == 'Trial')._out\n"
+    tell += f"print({line!r}, file=out, flush=True)\n"
+    (library / "torch.py").write_text(f"{tell}{TORCH}")
     assert tried(node, library)["problem"].startswith("has an environment that does not work: ")
 
 
@@ -214,6 +234,158 @@ def test_an_environment_that_takes_too_long(node: LocalNode) -> None:
     replaced_python(node, "#!/bin/sh\nexec sleep 60\n")
     assert tried(node, seconds=0.5)["problem"].startswith(
         "did not finish importing torch and what the script imports within 0 s"
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- the code
+
+ROOT = "import os, sys\nhere = os.path.dirname(os.path.abspath(__file__))\nroot = os.path.dirname(here)\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{ROOT}sys.path.insert(0, root)\nimport top, src.other",
+        f"{ROOT}if root not in sys.path:\n    sys.path.append(root)\nimport top",
+        f"{ROOT}for folder in (here, root):\n    sys.path.append(folder)\nimport top",
+        f"{ROOT}def add(folder):\n    return folder\npath = add(root)\nsys.path += [path]\nimport top",
+        "import sys\nsys.path.append('.')\nif __name__ == '__main__':\n    import top",
+        "import site\nsite.addsitedir('.')\nimport top",
+        "import os\nos.environ['NEEDED'] = '1'\nimport reads",
+        "import other, beside.part",
+    ],
+)
+def test_python_decides_where_modules_are(node: LocalNode, library: Path, text: str) -> None:
+    """S4: src/train.py that puts its root on its path; what else it does is not run."""
+    files = {
+        "top.py": "",
+        "src/other.py": "",
+        "src/beside/part.py": "",
+        "src/reads.py": "import os\nos.environ['NEEDED']",
+    }
+    train = "\nraise SystemExit('it trains')\nos.environ['NEEDED']\nopen('trained', 'w')\n"
+    code = project(node.directory.parent / "project", {**files, "src/train.py": text + train}, "src/train.py")
+    assert tried(node, library, code)["failed"] == {}
+
+
+def test_the_path_of_the_environment_counts(node: LocalNode, library: Path) -> None:
+    """S4: PYTHONPATH=. in env, relative to the job's folder."""
+    code = project(node.directory.parent / "project", {"top.py": "", "src/train.py": "import top"}, "src/train.py")
+    assert tried(node, library, code)["failed"] == {
+        "src/train.py, line 1": "ModuleNotFoundError: No module named 'top'"
+    }
+    assert tried(node, code=code, variables=[f"PYTHONPATH=.:{library}"])["failed"] == {}
+
+
+def test_the_file_that_asks_is_named(node: LocalNode, library: Path) -> None:
+    files = {
+        "train.py": "import torch\nfrom models import net\nimport models.wrong\nimport random",
+        "models/__init__.py": "",
+        "models/net.py": "import random\n\nfrom models import part\n",
+        "models/part.py": "import einops\n",
+        "models/wrong.py": "x =\n",
+        "json.py": "raise RuntimeError('not the standard one')",
+    }
+    assert tried(node, library, project(node.directory.parent / "project", files))["failed"] == {
+        "models/part.py, line 1": "ModuleNotFoundError: No module named 'einops'",
+        "models/wrong.py, line 1": "SyntaxError: invalid syntax (wrong.py, line 1)",
+    }
+
+
+def test_a_script_that_cannot_be_parsed(node: LocalNode, library: Path) -> None:
+    found = tried(node, library, script="import torch\nprint 1\n")["failed"]
+    assert list(found) == ["train.py, line 2"] and found["train.py, line 2"].startswith("SyntaxError: Missing parenth")
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"import torch\n# caf\xe9\n", "UnicodeDecodeError: 'utf-8' codec can't decode byte 0xe9"),
+        (b"# coding: nope\n", "SyntaxError: unknown encoding: nope"),
+        (b"# coding: latin-1\nimport torch  # caf\xe9\n", ""),
+    ],
+)
+def test_a_script_in_some_encoding(node: LocalNode, library: Path, tmp_path: Path, content: bytes, why: str) -> None:
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "train.py").write_bytes(content)
+    failed = tried(node, library, project(tmp_path / "code", {}))["failed"]
+    assert failed.get("train.py", "").startswith(why) and bool(failed) == bool(why)
+
+
+def test_a_module_whose_imports_are_relative(node: LocalNode, library: Path) -> None:
+    files = {
+        "pkg/__init__.py": "",
+        "pkg/train.py": "from . import part\nfrom .gone import x\nimport top",
+        "pkg/part.py": "",
+        "pkg/__main__.py": "from . import part",
+        "top.py": "",
+    }
+    folder = node.directory.parent / "project"
+    assert tried(node, library, project(folder, files, "pkg/train.py", "pkg.train"))["failed"] == {
+        "pkg/train.py, line 2": "ModuleNotFoundError: No module named 'pkg.gone'"
+    }
+    assert tried(node, library, project(folder, files, "pkg/__main__.py", "pkg"))["failed"] == {}
+
+
+def test_imports_that_may_fail_or_never_come(node: LocalNode, library: Path) -> None:
+    script = """\
+from __future__ import annotations
+import os, sys
+from typing import TYPE_CHECKING
+if TYPE_CHECKING:
+    import only_for_types
+else:
+    import not_for_types
+try:
+    import optional
+except ImportError:
+    import fallback
+try:
+    import needed
+finally:
+    import at_the_end
+with contextlib.suppress(ImportError):
+    import suppressed
+with open("x"):
+    import opened
+class A:
+    import in_class
+def function():
+    import in_function
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+if __name__ == "__main__":
+    import as_script
+else:
+    import as_module
+"""
+    found = tried(node, library, script=script)["failed"]
+    names = {why.removeprefix("ModuleNotFoundError: No module named ").strip("'") for why in found.values()}
+    assert names == {"needed", "at_the_end", "opened", "in_class", "as_script"}
+
+
+def test_the_code_lies_there_as_a_job_s_would_and_goes_again(node: LocalNode, library: Path) -> None:
+    (library / "looks.py").write_text("import os\nraise RuntimeError(f'{os.getcwd()} {sorted(os.listdir())}')\n")
+    folder = node.directory.parent / "project"
+    code = project(folder, {"train.py": "import looks", "data/x": "", "wandb/run": ""})
+    found = tried(node, library, code)["failed"]["train.py, line 1"]
+    place, _space, listing = found.removeprefix("RuntimeError: ").partition(" ")
+    assert listing == "['data', 'train.py']" and place.endswith("/work")
+    assert not Path(place).parent.exists()
+    assert node.jobs == [] and not list((node.directory / "bundles").iterdir())
+
+
+def test_code_that_finds_no_place(node: LocalNode, library: Path) -> None:
+    code = project(node.directory.parent / "project", {"train.py": ""})
+    asked = {"variables": [f"PYTHONPATH={library}"], "imports": trial_of(code), "seconds": 30.0}
+    assert node.ask("facts", payload=b"no code", **asked)["environment"]["problem"].startswith(
+        "cannot lay out the job's code to try its imports: Error -3 while decompressing data"
+    )
+    node.connection = Altered(('tempfile.gettempdir(), "/var/tmp", "/dev/shm"', '"/nowhere", "/gone"'))
+    assert node.ask("facts", payload=code.bundle.content, **asked)["environment"]["problem"] == (
+        "lets no program run from /nowhere, /gone, and an import is tried in one of them"
     )
 
 

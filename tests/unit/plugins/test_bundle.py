@@ -1,6 +1,9 @@
 import contextlib
 import hashlib
+import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -12,8 +15,10 @@ from typing import Any
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import BUNDLE_MTIME
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.launching import unpack
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils import project_files
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import Bundle, check_script, make_bundle
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import split_patterns
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.project_files import RESULTS, TOOLS
 
 
@@ -276,6 +281,30 @@ def test_files_of_a_submodule_are_brought_too(tmp_path: Path) -> None:
     assert "vendor/fast.so" in names(project, include=["*.so"])
 
 
+@pytest.mark.parametrize("in_git", [False, True])
+def test_patterns_that_bring_nothing_are_named(tmp_path: Path, in_git: bool) -> None:
+    fill(tmp_path, {"train.py": "", "wandb/model.bin": ""})
+    if in_git:
+        repository(tmp_path, {".gitignore": "*.bin"})
+    expected = "include='modle.bin *.pt' brings nothing, for no file that was left out matches it"
+    notes = make_bundle(tmp_path, "train.py", 100, include=["modle.bin", "*.pt"]).notes
+    assert notes[1:] == (expected,)
+    assert len(make_bundle(tmp_path, "train.py", 100, include=["*.bin", "*.pt"]).notes) == 0
+
+
+@pytest.mark.parametrize("name", ["data/a.bin", "a [1]*.bin", "it's.bin", 'a,"b".bin', "#ü\\!.bin"])
+def test_what_is_said_brings_the_file(tmp_path: Path, name: str) -> None:
+    repository(tmp_path, {"train.py": "", ".gitignore": "*.bin"})
+    fill(tmp_path, {name: "xy", "a 11.bin": "x"})
+    (note,) = make_bundle(tmp_path, "train.py", 100).notes
+    option = re.search(r"with -e (.*), a \.thunderheadinclude", note)
+    assert option
+    (given,) = shlex.split(option[1])
+    include = json.loads(given)["include"] if given.startswith("{") else split_patterns(given.removeprefix("include="))
+    brought = make_bundle(tmp_path, "train.py", 100, include=include).paths
+    assert set(brought) == {".gitignore", "train.py", name}
+
+
 def test_what_git_ignores_is_said(tmp_path: Path) -> None:
     """S3, once: how many, the largest, how to bring it; nothing of what tools make."""
     repository(tmp_path, {"train.py": "", ".gitignore": "*.bin\n/data/\n/.venv/\n__pycache__/\n"})
@@ -285,6 +314,13 @@ def test_what_git_ignores_is_said(tmp_path: Path) -> None:
         "with -e include='a.bin', a .thunderheadinclude file, or -e project_files=all",
     )
     assert names(tmp_path, everything=True) == [".gitignore", "a.bin", "data/one.csv", "train.py"]
+
+
+def test_not_all_that_is_left_out_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(project_files, "MOST_COUNTED", 2)
+    fill(tmp_path, {"train.py": "", "wandb/a": "", "wandb/b": "", "wandb/c": "", "runs/d": ""})
+    (note,) = make_bundle(tmp_path, "train.py", 100).notes
+    assert note.startswith("not part of the job's code: 2 files or more in ")
 
 
 def test_patterns_need_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

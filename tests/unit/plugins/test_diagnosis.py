@@ -112,6 +112,34 @@ def test_what_a_real_python_prints(script: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "script",
+    [
+        "import os, subprocess\nos.environ['PATH'] = ''\nsubprocess.check_output(['git', 'rev-parse', 'HEAD'])",
+        "import subprocess\nsubprocess.run('git -C / rev-parse HEAD', shell=True, check=True)",
+        "open('/nowhere/.git/HEAD')",
+        "raise ValueError('/jobs/j/work: fatal: not a git repository (or any of the parent directories): .git')",
+    ],
+)
+def test_a_script_that_asks_git_for_its_commit(script: str) -> None:
+    """S8: the cause says that .git does not travel."""
+    assert reason_of(output_of(script)).endswith(
+        " (the job's code has no .git, and a node may have no git; read the environment variable JOB_GIT_COMMIT "
+        "instead)"
+    )
+
+
+def test_a_file_whose_name_begins_as_git_s() -> None:
+    assert "JOB_GIT_COMMIT" not in reason_of(output_of("open('.github/conf')"))
+
+
+def test_a_relative_import_of_a_script() -> None:
+    """S5: one that comes too late to be seen before the start."""
+    assert reason_of(output_of("def main():\n    from . import net\nmain()")).endswith(
+        " (start it as a module, as in -e module=pkg.train instead of -e script=pkg/train.py)"
+    )
+
+
+@pytest.mark.parametrize(
     "noise",
     [
         ["[rank1]:[W1122 17:30:05.123 ProcessGroupNCCL.cpp:1538] Warning: process group has NOT been destroyed"],

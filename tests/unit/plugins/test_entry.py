@@ -92,8 +92,8 @@ def test_a_script_with_relative_imports_is_told_before_anything_starts(
     with pytest.raises(JobError) as caught:
         make_job(order(tmp_path, project_dir=folder, script=script), {}, "")
     assert str(caught.value) == (
-        f"script {script}, line 3 imports from ..models, relative to its package, which Python does not know of a "
-        f"script; start it as a module: {remedy.replace('PARENT', str(tmp_path))} instead of script="
+        f"script {script} has a relative import in line 3, which works only in a module of a package; start it as one: "
+        f"{remedy.replace('PARENT', str(tmp_path))} instead of script="
     )
     if "PARENT" not in remedy and "PYTHONPATH" not in remedy:
         make_job(order(tmp_path, project_dir=folder, module=remedy.partition("=")[2]), {}, "")

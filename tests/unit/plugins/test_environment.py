@@ -31,6 +31,7 @@ JOB: dict[str, Any] = {
     "id": "20261122-173000-train-9f3a",
     "dir": "/opt/thunder head/jobs/20261122-173000-train-9f3a",
     "checkpoint": "",
+    "commit": "1a2b-dirty",
     "gang": True,
     "framework": {},
 }
@@ -191,7 +192,7 @@ def test_all_awkward_values_at_once(tmp_path: Path) -> None:
 
 
 def test_a_job_has_its_name_and_folder_besides(tmp_path: Path) -> None:
-    expected = {**FIXED, "JOB_ID": JOB["id"], "JOB_DIR": JOB["dir"], "A": "1"}
+    expected = {**FIXED, "JOB_ID": JOB["id"], "JOB_DIR": JOB["dir"], "JOB_GIT_COMMIT": "1a2b-dirty", "A": "1"}
     text = render(NODE, {"A": "1"}, JOB)
     assert parse(text) == source(text, tmp_path) == expected
 
@@ -240,7 +241,7 @@ def test_a_missing_fact_is_an_error_and_not_an_empty_value() -> None:
 
 def test_the_names_that_are_refused_are_those_that_are_written() -> None:
     written = set(parse(render(NODE, {}, JOB)))
-    defaults = {"PL_TRAINER_NUM_NODES", "LT_NUM_NODES"}
+    defaults = {"PL_TRAINER_NUM_NODES", "LT_NUM_NODES", "JOB_GIT_COMMIT"}
     assert written - OURS == {"GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", *defaults}
     assert written >= OURS
     assert os.path.isfile(Path(__file__).parents[3] / "templates" / "node.env.j2")

@@ -165,6 +165,16 @@ def test_words_that_belong_to_no_variable() -> None:
     )
 
 
+def test_patterns_with_spaces_between() -> None:
+    """S3: of -e include='*.bin .env' Ansible drops what follows the first space."""
+    with pytest.raises(JobError) as caught:
+        require_meant({"include": "*.bin", STRAY: ".env"}, {"include"})
+    assert str(caught.value) == (
+        "-e was given '.env', which belongs to no variable; between the patterns of include write commas, as in -e "
+        "include='*.bin,.env', or quote them once more: -e \"include='*.bin .env'\""
+    )
+
+
 def test_a_name_that_ansible_reserves() -> None:
     with pytest.raises(JobError) as caught:
         require_meant({"args": "--lr 1"}, READ["run"])

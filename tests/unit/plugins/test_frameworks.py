@@ -50,6 +50,14 @@ def test_every_habit_has_its_launcher() -> None:
     assert others == {"project/training/loop.py", "project/training/ranks.py"}
 
 
+def test_what_does_not_travel_does_not_count(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text("import loop, other")
+    (tmp_path / "loop.py").write_text("from lightning import Trainer")
+    (tmp_path / "other.py").write_text("import accelerate\naccelerate.Accelerator()")
+    assert fit(tmp_path, "train.py").launcher == "lightning"
+    assert fit(tmp_path, "train.py", files={"train.py", "other.py"}).launcher == "torchrun"
+
+
 @pytest.mark.parametrize(
     ("text", "launcher"),
     [

@@ -45,7 +45,7 @@ WORDS = [
 VALUES = [*WORDS, None, True, -1, 0, 2**40, 2**70, 1.5, 1e300, b"\x1b[2J", [], {}, ["\x1b[2J"], {"\x1b[2J": 1}]
 REQUESTS: dict[str, dict[str, Any]] = {
     **{op: {"op": op} for op in REPLIES},
-    "facts": {"op": "facts", "imports": []},
+    "facts": {"op": "facts", "imports": {}},
     "artifacts": {"op": "artifacts", "after": "", "most": 2000},
     "follow": {"op": "follow", "offset": 0, "max_bytes": 100},
     "read": {"op": "read", "parts": [("result", 0, 8)]},
@@ -190,17 +190,17 @@ UNTRIED = {"failed": {}}
 @pytest.mark.parametrize(
     ("imports", "environment", "wrong"),
     [
-        ([], UNTRIED, True),
+        ({}, UNTRIED, True),
         (None, UNTRIED, False),
-        ([], TRIED, False),
+        ({}, TRIED, False),
         (None, TRIED, True),
-        ([], {"problem": "has none"}, False),
+        ({}, {"problem": "has none"}, False),
         (None, {"problem": "has none"}, True),
         (None, {"failed": {"torch": "x"}}, True),
     ],
 )
 def test_an_environment_is_tried_if_that_was_asked_for(
-    imports: list[Any] | None, environment: dict[str, Any], wrong: bool
+    imports: dict[str, Any] | None, environment: dict[str, Any], wrong: bool
 ) -> None:
     true, _payload = honest(REQUESTS["facts"])
     found = flaw({"op": "facts", "imports": imports}, {"ok": True, **true, "environment": environment}, b"")
@@ -290,7 +290,7 @@ class Scene:
     def preflight(self, *skip: str) -> None:
         options = {name: about.get("default") for name, about in examine.OPTIONS.items()}
         verdicts = examine.examine(
-            lambda: self.settings, ["node0", "node1"], self.open, {**options, "script": "", "skip": list(skip)}
+            lambda: self.settings, ["node0", "node1"], self.open, {**options, "skip": list(skip)}
         )
         desk = self.desk()
         desk.say(report.as_table(verdicts, 1.0, None))

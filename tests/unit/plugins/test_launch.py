@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import json
 import os
@@ -652,6 +653,20 @@ def test_each_node_puts_its_own_values_into_the_arguments(nodes: list[LocalNode]
         for rank in range(2)
     ]
     assert json.loads((nodes[0].job_dir() / "spec.json").read_text())["args"] == args
+
+
+@pytest.mark.parametrize(
+    ("commit", "dirty", "expected"), [(None, None, ""), ("1a2b", False, "1a2b"), ("1a2b", True, "1a2b-dirty")]
+)
+def test_the_commit_of_the_code(
+    node: LocalNode, tmp_path: Path, commit: str | None, dirty: bool | None, expected: str
+) -> None:
+    """S8: .git does not travel, so a script is told."""
+    script = "import os; print(os.environ['JOB_GIT_COMMIT'])"
+    launch = gang_of([node], dataclasses.replace(code(tmp_path / "code", script), commit=commit, dirty=dirty))
+    launch.prepare()
+    launch.start()
+    assert node.wait()[1] == f"{expected}\n"
 
 
 @pytest.mark.parametrize("launcher", ["lightning", "python"])

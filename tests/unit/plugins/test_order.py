@@ -20,6 +20,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import (
     described,
     make_job,
     split_args,
+    split_patterns,
 )
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import Record
 from orders import order
@@ -64,6 +65,29 @@ def test_args_that_are_none(args: Any, message: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("include", "expected"),
+    [
+        ("", []),
+        ("*.bin,.env", ["*.bin", ".env"]),
+        ("*.bin  .env,\n'a b' #c", ["*.bin", ".env", "a b", "#c"]),
+        ('"a,b",!c', ["a,b", "!c"]),
+        (["a b", ".env"], ["a b", ".env"]),
+    ],
+)
+def test_patterns(include: Any, expected: list[str]) -> None:
+    assert split_patterns(include) == expected
+
+
+@pytest.mark.parametrize("include", ["'a", 3, [1], {"a": "b"}, None])
+def test_patterns_that_are_none(include: Any) -> None:
+    with pytest.raises(JobError) as caught:
+        split_patterns(include)
+    assert str(caught.value) == (
+        "include is no list of patterns; give them as in a .gitignore, with commas between: '*.bin,.env'"
+    )
+
+
+@pytest.mark.parametrize(
     ("devices", "launcher", "expected"),
     [("", "lightning", None), ("auto", "lightning", None), ("auto", "torchrun", None), ("4", "torchrun", 4)],
 )
@@ -101,10 +125,6 @@ def test_devices_that_are_none(devices: str, launcher: str, message: str) -> Non
         ({"rendezvous_timeout_seconds": -1}, "job_rendezvous_timeout_seconds is -1; set it to 0 or more"),
         ({"wait": -5}, "wait is -5; set it to 0 or more"),
         ({"keep": -1}, "keep is -1; set it to 0 or more"),
-        (
-            {"script": "a.py", "module": "b"},
-            "both script (a.py) and module (b) are given, and a job starts one; leave one out",
-        ),
         *(
             (
                 {"rerun": "20260101-000000-train-0000", **more},
@@ -188,7 +208,8 @@ def test_a_rerun_has_the_same_code_and_arguments_although_the_project_changed(tm
     assert (job.script, job.args, job.launcher, job.devices) == ("train.py", ["--lr", "1"], "torchrun", 2)
     assert job.env == {"TOKEN": "y"}
     assert job.identity != first.identity
-    assert described(job, again)["rerun"] == "20260101-000000-train-0000"
+    about = described(job, again)
+    assert (about["rerun"], about["project_dir"]) == ("20260101-000000-train-0000", str(tmp_path / "project"))
 
 
 def test_a_rerun_whose_code_is_not_kept_here_any_more(tmp_path: Path) -> None:
@@ -279,6 +300,8 @@ def test_what_goes_on_from_a_job_takes_over_what_is_not_given(tmp_path: Path) ->
     job = make_job(order(tmp_path, resume="20260101-000000-train-0000"), earlier, "last.ckpt")
     assert (job.script, job.args, job.launcher, job.devices) == ("train.py", ["--lr", "1"], "torchrun", 2)
     assert job.bundle.sha256 != earlier["bundle"]["sha256"], "the project as it is now"
+    again = order(tmp_path, resume="20260101-000000-train-0000")
+    assert described(make_job(again, earlier, ""), again)["project_dir"] == str(tmp_path / "project")
     changed = make_job(
         order(tmp_path, resume="20260101-000000-train-0000", script_args="--lr 2", devices="4"), earlier, ""
     )
@@ -297,7 +320,7 @@ def test_code_is_kept_once(tmp_path: Path) -> None:
     assert path.stat() == before
     kept = stored_bundle(
         tmp_path / "runs",
-        {"sha256": job.bundle.sha256, "bytes": job.bundle.size, "git_commit": None, "git_dirty": None},
+        {"bundle": {"sha256": job.bundle.sha256, "bytes": job.bundle.size}, "commit": None, "dirty": None},
     )
     assert kept == job.bundle
 

@@ -12,10 +12,11 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight import brief, clocks, examine, inventory
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.cluster import Cluster
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.software import NO_TORCH
-from preflight_clusters import A100, HOSTS, PACKAGES, RTX, asked, healthy, judge, say, with_gpus
+from preflight_clusters import A100, HOSTS, PACKAGES, RTX, asked, healthy, judge, running, say, with_gpus
 
 ROOT = Path(__file__).parents[3]
 CRASH = "was killed by SIGSEGV"
+NO_WANDB = "ModuleNotFoundError: No module named 'wandb'"
 
 Defect = Callable[[], Cluster]
 LOOKED_AT = {name for group in examine.LOOKING for name in group.CHECKS}
@@ -59,7 +60,7 @@ HEALTHY: dict[str, Defect] = {
     ),
     "far-away": said("node1", clock=(-1.9, 4.0)),
     "slow-to-answer": said("node2", clock=(-9.0, 9.0)),
-    "script": lambda: asked(healthy(), script="train.py"),
+    "script": lambda: running(healthy()),
     "fewer-devices": lambda: asked(
         say(with_gpus(), "node1", gpus={"count": 1, "csv": A100.format(index=0)}, environment={"devices": 1}), devices=1
     ),
@@ -268,29 +269,29 @@ DEFECTS: dict[str, tuple[Defect, str, str, str]] = {
         "the nodes were set up with different requirements: 5 pinned packages (node0, node2), 1 pinned package (node1)",
     ),
     "missing-import": (
-        lambda: asked(
-            say(healthy(), "node2", environment={"failed": {"wandb": "ModuleNotFoundError: No module named 'wandb'"}}),
-            script="train.py",
-        ),
+        lambda: running(say(healthy(), "node2", environment={"failed": {"model.py, line 3": NO_WANDB}})),
         *("software.imports", "failed"),
-        "node2 cannot import wandb (ModuleNotFoundError: No module named 'wandb'), which train.py does; add what is "
-        "missing to requirements.txt (python_env_requirements), and run: ansible-playbook setup.yml",
+        "node2 cannot import what model.py, line 3 asks for (ModuleNotFoundError: No module named 'wandb'); add what "
+        "is missing to requirements.txt (python_env_requirements), and run: ansible-playbook setup.yml",
     ),
     "crashing-import": (
-        lambda: asked(say(healthy(), "node2", environment={"failed": {"odd": CRASH}}), script="train.py"),
+        lambda: running(say(healthy(), "node2", environment={"failed": {"train.py, line 9": CRASH}})),
         *("software.imports", "failed"),
-        "node2 cannot import odd (was killed by SIGSEGV), which train.py does; look at odd on the node, or move the "
-        "import to where it is needed",
+        "node2 cannot import what train.py, line 9 asks for (was killed by SIGSEGV); look at train.py, line 9, or move "
+        "the import to where it is needed",
     ),
     "missing-and-crashing-imports": (
-        lambda: asked(
-            say(healthy(), "node2", environment={"failed": {"x": "ImportError: No module named x", "odd": CRASH}}),
-            script="train.py",
-        ),
+        lambda: running(say(healthy(), "node2", environment={"failed": {"a.py": NO_WANDB, "b.py": CRASH}})),
         *("software.imports", "failed"),
-        "node2 cannot import x (ImportError: No module named x), odd (was killed by SIGSEGV), which train.py does; "
-        "look at odd on the node, or move the import to where it is needed; add what is missing to requirements.txt "
-        "(python_env_requirements), and run: ansible-playbook setup.yml",
+        "node2 cannot import what a.py asks for (ModuleNotFoundError: No module named 'wandb'), what b.py asks for "
+        "(was killed by SIGSEGV); look at b.py, or move the import to where it is needed; add what is missing to "
+        "requirements.txt (python_env_requirements), and run: ansible-playbook setup.yml",
+    ),
+    "import-from-elsewhere-in-the-project": (
+        lambda: running(say(healthy(), "node2", environment={"failed": {"a.py": "No module named 'train'"}})),
+        *("software.imports", "failed"),
+        "node2 cannot import what a.py asks for (No module named 'train'; train.py lies in the project, where Python "
+        'does not look for it; add -e \'{"env": {"PYTHONPATH": "."}}\')',
     ),
     "fewer-gpus": (
         said_with_gpus("node1", gpus={"count": 1, "csv": A100.format(index=0)}, environment={"devices": 1}),

@@ -195,7 +195,12 @@ def test_success(nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.Mon
         "project_dir": str(tmp_path / "project"),
         "env_names": [],
         "user": f"{getpass.getuser()}@{platform.node()}",
-        "bundle": {"bytes": len(script), "git_commit": None, "git_dirty": None},
+        "commit": None,
+        "dirty": None,
+        "module": None,
+        "include": [],
+        "project_files": "git",
+        "bundle": {"bytes": len(script)},
         "nodes": 2,
         "world_size": 1,
         "master_addr": "127.0.0.1",
@@ -391,6 +396,24 @@ def test_a_rank_that_prepares_is_waited_for_whoever_looks_on(
     said, *_later = (line for line in session.lines if line.startswith("nothing was printed for "))
     assert "rank 0 (node0) is in prepare at train.py:" in said and ", and works (" in said
     assert "for it; the job goes on; what every rank is doing: " in said
+
+
+def test_a_file_that_did_not_travel_is_named_in_the_cause(nodes: list[LocalNode], tmp_path: Path) -> None:
+    """S3: Python found no such file on the node, but it lies here."""
+    given = order(tmp_path, "open('wandb/train.bin')")
+    (tmp_path / "project" / "wandb").mkdir()
+    (tmp_path / "project" / "wandb" / "train.bin").write_text("")
+    session = Session(nodes, given).run()
+    expected = (
+        "FileNotFoundError: [Errno 2] No such file or directory: 'wandb/train.bin' (wandb/train.bin lies in the "
+        "project, but it was no part of the job's code; bring it with -e include='wandb/train.bin'); see "
+    )
+    assert expected in session.record["cause"] and expected in session.error
+    assert "not part of the job's code: 1 file in wandb" in session.lines[0]
+    brought = order(
+        tmp_path, script="train.py", project_dir=tmp_path / "project", include="wandb/", runs_dir=tmp_path / "runs2"
+    )
+    assert Session(nodes, brought).run().error == ""
 
 
 def test_failure_of_all_ranks_counts_the_others(nodes: list[LocalNode], tmp_path: Path) -> None:
@@ -850,6 +873,7 @@ def test_rerun(nodes: list[LocalNode], tmp_path: Path) -> None:
     ("reads", "words"),
     [
         ("open(os.environ['CKPT_PATH'], 'rb').read()", "goes on from JOB, step 7"),
+        ("open(sys.argv[1], 'rb').read()", "goes on from JOB, step 7"),
         (
             "print(os.environ['CKPT_PATH'])",
             "warning: the script has not read CKPT_PATH, so it began anew; load what ",
@@ -862,8 +886,8 @@ def test_a_job_goes_on_only_where_it_read_the_checkpoint(
     first = Session(nodes, order(tmp_path, "print('1')")).run().id
     for node in nodes:
         checkpoint(node.job_dir(first) / "work" / "last.ckpt", step=7)
-    (tmp_path / "project" / "train.py").write_text(f"import os, time\n{reads}\ntime.sleep(2)")
-    again = Session(nodes, order(tmp_path, resume=first)).run()
+    (tmp_path / "project" / "train.py").write_text(f"import os, sys, time\n{reads}\ntime.sleep(2)")
+    again = Session(nodes, order(tmp_path, resume=first, script_args="$CKPT_PATH")).run()
     assert again.error == ""
     (told,) = (line for line in again.lines if line.startswith(("goes on from ", "warning: ")))
     assert told.startswith(words.replace("JOB", first))
