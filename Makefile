@@ -136,7 +136,7 @@ $(VENV)/.controller: pyproject.toml $(BIN)/uv
 
 $(VENV)/.test: pyproject.toml requirements.txt $(VENV)/.controller
 	uv pip install --quiet --python $(BIN)/python --group test
-	uv pip install --quiet --python $(BIN)/python --requirement requirements.txt \
+	uv pip install --quiet --python $(BIN)/python --requirement requirements.txt --group field \
 		$(if $(UV_FIND_LINKS),,--torch-backend=cpu)
 	@touch $@
 

@@ -71,7 +71,8 @@ options:
       - V(python) starts the script once on each node, and that is all.
       - V(auto), the default, takes V(lightning) where the script, or a module of the project that it imports, uses
         Lightning's Trainer or LightningCLI, V(torchrun) where it uses Fabric, Transformers' Trainer, Accelerate,
-        DeepSpeed or torch.distributed, else V(python). With O(resume) and O(rerun), what that job used is the default.
+        DeepSpeed or torch.distributed, else V(python), as where it starts its processes itself. With O(resume) and
+        O(rerun), what that job used is the default.
     type: str
     choices: [auto, lightning, torchrun, python]
   devices:
@@ -90,6 +91,14 @@ options:
         the start, and the script finds its path in the environment variable C(CKPT_PATH).
       - What is not given (O(script) or O(module), O(script_args), O(launcher), O(devices), O(gang), O(project_dir),
         O(include), O(project_files)) is as it was in that job.
+    type: str
+    default: ""
+  checkpoint:
+    description:
+      - A checkpoint to go on from, a file or a folder of whatever library. With O(resume), a path below the folder that
+        that job worked in; or an absolute one, on any node; or a path on the controller.
+      - It is put on every node that does not have it, and the script finds its path in C(CKPT_PATH). Of a folder of
+        which nodes have a part each, every node gets all.
     type: str
     default: ""
   rerun:

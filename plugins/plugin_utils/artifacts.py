@@ -66,6 +66,7 @@ class Source:
         self._gang = gang
         self._timeout = timeout_seconds
         self._bytes = 2**20
+        self.cores: dict[str, None] = {}  # core dumps that were passed over, as far as they are known
 
     @property
     def batch_bytes(self) -> int:
@@ -100,6 +101,7 @@ class Source:
             if listed_files > MOST_FILES:
                 raise NodeError(self.host, f"lists more than {MOST_FILES} files")
             reply, data = self.ask("artifacts", after=after, most=PAGE_FILES)
+            self.cores.update(dict.fromkeys(reply["cores"]))
             fields = data.split(b"\0")
             listed_files += len(fields) // 3
             for name, size, mtime_ns in zip(fields[0::3], fields[1::3], fields[2::3], strict=False):
@@ -243,6 +245,7 @@ class Transfer:
             "their names would leave the folder": self._refused,
             "something else lies in their place": sorted(self._obstructed),
             "they change while they are read": sorted(changed),
+            "they are core dumps, which stay in the job's work directory there": list(self._source.cores),
         }
         host = self._source.host
         return [f"not collected from {host}, because {why}: {listed(names)}" for why, names in failed.items() if names]

@@ -1,12 +1,14 @@
 # Copyright (c) The Thunderhead developers
 # Licensed under the Apache License, Version 2.0 (see LICENSE)
-"""A job's newest checkpoint: found on any of its nodes, brought to the controller, put on all nodes of the next job."""
+"""A checkpoint, a job's newest or one that the user names: found, brought to the controller, put on all nodes."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Iterable, Mapping
@@ -18,7 +20,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.artifacts impo
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError, Unreachable
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError, in_one
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang, Replies
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import amount, shown
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import amount, listed, shown
 
 LOOK_SECONDS = 60
 """What looking at all checkpoints of a node may take."""
@@ -27,13 +29,13 @@ SLOWEST_DISK = 20e6
 FIRST_BYTES = 2**20
 """How much is sent first; then as much as the line takes."""
 MOST_NOTES = 5
-"""Of more refused checkpoints than this only the first are named."""
+"""Of more refused checkpoints than this, or of other libraries', only the first are named."""
 NOTHING_STARTED = "Nothing was started on any node."
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on a node.
+    """A checkpoint on a node, or one file of it.
 
     Attributes:
         host: where it lies.
@@ -42,6 +44,7 @@ class Checkpoint:
         bytes: its size.
         sha256: of its content, once it was read whole; "" before.
         notes: what was passed over on the way to it, a sentence each.
+        source: its absolute path on the node, if it lies outside the job's working directory.
     """
 
     host: str
@@ -50,6 +53,7 @@ class Checkpoint:
     bytes: int
     sha256: str = ""
     notes: tuple[str, ...] = ()
+    source: str = ""
 
 
 def newest(listings: Mapping[str, Mapping[str, Any]]) -> Checkpoint | None:
@@ -81,6 +85,32 @@ def _unknown(error: NodeError) -> str:
     return f"{error}; what it has is not known" if isinstance(error, Unreachable) else str(error)
 
 
+def _none(gang: Gang, listings: Mapping[str, Mapping[str, Any]], unasked: Iterable[str]) -> JobError:
+    """Say what was looked for, what there is instead, and what to do."""
+    others: dict[tuple[str, str], list[str]] = {}
+    for host, reply in listings.items():
+        for path, what in reply["others"]:
+            others.setdefault((path, what), []).append(host)
+    seen = [f"{shown(path)} on {listed(hosts)} ({shown(what)})" for (path, what), hosts in others.items()]
+    passed = "; ".join(["", *map(shown, _refused(listings)), *unasked])
+    looked_for = (
+        f"no checkpoint was found in the folder of job {gang.job_id} that resume takes by itself, which is a complete "
+        f"one of Lightning's, a file *.ckpt with a global_step{passed}"
+    )
+    taken = "and the script finds it in CKPT_PATH, or run the script anew, without resume"
+    if not seen:
+        return JobError(
+            f"{looked_for}; if it wrote one elsewhere or of another kind, name it with -e checkpoint=PATH, {taken}"
+        )
+    path = next(iter(others))[0]
+    is_plain = shlex.quote(path) == path
+    option = f"checkpoint={path}" if is_plain else shlex.quote(json.dumps({"checkpoint": path}))
+    example = f"-e resume={gang.job_id} -e {option}"
+    return JobError(
+        f"{looked_for}; there is {listed(seen, MOST_NOTES)}; name the one to go on from, as in: {example}, {taken}"
+    )
+
+
 def find(gang: Gang, timeout_seconds: float = 30) -> Checkpoint:
     """Return the newest complete checkpoint of an ended job.
 
@@ -101,10 +131,7 @@ def find(gang: Gang, timeout_seconds: float = 30) -> Checkpoint:
     while True:
         best = newest(listings)
         if best is None:
-            passed = "; ".join(["", *map(shown, _refused(listings)), *unasked])
-            raise JobError(
-                f"no complete checkpoint of job {gang.job_id} was found{passed}; run the script anew, without resume"
-            )
+            raise _none(gang, listings, unasked)
         listing = listings[best.host]
         try:
             seconds = timeout_seconds + best.bytes / SLOWEST_DISK
@@ -178,9 +205,11 @@ def _fetch_once(source: Source, checkpoint: Checkpoint, part: Path) -> bool:
                 f"checkpoint {shown(checkpoint.path)} ({amount(checkpoint.bytes)}) does not fit into {part.parent} "
                 f"({amount(free)} free); free some space there, or set job_runs_dir"
             )
+        top, name = os.path.split(checkpoint.source)
+        where = {"top": top} if top else {}
         while offset < checkpoint.bytes:
             length = min(source.batch_bytes, checkpoint.bytes - offset)
-            _reply, data = source.ask("read", parts=[(checkpoint.path, offset, length)])
+            _reply, data = source.ask("read", parts=[(name or checkpoint.path, offset, length)], **where)
             if len(data) != length:
                 return False
             file.write(data)
@@ -198,7 +227,8 @@ def distribute(
         gang: the prepared job's nodes.
         file: the checkpoint on the controller; None if every node is known to have it.
         checkpoint: from ``find``.
-        from_job: id of the job that wrote it: a node that has it still copies it, and is sent nothing.
+        from_job: id of the job that wrote it: a node that has it still copies it, and is sent nothing, as is one that
+            has it where it was found (``checkpoint.source``). "" if there is none.
         timeout_seconds: a node that is unreachable for this long is given up.
 
     Raises:
@@ -206,7 +236,10 @@ def distribute(
     """
     about = {"path": checkpoint.path, "total": checkpoint.bytes, "sha256": checkpoint.sha256}
     reading_seconds = timeout_seconds + checkpoint.bytes / SLOWEST_DISK
-    placed = _place(gang, gang.settings, reading_seconds, timeout_seconds, from_job=from_job, **about)
+    here = {"from_path": checkpoint.source} if checkpoint.source else {"from_job": from_job}
+    placed = dict.fromkeys(gang.settings, False)
+    if any(here.values()):
+        placed = _place(gang, gang.settings, reading_seconds, timeout_seconds, **here, **about)
     missing = [host for host in gang.settings if not placed[host]]
     if missing and file is None:
         raise in_one([NodeError(host, "does not have the checkpoint") for host in missing], NOTHING_STARTED)

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 HARMLESS = re.compile(
     r"[\w./-]+\.ya?ml|-[CDbv]+|--(check|diff|become|verbose|extra-vars|inventory|limit|forks|tags|skip-tags)|-[eilft]"
     r"|--(inventory|limit|forks|tags|skip-tags)=\S*"
-    r"|(-e|--extra-vars=)?(script|module|project_dir|project_files|include|logs|launcher|devices|gang|resume|rerun|detach|on_interrupt|wait|collect|keep"
-    r"|skip|job_\w+_(mb|seconds|dir)|preflight_\w+)=\S*"
+    r"|(-e|--extra-vars=)?(script|module|project_dir|project_files|include|logs|launcher|devices|gang|resume|checkpoint"
+    r"|rerun|detach|on_interrupt|wait|collect|keep|skip|job_\w+_(mb|seconds|dir)|preflight_\w+)=\S*"
 )
 """Words of a command line that hold no secret. Of an option's abbreviation nothing is known, nor of other variables."""
 WITH_HARMLESS_VALUE = re.compile(r"-[ilft]|--(inventory|limit|forks|tags|skip-tags)")

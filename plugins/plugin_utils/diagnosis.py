@@ -68,6 +68,15 @@ _HINTS = (
         'num_nodes or devices in its Trainer disagrees with the job; use num_nodes=int(os.environ["NUM_NODES"])',
     ),
     (
+        re.compile("EOFError: EOF when reading a line"),
+        "nobody can answer a job: its standard input is empty; have the script take the answer from its arguments",
+    ),
+    (
+        re.compile(r"BlockingIOError: \[Errno 11\]|can't start new thread|fork: Resource temporarily unavailable"),
+        "where a process was to be started, the job's account may have no more on this node: see ulimit -u there, and "
+        "nproc in /etc/security/limits.d",
+    ),
+    (
         re.compile(
             r"No such file or directory: '(\S*/)?(git|\.git\b.*)'|\bgit: (command )?not found|not a git repository"
             r"|InvalidGitRepositoryError|Bad git executable|Command .*\bgit\b.* returned non-zero exit status"
@@ -79,6 +88,14 @@ _HINTS = (
         "start it as a module, as in -e module=pkg.train instead of -e script=pkg/train.py",
     ),
 )
+
+# Of torch.load's message with weights_only, the type stands in its fifth line.
+_REFUSED = (
+    "UnpicklingError: torch.load with weights_only refuses an object of type {type} in the checkpoint, such as a "
+    'hyperparameter; if you trust it, add -e \'{{"env": {{"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}}}}\', or call '
+    "torch.serialization.add_safe_globals([{name}]) before it is loaded"
+)
+_REFUSED_TYPE = re.compile(r"Weights only load failed.*GLOBAL (\S+) was not an allowed global", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -288,7 +305,7 @@ def last_words(lines: Sequence[str]) -> LastWords:
     chosen = (causes or deaths or blocks)[-1:]
     if chosen:
         victim = not causes and (bool(deaths) or chosen[0].is_victims)
-        text, tail = chosen[0].message[0], _shortened(chosen[0].lines)
+        text, tail = _reason(chosen[0].message), _shortened(chosen[0].lines)
     else:
         meaningful = [line.strip() for line in _before_summary(lines) if line.strip() and not _NOISE.match(line)]
         spoken = [line for line in lines[-ABORT_LINES:] if (found := _CPLUSPLUS.match(line)) and any(found.groups())]
@@ -301,6 +318,13 @@ def last_words(lines: Sequence[str]) -> LastWords:
     text += "".join(f" ({hint})" for pattern, hint in _HINTS if pattern.search(text))
     text = text if len(text) <= REASON_CHARACTERS else f"{text[:REASON_CHARACTERS]}…"
     return LastWords(text, victim, tail, child, observed)
+
+
+def _reason(message: Sequence[str]) -> str:
+    """Return an exception's message in one line, the first but for those that say the reason further below."""
+    if refused := _REFUSED_TYPE.search("\n".join(message)):
+        return _REFUSED.format(type=refused[1], name=refused[1].removeprefix("__main__."))
+    return message[0]
 
 
 def is_noise(line: str) -> bool:

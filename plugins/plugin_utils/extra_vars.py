@@ -13,8 +13,11 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import 
 
 STRAY = "_raw_params"
 """The name under which Ansible keeps what stood beside the ``name=value`` pairs."""
-IDS = ("job", "resume", "rerun")
-"""Options that name a job; without one the latest is meant, or none, and with an empty one something else."""
+NAMING = {
+    **dict.fromkeys(("job", "resume", "rerun"), "a job's id (ansible-playbook status.yml lists them)"),
+    "checkpoint": "the path of a file or a folder",
+}
+"""Options that name something; without one the latest is meant, or none, and with an empty one something else."""
 SIMILAR, SIMILAR_IN_FULL = 0.7, 0.88
 """From 0 to 1, as difflib measures it: for a name of one word, and for one of several, many of which are alike."""
 
@@ -85,11 +88,9 @@ def require_meant(given: Mapping[str, Any], read: Collection[str], others: Colle
     for name, now in RENAMED.items():
         if name in given and now in read:
             raise JobError(f"-e was given {name}, a name that Ansible reserves for itself; write {now}")
-    for name in IDS:
+    for name, what in NAMING.items():
         if given.get(name) == "":
-            raise JobError(
-                f"{name} is empty; give a job's id (ansible-playbook status.yml lists them), or leave it out"
-            )
+            raise JobError(f"{name} is empty; give {what}, or leave it out")
     unknown = [name for name in given if name not in read and name not in others]
     if not unknown:
         return

@@ -15,7 +15,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.impo
 
 CLI, TRAINER, FABRIC, FABRIC_LAUNCHED = "cli", "trainer", "fabric", "fabric-launched"
 TRANSFORMERS, ACCELERATE, DEEPSPEED = "transformers", "accelerate", "deepspeed"
-PER_NODE, DISTRIBUTED, RANK, PLAIN = "per-node", "distributed", "rank", "plain"
+SPAWN, PER_NODE, DISTRIBUTED, RANK, PLAIN = "spawn", "per-node", "distributed", "rank", "plain"
 KINDS: Mapping[str, tuple[str, str]] = {
     CLI: ("lightning", "LightningCLI"),
     TRAINER: ("lightning", "Lightning's Trainer"),
@@ -24,6 +24,7 @@ KINDS: Mapping[str, tuple[str, str]] = {
     TRANSFORMERS: ("torchrun", "the Trainer of Transformers"),
     ACCELERATE: ("torchrun", "Accelerate"),
     DEEPSPEED: ("torchrun", "DeepSpeed"),
+    SPAWN: ("python", "torch.multiprocessing to start its processes itself"),
     PER_NODE: ("python", "torch.distributed with NODE_RANK for its rank"),
     DISTRIBUTED: ("torchrun", "torch.distributed"),
     RANK: ("torchrun", "torch and RANK"),
@@ -101,6 +102,8 @@ def fit(project: Path, script: str, search_path: Sequence[Path] = (), files: Col
                     waiting += new
     if DISTRIBUTED not in found or RANK in found:
         found.pop(PER_NODE, None)
+    if DISTRIBUTED not in found:
+        found.pop(SPAWN, None)
     return next((Fit(kind, found[kind]) for kind in KINDS if kind in found), Fit(PLAIN))
 
 
@@ -122,6 +125,8 @@ def _kinds(tree: ast.AST) -> Iterator[str]:
             yield TRANSFORMERS
         elif first in (ACCELERATE, DEEPSPEED):
             yield first
+        elif name.startswith("torch.multiprocessing.") and last in ("spawn", "start_processes"):
+            yield SPAWN
         elif name.startswith(_OF_DISTRIBUTED) and last not in _ASKS:
             yield DISTRIBUTED
     if fabric and any(isinstance(node, ast.Attribute) and node.attr == "launch" for node in nodes):

@@ -363,7 +363,7 @@ class Launch:
                 "checkpoint": checkpoint,
                 "commit": f"{job.bundle.commit or ''}{'-dirty' if job.bundle.dirty else ''}",
                 "gang": job.gang,
-                "framework": self._framework(node),
+                "framework": self._framework(node, checkpoint),
             },
         )
         settings = {
@@ -445,14 +445,19 @@ class Launch:
         """How many ranks torchrun starts on a node."""
         return self.job.devices or max(1, self._prepared[node.host]["gpus"])
 
-    def _framework(self, node: Node) -> dict[str, str | int]:
+    def _framework(self, node: Node, checkpoint: str) -> dict[str, str | int]:
         """What a job's environment has besides for what its script uses, so that it takes part in it by default."""
         job, nodes = self.job, self.gang.topology.world_size
-        if job.uses == CLI and job.gang:
+        if job.uses == CLI and (job.gang or checkpoint):
             # It gives its Trainer every argument, PL_TRAINER_NUM_NODES or not, but its parser too has its defaults from
             # the environment, if it is told so. An argument and a configuration file win, as with the others.
-            names = ("PL_TRAINER", *(f"PL_{command}__TRAINER" for command in ("FIT", "VALIDATE", "TEST", "PREDICT")))
-            return {"JSONARGPARSE_DEFAULT_ENV": "true", **{f"{name}__NUM_NODES": nodes for name in names}}
+            prefixes = [f"PL_{command}__" for command in ("FIT", "VALIDATE", "TEST", "PREDICT")]
+            defaults: dict[str, str | int] = {"JSONARGPARSE_DEFAULT_ENV": "true"}
+            if job.gang:
+                defaults |= {f"{prefix}TRAINER__NUM_NODES": nodes for prefix in ("PL_", *prefixes)}
+            if checkpoint:
+                defaults |= {f"{prefix}CKPT_PATH": checkpoint for prefix in prefixes}
+            return defaults
         if job.uses in (FABRIC, FABRIC_LAUNCHED) and job.launcher == "torchrun":
             # As `fabric run` does; of a script that it starts, Fabric refuses to start processes itself.
             used = {"LT_CLI_USED": 1} if job.uses == FABRIC else {}

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.frameworks import CLI, KINDS, PLAIN, TRAINER
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.frameworks import CLI, KINDS, PLAIN, SPAWN, TRAINER
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import listed, shown
 
 Parts = Sequence[tuple[str, Mapping[str, Any]]]
@@ -95,6 +95,11 @@ def _remedy(about: Mapping[str, Any], nodes: int) -> str:
             'give its Trainer num_nodes=int(os.environ["NUM_NODES"]) and a strategy for several nodes such as "ddp", '
             "or neither"
         )
+    if uses == SPAWN:
+        return (
+            "the script starts its processes itself, so let it count over all nodes: rank = NODE_RANK * devices + "
+            "device, world_size = NUM_NODES * devices, with MASTER_ADDR and MASTER_PORT as the job sets them"
+        )
     if not name:
         return "the script uses neither Lightning nor torch.distributed, which train on several nodes"
     if about.get("launcher") != launcher:
@@ -106,6 +111,8 @@ def _remedy(about: Mapping[str, Any], nodes: int) -> str:
 
 
 def _never_read(about: Mapping[str, Any], ended: bool) -> str:
-    lightning = about.get("uses") in (TRAINER, CLI)
-    remedy = 'pass ckpt_path=os.environ.get("CKPT_PATH") to fit' if lightning else "load the file that CKPT_PATH names"
+    remedy = {
+        TRAINER: 'pass ckpt_path=os.environ.get("CKPT_PATH") to fit',
+        CLI: "name no ckpt_path in its arguments and its configuration, or $CKPT_PATH in its arguments",
+    }.get(str(about.get("uses")), "load what CKPT_PATH names")
     return f"the script has not read CKPT_PATH{', so it began anew' if ended else ' yet'}; {remedy}"

@@ -110,7 +110,9 @@ class Onlooker:
         elif together and self._warned:
             self._say_once("the ranks have met now")
         if read and "checkpoint_step" in self._about:
-            self._say_once(f"goes on from {self._about['resumed']}, step {self._about['checkpoint_step']}")
+            step = self._about["checkpoint_step"]
+            known = f"{self._about['resumed']}, step {step}" if step is not None else self._about["checkpoint"]
+            self._say_once(f"goes on from {known}")
 
     def _say_once(self, sentence: str) -> None:
         if sentence not in self._said:

@@ -51,6 +51,7 @@ class Order:
         launcher: one of launch.LAUNCHERS, or ``auto``: the one that fits what the script uses.
         devices: ranks per node under torchrun, a number or ``auto``.
         resume: id of a job whose newest checkpoint this one goes on from.
+        checkpoint: path of another checkpoint to go on from, of whatever library.
         rerun: id of a job to be run again with the same code.
         detach: return after the start.
         on_interrupt: what Ctrl-C does: ``detach`` or ``stop``.
@@ -75,6 +76,7 @@ class Order:
     launcher: str
     devices: str
     resume: str
+    checkpoint: str
     rerun: str
     detach: bool
     on_interrupt: str

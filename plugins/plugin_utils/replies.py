@@ -187,11 +187,12 @@ _PLACE = {"address": is_address, "interface": is_interface}
 _RESOURCES = {"clock": row(is_number, is_number), "shm": fields({**_ROOM, "size": is_size})}
 
 REPLIES: Mapping[str, tuple[Mapping[str, Check], Mapping[str, Check]]] = {
-    "artifacts": ({"more": is_flag}, {}),
+    "artifacts": ({"more": is_flag, "cores": many(is_relative_path)}, {}),
     "checkpoints": (
         {
             "found": many(row(is_relative_path, is_size, is_size, is_number)),
             "refused": many(row(is_relative_path, is_text)),
+            "others": many(row(either(is_relative_path, is_absolute_path), is_text)),
         },
         {},
     ),
@@ -267,6 +268,14 @@ REPLIES: Mapping[str, tuple[Mapping[str, Check], Mapping[str, Check]]] = {
             )
         },
         {},
+    ),
+    "named": (
+        {
+            "top": either(is_absolute_path, lambda value: value == ""),
+            "folder": is_flag,
+            "files": many(row(is_relative_path, is_size, is_time_ns, either(matches(_SHA256), lambda v: v == ""))),
+        },
+        {"why": is_sentence},
     ),
     "place": ({"placed": is_flag}, {}),
     "prepare": (

@@ -1,10 +1,13 @@
 # Copyright (c) The Thunderhead developers
 # Licensed under the Apache License, Version 2.0 (see LICENSE)
-"""A new job goes on from an earlier one's newest checkpoint."""
+"""A new job goes on from an earlier one's newest checkpoint, or from one that the user names."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+import datetime
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +16,11 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs imp
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import checkpoints, roster
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.desk import Desk
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang, Identity
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.history import described_by_nodes
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import Record
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.named import HERE, find_named
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import Record, who
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
 
 
 @dataclass(frozen=True)
@@ -23,47 +28,67 @@ class Origin:
     """What a job goes on from.
 
     Attributes:
-        about: what job.json or spec.json say of the earlier job.
-        gang: its nodes.
-        checkpoint: the newest complete one on any of them.
+        about: what job.json or spec.json say of the earlier job; empty if there is none.
+        gang: the nodes that were asked: the earlier job's, or this one's.
+        path: of CKPT_PATH: relative to the working directory, or absolute.
+        step: the global step; None if it is not known.
+        files: what the checkpoint consists of; empty if every node has it.
+        words: where it was found, a clause.
+        notes: what the user should know.
     """
 
     about: Mapping[str, Any]
     gang: Gang
-    checkpoint: checkpoints.Checkpoint
+    path: str
+    step: int | None
+    files: Sequence[checkpoints.Checkpoint]
+    words: str
+    notes: Sequence[str]
 
-    def fetch(self, runs: Path) -> Path:
-        """Bring the checkpoint to the controller and return its file; raises JobError if that cannot be done."""
-        return checkpoints.fetch(self.gang, self.checkpoint, runs / ".checkpoints" / self.checkpoint.sha256)
+    def fetch(self, runs: Path) -> list[Path]:
+        """Bring the files to the controller and return them; raises JobError if that cannot be done."""
+        return [
+            Path(file.source)
+            if file.host == HERE
+            else checkpoints.fetch(self.gang, file, runs / ".checkpoints" / file.sha256)
+            for file in self.files
+        ]
 
-    def distribute(self, gang: Gang, file: Path) -> list[str]:
+    def distribute(self, gang: Gang, files: Sequence[Path]) -> list[str]:
         """Put the checkpoint on all nodes of a prepared job; return what the user should know.
 
         Args:
             gang: the prepared job's nodes.
-            file: from ``fetch``; it is removed.
+            files: from ``fetch``; what it brought is removed.
 
         Raises:
             JobError: names every node that does not have it now.
         """
-        checkpoint = self.checkpoint
-        checkpoints.distribute(gang, file, checkpoint, self.gang.job_id)
-        file.unlink()
-        what = f"step {checkpoint.step} of {self.gang.job_id}, which {checkpoint.host} had"
-        return [*checkpoint.notes, f"CKPT_PATH is {checkpoint.path} ({what})"]
+        for file, checkpoint in zip(files, self.files, strict=True):
+            is_here = checkpoint.host == HERE
+            about = dataclasses.replace(checkpoint, source="") if is_here else checkpoint
+            checkpoints.distribute(gang, file, about, "" if is_here else self.gang.job_id)
+        for file, checkpoint in zip(files, self.files, strict=True):
+            if checkpoint.host != HERE:
+                file.unlink(missing_ok=True)  # two files may be the same
+        return [*self.notes, f"CKPT_PATH is {self.path} ({self.words})"]
 
 
-def find_origin(job: str, runs: Path, desk: Desk) -> Origin:
+def find_origin(job: str, named: str, runs: Path, desk: Desk) -> Origin:
     """Return what a job can go on from.
 
     Args:
-        job: id of the earlier job.
+        job: id of the earlier job, or "".
+        named: the path of the checkpoint, or "": then it is the earlier job's newest.
         runs: folder of the controller's records.
         desk: the command's.
 
     Raises:
-        JobError: there is no such job, it still runs, or it has no complete checkpoint.
+        JobError: there is no such job, it still runs, or there is no such checkpoint.
     """
+    if not job:
+        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        return _named(named, {}, Gang(Identity(now, "", who()), desk.settings, desk.open_channel), desk)
     views, errors = roster.look(desk.cluster, desk.open_channel, only=job)
     view = roster.choose(job, views, errors)
     if view.state in GOING_ON:
@@ -76,4 +101,20 @@ def find_origin(job: str, runs: Path, desk: Desk) -> Origin:
     for note in notes:
         desk.say(note)
     about = {**described_by_nodes(view.spec), **(known.data if known else {})}
-    return Origin(about, gang, checkpoints.find(gang))
+    if named:
+        if os.path.isabs(os.path.expanduser(named)):
+            gang = Gang(gang.identity, list({**gang.settings, **settings_of(desk)}.values()), desk.open_channel)
+        return _named(named, about, gang, desk)
+    found = checkpoints.find(gang)
+    words = f"step {found.step} of {job}, which {found.host} had"
+    return Origin(about, gang, found.path, found.step, [found], words, found.notes)
+
+
+def settings_of(desk: Desk) -> dict[str, NodeSettings]:
+    """Return the settings of the hosts that take part, by name."""
+    return {one.host: one for one in desk.settings}
+
+
+def _named(named: str, about: Mapping[str, Any], gang: Gang, desk: Desk) -> Origin:
+    found = find_named(named, gang, gang.job_id, desk.hosts)
+    return Origin(about, gang, found.path, None, found.files, found.words, found.notes)

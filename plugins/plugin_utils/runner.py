@@ -38,12 +38,12 @@ def plan(order: Order, desk: Desk) -> tuple[Launch, Origin | None]:
     order.check()
     earlier = earlier_job(order.rerun, order.runs, desk.hosts)
     origin = None
-    if order.resume:
+    if order.resume or order.checkpoint:
         from ansible_collections.thunderhead.cluster.plugins.plugin_utils.resume import find_origin
 
-        origin = find_origin(order.resume, order.runs, desk)
+        origin = find_origin(order.resume, order.checkpoint, order.runs, desk)
         earlier = earlier or origin.about
-    job = make_job(order, earlier, origin.checkpoint.path if origin else "")
+    job = make_job(order, earlier, origin.path if origin else "")
     require_known(job.args, job.env, {one.host: one.env for one in desk.settings}, job.checkpoint)
     return Launch(job, desk.settings, desk.open_channel, desk.members), origin
 
@@ -77,16 +77,17 @@ def run(order: Order, desk: Desk) -> dict[str, Any]:
 
     with desk.interrupts.raising():
         if origin:  # before any node is held: it may take long
-            file = origin.fetch(order.runs)
+            files = origin.fetch(order.runs)
         topology = launch.prepare(say=desk.say, look_up=look_up)
         with launch.undoing(desk.say):
             look_up()
             try:
-                about = described(launch.job, order) | ({"checkpoint_step": origin.checkpoint.step} if origin else {})
+                about = described(launch.job, order)
+                about |= {"checkpoint_step": origin.step} if origin else {}
                 record.create(state="prepared", command=without_values(sys.argv), **about)
                 logs = record.open_logs(topology.nodes)
                 if origin:
-                    launch.notes += origin.distribute(gang, file)
+                    launch.notes += origin.distribute(gang, files)
             except OSError as error:
                 sentence = f"the job's record cannot be written: {error}; free some space, or set job_runs_dir"
                 raise JobError(sentence) from None

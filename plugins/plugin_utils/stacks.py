@@ -221,7 +221,9 @@ def activity(process: Process, others: Sequence[Process] = ()) -> Activity:
     inner = next((frame for frame in frames if not frame.file.startswith("<")), frames[0])
     if inner is user:
         return Activity(RUNNING, f"in {inner.function}{at}")
-    return Activity(RUNNING, f"in {inner.function} ({inner.place}){f', called{at}' if at else ''}")
+    is_past = all(frame.name != "<module>" for frame in frames)
+    past = "at the end of the script, where Python runs exit handlers and waits for threads, " if is_past else ""
+    return Activity(RUNNING, f"{past}in {inner.function} ({inner.place}){f', called{at}' if at else ''}")
 
 
 def _waits_for_worker(frames: Sequence[Frame]) -> bool:

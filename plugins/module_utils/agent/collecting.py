@@ -12,6 +12,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs imp
     as_owner,
     open_regular,
 )
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import User
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, operation, suppress
 
 TYPE_CHECKING = False
@@ -20,6 +21,8 @@ if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's sta
 
     from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Reply, Request
 
+MOST_CORES = 20
+"""Of more core dumps only so many are named."""
 PLACED_MTIME = BUNDLE_MTIME + 1
 """Modification time of a checkpoint that was there before the start: a later job can go on from it, but this job has
 not written it, so it is not collected."""
@@ -27,30 +30,51 @@ not written it, so it is not collected."""
 
 @operation
 def artifacts(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
-    """List what the job wrote into ``work/``, a page at a time; no links, no caches.
+    """List what the job wrote into ``work/``, a page at a time; no links, no caches, no core dumps.
 
-    Request: after (the last path of the page before, or ""), most (files). Reply: more (whether another page follows);
-    payload: path, bytes and modification time (nanoseconds since 1970) of each file, in the order of the walk, each
-    field ended by a null byte: a literal of 100,000 files would take the controller a thousand times the memory.
+    Request: after (the last path of the page before, or ""), most (files). Reply: more (whether another page follows),
+    cores (paths of core dumps that were passed over: each is as large as a process's memory); payload: path, bytes and
+    modification time (nanoseconds since 1970) of each file, in the order of the walk, each field ended by a null byte:
+    a literal of 100,000 files would take the controller a thousand times the memory.
     """
     work = os.path.join(as_owner(request), "work")
     fields: list[bytes] = []
+    cores: list[str] = []
+    more = False
     for path, entry in walk(work, request["after"]):
         if len(fields) == 3 * request["most"]:
-            return {"more": True}, b"".join(field + b"\0" for field in fields)
-        if int(entry.st_mtime) not in (BUNDLE_MTIME, PLACED_MTIME):
+            more = True
+            break
+        if int(entry.st_mtime) in (BUNDLE_MTIME, PLACED_MTIME):
+            continue
+        if os.path.basename(path).startswith("core") and is_core_dump(work, path):
+            cores.append(path)
+        else:
             fields += [os.fsencode(path), b"%d" % entry.st_size, b"%d" % entry.st_mtime_ns]
-    return {"more": False}, b"".join(field + b"\0" for field in fields)
+    return {"more": more, "cores": cores[:MOST_CORES]}, b"".join(field + b"\0" for field in fields)
 
 
-def walk(top: str, after: str = "") -> Iterator[tuple[str, os.stat_result]]:
+def is_core_dump(work: str, path: str) -> bool:
+    """Return whether a file is an ELF file of type ET_CORE; see elf(5)."""
+    with suppress(OSError), open(open_file(work, path), "rb") as file:
+        head = file.read(18)
+        return (
+            len(head) == 18
+            and head[:4] == b"\x7fELF"
+            and int.from_bytes(head[16:], "big" if head[5] == 2 else "little") == 4
+        )
+    return False
+
+
+def walk(top: str, after: str = "", links: bool = False) -> Iterator[tuple[str, os.stat_result]]:
     """Yield the regular files below ``top`` that come after the path ``after``, as paths relative to ``top``.
 
     Folders and files of one folder are in the order of their names, so that a walk can be taken up again; no link is
-    followed. Not os.walk: a job can nest folders deeper than Python's recursion goes.
+    followed, or (``links``) only those to files. Not os.walk: a job can nest folders deeper than Python's recursion
+    goes.
     """
     cursor = after.split("/") if after else []
-    pending = [_entries(top, "", cursor[:1])]
+    pending = [_entries(top, "", cursor[:1], links)]
     while pending:
         entry = next(pending[-1], None)
         if entry is None:
@@ -60,20 +84,20 @@ def walk(top: str, after: str = "") -> Iterator[tuple[str, os.stat_result]]:
         if is_folder:
             depth = len(pending)
             on_the_way = path.split("/") == cursor[:depth]
-            pending.append(_entries(top, path, cursor[depth : depth + 1] if on_the_way else []))
+            pending.append(_entries(top, path, cursor[depth : depth + 1] if on_the_way else [], links))
         elif path != after:
             with suppress(OSError):
-                yield path, os.lstat(os.path.join(top, path))
+                yield path, os.stat(os.path.join(top, path), follow_symlinks=links)
 
 
-def _entries(top: str, folder: str, first: list[str]) -> Iterator[tuple[str, bool]]:
+def _entries(top: str, folder: str, first: list[str], links: bool) -> Iterator[tuple[str, bool]]:
     """Yield the folders (True) and regular files (False) of a folder, by name, from the name ``first`` on."""
     found = []
     with suppress(OSError), os.scandir(os.path.join(top, folder)) as entries:
         for entry in entries:
             if not first or entry.name >= first[0]:
                 is_folder = entry.is_dir(follow_symlinks=False)
-                if (is_folder and entry.name != "__pycache__") or entry.is_file(follow_symlinks=False):
+                if (is_folder and entry.name != "__pycache__") or entry.is_file(follow_symlinks=links):
                     found.append((os.path.join(folder, entry.name), is_folder))
     yield from sorted(found)
 
@@ -114,18 +138,27 @@ def open_file(top: str, path: str) -> int:
         return open_regular(name, folder)
 
 
+def open_named(top: str, path: str) -> int:
+    """Open a regular file that the user named for reading, as whoever this is by now: links are followed."""
+    return open_regular(os.path.realpath(os.path.join(top, path)))
+
+
 @operation
 def read(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
-    """Read parts ``[[path, offset, length]]`` of files in ``work/``.
+    """Read parts ``[[path, offset, length]]`` of files in ``work/``, or as the job's account in another folder (top).
 
     Reply: parts, ``[[length as read, bytes and modification time of the file]]``, from which the reader sees that a
     file has changed; all 0 for one that cannot be read. Payload: the parts.
     """
-    work = os.path.join(as_owner(request), "work")
+    top = request.get("top")
+    if top:
+        User(request["user"]).become()
+    else:
+        work = os.path.join(as_owner(request), "work")
     parts, data = [], []
     for path, offset, length in request["parts"]:
         block, size, mtime_ns = b"", 0, 0
-        with suppress(OSError), open(open_file(work, path), "rb") as file:
+        with suppress(OSError), open(open_named(top, path) if top else open_file(work, path), "rb") as file:
             entry = os.fstat(file.fileno())
             size, mtime_ns = entry.st_size, entry.st_mtime_ns
             file.seek(offset)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # a liar is started for every request, and Ansible takes its 
 JOB = "20261122-173005-train-1a2b"
 LOG = b"hello\n"
 CONTENT = b"a result"
+DIGEST = hashlib.sha256(CONTENT).hexdigest()
 Answer = tuple[Any, bytes]
 
 SPEC = {
@@ -65,8 +66,15 @@ def honest(request: Mapping[str, Any], rank: int = 0) -> Answer:
     resources = {"clock": (1.5, 1.5), "shm": {"size": 2**30, "free": 2**30}}
     packages = {"python": "3.11", "installed": ["torch-2.13.0"]}
     answers: dict[str, Answer] = {
-        "artifacts": ({"more": False}, b"result\0%d\0%d\0" % (len(CONTENT), 10**18)),
-        "checkpoints": ({"found": [("last.ckpt", 5, len(CONTENT), 1.5)], "refused": [("a.ckpt", "is empty")]}, b""),
+        "artifacts": ({"more": False, "cores": []}, b"result\0%d\0%d\0" % (len(CONTENT), 10**18)),
+        "checkpoints": (
+            {
+                "found": [("last.ckpt", 5, len(CONTENT), 1.5)],
+                "refused": [("a.ckpt", "is empty")],
+                "others": [("/data/last.pt", "a file"), ("out/checkpoint-10", "a checkpoint")],
+            },
+            b"",
+        ),
         "clean": ({"jobs": ["x"], "bundles": [], "envs": ["y"], "bytes": 5, "left": [("z", "a")], "more": False}, b""),
         "deliver": ({}, b""),
         "discard": ({}, b""),
@@ -109,6 +117,10 @@ def honest(request: Mapping[str, Any], rank: int = 0) -> Answer:
             {"jobs": [{"id": JOB, "spec": spec, "state": ENDED, "size": len(LOG), "last_line": b"hello", **USER}]},
             b"",
         ),
+        "named": (
+            {"top": "/data", "folder": False, "files": [("last.pt", len(CONTENT), 10**18, DIGEST)]},
+            b"",
+        ),
         "place": ({"placed": True}, b""),
         "prepare": (
             {
@@ -135,7 +147,7 @@ def honest(request: Mapping[str, Any], rank: int = 0) -> Answer:
         "rehearse": ({"told": [{"step": "import", "seconds": 60}], "words": "", "late": False}, b""),
         "stacks": ({"processes": [PROCESS], "seconds": 1.0, "missing": None, "free_port": 40001}, STACK),
         "stop": ({**ENDED, "left": []}, b""),
-        "verify": ({"why": "", "bytes": len(CONTENT), "sha256": hashlib.sha256(CONTENT).hexdigest()}, b""),
+        "verify": ({"why": "", "bytes": len(CONTENT), "sha256": DIGEST}, b""),
     }
     return answers[op]
 

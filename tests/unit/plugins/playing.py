@@ -15,6 +15,7 @@ def play(
     *arguments: str,
     inventory: str = "hosts.yml",
     within: Sequence[str] = (),
+    output: Path | None = None,
     **settings: str,
 ) -> subprocess.CompletedProcess[str]:
     """Run a playbook in a folder, below which Ansible keeps what it keeps.
@@ -25,6 +26,7 @@ def play(
         arguments: what comes after it.
         inventory: its name.
         within: a command that starts it.
+        output: a file to print into, which can be read meanwhile; the result has it too.
         settings: environment variables besides.
     """
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("ANSIBLE_", "UV_"))}
@@ -36,11 +38,14 @@ def play(
         "COLUMNS": "1000",
     }
     path = ROOT / playbook if playbook.endswith(".yml") else playbook
-    return subprocess.run(
-        [*within, sys.executable, "-m", "ansible", "playbook", "-i", inventory, path, *arguments],
-        cwd=folder,
-        env={**kept, **ansible, **settings},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
+    command = [*within, sys.executable, "-m", "ansible", "playbook", "-i", inventory, path, *arguments]
+    environment = {**kept, **ansible, **settings}
+    if output is None:
+        return subprocess.run(
+            command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
+        )
+    with open(output, "wb") as file:
+        result = subprocess.run(
+            command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT
+        )
+    return subprocess.CompletedProcess(command, result.returncode, output.read_text(), "")

@@ -70,6 +70,23 @@ def test_neither_the_code_nor_what_was_put_there_is_an_artifact(node: LocalNode)
     assert artifacts(node) == []
 
 
+@pytest.mark.parametrize(("order", "kind"), [(1, b"\4\0"), (2, b"\0\4")])
+def test_core_dumps_stay_where_they_are(node: LocalNode, order: int, kind: bytes) -> None:
+    elf = b"\x7fELF\2" + bytes([order]) + bytes(10)
+    dumps = {"core": elf + kind, "a/core.123": elf + kind + bytes(100)}
+    others = {
+        "core.py": b"x",
+        "core.1": elf + kind[::-1],
+        "core.2": b"\x7fELF",
+        "library.so": elf + kind,
+        "cores.txt": b"",
+    }
+    leave(node, files={**dumps, **others})
+    assert {name for name, _size, _mtime in artifacts(node)} == set(others)
+    reply, _listing = node.channel().call(node.request("artifacts", after="", most=1000))
+    assert reply == {"more": False, "cores": ["a/core.123", "core"]}
+
+
 def test_folders_nested_deeper_than_python_recurses(node: LocalNode) -> None:
     with nested(leave(node), 1500):  # 3,000 characters: a path may have 4,096
         ((name, _size, _mtime),) = artifacts(node)

@@ -366,7 +366,7 @@ class Liar:
     def ask(self, op: str, timeout: float, hosts: Sequence[str], **more: Any) -> tuple[Any, dict[str, NodeError]]:
         if op == "artifacts":
             listed = b"".join(os.fsencode(name) + b"\0%d\x007\0" % len(data) for name, data in self.files.items())
-            return {"node0": ({"more": False}, listed)}, {}
+            return {"node0": ({"more": False, "cores": []}, listed)}, {}
         parts = [self.files[name][offset : offset + length] for name, offset, length in more["parts"]]
         stated = [
             (len(part), len(self.files[name]), 7) for part, (name, _o, _l) in zip(parts, more["parts"], strict=True)
@@ -448,7 +448,7 @@ def test_a_few_nodes_at_a_time(record: Record) -> None:
             meet.wait(30)  # all that may be at it are
             with lock:
                 now -= 1
-            return {hosts[0]: ({"more": False}, b"")}, {}
+            return {hosts[0]: ({"more": False, "cores": []}, b"")}, {}
 
     assert collect(Busy(), record, "all") == []
     assert most == artifacts.NODES_AT_ONCE

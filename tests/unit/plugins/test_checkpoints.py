@@ -62,7 +62,7 @@ def damage(path: Path) -> None:
 
 
 def listing(*found: tuple[str, int, float], refused: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
-    return {"found": [(path, step, 10, mtime) for path, step, mtime in found], "refused": list(refused)}
+    return {"found": [(path, step, 10, mtime) for path, step, mtime in found], "refused": list(refused), "others": []}
 
 
 @pytest.mark.parametrize(
@@ -126,8 +126,10 @@ def test_there_is_none(nodes: list[LocalNode]) -> None:
     with pytest.raises(JobError) as caught:
         checkpoints.find(gang_on(nodes))
     assert str(caught.value) == (
-        "no complete checkpoint of job job-1 was found; checkpoints/a\\x1b.ckpt on node0 is not in torch's zip format; "
-        "node1 has no job job-1; run the script anew, without resume"
+        "no checkpoint was found in the folder of job job-1 that resume takes by itself, which is a complete one of "
+        "Lightning's, a file *.ckpt with a global_step; checkpoints/a\\x1b.ckpt on node0 is not in torch's zip format; "
+        "node1 has no job job-1; if it wrote one elsewhere or of another kind, name it with -e checkpoint=PATH, and "
+        "the script finds it in CKPT_PATH, or run the script anew, without resume"
     )
 
 

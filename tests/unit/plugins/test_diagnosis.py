@@ -247,6 +247,13 @@ def words_of(name: str) -> LastWords:
             "port: 29723, useIpv6: false, code: -98, name: EADDRINUSE, message: address already in use",
         ),
         (
+            "lightning-weights-only",
+            "UnpicklingError: torch.load with weights_only refuses an object of type __main__.Config in the "
+            "checkpoint, such as a hyperparameter; if you trust it, add -e "
+            '\'{"env": {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}}\', or call '
+            "torch.serialization.add_safe_globals([Config]) before it is loaded",
+        ),
+        (
             "lightning-num-nodes",
             "RuntimeError: [enforce fail at /build/pytorch/third_party/gloo/gloo/context.cc:23] rank < size. 1 vs 1 "
             "(num_nodes or devices in its Trainer disagrees with the job; use "

@@ -83,7 +83,7 @@ def test_what_somebody_elses_playbook_reads_is_not_known(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "name", ["script", "script_args", "resume", "detach", "keep", "job_runs_dir", "preflight_skip"]
+    "name", ["script", "script_args", "resume", "checkpoint", "detach", "keep", "job_runs_dir", "preflight_skip"]
 )
 def test_run_reads_its_options(name: str) -> None:
     assert name in READ["run"]
@@ -149,6 +149,11 @@ def test_an_empty_id(playbook: str, name: str) -> None:
     assert str(caught.value) == (
         f"{name} is empty; give a job's id (ansible-playbook status.yml lists them), or leave it out"
     )
+
+
+def test_an_empty_path() -> None:
+    with pytest.raises(JobError, match=r"^checkpoint is empty; give the path of a file or a folder, or leave it out$"):
+        require_meant({"checkpoint": ""}, READ["run"])
 
 
 def test_words_that_belong_to_no_variable() -> None:

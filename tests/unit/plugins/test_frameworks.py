@@ -11,6 +11,7 @@ FIELD = Path(__file__).parents[2] / "field"
 
 LIGHTNING, CLI, FABRIC = "uses Lightning's Trainer", "uses LightningCLI", "uses Fabric"
 DISTRIBUTED = "uses torch.distributed"
+SPAWN = "uses torch.multiprocessing to start its processes itself"
 PLAIN = "the script uses neither Lightning nor torch.distributed"
 CASES = {
     "trainer.py": ("lightning", f"trainer.py {LIGHTNING}"),
@@ -31,15 +32,22 @@ CASES = {
     "one_machine.py": ("python", PLAIN),
     "asks_only.py": ("python", PLAIN),
     "no_torch.py": ("python", PLAIN),
+    "accelerate/train.py": ("torchrun", "accelerate/train.py uses Accelerate"),
+    "configurator/train.py": ("torchrun", f"configurator/train.py {DISTRIBUTED}"),
+    "fabric/train.py": ("torchrun", f"fabric/train.py {FABRIC}"),
+    "lightning-cli/train.py": ("lightning", f"lightning-cli/train.py {CLI}"),
+    "spawns/train.py": ("python", f"spawns/train.py {SPAWN}"),
+    "spawns_alone.py": ("python", f"spawns_alone.py {SPAWN}"),
+    "transformers/train.py": ("torchrun", "transformers/train.py uses the Trainer of Transformers"),
 }
 
 
 def test_every_habit_has_its_launcher() -> None:
     """S1: the launcher follows from what a script, or a module of the project that it imports, uses."""
-    found = {script: fit(FIELD, script) for script in CASES}
-    assert {script: (one.launcher, one.reason) for script, one in found.items()} == CASES
-    scripts = {str(path.relative_to(FIELD)) for path in FIELD.rglob("*.py")}
-    assert scripts - CASES.keys() == {f"project/training/{name}.py" for name in ("__init__", "loop", "ranks")}
+    found = {str(path.relative_to(FIELD)): fit(FIELD, str(path.relative_to(FIELD))) for path in FIELD.rglob("*.py")}
+    assert {script: (found[script].launcher, found[script].reason) for script in CASES} == CASES
+    others = {script for script in found.keys() - CASES.keys() if found[script].reason != PLAIN}
+    assert others == {"project/training/loop.py", "project/training/ranks.py"}
 
 
 def test_what_does_not_travel_does_not_count(tmp_path: Path) -> None:

@@ -869,12 +869,19 @@ def test_discard_frees_every_node(nodes: list[LocalNode], tmp_path: Path) -> Non
             },
         ),
         ({"launcher": "lightning", "uses": "cli", "gang": False}, {}),
+        (
+            {"launcher": "lightning", "uses": "cli", "gang": False, "checkpoint": "/data/it's last.ckpt"},
+            {
+                "JSONARGPARSE_DEFAULT_ENV": "true",
+                **{f"PL_{name}__CKPT_PATH": "/data/it's last.ckpt" for name in ("FIT", "VALIDATE", "TEST", "PREDICT")},
+            },
+        ),
     ],
 )
 def test_what_a_framework_is_told(
     nodes: list[LocalNode], tmp_path: Path, changes: dict[str, Any], expected: dict[str, str]
 ) -> None:
-    """S1: beside the number of nodes, which every job's environment has."""
+    """S1, S9: beside the number of nodes, which every job's environment has; a CLI, the checkpoint it goes on from."""
     launch = gang_of(nodes, code(tmp_path / "code", ""), **changes)
     launch.prepare()
     told = dict(variable.decode().split("=", 1) for variable in gate(launch, 1).variables)

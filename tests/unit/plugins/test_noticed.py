@@ -59,6 +59,11 @@ NOBODY = "no process of the job listened at MASTER_PORT 29500 on node0, and none
         (about("cli"), "set trainer.num_nodes to 3 in its arguments or its configuration, or nowhere"),
         (about("plain"), "the script uses neither Lightning nor torch.distributed, which train on several nodes"),
         (
+            about("spawn"),
+            "the script starts its processes itself, so let it count over all nodes: rank = NODE_RANK * devices + "
+            "device, world_size = NUM_NODES * devices, with MASTER_ADDR and MASTER_PORT as the job sets them",
+        ),
+        (
             about("distributed", launcher="python"),
             "the script uses torch.distributed, so start it with -e launcher=torchrun",
         ),
@@ -96,7 +101,8 @@ def test_torchruns_agents_meet_whatever_the_script_does() -> None:
     ("uses", "remedy"),
     [
         ("trainer", 'pass ckpt_path=os.environ.get("CKPT_PATH") to fit'),
-        ("distributed", "load the file that CKPT_PATH names"),
+        ("cli", "name no ckpt_path in its arguments and its configuration, or $CKPT_PATH in its arguments"),
+        ("distributed", "load what CKPT_PATH names"),
     ],
 )
 def test_a_checkpoint_that_nobody_read(uses: str, remedy: str) -> None:

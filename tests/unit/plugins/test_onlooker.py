@@ -157,7 +157,7 @@ def test_ranks_that_have_not_met_and_then_have(scene: Any) -> None:
 
 def test_ranks_that_met_are_no_news(scene: Any) -> None:
     assert hear(scene(), {"met": True, "checkpoint_read": False}, {"met": True}) == [
-        "the script has not read CKPT_PATH yet; load the file that CKPT_PATH names"
+        "the script has not read CKPT_PATH yet; load what CKPT_PATH names"
     ]
     one = scene()
     assert hear(one, {"met": True}, {"met": True}) == []

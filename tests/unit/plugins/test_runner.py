@@ -876,7 +876,7 @@ def test_rerun(nodes: list[LocalNode], tmp_path: Path) -> None:
         ("open(sys.argv[1], 'rb').read()", "goes on from JOB, step 7"),
         (
             "print(os.environ['CKPT_PATH'])",
-            "warning: the script has not read CKPT_PATH, so it began anew; load the file ",
+            "warning: the script has not read CKPT_PATH, so it began anew; load what ",
         ),
     ],
 )
@@ -893,6 +893,28 @@ def test_a_job_goes_on_only_where_it_read_the_checkpoint(
     assert told.startswith(words.replace("JOB", first))
     record = json.loads((Path(again.result["path"]) / "job.json").read_text())
     assert record["checkpoint_read"] is words.startswith("goes")
+
+
+def test_a_job_goes_on_from_what_is_named(nodes: list[LocalNode], tmp_path: Path) -> None:
+    """S10: a folder of another library."""
+    writes = (
+        "import os\nos.makedirs('out/checkpoint-10')\nopen('out/checkpoint-10/trainer_state.json', 'w').write('{}')"
+    )
+    first = Session(nodes, order(tmp_path, writes)).run().id
+    words = Session(nodes, order(tmp_path, resume=first)).run().error
+    assert "; there is out/checkpoint-10 on node0, node1 (a checkpoint of Transformers' Trainer); name the one" in words
+    reads = "import os, time\nprint(os.listdir(os.environ['CKPT_PATH']))\ntime.sleep(2)"
+    (tmp_path / "project" / "train.py").write_text(reads)
+    again = Session(nodes, order(tmp_path, resume=first, checkpoint="out/checkpoint-10")).run()
+    assert again.error == ""
+    assert "CKPT_PATH is out/checkpoint-10 (1 file, 2 B, from node0)" in again.lines
+    assert "goes on from out/checkpoint-10" in again.lines and "[0 node0] ['trainer_state.json']" in again.lines
+    record = json.loads((Path(again.result["path"]) / "job.json").read_text())
+    assert (record["checkpoint"], record["checkpoint_step"], record["checkpoint_read"]) == (
+        *("out/checkpoint-10", None),
+        True,
+    )
+    assert record["project_dir"] == str(tmp_path / "project"), "for one more to go on from it"
 
 
 def test_a_job_that_still_runs_cannot_be_gone_on_from(nodes: list[LocalNode], tmp_path: Path) -> None:

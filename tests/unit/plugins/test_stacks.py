@@ -119,10 +119,22 @@ def test_a_shell_around_the_script() -> None:
         ([f"main ({WORK}/src/train.py:3)"], "in main at src/train.py:3"),
         (["main (/home/me/train.py:3)"], "in main at /home/me/train.py:3"),
         (
-            ["SSLSocket.recv (/usr/lib/python3.11/ssl.py:1295)", f"download ({WORK}/data.py:9)"],
+            [
+                "SSLSocket.recv (/usr/lib/python3.11/ssl.py:1295)",
+                f"download ({WORK}/data.py:9)",
+                f"<module> ({WORK}/a.py:1)",
+            ],
             "in SSLSocket.recv (ssl.py:1295), called at data.py:9",
         ),
-        ([f"_save ({PACKAGES}/torch/serialization.py:966)"], "in _save (torch/serialization.py:966)"),
+        (
+            [f"_save ({PACKAGES}/torch/serialization.py:966)", "<module> (/env/lib/python3.11/site-packages/go.py:1)"],
+            "in _save (torch/serialization.py:966)",
+        ),
+        (
+            ["Condition.wait (/usr/lib/python3.11/threading.py:327)", f"close ({PACKAGES}/wandb/run.py:9)"],
+            "at the end of the script, where Python runs exit handlers and waits for threads, in Condition.wait "
+            "(threading.py:327)",
+        ),
         (
             [
                 "_compile_bytecode (<frozen importlib._bootstrap_external>:729)",

@@ -1,0 +1,159 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""A checkpoint that the user names, of whatever library: looked for on the nodes, and on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError, Unreachable
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.checkpoints import (
+    LOOK_SECONDS,
+    NOTHING_STARTED,
+    SLOWEST_DISK,
+    Checkpoint,
+)
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError, in_one
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang, Replies
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import amount, counted, listed, shown
+
+FOLDER = ".checkpoint"
+"""Where in a job's working directory a checkpoint is put that does not come from an earlier job's."""
+MOST_FILES = 2000
+"""A folder with more files than this is no checkpoint, but holds several, or data."""
+HERE = "this machine"
+
+
+@dataclass(frozen=True)
+class Named:
+    """A checkpoint that the user named.
+
+    Attributes:
+        path: of CKPT_PATH: relative to the new job's working directory, or absolute if every node has it there.
+        files: what it consists of; empty if every node has it. Of one on this machine, ``host`` is HERE and ``source``
+            the path here.
+        words: where it was found, a clause.
+        notes: what the user should know.
+    """
+
+    path: str
+    files: tuple[Checkpoint, ...]
+    words: str
+    notes: tuple[str, ...] = ()
+
+
+def find_named(path: str, gang: Gang, job: str, hosts: Sequence[str], timeout_seconds: float = 30) -> Named:
+    """Return the checkpoint of that name, from whichever node has it, or else from this machine.
+
+    A folder of which the nodes have a part each is put together; of files that several have, the first node's is taken.
+
+    Args:
+        path: absolute; or relative to the earlier job's working directory, or to the current directory here.
+        gang: the nodes to be asked, in rank order.
+        job: id of the earlier job, or "": then a relative path is one on this machine.
+        hosts: those that are to have it.
+        timeout_seconds: a node that does not answer for this long does not have it.
+
+    Raises:
+        JobError: nobody has it, or it cannot be read.
+    """
+    path = os.path.expanduser(path)
+    answers: Replies = {}
+    errors: dict[str, NodeError] = {}
+    if job or os.path.isabs(path):
+        answers, errors = gang.ask("named", max(LOOK_SECONDS, timeout_seconds), path=path, digests=[])
+    replies = {host: reply for host, (reply, _payload) in answers.items() if reply["top"]}
+    if refusals := [error for error in errors.values() if not isinstance(error, Unreachable) and not _is_gone(error)]:
+        raise in_one(refusals, NOTHING_STARTED)
+    if not replies and os.path.exists(path):
+        return _from_here(Path(path))
+    if not replies:
+        asked = listed([host for host in gang.settings if host not in errors])
+        where = f"on {asked}" if os.path.isabs(path) else f"in the folder of job {job} on {asked}"
+        looked = f"neither {where} nor " if job or os.path.isabs(path) else "not "
+        closed = [f"{host} {reply['why']}" for host, (reply, _payload) in answers.items() if "why" in reply]
+        silent = "".join(f"; {shown(str(why))}" for why in [*closed, *errors.values()])
+        raise JobError(
+            f"checkpoint {shown(path)} is {looked}on this machine ({os.path.abspath(path)}){silent}; name a file or a "
+            "folder by its absolute path, or by its path in the folder of the job that resume names"
+        )
+    first = next(iter(replies.values()))
+    if not any(reply["files"] for reply in replies.values()):
+        raise JobError(f"checkpoint {shown(path)} is a folder without files on {listed(list(replies))}; name another")
+    if os.path.isabs(path) and all(replies.get(host) == first for host in hosts):
+        size = sum(size for _name, size, *_more in first["files"])
+        return Named(path, (), f"{amount(size)}, which every node has there")
+    return _put_together(path, gang, replies, timeout_seconds)
+
+
+def _is_gone(error: NodeError) -> bool:
+    return bool(error.facts.get("gone"))
+
+
+def _put_together(path: str, gang: Gang, replies: Mapping[str, Mapping[str, Any]], timeout_seconds: float) -> Named:
+    """Have each node read the files that are taken from it."""
+    is_folder = next(iter(replies.values()))["folder"]
+    target = os.path.normpath(path)
+    if target.startswith(("/", ".")):
+        target = os.path.join(FOLDER, os.path.basename(target))
+    taken: dict[str, tuple[str, int]] = {}
+    others: set[str] = set()
+    for host, reply in replies.items():
+        for name, size, *_more in reply["files"]:
+            if taken.setdefault(name, (host, size))[1] != size:
+                others.add(host)
+    files = []
+    for host, reply in replies.items():
+        names = [name for name, (holder, _size) in taken.items() if holder == host]
+        if not names:
+            continue
+        seconds = max(LOOK_SECONDS, timeout_seconds) + sum(taken[name][1] for name in names) / SLOWEST_DISK
+        answers, errors = gang.ask("named", seconds, [host], path=path, digests=names)
+        if errors:
+            raise in_one(errors.values(), NOTHING_STARTED)
+        read = {name: (size, sha256) for name, size, _mtime_ns, sha256 in answers[host][0]["files"] if sha256}
+        if read.keys() != set(names):
+            raise JobError(f"checkpoint {shown(path)} on {host} changes while it is read; end what writes to it")
+        for name in names:
+            goes_to, source = os.path.join(target, name) if is_folder else target, os.path.join(reply["top"], name)
+            files.append(Checkpoint(host, goes_to, -1, *read[name], source=source))
+    size = sum(file.bytes for file in files)
+    hosts = list(dict.fromkeys(file.host for file in files))
+    notes = [f"other files of these names on {listed(sorted(others))} were passed over"] if others else []
+    words = f"{counted(len(files), 'file')}, {amount(size)}, from {listed(hosts)}"
+    return Named(target, tuple(files), words, tuple(notes))
+
+
+def _from_here(path: Path) -> Named:
+    target = os.path.join(FOLDER, path.resolve().name)
+    try:
+        found = list(_files_here(path)) if path.is_dir() else [(path, target)]
+        files = tuple(
+            Checkpoint(HERE, name, -1, file.stat().st_size, _sha256(file), source=str(file.resolve()))
+            for file, name in found
+        )
+    except OSError as error:
+        raise JobError(f"checkpoint {path} cannot be read: {error.strerror}: {error.filename}") from None
+    size = sum(file.bytes for file in files)
+    return Named(target, files, f"{counted(len(files), 'file')}, {amount(size)}, from {path.resolve()} on {HERE}")
+
+
+def _files_here(path: Path) -> Iterator[tuple[Path, str]]:
+    """Yield the files of a folder, and where they go."""
+    found = [file for file in sorted(path.rglob("*")) if file.is_file()]
+    if len(found) > MOST_FILES:
+        raise JobError(
+            f"checkpoint {path} has {len(found)} files, and a checkpoint may have {MOST_FILES}; name the folder of one"
+        )
+    for file in found:
+        yield file, os.path.join(FOLDER, path.resolve().name, str(file.relative_to(path)))
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,2 @@
+# What this training differs in.
+max_iters = 5

@@ -1,0 +1,3 @@
+"""A module beside it."""
+
+NAME = "a model of the package"
