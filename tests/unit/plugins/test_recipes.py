@@ -311,6 +311,6 @@ def test_own_signals(recipe: Recipe) -> None:
 
 def test_forks(recipe: Recipe) -> None:
     words = (
-        r"exited with code 1 after \d+ s: BlockingIOError: \[Errno 11\] .* \(the job's account may have no more proces"
+        r"exited with code 1 after \d+ s: BlockingIOError: \[Errno 11\] .* \(where a process was to be started, the job"
     )
     assert re.search(words, recipe.type().cause)
