@@ -129,7 +129,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     result = play(folder, "setup.yml", "--tags", "node_env")
     assert result.returncode == 0, result.stdout + result.stderr
     for host in hosts:
-        (folder / "nodes" / host / "env").symlink_to(sys.prefix)
+        (folder / "nodes" / host / "tools").mkdir()  # py-spy
+        for environment in ("env", "tools/env"):
+            (folder / "nodes" / host / environment).symlink_to(sys.prefix)
     yield folder
     for host in hosts:
         LocalNode(folder / "nodes" / host, host).end_all()
