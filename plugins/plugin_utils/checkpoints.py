@@ -246,10 +246,10 @@ def distribute(
     if not missing or file is None:
         return
     with open(file, "rb") as content:
-        offset, length = 0, FIRST_BYTES
-        while offset < checkpoint.bytes:
+        offset, length, is_last = 0, FIRST_BYTES, False
+        while not is_last:
             piece = content.read(length)
-            if not piece:
+            if not piece and checkpoint.bytes:
                 raise JobError(f"checkpoint {file} was cut short meanwhile; run the playbook again")
             is_last = offset + len(piece) == checkpoint.bytes
             began = time.monotonic()

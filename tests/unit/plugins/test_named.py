@@ -129,7 +129,10 @@ def test_a_folder_of_the_jobs_on_one_node(nodes: list[LocalNode], tmp_path: Path
 
 
 def test_a_folder_of_which_each_node_has_a_part(nodes: list[LocalNode], tmp_path: Path) -> None:
-    parts = [{"c/.metadata": b"m", "c/__0_0.distcp": b"0"}, {"c/__1_0.distcp": b"1", "c/.metadata": b"not the head's"}]
+    parts = [
+        {"c/.metadata": b"m", "c/__0_0.distcp": b"0"},
+        {"c/__1_0.distcp": b"1", "c/.metadata": b"not the head's", "c/empty": b""},
+    ]
     for rank, node in enumerate(nodes):
         leave(node, JOB, parts[rank], spec(nodes, rank))
     said, have = go_on("c/", nodes, tmp_path, JOB)
@@ -137,7 +140,7 @@ def test_a_folder_of_which_each_node_has_a_part(nodes: list[LocalNode], tmp_path
     assert have == [whole, whole]
     assert said == [
         "other files of these names on node1 were passed over",
-        "CKPT_PATH is c (3 files, 3 B, from node0, node1)",
+        "CKPT_PATH is c (4 files, 3 B, from node0, node1)",
     ]
 
 
