@@ -16,6 +16,7 @@ from pathlib import Path
 
 version, wanted, folder = sys.argv[1:]
 FOLDER = Path(folder)
+HASHES = Path(__file__).with_name("uv.txt")
 IS_OWN = wanted == ("macosx_11_0_" if sys.platform == "darwin" else "manylinux2014_") + platform.machine()
 
 
@@ -50,11 +51,13 @@ def is_version(binary: "str | Path") -> bool:
 
 def fetch(place: Path) -> str:
     """Put uv into a folder; return why that did not work."""
-    requirement = "uv==" + version
+    requirement = ["uv==" + version]
+    if "==" + version + " " in HASHES.read_text():
+        requirement = ["--require-hashes", "--requirement=" + str(HASHES)]
     why = "has neither pip nor uv"
     if ran(sys.executable, "-m", "pip", "--version")[0] == 0:
         options = ["--quiet", "--no-deps", "--only-binary=:all:", "--platform=" + wanted, "--target=" + str(place)]
-        code, text = ran(sys.executable, "-m", "pip", "install", *options, requirement)
+        code, text = ran(sys.executable, "-m", "pip", "install", *options, *requirement)
         if code == 0:
             return ""
         why = "could not fetch it with pip: " + " ".join(text.split())[-400:]
@@ -74,7 +77,7 @@ def fetch(place: Path) -> str:
             "--python-platform=" + target,
             "--target=" + str(place),
         ]
-        code, text = ran(present, "pip", "install", "--python", sys.executable, *options, requirement)
+        code, text = ran(present, "pip", "install", "--python", sys.executable, *options, *requirement)
         if code == 0:
             return ""
         why = "could not fetch it with uv: " + " ".join(text.split())[-400:]

@@ -1,6 +1,5 @@
 import datetime
 import io
-import json
 import os
 import pwd
 import random
@@ -17,11 +16,12 @@ import pytest
 import yaml
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import cleaning, directory
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal
+from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.node import probe
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import replies
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import make_bundle
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import new_job_id
 from local_nodes import IS_ROOT, NOBODY, LocalNode, code, refused
-from playing import ROOT, play
+from playing import play
 
 JOB = "20261122-173005-train-0a0a"
 NOW = datetime.datetime.now()
@@ -136,13 +136,11 @@ def test_ids_and_digests_by_a_pattern() -> None:
 def test_what_is_made_has_these_forms(tmp_path: Path) -> None:
     code(tmp_path / "code", "print(1)")
     assert directory.is_bundle(make_bundle(tmp_path / "code", "train.py", 1).sha256)
-    script = ROOT / "roles" / "python_env" / "files" / "node.py"
     for digest in "abc":
-        told = subprocess.run(
-            [sys.executable, script, tmp_path, "cpu", digest], stdout=subprocess.PIPE, check=True
-        ).stdout
-        kind, name = json.loads(told)["target"].split("/")
-        assert directory.FOLDERS[kind](name) and kind == "envs"
+        told = probe(str(tmp_path), sys.executable, "cpu", digest, digest, [])
+        for part, expected in (("target", "envs"), ("tools", "tools")):
+            kind, name = told[part].split("/")
+            assert directory.FOLDERS[kind](name) and kind == expected
 
 
 # ------------------------------------------------------------------------------------------------------- whose it is
