@@ -31,6 +31,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.requirements i
     Requirements,
     lay_out,
     malware_among,
+    place_of,
     read,
 )
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import listed
@@ -314,10 +315,10 @@ class Plan:
             try:
                 resolution = there(workshop, request) if there else resolve(request)
             except Failure as failure:
-                raise JobError(unresolved(requirements, where, failure.why, failure.said)) from None
+                raise JobError(unresolved(requirements, where, failure.why, failure.said, folder)) from None
             except JobError as error:
                 why, _newline, said = str(error).partition(".\nThe end of what uv said:\n\n")
-                raise JobError(unresolved(requirements, where, why, said)) from None
+                raise JobError(unresolved(requirements, where, why, said, folder)) from None
             for lock in resolution["locks"].values():
                 if sentence := malware_among(lock):
                     raise JobError(f"{requirements.path} {sentence}")
@@ -326,8 +327,11 @@ class Plan:
         return found
 
 
-def unresolved(requirements: Requirements, where: str, why: str, said: str) -> str:
-    """Return what a user is told of requirements that could not be resolved."""
+def unresolved(requirements: Requirements, where: str, why: str, said: str, folder: str) -> str:
+    """Return what a user is told of requirements that could not be resolved; ``folder`` had the copies of sources."""
+    for number, path in enumerate(requirements.sources):
+        copy = f"{folder}/sources/{place_of(number, path)}"
+        why, said = why.replace(copy, str(path)), said.replace(copy, str(path))
     words = f"{requirements.path} could not be resolved, and nothing was changed on any node. {where}, {why}."
     if requirements.soft and (is_contradiction(said) or "torch" in said):
         words += "\nThese lines fit the machine they come from:\n" + "\n".join(requirements.soft)

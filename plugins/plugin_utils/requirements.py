@@ -292,7 +292,10 @@ def _collect(result: Requirements, lines: Sequence[Line]) -> None:
         flag, value = (option["flag"], option["value"].strip().strip("'\"")) if option else ("", text)
         if flag in ("-i", "--index-url", "--extra-index-url"):
             result.indexes.append(value)
-        elif flag in ("-f", "--find-links") and ("://" not in value or value.startswith("file:")):
+            text = f"{'--extra-index-url' if flag == '--extra-index-url' else '--index-url'} {value}"
+        elif flag in ("-f", "--find-links") and "://" in value and not value.startswith("file:"):
+            text = f"--find-links {value}"
+        elif flag in ("-f", "--find-links"):
             folder = Path(os.path.normpath(line.file.parent / _path_of(value)))
             if folder.exists():
                 text = f"--find-links {_source(result, folder)}"
@@ -357,6 +360,8 @@ def _required(result: Requirements, line: Line, flag: str, value: str) -> tuple[
         if path.is_dir() and not any((path / one).is_file() for one in ("pyproject.toml", "setup.py")):
             return value, f"names the folder {path}, which has neither pyproject.toml nor setup.py; correct it"
         place = f"file://{_source(result, path)}{fragment[0] if fragment else ''}"
+        if not name and (own := project_name(path)):  # settings of uv go by the name
+            name, extras = f"{own}{extras}", ""
         return f"{name.strip()} @ {place}{marker}" if name else f"{place}{extras}{marker}", ""
     return _indexed(value + marker)
 
@@ -473,13 +478,26 @@ def _source(result: Requirements, path: Path) -> str:
     real = path.resolve()
     if real not in result.sources:
         result.sources.append(real)
-    number = result.sources.index(real)
-    return f"{SOURCES}/{number}" if real.is_dir() else f"{SOURCES}/{number}/{real.name}"
+    return f"{SOURCES}/{place_of(result.sources.index(real), real)}"
+
+
+def place_of(number: int, path: Path) -> str:
+    """Return where a source lies in the folder of sources; a path without characters that a URL would escape."""
+    return f"{number}/{re.sub(r'[^A-Za-z0-9_.+-]', '_', path.name)}"
 
 
 def is_project(path: Path) -> bool:
     """Return whether a folder is a project, and not one that only holds wheels."""
     return (path / "pyproject.toml").is_file() or (path / "setup.py").is_file()
+
+
+def project_name(path: Path) -> str:
+    """Return the name of a project as its pyproject.toml has it, "" if it does not say."""
+    try:
+        name = tomllib.loads((path / "pyproject.toml").read_text(encoding="utf-8"))["project"]["name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return str(name)
 
 
 def files_of(project: Path) -> list[str]:
@@ -519,11 +537,9 @@ def tree_digest(path: Path) -> str:
 def lay_out(requirements: Requirements, folder: Path) -> None:
     """Have copies of projects, and links to archives and folders of wheels, lie where the text says."""
     for number, path in enumerate(requirements.sources):
-        place = folder / str(number)
-        if path.is_file():
-            place.mkdir()
-            (place / path.name).symlink_to(path)
-        elif is_project(path):
+        place = folder / place_of(number, path)
+        place.parent.mkdir()
+        if path.is_dir() and is_project(path):
             for name in files_of(path):
                 (place / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(path / name, place / name)

@@ -21,7 +21,9 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv 
     Failure,
     Uv,
     because,
+    lacks_torch,
     redacted,
+    toml,
     wants_torch,
 )
 
@@ -69,6 +71,8 @@ class Resolution:
         self.built: dict[str, str] = {}
         self.backends: dict[str, str] = {}
         self.links: list[str] = []
+        self.torch = "torch"
+        self.from_where: list[str] = []
         self.preferred: str = request["preferred"]
 
     def result(self) -> dict[str, Any]:
@@ -77,8 +81,12 @@ class Resolution:
         lines = self._text(self.request["lines"])
         if self.request["arguments"][:1] == ["uv.lock"]:
             lines = self._exported()
+        torch = re.search(r"(?im)^torch(?![-_.a-z0-9])[^\\\n;@]*", lines)
+        self.torch = torch[0].strip() if torch else "torch"
         self._write("requirements.in", lines)
         given = re.findall(r"(?m)^--find-links (?!\w+://)(\S.*)", lines)
+        options = re.findall(r"(?m)^(--(?:extra-)?index-url|--find-links) (\S.*)", lines)
+        self.from_where = [os.path.expandvars(word) for option in options for word in option]
         self.links = [*given, *(one for one in self.uv.own_links if one and one not in self.uv.settings["find_links"])]
         self._write("constraints.in", self._text(self.request["constraints"]) + BARRED)
         self.uv.require_reachable(self.uv.indexes(""))
@@ -152,17 +160,42 @@ class Resolution:
 
     def _compile(self, arguments: list[str], cwd: str, target: Mapping[str, str]) -> None:
         for _round in range(MOST_BUILDS):
-            self.uv.extra_build = {name: ["torch"] for name in self.needs_torch}
+            self._let_build_with_torch()
             variables = {"UV_CUDA_DRIVER_VERSION": target["driver"]} if target["driver"] else {}
             try:
                 self.uv.run(*arguments, cwd=cwd, otherwise=OTHERWISE, **variables)
                 return
             except Failure as failure:
                 name = wants_torch(failure.said)
-                if not name or name in self.needs_torch:
+                if name and name not in self.needs_torch:
+                    self.needs_torch.append(name)
+                elif name or not lacks_torch(failure.said) or not self._declare_torch():
                     raise
-                self.needs_torch.append(name)
         raise Failure("too many packages need torch for their build; name them in python_env_build_needs_torch")
+
+    def _let_build_with_torch(self) -> None:
+        self.uv.extra_build = {name: [self.torch] for name in self.needs_torch}
+
+    def _declare_torch(self) -> bool:
+        """Have the local projects without a pyproject.toml declare that their build needs torch.
+
+        Returns:
+            Whether there are any.
+        """
+        sources = os.path.join(self.folder, "sources")
+        found = False
+        for number in os.listdir(sources):
+            place = os.path.join(sources, number, *os.listdir(os.path.join(sources, number)))
+            path = os.path.join(place, "pyproject.toml")
+            is_old = os.path.exists(os.path.join(place, "setup.py")) and not os.path.exists(path)
+            if is_old and not os.path.islink(place):
+                with open(path, "w", encoding="utf-8") as file:
+                    file.write(
+                        f'[build-system]\nrequires = ["setuptools", "wheel", {toml(self.torch)}]\n'
+                        'build-backend = "setuptools.build_meta:__legacy__"\n'
+                    )
+                found = True
+        return found
 
     def _backend(self, target: Mapping[str, str], lines: str) -> str:
         """Return the torch backend: none where the requirements or a wheel at hand say which build it is.
@@ -273,14 +306,27 @@ class Resolution:
             path = os.path.join(unpacked, inside[0]) if len(inside) == 1 else unpacked
         folder = os.path.join(self.folder, f"made{len(self.built)}")
         source = os.path.join(path, fragment) if fragment else path
-        self.uv.run(
-            *("build", "--quiet", "--wheel", "--no-create-gitignore", "--python", sys.executable),
-            *("--out-dir", folder, source),
-            otherwise=f"{redacted(location)} cannot be built; see what its build says",
-        )
+        self._build(location, source, folder)
         (file,) = [name for name in os.listdir(folder) if name.endswith(".whl")]
         shutil.move(os.path.join(folder, file), os.path.join(self.wheels, file))
         return file
+
+    def _build(self, location: str, source: str, folder: str) -> None:
+        name = os.path.basename(location.rstrip("/"))
+        for _round in range(2):
+            self._let_build_with_torch()
+            try:
+                self.uv.run(
+                    *("build", "--wheel", "--no-create-gitignore", "--python", sys.executable, *self.from_where),
+                    *("--out-dir", folder, source),
+                    otherwise=f"{redacted(name)} cannot be built; see what its build says",
+                )
+                return
+            except Failure as failure:
+                needs = wants_torch(failure.said)
+                if not needs or needs in self.needs_torch:
+                    raise
+                self.needs_torch.append(needs)
 
     def _fetched(self, location: str) -> tuple[str, str]:
         """Return a folder or archive, and the folder in it that counts."""

@@ -78,6 +78,13 @@ CAUSES: tuple[tuple[str, str], ...] = (
         "or gcc-c++ and python3-devel)",
     ),
     (
+        r"ModuleNotFoundError: No module named ",
+        "a package's build needs another that it does not name ({line}); if it is torch, name the package in "
+        "python_env_build_needs_torch, else in python_env_uv_settings: "
+        "{{extra-build-dependencies: {{PACKAGE: [OTHER]}}}}; of a project of your own, add it to build-system.requires "
+        "in its pyproject.toml",
+    ),
+    (
         r"CUDA_HOME|nvcc.*not found",
         "a package is built with CUDA, and there is no CUDA toolkit ({line}); take a version that has a wheel, or "
         "install the toolkit there",
@@ -389,7 +396,14 @@ class Uv:
 
 def wants_torch(said: str) -> str:
     """Return the package whose build failed for want of torch, else ""."""
-    if "No module named 'torch'" not in said:
+    if not lacks_torch(said):
         return ""
-    found = re.search(r"Failed to build `([A-Za-z0-9][\w.-]*?)(?:==|@| )", said)
-    return found[1] if found else ""
+    found = re.search(
+        r"`([A-Za-z0-9][\w.-]*)@[^`]*` depends on `torch`|Failed to build `([A-Za-z0-9][\w.-]*?)(?:==|@| )", said
+    )
+    return next((name for name in found.groups() if name), "") if found else ""
+
+
+def lacks_torch(said: str) -> bool:
+    """Return whether a build failed for want of torch."""
+    return "No module named 'torch'" in said or "depends on `torch`, but doesn't declare it" in said

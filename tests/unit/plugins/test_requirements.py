@@ -54,15 +54,16 @@ def test_files_that_include_each_other(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("-e ./libs/x", f"file://{SOURCES}/0"),
-        ("--editable=libs/x[extra]", f"file://{SOURCES}/0[extra]"),
-        ("./libs/x ; python_version > '3'", f"file://{SOURCES}/0 ; python_version > '3'"),
-        ("mine @ file:./libs/x", f"mine @ file://{SOURCES}/0"),
-        ("mine[extra] @ file://{folder}/libs/x", f"mine[extra] @ file://{SOURCES}/0"),
+        ("-e ./libs/x", f"mine @ file://{SOURCES}/0/x"),
+        ("--editable=libs/x[extra]", f"mine[extra] @ file://{SOURCES}/0/x"),
+        ("./libs/x ; python_version > '3'", f"mine @ file://{SOURCES}/0/x ; python_version > '3'"),
+        ("-e libs/old[extra]", f"file://{SOURCES}/0/old[extra]"),
+        ("mine @ file:./libs/x", f"mine @ file://{SOURCES}/0/x"),
+        ("mine[extra] @ file://{folder}/libs/x", f"mine[extra] @ file://{SOURCES}/0/x"),
         ("libs/mine-1.0.tar.gz", f"file://{SOURCES}/0/mine-1.0.tar.gz"),
-        ("--find-links wheels", f"--find-links {SOURCES}/0"),
-        ("-f wheels", f"--find-links {SOURCES}/0"),
-        ("--find-links=https://example.org/wheels", "--find-links=https://example.org/wheels"),
+        ("--find-links wheels", f"--find-links {SOURCES}/0/wheels"),
+        ("-f wheels", f"--find-links {SOURCES}/0/wheels"),
+        ("--find-links=https://example.org/wheels", "--find-links https://example.org/wheels"),
         ("--extra-index-url https://example.org/simple", "--extra-index-url https://example.org/simple"),
         ("git+https://git@github.com/o/r.git@v1", "git+https://git@github.com/o/r.git@v1"),
         ("r @ git+ssh://git@github.com/o/r.git", "r @ git+ssh://git@github.com/o/r.git"),
@@ -79,6 +80,7 @@ def test_lines_for_uv(tmp_path: Path, line: str, expected: str | None) -> None:
     project(tmp_path / "libs" / "x")
     file(tmp_path, b"", "libs/mine-1.0.tar.gz")
     (tmp_path / "wheels").mkdir()
+    file(tmp_path, "", "libs/old/setup.py")
     assert read(file(tmp_path, line.format(folder=tmp_path) + "\n")).lines == [expected or line]
 
 
@@ -112,7 +114,7 @@ directory = { path = "libs/x" }
 """
     project(tmp_path / "libs" / "x")
     found = read(file(tmp_path, text, "pylock.toml"))
-    assert found.lines == ["idna==3.20 ; python_version > '3'", f"mine @ file://{SOURCES}/0"]
+    assert found.lines == ["idna==3.20 ; python_version > '3'", f"mine @ file://{SOURCES}/0/x"]
     assert found.hashes["idna"] == ["sha256:bb", "sha256:aa"]
 
 
@@ -276,7 +278,8 @@ def test_what_git_ignores_is_no_part_of_a_project(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     lay_out(read(path), tmp_path / "there")
     laid = {str(one.relative_to(tmp_path / "there")) for one in (tmp_path / "there").rglob("*") if one.is_file()}
-    assert {one for one in laid if ".git/" not in one} == {"0/.gitignore", "0/pyproject.toml", "0/mine/__init__.py"}
+    expected = {"0/mine/.gitignore", "0/mine/pyproject.toml", "0/mine/mine/__init__.py"}
+    assert {one for one in laid if ".git/" not in one} == expected
 
 
 def test_nothing_is_kept_between_files(tmp_path: Path) -> None:
