@@ -164,21 +164,23 @@ class Work:
         else:
             after = recorded(self.given["lock"], self.given["requirements"], self.given["digest"])
         result = {
-            "changed": not (self.node["current"] and self.node["tools_current"]),
+            "changed": not self.node["current"] or (self.module.check_mode and not self.node["tools_current"]),
             "path": os.path.join(self.directory, self.node["target"]),
             "diff": {"before": before, "after": after, "before_header": record_path, "after_header": record_path},
         }
         if not self.module.check_mode:
             folder = tempfile.mkdtemp(prefix="thunderhead-")
             try:
-                self._install(folder, after)
+                result["changed"] = self._install(folder, after) or result["changed"]
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
             if before != after:
                 write(record_path, after)
         return result
 
-    def _install(self, folder: str, record: str) -> None:
+    def _install(self, folder: str, record: str) -> bool:
+        """Do it; return whether the tools came."""
+        has_tools = False
         cache = "" if self.given["own_cache"] else os.path.join(self.directory, "cache", "uv")
         uv = Uv(os.path.join(self.directory, "bin", "uv"), self.given, folder, cache)
         wheels = os.path.join(self.directory, "wheels")
@@ -197,6 +199,7 @@ class Work:
                 self._environment(uv, self.node["tools"]).switch(
                     os.path.join("tools", "env"), os.path.basename(self.node["tools"])
                 )
+                has_tools = True
             except Failure as failure:
                 self.module.warn(
                     "py-spy could not be installed here, so what a job that hangs is doing will not be told: "
@@ -205,6 +208,7 @@ class Work:
                 )
         if cache:
             bound_cache(uv, cache, self.given["cache_max_mb"])
+        return has_tools
 
     def _environment(self, uv: Uv, target: str) -> Environment:
         return Environment(self.directory, target, uv, self.node["executable"], self.is_root)

@@ -374,14 +374,19 @@ def test_one_folder_of_several_machines(monkeypatch: pytest.MonkeyPatch, path: s
 # ------------------------------------------------------------------------------------------------------- what goes
 
 
-EVERYTHING = ["env", "envs", "requirements.txt", "bin", "node.env", "bundles", "trash", "jobs"]
+EVERYTHING = [
+    *("env", "envs", "requirements.txt", "bin", "tools", "cache", "wheels"),
+    *("node.env", "bundles", "trash", "jobs"),
+]
 
 
 def test_everything_of_ours_goes(tmp_path: Path) -> None:
     place = as_of_0_1_0(tmp_path / "node")
     directory.make(str(place), [], dry=False)
-    for name in (f"jobs/{JOB}/work", f"envs/{'1' * 16}/bin", f"trash/jobs.{JOB}.7/work"):
+    folders = ("cache/uv/wheels", f"tools/{'2' * 16}/bin", "wheels")
+    for name in (f"jobs/{JOB}/work", f"envs/{'1' * 16}/bin", f"trash/jobs.{JOB}.7/work", *folders):
         (place / name).mkdir(parents=True)
+    (place / "tools" / "env").symlink_to("2" * 16)
     for name in (
         "jobs/lock",
         "jobs/current",
@@ -389,6 +394,7 @@ def test_everything_of_ours_goes(tmp_path: Path) -> None:
         f"bundles/{'a' * 64}",
         "bin/uv",
         "envs/constraints.txt",
+        "wheels/mine-1.0-py3-none-any.whl",
     ):
         (place / name).write_text("x")
     before = tree(place)
@@ -405,7 +411,8 @@ def test_what_is_not_ours_stays_and_is_named(tmp_path: Path) -> None:
     (place / "env").unlink()
     (place / "requirements.txt").unlink()
     (place / "requirements.txt").symlink_to(tmp_path)
-    others = ["env", "bin/tool", "envs/venv", "jobs/photos", "bundles/0", "trash/old", f"jobs/{'1' * 8}", "notes"]
+    others = ["tools/env", "cache/pip", "wheels/old"]
+    others += ["env", "bin/tool", "envs/venv", "jobs/photos", "bundles/0", "trash/old", f"jobs/{'1' * 8}", "notes"]
     for name in others:
         (place / name).mkdir(parents=True)
         (place / name / "thesis").write_text("x")

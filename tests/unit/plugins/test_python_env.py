@@ -61,8 +61,12 @@ class Site:
 
     def setup(self, requirements: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         (self.folder / "requirements.txt").write_text(requirements)
-        caches = {"UV_CACHE_DIR": str(self.folder / "uv"), "XDG_CACHE_HOME": str(self.folder / "cache")}
-        return play(self.folder, "setup.yml", "--tags", "python_env", *arguments, **caches)
+        return play(self.folder, "setup.yml", "--tags", "python_env", *arguments, **self.caches)
+
+    @property
+    def caches(self) -> dict[str, str]:
+        """Variables that keep what is kept below the folder."""
+        return {"UV_CACHE_DIR": str(self.folder / "uv"), "XDG_CACHE_HOME": str(self.folder / "cache")}
 
     @property
     def installed(self) -> set[str]:
@@ -166,6 +170,112 @@ def test_a_node_whose_platform_is_a_path(site: Site, platform_name: str) -> None
     assert not list(site.folder.parent.rglob("evil"))
 
 
+# ------------------------------------------------------------------------------------- requirements as people have them
+
+BACKEND = """import zipfile
+{imports}
+def build_wheel(folder, config_settings=None, metadata_directory=None):
+    file, about = "{name}-1.0-py3-none-any.whl", "{name}-1.0.dist-info"
+    with zipfile.ZipFile(folder + "/" + file, "w") as wheel:
+        wheel.writestr("{name}.py", "")
+        wheel.writestr(about + "/METADATA", "Metadata-Version: 2.1\\nName: {name}\\nVersion: 1.0\\n")
+        wheel.writestr(about + "/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
+        wheel.writestr(about + "/RECORD", "".join(n + ",,\\n" for n in [*wheel.namelist(), about + "/RECORD"]))
+    return file
+"""
+
+
+def make_project(folder: Path, name: str, imports: str = "") -> None:
+    """Make a project that is built without any other package, or with one that it does not declare."""
+    folder.mkdir(parents=True)
+    build = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+    (folder / "pyproject.toml").write_text(f'{build}[project]\nname = "{name}"\nversion = "1.0"\n')
+    (folder / "backend.py").write_text(BACKEND.format(name=name, imports=imports))
+
+
+def commit(folder: Path) -> None:
+    """Make a folder a git repository, with all that is in it."""
+    identity = ["-c", "user.name=n", "-c", "user.email=n@example.org"]
+    for command in (["init", "-q"], ["add", "-A"], [*identity, "commit", "-q", "-m", "all"]):
+        subprocess.run(["git", "-C", folder, *command], check=True)
+
+
+def test_what_a_file_names_beside_itself_reaches_the_nodes(site: Site) -> None:
+    """R2, R7: relative to the file, built on the controller, and with torch where the build needs it."""
+    beside = site.folder / "beside"
+    (beside / "wheels").mkdir(parents=True)
+    for name in ("linked", "torch"):
+        make_wheel(beside / "wheels", name)
+    make_project(beside / "mine", "mine")
+    make_project(beside / "needs", "needs", "import torch")
+    make_project(beside / "repo", "fromgit")
+    commit(beside / "repo")
+    (beside / "base.txt").write_text("-c limits.txt\ntiny\n")
+    (beside / "limits.txt").write_text("tiny<2\n")
+    text = f"-r base.txt\n--find-links wheels\nlinked\ntorch==1.0\n-e mine\n./needs\ngit+file://{beside}/repo\n"
+    (beside / "all.txt").write_text(text)
+    asked = ("--diff", "-e", f"python_env_requirements={beside}/all.txt")
+    check = site.setup("", "--check", *asked)
+    assert check.returncode == 0, check.stdout
+    assert "+mine @ file://${THUNDERHEAD_WHEELS}/mine-1.0-py3-none-any.whl" in check.stdout
+    result = site.setup("", *asked)
+    assert result.returncode == 0, result.stdout
+    assert site.installed == {"tiny", "linked", "torch", "mine", "needs", "fromgit"}
+    assert (site.folder / "node" / "requirements.txt").read_text().splitlines()[1:] == [
+        f"{name}==1.0" for name in ("fromgit", "linked", "mine", "needs", "tiny", "torch")
+    ]
+    assert not (site.folder / "node" / "wheels").exists()
+    again = site.setup("", *asked)
+    assert "changed=0" in again.stdout
+    (beside / "mine" / "backend.py").write_text(BACKEND.format(name="mine", imports="# changed"))
+    assert "changed=0" not in site.setup("", "--check", *asked).stdout
+
+
+def test_a_node_may_resolve_for_all(site: Site) -> None:
+    """R11: what a file names is brought there, and what is built there comes back."""
+    make_project(site.folder / "theirs", "theirs")
+    result = site.setup("third\n-e theirs\n", "-e", "python_env_resolve_on=node0")
+    assert result.returncode == 0, result.stdout
+    assert site.installed == {"third", "theirs"}
+    wrong = site.setup("third\n", "-e", "python_env_resolve_on=node9")
+    assert "python_env_resolve_on is node9, which is none of the nodes (node0); set it to one" in wrong.stdout
+    missing = site.setup("no-such\n", "-e", "python_env_resolve_on=node0")
+    assert "nothing was changed on any node. On node0, uv finds no set of packages that" in missing.stdout
+
+
+@pytest.mark.parametrize("check", [(), ("--check",)], ids=["setup", "check"])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("idna @ file:///croot/x\npkg-resources==0.0.0\n", "requirements.txt has 2 lines that nodes cannot install:"),
+        ("no-such==1.0\n", "uv finds no set of packages that meets the requirements"),
+        ("torch==1.0+cu121\n", "These lines fit the machine they come from:"),
+    ],
+)
+def test_a_fault_is_told_once_before_any_node_is_changed(
+    site: Site, text: str, message: str, check: tuple[str, ...]
+) -> None:
+    """R4: with --check too."""
+    hosts = yaml.safe_load((site.folder / "hosts.yml").read_text())["cluster"]["hosts"]
+    nodes = {f"two{n}": {**hosts["node0"], "cluster_dir": f"{site.folder}/two{n}"} for n in (1, 2)}
+    nodes["two2"]["cluster_address"] = "127.0.0.2"
+    (site.folder / "two.yml").write_text(yaml.safe_dump({"cluster": {"hosts": nodes}}))
+    (site.folder / "requirements.txt").write_text(text)
+    result = play(site.folder, "setup.yml", "--tags", "python_env", *check, inventory="two.yml", **site.caches)
+    assert result.returncode != 0
+    assert message in result.stdout
+    assert result.stdout.count("fatal: ") == 1
+    assert not list(site.folder.glob("two[12]"))
+
+
+def test_without_torch_setup_says_so_each_time(site: Site) -> None:
+    """R12."""
+    for _time in range(2):
+        result = site.setup("tiny==1.0\n")
+        assert result.returncode == 0
+        assert "requirements.txt installs no torch, so no job can train" in result.stdout + result.stderr
+
+
 # ---------------------------------------------------------------------------------------------------- uv for the nodes
 
 FETCH = ROOT / "roles" / "python_env" / "files" / "fetch_uv.py"
@@ -181,8 +291,10 @@ def python_without_pip(folder: Path, uv: Path | None) -> Path:
     return folder / "bin" / "python"
 
 
-def fetched(python: Path | str, folder: Path, platform_name: str = OWN) -> subprocess.CompletedProcess[str]:
-    environment = {"PATH": "/usr/bin:/bin", "HOME": str(folder.parent)}
+def fetched(
+    python: Path | str, folder: Path, platform_name: str = OWN, **settings: str
+) -> subprocess.CompletedProcess[str]:
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(folder.parent), **settings}
     return subprocess.run(
         [python, FETCH, UV_VERSION, platform_name, folder], capture_output=True, text=True, env=environment
     )
@@ -212,6 +324,24 @@ def test_a_uv_for_another_platform_is_told_by_its_hash(tmp_path: Path, kept: int
     result = fetched(python, folder, "manylinux2014_s390x")
     assert (result.returncode == 0) is (kept == 1000)
     assert binary.stat().st_size == kept
+
+
+def test_a_uv_that_was_changed_on_its_way(tmp_path: Path) -> None:
+    """R11."""
+    python, folder = python_without_pip(tmp_path / "venv", UV), tmp_path / "uv"
+    index = tmp_path / "simple" / "uv"
+    index.mkdir(parents=True)
+    with zipfile.ZipFile(index / f"uv-{UV_VERSION}-py3-none-manylinux2014_s390x.whl", "w") as wheel:
+        wheel.writestr(
+            f"uv-{UV_VERSION}.dist-info/METADATA", f"Metadata-Version: 2.1\nName: uv\nVersion: {UV_VERSION}\n"
+        )
+        wheel.writestr(f"uv-{UV_VERSION}.data/scripts/uv", "#!/bin/sh\n")
+    settings = {"UV_DEFAULT_INDEX": "", "UV_NO_INDEX": "1", "UV_FIND_LINKS": str(index)}
+    result = fetched(python, folder, "manylinux2014_s390x", **settings)
+    assert result.returncode == 1
+    assert "could not fetch it with uv: " in result.stderr
+    assert not folder.exists()
+    assert f"uv=={UV_VERSION} " in (FETCH.parent / "uv.txt").read_text()
 
 
 def test_neither_pip_nor_uv(tmp_path: Path) -> None:

@@ -192,7 +192,8 @@ def test_a_network_that_swallows_everything(root: Path, silent: int, monkeypatch
     said = unreachable(root, f"http://127.0.0.1:{silent}/simple")
     assert said == (
         f"it does not reach the index http://127.0.0.1:{silent}/simple: 127.0.0.1 port {silent} gives no answer "
-        "within 1 s; set python_env_index_url in the inventory to an index that it reaches, or python_env_proxy to the proxy"
+        "within 1 s; set python_env_index_url in the inventory to an index that it reaches, or python_env_proxy to the "
+        "proxy"
     )
     assert time.monotonic() - began >= 1
 
