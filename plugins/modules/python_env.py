@@ -182,12 +182,20 @@ class Work:
         """Do it; return whether the tools came."""
         has_tools = False
         cache = "" if self.given["own_cache"] else os.path.join(self.directory, "cache", "uv")
-        uv = Uv(os.path.join(self.directory, "bin", "uv"), self.given, folder, cache)
+        uv = Uv(os.path.join(self.directory, "bin", "uv"), self.given, folder, cache, is_locked=True)
         wheels = os.path.join(self.directory, "wheels")
         made = self._environment(uv, self.node["target"])
         if not self.node["complete"]:
             uv.require_reachable(uv.indexes(self.given["torch_backend"]))
-        made.make(*(self.given["lock"], self.given["torch_backend"], self.given["needs_torch"], wheels, folder, record))
+        try:
+            made.make(
+                *(self.given["lock"], self.given["torch_backend"], self.given["needs_torch"], wheels, folder, record)
+            )
+        except Failure as failure:
+            if cache and "No space left" in failure.said:  # part of it is what fills the disk
+                shutil.rmtree(cache, ignore_errors=True)
+            remarks = [one for one in uv.machine.not_taken() if "extra-index-url" not in one]
+            raise Failure("; besides, ".join([failure.why, *remarks]), failure.said) from None
         made.switch("env", self.node["target"])
         if os.path.isdir(wheels):
             shutil.rmtree(wheels)

@@ -309,6 +309,7 @@ class Plan:
                 "targets": {name: {**one} for name, one in targets.items()},
                 "settings": group.wanted.settings(),
                 "needs_torch": values["build_needs_torch"],
+                "takes_prereleases": requirements.takes_prereleases,
                 "preferred": next(iter(kept.locks.values()), ""),
             }
             where = "On the controller" if not there else f"On {self.resolver()}"

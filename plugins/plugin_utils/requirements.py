@@ -55,6 +55,8 @@ VALUED = re.compile(
     r"(?:\s*=\s*|\s+|(?<=^-[rcefi])(?=\S))(?P<value>.+)"
 )
 """An option whose value is a path or a URL."""
+FOR_UV = ("--no-index", "--no-binary", "--only-binary", "-r", "--requirement", "-c", "--constraint")
+"""Options in a file that uv reads there, beside those with a path; of -r and -c only those with a URL are left."""
 HASH = re.compile(r"\s--hash[= ]([a-z0-9]+:[0-9a-fA-F]+)")
 TORCH_LABEL = re.compile(r"torch(?:vision|audio|text|data)?")
 TORCHS_OWN = re.compile(
@@ -107,6 +109,7 @@ class Requirements:
         indexes: URLs in the files, as written there.
         soft: lines that often cannot be installed, and what to do about each; see ``faults``.
         contents: by file, its SHA-256.
+        takes_prereleases: of any package.
     """
 
     path: Path
@@ -118,6 +121,7 @@ class Requirements:
     indexes: list[str] = field(default_factory=list)
     soft: list[str] = field(default_factory=list)
     contents: dict[str, str] = field(default_factory=dict)
+    takes_prereleases: bool = False
 
     def digest(self, settings: Mapping[str, Any]) -> str:
         """Return what is the same as long as the resolution may stay as it is, in hex.
@@ -311,8 +315,14 @@ def _collect(result: Requirements, lines: Sequence[Line]) -> None:
                 hashed.append(bool(HASH.search(line.text)))
                 for one in HASH.findall(line.text):
                     result.hashes.setdefault(_name_of(text), []).append(one)
-        elif text.startswith(("--trusted-host", "--use-feature", "--prefer-binary", "--use-pep517")):
-            continue  # pip's alone
+        elif text == "--pre":
+            result.takes_prereleases = True
+            continue
+        elif text.startswith(("--trusted-host", "--use-feature", "--prefer-binary", "--require-hashes")):
+            continue  # pip's alone, or so anyway
+        elif not text.startswith(FOR_UV):
+            option_name = re.split(r"[\s=]", text)[0]
+            faults.append((line, f"has the option {option_name}, which is not taken from a file; leave it out"))
         (result.constraints if line.constrains else result.lines).append(text)
     if not any(hashed):
         result.hashes.clear()
@@ -368,7 +378,12 @@ def _required(result: Requirements, line: Line, flag: str, value: str) -> tuple[
 
 def _indexed(text: str) -> tuple[str, str]:
     """Return a requirement that comes from an index, and what is wrong with it, or ""."""
-    stripped = re.sub(r"\s--[a-z-]+[= ]\S+", "", f" {text}").strip()
+    stripped = text.strip()
+    if option := re.search(r"\s(--[a-z-]+)", stripped):
+        return text, (
+            f"has the option {option[1]}, which uv does not take from a file; leave it out, and if it is needed set "
+            "python_env_uv_settings: {config-settings-package: {PACKAGE: {KEY: VALUE}}}"
+        )
     try:
         requirement = Requirement(stripped)
     except InvalidRequirement as error:

@@ -45,7 +45,7 @@ def resolve(request: Mapping[str, Any]) -> dict[str, Any]:
         request: uv (path), folder (a workshop, with sources/ in it), project (folder of a pyproject.toml, or ""),
             arguments (for it), lines, constraints, hashes (by package, those allowed), targets (by name: python,
             platform, machine, backend, driver), settings (see uv.Uv), needs_torch (packages whose build needs it),
-            preferred (a lock whose versions are taken where they fit, or "").
+            takes_prereleases, preferred (a lock whose versions are taken where they fit, or "").
 
     Returns:
         locks (by target), backends (of torch, by target), indexes (that the packages come from; the default first, or
@@ -133,7 +133,9 @@ class Resolution:
         backend = self.backends[name] = self._backend(target, lines)
         self.uv.require_reachable([url for url in self.uv.indexes(backend) if url not in self.uv.indexes("")])
         arguments = ["pip", "compile", "--quiet", "--no-header", "--no-annotate", "--generate-hashes"]
-        arguments += ["--emit-index-url", "--python", sys.executable, *self._for(target)]
+        arguments += ["--emit-index-url", "--emit-build-options", "--python", sys.executable, *self._for(target)]
+        if self.request["takes_prereleases"]:
+            arguments.append("--prerelease=allow")
         if backend != "none":
             arguments.append(f"--torch-backend={backend}")
         arguments += ["--constraints", os.path.join(self.folder, "constraints.in")]
@@ -231,6 +233,8 @@ class Resolution:
             elif url.rstrip("/") != PYPI:
                 self.indexes = [url, *self.indexes[1:]]
             return ""
+        if head.startswith("--"):  # --no-binary, --only-binary
+            return f"{head}\n"
         hashes = re.findall(r"--hash=(\S+)", below)
         name, at, location = head.partition(" @ ")
         if not at:

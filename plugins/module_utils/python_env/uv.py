@@ -35,15 +35,22 @@ CAUSES: tuple[tuple[str, str], ...] = (
         "a package is not the one whose hash the lock has: it was changed on its way or at its source; find out which, "
         "and take another hash only if you know the package",
     ),
-    (r"No space left on device|os error 28\b", "the disk is full; make room there (uv says below where)"),
+    (
+        r"No space left on device|os error 28\b",
+        "the disk is full ({line}); make room there, or set cluster_dir in the inventory to a folder on a larger one",
+    ),
     (
         r"UnknownIssuer|invalid peer certificate|SSL certificate problem|certificate verify failed",
         "it does not trust the index's certificate ({line}); put your company's CA into the system's store there "
-        "(update-ca-certificates, update-ca-trust), or name its file: python_env_uv_settings: {{cert: /path}}",
+        "(update-ca-certificates, update-ca-trust), or name its file there: python_env_uv_settings: {{cert: /path}}",
     ),
     (
         r"407 Proxy Authentication Required",
         "the proxy wants a name and a password; give them in python_env_proxy, from a vault",
+    ),
+    (
+        r"Failed to parse: \S*(thunderhead-|resolution\.)\S*uv\.toml",
+        "python_env_uv_settings has what no uv.toml may have (uv says below what); correct it in the inventory",
     ),
     (
         r"401 Unauthorized|HTTP status client error \(401",
@@ -233,16 +240,26 @@ class Uv:
         folder: its own, for a file of settings: readable by nobody else.
         cache: folder, or "" for the account's own.
         machine: whose settings count where the inventory has none.
+        is_locked: whether hashes say which packages are meant: then another index can do no harm.
     """
 
     def __init__(
-        self, binary: str, settings: Mapping[str, Any], folder: str, cache: str = "", machine: Machine | None = None
+        self,
+        binary: str,
+        settings: Mapping[str, Any],
+        folder: str,
+        cache: str = "",
+        machine: Machine | None = None,
+        is_locked: bool = False,
     ) -> None:
         self.binary = binary
         self.folder = folder
         self.settings = settings
         self.machine = machine or Machine()
         self.extra_build: dict[str, list[str]] = {}
+        self.extra_index_urls = list(settings["extra_index_urls"])
+        if is_locked:
+            self.extra_index_urls += self.machine.pip.get("extra-index-url", "").split()
         self.environment = self._environment(cache)
 
     def _environment(self, cache: str) -> dict[str, str]:
@@ -265,7 +282,9 @@ class Uv:
         for name, value in proxies.items():
             if name not in env and name.upper() not in env:
                 env[name] = env[name.upper()] = value
-        if "cert" in pip and "SSL_CERT_FILE" not in env:
+        if given := self.settings["uv_settings"].get("cert"):
+            env["SSL_CERT_FILE"] = str(given)
+        elif "cert" in pip and "SSL_CERT_FILE" not in env:
             env["SSL_CERT_FILE"] = pip["cert"]
         self.index = self.settings["index_url"]
         if self.index and self.index != "none":
@@ -274,8 +293,8 @@ class Uv:
             self.index = pip.get("index-url", "") or self.settings.get("fallback_index_url", "")
             if self.index:
                 env["UV_DEFAULT_INDEX"] = self.index
-        if self.settings["extra_index_urls"]:
-            env["UV_INDEX"] = " ".join(self.settings["extra_index_urls"])
+        if self.extra_index_urls:
+            env["UV_INDEX"] = " ".join(self.extra_index_urls)
         # What the inventory names lies on the nodes; whatever else is set lies here alone.
         self.own_links = [*env.get("UV_FIND_LINKS", "").split(","), *pip.get("find-links", "").split()]
         folders = [one for one in (*self.settings["find_links"], *self.own_links) if one]
@@ -295,7 +314,7 @@ class Uv:
         """Return the indexes that will be asked, as far as they are known."""
         if self.index == "none" or "UV_OFFLINE" in self.environment:
             return []
-        found = [*self.settings["extra_index_urls"]]
+        found = list(self.extra_index_urls)
         if self.index:
             found.append(self.index)
         elif url := self.environment.get("UV_DEFAULT_INDEX") or self.environment.get("UV_INDEX_URL"):
@@ -348,7 +367,7 @@ class Uv:
     @staticmethod
     def _try(place: tuple[str, int], problems: dict[tuple[str, int], str]) -> None:
         try:
-            socket.create_connection(place, REACH_SECONDS).close()
+            socket.create_connection(place, 2 * REACH_SECONDS).close()  # who waits is told earlier
         except socket.gaierror as error:
             problems[place] = f"the name {place[0]} does not resolve ({error.strerror})"
         except OSError as error:
@@ -367,7 +386,7 @@ class Uv:
             Failure: it failed.
         """
         env = {**self.environment, **variables}
-        config = {**self.settings["uv_settings"]}
+        config = {name: value for name, value in self.settings["uv_settings"].items() if name != "cert"}
         if self.extra_build:
             config["extra-build-dependencies"] = {**config.get("extra-build-dependencies", {}), **self.extra_build}
         if config:

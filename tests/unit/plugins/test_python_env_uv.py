@@ -96,6 +96,22 @@ def test_pip_conf(root: Path, place: str) -> None:
     ]
 
 
+def test_where_hashes_say_what_is_meant_more_indexes_do_no_harm(root: Path) -> None:
+    (root / "etc/pip.conf").write_text(PIP_CONF)
+    settings = {**SETTINGS, "extra_index_urls": ["https://first.example.org/simple"]}
+    locked = Uv("/bin/true", settings, str(root), machine=Machine(str(root), str(root)), is_locked=True)
+    assert locked.environment["UV_INDEX"] == "https://first.example.org/simple https://more.example.org/simple"
+
+
+def test_a_certificate_of_the_inventory(root: Path) -> None:
+    """It is no setting of a uv.toml."""
+    (root / "etc/pip.conf").write_text(PIP_CONF)
+    one = made(root, uv_settings={"cert": "/etc/mine.pem"})
+    one.run()
+    assert one.environment["SSL_CERT_FILE"] == "/etc/mine.pem"
+    assert not (root / "uv.toml").exists()
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
@@ -237,7 +253,10 @@ FETCHING = "error: Failed to fetch: `https://user:pass@example.org/simple/x/`\n 
             FETCHING + "tcp connect error\n  cause: Connection refused (os error 111)",
             "it does not reach the index (tcp",
         ),
-        ("error: Failed to install: x\n  cause: No space left on device (os error 28)", "the disk is full; make room"),
+        (
+            "error: Failed to install: x\n  cause: No space left on device (os error 28)",
+            "the disk is full (No space left on device",
+        ),
         (
             "error: Git executable not found. Ensure that Git is installed",
             "a requirement comes from git, and there is no",

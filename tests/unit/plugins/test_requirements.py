@@ -46,6 +46,12 @@ def test_files_include_others_relative_to_themselves(tmp_path: Path) -> None:
     assert len(found.contents) == 4
 
 
+def test_options_that_are_pips_alone(tmp_path: Path) -> None:
+    text = "--pre\n--prefer-binary\n--trusted-host example.org\n--require-hashes\n--use-feature=fast-deps\nsix\n"
+    found = read(file(tmp_path, text))
+    assert (found.lines, found.takes_prereleases) == (["six"], True)
+
+
 def test_files_that_include_each_other(tmp_path: Path) -> None:
     file(tmp_path, "-r requirements.txt\ntwo\n", "two.txt")
     assert read(file(tmp_path, "-r two.txt\none\n")).lines == ["two", "one"]
@@ -67,6 +73,8 @@ def test_files_that_include_each_other(tmp_path: Path) -> None:
         ("--extra-index-url https://example.org/simple", "--extra-index-url https://example.org/simple"),
         ("git+https://git@github.com/o/r.git@v1", "git+https://git@github.com/o/r.git@v1"),
         ("r @ git+ssh://git@github.com/o/r.git", "r @ git+ssh://git@github.com/o/r.git"),
+        ("-r https://example.org/requirements.txt", None),
+        ("--no-binary six", None),
         ("six; python_version < '4'", "six; python_version < '4'"),
         ("ruamel.yaml[jinja2] == 0.18 ; sys_platform == 'linux'", None),
         ("torch==2.1.0+cu121", None),
@@ -225,6 +233,12 @@ def test_passwords(tmp_path: Path, line: str, holds_some: bool) -> None:
         ("requirements.txt", "-r base.txt\n", "requirements.txt line 1 names base.txt, and there is no file base.txt"),
         ("requirements.txt", "--find-links wheels\n", "line 1 names wheels, and there is no folder wheels"),
         ("requirements.txt", "-e .\n", "line 1 names the folder"),
+        ("requirements.txt", "six\n-U\n", "requirements.txt line 2 has the option -U, which is not taken from a file"),
+        (
+            "requirements.txt",
+            'six --global-option="x"\n',
+            "line 1 has the option --global-option, which uv does not take",
+        ),
         ("requirements.txt", "six\n./x\n", "line 2 names ./x, and there is nothing at x"),
         ("requirements.txt", "six\nidna = 3\n", "requirements.txt line 2 is no requirement ("),
         ("requirements.txt", b"six\nidna # caf\xe9\n", "requirements.txt line 2 is not in UTF-8; save it as UTF-8, or"),
