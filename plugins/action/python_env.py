@@ -4,11 +4,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, ClassVar
 
 from ansible.plugins.action import ActionBase
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.requirements import expanded, without_credentials
+
+SETTINGS = ("index_url", "extra_index_urls", "find_links", "proxy", "uv_settings")
+"""What may hold passwords; the module gets it as one text, which no output repeats."""
 
 
 class ActionModule(ActionBase):
@@ -41,10 +45,11 @@ class ActionModule(ActionBase):
         """Hand the arguments on."""
         result: dict[str, Any] = super().run(tmp, task_vars)
         _validation, arguments = self.validate_argument_spec(dict(self.ARGUMENTS))
-        arguments |= indexes(arguments.pop("indexes"), arguments.pop("written_indexes"), arguments)
+        settings = {name: arguments.pop(name) for name in SETTINGS}
+        settings |= indexes(arguments.pop("indexes"), arguments.pop("written_indexes"), settings)
+        arguments["settings"] = json.dumps(settings)
         arguments["lock"] = Path(arguments["lock"]).read_text(encoding="utf-8") if arguments["lock"] else ""
         done = self._execute_module("thunderhead.cluster.python_env", module_args=arguments, task_vars=task_vars)
-        done.pop("invocation", None)  # it would be shown at -vvv
         return {**result, **done}
 
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import tarfile
 import tempfile
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from typing import Any, ClassVar
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
+from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import Failure
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import locks
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.inventory import Inventory
@@ -55,7 +57,7 @@ class ActionModule(ActionBase):
         """Have the node that this task is delegated to resolve; bring the wheels home that it built.
 
         Raises:
-            JobError: it could not.
+            Failure: it could not.
         """
         with tempfile.TemporaryDirectory(prefix="thunderhead-") as folder:
             packed = Path(folder, "workshop.tar")
@@ -66,12 +68,12 @@ class ActionModule(ActionBase):
             self._fixup_perms2((place,), execute=False)
             done = self._execute_module(
                 "thunderhead.cluster.python_env_resolve",
-                module_args={"archive": place, "request": dict(request)},
+                module_args={"archive": place, "request": json.dumps(dict(request))},
                 task_vars=task_vars,
             )
         self._remove_tmp_path(self._connection._shell.tmpdir)
         if done.get("failed") or done.get("unreachable"):
-            raise JobError(str(done.get("msg") or "it gave no answer"))
+            raise Failure(str(done.get("msg") or "it gave no answer"), str(done.get("said", "")), done.get("unmet", ()))
         (workshop / "wheels").mkdir(exist_ok=True)
         for name, content in done.pop("contents").items():
             (workshop / "wheels" / Path(name).name).write_bytes(base64.b64decode(content))

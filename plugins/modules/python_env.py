@@ -116,6 +116,7 @@ path:
   sample: /opt/thunderhead/envs/0123456789abcdef
 """
 
+import json
 import os
 import shutil
 import tempfile
@@ -182,7 +183,9 @@ class Work:
         """Do it; return whether the tools came."""
         has_tools = False
         cache = "" if self.given["own_cache"] else os.path.join(self.directory, "cache", "uv")
-        uv = Uv(os.path.join(self.directory, "bin", "uv"), self.given, folder, cache, is_locked=True)
+        uv = Uv(
+            os.path.join(self.directory, "bin", "uv"), json.loads(self.given["settings"]), folder, cache, is_locked=True
+        )
         wheels = os.path.join(self.directory, "wheels")
         made = self._environment(uv, self.node["target"])
         if not self.node["complete"]:
@@ -231,20 +234,15 @@ def main() -> None:
             "lock": {"type": "str", "default": ""},
             "requirements": {"type": "str", "default": ""},
             "digest": {"type": "str", "required": True},
-            "fallback_index_url": {"type": "str", "default": ""},
             "needs_torch": {"type": "list", "elements": "str", "default": []},
             "torch_backend": {"type": "str", "default": "none"},
             "tools": {"type": "str", "default": ""},
-            "index_url": {"type": "str", "default": ""},
-            "extra_index_urls": {"type": "list", "elements": "str", "default": []},
-            "find_links": {"type": "list", "elements": "str", "default": []},
-            "proxy": {"type": "str", "default": ""},
-            "uv_settings": {"type": "dict", "default": {}},
+            # As one text in JSON: Ansible hides a secret wherever its value occurs, and some of these are usual words.
+            "settings": {"type": "str", "required": True, "no_log": True},
             "own_cache": {"type": "bool", "default": False},
             "cache_max_mb": {"type": "int", "default": 20480},
         },
         supports_check_mode=True,
-        no_log=True,  # of the arguments nothing goes to the system's log: URLs may hold passwords
     )
     try:
         result = Work(module).do()

@@ -316,10 +316,7 @@ class Plan:
             try:
                 resolution = there(workshop, request) if there else resolve(request)
             except Failure as failure:
-                raise JobError(unresolved(requirements, where, failure.why, failure.said, folder)) from None
-            except JobError as error:
-                why, _newline, said = str(error).partition(".\nThe end of what uv said:\n\n")
-                raise JobError(unresolved(requirements, where, why, said, folder)) from None
+                raise JobError(unresolved(requirements, where, failure, folder)) from None
             for lock in resolution["locks"].values():
                 if sentence := malware_among(lock):
                     raise JobError(f"{requirements.path} {sentence}")
@@ -328,15 +325,17 @@ class Plan:
         return found
 
 
-def unresolved(requirements: Requirements, where: str, why: str, said: str, folder: str) -> str:
+def unresolved(requirements: Requirements, where: str, failure: Failure, folder: str) -> str:
     """Return what a user is told of requirements that could not be resolved; ``folder`` had the copies of sources."""
+    why, said = failure.why, failure.said
     for number, path in enumerate(requirements.sources):
         copy = f"{folder}/sources/{place_of(number, path)}"
         why, said = why.replace(copy, str(path)), said.replace(copy, str(path))
-    words = f"{requirements.path} could not be resolved, and nothing was changed on any node. {where}, {why}."
-    if requirements.soft and (is_contradiction(said) or "torch" in said):
-        words += "\nThese lines fit the machine they come from:\n" + "\n".join(requirements.soft)
-    return f"{words}\nThe end of what uv said:\n\n{said[-1500:]}" if said else words
+    lines = [f"{requirements.path} could not be resolved, and nothing was changed on any node. {where}, {why}."]
+    lines += [f"{requirements.places.get(text, text)} asks for {text}: {reason}" for text, reason in failure.unmet]
+    if is_contradiction(said) or failure.unmet:
+        lines += requirements.soft
+    return "\n".join([*lines, *(["The end of what uv said:", "", said[-1500:]] if said else [])])
 
 
 def require_known_settings(settings: Mapping[str, Any]) -> None:

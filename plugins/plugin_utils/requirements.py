@@ -64,6 +64,10 @@ TORCHS_OWN = re.compile(
     r"(?:-cu\d+)?|triton|pytorch-triton(?:-rocm)?"
 )
 """What torch itself requires, in the versions that belong to its build."""
+ELSEWHERE = re.compile(
+    r"pywin32|pywinpty|pyreadline3?|win-inet-pton|wincertstore|appnope|pyobjc-.*|tensorflow-(macos|metal)"
+)
+"""Packages of Windows and macOS that a freeze there lists."""
 FREEZE = "pip list --format=freeze"
 CONVERTED = {
     "pipfile.lock": "pipenv requirements > requirements.txt",
@@ -110,6 +114,7 @@ class Requirements:
         soft: lines that often cannot be installed, and what to do about each; see ``faults``.
         contents: by file, its SHA-256.
         takes_prereleases: of any package.
+        places: by line for uv, the file and line where it stands.
     """
 
     path: Path
@@ -122,6 +127,7 @@ class Requirements:
     soft: list[str] = field(default_factory=list)
     contents: dict[str, str] = field(default_factory=dict)
     takes_prereleases: bool = False
+    places: dict[str, str] = field(default_factory=dict)
 
     def digest(self, settings: Mapping[str, Any]) -> str:
         """Return what is the same as long as the resolution may stay as it is, in hex.
@@ -323,6 +329,7 @@ def _collect(result: Requirements, lines: Sequence[Line]) -> None:
         elif not text.startswith(FOR_UV):
             option_name = re.split(r"[\s=]", text)[0]
             faults.append((line, f"has the option {option_name}, which is not taken from a file; leave it out"))
+        result.places.setdefault(text, str(line))
         (result.constraints if line.constrains else result.lines).append(text)
     if not any(hashed):
         result.hashes.clear()
@@ -362,9 +369,12 @@ def _required(result: Requirements, line: Line, flag: str, value: str) -> tuple[
         path = Path(os.path.normpath(line.file.parent / os.path.expanduser(_path_of(location.split("#")[0]))))
         if not path.exists():
             if name:
+                wheel = re.search(r"/[^/]+?-(\d[^-/]*)-[^/]+\.whl$", location)
+                version = wheel[1] if wheel else "VERSION"
+                printed = "" if wheel else f", as this prints there: {FREEZE}"
                 return value, (
                     f"names {location}, a place on the machine that made this list; write "
-                    f"{name.strip()}==VERSION, as this prints there: {FREEZE}"
+                    f"{name.strip()}=={version}{printed}"
                 )
             return value, f"names {location}, and there is nothing at {path}; correct it, or leave it out"
         if path.is_dir() and not any((path / one).is_file() for one in ("pyproject.toml", "setup.py")):
@@ -413,6 +423,8 @@ def _doubtful(text: str) -> str:
         )
     if plus:
         return f"pins {found[2]}, a build that public indexes do not have; write {name}=={version}"
+    if ELSEWHERE.fullmatch(name) and ";" not in text:
+        return "is only for another system than Linux; leave it out"
     if TORCHS_OWN.fullmatch(name):
         return "belongs to one build of torch, which brings what it needs itself; leave it out"
     return ""

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import unquote
 
@@ -34,6 +35,14 @@ BARRED = "".join(f"{name}!=2.6.2,!=2.6.3\n" for name in ("lightning", "pytorch-l
 """What was malware (GHSA-w37p-236h-pfx3), as constraints."""
 ENTRY = re.compile(r"(?m)^(\S.*?)(?: \\)?$((?:\n[ \t]+\S.*)*)")
 OTHERWISE = "uv finds no set of packages that meets the requirements; correct them, or python_env_index_url"
+INDEXED = re.compile(r"[A-Za-z0-9][\w.-]*(?!.*://)")
+UNMET = {
+    "was not found in the package registry|no versions of": "no index has such a package",
+    "there is no version of": "no index has this version",
+    "has no wheels with a matching": "it has no wheel for {}",
+}
+"""What uv says of one requirement, and what that means."""
+ASKED_AT_ONCE = 8
 MOST_BUILDS = 8
 """How many packages may turn out to need torch for their build."""
 
@@ -150,7 +159,12 @@ class Resolution:
         # The first lock's versions serve the others too, where they can: nodes that train together need the same.
         self._write("lock.txt", "".join(f"{one}\n" for one in re.findall(r"(?m)^[\w.-]+==[^\s\\]+", self.preferred)))
         arguments += ["--output-file", os.path.join(self.folder, "lock.txt")]
-        self._compile(arguments, cwd, target)
+        try:
+            self._compile(arguments, cwd, target)
+        except Failure as failure:
+            if failure.why != OTHERWISE:
+                raise
+            raise Failure(failure.why, failure.said, self._unmet(target, backend)) from None
         with open(os.path.join(self.folder, "lock.txt"), encoding="utf-8") as file:
             lock = "".join(self._entry(head, below, target) for head, below in ENTRY.findall(file.read()))
         self.preferred = self.preferred or lock
@@ -174,6 +188,28 @@ class Resolution:
                 elif name or not lacks_torch(failure.said) or not self._declare_torch():
                     raise
         raise Failure("too many packages need torch for their build; name them in python_env_build_needs_torch")
+
+    def _unmet(self, target: Mapping[str, str], backend: str) -> list[tuple[str, str]]:
+        """Return the lines that cannot be met each by itself: uv tells of one at a time."""
+        lines = self.request["lines"]
+        pins = [line for line in lines if INDEXED.match(line)]
+        options = [line for line in self._text(lines).splitlines() if line.startswith(("--index", "--extra", "--find"))]
+        arguments = ["pip", "compile", "--quiet", "--no-header", "--no-deps", "--no-build", *self._for(target)]
+        arguments += ["--no-index"] if self.uv.index == "none" else []
+        arguments += [f"--torch-backend={backend}"] if backend != "none" else []
+
+        def reason(number: int) -> str:
+            self._write(f"pin{number}.in", "\n".join([*options, pins[number]]))
+            try:
+                self.uv.run(*arguments, os.path.join(self.folder, f"pin{number}.in"))
+            except Failure as failure:
+                return next((words for pattern, words in UNMET.items() if re.search(pattern, failure.said)), "")
+            return ""
+
+        with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
+            reasons = list(pool.map(reason, range(len(pins))))
+        about = f"Python {target['python']} on {target['machine']}"
+        return [(pin, words.format(about)) for pin, words in zip(pins, reasons) if words]
 
     def _let_build_with_torch(self) -> None:
         self.uv.extra_build = {name: [self.torch] for name in self.needs_torch}

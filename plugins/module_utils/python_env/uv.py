@@ -113,12 +113,16 @@ NO_SOLUTION = re.compile(r"No solution found|was not found in the package regist
 
 
 class Failure(Exception):
-    """Why something cannot be done: a clause without the machine's name, and what uv said."""
+    """Why something cannot be done: a clause without the machine's name, and what uv said.
 
-    def __init__(self, why: str, said: str = "") -> None:
+    ``unmet`` has the requirements that cannot be met each by itself, and why.
+    """
+
+    def __init__(self, why: str, said: str = "", unmet: Sequence[Sequence[str]] = ()) -> None:
         super().__init__(why)
         self.why = why
         self.said = redacted(said)
+        self.unmet = unmet
 
 
 def redacted(text: str) -> str:
@@ -391,8 +395,10 @@ class Uv:
             config["extra-build-dependencies"] = {**config.get("extra-build-dependencies", {}), **self.extra_build}
         if config:
             path = os.path.join(self.folder, "uv.toml")
-            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+            part = f"{path}.{threading.get_ident()}"
+            with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
                 file.write(uv_toml(config))
+            os.replace(part, path)
             env["UV_CONFIG_FILE"] = path
         try:
             result = subprocess.run(

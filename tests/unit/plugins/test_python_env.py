@@ -249,7 +249,15 @@ def test_a_node_may_resolve_for_all(site: Site) -> None:
     [
         ("idna @ file:///croot/x\npkg-resources==0.0.0\n", "requirements.txt has 2 lines that nodes cannot install:"),
         ("no-such==1.0\n", "uv finds no set of packages that meets the requirements"),
-        ("torch==1.0+cu121\n", "These lines fit the machine they come from:"),
+        (
+            "tiny\nno-such==1.0\ntorch==1.0+cu121\nother==7\n",
+            "requirements.txt line 4 asks for other==7: no index has this version",
+        ),
+        (
+            "tiny\nno-such==1.0\ntorch==1.0+cu121\nother==7\n",
+            "requirements.txt line 2 asks for no-such==1.0: no index has such a package",
+        ),
+        ("torch==1.0+cu121\n", "requirements.txt line 1: pins the build cu121 of torch; write torch==1.0: which build"),
     ],
 )
 def test_a_fault_is_told_once_before_any_node_is_changed(

@@ -146,10 +146,12 @@ def test_a_freeze_of_a_machine_is_told_at_once(tmp_path: Path) -> None:
         "nvidia-cublas-cu12==12.1.3.1\n"
         "nvidia-ml-py==12.535\n"
         "python=3.11=h123\n"
+        "numpy @ file:///croot/numpy_1/work/dist/numpy-2.2.5-cp310-cp310-linux_x86_64.whl\n"
+        "pywin32==306\n"
     )
     said = refused(tmp_path, text).splitlines()
     assert said == [
-        "requirements.txt has 5 lines that nodes cannot install:",
+        "requirements.txt has 7 lines that nodes cannot install:",
         "requirements.txt line 2 names file:///croot/idna_1714398848350/work, a place on the machine that made this "
         "list; write idna==VERSION, as this prints there: pip list --format=freeze",
         "requirements.txt line 4 is no package (Debian's pip writes pkg-resources==0.0.0); leave it out",
@@ -157,6 +159,9 @@ def test_a_freeze_of_a_machine_is_told_at_once(tmp_path: Path) -> None:
         "python_env_torch_backend",
         "requirements.txt line 6 belongs to one build of torch, which brings what it needs itself; leave it out",
         "requirements.txt line 8 is as conda writes it (python=3.11=h123); write python==3.11",
+        "requirements.txt line 9 names file:///croot/numpy_1/work/dist/numpy-2.2.5-cp310-cp310-linux_x86_64.whl, a "
+        "place on the machine that made this list; write numpy==2.2.5",
+        "requirements.txt line 10 is only for another system than Linux; leave it out",
     ]
 
 
