@@ -72,7 +72,8 @@ def main() -> None:
     try:
         with tarfile.open(module.params["archive"]) as archive:
             archive.extractall(folder)  # the controller made it
-        request = {**json.loads(module.params["request"]), "folder": folder, "uv": os.path.join(folder, "uv")}
+        there = {"folder": folder, "uv": os.path.join(folder, "uv"), "project": os.path.join(folder, "project")}
+        request = {**json.loads(module.params["request"]), **there}
         resolution = resolve(request)
         contents = {}
         for name in resolution["wheels"]:

@@ -298,6 +298,10 @@ class Plan:
             lay_out(requirements, workshop / "sources")
             if there:
                 (workshop / "uv").symlink_to(uv)
+                (workshop / "project").mkdir()
+                for name in ("pyproject.toml", "uv.lock") if requirements.arguments else ():
+                    if (requirements.path.parent / name).is_file():
+                        shutil.copy(requirements.path.parent / name, workshop / "project")
             request = {
                 "uv": str(uv),
                 "folder": folder,

@@ -29,6 +29,11 @@ NOT_TAKEN = ("extra-index-url", "trusted-host", "constraint", "no-index")
 """Settings of pip that are not taken over: each changes what is installed, or whom it is believed."""
 INDEX = "set python_env_index_url in the inventory to an index that it reaches, or python_env_proxy to the proxy"
 
+WITHOUT_TORCH_INDEX = (
+    "set python_env_torch_backend: none to take torch from the package index, a folder with torch's wheel in "
+    "python_env_find_links, or python_env_proxy to the proxy"
+)
+
 CAUSES: tuple[tuple[str, str], ...] = (
     (
         r"Hash mismatch",
@@ -354,7 +359,9 @@ class Uv:
             if problem:
                 proxy = self._proxy_for(url)
                 through = " through its proxy" if proxy else ""
-                remedy = INDEX if not proxy else "correct python_env_proxy, or the machine's own setting"
+                remedy = INDEX if url != TORCH_INDEX else WITHOUT_TORCH_INDEX
+                if proxy:
+                    remedy = "correct python_env_proxy, or the machine's own setting"
                 raise Failure(f"it does not reach the index {redacted(url)}{through}: {problem}; {remedy}")
 
     def _proxy_for(self, url: str) -> str:

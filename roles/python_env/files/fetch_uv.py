@@ -16,6 +16,11 @@ from pathlib import Path
 
 version, wanted, folder = sys.argv[1:]
 FOLDER = Path(folder)
+IMPATIENT = {
+    **{"PIP_DEFAULT_TIMEOUT": "8", "PIP_RETRIES": "0", "UV_HTTP_CONNECT_TIMEOUT": "4", "UV_HTTP_RETRIES": "0"},
+    **os.environ,
+}
+"""On a dead network both would try for a minute and longer."""
 HASHES = Path(__file__).with_name("uv.txt")
 IS_OWN = wanted == ("macosx_11_0_" if sys.platform == "darwin" else "manylinux2014_") + platform.machine()
 
@@ -23,7 +28,9 @@ IS_OWN = wanted == ("macosx_11_0_" if sys.platform == "darwin" else "manylinux20
 def ran(*command: "str | Path") -> "tuple[int, str]":
     """Run a program; return its exit status and what it printed."""
     try:
-        result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+        result = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", env=IMPATIENT
+        )
     except OSError as error:
         return 127, str(error)
     return result.returncode, result.stdout + result.stderr

@@ -237,6 +237,11 @@ def test_a_node_may_resolve_for_all(site: Site) -> None:
     result = site.setup("third\n-e theirs\n", "-e", "python_env_resolve_on=node0")
     assert result.returncode == 0, result.stdout
     assert site.installed == {"third", "theirs"}
+    backend = '[project]\nname = "x"\nversion = "1"\ndependencies = ["tiny"]\n'
+    (site.folder / "pyproject.toml").write_text(backend)
+    project = ("-e", f"python_env_requirements={site.folder}/pyproject.toml", "-e", "python_env_resolve_on=node0")
+    assert site.setup("", *project).returncode == 0
+    assert site.installed == {"tiny"}
     wrong = site.setup("third\n", "-e", "python_env_resolve_on=node9")
     assert "python_env_resolve_on is node9, which is none of the nodes (node0); set it to one" in wrong.stdout
     missing = site.setup("no-such\n", "-e", "python_env_resolve_on=node0")

@@ -214,11 +214,13 @@ def test_a_network_that_swallows_everything(root: Path, silent: int, monkeypatch
     assert time.monotonic() - began >= 1
 
 
-def test_an_index_that_is_not_there(root: Path) -> None:
+def test_an_index_that_is_not_there(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "http://…@127.0.0.1:1/s: 127.0.0.1 port 1: Connection refused" in unreachable(
         root, "http://a:b@127.0.0.1:1/s"
     )
     assert "the name no-such.invalid does not resolve (" in unreachable(root, "https://no-such.invalid/simple")
+    monkeypatch.setattr(uv, "TORCH_INDEX", "http://127.0.0.1:1/whl")
+    assert "set python_env_torch_backend: none to take torch from" in unreachable(root, uv.TORCH_INDEX)
     through = unreachable(root, "https://pypi.org/simple", proxy="http://127.0.0.1:1")
     assert through.endswith("Connection refused; correct python_env_proxy, or the machine's own setting")
 
