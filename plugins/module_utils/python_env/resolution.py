@@ -63,7 +63,13 @@ def resolve(request: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         Failure: why it cannot be done.
     """
-    return Resolution(request).result()
+    resolution = Resolution(request)
+    try:
+        return resolution.result()
+    except Failure as failure:
+        may_matter = failure.why == OTHERWISE or "certificate" in failure.why
+        remarks = resolution.uv.machine.not_taken() if may_matter else []
+        raise Failure("; besides, ".join([failure.why, *remarks]), failure.said, failure.unmet) from None
 
 
 class Resolution:

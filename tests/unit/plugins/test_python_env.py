@@ -23,13 +23,14 @@ UV_VERSION = yaml.safe_load((ROOT / "roles" / "python_env" / "defaults" / "main.
 ]
 
 
-def make_wheel(folder: Path, name: str) -> str:
-    """Make version 1.0 of a package with one empty module; return its SHA-256."""
-    about = f"{name}-1.0.dist-info"
-    path = folder / f"{name}-1.0-py3-none-any.whl"
+def make_wheel(folder: Path, name: str, version: str = "1.0", module: str = "") -> str:
+    """Make a package with one module; return its SHA-256."""
+    about = f"{name}-{version}.dist-info"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}-{version}-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as wheel:
-        wheel.writestr(f"{name}.py", "")
-        wheel.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        wheel.writestr(f"{name}.py", module)
+        wheel.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
         wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         wheel.writestr(f"{about}/RECORD", "".join(f"{one},,\n" for one in [*wheel.namelist(), f"{about}/RECORD"]))
     return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -279,6 +280,41 @@ def test_a_fault_is_told_once_before_any_node_is_changed(
     assert message in result.stdout
     assert result.stdout.count("fatal: ") == 1
     assert not list(site.folder.glob("two[12]"))
+
+
+def test_an_index_that_shadows_another(site: Site) -> None:
+    """R8: what uv says then can be done."""
+    make_wheel(site.folder / "more" / "tiny", "tiny", "0.9")
+    more = {"python_env_extra_index_urls": [site.url.replace("/simple/", "/more/")]}
+    (site.folder / "more.yml").write_text(yaml.safe_dump(more))
+    result = site.setup("tiny==1.0\n", "-e", f"@{site.folder}/more.yml")
+    assert result.returncode != 0
+    expected = "so that nobody can put another in its place; if you trust all of them, set python_env_uv_settings: {"
+    assert expected in result.stdout
+    settings = {"python_env_uv_settings": {"index-strategy": "unsafe-best-match"}}
+    (site.folder / "more.yml").write_text(yaml.safe_dump({**more, **settings}))
+    result = site.setup("tiny==1.0\n", "-vvv", "-e", f"@{site.folder}/more.yml")
+    assert (result.returncode, site.installed) == (0, {"tiny"}), result.stdout
+    assert PASSWORD not in result.stdout + result.stderr
+    nonsense = site.setup("tiny==1.0\n", "-e", '{"python_env_uv_settings": {"no-such-setting": 1}}')
+    assert "On the controller, python_env_uv_settings has what no uv.toml may have" in nonsense.stdout
+
+
+def test_a_package_that_was_changed_after_it_was_locked(site: Site) -> None:
+    """What is checked is what is installed."""
+    make_wheel(site.folder / "simple" / "fourth", "fourth")
+    before = site.installed
+    assert site.setup("fourth\n", "--check").returncode == 0
+    make_wheel(site.folder / "simple" / "fourth", "fourth", module="evil = True\n")
+    shutil.rmtree(site.folder / "uv")
+    result = site.setup("fourth\n")
+    assert result.returncode != 0
+    expected = (
+        f"This node has no new environment, and {site.folder}/node/env is as it was, because a package is not the one "
+        "whose hash the lock has"
+    )
+    assert expected in " ".join(result.stdout.split())
+    assert site.installed == before
 
 
 def test_without_torch_setup_says_so_each_time(site: Site) -> None:

@@ -11,7 +11,7 @@ import pytest
 import tomllib
 from ansible_collections.thunderhead.cluster.plugins.action.python_env import indexes
 from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env import node, uv
-from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.installation import recorded
+from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.installation import bound_cache, recorded
 from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import Failure, Machine, Uv, because
 
 SETTINGS: dict[str, Any] = {"index_url": "", "extra_index_urls": [], "find_links": [], "proxy": "", "uv_settings": {}}
@@ -362,3 +362,20 @@ def test_what_is_recorded_has_no_hashes() -> None:
     assert recorded(lock, "r.txt", "f" * 64) == (
         "# requirements ffffffffffffffff, resolved by setup.yml from r.txt\na==1\nb==2.0+l\n"
     )
+
+
+@pytest.mark.parametrize("most", [0, 1])
+def test_a_cache_that_is_larger_than_it_may_be(root: Path, most: int) -> None:
+    cache = root / "cache"
+    cache.mkdir()
+    (cache / "wheel").write_bytes(bytes(600_000))
+    (cache / "shared").write_bytes(bytes(2**21))
+    os.link(cache / "shared", root / "in-an-environment")  # takes no room here
+    script = root / "uv"
+    script.write_text(f'#!/bin/sh\necho "$@" > {root}/asked\n')
+    script.chmod(0o755)
+    one = made(root)
+    one.binary = str(script)
+    bound_cache(one, str(cache), most)
+    assert (root / "asked").exists() is (most == 0)
+    assert most or (root / "asked").read_text() == "cache clean --quiet\n"
