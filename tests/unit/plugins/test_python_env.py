@@ -282,6 +282,28 @@ def test_a_fault_is_told_once_before_any_node_is_changed(
     assert not list(site.folder.glob("two[12]"))
 
 
+def test_the_tools_come_apart_from_the_environment(site: Site) -> None:
+    """R1: whatever the requirements are; a package of this index stands for py-spy."""
+    tools = {"__python_env_tools": f"tiny==1.0 --hash=sha256:{site.hashes['tiny']}\n"}
+    (site.folder / "tools.yml").write_text(yaml.safe_dump(tools))
+    asked = ("other==1.0\n", "-e", f"@{site.folder}/tools.yml")
+    assert site.setup(*asked).returncode == 0
+    assert site.installed == {"other"}
+    link = site.folder / "node" / "tools" / "env"
+    assert list(link.glob("lib/*/site-packages/tiny-1.0.dist-info"))
+    assert "changed=0" in site.setup(*asked).stdout
+    environment = (site.folder / "node" / "env").readlink()
+    link.unlink()
+    again = site.setup(*asked)
+    assert (again.returncode, link.is_dir()) == (0, True)
+    assert (site.folder / "node" / "env").readlink() == environment
+    without = site.setup("other==1.0\n")  # py-spy itself, which this index has not
+    assert without.returncode == 0
+    assert "py-spy could not be installed here, so what a job that hangs is doing will not be told" in (
+        without.stdout + without.stderr
+    )
+
+
 def test_an_index_that_shadows_another(site: Site) -> None:
     """R8: what uv says then can be done."""
     make_wheel(site.folder / "more" / "tiny", "tiny", "0.9")
