@@ -188,7 +188,7 @@ class Work:
         )
         wheels = os.path.join(self.directory, "wheels")
         made = self._environment(uv, self.node["target"])
-        if not self.node["complete"]:
+        if self.given["lock"].strip():
             uv.require_reachable(uv.indexes(self.given["torch_backend"]))
         try:
             made.make(

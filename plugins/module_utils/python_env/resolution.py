@@ -104,8 +104,11 @@ class Resolution:
         self.from_where = [os.path.expandvars(word) for option in options for word in option]
         self.links = [*given, *(one for one in self.uv.own_links if one and one not in self.uv.settings["find_links"])]
         self._write("constraints.in", self._text(self.request["constraints"]) + BARRED)
-        self.uv.require_reachable(self.uv.indexes(""))
-        locks = {name: self._lock(name, target, lines) for name, target in targets.items()}
+        if lines.strip() or self.request["arguments"]:
+            self.uv.require_reachable(self.uv.indexes(""))
+        # The oldest Python first: its versions are more often fit for the others than theirs for it.
+        oldest_first = sorted(targets.items(), key=lambda one: [int(part) for part in one[1]["python"].split(".")])
+        locks = {name: self._lock(name, target, lines) for name, target in oldest_first}
         return {
             "locks": locks,
             "backends": self.backends,
@@ -146,7 +149,8 @@ class Resolution:
 
     def _lock(self, name: str, target: Mapping[str, str], lines: str) -> str:
         backend = self.backends[name] = self._backend(target, lines)
-        self.uv.require_reachable([url for url in self.uv.indexes(backend) if url not in self.uv.indexes("")])
+        if re.search(r"(?im)^torch", lines):  # else nothing may be asked of torch's index
+            self.uv.require_reachable([url for url in self.uv.indexes(backend) if url not in self.uv.indexes("")])
         arguments = ["pip", "compile", "--quiet", "--no-header", "--no-annotate", "--generate-hashes"]
         arguments += ["--emit-index-url", "--emit-build-options", "--python", sys.executable, *self._for(target)]
         if self.request["takes_prereleases"]:
@@ -173,6 +177,8 @@ class Resolution:
             raise Failure(failure.why, failure.said, self._unmet(target, backend)) from None
         with open(os.path.join(self.folder, "lock.txt"), encoding="utf-8") as file:
             lock = "".join(self._entry(head, below, target) for head, below in ENTRY.findall(file.read()))
+        if not re.search(r"(?m)^torch", lock):
+            self.backends[name] = "none"
         self.preferred = self.preferred or lock
         return lock
 
