@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.resolution import is_contradiction, resolve
-from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import Failure, toml
+from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import TORCH_INDEX, Failure, toml
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.requirements import (
     Requirements,
@@ -337,7 +337,7 @@ def unresolved(requirements: Requirements, where: str, failure: Failure, folder:
         why, said = why.replace(copy, str(path)), said.replace(copy, str(path))
     lines = [f"{requirements.path} could not be resolved, and nothing was changed on any node. {where}, {why}."]
     lines += [f"{requirements.places.get(text, text)} asks for {text}: {reason}" for text, reason in failure.unmet]
-    if is_contradiction(said) or failure.unmet:
+    if is_contradiction(said) or failure.unmet or TORCH_INDEX in why:
         lines += requirements.soft
     return "\n".join([*lines, *(["The end of what uv said:", "", said[-1500:]] if said else [])])
 

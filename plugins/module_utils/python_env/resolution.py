@@ -255,8 +255,12 @@ class Resolution:
         """
         backend = target["backend"]
         torches = re.findall(r"(?im)^torch(?![-_.a-z0-9])[^\\\n]*", lines)
-        if backend == "none" or self.hashes or "download.pytorch.org" in lines or "+" in "".join(torches):
+        if backend == "none" or self.hashes or "download.pytorch.org" in lines:
             return "none"
+        if label := re.search(r"\+(cpu|cu\d+|rocm[\d.]+)\b", " ".join(torches)):
+            if self.uv.extra_index_urls or re.search(r"(?m)^--(extra-)?index-url", lines):
+                return "none"
+            backend = label[1]
         if "UV_FIND_LINKS" not in self.uv.environment and "--find-links" not in lines:
             return backend
         links = "".join(f"{line}\n" for line in lines.splitlines() if line.startswith("--find-links"))
