@@ -335,7 +335,8 @@ def wheels() -> None:
     # A wheel folder that pip was told of (PIP_FIND_LINKS) may hold torch for the CPU; the usual index has only CUDA's.
     local = torch and succeeds(*download, "--no-index", "--no-deps", torch[0])
     index = [] if local else ["--extra-index-url", TORCH_CPU_INDEX]
-    lists = [[*index, "--requirement", requirements], ["--requirement", tools]]  # pip wants a hash for all, or for none
+    # Apart: pip wants a hash for all packages, or for none.
+    lists: list[list[str | Path]] = [[*index, "--requirement", requirements], ["--requirement", tools]]
     if any(subprocess.run([*download, *one], check=False).returncode for one in lists):
         sys.exit("the nodes' wheels could not be downloaded, see above")
     stamp.write_text(digest)
