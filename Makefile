@@ -134,8 +134,9 @@ $(VENV)/.controller: pyproject.toml $(BIN)/uv
 	uv pip install --quiet --python $(BIN)/python --group controller
 	@touch $@
 
-$(VENV)/.test: pyproject.toml requirements.txt $(VENV)/.controller
+$(VENV)/.test: pyproject.toml requirements.txt roles/python_env/files/tools.txt $(VENV)/.controller
 	uv pip install --quiet --python $(BIN)/python --group test
+	uv pip install --quiet --python $(BIN)/python --requirement roles/python_env/files/tools.txt
 	uv pip install --quiet --python $(BIN)/python --requirement requirements.txt --group field \
 		$(if $(UV_FIND_LINKS),,--torch-backend=cpu)
 	@touch $@

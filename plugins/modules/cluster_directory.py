@@ -21,7 +21,8 @@ options:
     required: true
   parts:
     description:
-      - Names in it. With V(present) folders to be made, of C(bin), C(envs), C(jobs) and C(bundles).
+      - Names in it. With V(present) folders to be made, of C(bin), C(envs), C(tools), C(cache), C(wheels), C(jobs) and
+        C(bundles).
       - With V(absent) what is to go, of those, C(trash), C(env), C(node.env) and C(requirements.txt). In these only
         what has the form of what setup and jobs make is removed; the cluster directory too, if only the mark is left.
     type: list

@@ -117,10 +117,15 @@ def test_secrets_in_setup(cluster: Cluster, tmp_path: Path) -> None:
     ]
     try:
         with spied_on(cluster) as seen:
-            check = cluster.playbook("setup.yml", "--check", "-e", f"@{tmp_path}/index.yml", *given)
+            check = cluster.playbook("setup.yml", "--check", *given)
             assert check.wait() == 0, check.text
+            refused = cluster.playbook("setup.yml", "--check", "-e", f"@{tmp_path}/index.yml", *given)
+            assert refused.wait() == 2, refused.text
             fails = cluster.playbook("setup.yml", "--tags", "python_env", "-e", f"@{tmp_path}/index.yml", *given)
             assert fails.wait() == 2, fails.text
+            (tmp_path / "requirements.txt").write_text("idna\n")
+            installs = cluster.playbook("setup.yml", "--tags", "python_env", "-e", f"@{tmp_path}/index.yml", *given)
+            assert installs.wait() == 0, installs.text
             setup = cluster.playbook("setup.yml", "--tags", "node_env", *given)
             assert setup.wait() == 0, setup.text
     finally:
@@ -128,10 +133,12 @@ def test_secrets_in_setup(cluster: Cluster, tmp_path: Path) -> None:
             node.execute("pkill", "-KILL", "-f", "http.server", check=False)
         for server in servers:
             server.wait()
-    assert "node1 has no new environment" in fails.words
-    assert any("pip\0install" in words for words in seen), "uv was seen at work"
+    for said in (refused, fails):
+        assert "nothing was changed on any node. On node0, " in said.words
+    for command in ("compile", "install"):
+        assert any(f"pip\0{command}" in words for words in seen), "uv was seen at work"
     assert_in_none("\n".join(seen), "a process list")
-    assert_in_none(check.text + fails.text + setup.text, "what setup.yml printed")
+    assert_in_none(check.text + refused.text + fails.text + installs.text + setup.text, "what setup.yml printed")
     for node in cluster.nodes:
         assert holders(node, INDEX) == set()
         assert holders(node, VAULT) == {f"{DIRECTORY}/node.env"}
@@ -195,11 +202,16 @@ def test_modes_and_owners(cluster: Cluster) -> None:
         work: f"drwx------ {USER}",
         f"{work}/count.py": f"-rw-r--r-- {USER}",
         "node.env": f"-rw------- {USER}",
+        "cache": "drwx------ root",
         "requirements.txt": "-rw-r--r-- root",
+        "tools": "drwxr-xr-x root",
+        "tools/env": "lrwxrwxrwx root",
     }
     assert {path: found.get(path) for path in expected} == expected
-    assert node.execute("find", DIRECTORY, "-perm", "/o+w", "!", "-type", "l") == ""
-    assert node.execute("find", f"{DIRECTORY}/envs", "!", "-user", "root") == "", (
+    # In the cache uv keeps locks that all could write, could they get there.
+    find = ["find", DIRECTORY, "-path", f"{DIRECTORY}/cache", "-prune", "-o"]
+    assert node.execute(*find, "-perm", "/o+w", "!", "-type", "l", "-print") == ""
+    assert node.execute("find", f"{DIRECTORY}/envs", f"{DIRECTORY}/tools", "!", "-user", "root") == "", (
         "a job cannot change what others import"
     )
 

@@ -2,7 +2,7 @@
 """The test rig: containers that behave like machines, with systemd, sshd and a firewall of their own.
 
     rig.py up         a Docker engine: the one that answers, else Debian's own, started by hand
-    rig.py wheels     fill .cache/wheels with what requirements.txt names; the nodes install from there
+    rig.py wheels     fill .cache/wheels with what requirements.txt and the tools name; the nodes install from there
     rig.py create thunderhead-default node0=198.18.10.10 node1=198.18.10.11 (--ipv6: fd00:198:18:10::10 and ::11 too)
     rig.py reboot thunderhead-default node0=198.18.10.10
     rig.py remove thunderhead-default
@@ -314,10 +314,11 @@ def remove(network: str) -> None:
 
 
 def wheels() -> None:
-    """Fill .cache/wheels for the nodes' Python, whatever this one is; again only when requirements.txt changes."""
+    """Fill .cache/wheels for the nodes' Python, whatever this one is; again only when these lists change."""
     requirements = REPOSITORY / "requirements.txt"
     stamp = WHEELS / "requirements.sha256"
-    digest = hashlib.sha256(requirements.read_bytes()).hexdigest()
+    tools = REPOSITORY / "roles" / "python_env" / "files" / "tools.txt"
+    digest = hashlib.sha256(requirements.read_bytes() + tools.read_bytes()).hexdigest()
     if stamp.exists() and stamp.read_text() == digest:
         return
     say("downloading the wheels that requirements.txt names")
@@ -334,7 +335,9 @@ def wheels() -> None:
     # A wheel folder that pip was told of (PIP_FIND_LINKS) may hold torch for the CPU; the usual index has only CUDA's.
     local = torch and succeeds(*download, "--no-index", "--no-deps", torch[0])
     index = [] if local else ["--extra-index-url", TORCH_CPU_INDEX]
-    if subprocess.run([*download, *index, "--requirement", requirements], check=False).returncode:
+    # Apart: pip wants a hash for all packages, or for none.
+    lists: list[list[str | Path]] = [[*index, "--requirement", requirements], ["--requirement", tools]]
+    if any(subprocess.run([*download, *one], check=False).returncode for one in lists):
         sys.exit("the nodes' wheels could not be downloaded, see above")
     stamp.write_text(digest)
 

@@ -294,7 +294,7 @@ class Trash:
                 with suppress(OSError):
                     os.unlink(os.path.join(path, "installed.txt"))  # without it an environment is not complete
             self._moved[kind, name] = target
-        self.taken[kind].append(name)
+        self.taken.setdefault(kind, []).append(name)
 
     def put_back(self, kind: str) -> None:
         """Undo what was taken of a kind."""
@@ -400,7 +400,9 @@ def sorted_out(path: str, part: str) -> tuple[list[str], list[str]]:
     others: list[str] = []
     for name in sorted(os.listdir(place)):
         inside = os.path.join(place, name)
-        if part in FOLDERS and FOLDERS[part](name):
+        if part == "tools" and name == "env":
+            is_ours = has_type(inside, stat.S_IFLNK) and is_env(os.readlink(inside))
+        elif part in FOLDERS and FOLDERS[part](name):
             is_ours = has_type(inside, stat.S_IFREG if part == "bundles" else stat.S_IFDIR)
         elif part == "trash":
             is_ours = is_trash(name)

@@ -25,7 +25,7 @@ MARK = b"thunderhead cluster_dir 1\n"
 MARKER_TEXT = (
     MARK + b"# setup.yml made this folder. Without this file, Thunderhead neither uses it nor removes anything.\n"
 )
-MODES = {"bin": 0o755, "envs": 0o755, "jobs": 0o711, "bundles": 0o700}
+MODES = {"bin": 0o755, "envs": 0o755, "tools": 0o755, "cache": 0o700, "wheels": 0o755, "jobs": 0o711, "bundles": 0o700}
 """Of the folders that setup makes. Only the agent writes in jobs, and a job need not see the others' names."""
 LOOSE = ("env", "node.env", "requirements.txt")
 """What lies beside these folders: the link to the present environment, and files."""
@@ -86,7 +86,7 @@ def is_bundle(name: str) -> bool:
 
 
 def is_env(name: str) -> bool:
-    """Return whether it is an environment, which roles/python_env/files/node.py names."""
+    """Return whether it is an environment, which python_env/node.py names."""
     return is_made_of(name, HEX, 16)
 
 
@@ -104,12 +104,19 @@ def is_digits(text: str) -> bool:
     return bool(text) and DIGITS.issuperset(text)
 
 
-FOLDERS: dict[str, Callable[[str], bool]] = {"jobs": is_job_id, "bundles": is_bundle, "envs": is_env}
+FOLDERS: dict[str, Callable[[str], bool]] = {
+    "jobs": is_job_id,
+    "bundles": is_bundle,
+    "envs": is_env,
+    "tools": is_env,
+    "cache": lambda name: name == "uv",
+}
 """What is removed as a whole: the names in each folder."""
 FILES: dict[str, Callable[[str], bool]] = {
     "jobs": is_job_file,
     "envs": lambda name: name == "constraints.txt",
     "bin": lambda name: name == "uv",
+    "wheels": lambda name: name.endswith(".whl"),
 }
 """What lies there besides, and goes with the folder."""
 

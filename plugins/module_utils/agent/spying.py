@@ -60,7 +60,7 @@ def stacks(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
         before = used(descendants(supervisor))
     found.sort(key=lambda one: (one.pop("start"), one["pid"]))
     del found[MOST_LISTED:]
-    spy = os.path.realpath(os.path.join(request["directory"], "env", "bin", "py-spy"))
+    spy = os.path.realpath(os.path.join(request["directory"], "tools", "env", "bin", "py-spy"))
     missing = None if os.path.isfile(spy) else spy
     pids = [one["pid"] for one in found if one["python"]]
     taken = {} if missing else take_stacks(pids[:MOST_SPIED], spy, owner)

@@ -24,7 +24,7 @@ CHECKS = {
     "software.environment": "the account that jobs run as can start the environment's Python and import torch",
     "software.versions": "Python, torch with its CUDA build, lightning and NCCL are the same on every node",
     "software.packages": "whatever else is installed is the same on every node",
-    "software.lock": "what is installed is what `requirements.txt` said at setup, and is the same on every node",
+    "software.lock": "what is installed is what the requirements were resolved into at setup, on every node the same",
     "software.imports": "what the script imports can be imported on every node (with `-e script=…`)",
 }
 OPTIONS: dict[str, dict[str, Any]] = {"import_timeout_seconds": {"type": "int", "default": 60}}
@@ -63,7 +63,8 @@ def environment(cluster: Cluster) -> Verdict:
         elif not found["torch"]:
             why = found["failed"].get("torch")
             never_there = why == NO_TORCH and "torch" not in installed(facts["packages"])
-            wrong[host] = f"cannot import torch: {why}; {SETUP if never_there else REBUILD}"
+            remedy = f"add torch to the requirements (python_env_requirements), and {SETUP}" if never_there else REBUILD
+            wrong[host] = f"cannot import torch: {why}; {remedy}"
     if wrong:
         return Verdict("software.environment", "failed", each(wrong), {"hosts": list(wrong)})
     return Verdict("software.environment", "ok", f"torch can be imported on {every(cluster.facts)}")
@@ -165,11 +166,17 @@ def lock(cluster: Cluster) -> Verdict:
     if wrong:
         sentence = f"{each(wrong)}: the environment was changed after setup; {REBUILD}"
         return Verdict("software.lock", "failed", sentence, {"hosts": list(wrong)})
-    if len(set(texts.values())) > 1:
+    if len({_origin(text) for text in texts.values()}) > 1:
         kinds = {host: counted(len(list(pinned(text))), "pinned package") for host, text in texts.items()}
         sentence = f"the nodes were set up with different requirements: {divided(kinds)}; {SETUP}"
         return Verdict("software.lock", "failed", sentence)
     return Verdict("software.lock", "ok", f"what is installed on {every(texts)} is what requirements.txt says")
+
+
+def _origin(text: str) -> str:
+    """Return what is the same on nodes of different kinds that were set up with the same requirements."""
+    first = text.partition("\n")[0]
+    return first if first.startswith("# requirements ") else text
 
 
 def _is_version(have: str, wanted: str) -> bool:

@@ -16,13 +16,21 @@ from pathlib import Path
 
 version, wanted, folder = sys.argv[1:]
 FOLDER = Path(folder)
+IMPATIENT = {
+    **{"PIP_DEFAULT_TIMEOUT": "8", "PIP_RETRIES": "0", "UV_HTTP_CONNECT_TIMEOUT": "4", "UV_HTTP_RETRIES": "0"},
+    **os.environ,
+}
+"""On a dead network both would try for a minute and longer."""
+HASHES = Path(__file__).with_name("uv.txt")
 IS_OWN = wanted == ("macosx_11_0_" if sys.platform == "darwin" else "manylinux2014_") + platform.machine()
 
 
 def ran(*command: "str | Path") -> "tuple[int, str]":
     """Run a program; return its exit status and what it printed."""
     try:
-        result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+        result = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", env=IMPATIENT
+        )
     except OSError as error:
         return 127, str(error)
     return result.returncode, result.stdout + result.stderr
@@ -50,11 +58,13 @@ def is_version(binary: "str | Path") -> bool:
 
 def fetch(place: Path) -> str:
     """Put uv into a folder; return why that did not work."""
-    requirement = "uv==" + version
+    requirement = ["uv==" + version]
+    if "==" + version + " " in HASHES.read_text():
+        requirement = ["--require-hashes", "--requirement=" + str(HASHES)]
     why = "has neither pip nor uv"
     if ran(sys.executable, "-m", "pip", "--version")[0] == 0:
         options = ["--quiet", "--no-deps", "--only-binary=:all:", "--platform=" + wanted, "--target=" + str(place)]
-        code, text = ran(sys.executable, "-m", "pip", "install", *options, requirement)
+        code, text = ran(sys.executable, "-m", "pip", "install", *options, *requirement)
         if code == 0:
             return ""
         why = "could not fetch it with pip: " + " ".join(text.split())[-400:]
@@ -74,7 +84,7 @@ def fetch(place: Path) -> str:
             "--python-platform=" + target,
             "--target=" + str(place),
         ]
-        code, text = ran(present, "pip", "install", "--python", sys.executable, *options, requirement)
+        code, text = ran(present, "pip", "install", "--python", sys.executable, *options, *requirement)
         if code == 0:
             return ""
         why = "could not fetch it with uv: " + " ".join(text.split())[-400:]

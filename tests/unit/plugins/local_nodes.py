@@ -133,7 +133,7 @@ class LocalNode:
 
     def set_up(self) -> "LocalNode":
         """Do what setup.yml does, as far as jobs need it."""
-        for name in ("env/bin", "jobs", "bundles"):
+        for name in ("env/bin", "jobs", "bundles", "tools/env/bin"):
             (self.directory / name).mkdir(parents=True)
         (self.directory / directory.MARKER).write_text(directory.MARKER_TEXT.decode())
         (self.directory / "env" / "bin" / "python").symlink_to(self.python)

@@ -331,7 +331,8 @@ def test_preflight_of_a_cluster_that_cannot(cluster: Cluster) -> None:
         "and the firewalls are of an earlier one; run: ansible-playbook setup.yml"
     )
     assert rows["software.environment"] == (
-        "failed   each of node0, node1 cannot import torch: ModuleNotFoundError: No module named 'torch'; run: "
+        "failed   each of node0, node1 cannot import torch: ModuleNotFoundError: No module named 'torch'; add torch to "
+        "the requirements (python_env_requirements), and run: "
         "ansible-playbook setup.yml"
     )
     assert rows["reach.mtu"] == rows["hardware.shm"] == "skipped  on request"

@@ -199,7 +199,7 @@ def test_a_spec_that_a_job_has_made_up(node: LocalNode, made_up: str) -> None:
 def test_folders_nested_deeper_than_a_path_is_long(node: LocalNode) -> None:
     with nested(leave(node), 2500):
         assert clean(node) == {**FREED, "jobs": [JOBS[1]]}
-        assert sorted(os.listdir(node.directory)) == [".thunderhead", "bundles", "env", "jobs"]
+        assert sorted(os.listdir(node.directory)) == [".thunderhead", "bundles", "env", "jobs", "tools"]
 
 
 def test_of_a_job_that_stays_nothing_goes(node: LocalNode) -> None:

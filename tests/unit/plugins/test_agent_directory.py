@@ -1,6 +1,5 @@
 import datetime
 import io
-import json
 import os
 import pwd
 import random
@@ -17,11 +16,12 @@ import pytest
 import yaml
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import cleaning, directory
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal
+from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.node import probe
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import replies
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import make_bundle
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import new_job_id
 from local_nodes import IS_ROOT, NOBODY, LocalNode, code, refused
-from playing import ROOT, play
+from playing import play
 
 JOB = "20261122-173005-train-0a0a"
 NOW = datetime.datetime.now()
@@ -136,13 +136,11 @@ def test_ids_and_digests_by_a_pattern() -> None:
 def test_what_is_made_has_these_forms(tmp_path: Path) -> None:
     code(tmp_path / "code", "print(1)")
     assert directory.is_bundle(make_bundle(tmp_path / "code", "train.py", 1).sha256)
-    script = ROOT / "roles" / "python_env" / "files" / "node.py"
     for digest in "abc":
-        told = subprocess.run(
-            [sys.executable, script, tmp_path, "cpu", digest], stdout=subprocess.PIPE, check=True
-        ).stdout
-        kind, name = json.loads(told)["target"].split("/")
-        assert directory.FOLDERS[kind](name) and kind == "envs"
+        told = probe(str(tmp_path), sys.executable, "cpu", digest, digest, [])
+        for part, expected in (("target", "envs"), ("tools", "tools")):
+            kind, name = told[part].split("/")
+            assert directory.FOLDERS[kind](name) and kind == expected
 
 
 # ------------------------------------------------------------------------------------------------------- whose it is
@@ -376,14 +374,19 @@ def test_one_folder_of_several_machines(monkeypatch: pytest.MonkeyPatch, path: s
 # ------------------------------------------------------------------------------------------------------- what goes
 
 
-EVERYTHING = ["env", "envs", "requirements.txt", "bin", "node.env", "bundles", "trash", "jobs"]
+EVERYTHING = [
+    *("env", "envs", "requirements.txt", "bin", "tools", "cache", "wheels"),
+    *("node.env", "bundles", "trash", "jobs"),
+]
 
 
 def test_everything_of_ours_goes(tmp_path: Path) -> None:
     place = as_of_0_1_0(tmp_path / "node")
     directory.make(str(place), [], dry=False)
-    for name in (f"jobs/{JOB}/work", f"envs/{'1' * 16}/bin", f"trash/jobs.{JOB}.7/work"):
+    folders = ("cache/uv/wheels", f"tools/{'2' * 16}/bin", "wheels")
+    for name in (f"jobs/{JOB}/work", f"envs/{'1' * 16}/bin", f"trash/jobs.{JOB}.7/work", *folders):
         (place / name).mkdir(parents=True)
+    (place / "tools" / "env").symlink_to("2" * 16)
     for name in (
         "jobs/lock",
         "jobs/current",
@@ -391,6 +394,7 @@ def test_everything_of_ours_goes(tmp_path: Path) -> None:
         f"bundles/{'a' * 64}",
         "bin/uv",
         "envs/constraints.txt",
+        "wheels/mine-1.0-py3-none-any.whl",
     ):
         (place / name).write_text("x")
     before = tree(place)
@@ -407,7 +411,8 @@ def test_what_is_not_ours_stays_and_is_named(tmp_path: Path) -> None:
     (place / "env").unlink()
     (place / "requirements.txt").unlink()
     (place / "requirements.txt").symlink_to(tmp_path)
-    others = ["env", "bin/tool", "envs/venv", "jobs/photos", "bundles/0", "trash/old", f"jobs/{'1' * 8}", "notes"]
+    others = ["tools/env", "cache/pip", "wheels/old"]
+    others += ["env", "bin/tool", "envs/venv", "jobs/photos", "bundles/0", "trash/old", f"jobs/{'1' * 8}", "notes"]
     for name in others:
         (place / name).mkdir(parents=True)
         (place / name / "thesis").write_text("x")

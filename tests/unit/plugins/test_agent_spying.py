@@ -37,7 +37,7 @@ main()
 @pytest.fixture
 def running(node: LocalNode, tmp_path: Path) -> LocalNode:
     """A node with py-spy whose job has come to rest."""
-    (node.directory / "env" / "bin" / "py-spy").symlink_to(PY_SPY)
+    (node.directory / "tools" / "env" / "bin" / "py-spy").symlink_to(PY_SPY)
     node.start(code(tmp_path / "code", SCRIPT))
     until(lambda: (node.job_dir() / "log").read_text().count("ready") == 3)
     until((node.job_dir() / "spec.json").exists)
@@ -100,7 +100,7 @@ while kind == "3":
     time.sleep(0.05)
 time.sleep(600)
 """
-    (node.directory / "env" / "bin" / "py-spy").symlink_to(PY_SPY)
+    (node.directory / "tools" / "env" / "bin" / "py-spy").symlink_to(PY_SPY)
     node.start(code(tmp_path / "code", script))
     until(lambda: (node.job_dir() / "log").read_text().count("ready") == 4)
     reply, payload = node.channel().call(node.request("stacks", seconds=3))
@@ -117,9 +117,9 @@ time.sleep(600)
 
 
 def test_without_py_spy_the_kernel_is_asked(running: LocalNode) -> None:
-    (running.directory / "env" / "bin" / "py-spy").unlink()
+    (running.directory / "tools" / "env" / "bin" / "py-spy").unlink()
     reply, payload = stacks(running)
-    assert reply["missing"] == str(running.directory / "env" / "bin" / "py-spy")
+    assert reply["missing"] == str(running.directory / "tools" / "env" / "bin" / "py-spy")
     assert not any(one["dumped"] for one in reply["processes"])
     for process in parse(reply, payload):
         assert "Waits in the kernel at: " in process.text
@@ -138,7 +138,7 @@ def test_without_py_spy_the_kernel_is_asked(running: LocalNode) -> None:
     ],
 )
 def test_a_py_spy_that_fails(running: LocalNode, script: str, expected: str) -> None:
-    spy = running.directory / "env" / "bin" / "py-spy"
+    spy = running.directory / "tools" / "env" / "bin" / "py-spy"
     spy.unlink()
     spy.write_text(script)
     spy.chmod(0o755)
@@ -150,7 +150,7 @@ def test_a_py_spy_that_fails(running: LocalNode, script: str, expected: str) -> 
 
 
 def test_a_process_that_changes_is_looked_at_again(running: LocalNode) -> None:
-    spy = running.directory / "env" / "bin" / "py-spy"
+    spy = running.directory / "tools" / "env" / "bin" / "py-spy"
     spy.unlink()
     spy.write_text(f'#!/bin/sh\nmkdir "{running.directory}/$5" 2>/dev/null && exit 1\nexec {PY_SPY} "$@"\n')
     spy.chmod(0o755)

@@ -218,7 +218,8 @@ DEFECTS: dict[str, tuple[Defect, str, str, str]] = {
             packages={"installed": ["numpy-2.4.0"]},
         ),
         *("software.environment", "failed"),
-        f"node1 cannot import torch: {NO_TORCH}; run: ansible-playbook setup.yml",
+        f"node1 cannot import torch: {NO_TORCH}; add torch to the requirements (python_env_requirements), and run: "
+        "ansible-playbook setup.yml",
     ),
     "other-torch": (
         said("node2", packages={"installed": ["torch-2.12.1+cpu", "pytorch_lightning-2.6.6"]}),

@@ -4,7 +4,6 @@ import base64
 import hashlib
 import http.server
 import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -24,13 +23,14 @@ UV_VERSION = yaml.safe_load((ROOT / "roles" / "python_env" / "defaults" / "main.
 ]
 
 
-def make_wheel(folder: Path, name: str) -> str:
-    """Make version 1.0 of a package with one empty module; return its SHA-256."""
-    about = f"{name}-1.0.dist-info"
-    path = folder / f"{name}-1.0-py3-none-any.whl"
+def make_wheel(folder: Path, name: str, version: str = "1.0", module: str = "") -> str:
+    """Make a package with one module; return its SHA-256."""
+    about = f"{name}-{version}.dist-info"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}-{version}-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as wheel:
-        wheel.writestr(f"{name}.py", "")
-        wheel.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        wheel.writestr(f"{name}.py", module)
+        wheel.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
         wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         wheel.writestr(f"{about}/RECORD", "".join(f"{one},,\n" for one in [*wheel.namelist(), f"{about}/RECORD"]))
     return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -62,8 +62,12 @@ class Site:
 
     def setup(self, requirements: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         (self.folder / "requirements.txt").write_text(requirements)
-        caches = {"UV_CACHE_DIR": str(self.folder / "uv"), "XDG_CACHE_HOME": str(self.folder / "cache")}
-        return play(self.folder, "setup.yml", "--tags", "python_env", *arguments, **caches)
+        return play(self.folder, "setup.yml", "--tags", "python_env", *arguments, **self.caches)
+
+    @property
+    def caches(self) -> dict[str, str]:
+        """Variables that keep what is kept below the folder."""
+        return {"UV_CACHE_DIR": str(self.folder / "uv"), "XDG_CACHE_HOME": str(self.folder / "cache")}
 
     @property
     def installed(self) -> set[str]:
@@ -119,18 +123,21 @@ def test_the_right_hash_and_a_password_that_nobody_sees(site: Site) -> None:
     [
         (
             "tiny==1.0 --hash=sha256:{tiny}\nother==1.0 --hash=sha256:{tiny}\n",
-            "node0 has no new environment, and FOLDER/node/env is as it was, because a package is not the one whose "
-            "hash FOLDER/requirements.txt gives: it was changed on its way or at its source, or the hash is of another "
-            "file; find out which, correct the hash only if you know the package, and run setup again",
+            "FOLDER/requirements.txt could not be resolved, and nothing was changed on any node. On the controller, "
+            "other is not the package whose hash the requirements give (Hash mismatch): it was changed on its way or "
+            "at its source, or the hash is of another file; find out which, correct the hash only if you know the "
+            "package.",
         ),
         (
             "tiny==1.0 --hash=sha256:{tiny}\nother==1.0\n",
-            "all requirements must have a hash, but none were provided for: other==1.0",
+            "the requirements give hashes, and none for other, which is needed besides; where one has a hash all must "
+            "have one: uv pip compile --generate-hashes writes such a file.",
         ),
         (
             "tiny @ https://user:token@example.org/tiny-1.0-py3-none-any.whl\n",
-            "FOLDER/requirements.txt holds a password or a token in a URL, and everybody on a node may read that file; "
-            "give it in python_env_index_url or python_env_extra_index_urls, from a vault",
+            "FOLDER/requirements.txt line 1 holds a password or a token in a URL, which is no place for one; write "
+            "${NAME} instead of it and set that variable where you run ansible-playbook, or, for an index, give the "
+            "URL in python_env_index_url or python_env_extra_index_urls, from a vault",
         ),
     ],
     ids=["wrong", "missing", "token"],
@@ -144,43 +151,200 @@ def test_what_is_refused_leaves_nothing_behind(site: Site, requirements: str, me
     assert ({path for path in site.folder.glob("node/envs/*/") if path.is_dir()}, site.installed) == before
 
 
-@pytest.mark.parametrize(
-    ("url", "holds_some"),
-    [
-        ("https://user:token@example.org/simple", True),
-        ("HTTPS://token@example.org/simple", True),
-        ("https://user:pa$$word@example.org/simple", True),
-        ("https://user:${TOKEN}x@example.org/simple", True),
-        ("https://${TOKEN}@example.org/simple", False),
-        ("https://__token__:${TOKEN}@example.org/simple", False),
-        ("https://${NAME}:${TOKEN}@example.org/simple", False),
-        ("https://example.org/simple/a@b", False),
-    ],
-)
-def test_credentials_in_a_url(url: str, holds_some: bool) -> None:
-    variables = yaml.safe_load((ROOT / "roles" / "python_env" / "vars" / "main.yml").read_text())
-    assert bool(re.search(variables["__python_env_credentials"], url)) is holds_some
-
-
 def test_a_wrong_password_is_not_shown_either(site: Site) -> None:
     wrong = site.url.replace(PASSWORD, "a-$$wrong-password-0815")
     result = site.setup("third==1.0\n", "-vvv", "-e", f"python_env_index_url={wrong}")
     assert result.returncode != 0
-    assert "node0 has no new environment" in result.stdout
+    assert "On the controller, the index wants other credentials (" in result.stdout
     assert "wrong-password" not in result.stdout + result.stderr
 
 
 @pytest.mark.parametrize("platform_name", ["../../../evil", "manylinux2014_x86_64/../../evil", "{{ 7 * 7 }}"])
 def test_a_node_whose_platform_is_a_path(site: Site, platform_name: str) -> None:
     node = site.folder / "lying-python"
-    fields = {"python": "3.11.0", "executable": "/x", "supported": True, "platform": platform_name, "backend": "cpu"}
-    fields |= {"root": False, "uv": "", "target": "envs/0123456789abcdef", "complete": False, "current": False}
-    node.write_text(f"#!{sys.executable}\nimport json\nprint(json.dumps({fields!r}))\n")
+    about = ["/x", "3.11.0", [3, 11], platform_name, "linux", ["glibc", "2.36"]]
+    node.write_text(f"#!{sys.executable}\nprint({about!r})\n")
     node.chmod(0o755)
     result = site.setup("tiny==1.0\n", "-e", f"python_env_python={node}")
     assert result.returncode != 0
-    assert f'node0 says that its platform is "{platform_name}", which is none' in result.stdout
+    assert f'node0 says that its machine is "{platform_name}", which is none' in result.stdout
     assert not list(site.folder.parent.rglob("evil"))
+
+
+# ------------------------------------------------------------------------------------- requirements as people have them
+
+BACKEND = """import zipfile
+{imports}
+def build_wheel(folder, config_settings=None, metadata_directory=None):
+    file, about = "{name}-1.0-py3-none-any.whl", "{name}-1.0.dist-info"
+    with zipfile.ZipFile(folder + "/" + file, "w") as wheel:
+        wheel.writestr("{name}.py", "")
+        wheel.writestr(about + "/METADATA", "Metadata-Version: 2.1\\nName: {name}\\nVersion: 1.0\\n")
+        wheel.writestr(about + "/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
+        wheel.writestr(about + "/RECORD", "".join(n + ",,\\n" for n in [*wheel.namelist(), about + "/RECORD"]))
+    return file
+"""
+
+
+def make_project(folder: Path, name: str, imports: str = "") -> None:
+    """Make a project that is built without any other package, or with one that it does not declare."""
+    folder.mkdir(parents=True)
+    build = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+    (folder / "pyproject.toml").write_text(f'{build}[project]\nname = "{name}"\nversion = "1.0"\n')
+    (folder / "backend.py").write_text(BACKEND.format(name=name, imports=imports))
+
+
+def commit(folder: Path) -> None:
+    """Make a folder a git repository, with all that is in it."""
+    identity = ["-c", "user.name=n", "-c", "user.email=n@example.org"]
+    for command in (["init", "-q"], ["add", "-A"], [*identity, "commit", "-q", "-m", "all"]):
+        subprocess.run(["git", "-C", folder, *command], check=True)
+
+
+def test_what_a_file_names_beside_itself_reaches_the_nodes(site: Site) -> None:
+    """R2, R7: relative to the file, built on the controller, and with torch where the build needs it."""
+    beside = site.folder / "beside"
+    (beside / "wheels").mkdir(parents=True)
+    for name in ("linked", "torch"):
+        make_wheel(beside / "wheels", name)
+    make_project(beside / "mine", "mine")
+    make_project(beside / "needs", "needs", "import torch")
+    make_project(beside / "repo", "fromgit")
+    commit(beside / "repo")
+    (beside / "base.txt").write_text("-c limits.txt\ntiny\n")
+    (beside / "limits.txt").write_text("tiny<2\n")
+    text = f"-r base.txt\n--find-links wheels\nlinked\ntorch==1.0\n-e mine\n./needs\ngit+file://{beside}/repo\n"
+    (beside / "all.txt").write_text(text)
+    asked = ("--diff", "-e", f"python_env_requirements={beside}/all.txt")
+    check = site.setup("", "--check", *asked)
+    assert check.returncode == 0, check.stdout
+    assert "+mine @ file://${THUNDERHEAD_WHEELS}/mine-1.0-py3-none-any.whl" in check.stdout
+    result = site.setup("", *asked)
+    assert result.returncode == 0, result.stdout
+    assert site.installed == {"tiny", "linked", "torch", "mine", "needs", "fromgit"}
+    assert (site.folder / "node" / "requirements.txt").read_text().splitlines()[1:] == [
+        f"{name}==1.0" for name in ("fromgit", "linked", "mine", "needs", "tiny", "torch")
+    ]
+    assert not (site.folder / "node" / "wheels").exists()
+    again = site.setup("", *asked)
+    assert "changed=0" in again.stdout
+    (beside / "mine" / "backend.py").write_text(BACKEND.format(name="mine", imports="# changed"))
+    assert "changed=0" not in site.setup("", "--check", *asked).stdout
+
+
+def test_a_node_may_resolve_for_all(site: Site) -> None:
+    """R11: what a file names is brought there, and what is built there comes back."""
+    make_project(site.folder / "theirs", "theirs")
+    result = site.setup("third\n-e theirs\n", "-e", "python_env_resolve_on=node0")
+    assert result.returncode == 0, result.stdout
+    assert site.installed == {"third", "theirs"}
+    backend = '[project]\nname = "x"\nversion = "1"\ndependencies = ["tiny"]\n'
+    (site.folder / "pyproject.toml").write_text(backend)
+    project = ("-e", f"python_env_requirements={site.folder}/pyproject.toml", "-e", "python_env_resolve_on=node0")
+    assert site.setup("", *project).returncode == 0
+    assert site.installed == {"tiny"}
+    wrong = site.setup("third\n", "-e", "python_env_resolve_on=node9")
+    assert "python_env_resolve_on is node9, which is none of the nodes (node0); set it to one" in wrong.stdout
+    missing = site.setup("no-such\n", "-e", "python_env_resolve_on=node0")
+    assert "nothing was changed on any node. On node0, uv finds no set of packages that" in missing.stdout
+
+
+@pytest.mark.parametrize("check", [(), ("--check",)], ids=["setup", "check"])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("idna @ file:///croot/x\npkg-resources==0.0.0\n", "requirements.txt has 2 lines that nodes cannot install:"),
+        ("no-such==1.0\n", "uv finds no set of packages that meets the requirements"),
+        (
+            "tiny\nno-such==1.0\ntorch==1.0+cu121\nother==7\n",
+            "requirements.txt line 4 asks for other==7: no index has this version",
+        ),
+        (
+            "tiny\nno-such==1.0\ntorch==1.0+cu121\nother==7\n",
+            "requirements.txt line 2 asks for no-such==1.0: no index has such a package",
+        ),
+        ("torch==1.0+cu121\n", "requirements.txt line 1: pins the build cu121 of torch; write torch==1.0: which build"),
+    ],
+)
+def test_a_fault_is_told_once_before_any_node_is_changed(
+    site: Site, text: str, message: str, check: tuple[str, ...]
+) -> None:
+    """R4: with --check too."""
+    hosts = yaml.safe_load((site.folder / "hosts.yml").read_text())["cluster"]["hosts"]
+    nodes = {f"two{n}": {**hosts["node0"], "cluster_dir": f"{site.folder}/two{n}"} for n in (1, 2)}
+    nodes["two2"]["cluster_address"] = "127.0.0.2"
+    (site.folder / "two.yml").write_text(yaml.safe_dump({"cluster": {"hosts": nodes}}))
+    (site.folder / "requirements.txt").write_text(text)
+    result = play(site.folder, "setup.yml", "--tags", "python_env", *check, inventory="two.yml", **site.caches)
+    assert result.returncode != 0
+    assert message in result.stdout
+    assert result.stdout.count("fatal: ") == 1
+    assert not list(site.folder.glob("two[12]"))
+
+
+def test_the_tools_come_apart_from_the_environment(site: Site) -> None:
+    """R1: whatever the requirements are; a package of this index stands for py-spy."""
+    tools = {"__python_env_tools": f"tiny==1.0 --hash=sha256:{site.hashes['tiny']}\n"}
+    (site.folder / "tools.yml").write_text(yaml.safe_dump(tools))
+    asked = ("other==1.0\n", "-e", f"@{site.folder}/tools.yml")
+    assert site.setup(*asked).returncode == 0
+    assert site.installed == {"other"}
+    link = site.folder / "node" / "tools" / "env"
+    assert list(link.glob("lib/*/site-packages/tiny-1.0.dist-info"))
+    assert "changed=0" in site.setup(*asked).stdout
+    environment = (site.folder / "node" / "env").readlink()
+    link.unlink()
+    again = site.setup(*asked)
+    assert (again.returncode, link.is_dir()) == (0, True)
+    assert (site.folder / "node" / "env").readlink() == environment
+    without = site.setup("other==1.0\n")  # py-spy itself, which this index has not
+    assert without.returncode == 0
+    assert "py-spy could not be installed here, so what a job that hangs is doing will not be told" in (
+        without.stdout + without.stderr
+    )
+
+
+def test_an_index_that_shadows_another(site: Site) -> None:
+    """R8: what uv says then can be done."""
+    make_wheel(site.folder / "more" / "tiny", "tiny", "0.9")
+    more = {"python_env_extra_index_urls": [site.url.replace("/simple/", "/more/")]}
+    (site.folder / "more.yml").write_text(yaml.safe_dump(more))
+    result = site.setup("tiny==1.0\n", "-e", f"@{site.folder}/more.yml")
+    assert result.returncode != 0
+    expected = "so that nobody can put another in its place; if you trust all of them, set python_env_uv_settings: {"
+    assert expected in result.stdout
+    settings = {"python_env_uv_settings": {"index-strategy": "unsafe-best-match"}}
+    (site.folder / "more.yml").write_text(yaml.safe_dump({**more, **settings}))
+    result = site.setup("tiny==1.0\n", "-vvv", "-e", f"@{site.folder}/more.yml")
+    assert (result.returncode, site.installed) == (0, {"tiny"}), result.stdout
+    assert PASSWORD not in result.stdout + result.stderr
+    nonsense = site.setup("tiny==1.0\n", "-e", '{"python_env_uv_settings": {"no-such-setting": 1}}')
+    assert "On the controller, python_env_uv_settings has what no uv.toml may have" in nonsense.stdout
+
+
+def test_a_package_that_was_changed_after_it_was_locked(site: Site) -> None:
+    """What is checked is what is installed."""
+    make_wheel(site.folder / "simple" / "fourth", "fourth")
+    before = site.installed
+    assert site.setup("fourth\n", "--check").returncode == 0
+    make_wheel(site.folder / "simple" / "fourth", "fourth", module="evil = True\n")
+    shutil.rmtree(site.folder / "uv")
+    result = site.setup("fourth\n")
+    assert result.returncode != 0
+    expected = (
+        f"This node has no new environment, and {site.folder}/node/env is as it was, because a package is not the one "
+        "whose hash the lock has"
+    )
+    assert expected in " ".join(result.stdout.split())
+    assert site.installed == before
+
+
+def test_without_torch_setup_says_so_each_time(site: Site) -> None:
+    """R12; and torch's index is not needed then."""
+    for backend in ("none", "cpu", "cpu"):
+        result = site.setup("tiny==1.0\n", "-e", f"python_env_torch_backend={backend}")
+        assert result.returncode == 0, result.stdout
+        assert "requirements.txt installs no torch, so no job can train" in result.stdout + result.stderr
 
 
 # ---------------------------------------------------------------------------------------------------- uv for the nodes
@@ -198,8 +362,10 @@ def python_without_pip(folder: Path, uv: Path | None) -> Path:
     return folder / "bin" / "python"
 
 
-def fetched(python: Path | str, folder: Path, platform_name: str = OWN) -> subprocess.CompletedProcess[str]:
-    environment = {"PATH": "/usr/bin:/bin", "HOME": str(folder.parent)}
+def fetched(
+    python: Path | str, folder: Path, platform_name: str = OWN, **settings: str
+) -> subprocess.CompletedProcess[str]:
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(folder.parent), **settings}
     return subprocess.run(
         [python, FETCH, UV_VERSION, platform_name, folder], capture_output=True, text=True, env=environment
     )
@@ -240,6 +406,24 @@ def test_a_uv_for_another_platform_is_told_by_its_hash(tmp_path: Path, kept: int
     result = fetched(python, folder, "manylinux2014_s390x")
     assert (result.returncode == 0) is (kept == 1000)
     assert binary.stat().st_size == kept
+
+
+def test_a_uv_that_was_changed_on_its_way(tmp_path: Path) -> None:
+    """R11."""
+    python, folder = python_without_pip(tmp_path / "venv", UV), tmp_path / "uv"
+    index = tmp_path / "simple" / "uv"
+    index.mkdir(parents=True)
+    with zipfile.ZipFile(index / f"uv-{UV_VERSION}-py3-none-manylinux2014_s390x.whl", "w") as wheel:
+        wheel.writestr(
+            f"uv-{UV_VERSION}.dist-info/METADATA", f"Metadata-Version: 2.1\nName: uv\nVersion: {UV_VERSION}\n"
+        )
+        wheel.writestr(f"uv-{UV_VERSION}.data/scripts/uv", "#!/bin/sh\n")
+    settings = {"UV_DEFAULT_INDEX": "", "UV_NO_INDEX": "1", "UV_FIND_LINKS": str(index)}
+    result = fetched(python, folder, "manylinux2014_s390x", **settings)
+    assert result.returncode == 1
+    assert "could not fetch it with uv: " in result.stderr
+    assert not folder.exists()
+    assert f"uv=={UV_VERSION} " in (FETCH.parent / "uv.txt").read_text()
 
 
 def test_neither_pip_nor_uv(tmp_path: Path) -> None:

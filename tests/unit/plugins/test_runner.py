@@ -386,7 +386,7 @@ def test_a_rank_that_prepares_is_waited_for_whoever_looks_on(
         "import os, time\n\ndef init_process_group(met):\n    while not os.path.exists(met): time.sleep(0.02)\n"
     )
     for node in nodes:
-        (node.directory / "env" / "bin" / "py-spy").symlink_to(Path(sys.executable).parent / "py-spy")
+        (node.directory / "tools" / "env" / "bin" / "py-spy").symlink_to(Path(sys.executable).parent / "py-spy")
     script = PREPARES.format(packages=str(library.parents[1]), met=str(tmp_path / "met"))
     asked = order(tmp_path, script, gang=True, rendezvous_timeout_seconds=2, detach=looks_on != "attached")
     session = Session(nodes, asked).run()

@@ -497,14 +497,15 @@ def unknown() -> list[Process]:
 
 def test_without_py_spy_the_logs_count() -> None:
     topology = topology_of(2)
-    found = Stacks(None, {"node0": unknown(), "node1": unknown()}, missing={"node0": "/opt/thunderhead/env/bin/py-spy"})
+    missing = {"node0": "/opt/thunderhead/tools/env/bin/py-spy"}
+    found = Stacks(None, {"node0": unknown(), "node1": unknown()}, missing=missing)
     logs = {"node0": Log(announced((0, 2))), "node1": Log(b"loading\n")}
     assert stall.explain(topology, found, logs, None) == Verdict(  # type: ignore[arg-type]
         True,
         False,
         "the rendezvous does not complete: rank 1 (node1) never came to it, but is in state S, with a stack that could "
         "not be taken; rank 0 (node0) waits in Lightning's rendezvous; if more time is all that is needed, raise "
-        "job_rendezvous_timeout_seconds; node0 has no /opt/thunderhead/env/bin/py-spy, so run: ansible-playbook "
+        "job_rendezvous_timeout_seconds; node0 has no /opt/thunderhead/tools/env/bin/py-spy, so run: ansible-playbook "
         "setup.yml",
     )
 
@@ -532,7 +533,7 @@ def launched(nodes: list[LocalNode], folder: Path, script: str) -> tuple[Launch,
     collectives.write_text(f"import time\n\n\ndef all_reduce():\n{waits}\ndef init_process_group():\n{waits}")
     path = f"import sys\nsys.path.append('{packages}')\nfrom torch.distributed import distributed_c10d\n"
     for node in nodes:
-        (node.directory / "env" / "bin" / "py-spy").symlink_to(Path(sys.executable).parent / "py-spy")
+        (node.directory / "tools" / "env" / "bin" / "py-spy").symlink_to(Path(sys.executable).parent / "py-spy")
     launch = gang_of(nodes, code(folder / "code", path + script))
     launch.prepare()
     launch.start()

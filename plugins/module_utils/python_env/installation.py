@@ -1,0 +1,141 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""Install a lock on this node, and nothing else: a new environment beside the present one, then a switch to it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+
+from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.node import is_complete, link_of
+from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import Failure, Uv, wants_torch
+
+MEBIBYTE = 2**20
+MOST_BUILDS = 8
+
+
+class Environment:
+    """An environment to be, below a cluster directory.
+
+    Args:
+        directory: the cluster directory.
+        target: the environment's folder, relative to it.
+        uv: with its settings.
+        executable: the Python that it is made from.
+        compiles: whether bytecode is to be written: a job user cannot write it beside root's files.
+    """
+
+    def __init__(self, directory: str, target: str, uv: Uv, executable: str, compiles: bool) -> None:
+        self.directory = directory
+        self.target = target
+        self.path = os.path.join(directory, target)
+        self.uv = uv
+        self.executable = executable
+        self.compiles = compiles
+
+    def make(self, lock: str, backend: str, needs_torch: list[str], wheels: str, folder: str, record: str) -> bool:
+        """Have it complete; return whether it was not.
+
+        Args:
+            lock: every package, with hashes.
+            backend: of torch, "none" for the indexes' own.
+            needs_torch: packages whose build needs it.
+            wheels: folder of those that were built on the controller.
+            folder: a workshop.
+            record: what is said of it beside it.
+
+        Raises:
+            Failure: it cannot be done; nothing is left of it.
+        """
+        if is_complete(self.directory, self.target):
+            return False
+        try:
+            self.uv.run("venv", "--quiet", "--clear", "--no-project", "--python", self.executable, self.path)
+            said = self._install(lock, backend, needs_torch, wheels, folder) if lock.strip() else ""
+            open_to_all(self.path)
+            write(os.path.join(self.path, "requirements.txt"), record)
+            installed = re.findall(r"(?m)^ \+ (\S+)", said)
+            write(os.path.join(self.path, "installed.txt"), "".join(f"{one}\n" for one in installed))
+        except (Failure, OSError):
+            shutil.rmtree(self.path, ignore_errors=True)
+            raise
+        return True
+
+    def _install(self, lock: str, backend: str, needs_torch: list[str], wheels: str, folder: str) -> str:
+        path = os.path.join(folder, "lock.txt")
+        write(path, lock)
+        arguments = ["pip", "install", "--python", os.path.join(self.path, "bin", "python"), "--no-deps"]
+        # All indexes: hashes say which package is meant, wherever it comes from.
+        arguments += ["--require-hashes", "--index-strategy", "unsafe-best-match", "--requirements", path]
+        if backend != "none":
+            arguments.append(f"--torch-backend={backend}")
+        if self.compiles:
+            arguments.append("--compile-bytecode")
+        if self.uv.index == "none":
+            arguments.append("--no-index")
+        if os.path.isdir(wheels) and os.listdir(wheels):
+            arguments += ["--find-links", wheels]
+        torch = re.search(r"(?m)^torch(==[^\s\\]+)", lock)
+        needs = list(needs_torch)
+        for _round in range(MOST_BUILDS):
+            # The very torch that the package will run with.
+            self.uv.extra_build = {name: [f"torch{torch[1]}"] for name in needs} if torch else {}
+            try:
+                return self.uv.run(*arguments, THUNDERHEAD_WHEELS=wheels, otherwise="uv could not install the lock")[1]
+            except Failure as failure:
+                name = wants_torch(failure.said)
+                if not name or name in needs or not torch:
+                    raise
+                needs.append(name)
+        raise Failure("too many packages need torch for their build; name them in python_env_build_needs_torch")
+
+    def switch(self, link: str, leads_to: str) -> bool:
+        """Have a link lead to it, in one step; return whether it did not."""
+        place = os.path.join(self.directory, link)
+        if link_of(place) == leads_to:
+            return False
+        part = f"{place}.part"
+        if os.path.lexists(part):
+            os.unlink(part)
+        os.symlink(leads_to, part)
+        os.replace(part, place)
+        return True
+
+
+def write(path: str, text: str) -> None:
+    """Write a file that all may read, in one step."""
+    with open(f"{path}.part", "w", encoding="utf-8") as file:
+        file.write(text)
+    os.chmod(f"{path}.part", 0o644)
+    os.replace(f"{path}.part", path)
+
+
+def recorded(lock: str, name: str, digest: str) -> str:
+    """Return what is said of an environment beside it: the pinned packages, without hashes."""
+    packages = re.sub(r" \\\n[ \t]+--hash=\S+", "", lock)
+    packages = re.sub(r"(?m)^(\S+) @ file://\S*/([^-/\s]+)-([^-/\s]+)-\S+$", r"\1==\3", packages)
+    return f"# requirements {digest[:16]}, resolved by setup.yml from {name}\n{packages}"
+
+
+def open_to_all(path: str) -> None:
+    """Let every account read an environment: a strict umask, now or when uv's cache was filled, would keep jobs out."""
+    subprocess.run(["chmod", "-R", "u=rwX,go=rX", path], check=True)
+
+
+def bound_cache(uv: Uv, cache: str, most_mb: int) -> None:
+    """Empty uv's cache if it holds more than it may; files that an environment has too take no room there."""
+    total = 0
+    for folder, _folders, files in os.walk(cache):
+        for name in files:
+            found = os.lstat(os.path.join(folder, name))
+            total += found.st_blocks * 512 if found.st_nlink == 1 else 0
+    if total > most_mb * MEBIBYTE:
+        uv.run("cache", "clean", "--quiet")
+
+
+def explained(failure: Failure) -> str:
+    """Return why it failed, with the end of what uv said."""
+    said = failure.said
+    return f"{failure.why}.\nThe end of what uv said:\n\n{said[-1500:]}" if said else f"{failure.why}."

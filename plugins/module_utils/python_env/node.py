@@ -1,0 +1,186 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""What a node is for its environments: Python, platform, driver, and what is installed there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+OLDEST, NEWEST = (3, 10), (3, 13)
+"""The Pythons that environments may have."""
+GLIBC_MINORS = (17, 28, *range(31, 41))
+"""Of glibc 2.x, those that uv has a platform for."""
+ABOUT = (
+    "import sys, platform; print([sys.executable, platform.python_version(), list(sys.version_info[:2]), "
+    "platform.machine(), sys.platform, list(platform.libc_ver())])"
+)
+"""For Python 2.7 and later, so that one which is too old can be named."""
+SHOWN = ("executable", "python", "version", "machine", "system", "libc")
+
+
+class Unusable(Exception):
+    """Why this node cannot have an environment: a clause without its name."""
+
+
+def probe(
+    directory: str, python: str, backend: str, digest: str, tools: str, find_links: Sequence[str]
+) -> dict[str, Any]:
+    """Look at this node, and change nothing.
+
+    Args:
+        directory: the cluster directory.
+        python: name or path.
+        backend: the wanted build of torch.
+        digest: of what else decides the environment's content.
+        tools: likewise for the product's own tools.
+        find_links: folders that have to be here, or URLs.
+
+    Returns:
+        See modules/python_env_info.
+
+    Raises:
+        Unusable: there can be no environment here.
+    """
+    about = _about(python)
+    if not OLDEST <= tuple(about["version"]) <= NEWEST:
+        raise Unusable(
+            f"has Python {about['python']} as {python}, but 3.10 to 3.13 is needed; install one, or name it in "
+            "python_env_python"
+        )
+    missing = [folder for folder in find_links if "://" not in folder and not os.path.exists(folder)]
+    if missing:
+        raise Unusable(f"has no folder {missing[0]}; make it there, or correct python_env_find_links")
+    require_executable(directory)
+    driver = nvidia_driver()
+    if backend == "auto" and driver is None:
+        backend = "cpu"
+    # The patch release is left out: the environment links to the node's Python and gets its security updates.
+    decides = [digest, backend, about["executable"], *about["version"], about["machine"]]
+    target = f"envs/{key(decides)}"
+    tools_target = f"tools/{key([tools, about['executable'], *about['version']])}"
+    complete = is_complete(directory, target)
+    return {
+        "python": ".".join(map(str, about["version"])),
+        "executable": about["executable"],
+        "machine": about["machine"],
+        "wheel_platform": ("macosx_11_0_" if about["system"] == "darwin" else "manylinux2014_") + about["machine"],
+        "platform": uv_platform(about["system"], about["machine"], about["libc"]),
+        "backend": backend,
+        "driver": driver or "",
+        "uv": uv_version(os.path.join(directory, "bin", "uv")),
+        "target": target,
+        "complete": complete,
+        "current": complete and link_of(os.path.join(directory, "env")) == target,
+        "tools": tools_target,
+        "tools_current": is_complete(directory, tools_target) and _is_tools_link(directory, tools_target),
+    }
+
+
+def key(decides: Sequence[Any]) -> str:
+    """Return the name of the folder whose content these decide."""
+    return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
+
+
+def is_complete(directory: str, target: str) -> bool:
+    """Return whether an environment is there as a whole."""
+    return all(os.path.exists(os.path.join(directory, target, name)) for name in ("installed.txt", "bin/python"))
+
+
+def link_of(path: str) -> str:
+    """Return where a link leads, "" if it is none."""
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""
+
+
+def _is_tools_link(directory: str, target: str) -> bool:
+    return link_of(os.path.join(directory, "tools", "env")) == target.partition("/")[2]
+
+
+def _about(python: str) -> dict[str, Any]:
+    try:
+        done = subprocess.run(
+            [python, "-c", ABOUT], stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", cwd="/"
+        )
+        why = (done.stderr.strip().splitlines() or [""])[-1]
+    except OSError as error:
+        done, why = None, str(error.strerror)
+    if done is None or done.returncode != 0:
+        raise Unusable(
+            f"has no Python that runs as {python}{f' ({why})' if why else ''}; install one from 3.10 to 3.13, or name "
+            "it in python_env_python"
+        )
+    import ast
+
+    try:
+        return dict(zip(SHOWN, ast.literal_eval(done.stdout.strip().splitlines()[-1])))
+    except (ValueError, SyntaxError, IndexError):
+        raise Unusable(f"has something as {python} that is no Python; name one in python_env_python") from None
+
+
+def uv_platform(system: str, machine: str, libc: Sequence[str]) -> str:
+    """Return uv's name of a platform."""
+    machine = {"arm64": "aarch64", "amd64": "x86_64"}.get(machine, machine)
+    if system == "darwin":
+        return f"{machine}-apple-darwin"
+    found = re.fullmatch(r"2\.(\d+).*", libc[1]) if libc[0] == "glibc" else None
+    if not found:
+        return f"{machine}-unknown-linux-musl"
+    minors = [minor for minor in GLIBC_MINORS if minor <= int(found[1])]
+    return f"{machine}-manylinux_2_{max(minors, default=17)}"
+
+
+def nvidia_driver() -> str | None:
+    """Return the version of the NVIDIA driver, "" if it does not say, None where there is none."""
+    for path in ("/sys/module/nvidia/version", "/proc/driver/nvidia/version"):
+        try:
+            with open(path, errors="replace") as file:
+                found = re.search(r"\b(\d+\.\d+(?:\.\d+)?)\b", file.read())
+            return found[1] if found else ""
+        except OSError:
+            continue
+    tool = shutil.which("nvidia-smi")
+    if not tool:
+        return None
+    try:
+        done = subprocess.run(
+            [tool, "--query-gpu=driver_version", "--format=csv,noheader"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    found = re.match(r"\d+\.\d+(?:\.\d+)?", done.stdout)
+    return found[0] if found else ""
+
+
+def uv_version(uv: str) -> str:
+    """Return the version of the uv at this path, empty if it does not run."""
+    try:
+        done = subprocess.run([uv, "--version"], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True)
+        return done.stdout.split()[1]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return ""
+
+
+def require_executable(directory: str) -> None:
+    """Raise Unusable where the cluster directory lies, or will lie, on a file system whose programs cannot be run."""
+    place = directory
+    while not os.path.isdir(place) and place != "/":
+        place = os.path.dirname(place)
+    if sys.platform == "linux" and os.statvfs(place).f_flag & os.ST_NOEXEC:
+        raise Unusable(
+            f"has the cluster_dir {directory} on a file system that is mounted noexec, so that no program in it runs; "
+            "set cluster_dir in the inventory to a folder on another, or mount it with exec"
+        )

@@ -1,0 +1,423 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""Resolve requirements once, for every kind of node, into locks with hashes; what has no hash is built into a wheel."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import unquote
+
+from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import (
+    NO_SOLUTION,
+    PYPI,
+    Failure,
+    Uv,
+    because,
+    lacks_torch,
+    redacted,
+    toml,
+    wants_torch,
+)
+
+SOURCES = "${THUNDERHEAD_SOURCES}"
+WHEELS = "${THUNDERHEAD_WHEELS}"
+"""Stands in a lock for the folder of the wheels that were built."""
+BARRED = "".join(f"{name}!=2.6.2,!=2.6.3\n" for name in ("lightning", "pytorch-lightning"))
+"""What was malware (GHSA-w37p-236h-pfx3), as constraints."""
+ENTRY = re.compile(r"(?m)^(\S.*?)(?: \\)?$((?:\n[ \t]+\S.*)*)")
+OTHERWISE = "uv finds no set of packages that meets the requirements; correct them, or python_env_index_url"
+INDEXED = re.compile(r"[A-Za-z0-9][\w.-]*(?!.*://)")
+UNMET = {
+    "was not found in the package registry|no versions of": "no index has such a package",
+    "there is no version of": "no index has this version",
+    "has no wheels with a matching": "it has no wheel for {}",
+}
+"""What uv says of one requirement, and what that means."""
+ASKED_AT_ONCE = 8
+MOST_BUILDS = 8
+"""How many packages may turn out to need torch for their build."""
+
+
+def resolve(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Resolve.
+
+    Args:
+        request: uv (path), folder (a workshop, with sources/ in it), project (folder of a pyproject.toml, or ""),
+            arguments (for it), lines, constraints, hashes (by package, those allowed), targets (by name: python,
+            platform, machine, backend, driver), settings (see uv.Uv), needs_torch (packages whose build needs it),
+            takes_prereleases, preferred (a lock whose versions are taken where they fit, or "").
+
+    Returns:
+        locks (by target), backends (of torch, by target), indexes (that the packages come from; the default first, or
+        ""), needs_torch, wheels (names of the files in folder/wheels), warnings.
+
+    Raises:
+        Failure: why it cannot be done.
+    """
+    resolution = Resolution(request)
+    try:
+        return resolution.result()
+    except Failure as failure:
+        may_matter = failure.why == OTHERWISE or "certificate" in failure.why
+        remarks = resolution.uv.machine.not_taken() if may_matter else []
+        raise Failure("; besides, ".join([failure.why, *remarks]), failure.said, failure.unmet) from None
+
+
+class Resolution:
+    """One of them."""
+
+    def __init__(self, request: Mapping[str, Any]) -> None:
+        self.request = request
+        self.folder = request["folder"]
+        self.wheels = os.path.join(self.folder, "wheels")
+        os.makedirs(self.wheels, exist_ok=True)
+        self.uv = Uv(request["uv"], request["settings"], self.folder)
+        self.needs_torch = list(request["needs_torch"])
+        self.indexes: list[str] = []
+        self.built: dict[str, str] = {}
+        self.backends: dict[str, str] = {}
+        self.links: list[str] = []
+        self.torch = "torch"
+        self.from_where: list[str] = []
+        self.preferred: str = request["preferred"]
+
+    def result(self) -> dict[str, Any]:
+        """Return what ``resolve`` does."""
+        targets = self.request["targets"]
+        lines = self._text(self.request["lines"])
+        if self.request["arguments"][:1] == ["uv.lock"]:
+            lines = self._exported()
+        torch = re.search(r"(?im)^torch(?![-_.a-z0-9])[^\\\n;@]*", lines)
+        self.torch = torch[0].strip() if torch else "torch"
+        self._write("requirements.in", lines)
+        given = re.findall(r"(?m)^--find-links (?!\w+://)(\S.*)", lines)
+        options = re.findall(r"(?m)^(--(?:extra-)?index-url|--find-links) (\S.*)", lines)
+        self.from_where = [os.path.expandvars(word) for option in options for word in option]
+        self.links = [*given, *(one for one in self.uv.own_links if one and one not in self.uv.settings["find_links"])]
+        self._write("constraints.in", self._text(self.request["constraints"]) + BARRED)
+        if lines.strip() or self.request["arguments"]:
+            self.uv.require_reachable(self.uv.indexes(""))
+        # The oldest Python first: its versions are more often fit for the others than theirs for it.
+        oldest_first = sorted(targets.items(), key=lambda one: [int(part) for part in one[1]["python"].split(".")])
+        locks = {name: self._lock(name, target, lines) for name, target in oldest_first}
+        return {
+            "locks": locks,
+            "backends": self.backends,
+            "indexes": self.indexes,
+            "needs_torch": self.needs_torch,
+            "wheels": sorted(os.listdir(self.wheels)),
+            "warnings": self.uv.machine.not_taken(),
+        }
+
+    def _text(self, lines: list[str]) -> str:
+        return "".join(f"{line}\n" for line in lines).replace(SOURCES, os.path.join(self.folder, "sources"))
+
+    def _write(self, name: str, text: str) -> None:
+        path = os.path.join(self.folder, name)
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+            file.write(text)
+
+    def _exported(self) -> str:
+        """Return a uv.lock as requirements with hashes."""
+        options = ["export", "--quiet", "--frozen", "--no-emit-project", "--no-header", "--no-annotate"]
+        options += ["--emit-index-url", "--emit-find-links", "--no-editable", "--no-default-groups"]
+        text, _said = self.uv.run(*options, *self.request["arguments"][1:], cwd=self.request["project"])
+        self.hashes.clear()
+        for head, below in ENTRY.findall(text):
+            name = re.match(r"([A-Za-z0-9][\w.-]*)==", head)
+            if name:
+                self.hashes[normalized(name[1])] = re.findall(r"--hash=(\S+)", below)
+        # a path in it is relative to the project
+        return re.sub(r"(?m)^(\.{1,2}/\S*)", lambda found: os.path.join(self.request["project"], found[1]), text)
+
+    @property
+    def hashes(self) -> dict[str, list[str]]:
+        """Return by package the hashes that are allowed; empty if there are none."""
+        found: dict[str, list[str]] = self.request["hashes"]
+        return found
+
+    # ------------------------------------------------------------------------------------------------------- one target
+
+    def _lock(self, name: str, target: Mapping[str, str], lines: str) -> str:
+        backend = self.backends[name] = self._backend(target, lines)
+        if re.search(r"(?im)^torch", lines):  # else nothing may be asked of torch's index
+            self.uv.require_reachable([url for url in self.uv.indexes(backend) if url not in self.uv.indexes("")])
+        arguments = ["pip", "compile", "--quiet", "--no-header", "--no-annotate", "--generate-hashes"]
+        arguments += ["--emit-index-url", "--emit-build-options", "--python", sys.executable, *self._for(target)]
+        if self.request["takes_prereleases"]:
+            arguments.append("--prerelease=allow")
+        if backend != "none":
+            arguments.append(f"--torch-backend={backend}")
+        arguments += ["--constraints", os.path.join(self.folder, "constraints.in")]
+        cwd = "/"
+        if self.request["arguments"] and self.request["arguments"][0] != "uv.lock":
+            arguments += self.request["arguments"]
+            cwd = self.request["project"]
+        else:
+            arguments.append(os.path.join(self.folder, "requirements.in"))
+        if self.uv.index == "none":
+            arguments.append("--no-index")
+        # The first lock's versions serve the others too, where they can: nodes that train together need the same.
+        self._write("lock.txt", "".join(f"{one}\n" for one in re.findall(r"(?m)^[\w.-]+==[^\s\\]+", self.preferred)))
+        arguments += ["--output-file", os.path.join(self.folder, "lock.txt")]
+        try:
+            self._compile(arguments, cwd, target)
+        except Failure as failure:
+            if failure.why != OTHERWISE:
+                raise
+            raise Failure(failure.why, failure.said, self._unmet(target, backend)) from None
+        with open(os.path.join(self.folder, "lock.txt"), encoding="utf-8") as file:
+            lock = "".join(self._entry(head, below, target) for head, below in ENTRY.findall(file.read()))
+        if not re.search(r"(?m)^torch", lock):
+            self.backends[name] = "none"
+        self.preferred = self.preferred or lock
+        return lock
+
+    @staticmethod
+    def _for(target: Mapping[str, str]) -> list[str]:
+        return ["--python-version", target["python"], "--python-platform", target["platform"]]
+
+    def _compile(self, arguments: list[str], cwd: str, target: Mapping[str, str]) -> None:
+        for _round in range(MOST_BUILDS):
+            self._let_build_with_torch()
+            variables = {"UV_CUDA_DRIVER_VERSION": target["driver"]} if target["driver"] else {}
+            try:
+                self.uv.run(*arguments, cwd=cwd, otherwise=OTHERWISE, **variables)
+                return
+            except Failure as failure:
+                name = wants_torch(failure.said)
+                if name and name not in self.needs_torch:
+                    self.needs_torch.append(name)
+                elif name or not lacks_torch(failure.said) or not self._declare_torch():
+                    raise
+        raise Failure("too many packages need torch for their build; name them in python_env_build_needs_torch")
+
+    def _unmet(self, target: Mapping[str, str], backend: str) -> list[tuple[str, str]]:
+        """Return the lines that cannot be met each by itself: uv tells of one at a time."""
+        lines = self.request["lines"]
+        pins = [line for line in lines if INDEXED.match(line)]
+        options = [line for line in self._text(lines).splitlines() if line.startswith(("--index", "--extra", "--find"))]
+        arguments = ["pip", "compile", "--quiet", "--no-header", "--no-deps", "--no-build", *self._for(target)]
+        arguments += ["--no-index"] if self.uv.index == "none" else []
+        arguments += [f"--torch-backend={backend}"] if backend != "none" else []
+
+        def reason(number: int) -> str:
+            self._write(f"pin{number}.in", "\n".join([*options, pins[number]]))
+            try:
+                self.uv.run(*arguments, os.path.join(self.folder, f"pin{number}.in"))
+            except Failure as failure:
+                return next((words for pattern, words in UNMET.items() if re.search(pattern, failure.said)), "")
+            return ""
+
+        with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
+            reasons = list(pool.map(reason, range(len(pins))))
+        about = f"Python {target['python']} on {target['machine']}"
+        return [(pin, words.format(about)) for pin, words in zip(pins, reasons) if words]
+
+    def _let_build_with_torch(self) -> None:
+        self.uv.extra_build = {name: [self.torch] for name in self.needs_torch}
+
+    def _declare_torch(self) -> bool:
+        """Have the local projects without a pyproject.toml declare that their build needs torch.
+
+        Returns:
+            Whether there are any.
+        """
+        sources = os.path.join(self.folder, "sources")
+        found = False
+        for number in os.listdir(sources):
+            place = os.path.join(sources, number, *os.listdir(os.path.join(sources, number)))
+            path = os.path.join(place, "pyproject.toml")
+            is_old = os.path.exists(os.path.join(place, "setup.py")) and not os.path.exists(path)
+            if is_old and not os.path.islink(place):
+                with open(path, "w", encoding="utf-8") as file:
+                    file.write(
+                        f'[build-system]\nrequires = ["setuptools", "wheel", {toml(self.torch)}]\n'
+                        'build-backend = "setuptools.build_meta:__legacy__"\n'
+                    )
+                found = True
+        return found
+
+    def _backend(self, target: Mapping[str, str], lines: str) -> str:
+        """Return the torch backend: none where the requirements or a wheel at hand say which build it is.
+
+        Of wheels any will do, but no CPU build where there is an NVIDIA driver, and where a GPU build was asked for by
+        name only that build.
+        """
+        backend = target["backend"]
+        torches = re.findall(r"(?im)^torch(?![-_.a-z0-9])[^\\\n]*", lines)
+        if backend == "none" or self.hashes or "download.pytorch.org" in lines:
+            return "none"
+        if label := re.search(r"\+(cpu|cu\d+|rocm[\d.]+)\b", " ".join(torches)):
+            if self.uv.extra_index_urls or re.search(r"(?m)^--(extra-)?index-url", lines):
+                return "none"
+            backend = label[1]
+        if "UV_FIND_LINKS" not in self.uv.environment and "--find-links" not in lines:
+            return backend
+        links = "".join(f"{line}\n" for line in lines.splitlines() if line.startswith("--find-links"))
+        self._write("torch.in", links + "\n".join(torches or ["torch"]))
+        options = ["pip", "compile", "--quiet", "--no-header", "--no-annotate", "--no-deps", "--no-index"]
+        try:
+            found = self.uv.run(*options, *self._for(target), os.path.join(self.folder, "torch.in"))[0]
+        except Failure:
+            return backend
+        pattern = {"cpu": r"^torch==", "auto": r"^torch==(?!.*[+]cpu)"}.get(backend, rf"^torch==.*[+]{backend}")
+        return "none" if re.search(pattern, found, re.MULTILINE) else backend
+
+    # -------------------------------------------------------------------------------------------------------- one entry
+
+    def _entry(self, head: str, below: str, target: Mapping[str, str]) -> str:
+        """Return an entry of the lock as nodes get it."""
+        option = re.match(r"--(extra-)?index-url (\S+)", head)
+        if option:
+            url = re.sub(r"(?i)(https?://)[^/@\s]+@", r"\1", option[2])
+            if option[1]:
+                self.indexes = [*(self.indexes or [""]), *([url] if url not in self.indexes else [])]
+            elif url.rstrip("/") != PYPI:
+                self.indexes = [url, *self.indexes[1:]]
+            return ""
+        if head.startswith("--"):  # --no-binary, --only-binary
+            return f"{head}\n"
+        hashes = re.findall(r"--hash=(\S+)", below)
+        name, at, location = head.partition(" @ ")
+        if not at:
+            pinned = re.match(r"([A-Za-z0-9][\w.-]*)==", head)
+            if pinned:
+                allowed = self._allowed(pinned[1], hashes)
+                self._take_along(normalized(pinned[1]), allowed)
+                return _written(head, allowed)
+            name, location = "", head.removeprefix("-e ")
+        if re.match(r"https?://", location):
+            return _written(head, self._allowed(name, hashes))
+        file = self._wheel(location, target)
+        with open(os.path.join(self.wheels, file), "rb") as wheel:
+            digest = hashlib.sha256(wheel.read()).hexdigest()
+        name = name.partition("[")[0] or file.partition("-")[0].replace("_", "-")
+        return _written(f"{name} @ file://{WHEELS}/{file}", [f"sha256:{digest}"])
+
+    def _take_along(self, name: str, hashes: list[str]) -> None:
+        """Have the files of a package that lie here, and not on the nodes, go to the nodes."""
+        for folder in self.links:
+            for file in os.listdir(folder) if os.path.isdir(folder) else ():
+                if normalized(file).startswith(f"{name}-") and file.endswith((".whl", ".tar.gz")):
+                    with open(os.path.join(folder, file), "rb") as package:
+                        digest = hashlib.sha256(package.read()).hexdigest()
+                    if f"sha256:{digest}" in hashes:
+                        shutil.copy(os.path.join(folder, file), self.wheels)
+
+    def _allowed(self, name: str, hashes: list[str]) -> list[str]:
+        """Return of the hashes those that the requirements allow: all if they give none.
+
+        Raises:
+            Failure: none is left, or a package has none there.
+        """
+        if not self.hashes:
+            return hashes
+        allowed = self.hashes.get(normalized(name))
+        if not allowed:
+            raise Failure(
+                f"the requirements give hashes, and none for {name}, which is needed besides; where one has a hash all "
+                "must have one: uv pip compile --generate-hashes writes such a file"
+            )
+        kept = [one for one in hashes if one in allowed]
+        if not kept:
+            raise Failure(
+                f"{name} is not the package whose hash the requirements give (Hash mismatch): it was changed on its "
+                "way or at its source, or the hash is of another file; find out which, correct the hash only if you "
+                "know the package"
+            )
+        return kept
+
+    def _wheel(self, location: str, target: Mapping[str, str]) -> str:
+        """Return the name of the wheel of a folder, an archive or a git repository, made if need be."""
+        if location not in self.built:
+            self.built[location] = self._made(location)
+        file = self.built[location]
+        mine = (f"{sys.version_info[0]}.{sys.version_info[1]}", platform.machine())
+        if not file.endswith("-none-any.whl") and mine != (target["python"], target["machine"]):
+            raise Failure(
+                f"{file} has code that is compiled, for Python {mine[0]} on {mine[1]}, and a node has "
+                f"Python {target['python']} on {target['machine']}; set python_env_resolve_on to that node"
+            )
+        return file
+
+    def _made(self, location: str) -> str:
+        path, fragment = self._fetched(location)
+        if path.endswith(".whl"):
+            shutil.copy(path, self.wheels)
+            return os.path.basename(path)
+        if path.endswith((".zip", ".tar.bz2", ".tar.xz", ".tgz")):
+            unpacked = os.path.join(self.folder, f"unpacked{len(self.built)}")
+            shutil.unpack_archive(path, unpacked)
+            inside = os.listdir(unpacked)
+            path = os.path.join(unpacked, inside[0]) if len(inside) == 1 else unpacked
+        folder = os.path.join(self.folder, f"made{len(self.built)}")
+        source = os.path.join(path, fragment) if fragment else path
+        self._build(location, source, folder)
+        (file,) = [name for name in os.listdir(folder) if name.endswith(".whl")]
+        shutil.move(os.path.join(folder, file), os.path.join(self.wheels, file))
+        return file
+
+    def _build(self, location: str, source: str, folder: str) -> None:
+        name = os.path.basename(location.rstrip("/"))
+        for _round in range(2):
+            self._let_build_with_torch()
+            try:
+                self.uv.run(
+                    *("build", "--wheel", "--no-create-gitignore", "--python", sys.executable, *self.from_where),
+                    *("--out-dir", folder, source),
+                    otherwise=f"{redacted(name)} cannot be built; see what its build says",
+                )
+                return
+            except Failure as failure:
+                needs = wants_torch(failure.said)
+                if not needs or needs in self.needs_torch:
+                    raise
+                self.needs_torch.append(needs)
+
+    def _fetched(self, location: str) -> tuple[str, str]:
+        """Return a folder or archive, and the folder in it that counts."""
+        place, _hash, rest = location.partition("#")
+        subdirectory = next((one[13:] for one in rest.split("&") if one.startswith("subdirectory=")), "")
+        if not place.startswith("git+"):
+            return os.path.abspath(unquote(re.sub(r"^file://", "", place))), subdirectory
+        url, _at, commit = place[4:].rpartition("@")
+        folder = os.path.join(self.folder, f"git{len(self.built)}")
+        self._git("clone", "--quiet", "--no-checkout", url, folder)
+        self._git("-C", folder, "checkout", "--quiet", commit)
+        self._git("-C", folder, "submodule", "--quiet", "update", "--init", "--recursive")
+        return folder, subdirectory
+
+    def _git(self, *arguments: str) -> None:
+        env = {**self.uv.environment, "GIT_TERMINAL_PROMPT": "0"}
+        try:
+            done = subprocess.run(
+                ["git", *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, env=env, check=False
+            )
+        except OSError:
+            raise Failure("a requirement comes from git, and there is no git; install git there") from None
+        if done.returncode != 0:
+            raise Failure(because(done.stderr, "git could not fetch a requirement"), done.stderr)
+
+
+def _written(head: str, hashes: list[str]) -> str:
+    return " \\\n    ".join([head, *(f"--hash={one}" for one in hashes)]) + "\n"
+
+
+def normalized(name: str) -> str:
+    """Return a package's name as all its spellings have it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def is_contradiction(said: str) -> bool:
+    """Return whether uv says that the requirements cannot be met together."""
+    return NO_SOLUTION.search(said) is not None

@@ -1,0 +1,441 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""Run uv with the settings of the inventory and of the machine, and say what kept it from its work."""
+
+from __future__ import annotations
+
+import configparser
+import json
+import os
+import re
+import shlex
+import socket
+import subprocess
+import threading
+import time
+import urllib.request
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+PYPI = "https://pypi.org/simple"
+TORCH_INDEX = "https://download.pytorch.org/whl"
+REACH_SECONDS = 10
+"""How long an index may take to take a connection: then a network is dead, and uv would try for a minute."""
+PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+PIP_FILES = ("/etc/xdg/pip/pip.conf", "/etc/pip.conf", "~/.pip/pip.conf", "~/.config/pip/pip.conf")
+UV_FILES = ("/etc/uv/uv.toml", "/etc/xdg/uv/uv.toml", "~/.config/uv/uv.toml")
+NOT_TAKEN = ("extra-index-url", "trusted-host", "constraint", "no-index")
+"""Settings of pip that are not taken over: each changes what is installed, or whom it is believed."""
+INDEX = "set python_env_index_url in the inventory to an index that it reaches, or python_env_proxy to the proxy"
+
+WITHOUT_TORCH_INDEX = (
+    "set python_env_torch_backend: none to take torch from the package index, a folder with torch's wheel in "
+    "python_env_find_links, or python_env_proxy to the proxy"
+)
+
+CAUSES: tuple[tuple[str, str], ...] = (
+    (
+        r"Hash mismatch",
+        "a package is not the one whose hash the lock has: it was changed on its way or at its source; find out which, "
+        "and take another hash only if you know the package",
+    ),
+    (
+        r"No space left on device|os error 28\b",
+        "the disk is full ({line}); make room there, or set cluster_dir in the inventory to a folder on a larger one",
+    ),
+    (
+        r"UnknownIssuer|invalid peer certificate|SSL certificate problem|certificate verify failed",
+        "it does not trust the index's certificate ({line}); put your company's CA into the system's store there "
+        "(update-ca-certificates, update-ca-trust), or name its file there: python_env_uv_settings: {{cert: /path}}",
+    ),
+    (
+        r"407 Proxy Authentication Required",
+        "the proxy wants a name and a password; give them in python_env_proxy, from a vault",
+    ),
+    (
+        r"Failed to parse: \S*(thunderhead-|resolution\.)\S*uv\.toml",
+        "python_env_uv_settings has what no uv.toml may have (uv says below what); correct it in the inventory",
+    ),
+    (
+        r"401 Unauthorized|HTTP status client error \(401",
+        "the index wants other credentials ({line}); correct them in python_env_index_url or "
+        "python_env_extra_index_urls, from a vault",
+    ),
+    (
+        r"403 Forbidden|HTTP status client error \(403",
+        "the index refuses this ({line}); see that the credentials in python_env_index_url may read it, or that no "
+        "proxy forbids it",
+    ),
+    (
+        r"failed to lookup address|dns error|Name or service not known|Could not resolve host|"
+        r"Temporary failure in name",
+        "a name does not resolve ({line}); " + INDEX,
+    ),
+    (
+        r"Network is unreachable|No route to host|Connection refused|tcp connect error|operation timed out|"
+        r"Failed to connect|Connection reset",
+        "it does not reach the index ({line}); " + INDEX,
+    ),
+    (
+        r"[Gg]it executable not found|No such file or directory: 'git'",
+        "a requirement comes from git, and there is no git; install git there",
+    ),
+    (
+        r"command '?[\w./-]*(gcc|cc|clang|g\+\+|c\+\+)'? failed: No such|[Uu]nable to find.*compiler|C(XX)?_COMPILER"
+        r"|No such file or directory: '[\w./-]*(gcc|cc|g\+\+)'|can't find Rust compiler|Python\.h: No such file|"
+        r"command '?[\w./-]*(gcc|cc|clang|g\+\+)'? failed",
+        "a package has no wheel for this Python and platform, and to build it a compiler is missing there ({line}); "
+        "take a version that has a wheel, or install a compiler and Python's headers (build-essential and python3-dev, "
+        "or gcc-c++ and python3-devel)",
+    ),
+    (
+        r"ModuleNotFoundError: No module named ",
+        "a package's build needs another that it does not name ({line}); if it is torch, name the package in "
+        "python_env_build_needs_torch, else in python_env_uv_settings: "
+        "{{extra-build-dependencies: {{PACKAGE: [OTHER]}}}}; of a project of your own, add it to build-system.requires "
+        "in its pyproject.toml",
+    ),
+    (
+        r"CUDA_HOME|nvcc.*not found",
+        "a package is built with CUDA, and there is no CUDA toolkit ({line}); take a version that has a wheel, or "
+        "install the toolkit there",
+    ),
+    (
+        r"Permission denied|os error 13\b",
+        "a program could not be run, or a file not be written there ({line}); see the mount's options (noexec) and "
+        "modes",
+    ),
+    (
+        r"(?s)index-strategy|first index that contains|unsafe-best-match",
+        "no version fits: of a package that several indexes have, only the first index counts, so that nobody can put "
+        "another in its place; if you trust all of them, set python_env_uv_settings: "
+        "{{index-strategy: unsafe-best-match}}",
+    ),
+)
+"""Patterns in what uv says, and what they mean: clauses without the machine's name. The first that fits counts."""
+NO_SOLUTION = re.compile(r"No solution found|was not found in the package registry|no version of|there are no versions")
+
+
+class Failure(Exception):
+    """Why something cannot be done: a clause without the machine's name, and what uv said.
+
+    ``unmet`` has the requirements that cannot be met each by itself, and why.
+    """
+
+    def __init__(self, why: str, said: str = "", unmet: Sequence[Sequence[str]] = ()) -> None:
+        super().__init__(why)
+        self.why = why
+        self.said = redacted(said)
+        self.unmet = unmet
+
+
+def redacted(text: str) -> str:
+    """Return a text without the credentials in its URLs."""
+    return re.sub(r"(?i)(https?://)[^/@\s]+@", r"\1…@", text)
+
+
+def because(said: str, otherwise: str) -> str:
+    """Return what uv's words mean, with a remedy; ``otherwise`` if they are not known."""
+    lines = said.splitlines()
+    for pattern, words in CAUSES:
+        for number, line in enumerate(lines):
+            if re.search(pattern, line):
+                url = next((one for one in lines[: number + 1][::-1] if "://" in one), "")
+                shown = line.strip().removeprefix("cause: ").strip()
+                address = re.search(r"https?://\S+", url)
+                if address and address[0] not in shown:
+                    shown = f"{shown}: {address[0].rstrip(').`')}"
+                return redacted(words.format(line=shown[:300]))
+    return otherwise
+
+
+def toml(value: Any) -> str:
+    """Return a value as TOML has it; a mapping as an inline table."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{toml(str(key))} = {toml(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(toml, value)) + "]"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        return repr(value)
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007F")
+
+
+def uv_toml(settings: Mapping[str, Any]) -> str:
+    """Return a uv.toml."""
+    return "".join(f"{toml(str(key))} = {toml(value)}\n" for key, value in settings.items())
+
+
+class Machine:
+    """What this machine has set for whoever fetches packages: /etc/environment, pip.conf, uv.toml.
+
+    Attributes:
+        proxies: variables of the environment.
+        pip: settings of pip.
+        files: by setting of pip, where it stands.
+        has_uv_index: whether uv's own files name an index.
+    """
+
+    def __init__(self, root: str = "/", home: str = "") -> None:
+        self.proxies = self._proxies(os.path.join(root, "etc/environment"))
+        self.pip: dict[str, str] = {}
+        self.files: dict[str, str] = {}
+        for path in [*PIP_FILES, os.environ.get("PIP_CONFIG_FILE", "")]:
+            self._read_pip(self._place(path, root, home))
+        self.has_uv_index = any(self._names_index(self._place(path, root, home)) for path in UV_FILES)
+
+    @staticmethod
+    def _place(path: str, root: str, home: str) -> str:
+        if path.startswith("~"):
+            return os.path.join(home or os.path.expanduser("~"), path[2:])
+        return os.path.join(root, path.lstrip("/")) if path else ""
+
+    @staticmethod
+    def _proxies(path: str) -> dict[str, str]:
+        found = {}
+        try:
+            with open(path, errors="replace") as file:
+                for line in file:
+                    name, equals, value = line.strip().removeprefix("export ").partition("=")
+                    if equals and name.lower() in PROXY_VARIABLES:
+                        found[name.lower()] = " ".join(shlex.split(value, comments=True))
+        except (OSError, ValueError):
+            pass
+        return found
+
+    def _read_pip(self, path: str) -> None:
+        parser = configparser.RawConfigParser(strict=False)
+        try:
+            if not path or not parser.read(path):
+                return
+        except (configparser.Error, UnicodeDecodeError):
+            return
+        for section in ("global", "install"):
+            for name, value in parser.items(section) if parser.has_section(section) else ():
+                self.pip[name.replace("_", "-")] = value.strip()
+                self.files[name.replace("_", "-")] = path
+
+    @staticmethod
+    def _names_index(path: str) -> bool:
+        try:
+            with open(path, errors="replace") as file:
+                return re.search(r"(?m)^\s*(\[\[?)?(index|index-url|default-index|offline)\b", file.read()) is not None
+        except OSError:
+            return False
+
+    def not_taken(self) -> list[str]:
+        """Return sentences about settings of pip that are not taken over."""
+        instead = {
+            "extra-index-url": "python_env_extra_index_urls",
+            "trusted-host": "python_env_uv_settings: {allow-insecure-host: [...]}",
+            "constraint": "a line -c in the requirements",
+            "no-index": "python_env_index_url: none",
+        }
+        return [
+            f"{self.files[name]} sets {name}, which is not taken over; if packages depend on it, set {instead[name]}"
+            for name in NOT_TAKEN
+            if name in self.pip
+        ]
+
+
+class Uv:
+    """A uv with its settings.
+
+    Args:
+        binary: path.
+        settings: index_url, extra_index_urls, find_links, proxy, uv_settings, as the inventory has them.
+        folder: its own, for a file of settings: readable by nobody else.
+        cache: folder, or "" for the account's own.
+        machine: whose settings count where the inventory has none.
+        is_locked: whether hashes say which packages are meant: then another index can do no harm.
+    """
+
+    def __init__(
+        self,
+        binary: str,
+        settings: Mapping[str, Any],
+        folder: str,
+        cache: str = "",
+        machine: Machine | None = None,
+        is_locked: bool = False,
+    ) -> None:
+        self.binary = binary
+        self.folder = folder
+        self.settings = settings
+        self.machine = machine or Machine()
+        self.extra_build: dict[str, list[str]] = {}
+        self.extra_index_urls = list(settings["extra_index_urls"])
+        if is_locked:
+            self.extra_index_urls += self.machine.pip.get("extra-index-url", "").split()
+        self.environment = self._environment(cache)
+
+    def _environment(self, cache: str) -> dict[str, str]:
+        pip = self.machine.pip
+        dropped = ("VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONPATH", "PYTHONHOME", "UV_PYTHON", "UV_PROJECT_ENVIRONMENT")
+        env = {name: value for name, value in os.environ.items() if name not in dropped}
+        env.update({"UV_PYTHON_DOWNLOADS": "never", "UV_NO_PROGRESS": "1"})
+        if "SSL_CERT_FILE" not in env:
+            env.setdefault("UV_SYSTEM_CERTS", "true")
+        if cache:
+            env["UV_CACHE_DIR"] = cache
+        proxies = dict(self.machine.proxies)
+        if "proxy" in pip:
+            proxies.update(dict.fromkeys(("http_proxy", "https_proxy"), pip["proxy"]))
+        if self.settings["proxy"]:
+            proxies.update(dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), self.settings["proxy"]))
+            for name in PROXY_VARIABLES[:3]:
+                env.pop(name, None)
+                env.pop(name.upper(), None)
+        for name, value in proxies.items():
+            if name not in env and name.upper() not in env:
+                env[name] = env[name.upper()] = value
+        if given := self.settings["uv_settings"].get("cert"):
+            env["SSL_CERT_FILE"] = str(given)
+        elif "cert" in pip and "SSL_CERT_FILE" not in env:
+            env["SSL_CERT_FILE"] = pip["cert"]
+        self.index = self.settings["index_url"]
+        if self.index and self.index != "none":
+            env["UV_DEFAULT_INDEX"] = self.index
+        elif not self.index and not self._has_index(env):
+            self.index = pip.get("index-url", "") or self.settings.get("fallback_index_url", "")
+            if self.index:
+                env["UV_DEFAULT_INDEX"] = self.index
+        if self.extra_index_urls:
+            env["UV_INDEX"] = " ".join(self.extra_index_urls)
+        # What the inventory names lies on the nodes; whatever else is set lies here alone.
+        self.own_links = [*env.get("UV_FIND_LINKS", "").split(","), *pip.get("find-links", "").split()]
+        folders = [one for one in (*self.settings["find_links"], *self.own_links) if one]
+        if folders:
+            env["UV_FIND_LINKS"] = ",".join(dict.fromkeys(folders))
+        return env
+
+    def _has_index(self, env: Mapping[str, str]) -> bool:
+        given = self.settings["uv_settings"]
+        return (
+            bool(env.get("UV_DEFAULT_INDEX") or env.get("UV_INDEX_URL"))
+            or self.machine.has_uv_index
+            or any(name in given for name in ("index", "index-url", "offline"))
+        )
+
+    def indexes(self, backend: str) -> list[str]:
+        """Return the indexes that will be asked, as far as they are known."""
+        if self.index == "none" or "UV_OFFLINE" in self.environment:
+            return []
+        found = list(self.extra_index_urls)
+        if self.index:
+            found.append(self.index)
+        elif url := self.environment.get("UV_DEFAULT_INDEX") or self.environment.get("UV_INDEX_URL"):
+            found.append(url)
+        elif not self._has_index(self.environment):
+            found.append(PYPI)
+        return [*found, *([TORCH_INDEX] if backend not in ("", "none") else [])]
+
+    def require_reachable(self, urls: Sequence[str]) -> None:
+        """Raise Failure, within seconds, if an index takes no connection, or the proxy before it."""
+        if {"http-proxy", "https-proxy", "offline"} & set(self.settings["uv_settings"]):
+            return
+        places: dict[tuple[str, int], str] = {}
+        for url in urls:
+            parts = urlsplit(self._proxy_for(url) or url)
+            try:
+                port = parts.port or {"https": 443, "http": 80}.get(parts.scheme, 1080)
+            except ValueError:
+                continue
+            if parts.hostname and parts.scheme != "file":
+                places.setdefault((parts.hostname, port), url)
+        problems: dict[tuple[str, int], str] = {}
+        threads = [threading.Thread(target=self._try, args=(place, problems), daemon=True) for place in places]
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + REACH_SECONDS
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        for (place, url), thread in zip(places.items(), threads):
+            problem = problems.get(place, "")
+            if thread.is_alive():
+                problem = f"{place[0]} port {place[1]} gives no answer within {REACH_SECONDS} s"
+            if problem:
+                proxy = self._proxy_for(url)
+                through = " through its proxy" if proxy else ""
+                remedy = INDEX if url != TORCH_INDEX else WITHOUT_TORCH_INDEX
+                if proxy:
+                    remedy = "correct python_env_proxy, or the machine's own setting"
+                raise Failure(f"it does not reach the index {redacted(url)}{through}: {problem}; {remedy}")
+
+    def _proxy_for(self, url: str) -> str:
+        parts = urlsplit(url)
+        env = self.environment
+        found = {name: env.get(name) or env.get(name.upper()) or "" for name in PROXY_VARIABLES}
+        if found["no_proxy"] and urllib.request.proxy_bypass_environment(  # type: ignore[attr-defined]  # typeshed lacks it
+            parts.netloc, {"no": found["no_proxy"]}
+        ):
+            return ""
+        proxy = found.get(f"{parts.scheme}_proxy") or found["all_proxy"]
+        return proxy if not proxy or "://" in proxy else f"http://{proxy}"
+
+    @staticmethod
+    def _try(place: tuple[str, int], problems: dict[tuple[str, int], str]) -> None:
+        try:
+            socket.create_connection(place, 2 * REACH_SECONDS).close()  # who waits is told earlier
+        except socket.gaierror as error:
+            problems[place] = f"the name {place[0]} does not resolve ({error.strerror})"
+        except OSError as error:
+            problems[place] = f"{place[0]} port {place[1]}: {error.strerror or error}"
+
+    def run(self, *arguments: str, cwd: str = "/", otherwise: str = "", **variables: str) -> tuple[str, str]:
+        """Run it; return what it printed, and what it said besides.
+
+        Args:
+            arguments: of uv.
+            cwd: where it looks for settings, and in the folders above.
+            otherwise: what a failure means whose words are not known.
+            variables: of the environment.
+
+        Raises:
+            Failure: it failed.
+        """
+        env = {**self.environment, **variables}
+        config = {name: value for name, value in self.settings["uv_settings"].items() if name != "cert"}
+        if self.extra_build:
+            config["extra-build-dependencies"] = {**config.get("extra-build-dependencies", {}), **self.extra_build}
+        if config:
+            path = os.path.join(self.folder, "uv.toml")
+            part = f"{path}.{threading.get_ident()}"
+            with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+                file.write(uv_toml(config))
+            os.replace(part, path)
+            env["UV_CONFIG_FILE"] = path
+        try:
+            result = subprocess.run(
+                [self.binary, *arguments],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                env=env,
+                cwd=cwd,
+                check=False,
+            )
+        except OSError as error:
+            raise Failure(f"{self.binary} cannot be run there: {error.strerror}") from None
+        if result.returncode != 0:
+            why = because(result.stderr, otherwise or "uv failed")
+            raise Failure(why, result.stderr.strip() or f"uv ended with {result.returncode}")
+        return result.stdout, result.stderr
+
+
+def wants_torch(said: str) -> str:
+    """Return the package whose build failed for want of torch, else ""."""
+    if not lacks_torch(said):
+        return ""
+    found = re.search(
+        r"`([A-Za-z0-9][\w.-]*)@[^`]*` depends on `torch`|Failed to build `([A-Za-z0-9][\w.-]*?)(?:==|@| )", said
+    )
+    return next((name for name in found.groups() if name), "") if found else ""
+
+
+def lacks_torch(said: str) -> bool:
+    """Return whether a build failed for want of torch."""
+    return "No module named 'torch'" in said or "depends on `torch`, but doesn't declare it" in said

@@ -1,0 +1,260 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+# ruff: noqa: E402 (in a module the documentation comes first)
+"""A node's Python environment, from a lock."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: python_env
+short_description: Makes a node's Python environment from a lock, and nothing else
+version_added: 0.1.0
+description:
+  - Makes C(envs/<key>) below the cluster directory with uv, of the packages in a lock, each checked by its hash, and
+    points the link C(env) at it. A failed install is removed and leaves C(env) as it was.
+  - Makes C(tools/<key>) likewise, with the product's own tools, and points C(tools/env) at it. Without these setup goes
+    on, with a warning.
+  - uv has to be in C(bin) already, and in C(wheels) what the controller has built.
+options:
+  directory:
+    description: The cluster directory, absolute.
+    type: path
+    required: true
+  node:
+    description: What M(thunderhead.cluster.python_env_info) says of the node.
+    type: dict
+    required: true
+  lock:
+    description: A file on the controller, with all packages and their hashes; empty if the environment is there.
+    type: path
+    default: ""
+  requirements:
+    description: The name of the file that the lock was made from.
+    type: str
+    default: ""
+  digest:
+    description: What decides the environment's content.
+    type: str
+    required: true
+  indexes:
+    description: URLs that the lock's packages come from, the default first, or empty; without credentials.
+    type: list
+    elements: str
+    default: []
+  written_indexes:
+    description: URLs as the requirements have them, with variables of the controller's environment, ${NAME}.
+    type: list
+    elements: str
+    default: []
+  needs_torch:
+    description: Packages whose build needs torch.
+    type: list
+    elements: str
+    default: []
+  torch_backend:
+    description: The build of torch that uv looks for; V(none) for whatever the indexes have.
+    type: str
+    default: none
+  tools:
+    description: The lock of the product's own tools.
+    type: str
+    default: ""
+  index_url:
+    description: The package index; V(none) for none, empty for the node's own, else that of the lock.
+    type: str
+    default: ""
+  extra_index_urls:
+    description: More indexes.
+    type: list
+    elements: str
+    default: []
+  find_links:
+    description: Folders on the node, or URLs, with wheels.
+    type: list
+    elements: str
+    default: []
+  proxy:
+    description: URL of the proxy; empty for the node's own setting.
+    type: str
+    default: ""
+  uv_settings:
+    description: What is written into a C(uv.toml).
+    type: dict
+    default: {}
+  own_cache:
+    description: Whether uv's cache is that of the account, and not C(cache) in the cluster directory.
+    type: bool
+    default: false
+  cache_max_mb:
+    description: If the cache has more than this, it is emptied. In MiB, without what environments share with it.
+    type: int
+    default: 20480
+attributes:
+  check_mode:
+    description: Says what would change.
+    support: full
+  diff_mode:
+    description: Shows which packages change.
+    support: full
+author: The Thunderhead developers
+"""
+
+EXAMPLES = r"""
+- name: Install the environment
+  thunderhead.cluster.python_env:
+    directory: /opt/thunderhead
+    node: "{{ probe.node }}"
+    lock: "{{ locks.hosts[inventory_hostname].lock }}"
+    digest: "{{ locks.hosts[inventory_hostname].digest }}"
+"""
+
+RETURN = r"""
+path:
+  description: The environment's folder.
+  returned: success
+  type: str
+  sample: /opt/thunderhead/envs/0123456789abcdef
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.installation import (
+    Environment,
+    bound_cache,
+    explained,
+    recorded,
+    write,
+)
+from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import Failure, Uv
+
+
+def read(path: str) -> str:
+    """Return a file's text, "" if it is not there."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+class Work:
+    """What is to be done on this node."""
+
+    def __init__(self, module: AnsibleModule) -> None:
+        self.module = module
+        self.given: dict[str, Any] = module.params
+        self.directory: str = self.given["directory"]
+        self.node: dict[str, Any] = self.given["node"]
+        self.is_root = os.geteuid() == 0
+
+    def do(self) -> dict[str, Any]:
+        """Do it, unless in check mode; return the result.
+
+        Raises:
+            Failure: it cannot be done.
+        """
+        record_path = os.path.join(self.directory, "requirements.txt")
+        before = read(record_path)
+        if self.node["complete"]:
+            after = read(os.path.join(self.directory, self.node["target"], "requirements.txt"))
+        else:
+            after = recorded(self.given["lock"], self.given["requirements"], self.given["digest"])
+        result = {
+            "changed": not self.node["current"] or (self.module.check_mode and not self.node["tools_current"]),
+            "path": os.path.join(self.directory, self.node["target"]),
+            "diff": {"before": before, "after": after, "before_header": record_path, "after_header": record_path},
+        }
+        if not self.module.check_mode:
+            folder = tempfile.mkdtemp(prefix="thunderhead-")
+            try:
+                result["changed"] = self._install(folder, after) or result["changed"]
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+            if before != after:
+                write(record_path, after)
+        return result
+
+    def _install(self, folder: str, record: str) -> bool:
+        """Do it; return whether the tools came."""
+        has_tools = False
+        cache = "" if self.given["own_cache"] else os.path.join(self.directory, "cache", "uv")
+        uv = Uv(
+            os.path.join(self.directory, "bin", "uv"), json.loads(self.given["settings"]), folder, cache, is_locked=True
+        )
+        wheels = os.path.join(self.directory, "wheels")
+        made = self._environment(uv, self.node["target"])
+        if self.given["lock"].strip():
+            uv.require_reachable(uv.indexes(self.given["torch_backend"]))
+        try:
+            made.make(
+                *(self.given["lock"], self.given["torch_backend"], self.given["needs_torch"], wheels, folder, record)
+            )
+        except Failure as failure:
+            if cache and "No space left" in failure.said:  # part of it is what fills the disk
+                shutil.rmtree(cache, ignore_errors=True)
+            remarks = [one for one in uv.machine.not_taken() if "extra-index-url" not in one]
+            raise Failure("; besides, ".join([failure.why, *remarks]), failure.said) from None
+        made.switch("env", self.node["target"])
+        if os.path.isdir(wheels):
+            shutil.rmtree(wheels)
+        if self.given["tools"] and not self.node["tools_current"]:
+            try:
+                self._environment(uv, self.node["tools"]).make(
+                    self.given["tools"], "none", [], wheels, folder, self.given["tools"]
+                )
+                self._environment(uv, self.node["tools"]).switch(
+                    os.path.join("tools", "env"), os.path.basename(self.node["tools"])
+                )
+                has_tools = True
+            except Failure as failure:
+                self.module.warn(
+                    "py-spy could not be installed here, so what a job that hangs is doing will not be told: "
+                    f"{failure.why}; see that a package index, or a folder of python_env_find_links, has it, and run "
+                    "setup again"
+                )
+        if cache:
+            bound_cache(uv, cache, self.given["cache_max_mb"])
+        return has_tools
+
+    def _environment(self, uv: Uv, target: str) -> Environment:
+        return Environment(self.directory, target, uv, self.node["executable"], self.is_root)
+
+
+def main() -> None:
+    """Make it so."""
+    module = AnsibleModule(
+        argument_spec={
+            "directory": {"type": "path", "required": True},
+            "node": {"type": "dict", "required": True},
+            "lock": {"type": "str", "default": ""},
+            "requirements": {"type": "str", "default": ""},
+            "digest": {"type": "str", "required": True},
+            "needs_torch": {"type": "list", "elements": "str", "default": []},
+            "torch_backend": {"type": "str", "default": "none"},
+            "tools": {"type": "str", "default": ""},
+            # As one text in JSON: Ansible hides a secret wherever its value occurs, and some of these are usual words.
+            "settings": {"type": "str", "required": True, "no_log": True},
+            "own_cache": {"type": "bool", "default": False},
+            "cache_max_mb": {"type": "int", "default": 20480},
+        },
+        supports_check_mode=True,
+    )
+    try:
+        result = Work(module).do()
+    except Failure as failure:
+        directory = module.params["directory"]
+        module.fail_json(
+            msg=f"This node has no new environment, and {directory}/env is as it was, because {explained(failure)}"
+        )
+    except OSError as error:
+        module.fail_json(msg=f"{error.filename or 'a file'} could not be changed: {error.strerror or error}.")
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()

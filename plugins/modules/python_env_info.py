@@ -1,0 +1,131 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+# ruff: noqa: E402 (in a module the documentation comes first)
+"""What a node is for its Python environment."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: python_env_info
+short_description: Looks at a node's Python, platform, GPU driver and environments
+version_added: 0.1.0
+description:
+  - Says which environment this node should have, by a checksum of all that decides its content, and whether it has it.
+  - Refuses a node that can have none, with no Python from 3.10 to 3.13, or with a cluster directory whose programs
+    cannot run.
+options:
+  directory:
+    description: The cluster directory, absolute.
+    type: path
+    required: true
+  python:
+    description: The node's Python, by name or path.
+    type: str
+    default: python3
+  backend:
+    description: The wanted build of torch; V(auto) is C(cpu) where there is no NVIDIA driver.
+    type: str
+    default: auto
+  digest:
+    description: What else decides the environment's content, from M(thunderhead.cluster.python_env_lock).
+    type: str
+    required: true
+  tools:
+    description: The lock of the product's own tools.
+    type: str
+    default: ""
+  find_links:
+    description: Folders that have to be there, or URLs, which are not looked at.
+    type: list
+    elements: str
+    default: []
+attributes:
+  check_mode:
+    description: Changes nothing.
+    support: full
+author: The Thunderhead developers
+"""
+
+EXAMPLES = r"""
+- name: Look at the node's Python
+  thunderhead.cluster.python_env_info:
+    directory: /opt/thunderhead
+    digest: 0f3a
+"""
+
+RETURN = r"""
+node:
+  description: What M(thunderhead.cluster.python_env_lock) and M(thunderhead.cluster.python_env) need to know.
+  returned: success
+  type: dict
+  contains:
+    python:
+      description: Its version, as in V(3.11).
+      type: str
+    executable:
+      description: Its path.
+      type: str
+    machine:
+      description: The processor.
+      type: str
+    platform:
+      description: uv's name of the platform.
+      type: str
+    wheel_platform:
+      description: pip's name of the platform.
+      type: str
+    backend:
+      description: The build of torch.
+      type: str
+    driver:
+      description: The NVIDIA driver's version.
+      type: str
+    uv:
+      description: The version of uv in the cluster directory, empty if there is none.
+      type: str
+    target:
+      description: The environment's folder, below the cluster directory.
+      type: str
+    complete:
+      description: Whether it is there.
+      type: bool
+    current:
+      description: Whether jobs use it.
+      type: bool
+    tools:
+      description: The folder of the tools.
+      type: str
+    tools_current:
+      description: Whether these are there.
+      type: bool
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.node import Unusable, probe
+
+
+def main() -> None:
+    """Look at it."""
+    module = AnsibleModule(
+        argument_spec={
+            "directory": {"type": "path", "required": True},
+            "python": {"type": "str", "default": "python3"},
+            "backend": {"type": "str", "default": "auto"},
+            "digest": {"type": "str", "required": True},
+            "tools": {"type": "str", "default": ""},
+            "find_links": {"type": "list", "elements": "str", "default": []},
+        },
+        supports_check_mode=True,
+    )
+    given = module.params
+    try:
+        node = probe(*(given[name] for name in ("directory", "python", "backend", "digest", "tools", "find_links")))
+    except Unusable as why:
+        module.fail_json(msg=f"This node {why}.")
+    except OSError as error:
+        module.fail_json(msg=f"This node could not be looked at: {error}.")
+    module.exit_json(changed=False, node=node)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""Documentation of the action of this name."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: python_env_lock
+short_description: Reads requirements, and resolves them once for all nodes
+version_added: 0.1.0
+description:
+  - Reads what C(python_env_requirements) names, with all that it includes, and refuses what no node could install, by
+    file and line.
+  - With O(nodes), has a lock with hashes for every kind of node that lacks its environment, by uv, on the controller,
+    or on the node that C(python_env_resolve_on) names. What has no hash (local projects, git) is built into a wheel.
+  - Locks are kept on the controller, in C(~/.cache/thunderhead/locks), and serve as long as the files, the projects
+    that they name, the settings and uv's version are the same.
+  - Runs once for all hosts, and reads the role's variables of each.
+options:
+  hosts:
+    description: The nodes.
+    type: list
+    elements: str
+    required: true
+  nodes:
+    description: By host, what M(thunderhead.cluster.python_env_info) says. Without it requirements are only read.
+    type: dict
+    default: {}
+attributes:
+  check_mode:
+    description: Resolves all the same, which changes no node.
+    support: full
+  diff_mode:
+    description: Shows what each lock changes.
+    support: full
+author: The Thunderhead developers
+"""
+
+EXAMPLES = r"""
+- name: Read the requirements
+  thunderhead.cluster.python_env_lock:
+    hosts: "{{ ansible_play_batch }}"
+"""
+
+RETURN = r"""
+hosts:
+  description: >-
+    By host the digest of what decides its environment; with O(nodes) also the files of its lock, wheels and uv on the
+    controller, and from which indexes the packages come.
+  returned: success
+  type: dict
+resolver:
+  description: Who resolves.
+  returned: without O(nodes)
+  type: str
+  sample: localhost
+"""

@@ -1,0 +1,92 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+# ruff: noqa: E402 (in a module the documentation comes first)
+"""A resolution on a node, for all nodes."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: python_env_resolve
+short_description: Resolves requirements on this machine, for every kind of node
+version_added: 0.1.0
+description:
+  - Used by M(thunderhead.cluster.python_env_lock) where a node resolves, and not the controller. Nothing stays on the
+    node.
+options:
+  archive:
+    description: A tar file with uv and what the requirements name on the controller.
+    type: path
+    required: true
+  request:
+    description: What is to be resolved, in JSON.
+    type: str
+    required: true
+attributes:
+  check_mode:
+    description: Changes nothing that stays.
+    support: full
+author: The Thunderhead developers
+"""
+
+EXAMPLES = r"""
+- name: Resolve
+  thunderhead.cluster.python_env_resolve:
+    archive: /tmp/workshop.tar
+    request: "{}"
+"""
+
+RETURN = r"""
+resolution:
+  description: Locks by target, the indexes, and what else the nodes need to know.
+  returned: success
+  type: dict
+contents:
+  description: The wheels that were built, by name, in base64.
+  returned: success
+  type: dict
+"""
+
+import base64
+import json
+import os
+import shutil
+import tarfile
+import tempfile
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.resolution import resolve
+from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import Failure
+
+
+def main() -> None:
+    """Resolve."""
+    module = AnsibleModule(
+        argument_spec={
+            "archive": {"type": "path", "required": True},
+            # As one text: Ansible hides a secret wherever its value occurs, and some of these are everyday words.
+            "request": {"type": "str", "required": True, "no_log": True},
+        },
+        supports_check_mode=True,
+    )
+    folder = tempfile.mkdtemp(prefix="thunderhead-")
+    try:
+        with tarfile.open(module.params["archive"]) as archive:
+            archive.extractall(folder)  # the controller made it
+        there = {"folder": folder, "uv": os.path.join(folder, "uv"), "project": os.path.join(folder, "project")}
+        request = {**json.loads(module.params["request"]), **there}
+        resolution = resolve(request)
+        contents = {}
+        for name in resolution["wheels"]:
+            with open(os.path.join(folder, "wheels", name), "rb") as file:
+                contents[name] = base64.b64encode(file.read()).decode()
+        module.exit_json(changed=False, resolution=resolution, contents=contents)
+    except Failure as failure:
+        module.fail_json(msg=failure.why, said=failure.said, unmet=failure.unmet)
+    except OSError as error:
+        module.fail_json(msg=f"it could not use {error.filename or 'a file'}: {error.strerror or error}")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

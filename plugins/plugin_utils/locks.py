@@ -1,0 +1,412 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""Keep the locks that requirements were resolved into, on the controller, and have missing ones made.
+
+What is kept lies in ``~/.cache/thunderhead/locks/<digest>/``: ``resolution.json`` with a lock for every kind of node,
+and ``wheels/``. The digest is that of the files, the projects they name, the settings and uv's version: as long as
+these are the same, a node that comes later gets what the others have.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.resolution import is_contradiction, resolve
+from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import TORCH_INDEX, Failure, toml
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.requirements import (
+    Requirements,
+    lay_out,
+    malware_among,
+    place_of,
+    read,
+)
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import listed
+
+FETCH_UV = Path(__file__).parents[2] / "roles" / "python_env" / "files" / "fetch_uv.py"
+HERE = "localhost"
+VARIABLES: dict[str, Any] = {
+    "requirements": "",
+    "extras": [],
+    "groups": [],
+    "index_url": "",
+    "extra_index_urls": [],
+    "find_links": [],
+    "torch_backend": "auto",
+    "build_needs_torch": [],
+    "uv_settings": {},
+    "proxy": "",
+    "resolve_on": "auto",
+    "uv_version": "",
+}
+"""What the role's variables are called, after python_env_, and what counts where there is none."""
+DECISIVE = (
+    "index_url",
+    "extra_index_urls",
+    "find_links",
+    "torch_backend",
+    "build_needs_torch",
+    "uv_settings",
+    "uv_version",
+)
+"""What decides the content of an environment, beside the files."""
+FORMS = {
+    "python": r"3\.[0-9]{1,2}",
+    "machine": r"[a-z0-9_]{1,20}",
+    "platform": r"[a-z0-9_-]{1,50}",
+    "wheel_platform": r"(manylinux2014|macosx_11_0)_[a-z0-9_]{1,20}",
+    "backend": r"[a-z0-9.]{1,10}",
+    "driver": r"[0-9.]{0,20}",
+    "uv": r"[0-9a-z.+]{0,30}",
+    "complete": r"True|False",
+}
+"""What a node may say of itself."""
+NO_TORCH = (
+    "{path} installs no torch, so no job can train with what setup has installed; add torch to it, or to what "
+    "python_env_requirements names, and run setup again"
+)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the inventory says about one host's environment: the values of VARIABLES."""
+
+    values: dict[str, Any]
+
+    @classmethod
+    def of(cls, host: str, value: Callable[[str, str, Any], Any]) -> Wanted:
+        """Read it; ``value`` returns a host's variable by its name."""
+        found = {}
+        for name, default in VARIABLES.items():
+            given = value(host, f"python_env_{name}", default)
+            if isinstance(default, list):  # one given with -e is a string
+                given = [str(one) for one in ([given] if isinstance(given, str) else given or []) if str(one)]
+            elif isinstance(default, dict):
+                if isinstance(given, str):
+                    given = json.loads(given or "{}")
+                given = dict(given or {})
+            else:
+                given = str(given or "")
+            found[name] = given
+        found["requirements"] = os.path.realpath(os.path.expanduser(found["requirements"]))
+        return cls(found)
+
+    def settings(self) -> dict[str, Any]:
+        """Return what uv.Uv takes."""
+        return {
+            name: self.values[name] for name in ("index_url", "extra_index_urls", "find_links", "proxy", "uv_settings")
+        }
+
+
+class Kept:
+    """A folder with the locks of one digest."""
+
+    def __init__(self, digest: str) -> None:
+        self.folder = cache() / "locks" / digest[:32]
+        self.content: dict[str, Any] = {"locks": {}, "indexes": [], "needs_torch": [], "wheels": []}
+        with contextlib.suppress(OSError, ValueError):
+            self.content |= json.loads((self.folder / "resolution.json").read_text(encoding="utf-8"))
+        if not all((self.folder / "wheels" / name).is_file() for name in self.content["wheels"]):
+            self.content["locks"] = {}
+
+    @property
+    def locks(self) -> dict[str, str]:
+        """Return the locks by the kind of node."""
+        found: dict[str, str] = self.content["locks"]
+        return found
+
+    def path(self, target: str) -> Path:
+        """Return the file of one lock."""
+        return self.folder / f"{target}.txt"
+
+    def add(self, resolution: Mapping[str, Any], workshop: Path) -> None:
+        """Keep what was resolved."""
+        (self.folder / "wheels").mkdir(parents=True, exist_ok=True)
+        for name in resolution["wheels"]:
+            shutil.copy(workshop / "wheels" / name, self.folder / "wheels" / name)
+        self.content = {
+            "locks": self.locks | resolution["locks"],
+            "indexes": resolution["indexes"],
+            "needs_torch": resolution["needs_torch"],
+            "backends": self.content.get("backends", {}) | resolution["backends"],
+            "wheels": sorted({*self.content["wheels"], *resolution["wheels"]}),
+        }
+        for target, lock in self.locks.items():
+            written(self.path(target), lock)
+        written(self.folder / "resolution.json", json.dumps(self.content))
+
+
+def written(path: Path, text: str) -> None:
+    """Write a file in one step."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def cache() -> Path:
+    """Return where what can be made again is kept on the controller."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "thunderhead"
+
+
+@dataclass
+class Group:
+    """Hosts with the same settings."""
+
+    hosts: list[str]
+    wanted: Wanted
+    requirements: Requirements
+    digest: str
+
+
+class Plan:
+    """What is to be installed where.
+
+    Args:
+        wanted: by host.
+
+    Raises:
+        JobError: it cannot be read, or not be installed.
+    """
+
+    def __init__(self, wanted: Mapping[str, Wanted]) -> None:
+        self.groups: list[Group] = []
+        for host, one in wanted.items():
+            for group in self.groups:
+                if group.wanted == one:
+                    group.hosts.append(host)
+                    break
+            else:
+                values = one.values
+                requirements = read(Path(values["requirements"]), values["extras"], values["groups"])
+                require_known_settings(values["uv_settings"])
+                digest = requirements.digest({name: values[name] for name in DECISIVE})
+                self.groups.append(Group([host], one, requirements, digest))
+
+    def resolver(self) -> str:
+        """Return who resolves: this machine, or a host where what it needs is there and not here."""
+        first = self.groups[0]
+        named: str = first.wanted.values["resolve_on"]
+        if named == "auto":
+            folders = [one for one in first.wanted.values["find_links"] if "://" not in one]
+            return HERE if all(os.path.exists(folder) for folder in folders) else first.hosts[0]
+        known = [host for group in self.groups for host in group.hosts]
+        if named not in (HERE, *known):
+            raise JobError(
+                f"python_env_resolve_on is {named}, which is none of the nodes ({listed(known)}); set it to one, to "
+                "localhost, or to auto"
+            )
+        return named
+
+    def read(self) -> dict[str, Any]:
+        """Return what is known without a look at any node."""
+        warnings = [
+            NO_TORCH.format(path=group.requirements.path)
+            for group in self.groups
+            if (found := Kept(group.digest).locks) and not any(map(has_torch, found.values()))
+        ]
+        hosts = {host: {"digest": group.digest} for group in self.groups for host in group.hosts}
+        return {"hosts": hosts, "resolver": self.resolver(), **({"warnings": warnings} if warnings else {})}
+
+    def resolve(
+        self,
+        nodes: Mapping[str, Mapping[str, Any]],
+        there: Callable[[Path, Mapping[str, Any]], dict[str, Any]] | None,
+        is_dry: bool,
+    ) -> dict[str, Any]:
+        """Have a lock for every node that lacks its environment.
+
+        Args:
+            nodes: by host, what modules/python_env_info says.
+            there: resolves on another machine; None for here.
+            is_dry: whether nodes will stay as they are.
+
+        Returns:
+            See modules/python_env_lock.
+
+        Raises:
+            JobError: it cannot be done.
+        """
+        for host, said in nodes.items():
+            require_form(host, said)
+        hosts: dict[str, Any] = {}
+        diffs = []
+        warnings: list[str] = []
+        resolver = self.resolver()
+        for group in self.groups:
+            lacking = [host for host in group.hosts if host in nodes and not nodes[host]["complete"]]
+            targets = {target_of(nodes[host]): nodes[host] for host in lacking}
+            kept = Kept(group.digest)
+            missing = {name: node for name, node in targets.items() if name not in kept.locks}
+            if missing:
+                node = nodes[resolver] if there and resolver in nodes else None
+                warnings += self._make(group, missing, kept, there, node)
+            for name in targets:
+                diffs += difference(group, name, kept, is_dry)
+            if kept.locks and not any(map(has_torch, kept.locks.values())):
+                warnings.append(NO_TORCH.format(path=group.requirements.path))
+            for host in group.hosts:
+                if host not in nodes:
+                    continue
+                lacks = host in lacking
+                target = target_of(nodes[host])
+                hosts[host] = {
+                    "digest": group.digest,
+                    "requirements": group.requirements.path.name,
+                    "lock": str(kept.path(target)) if lacks else "",
+                    "torch_backend": kept.content.get("backends", {}).get(target, "none") if lacks else "none",
+                    "indexes": kept.content["indexes"],
+                    "written_indexes": group.requirements.indexes,
+                    "needs_torch": kept.content["needs_torch"],
+                    "wheels": [str(kept.folder / "wheels" / name) for name in kept.content["wheels"]] if lacks else [],
+                    "uv": self._uv(group, nodes[host]),
+                }
+        return {"changed": bool(diffs), "hosts": hosts, "diff": diffs, **({"warnings": warnings} if warnings else {})}
+
+    def _uv(self, group: Group, node: Mapping[str, Any]) -> str:
+        """Return the path of a uv for a node, "" if it has it."""
+        version = group.wanted.values["uv_version"]
+        return "" if node["uv"] == version else str(fetch_uv(version, node["wheel_platform"]))
+
+    def _make(
+        self,
+        group: Group,
+        targets: Mapping[str, Mapping[str, Any]],
+        kept: Kept,
+        there: Callable[[Path, Mapping[str, Any]], dict[str, Any]] | None,
+        node: Mapping[str, Any] | None,
+    ) -> list[str]:
+        """Resolve for these targets; return warnings."""
+        values, requirements = group.wanted.values, group.requirements
+        uv = fetch_uv(values["uv_version"], node["wheel_platform"] if node else own_platform())
+        cache().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache(), prefix="resolution.") as folder:
+            workshop = Path(folder)
+            (workshop / "sources").mkdir()
+            lay_out(requirements, workshop / "sources")
+            if there:
+                (workshop / "uv").symlink_to(uv)
+                (workshop / "project").mkdir()
+                for name in ("pyproject.toml", "uv.lock") if requirements.arguments else ():
+                    if (requirements.path.parent / name).is_file():
+                        shutil.copy(requirements.path.parent / name, workshop / "project")
+            request = {
+                "uv": str(uv),
+                "folder": folder,
+                "project": str(requirements.path.parent) if requirements.arguments else "",
+                "arguments": requirements.arguments,
+                "lines": requirements.lines,
+                "constraints": requirements.constraints,
+                "hashes": requirements.hashes,
+                "targets": {name: {**one} for name, one in targets.items()},
+                "settings": group.wanted.settings(),
+                "needs_torch": values["build_needs_torch"],
+                "takes_prereleases": requirements.takes_prereleases,
+                "preferred": next(iter(kept.locks.values()), ""),
+            }
+            where = "On the controller" if not there else f"On {self.resolver()}"
+            try:
+                resolution = there(workshop, request) if there else resolve(request)
+            except Failure as failure:
+                raise JobError(unresolved(requirements, where, failure, folder)) from None
+            for lock in resolution["locks"].values():
+                if sentence := malware_among(lock):
+                    raise JobError(f"{requirements.path} {sentence}")
+            kept.add(resolution, workshop)
+        found: list[str] = resolution["warnings"]
+        return found
+
+
+def unresolved(requirements: Requirements, where: str, failure: Failure, folder: str) -> str:
+    """Return what a user is told of requirements that could not be resolved; ``folder`` had the copies of sources."""
+    why, said = failure.why, failure.said
+    for number, path in enumerate(requirements.sources):
+        copy = f"{folder}/sources/{place_of(number, path)}"
+        why, said = why.replace(copy, str(path)), said.replace(copy, str(path))
+    lines = [f"{requirements.path} could not be resolved, and nothing was changed on any node. {where}, {why}."]
+    lines += [f"{requirements.places.get(text, text)} asks for {text}: {reason}" for text, reason in failure.unmet]
+    if is_contradiction(said) or failure.unmet or TORCH_INDEX in why:
+        lines += requirements.soft
+    return "\n".join([*lines, *(["The end of what uv said:", "", said[-1500:]] if said else [])])
+
+
+def require_known_settings(settings: Mapping[str, Any]) -> None:
+    """Raise JobError if settings of uv cannot be written."""
+    try:
+        toml(settings)
+    except TypeError as error:
+        raise JobError(f"python_env_uv_settings cannot be written as TOML: {error}; correct it") from None
+
+
+def require_form(host: str, node: Mapping[str, Any]) -> None:
+    """Raise JobError if a node says of itself what cannot be: some of it becomes names of files here."""
+    for name, form in FORMS.items():
+        if not re.fullmatch(form, str(node.get(name))):
+            raise JobError(
+                f"{host} says that its {name} is {json.dumps(str(node.get(name)))}, which is none; find out what "
+                "answers there"
+            )
+
+
+def has_torch(lock: str) -> bool:
+    """Return whether a lock installs torch."""
+    return re.search(r"(?m)^torch(==| @ )", lock) is not None
+
+
+def target_of(node: Mapping[str, Any]) -> str:
+    """Return the name of the kind of a node: nodes of one kind have one lock."""
+    parts = [node["python"], node["platform"], node["backend"], node["driver"] if node["backend"] == "auto" else ""]
+    return "-".join(re.sub(r"[^\w.]", "_", part) for part in parts if part)
+
+
+def difference(group: Group, target: str, kept: Kept, is_dry: bool) -> list[dict[str, str]]:
+    """Return what the lock changes against the last one of this file, for ``--diff``; nothing if nothing."""
+    name = hashlib.sha256(f"{group.requirements.path}\0{target}".encode()).hexdigest()[:32]
+    path = cache() / "locks" / f"{name}.last"
+    lock = kept.locks[target]
+    before = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if before == lock:
+        return []
+    if not is_dry:
+        written(path, lock)
+    header = f"{group.requirements.path} for {target}"
+    return [{"before": before, "after": lock, "before_header": header, "after_header": header}]
+
+
+# ------------------------------------------------------------------------------------------------------------------ uv
+
+
+def own_platform() -> str:
+    """Return this machine's platform as pip names it."""
+    return ("macosx_11_0_" if sys.platform == "darwin" else "manylinux2014_") + platform.machine()
+
+
+def fetch_uv(version: str, platform_name: str) -> Path:
+    """Return a uv for a platform, fetched if need be.
+
+    Raises:
+        JobError: it cannot be had.
+    """
+    folder = cache() / f"uv-{version}-{platform_name}"
+    done = subprocess.run(
+        [sys.executable, str(FETCH_UV), version, platform_name, str(folder)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise JobError(done.stderr.strip())
+    return folder / "bin" / "uv"

@@ -1,0 +1,611 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""Read what a user wants installed, find what cannot be, and name it by file and line; uv resolves it.
+
+What uv gets is one text of all files, in UTF-8, with the local projects, archives and folders it names as copies or
+links in a folder of its own. So the same text can be resolved on another machine.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import json
+import locale
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import tomllib
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import JUNK
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import InvalidVersion, Version
+
+SOURCES = "${THUNDERHEAD_SOURCES}"
+"""Stands for the folder with copies of what lies on this machine."""
+MALWARE = {name: frozenset(map(Version, ("2.6.2", "2.6.3"))) for name in ("lightning", "pytorch-lightning")}
+"""Versions of packages that were malware (GHSA-w37p-236h-pfx3)."""
+MALWARE_SENTENCE = (
+    "asks for {name} {version}, which was malware (GHSA-w37p-236h-pfx3); ask for another version there, and look into "
+    "every machine that has installed it"
+)
+ARCHIVES = (".whl", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
+BOMS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF16, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+)
+"""In the order in which pip looks for them."""
+CODING = re.compile(rb"coding[:=]\s*([-\w.]+)")
+COMMENT = re.compile(r"(^|\s+)#.*$")
+VALUED = re.compile(
+    r"(?P<flag>-r|--requirement|-c|--constraint|-e|--editable|-f|--find-links|-i|--index-url|--extra-index-url)"
+    r"(?:\s*=\s*|\s+|(?<=^-[rcefi])(?=\S))(?P<value>.+)"
+)
+"""An option whose value is a path or a URL."""
+FOR_UV = ("--no-index", "--no-binary", "--only-binary", "-r", "--requirement", "-c", "--constraint")
+"""Options in a file that uv reads there, beside those with a path; of -r and -c only those with a URL are left."""
+HASH = re.compile(r"\s--hash[= ]([a-z0-9]+:[0-9a-fA-F]+)")
+TORCH_LABEL = re.compile(r"torch(?:vision|audio|text|data)?")
+TORCHS_OWN = re.compile(
+    r"nvidia-(?:cublas|cuda-\w+|cudnn|cufft|cufile|curand|cusolver|cusparse|cusparselt|nccl|nvjitlink|nvshmem|nvtx)"
+    r"(?:-cu\d+)?|triton|pytorch-triton(?:-rocm)?"
+)
+"""What torch itself requires, in the versions that belong to its build."""
+ELSEWHERE = re.compile(
+    r"pywin32|pywinpty|pyreadline3?|win-inet-pton|wincertstore|appnope|pyobjc-.*|tensorflow-(macos|metal)"
+)
+"""Packages of Windows and macOS that a freeze there lists."""
+FREEZE = "pip list --format=freeze"
+CONVERTED = {
+    "pipfile.lock": "pipenv requirements > requirements.txt",
+    "pipfile": "pipenv requirements > requirements.txt",
+    "poetry.lock": "poetry export -o requirements.txt",
+    "pdm.lock": "pdm export -o requirements.txt",
+}
+"""Lock files of other tools, and how those write what is understood here."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A logical line: what pip sees, without comments, several lines joined by backslashes as one.
+
+    Attributes:
+        file: where it stands.
+        number: of its first line there.
+        text: never empty.
+        constrains: whether it only says which version, if any (``-c``).
+    """
+
+    file: Path
+    number: int
+    text: str
+    constrains: bool = False
+
+    def __str__(self) -> str:
+        """Return where it stands."""
+        return f"{self.file} line {self.number}"
+
+
+@dataclass
+class Requirements:
+    """What a user wants installed.
+
+    Attributes:
+        path: the file that was named.
+        arguments: of ``uv pip compile``, beside the text, for a pyproject.toml.
+        lines: for uv, with SOURCES for the folder of what they name on this machine.
+        constraints: likewise, of ``-c``.
+        sources: what lies on this machine, in the order of its numbers.
+        hashes: by package, those that are allowed; empty if the files give none.
+        indexes: URLs in the files, as written there.
+        soft: lines that often cannot be installed, and what to do about each; see ``faults``.
+        contents: by file, its SHA-256.
+        takes_prereleases: of any package.
+        places: by line for uv, the file and line where it stands.
+    """
+
+    path: Path
+    arguments: list[str] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+    constraints: list[str] = field(default_factory=list)
+    sources: list[Path] = field(default_factory=list)
+    hashes: dict[str, list[str]] = field(default_factory=dict)
+    indexes: list[str] = field(default_factory=list)
+    soft: list[str] = field(default_factory=list)
+    contents: dict[str, str] = field(default_factory=dict)
+    takes_prereleases: bool = False
+    places: dict[str, str] = field(default_factory=dict)
+
+    def digest(self, settings: Mapping[str, Any]) -> str:
+        """Return what is the same as long as the resolution may stay as it is, in hex.
+
+        Args:
+            settings: whatever else decides it; a password in a URL does not.
+        """
+        trees = [tree_digest(path) for path in self.sources]
+        known = {"files": sorted(self.contents.values()), "trees": trees, "arguments": self.arguments}
+        text = without_credentials(json.dumps({**known, "settings": settings}, sort_keys=True, default=str))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+# -------------------------------------------------------------------------------------------------------- reading files
+
+
+def decoded(path: Path) -> str:
+    """Return a file's text: in the encoding that its byte order mark or a coding line names, as pip does, else UTF-8.
+
+    Raises:
+        JobError: it cannot be read so.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise JobError(f"{path} cannot be read: {error.strerror}; correct python_env_requirements") from None
+    for mark, encoding in BOMS:
+        if data.startswith(mark):
+            return _decode(path, data[len(mark) :], encoding)
+    for line in data.split(b"\n")[:2]:
+        if line.startswith(b"#") and (found := CODING.search(line)):
+            return _decode(path, data, found[1].decode("ascii"))
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        number = data.count(b"\n", 0, error.start) + 1
+        usual = locale.getpreferredencoding(False)
+        if usual.lower().replace("-", "") not in ("utf8", "ascii", "ansi_x3.41968", "usascii"):
+            return _decode(path, data, usual)
+        raise JobError(
+            f"{path} line {number} is not in UTF-8; save it as UTF-8, or name its encoding in the first line, as in: "
+            "# -*- coding: latin-1 -*-"
+        ) from None
+
+
+def _decode(path: Path, data: bytes, encoding: str) -> str:
+    try:
+        return data.decode(encoding)
+    except (UnicodeDecodeError, LookupError) as error:
+        raise JobError(f"{path} cannot be read as {encoding}: {error}; save it as UTF-8") from None
+
+
+def logical_lines(path: Path, text: str, constrains: bool) -> Iterator[Line]:
+    """Yield what pip sees of a file."""
+    joined, first = "", 0
+    numbered = list(enumerate(text.splitlines(), start=1))
+    for number, line in numbered:
+        first = first or number
+        is_comment = COMMENT.match(line) is not None
+        if line.endswith("\\") and not is_comment and number < len(numbered):
+            joined += line[:-1]
+            continue
+        whole = COMMENT.sub("", joined + (f" {line}" if is_comment else line)).strip()
+        if whole:
+            yield Line(path, first, whole, constrains)
+        joined, first = "", 0
+
+
+def read(path: Path, extras: Sequence[str] = (), groups: Sequence[str] = ()) -> Requirements:
+    """Read a requirements file, pyproject.toml, uv.lock or pylock.toml, and all that it includes.
+
+    Args:
+        path: on this machine, absolute.
+        extras: of a pyproject.toml or uv.lock.
+        groups: likewise.
+
+    Raises:
+        JobError: it cannot be read, or lines of it cannot be installed: all of these at once.
+    """
+    name = path.name.lower()
+    if path.is_dir():
+        raise JobError(f"{path} is a folder; set python_env_requirements to a file in it, such as pyproject.toml")
+    if not path.is_file():
+        raise JobError(
+            f"The requirements file {path} does not exist on the controller; correct python_env_requirements"
+        )
+    if name in CONVERTED:
+        raise JobError(
+            f"{path} is another tool's lock file; run: {CONVERTED[name]}, and set python_env_requirements to that"
+        )
+    if name.endswith((".yml", ".yaml")):
+        raise JobError(
+            f"{path} is an environment of conda, and nodes are set up with packages from PyPI; write what it has below "
+            "pip:, and the Python packages of its dependencies by their names on PyPI (pytorch is torch there), into a "
+            "requirements.txt, and set python_env_requirements to that"
+        )
+    if (extras or groups) and name not in ("pyproject.toml", "uv.lock"):
+        raise JobError(
+            f"{path} has no extras or groups; take python_env_extras and python_env_groups out of the inventory, or "
+            "set python_env_requirements to a pyproject.toml"
+        )
+    result = Requirements(path)
+    if name == "pyproject.toml":
+        options = [f"--extra={one}" for one in extras] + [f"--group={one}" for one in groups]
+        result.arguments = ["pyproject.toml", *options]
+        _remember(result, path, decoded(path))
+    elif name == "uv.lock":
+        result.arguments = ["uv.lock", *[f"--extra={one}" for one in extras], *[f"--group={one}" for one in groups]]
+        _remember(result, path, decoded(path))
+        project = path.with_name("pyproject.toml")
+        if not project.is_file():
+            raise JobError(f"{path} lies without its pyproject.toml, which has to be beside it")
+        _remember(result, project, decoded(project))
+    elif name == "pylock.toml" or (name.startswith("pylock.") and name.endswith(".toml")):
+        text = decoded(path)
+        _remember(result, path, text)
+        _collect(result, list(logical_lines(path, pinned_by(path, text), False)))
+    else:
+        _collect(result, list(_included(result, path, False, ())))
+    return result
+
+
+def _remember(result: Requirements, path: Path, text: str) -> None:
+    result.contents[str(path)] = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _included(result: Requirements, path: Path, constrains: bool, within: Sequence[Path]) -> Iterator[Line]:
+    """Yield the lines of a file and of all that it includes."""
+    text = decoded(path)
+    _remember(result, path, text)
+    for line in logical_lines(path, text, constrains):
+        option = VALUED.fullmatch(line.text)
+        if not option or option["flag"] not in ("-r", "--requirement", "-c", "--constraint"):
+            yield line
+            continue
+        value = option["value"].strip("'\"")
+        if "://" in value and not value.startswith("file:"):
+            yield line
+            continue
+        target = Path(os.path.normpath(path.parent / _path_of(value)))
+        if not target.is_file():
+            raise JobError(f"{line} names {value}, and there is no file {target}; correct that line")
+        if target not in (*within, path):
+            yield from _included(
+                result, target, constrains or option["flag"].startswith(("-c", "--c")), (*within, path)
+            )
+
+
+def _path_of(value: str) -> str:
+    """Return the path in a file URL; anything else as it is."""
+    return unquote(value[5:].removeprefix("//")) if value.startswith("file:") else value
+
+
+# ------------------------------------------------------------------------------------------------- what lies in the way
+
+
+def _collect(result: Requirements, lines: Sequence[Line]) -> None:
+    """Turn lines into what uv gets.
+
+    Raises:
+        JobError: some cannot be installed, or hold a password.
+    """
+    faults: list[tuple[Line, str]] = []
+    soft: list[tuple[Line, str]] = []
+    hashed: list[bool] = []
+    for line in lines:
+        text = HASH.sub("", line.text).strip()
+        if secret := _secret(line.text):
+            faults.append((line, secret))
+            continue
+        option = VALUED.fullmatch(text)
+        flag, value = (option["flag"], option["value"].strip().strip("'\"")) if option else ("", text)
+        if flag in ("-i", "--index-url", "--extra-index-url"):
+            result.indexes.append(value)
+            text = f"{'--extra-index-url' if flag == '--extra-index-url' else '--index-url'} {value}"
+        elif flag in ("-f", "--find-links") and "://" in value and not value.startswith("file:"):
+            text = f"--find-links {value}"
+        elif flag in ("-f", "--find-links"):
+            folder = Path(os.path.normpath(line.file.parent / _path_of(value)))
+            if folder.exists():
+                text = f"--find-links {_source(result, folder)}"
+            else:
+                faults.append((line, f"names {value}, and there is no folder {folder}"))
+        elif flag in ("-e", "--editable") or not text.startswith("-"):
+            text, fault = _required(result, line, flag, value)
+            if fault:
+                faults.append((line, fault))
+            elif remark := _doubtful(text):
+                soft.append((line, remark))
+            if not line.constrains:
+                hashed.append(bool(HASH.search(line.text)))
+                for one in HASH.findall(line.text):
+                    result.hashes.setdefault(_name_of(text), []).append(one)
+        elif text == "--pre":
+            result.takes_prereleases = True
+            continue
+        elif text.startswith(("--trusted-host", "--use-feature", "--prefer-binary", "--require-hashes")):
+            continue  # pip's alone, or so anyway
+        elif not text.startswith(FOR_UV):
+            option_name = re.split(r"[\s=]", text)[0]
+            faults.append((line, f"has the option {option_name}, which is not taken from a file; leave it out"))
+        result.places.setdefault(text, str(line))
+        (result.constraints if line.constrains else result.lines).append(text)
+    if not any(hashed):
+        result.hashes.clear()
+    result.soft = [f"{line}: {words}" for line, words in soft]
+    if faults:
+        if not all("password" in words for _line, words in faults):
+            faults += [(line, words) for line, words in soft if line not in [other for other, _words in faults]]
+        listing = [f"{line} {words}" for line, words in sorted(faults, key=lambda one: lines.index(one[0]))]
+        if len(listing) == 1:
+            raise JobError(listing[0])
+        raise JobError("\n".join([f"{result.path} has {len(listing)} lines that nodes cannot install:", *listing]))
+
+
+def _required(result: Requirements, line: Line, flag: str, value: str) -> tuple[str, str]:
+    """Return a requirement as uv gets it, and what is wrong with it, or ""."""
+    marker = ""
+    if found := re.search(r"\s+;\s*(.+)$", value):
+        marker, value = f" ; {found[1]}", value[: found.start()]
+    name, at, location = value.partition("@")
+    is_named = bool(at) and re.fullmatch(r"[A-Za-z0-9][\w.-]*\s*(\[[^]]*\])?\s*", name) is not None
+    if not (is_named and not flag):
+        name, location = "", value
+    location = location.strip()
+    if version := _malware_in(location):
+        return value, MALWARE_SENTENCE.format(name="lightning", version=version)
+    extras = ""
+    if not name and (found := re.fullmatch(r"(.*?)(\[[^]]*\])", location)):
+        location, extras = found[1], found[2]
+    if re.match(r"(?i)(git|hg|bzr|svn)\+|https?://|ssh://", location):
+        if location.startswith(("hg+", "bzr+", "svn+")):
+            return value, "names a repository that is not git's; install it from an archive or an index"
+        return f"{f'{name.strip()} @ ' if name else ''}{location}{extras}{marker}", ""
+    is_path = flag or name or location.startswith((".", "/", "~", "file:")) or os.sep in location
+    is_path = is_path or (location.lower().endswith(ARCHIVES) and (line.file.parent / location).is_file())
+    if is_path:
+        fragment = re.search(r"#.*$", location)
+        path = Path(os.path.normpath(line.file.parent / os.path.expanduser(_path_of(location.split("#")[0]))))
+        if not path.exists():
+            if name:
+                wheel = re.search(r"/[^/]+?-(\d[^-/]*)-[^/]+\.whl$", location)
+                version = wheel[1] if wheel else "VERSION"
+                printed = "" if wheel else f", as this prints there: {FREEZE}"
+                return value, (
+                    f"names {location}, a place on the machine that made this list; write "
+                    f"{name.strip()}=={version}{printed}"
+                )
+            return value, f"names {location}, and there is nothing at {path}; correct it, or leave it out"
+        if path.is_dir() and not any((path / one).is_file() for one in ("pyproject.toml", "setup.py")):
+            return value, f"names the folder {path}, which has neither pyproject.toml nor setup.py; correct it"
+        place = f"file://{_source(result, path)}{fragment[0] if fragment else ''}"
+        if not name and (own := project_name(path)):  # settings of uv go by the name
+            name, extras = f"{own}{extras}", ""
+        return f"{name.strip()} @ {place}{marker}" if name else f"{place}{extras}{marker}", ""
+    return _indexed(value + marker)
+
+
+def _indexed(text: str) -> tuple[str, str]:
+    """Return a requirement that comes from an index, and what is wrong with it, or ""."""
+    stripped = text.strip()
+    if option := re.search(r"\s(--[a-z-]+)", stripped):
+        return text, (
+            f"has the option {option[1]}, which uv does not take from a file; leave it out, and if it is needed set "
+            "python_env_uv_settings: {config-settings-package: {PACKAGE: {KEY: VALUE}}}"
+        )
+    try:
+        requirement = Requirement(stripped)
+    except InvalidRequirement as error:
+        if re.fullmatch(r"[A-Za-z0-9][\w.-]*=[^=].*", stripped):
+            name, version = stripped.split("=")[:2]
+            return text, f"is as conda writes it ({stripped}); write {name}=={version}"
+        return text, f"is no requirement ({str(error).splitlines()[0]}); correct it, or leave it out"
+    name = canonicalize_name(requirement.name)
+    exact = {one.version for one in requirement.specifier if one.operator in ("==", "===")}
+    if bad := {version for version in exact if _is_malware(name, version)}:
+        return text, MALWARE_SENTENCE.format(name=requirement.name, version=min(bad))
+    if name in ("pkg-resources", "pkg_resources") and exact == {"0.0.0"}:
+        return text, "is no package (Debian's pip writes pkg-resources==0.0.0); leave it out"
+    return text, ""
+
+
+def _doubtful(text: str) -> str:
+    """Return what is to be done about a line that only fits the machine it comes from, or ""."""
+    found = re.match(r"([A-Za-z0-9][\w.-]*)(?:\[[^]]*\])?\s*==\s*([^\s;,]+)", text)
+    if not found:
+        return ""
+    name, (version, plus, label) = canonicalize_name(found[1]), found[2].partition("+")
+    if plus and TORCH_LABEL.fullmatch(name):
+        return (
+            f"pins the build {label} of {name}; write {name}=={version}: which build a node gets is said by "
+            "python_env_torch_backend"
+        )
+    if plus:
+        return f"pins {found[2]}, a build that public indexes do not have; write {name}=={version}"
+    if ELSEWHERE.fullmatch(name) and ";" not in text:
+        return "is only for another system than Linux; leave it out"
+    if TORCHS_OWN.fullmatch(name):
+        return "belongs to one build of torch, which brings what it needs itself; leave it out"
+    return ""
+
+
+def _is_malware(name: str, version: str) -> bool:
+    try:
+        parsed = Version(Version(version).public)
+    except InvalidVersion:
+        return False
+    return parsed in MALWARE.get(canonicalize_name(name), ())  # 2.6.2, 2.6.02, v2.6.2.0
+
+
+def _malware_in(location: str) -> str:
+    """Return the version that was malware if the name of a file in a path or URL says so, else ""."""
+    found = re.search(r"(?i)(?<![a-z0-9])(?:pytorch[-_.])?lightning-(2\.6\.[23])(?=[-.+]|$)", unquote(location))
+    return found[1] if found else ""
+
+
+def malware_among(lock: str) -> str:
+    """Return the sentence's end if a lock has what was malware, else ""."""
+    for name, version in re.findall(r"(?m)^([A-Za-z0-9][\w.-]*)==([^\s;\\]+)", lock):
+        if _is_malware(name, version):
+            return MALWARE_SENTENCE.format(name=name, version=version)
+    for location in re.findall(r"(?m)^\S+ @ (\S+)", lock):
+        if version := _malware_in(location):
+            return MALWARE_SENTENCE.format(name="lightning", version=version)
+    return ""
+
+
+def _secret(text: str) -> str:
+    """Return what is wrong with a line that holds a password, or ""."""
+    for url in re.findall(r"(?i)(?:[a-z]+\+)?https?://[^\s'\"]+", text):
+        user, has_password, password = _credentials(url)
+        if (has_password and password and not is_variable(password)) or (
+            not has_password and user and user.lower() != "git" and not is_variable(user)
+        ):
+            return (
+                "holds a password or a token in a URL, which is no place for one; write ${NAME} instead of it and set "
+                "that variable where you run ansible-playbook, or, for an index, give the URL in python_env_index_url "
+                "or python_env_extra_index_urls, from a vault"
+            )
+    return ""
+
+
+def _credentials(url: str) -> tuple[str, str, str]:
+    authority = url.partition("://")[2].partition("/")[0]
+    user, at, _host = authority.rpartition("@")
+    name, colon, password = user.partition(":") if at else ("", "", "")
+    return name, colon, password
+
+
+def is_variable(text: str) -> bool:
+    """Return whether a part of a URL stands for a variable of the environment, ${NAME}."""
+    return re.fullmatch(r"\$\{\w+\}", text) is not None
+
+
+def without_credentials(text: str) -> str:
+    """Return a text without the credentials in its URLs."""
+    return re.sub(r"(?i)(https?://)[^/@\s]+@", r"\1", text)
+
+
+def expanded(url: str) -> str:
+    """Return a URL with the values of variables, ${NAME}, that are set."""
+    return re.sub(r"\$\{(\w+)\}", lambda found: os.environ.get(found[1], found[0]), url)
+
+
+def _name_of(text: str) -> str:
+    found = re.match(r"[A-Za-z0-9][\w.-]*", text)
+    return canonicalize_name(found[0]) if found and "://" not in text.split("@")[0] else text
+
+
+# ------------------------------------------------------------------------------------------ what lies on this machine
+
+
+def _source(result: Requirements, path: Path) -> str:
+    """Return where a folder or file will lie for uv."""
+    real = path.resolve()
+    if real not in result.sources:
+        result.sources.append(real)
+    return f"{SOURCES}/{place_of(result.sources.index(real), real)}"
+
+
+def place_of(number: int, path: Path) -> str:
+    """Return where a source lies in the folder of sources; a path without characters that a URL would escape."""
+    return f"{number}/{re.sub(r'[^A-Za-z0-9_.+-]', '_', path.name)}"
+
+
+def is_project(path: Path) -> bool:
+    """Return whether a folder is a project, and not one that only holds wheels."""
+    return (path / "pyproject.toml").is_file() or (path / "setup.py").is_file()
+
+
+def project_name(path: Path) -> str:
+    """Return the name of a project as its pyproject.toml has it, "" if it does not say."""
+    try:
+        name = tomllib.loads((path / "pyproject.toml").read_text(encoding="utf-8"))["project"]["name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return str(name)
+
+
+def files_of(project: Path) -> list[str]:
+    """Return the files of a project, relative to it: what git tracks or would, else all but the usual junk."""
+    listing = ["git", "-C", str(project), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    try:
+        found = subprocess.run(listing, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+        is_git = found.returncode == 0
+    except OSError:
+        is_git = False
+    if is_git:
+        names = [os.fsdecode(name) for name in found.stdout.split(b"\0") if name]
+    else:
+        names = []
+        for folder, folders, files in os.walk(project):
+            folders[:] = [name for name in folders if name not in JUNK]
+            names += [os.path.relpath(os.path.join(folder, name), project) for name in files]
+    made = re.compile(r"(^|/)([^/]*\.egg-info|__pycache__|build|dist)/|\.py[co]$")  # what building leaves there
+    return sorted(name for name in names if not made.search(name) and (project / name).is_file())
+
+
+def tree_digest(path: Path) -> str:
+    """Return what is the same as long as a file or folder is."""
+    digest = hashlib.sha256()
+    if path.is_file():
+        digest.update(path.read_bytes())
+    elif is_project(path):
+        for name in files_of(path):
+            content = hashlib.sha256((path / name).read_bytes()).hexdigest()
+            digest.update(f"{name}\0{content}\n".encode("utf-8", "surrogateescape"))
+    else:
+        for entry in sorted(path.iterdir()):
+            digest.update(f"{entry.name}\0{entry.stat().st_size}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def lay_out(requirements: Requirements, folder: Path) -> None:
+    """Have copies of projects, and links to archives and folders of wheels, lie where the text says."""
+    for number, path in enumerate(requirements.sources):
+        place = folder / place_of(number, path)
+        place.parent.mkdir()
+        if path.is_dir() and is_project(path):
+            for name in files_of(path):
+                (place / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(path / name, place / name)
+            if (path / ".git").exists():  # its tags may say the version
+                (place / ".git").symlink_to(path / ".git")
+        else:
+            place.symlink_to(path)
+
+
+# ------------------------------------------------------------------------------------------------------- lock files
+
+
+def pinned_by(path: Path, text: str) -> str:
+    """Return a pylock.toml as lines of requirements with hashes.
+
+    Raises:
+        JobError: it is none.
+    """
+    try:
+        packages = tomllib.loads(text)["packages"]
+        return "\n".join(_pinned(one) for one in packages)
+    except (tomllib.TOMLDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise JobError(f"{path} is no lock file as PEP 751 has it ({error}); make it again") from None
+
+
+def _pinned(package: Mapping[str, Any]) -> str:
+    marker = f" ; {package['marker']}" if "marker" in package else ""
+    files = [*package.get("wheels", []), *([package["sdist"]] if "sdist" in package else [])]
+    name = package["name"]
+    if vcs := package.get("vcs"):
+        subdirectory = f"#subdirectory={vcs['subdirectory']}" if "subdirectory" in vcs else ""
+        where = vcs.get("url") or vcs["path"]
+        return f"{name} @ {vcs['type']}+{where}@{vcs['commit-id']}{subdirectory}{marker}"
+    if archive := package.get("archive"):
+        place, files = archive.get("url") or f"./{archive['path']}", [archive]
+        requirement = f"{name} @ {place}"
+    elif directory := package.get("directory"):
+        return f"{name} @ ./{directory['path']}{marker}"
+    else:
+        requirement = f"{name}=={package['version']}"
+    hashes = [f" --hash={kind}:{value}" for one in files for kind, value in sorted(one["hashes"].items())]
+    return f"{requirement}{marker}{''.join(hashes)}"

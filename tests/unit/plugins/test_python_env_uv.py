@@ -1,0 +1,381 @@
+"""uv with the settings of the inventory and of the machine, and what its words mean."""
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomllib
+from ansible_collections.thunderhead.cluster.plugins.action.python_env import indexes
+from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env import node, uv
+from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.installation import bound_cache, recorded
+from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import Failure, Machine, Uv, because
+
+SETTINGS: dict[str, Any] = {"index_url": "", "extra_index_urls": [], "find_links": [], "proxy": "", "uv_settings": {}}
+
+
+@pytest.fixture(autouse=True)
+def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith(("UV_", "PIP_", "SSL_")) or name.lower() in uv.PROXY_VARIABLES:
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """The files of a machine."""
+    (tmp_path / "etc" / "uv").mkdir(parents=True)
+    return tmp_path
+
+
+def made(root: Path, **settings: Any) -> Uv:
+    machine = Machine(str(root), str(root / "home"))
+    return Uv("/bin/true", {**SETTINGS, **settings}, str(root), machine=machine)
+
+
+def variables(root: Path, **settings: Any) -> dict[str, str]:
+    names = ("UV_DEFAULT_INDEX", "UV_INDEX", "UV_FIND_LINKS", "https_proxy", "HTTPS_PROXY", "no_proxy", "SSL_CERT_FILE")
+    environment = made(root, **settings).environment
+    return {name: environment[name] for name in names if name in environment}
+
+
+# --------------------------------------------------------------------------------------------- settings of the machine
+
+
+def test_a_machine_without_settings(root: Path) -> None:
+    assert variables(root) == {}
+    assert made(root).environment["UV_SYSTEM_CERTS"] == "true"
+    assert made(root).indexes("") == [uv.PYPI]
+
+
+def test_the_proxy_that_sudo_has_lost(root: Path) -> None:
+    (root / "etc/environment").write_text(
+        "PATH=/bin\nexport https_proxy='http://proxy:3128'\nNO_PROXY=localhost # ours\n"
+    )
+    found = variables(root)
+    assert (found["https_proxy"], found["HTTPS_PROXY"], found["no_proxy"]) == (*["http://proxy:3128"] * 2, "localhost")
+    assert variables(root, proxy="http://other:1")["https_proxy"] == "http://other:1"
+
+
+def test_the_environment_counts_more_than_the_file(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (root / "etc/environment").write_text("https_proxy=http://proxy:3128\n")
+    monkeypatch.setenv("HTTPS_PROXY", "http://mine:1")
+    assert "https_proxy" not in variables(root)
+
+
+PIP_CONF = """[global]
+index-url = https://mirror.example.org/simple
+find_links = /srv/wheels
+cert = /etc/company.pem
+proxy = proxy:3128
+extra-index-url = https://more.example.org/simple
+[install]
+trusted-host = mirror.example.org
+"""
+
+
+@pytest.mark.parametrize("place", ["etc/pip.conf", "home/.config/pip/pip.conf", "home/.pip/pip.conf"])
+def test_pip_conf(root: Path, place: str) -> None:
+    (root / place).parent.mkdir(parents=True, exist_ok=True)
+    (root / place).write_text(PIP_CONF)
+    assert variables(root) == {
+        "UV_DEFAULT_INDEX": "https://mirror.example.org/simple",
+        "UV_FIND_LINKS": "/srv/wheels",
+        "https_proxy": "proxy:3128",
+        "HTTPS_PROXY": "proxy:3128",
+        "SSL_CERT_FILE": "/etc/company.pem",
+    }
+    assert made(root).machine.not_taken() == [
+        f"{root}/{place} sets extra-index-url, which is not taken over; if packages depend on it, set "
+        "python_env_extra_index_urls",
+        f"{root}/{place} sets trusted-host, which is not taken over; if packages depend on it, set "
+        "python_env_uv_settings: {allow-insecure-host: [...]}",
+    ]
+
+
+def test_where_hashes_say_what_is_meant_more_indexes_do_no_harm(root: Path) -> None:
+    (root / "etc/pip.conf").write_text(PIP_CONF)
+    settings = {**SETTINGS, "extra_index_urls": ["https://first.example.org/simple"]}
+    locked = Uv("/bin/true", settings, str(root), machine=Machine(str(root), str(root)), is_locked=True)
+    assert locked.environment["UV_INDEX"] == "https://first.example.org/simple https://more.example.org/simple"
+
+
+def test_a_certificate_of_the_inventory(root: Path) -> None:
+    """It is no setting of a uv.toml."""
+    (root / "etc/pip.conf").write_text(PIP_CONF)
+    one = made(root, uv_settings={"cert": "/etc/mine.pem"})
+    one.run()
+    assert one.environment["SSL_CERT_FILE"] == "/etc/mine.pem"
+    assert not (root / "uv.toml").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"index_url": "https://mine.example.org/simple"}, "https://mine.example.org/simple"),
+        ({"uv_settings": {"index": [{"url": "https://x/", "default": True}]}}, None),
+        ({"fallback_index_url": "https://controller.example.org/simple"}, "https://mirror.example.org/simple"),
+    ],
+)
+def test_the_inventory_counts_more_than_pip_conf(root: Path, settings: dict[str, Any], expected: str | None) -> None:
+    (root / "etc/pip.conf").write_text(PIP_CONF)
+    assert variables(root, **settings).get("UV_DEFAULT_INDEX") == expected
+
+
+def test_a_node_without_an_index_takes_that_of_the_resolution(root: Path) -> None:
+    settings = {"fallback_index_url": "https://controller.example.org/simple"}
+    assert variables(root, **settings)["UV_DEFAULT_INDEX"] == "https://controller.example.org/simple"
+    (root / "etc/uv/uv.toml").write_text('[[index]]\nurl = "https://own.example.org/simple"\ndefault = true\n')
+    assert "UV_DEFAULT_INDEX" not in variables(root, **settings)
+    assert made(root, **settings).indexes("") == []  # not known here, so not tried
+
+
+def test_settings_become_a_uv_toml(root: Path) -> None:
+    settings = {
+        "index-strategy": "unsafe-best-match",
+        "offline": False,
+        "concurrent-downloads": 4,
+        "index": [{"name": 'ö "x" \\ \t', "url": "https://example.org"}],
+        "extra-build-dependencies": {"flash-attn": ["torch"]},
+    }
+    assert tomllib.loads(uv.uv_toml(settings)) == settings
+    script = root / "uv"
+    script.write_text('#!/bin/sh\ncat "$UV_CONFIG_FILE"; stat -c %a "$UV_CONFIG_FILE"\n')
+    script.chmod(0o755)
+    one = made(root, uv_settings=settings)
+    one.binary, one.extra_build = str(script), {"other": ["torch==2.1"]}
+    text, mode, _end = one.run()[0].rpartition("600\n")
+    assert mode
+    assert tomllib.loads(text)["extra-build-dependencies"] == {"flash-attn": ["torch"], "other": ["torch==2.1"]}
+
+
+@pytest.mark.parametrize(
+    ("used", "written", "given", "expected"),
+    [
+        ([], [], {}, ("", [], "")),
+        (["https://mirror/simple"], [], {}, ("", [], "https://mirror/simple")),
+        (["https://mirror/simple"], ["https://${NAME}@mirror/simple"], {}, ("https://me@mirror/simple", [], "")),
+        (["", "https://more/s"], [], {"extra_index_urls": ["https://a:b@more/s"]}, ("", ["https://a:b@more/s"], "")),
+        (["", "https://more/s"], ["https://${NAME}@more/s"], {}, ("", ["https://me@more/s"], "")),
+        (["https://x/s"], [], {"index_url": "https://a:b@x/s"}, ("https://a:b@x/s", [], "")),
+    ],
+)
+def test_the_indexes_of_a_node(
+    used: list[str],
+    written: list[str],
+    given: dict[str, Any],
+    expected: tuple[str, list[str], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("NAME", "me")
+    found = indexes(used, written, {"index_url": "", "extra_index_urls": [], **given})
+    assert (found["index_url"], found["extra_index_urls"], found["fallback_index_url"]) == expected
+
+
+# ------------------------------------------------------------------------------------------------- what keeps uv away
+
+
+@pytest.fixture
+def silent() -> Iterator[int]:
+    """A port that takes no connection and refuses none, as behind a firewall."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        waiting = []
+        for _ in range(4):  # more than wait in line
+            one = socket.socket()
+            one.setblocking(False)
+            one.connect_ex(listener.getsockname())
+            waiting.append(one)
+        yield listener.getsockname()[1]
+        for one in waiting:
+            one.close()
+
+
+def unreachable(root: Path, url: str, **settings: Any) -> str:
+    with pytest.raises(Failure) as caught:
+        made(root, **settings).require_reachable([url])
+    return caught.value.why
+
+
+def test_a_network_that_swallows_everything(root: Path, silent: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert uv.REACH_SECONDS < 15
+    monkeypatch.setattr(uv, "REACH_SECONDS", 1)
+    began = time.monotonic()
+    said = unreachable(root, f"http://127.0.0.1:{silent}/simple")
+    assert said == (
+        f"it does not reach the index http://127.0.0.1:{silent}/simple: 127.0.0.1 port {silent} gives no answer "
+        "within 1 s; set python_env_index_url in the inventory to an index that it reaches, or python_env_proxy to the "
+        "proxy"
+    )
+    assert time.monotonic() - began >= 1
+
+
+def test_an_index_that_is_not_there(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "http://…@127.0.0.1:1/s: 127.0.0.1 port 1: Connection refused" in unreachable(
+        root, "http://a:b@127.0.0.1:1/s"
+    )
+    assert "the name no-such.invalid does not resolve (" in unreachable(root, "https://no-such.invalid/simple")
+    monkeypatch.setattr(uv, "TORCH_INDEX", "http://127.0.0.1:1/whl")
+    assert "set python_env_torch_backend: none to take torch from" in unreachable(root, uv.TORCH_INDEX)
+    through = unreachable(root, "https://pypi.org/simple", proxy="http://127.0.0.1:1")
+    assert through.endswith("Connection refused; correct python_env_proxy, or the machine's own setting")
+
+
+def test_an_index_that_is_there(root: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        place = f"http://127.0.0.1:{server.getsockname()[1]}"
+        made(root).require_reachable([f"{place}/simple"])
+        made(root, proxy=place).require_reachable(["https://no-such.invalid/simple"])
+
+
+FETCHING = "error: Failed to fetch: `https://user:pass@example.org/simple/x/`\n  cause: "
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (
+            FETCHING + "HTTP status client error (401 Unauthorized) for url (x)",
+            "the index wants other credentials (HTTP",
+        ),
+        (
+            FETCHING + "HTTP status client error (403 Forbidden) for url (x)",
+            "the index refuses this (HTTP status client",
+        ),
+        (
+            FETCHING + "invalid peer certificate: UnknownIssuer",
+            "it does not trust the index's certificate (invalid peer",
+        ),
+        (FETCHING + "failed to lookup address information: Name", "a name does not resolve (failed to lookup address"),
+        (
+            FETCHING + "tcp connect error\n  cause: Connection refused (os error 111)",
+            "it does not reach the index (tcp",
+        ),
+        (
+            "error: Failed to install: x\n  cause: No space left on device (os error 28)",
+            "the disk is full (No space left on device",
+        ),
+        (
+            "error: Git executable not found. Ensure that Git is installed",
+            "a requirement comes from git, and there is no",
+        ),
+        (
+            "  error: command 'gcc' failed: No such file or directory",
+            "a package has no wheel for this Python and platform",
+        ),
+        ("error: command '/usr/bin/cc' failed with exit code 1", "a package has no wheel for this Python and platform"),
+        ("x.c:1:10: fatal error: Python.h: No such file or directory", "a package has no wheel for this Python and"),
+        ("  Hash mismatch for `x==1.0`", "a package is not the one whose hash the lock has: it was changed"),
+        (
+            "ModuleNotFoundError: No module named 'numpy'",
+            "a package's build needs another that it does not name (Module",
+        ),
+        (
+            "error: failed to create\n  cause: Permission denied (os error 13)",
+            "a program could not be run, or a file not",
+        ),
+        (
+            "hint: x was found on y; use `--index-strategy unsafe-best-match`",
+            "no version fits: of a package that several",
+        ),
+        ("something else", "otherwise"),
+    ],
+)
+def test_each_cause_has_its_sentence(said: str, expected: str) -> None:
+    found = because(said, "otherwise")
+    assert found.startswith(expected)
+    assert "pass@" not in found
+
+
+def test_a_uv_that_cannot_be_run(root: Path) -> None:
+    one = made(root)
+    one.binary = str(root / "none")
+    with pytest.raises(Failure, match=r"/none cannot be run there: No such file or directory"):
+        one.run()
+
+
+@pytest.mark.parametrize(
+    ("said", "name"),
+    [
+        ("error: Failed to build `flash-attn==2.5.8`\nModuleNotFoundError: No module named 'torch'", "flash-attn"),
+        ("hint: This error likely indicates that `needs@2` depends on `torch`, but doesn't declare it as a", "needs"),
+        ("error: Failed to build `other==1`\nModuleNotFoundError: No module named 'numpy'", ""),
+    ],
+)
+def test_who_wants_torch(said: str, name: str) -> None:
+    assert uv.wants_torch(said) == name
+
+
+# ------------------------------------------------------------------------------------------------------------ the node
+
+
+@pytest.mark.parametrize(
+    ("about", "expected"),
+    [
+        (("linux", "x86_64", ["glibc", "2.36"]), "x86_64-manylinux_2_36"),
+        (("linux", "aarch64", ["glibc", "2.27"]), "aarch64-manylinux_2_17"),
+        (("linux", "x86_64", ["glibc", "2.43"]), "x86_64-manylinux_2_40"),
+        (("linux", "x86_64", ["", ""]), "x86_64-unknown-linux-musl"),
+        (("darwin", "arm64", ["", ""]), "aarch64-apple-darwin"),
+    ],
+)
+def test_platforms(about: tuple[str, str, list[str]], expected: str) -> None:
+    assert node.uv_platform(*about) == expected
+
+
+def test_a_cluster_directory_whose_programs_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Mounted:
+        f_flag = os.ST_NOEXEC
+
+    monkeypatch.setattr(node.os, "statvfs", lambda _place: Mounted)
+    with pytest.raises(node.Unusable, match=r"/no/such on a file system that is mounted noexec.*set cluster_dir"):
+        node.require_executable("/no/such")
+
+
+@pytest.mark.parametrize(
+    ("python", "message"),
+    [
+        ("/no/such/python", r"has no Python that runs as /no/such/python \(No such file or directory\); install one"),
+        ("/bin/false", r"has no Python that runs as /bin/false; install one from 3.10 to 3.13, or name it in"),
+        ("/bin/echo", r"has something as /bin/echo that is no Python; name one in python_env_python"),
+    ],
+)
+def test_no_python(tmp_path: Path, python: str, message: str) -> None:
+    with pytest.raises(node.Unusable, match=message):
+        node.probe(str(tmp_path), python, "cpu", "", "", [])
+
+
+def test_a_folder_of_wheels_that_is_not_there(tmp_path: Path) -> None:
+    import sys
+
+    with pytest.raises(node.Unusable, match="has no folder /no/such; make it there, or correct python_env_find_links"):
+        node.probe(str(tmp_path), sys.executable, "cpu", "", "", ["https://example.org/", "/no/such"])
+
+
+def test_what_is_recorded_has_no_hashes() -> None:
+    lock = "a==1 \\\n    --hash=sha256:0 \\\n    --hash=sha256:1\n"
+    lock += "b @ file://${X}/b-2.0+l-py3-none-any.whl \\\n    --hash=sha256:2\n"
+    assert recorded(lock, "r.txt", "f" * 64) == (
+        "# requirements ffffffffffffffff, resolved by setup.yml from r.txt\na==1\nb==2.0+l\n"
+    )
+
+
+@pytest.mark.parametrize("most", [0, 1])
+def test_a_cache_that_is_larger_than_it_may_be(root: Path, most: int) -> None:
+    cache = root / "cache"
+    cache.mkdir()
+    (cache / "wheel").write_bytes(bytes(600_000))
+    (cache / "shared").write_bytes(bytes(2**21))
+    os.link(cache / "shared", root / "in-an-environment")  # takes no room here
+    script = root / "uv"
+    script.write_text(f'#!/bin/sh\necho "$@" > {root}/asked\n')
+    script.chmod(0o755)
+    one = made(root)
+    one.binary = str(script)
+    bound_cache(one, str(cache), most)
+    assert (root / "asked").exists() is (most == 0)
+    assert most or (root / "asked").read_text() == "cache clean --quiet\n"

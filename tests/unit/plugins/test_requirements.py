@@ -1,0 +1,306 @@
+"""Requirements files as people write them: what is read, and what is refused by file and line."""
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.requirements import (
+    SOURCES,
+    Requirements,
+    lay_out,
+    malware_among,
+    read,
+)
+
+
+def file(folder: Path, text: str | bytes, name: str = "requirements.txt") -> Path:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def project(folder: Path) -> None:
+    file(folder, '[project]\nname = "mine"\nversion = "1"\n', "pyproject.toml")
+    file(folder, "", "mine/__init__.py")
+
+
+def refused(folder: Path, text: str | bytes, name: str = "requirements.txt") -> str:
+    with pytest.raises(JobError) as caught:
+        read(file(folder, text, name))
+    return str(caught.value).replace(f"{folder}/", "")
+
+
+# ------------------------------------------------------------------------------------------------------ what is read
+
+
+def test_files_include_others_relative_to_themselves(tmp_path: Path) -> None:
+    file(tmp_path, "one\n-r three.txt\n", "sub/two.txt")
+    file(tmp_path, "three # a comment\n", "sub/three.txt")
+    file(tmp_path, "numpy<2\n", "limits.txt")
+    found = read(file(tmp_path, "-r sub/two.txt\n-climits.txt\n--requirement=sub/three.txt\nfour\\\n  >=1\n"))
+    assert found.lines == ["one", "three", "three", "four  >=1"]
+    assert found.constraints == ["numpy<2"]
+    assert len(found.contents) == 4
+
+
+def test_options_that_are_pips_alone(tmp_path: Path) -> None:
+    text = "--pre\n--prefer-binary\n--trusted-host example.org\n--require-hashes\n--use-feature=fast-deps\nsix\n"
+    found = read(file(tmp_path, text))
+    assert (found.lines, found.takes_prereleases) == (["six"], True)
+
+
+def test_files_that_include_each_other(tmp_path: Path) -> None:
+    file(tmp_path, "-r requirements.txt\ntwo\n", "two.txt")
+    assert read(file(tmp_path, "-r two.txt\none\n")).lines == ["two", "one"]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("-e ./libs/x", f"mine @ file://{SOURCES}/0/x"),
+        ("--editable=libs/x[extra]", f"mine[extra] @ file://{SOURCES}/0/x"),
+        ("./libs/x ; python_version > '3'", f"mine @ file://{SOURCES}/0/x ; python_version > '3'"),
+        ("-e libs/old[extra]", f"file://{SOURCES}/0/old[extra]"),
+        ("mine @ file:./libs/x", f"mine @ file://{SOURCES}/0/x"),
+        ("mine[extra] @ file://{folder}/libs/x", f"mine[extra] @ file://{SOURCES}/0/x"),
+        ("libs/mine-1.0.tar.gz", f"file://{SOURCES}/0/mine-1.0.tar.gz"),
+        ("--find-links wheels", f"--find-links {SOURCES}/0/wheels"),
+        ("-f wheels", f"--find-links {SOURCES}/0/wheels"),
+        ("--find-links=https://example.org/wheels", "--find-links https://example.org/wheels"),
+        ("--extra-index-url https://example.org/simple", "--extra-index-url https://example.org/simple"),
+        ("git+https://git@github.com/o/r.git@v1", "git+https://git@github.com/o/r.git@v1"),
+        ("r @ git+ssh://git@github.com/o/r.git", "r @ git+ssh://git@github.com/o/r.git"),
+        ("-r https://example.org/requirements.txt", None),
+        ("--no-binary six", None),
+        ("six; python_version < '4'", "six; python_version < '4'"),
+        ("ruamel.yaml[jinja2] == 0.18 ; sys_platform == 'linux'", None),
+        ("torch==2.1.0+cu121", None),
+        ("lightning==2.6.1", None),
+        ("lightning!=2.6.2", None),
+        ("lightning-utilities==2.6.2", None),
+        ("https://example.org/a%2Db-1.0-py3-none-any.whl", None),
+    ],
+)
+def test_lines_for_uv(tmp_path: Path, line: str, expected: str | None) -> None:
+    project(tmp_path / "libs" / "x")
+    file(tmp_path, b"", "libs/mine-1.0.tar.gz")
+    (tmp_path / "wheels").mkdir()
+    file(tmp_path, "", "libs/old/setup.py")
+    assert read(file(tmp_path, line.format(folder=tmp_path) + "\n")).lines == [expected or line]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "\ufeffidna==3.20\nsix\n".encode(),
+        "idna==3.20\nsix\n".encode("utf-16"),
+        "idna==3.20\r\nsix\r\n".encode("utf-16"),
+        b"idna==3.20\rsix\r",
+        b"# -*- coding: latin-1 -*-\nidna==3.20 # caf\xe9\nsix\n",
+        b"idna==3.20 # caf\xc3\xa9\nsix\n",
+    ],
+    ids=["bom", "utf-16", "powershell", "cr", "latin-1", "utf-8"],
+)
+def test_encodings(tmp_path: Path, content: bytes) -> None:
+    assert read(file(tmp_path, content)).lines == ["idna==3.20", "six"]
+
+
+def test_pylock(tmp_path: Path) -> None:
+    text = """lock-version = "1.0"
+[[packages]]
+name = "idna"
+version = "3.20"
+marker = "python_version > '3'"
+sdist = { url = "https://example.org/idna.tar.gz", hashes = { sha256 = "aa" } }
+wheels = [{ url = "https://example.org/idna.whl", hashes = { sha256 = "bb" } }]
+[[packages]]
+name = "mine"
+directory = { path = "libs/x" }
+"""
+    project(tmp_path / "libs" / "x")
+    found = read(file(tmp_path, text, "pylock.toml"))
+    assert found.lines == ["idna==3.20 ; python_version > '3'", f"mine @ file://{SOURCES}/0/x"]
+    assert found.hashes["idna"] == ["sha256:bb", "sha256:aa"]
+
+
+def test_extras_and_groups(tmp_path: Path) -> None:
+    found = read(file(tmp_path, "[project]\n", "pyproject.toml"), ["a"], ["dev"])
+    assert found.arguments == ["pyproject.toml", "--extra=a", "--group=dev"]
+    with pytest.raises(JobError, match="has no extras or groups; take python_env_extras"):
+        read(file(tmp_path, "idna\n"), ["a"])
+
+
+# -------------------------------------------------------------------------------------------------- what is refused
+
+
+def test_a_freeze_of_a_machine_is_told_at_once(tmp_path: Path) -> None:
+    text = (
+        "# made by pip freeze\n"
+        "idna @ file:///croot/idna_1714398848350/work\n"
+        "numpy==1.26.4\n"
+        "pkg-resources==0.0.0\n"
+        "torch==2.1.0+cu121\n"
+        "nvidia-cublas-cu12==12.1.3.1\n"
+        "nvidia-ml-py==12.535\n"
+        "python=3.11=h123\n"
+        "numpy @ file:///croot/numpy_1/work/dist/numpy-2.2.5-cp310-cp310-linux_x86_64.whl\n"
+        "pywin32==306\n"
+    )
+    said = refused(tmp_path, text).splitlines()
+    assert said == [
+        "requirements.txt has 7 lines that nodes cannot install:",
+        "requirements.txt line 2 names file:///croot/idna_1714398848350/work, a place on the machine that made this "
+        "list; write idna==VERSION, as this prints there: pip list --format=freeze",
+        "requirements.txt line 4 is no package (Debian's pip writes pkg-resources==0.0.0); leave it out",
+        "requirements.txt line 5 pins the build cu121 of torch; write torch==2.1.0: which build a node gets is said by "
+        "python_env_torch_backend",
+        "requirements.txt line 6 belongs to one build of torch, which brings what it needs itself; leave it out",
+        "requirements.txt line 8 is as conda writes it (python=3.11=h123); write python==3.11",
+        "requirements.txt line 9 names file:///croot/numpy_1/work/dist/numpy-2.2.5-cp310-cp310-linux_x86_64.whl, a "
+        "place on the machine that made this list; write numpy==2.2.5",
+        "requirements.txt line 10 is only for another system than Linux; leave it out",
+    ]
+
+
+def test_what_may_fit_is_left_to_the_resolution(tmp_path: Path) -> None:
+    found = read(file(tmp_path, "torch==2.1.0+cu121\nnvidia-cublas-cu12==12.1.3.1\nnvidia-ml-py==12.535\n"))
+    assert [one.partition(": ")[0] for one in found.soft] == [f"{found.path} line 1", f"{found.path} line 2"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "lightning==2.6.2",
+        "\ufefflightning==2.6.2 --hash=sha256:00",
+        "Lightning [extra] === 2.6.3",
+        "pytorch_lightning==2.6.02",
+        "lightning==v2.6.2.0",
+        "lightning\\\n==2.6.3",
+        "https://example.org/lightning%2D2.6.2-py3-none-any.whl",
+        "lightning @ https://example.org/lightning-2.6.3.tar.gz",
+        "./lightning-2.6.2-py3-none-any.whl",
+    ],
+)
+def test_malware(tmp_path: Path, text: str) -> None:
+    assert "which was malware (GHSA-w37p-236h-pfx3); ask for another version there" in refused(tmp_path, text + "\n")
+    assert refused(tmp_path, text + "\n").startswith("requirements.txt line 1 asks for ")
+
+
+@pytest.mark.parametrize(
+    ("lock", "is_malware"),
+    [
+        ("lightning==2.6.2 \\\n    --hash=sha256:00\n", True),
+        ("idna==3.20\npytorch-lightning==2.6.3\n", True),
+        ("lightning @ https://example.org/lightning-2.6.2-py3-none-any.whl\n", True),
+        ("lightning @ file://${THUNDERHEAD_WHEELS}/lightning-2.6.3-py3-none-any.whl\n", True),
+        ("lightning==2.6.20\nlightning-utilities==2.6.2\n", False),
+        ("lightning==2.6.6\n", False),
+    ],
+)
+def test_malware_in_a_lock(lock: str, is_malware: bool) -> None:
+    assert bool(malware_among(lock)) is is_malware
+
+
+@pytest.mark.parametrize(
+    ("line", "holds_some"),
+    [
+        ("--index-url https://user:token@example.org/simple", True),
+        ("-i HTTPS://token@example.org/simple", True),
+        ("--extra-index-url https://user:pa$$word@example.org/simple", True),
+        ("--extra-index-url https://user:${TOKEN}x@example.org/simple", True),
+        ("tiny @ https://user:token@example.org/tiny-1.0-py3-none-any.whl", True),
+        ("git+https://oauth2:secret@example.org/r.git", True),
+        ("git+https://git@github.com/o/r.git", False),
+        ("git+ssh://me@github.com/o/r.git", False),
+        ("--index-url https://${TOKEN}@example.org/simple", False),
+        ("--index-url https://__token__:${TOKEN}@example.org/simple", False),
+        ("--index-url https://${NAME}:${TOKEN}@example.org/simple", False),
+        ("--index-url https://example.org/simple/a@b", False),
+        ("six # see https://example.com?mail=a@b and https://user:pass@example.com", False),
+        ("six @ https://example.org/six-1.0-py3-none-any.whl?by=a@b", False),
+    ],
+)
+def test_passwords(tmp_path: Path, line: str, holds_some: bool) -> None:
+    if holds_some:
+        assert refused(tmp_path, f"idna\n{line}\n").startswith("requirements.txt line 2 holds a password or a token in")
+    else:
+        read(file(tmp_path, f"idna\n{line}\n"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("environment.yml", "name: x\n", "environment.yml is an environment of conda, and nodes are set up with"),
+        ("poetry.lock", "", "poetry.lock is another tool's lock file; run: poetry export -o requirements.txt, and"),
+        ("requirements.txt", "-r base.txt\n", "requirements.txt line 1 names base.txt, and there is no file base.txt"),
+        ("requirements.txt", "--find-links wheels\n", "line 1 names wheels, and there is no folder wheels"),
+        ("requirements.txt", "-e .\n", "line 1 names the folder"),
+        ("requirements.txt", "six\n-U\n", "requirements.txt line 2 has the option -U, which is not taken from a file"),
+        (
+            "requirements.txt",
+            'six --global-option="x"\n',
+            "line 1 has the option --global-option, which uv does not take",
+        ),
+        ("requirements.txt", "six\n./x\n", "line 2 names ./x, and there is nothing at x"),
+        ("requirements.txt", "six\nidna = 3\n", "requirements.txt line 2 is no requirement ("),
+        ("requirements.txt", b"six\nidna # caf\xe9\n", "requirements.txt line 2 is not in UTF-8; save it as UTF-8, or"),
+        ("requirements.txt", b"# coding: no-such\nsix\n", "requirements.txt cannot be read as no-such"),
+        ("pylock.toml", "a = ", "pylock.toml is no lock file as PEP 751 has it"),
+        ("uv.lock", "", "uv.lock lies without its pyproject.toml"),
+    ],
+)
+def test_what_cannot_be_installed(tmp_path: Path, name: str, content: Any, message: str) -> None:
+    assert message in refused(tmp_path, content, name)
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(JobError, match=r"The requirements file .*/none\.txt does not exist on the controller"):
+        read(tmp_path / "none.txt")
+    with pytest.raises(JobError, match="is a folder; set python_env_requirements to a file in it"):
+        read(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------- what decides the content
+
+
+def digest(path: Path, **settings: Any) -> str:
+    return read(path).digest(settings)
+
+
+def test_the_digest_is_that_of_all_that_is_named(tmp_path: Path) -> None:
+    project(tmp_path / "mine")
+    file(tmp_path, "idna\n", "base.txt")
+    path = file(tmp_path, "-r base.txt\n-e mine\n")
+    first = digest(path)
+    assert digest(path) == first
+    assert digest(path, index_url="https://a:b@example.org/") == digest(path, index_url="https://c:d@example.org/")
+    assert digest(path, index_url="https://example.org/") != first
+    file(tmp_path, "", "mine/mine.egg-info/PKG-INFO")  # what a build leaves there
+    assert digest(path) == first
+    file(tmp_path, "x = 1\n", "mine/mine/__init__.py")
+    second = digest(path)
+    file(tmp_path, "six\n", "base.txt")
+    assert len({first, second, digest(path)}) == 3
+
+
+def test_what_git_ignores_is_no_part_of_a_project(tmp_path: Path) -> None:
+    project(tmp_path / "mine")
+    subprocess.run(["git", "init", "-q", tmp_path / "mine"], check=True)
+    file(tmp_path, "data/\n", "mine/.gitignore")
+    path = file(tmp_path, "-e mine\n")
+    first = digest(path)
+    file(tmp_path, "1\n", "mine/data/large.bin")
+    assert digest(path) == first
+    (tmp_path / "there").mkdir()
+    lay_out(read(path), tmp_path / "there")
+    laid = {str(one.relative_to(tmp_path / "there")) for one in (tmp_path / "there").rglob("*") if one.is_file()}
+    expected = {"0/mine/.gitignore", "0/mine/pyproject.toml", "0/mine/mine/__init__.py"}
+    assert {one for one in laid if ".git/" not in one} == expected
+
+
+def test_nothing_is_kept_between_files(tmp_path: Path) -> None:
+    assert read(file(tmp_path, "idna\n")) == read(file(tmp_path, "idna\n"))
+    assert isinstance(read(file(tmp_path, "")), Requirements)
