@@ -23,8 +23,8 @@ from typing import Any
 from urllib.parse import unquote
 
 import tomllib
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import JUNK
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.project_files import TOOLS
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
@@ -528,7 +528,7 @@ def project_name(path: Path) -> str:
 
 
 def files_of(project: Path) -> list[str]:
-    """Return the files of a project, relative to it: what git tracks or would, else all but the usual junk."""
+    """Return the files of a project, relative to it: what git tracks or would, else all but what tools have made."""
     listing = ["git", "-C", str(project), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     try:
         found = subprocess.run(listing, stdin=subprocess.DEVNULL, capture_output=True, check=False)
@@ -540,7 +540,7 @@ def files_of(project: Path) -> list[str]:
     else:
         names = []
         for folder, folders, files in os.walk(project):
-            folders[:] = [name for name in folders if name not in JUNK]
+            folders[:] = [name for name in folders if not (name in TOOLS or Path(folder, name, "pyvenv.cfg").exists())]
             names += [os.path.relpath(os.path.join(folder, name), project) for name in files]
     made = re.compile(r"(^|/)([^/]*\.egg-info|__pycache__|build|dist)/|\.py[co]$")  # what building leaves there
     return sorted(name for name in names if not made.search(name) and (project / name).is_file())
