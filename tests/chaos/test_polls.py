@@ -19,6 +19,8 @@ from machines import NODE_TIMEOUT_SECONDS, Cluster, Node
 from measuring import Timeline
 from playbook import Playbook, descendants
 
+QUIET = '{"env": {"TORCH_CPP_LOG_LEVEL": "ERROR"}}'
+"""So that the log has the script's lines alone: else torch tells there that the head left first."""
 HEARD_SECONDS = 45
 """How long it may take until a node is heard of again, once it can be: ssh notices, and the pauses have grown."""
 SHORT, LONG = 2 * NODE_TIMEOUT_SECONDS, 30
@@ -110,7 +112,7 @@ def go_through(cluster: Cluster, script: str, seconds: float) -> dict[str, int]:
     The order is random, and so are the moments.
     """
     tried = dict.fromkeys([*WAYS, "no file can be opened here for 10 s", "the connections are killed here"], 0)
-    run = cluster.run(script, "-e", "logs=all")
+    run = cluster.run(script, "-e", "logs=all", "-e", QUIET)
     await_lines(run, cluster, "line 250$", 120)  # by then the nodes watch over each other; four import torch before
     job = run.job
 
