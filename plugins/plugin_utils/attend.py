@@ -129,10 +129,9 @@ def _finish(
     """Write down how the job ended, collect, clean up, and say it."""
     topology, verdict = gang.topology, onlooker.verdict
     explanation = diagnosis.explain(topology, endings, logs, lambda reason: left_behind.of_job(reason, record))
-    state = explanation.state if explanation else "succeeded"
+    # Ranks that all ended well in spite of a verdict that they stand still have proved it wrong.
+    state = ("failed" if verdict else explanation.state) if explanation else "succeeded"
     cause = (verdict or explanation.sentence) if explanation else None
-    if verdict:
-        state = "failed"
     if _is_news(record, topology.nodes, endings):
         seen = dict(onlooker.parts)
         ranks = with_others(

@@ -20,6 +20,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.command_line i
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.desk import Desk
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.interrupts import Interrupted
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.onlooker import Onlooker
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import Order
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.reattach import follow_again
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
@@ -372,6 +373,19 @@ def prepare():
 prepare() if os.environ['NODE_RANK'] == '0' else distributed_c10d.init_process_group({met!r})
 print('trained')
 """
+
+
+def test_a_verdict_that_comes_too_late_does_not_make_a_success_a_failure(
+    nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """M3: every rank ended well before it could be stopped."""
+    monkeypatch.setattr(
+        Onlooker, "verdict", property(lambda _self: "it stands still", lambda _self, _value: None), raising=False
+    )
+    session = Session(nodes, order(tmp_path, "", detach=True)).run()
+    until(lambda: all(node.state(session.id).get("state") == "succeeded" for node in nodes))
+    session.follow(session.id)
+    assert (session.error, session.result["state"], session.record["cause"]) == ("", "succeeded", None)
 
 
 @pytest.mark.parametrize("looks_on", ["attached", "logs.yml"])
