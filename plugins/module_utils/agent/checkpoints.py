@@ -174,7 +174,9 @@ def others_elsewhere(request: Request, job_dir: str) -> dict[str, tuple[float, s
     started = (read_json(os.path.join(job_dir, "state.json")) or {}).get("started")
     if not isinstance(started, (int, float)):
         return {}
-    home = pwd.getpwuid(os.geteuid()).pw_dir
+    home = "~"  # of an account that was deleted
+    with suppress(KeyError):
+        home = pwd.getpwuid(os.geteuid()).pw_dir
     passed_over = tuple(f"{folder}/" for folder in (os.path.realpath(request["directory"]), *SYSTEM))
     found: dict[str, tuple[float, str]] = {}
     seen: set[str] = set()
