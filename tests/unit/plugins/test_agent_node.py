@@ -217,7 +217,7 @@ def test_the_job_of_an_account_that_was_deleted(tmp_path: Path) -> None:
         state, log = node.wait()
         assert (state["state"], log) == ("succeeded", "done\n")
         assert b"result\0" in node.channel().call(node.request("artifacts", after="", most=9))[1]
-        assert node.ask("checkpoints") == {"found": [], "refused": []}
+        assert node.ask("checkpoints") == {"found": [], "refused": [], "others": []}
         assert node.ask("stop", grace_seconds=1)["state"] == "succeeded"
         owner = machine.owner_of(str(node.job_dir()))
         assert owner and (owner.name, owner.uid, owner.gid) == (str(NUMBER), NUMBER, NUMBER)
