@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import tarfile
 import tempfile
@@ -15,7 +14,7 @@ from typing import Any, ClassVar
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import Failure
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils import locks
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils import locks, resolutions
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.inventory import Inventory
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import shown_lines
@@ -73,9 +72,10 @@ class ActionModule(ActionBase):
             )
         self._remove_tmp_path(self._connection._shell.tmpdir)
         if done.get("failed") or done.get("unreachable"):
-            raise Failure(str(done.get("msg") or "it gave no answer"), str(done.get("said", "")), done.get("unmet", ()))
+            why = str(done.get("msg") or "it gave no answer")[: resolutions.MOST_SHOWN]
+            raise Failure(why, str(done.get("said", ""))[-resolutions.MOST_SHOWN :], resolutions.unmet(done))
+        resolution, contents = resolutions.checked(done, request["targets"])
         (workshop / "wheels").mkdir(exist_ok=True)
-        for name, content in done.pop("contents").items():
-            (workshop / "wheels" / Path(name).name).write_bytes(base64.b64decode(content))
-        resolution: dict[str, Any] = done["resolution"]
+        for name, content in contents.items():
+            (workshop / "wheels" / name).write_bytes(content)
         return resolution
