@@ -87,7 +87,7 @@ class Resolution:
         self.backends: dict[str, str] = {}
         self.links: list[str] = []
         self.torch = "torch"
-        self.from_where: list[str] = []
+        self.from_where: dict[str, str] = {}
         self.preferred: str = request["preferred"]
 
     def result(self) -> dict[str, Any]:
@@ -100,8 +100,7 @@ class Resolution:
         self.torch = torch[0].strip() if torch else "torch"
         self._write("requirements.in", lines)
         given = re.findall(r"(?m)^--find-links (?!\w+://)(\S.*)", lines)
-        options = re.findall(r"(?m)^(--(?:extra-)?index-url|--find-links) (\S.*)", lines)
-        self.from_where = [os.path.expandvars(word) for option in options for word in option]
+        self.from_where = self._variables(lines)
         self.links = [*given, *(one for one in self.uv.own_links if one and one not in self.uv.settings["find_links"])]
         self._write("constraints.in", self._text(self.request["constraints"]) + BARRED)
         if lines.strip() or self.request["arguments"]:
@@ -117,6 +116,23 @@ class Resolution:
             "wheels": sorted(os.listdir(self.wheels)),
             "warnings": self.uv.machine.not_taken(),
         }
+
+    def _variables(self, lines: str) -> dict[str, str]:
+        """Return the indexes and folders of lines as variables for a build: process lists show arguments."""
+        known = self.uv.environment
+
+        def given(option: str) -> list[str]:
+            values: list[str] = re.findall(rf"(?m)^--{option} (\S.*)", lines)
+            return [re.sub(r"\$\{(\w+)\}", lambda found: known.get(found[1], found[0]), one.strip()) for one in values]
+
+        indexes = [*given("extra-index-url"), *known.get("UV_INDEX", "").split()]
+        folders = [*given("find-links"), *known.get("UV_FIND_LINKS", "").split(",")]
+        found = {
+            "UV_DEFAULT_INDEX": "".join(given("index-url")[-1:]),
+            "UV_INDEX": " ".join(dict.fromkeys(indexes)),
+            "UV_FIND_LINKS": ",".join(dict.fromkeys(one for one in folders if one)),
+        }
+        return {name: value for name, value in found.items() if value}
 
     def _text(self, lines: list[str]) -> str:
         return "".join(f"{line}\n" for line in lines).replace(SOURCES, os.path.join(self.folder, "sources"))
@@ -373,9 +389,10 @@ class Resolution:
             self._let_build_with_torch()
             try:
                 self.uv.run(
-                    *("build", "--wheel", "--no-create-gitignore", "--python", sys.executable, *self.from_where),
+                    *("build", "--wheel", "--no-create-gitignore", "--python", sys.executable),
                     *("--out-dir", folder, source),
                     otherwise=f"{redacted(name)} cannot be built; see what its build says",
+                    **self.from_where,
                 )
                 return
             except Failure as failure:
