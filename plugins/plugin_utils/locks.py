@@ -33,6 +33,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.requirements i
     malware_among,
     place_of,
     read,
+    secret_among,
 )
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import listed
 
@@ -311,6 +312,7 @@ class Plan:
                 "constraints": requirements.constraints,
                 "hashes": requirements.hashes,
                 "targets": {name: {**one} for name, one in targets.items()},
+                "variables": requirements.variables(),
                 "settings": group.wanted.settings(),
                 "needs_torch": values["build_needs_torch"],
                 "takes_prereleases": requirements.takes_prereleases,
@@ -322,7 +324,7 @@ class Plan:
             except Failure as failure:
                 raise JobError(unresolved(requirements, where, failure, folder)) from None
             for lock in resolution["locks"].values():
-                if sentence := malware_among(lock):
+                if sentence := malware_among(lock) or secret_among(lock):
                     raise JobError(f"{requirements.path} {sentence}")
             kept.add(resolution, workshop)
         found: list[str] = resolution["warnings"]

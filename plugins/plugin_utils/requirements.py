@@ -57,6 +57,13 @@ VALUED = re.compile(
 """An option whose value is a path or a URL."""
 FOR_UV = ("--no-index", "--no-binary", "--only-binary", "-r", "--requirement", "-c", "--constraint")
 """Options in a file that uv reads there, beside those with a path; of -r and -c only those with a URL are left."""
+URL = re.compile(r"(?i)(?:[a-z]+\+)?https?://[^\s'\"]+")
+FOR_AN_INDEX = "for an index, give the URL in python_env_index_url or python_env_extra_index_urls, from a vault"
+FOR_A_PACKAGE = (
+    "take it out; git finds it by itself in its credential helper or in ~/.netrc of the machine that resolves, or "
+    "needs none with git+ssh://git@HOST/PATH and a key there; an archive's belongs into ~/.netrc there and of root on "
+    "every node"
+)
 HASH = re.compile(r"\s--hash[= ]([a-z0-9]+:[0-9a-fA-F]+)")
 TORCH_LABEL = re.compile(r"torch(?:vision|audio|text|data)?")
 TORCHS_OWN = re.compile(
@@ -128,6 +135,11 @@ class Requirements:
     contents: dict[str, str] = field(default_factory=dict)
     takes_prereleases: bool = False
     places: dict[str, str] = field(default_factory=dict)
+
+    def variables(self) -> dict[str, str]:
+        """Return the variables of the environment that the URLs of indexes and folders name, as far as they are set."""
+        options = "\n".join(one for one in (*self.lines, *self.constraints) if one.startswith("-"))
+        return {name: os.environ[name] for name in re.findall(r"\$\{(\w+)\}", options) if name in os.environ}
 
     def digest(self, settings: Mapping[str, Any]) -> str:
         """Return what is the same as long as the resolution may stay as it is, in hex.
@@ -230,6 +242,9 @@ def read(path: Path, extras: Sequence[str] = (), groups: Sequence[str] = ()) -> 
             "set python_env_requirements to a pyproject.toml"
         )
     result = Requirements(path)
+    if name in ("pyproject.toml", "uv.lock"):
+        _require_no_secret(path)
+        _require_no_secret(path.with_name("pyproject.toml"))
     if name == "pyproject.toml":
         options = [f"--extra={one}" for one in extras] + [f"--group={one}" for one in groups]
         result.arguments = ["pyproject.toml", *options]
@@ -247,7 +262,21 @@ def read(path: Path, extras: Sequence[str] = (), groups: Sequence[str] = ()) -> 
         _collect(result, list(logical_lines(path, pinned_by(path, text), False)))
     else:
         _collect(result, list(_included(result, path, False, ())))
+    for source in result.sources:
+        _require_no_secret(source / "pyproject.toml")
     return result
+
+
+def _require_no_secret(path: Path) -> None:
+    """Raise JobError if a TOML file, if there is one, has credentials in a URL: variables are not filled in there."""
+    for number, line in enumerate(decoded(path).splitlines() if path.is_file() else (), start=1):
+        for url in URL.findall(COMMENT.sub("", line)):
+            user, _colon, password = _credentials(url)
+            if password or user.lower() not in ("", "git"):
+                raise JobError(
+                    f"{path} line {number} holds a password or a token in a URL, which is no place for one; "
+                    f"{FOR_AN_INDEX}; for a package, {FOR_A_PACKAGE}"
+                )
 
 
 def _remember(result: Requirements, path: Path, text: str) -> None:
@@ -456,16 +485,39 @@ def malware_among(lock: str) -> str:
 
 
 def _secret(text: str) -> str:
-    """Return what is wrong with a line that holds a password, or ""."""
-    for url in re.findall(r"(?i)(?:[a-z]+\+)?https?://[^\s'\"]+", text):
+    """Return what is wrong with a line that holds a password, or one of a package with a variable in its URL, or ""."""
+    option = VALUED.fullmatch(text)
+    is_package = not option or option["flag"] in ("-e", "--editable")
+    for url in URL.findall(text):
+        if is_package and "${" in url:
+            return (
+                "has a variable in the URL of a package, which is not filled in there; if it is a password or a token, "
+                + FOR_A_PACKAGE
+            )
         user, has_password, password = _credentials(url)
         if (has_password and password and not is_variable(password)) or (
             not has_password and user and user.lower() != "git" and not is_variable(user)
         ):
+            remedy = (
+                FOR_A_PACKAGE
+                if is_package
+                else (
+                    "write ${NAME} instead of it and set that variable where you run ansible-playbook, or, "
+                    + FOR_AN_INDEX
+                )
+            )
+            return f"holds a password or a token in a URL, which is no place for one; {remedy}"
+    return ""
+
+
+def secret_among(lock: str) -> str:
+    """Return the sentence's end if a lock has a URL with credentials, else ""."""
+    for name, url in re.findall(r"(?m)^(\S+) @ (\S+)", lock):
+        user, _colon, password = _credentials(url)
+        if password or user.lower() not in ("", "git"):
             return (
-                "holds a password or a token in a URL, which is no place for one; write ${NAME} instead of it and set "
-                "that variable where you run ansible-playbook, or, for an index, give the URL in python_env_index_url "
-                "or python_env_extra_index_urls, from a vault"
+                f"leads to {name}, with a password or a token in its URL; find the project that names it so, and there "
+                f"{FOR_A_PACKAGE}"
             )
     return ""
 

@@ -53,7 +53,8 @@ def resolve(request: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         request: uv (path), folder (a workshop, with sources/ in it), project (folder of a pyproject.toml, or ""),
             arguments (for it), lines, constraints, hashes (by package, those allowed), targets (by name: python,
-            platform, machine, backend, driver), settings (see uv.Uv), needs_torch (packages whose build needs it),
+            platform, machine, backend, driver), variables (of the
+            environment, that lines name), settings (see uv.Uv), needs_torch (packages whose build needs it),
             takes_prereleases, preferred (a lock whose versions are taken where they fit, or "").
 
     Returns:
@@ -81,6 +82,7 @@ class Resolution:
         self.wheels = os.path.join(self.folder, "wheels")
         os.makedirs(self.wheels, exist_ok=True)
         self.uv = Uv(request["uv"], request["settings"], self.folder)
+        self.uv.environment.update(request["variables"])
         self.needs_torch = list(request["needs_torch"])
         self.indexes: list[str] = []
         self.built: dict[str, str] = {}

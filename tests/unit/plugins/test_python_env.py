@@ -135,9 +135,8 @@ def test_the_right_hash_and_a_password_that_nobody_sees(site: Site) -> None:
         ),
         (
             "tiny @ https://user:token@example.org/tiny-1.0-py3-none-any.whl\n",
-            "FOLDER/requirements.txt line 1 holds a password or a token in a URL, which is no place for one; write "
-            "${NAME} instead of it and set that variable where you run ansible-playbook, or, for an index, give the "
-            "URL in python_env_index_url or python_env_extra_index_urls, from a vault",
+            "FOLDER/requirements.txt line 1 holds a password or a token in a URL, which is no place for one; take it "
+            "out; git finds it by itself in its credential helper or in ~/.netrc of the machine that resolves,",
         ),
     ],
     ids=["wrong", "missing", "token"],

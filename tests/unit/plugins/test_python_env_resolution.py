@@ -44,7 +44,7 @@ class Bench:
         uv.write_text(UV.format(python=sys.executable, folder=self.folder, lock=lock))
         uv.chmod(0o755)
         given = {"uv": str(uv), "folder": str(self.folder), "project": "", "arguments": [], "lines": lines}
-        given |= {"constraints": [], "hashes": {}, "targets": {"here": TARGET}, "settings": SETTINGS}
+        given |= {"constraints": [], "hashes": {}, "targets": {"here": TARGET}, "settings": SETTINGS, "variables": {}}
         return {**given, "needs_torch": [], "takes_prereleases": False, "preferred": "", **changes}
 
     @property
@@ -61,7 +61,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
 
 def test_no_password_is_an_argument(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every account of the machine sees arguments, and builds are long."""
-    monkeypatch.setenv("TOKEN", "hush-4711")
+    monkeypatch.delenv("TOKEN", raising=False)  # a node knows none of the controller's variables
     lines = [
         "--index-url https://user:${TOKEN}@127.0.0.1/simple",
         "--extra-index-url https://user:${TOKEN}@127.0.0.1/more",
@@ -69,7 +69,7 @@ def test_no_password_is_an_argument(bench: Bench, monkeypatch: pytest.MonkeyPatc
         "mine @ file:///srv/mine",
     ]
     settings = {**SETTINGS, "index_url": "none", "find_links": ["/srv/wheels"]}
-    resolve(bench.request(lines, "mine @ file:///srv/mine\n", settings=settings))
+    resolve(bench.request(lines, "mine @ file:///srv/mine\n", settings=settings, variables={"TOKEN": "hush-4711"}))
     assert [arguments[0] for arguments, _environment in bench.calls] == ["pip", "build"]
     assert "hush-4711" not in str([arguments for arguments, _environment in bench.calls])
     environment = bench.calls[-1][1]

@@ -12,6 +12,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.requirements i
     lay_out,
     malware_among,
     read,
+    secret_among,
 )
 
 
@@ -219,15 +220,60 @@ def test_malware_in_a_lock(lock: str, is_malware: bool) -> None:
         ("--index-url https://__token__:${TOKEN}@example.org/simple", False),
         ("--index-url https://${NAME}:${TOKEN}@example.org/simple", False),
         ("--index-url https://example.org/simple/a@b", False),
+        ("tiny @ https://user:${TOKEN}@example.org/tiny-1.0-py3-none-any.whl", None),
+        ("git+https://${TOKEN}@example.org/r.git", None),
+        ("-e git+https://oauth2:${TOKEN}@example.org/r.git", None),
         ("six # see https://example.com?mail=a@b and https://user:pass@example.com", False),
         ("six @ https://example.org/six-1.0-py3-none-any.whl?by=a@b", False),
     ],
 )
-def test_passwords(tmp_path: Path, line: str, holds_some: bool) -> None:
-    if holds_some:
+def test_passwords(tmp_path: Path, line: str, holds_some: bool | None) -> None:
+    """None: a variable where uv fills in none."""
+    if holds_some is None:
+        said = refused(tmp_path, f"idna\n{line}\n")
+        assert said.startswith("requirements.txt line 2 has a variable in the URL of a package, which is not filled in")
+    elif holds_some:
         assert refused(tmp_path, f"idna\n{line}\n").startswith("requirements.txt line 2 holds a password or a token in")
     else:
         read(file(tmp_path, f"idna\n{line}\n"))
+
+
+@pytest.mark.parametrize("user", ["user:hush-4711@", "hush-4711@", "user:${HUSH}@"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        'dependencies = [\n"tiny @ https://USERexample.org/tiny.whl"]\n',
+        "[tool.uv.sources]\ntiny = { git = 'https://USERexample.org/r.git' }\n",
+        '[[tool.uv.index]]\nurl = "https://USERexample.org/simple" # with a password\n',
+    ],
+)
+@pytest.mark.parametrize("place", ["pyproject.toml", "uv.lock", "lib/pyproject.toml"])
+def test_passwords_in_toml(tmp_path: Path, place: str, content: str, user: str) -> None:
+    """They would go into the lock, the output of --diff and files on the nodes."""
+    project(tmp_path)
+    file(tmp_path, content.replace("USER", user), place)
+    file(tmp_path, "-e ./lib\n")
+    name = "requirements.txt" if place.startswith("lib") else place
+    with pytest.raises(JobError) as caught:
+        read(tmp_path / name)
+    assert str(caught.value).startswith(f"{tmp_path}/{place} line 2 holds a password or a token in a URL, which is no")
+    assert "hush-4711" not in str(caught.value)
+    file(tmp_path, content.replace("USER", "git@"), place)
+    read(tmp_path / name)
+
+
+def test_a_password_that_another_project_brings_into_the_lock() -> None:
+    assert secret_among("tiny @ https://user:hush-4711@example.org/t.whl\n").startswith(
+        "leads to tiny, with a password"
+    )
+    assert not secret_among("tiny @ https://git@example.org/t.whl\nsix==1 ; x > 'a @ https://b:c@d'\n")
+
+
+def test_variables_for_the_machine_that_resolves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKEN", "hush-4711")
+    monkeypatch.delenv("NO_SUCH", raising=False)
+    text = "-i https://u:${TOKEN}@example.org/\n-f https://${NO_SUCH}@example.org/\nsix ; extra == '${HOME}'\n"
+    assert read(file(tmp_path, text)).variables() == {"TOKEN": "hush-4711"}
 
 
 @pytest.mark.parametrize(
