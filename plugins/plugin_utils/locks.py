@@ -296,7 +296,7 @@ class Plan:
         with tempfile.TemporaryDirectory(dir=cache(), prefix="resolution.") as folder:
             workshop = Path(folder)
             (workshop / "sources").mkdir()
-            lay_out(requirements, workshop / "sources")
+            lay_out(requirements, workshop / "sources", has_history=not there)
             if there:
                 (workshop / "uv").symlink_to(uv)
                 (workshop / "project").mkdir()

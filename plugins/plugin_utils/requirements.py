@@ -64,6 +64,11 @@ FOR_A_PACKAGE = (
     "needs none with git+ssh://git@HOST/PATH and a key there; an archive's belongs into ~/.netrc there and of root on "
     "every node"
 )
+VERSION_OF_GIT = re.compile(
+    r"(setuptools|flit)[-_]scm|use_scm_version|hatch[-_]vcs|versioningit|versioneer|dunamai|(uv|poetry)-dynamic-versioning"
+    r"|setuptools-git-versioning|\bpbr\b|source\s*=\s*[\"']scm[\"']"
+)
+"""In a project's files, what takes the version from git."""
 HASH = re.compile(r"\s--hash[= ]([a-z0-9]+:[0-9a-fA-F]+)")
 TORCH_LABEL = re.compile(r"torch(?:vision|audio|text|data)?")
 TORCHS_OWN = re.compile(
@@ -613,8 +618,24 @@ def tree_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def lay_out(requirements: Requirements, folder: Path) -> None:
-    """Have copies of projects, and links to archives and folders of wheels, lie where the text says."""
+def has_version_of_git(project: Path) -> bool:
+    """Return whether the build of a project asks git's history for its version."""
+    texts = [project / name for name in ("pyproject.toml", "setup.py", "setup.cfg")]
+    known = [one.read_text(encoding="utf-8", errors="replace") for one in texts if one.is_file()]
+    return (project / ".git").exists() and VERSION_OF_GIT.search("\n".join(known)) is not None
+
+
+def lay_out(requirements: Requirements, folder: Path, has_history: bool = True) -> None:
+    """Have copies of projects, and links to archives and folders of wheels, lie where the text says.
+
+    Args:
+        requirements: with sources.
+        folder: empty.
+        has_history: whether git's history of a project is there too, whose tags may say the version.
+
+    Raises:
+        JobError: a project cannot be built without its history.
+    """
     for number, path in enumerate(requirements.sources):
         place = folder / place_of(number, path)
         place.parent.mkdir()
@@ -622,7 +643,12 @@ def lay_out(requirements: Requirements, folder: Path) -> None:
             for name in files_of(path):
                 (place / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(path / name, place / name)
-            if (path / ".git").exists():  # its tags may say the version
+            if not has_history and has_version_of_git(path):
+                raise JobError(
+                    f"{path} takes its version from git's history, which is sent to no node; set "
+                    "python_env_resolve_on: localhost, or write the version into the project's pyproject.toml"
+                )
+            if has_history and (path / ".git").exists():
                 (place / ".git").symlink_to(path / ".git")
         else:
             place.symlink_to(path)

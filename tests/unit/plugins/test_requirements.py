@@ -347,6 +347,37 @@ def test_what_git_ignores_is_no_part_of_a_project(tmp_path: Path) -> None:
     assert {one for one in laid if ".git/" not in one} == expected
 
 
+@pytest.mark.parametrize(
+    ("build", "has_version_of_git"),
+    [
+        ("setuptools>=61", False),
+        ("setuptools_scm[toml]>=8", True),
+        ("setuptools-scm", True),
+        ("hatch-vcs", True),
+        ("pbr", True),
+    ],
+)
+def test_the_history_of_a_project_stays_on_the_controller(tmp_path: Path, build: str, has_version_of_git: bool) -> None:
+    """It may hold what was deleted long ago."""
+    project(tmp_path / "mine")
+    subprocess.run(["git", "init", "-q", tmp_path / "mine"], check=True)
+    file(tmp_path, f'[build-system]\nrequires = ["{build}"]\n[project]\nname = "mine"\n', "mine/pyproject.toml")
+    found = read(file(tmp_path, "-e mine\n"))
+    for place in ("here", "there"):
+        (tmp_path / place).mkdir()
+    lay_out(found, tmp_path / "here")
+    assert (tmp_path / "here/0/mine/.git/HEAD").is_file()
+    if has_version_of_git:
+        with pytest.raises(
+            JobError, match=r"/mine takes its version from git's history, which is sent to no node; set"
+        ):
+            lay_out(found, tmp_path / "there", has_history=False)
+    else:
+        lay_out(found, tmp_path / "there", has_history=False)
+        assert (tmp_path / "there/0/mine/pyproject.toml").is_file()
+    assert not list((tmp_path / "there").rglob(".git"))
+
+
 def test_nothing_is_kept_between_files(tmp_path: Path) -> None:
     assert read(file(tmp_path, "idna\n")) == read(file(tmp_path, "idna\n"))
     assert isinstance(read(file(tmp_path, "")), Requirements)
