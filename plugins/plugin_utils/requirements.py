@@ -585,22 +585,29 @@ def project_name(path: Path) -> str:
 
 
 def files_of(project: Path) -> list[str]:
-    """Return the files of a project, relative to it: what git tracks or would, else all but what tools have made."""
-    listing = ["git", "-C", str(project), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    try:
-        found = subprocess.run(listing, stdin=subprocess.DEVNULL, capture_output=True, check=False)
-        is_git = found.returncode == 0
-    except OSError:
-        is_git = False
-    if is_git:
-        names = [os.fsdecode(name) for name in found.stdout.split(b"\0") if name]
+    """Return the files of a project, relative to it: what git tracks, and of the rest all but what tools have made."""
+    tracked = _listed_by_git(project, "--cached")
+    if tracked is not None:
+        names = _listed_by_git(project, "--others", "--exclude-standard") or []
     else:
         names = []
         for folder, folders, files in os.walk(project):
             folders[:] = [name for name in folders if not (name in TOOLS or Path(folder, name, "pyvenv.cfg").exists())]
             names += [os.path.relpath(os.path.join(folder, name), project) for name in files]
-    made = re.compile(r"(^|/)([^/]*\.egg-info|__pycache__|build|dist)/|\.py[co]$")  # what building leaves there
-    return sorted(name for name in names if not made.search(name) and (project / name).is_file())
+    made = ["(.*/)?[^/]*\\.egg-info", "(.*/)?__pycache__"]
+    made += [name for name in ("build", "dist") if not (project / name / "__init__.py").exists()]  # else a package
+    is_made = re.compile(rf"({'|'.join(made)})/|.*\.py[co]$")
+    kept = {*(tracked or ()), *(name for name in names if not is_made.match(name))}
+    return sorted(name for name in kept if (project / name).is_file())
+
+
+def _listed_by_git(project: Path, *which: str) -> list[str] | None:
+    listing = ["git", "-C", str(project), "ls-files", "-z", *which]
+    try:
+        found = subprocess.run(listing, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    except OSError:
+        return None
+    return [os.fsdecode(name) for name in found.stdout.split(b"\0") if name] if found.returncode == 0 else None
 
 
 def tree_digest(path: Path) -> str:

@@ -9,6 +9,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.requirements import (
     SOURCES,
     Requirements,
+    files_of,
     lay_out,
     malware_among,
     read,
@@ -345,6 +346,22 @@ def test_what_git_ignores_is_no_part_of_a_project(tmp_path: Path) -> None:
     laid = {str(one.relative_to(tmp_path / "there")) for one in (tmp_path / "there").rglob("*") if one.is_file()}
     expected = {"0/mine/.gitignore", "0/mine/pyproject.toml", "0/mine/mine/__init__.py"}
     assert {one for one in laid if ".git/" not in one} == expected
+
+
+@pytest.mark.parametrize("git", ["none", "init", "add"])
+def test_packages_that_are_called_build_or_dist(tmp_path: Path, git: str) -> None:
+    """What building leaves has the same names; what git tracks is nobody's leaving."""
+    project(tmp_path)
+    ours = ["mine/build/__init__.py", "mine/build/data/x.txt", "mine/dist/one.py", "build/__init__.py", "build/run.py"]
+    left = ["dist/mine-1.0.tar.gz", "mine.egg-info/PKG-INFO", "src/mine.egg-info/PKG-INFO", "mine/__pycache__/a.pyc"]
+    for name in (*ours, *left):
+        file(tmp_path, "", name)
+    if git != "none":
+        subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    if git == "add":
+        subprocess.run(["git", "-C", tmp_path, "add", "-A"], check=True)
+    expected = {"pyproject.toml", "mine/__init__.py", *ours, *(left if git == "add" else ())}
+    assert set(files_of(tmp_path)) == expected
 
 
 @pytest.mark.parametrize(
