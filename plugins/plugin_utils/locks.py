@@ -117,7 +117,7 @@ class Kept:
 
     def __init__(self, digest: str) -> None:
         self.folder = cache() / "locks" / digest[:32]
-        self.content: dict[str, Any] = {"locks": {}, "indexes": [], "needs_torch": [], "wheels": []}
+        self.content: dict[str, Any] = {"locks": {}, "indexes": [], "needs_torch": [], "wheels": [], "commits": {}}
         with contextlib.suppress(OSError, ValueError):
             self.content |= json.loads((self.folder / "resolution.json").read_text(encoding="utf-8"))
         if not all((self.folder / "wheels" / name).is_file() for name in self.content["wheels"]):
@@ -133,21 +133,37 @@ class Kept:
         """Return the file of one lock."""
         return self.folder / f"{target}.txt"
 
-    def add(self, resolution: Mapping[str, Any], workshop: Path) -> None:
-        """Keep what was resolved."""
+    def commits(self, resolver: str) -> dict[str, str]:
+        """Return by git URL the commit that this one took: it is told to no other, who would build what it names."""
+        found: dict[str, str] = self.content["commits"].get(resolver, {})
+        return found
+
+    def add(self, resolution: Mapping[str, Any], workshop: Path, resolver: str) -> None:
+        """Keep what was resolved, with the wheels that other locks have already: one built anew has another hash."""
         (self.folder / "wheels").mkdir(parents=True, exist_ok=True)
+        locks = dict(resolution["locks"])
         for name in resolution["wheels"]:
-            shutil.copy(workshop / "wheels" / name, self.folder / "wheels" / name)
+            built, kept = workshop / "wheels" / name, self.folder / "wheels" / name
+            if name in self.content["wheels"] and self.locks:
+                locks = {target: lock.replace(sha256(built), sha256(kept)) for target, lock in locks.items()}
+            else:
+                shutil.copy(built, kept)
         self.content = {
-            "locks": self.locks | resolution["locks"],
+            "locks": self.locks | locks,
             "indexes": resolution["indexes"],
             "needs_torch": resolution["needs_torch"],
             "backends": self.content.get("backends", {}) | resolution["backends"],
             "wheels": sorted({*self.content["wheels"], *resolution["wheels"]}),
+            "commits": {**self.content["commits"], resolver: resolution["commits"] | self.commits(resolver)},
         }
         for target, lock in self.locks.items():
             written(self.path(target), lock)
         written(self.folder / "resolution.json", json.dumps(self.content))
+
+
+def sha256(path: Path) -> str:
+    """Return a file's hash as a lock has it."""
+    return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
 
 
 def written(path: Path, text: str) -> None:
@@ -317,6 +333,7 @@ class Plan:
                 "needs_torch": values["build_needs_torch"],
                 "takes_prereleases": requirements.takes_prereleases,
                 "preferred": next(iter(kept.locks.values()), ""),
+                "commits": kept.commits(self.resolver() if there else HERE),
             }
             where = "On the controller" if not there else f"On {self.resolver()}"
             try:
@@ -326,7 +343,7 @@ class Plan:
             for lock in resolution["locks"].values():
                 if sentence := malware_among(lock) or secret_among(lock):
                     raise JobError(f"{requirements.path} {sentence}")
-            kept.add(resolution, workshop)
+            kept.add(resolution, workshop, self.resolver() if there else HERE)
         found: list[str] = resolution["warnings"]
         return found
 

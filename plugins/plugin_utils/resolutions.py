@@ -10,13 +10,14 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.resolution import WHEELS
+from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.resolution import GIT, WHEELS
 from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import Failure
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import shown
 
 FILE = r"[A-Za-z0-9][A-Za-z0-9_.+!-]{0,200}\.(whl|tar\.gz)"
 PACKAGE = r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}"
 INDEX = r"(https?|file)://[^@\s\x00-\x1f]{1,2000}"
+COMMIT = r"[0-9a-f]{40,64}"
 BACKEND = r"[a-z0-9.]{1,10}"
 LINE = re.compile(
     rf"{PACKAGE}(\[[^]\s]*\])?(==[^\s\\]+| @ https?://[^\s\\]+| @ file://{re.escape(WHEELS)}/{FILE})"
@@ -47,8 +48,12 @@ def checked(answer: Mapping[str, Any], targets: Collection[str]) -> tuple[dict[s
         "indexes": _list(resolution, "indexes", lambda text: not text or re.fullmatch(INDEX, text)),
         "needs_torch": _list(resolution, "needs_torch", lambda text: re.fullmatch(PACKAGE, text)),
         "wheels": _list(resolution, "wheels", lambda text: re.fullmatch(FILE, text)),
+        "commits": _texts(resolution, "commits", lambda text: re.fullmatch(COMMIT, text)),
         "warnings": _list(resolution, "warnings", lambda text: len(text) < 10_000),
     }
+    for url in found["commits"]:
+        if not GIT.fullmatch(str(url)):
+            raise _not_so("commits", url)
     for name in ("locks", "backends"):
         if set(found[name]) != set(targets):
             raise _not_so(name, sorted(set(found[name]) ^ set(targets), key=str)[0])

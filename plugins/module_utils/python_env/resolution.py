@@ -43,6 +43,10 @@ UNMET = {
 }
 """What uv says of one requirement, and what that means."""
 ASKED_AT_ONCE = 8
+OLDEST_IN_ZIP = "315532800"
+"""1980-01-01, in seconds since 1970: a zip file, which a wheel is, has no earlier time."""
+GIT = re.compile(r"(git\+[a-z]+://[^\s/#]*/[^\s#@]*)(?:@([^\s#]+))?")
+"""A repository's URL, and what is taken of it."""
 MOST_BUILDS = 8
 """How many packages may turn out to need torch for their build."""
 
@@ -55,11 +59,12 @@ def resolve(request: Mapping[str, Any]) -> dict[str, Any]:
             arguments (for it), lines, constraints, hashes (by package, those allowed), targets (by name: python,
             platform, machine, backend, driver), variables (of the
             environment, that lines name), settings (see uv.Uv), needs_torch (packages whose build needs it),
-            takes_prereleases, preferred (a lock whose versions are taken where they fit, or "").
+            takes_prereleases, preferred (a lock whose versions are taken where they fit, or ""), commits (by URL of
+            a git repository, the one that is taken whatever its branch has).
 
     Returns:
         locks (by target), backends (of torch, by target), indexes (that the packages come from; the default first, or
-        ""), needs_torch, wheels (names of the files in folder/wheels), warnings.
+        ""), needs_torch, wheels (names of the files in folder/wheels), commits (likewise), warnings.
 
     Raises:
         Failure: why it cannot be done.
@@ -83,6 +88,8 @@ class Resolution:
         os.makedirs(self.wheels, exist_ok=True)
         self.uv = Uv(request["uv"], request["settings"], self.folder)
         self.uv.environment.update(request["variables"])
+        self.uv.environment.setdefault("SOURCE_DATE_EPOCH", OLDEST_IN_ZIP)  # the same sources, the same wheel
+        self.commits: dict[str, set[str]] = {}
         self.needs_torch = list(request["needs_torch"])
         self.indexes: list[str] = []
         self.built: dict[str, str] = {}
@@ -116,6 +123,7 @@ class Resolution:
             "indexes": self.indexes,
             "needs_torch": self.needs_torch,
             "wheels": sorted(os.listdir(self.wheels)),
+            "commits": {url: commits.pop() for url, commits in self.commits.items() if len(commits) == 1},
             "warnings": self.uv.machine.not_taken(),
         }
 
@@ -137,7 +145,9 @@ class Resolution:
         return {name: value for name, value in found.items() if value}
 
     def _text(self, lines: list[str]) -> str:
-        return "".join(f"{line}\n" for line in lines).replace(SOURCES, os.path.join(self.folder, "sources"))
+        text = "".join(f"{line}\n" for line in lines).replace(SOURCES, os.path.join(self.folder, "sources"))
+        known = self.request["commits"]
+        return GIT.sub(lambda found: f"{found[1]}@{known[found[1]]}" if found[1] in known else found[0], text)
 
     def _write(self, name: str, text: str) -> None:
         path = os.path.join(self.folder, name)
@@ -316,6 +326,8 @@ class Resolution:
             name, location = "", head.removeprefix("-e ")
         if re.match(r"https?://", location):
             return _written(head, self._allowed(name, hashes))
+        if (git := GIT.match(location)) and git[2]:
+            self.commits.setdefault(git[1], set()).add(git[2])
         file = self._wheel(location, target)
         with open(os.path.join(self.wheels, file), "rb") as wheel:
             digest = hashlib.sha256(wheel.read()).hexdigest()

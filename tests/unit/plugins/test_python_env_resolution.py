@@ -1,12 +1,15 @@
 """A resolution with a program in uv's place, which writes down how it was called."""
 
+import hashlib
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.resolution import resolve
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.locks import Kept
 
 SETTINGS: dict[str, Any] = {"index_url": "", "extra_index_urls": [], "find_links": [], "proxy": "", "uv_settings": {}}
 TARGET = {
@@ -25,7 +28,7 @@ if arguments[0] == "build":
     folder = arguments[arguments.index("--out-dir") + 1]
     os.makedirs(folder)
     with zipfile.ZipFile(folder + "/mine-1.0-py3-none-any.whl", "w") as wheel:
-        wheel.writestr("mine.py", "")
+        wheel.writestr("mine.py", str(os.getpid()))
 elif "--output-file" in arguments:
     with open(arguments[arguments.index("--output-file") + 1], "w") as file:
         file.write({lock!r})
@@ -44,7 +47,14 @@ class Bench:
         uv.write_text(UV.format(python=sys.executable, folder=self.folder, lock=lock))
         uv.chmod(0o755)
         given = {"uv": str(uv), "folder": str(self.folder), "project": "", "arguments": [], "lines": lines}
-        given |= {"constraints": [], "hashes": {}, "targets": {"here": TARGET}, "settings": SETTINGS, "variables": {}}
+        given |= {
+            "constraints": [],
+            "hashes": {},
+            "targets": {"here": TARGET},
+            "settings": SETTINGS,
+            "variables": {},
+            "commits": {},
+        }
         return {**given, "needs_torch": [], "takes_prereleases": False, "preferred": "", **changes}
 
     @property
@@ -77,3 +87,57 @@ def test_no_password_is_an_argument(bench: Bench, monkeypatch: pytest.MonkeyPatc
     assert environment["UV_INDEX"] == "https://user:hush-4711@127.0.0.1/more"
     folders = environment["UV_FIND_LINKS"].split(",")  # besides, those of this machine
     assert folders[:2] == ["https://user:hush-4711@127.0.0.1/wheels", "/srv/wheels"]
+
+
+def commit(folder: Path) -> str:
+    """Make a commit in a repository; return its name."""
+    identity = ["-c", "user.name=n", "-c", "user.email=n@example.org"]
+    for command in (["init", "-q", "-b", "main"], [*identity, "commit", "-q", "--allow-empty", "-m", "one"]):
+        subprocess.run(["git", "-C", folder, *command], check=True)
+    told = subprocess.run(["git", "-C", folder, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
+    return told.stdout.strip()
+
+
+@pytest.mark.parametrize("ref", ["", "@main", "@feature/x"])
+def test_a_node_that_comes_later_gets_the_same_commit(bench: Bench, ref: str) -> None:
+    """A branch has moved meanwhile."""
+    repository = bench.folder / "repository"
+    repository.mkdir()
+    first = commit(repository)
+    url = f"git+file://{repository}"
+    result = resolve(bench.request([f"mine @ {url}{ref}#subdirectory=."], f"mine @ {url}@{first}\n"))
+    assert result["commits"] == {url: first}
+    resolve(bench.request([f"mine @ {url}{ref}#egg=mine"], "", commits=result["commits"]))
+    assert (bench.folder / "requirements.in").read_text() == f"mine @ {url}@{first}#egg=mine\n"
+
+
+def test_a_repository_of_which_two_commits_are_taken(bench: Bench) -> None:
+    repository = bench.folder / "repository"
+    repository.mkdir()
+    first, second = commit(repository), commit(repository)
+    url = f"git+file://{repository}"
+    result = resolve(bench.request(["x"], f"mine @ {url}@{first}\nmine @ {url}@{second}\n"))
+    assert result["commits"] == {}
+
+
+def test_the_same_sources_become_the_same_wheel(bench: Bench) -> None:
+    resolve(bench.request(["x"], "mine @ file:///srv/mine\n"))
+    assert bench.calls[-1][1]["SOURCE_DATE_EPOCH"] == "315532800"
+
+
+def test_a_wheel_that_is_built_again_for_another_kind_of_node(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The wheel that the first lock names by its hash stays, and the second lock names the same."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    line = "mine @ file:///srv/mine"
+    for target in ("first", "second"):
+        result = resolve(bench.request([line], f"{line}\n", targets={target: TARGET}))
+        Kept("0" * 64).add(result, bench.folder, "localhost")
+        (bench.folder / "made0").rmdir()
+    kept = Kept("0" * 64)
+    content = (kept.folder / "wheels" / "mine-1.0-py3-none-any.whl").read_bytes()
+    place = "mine @ file://${THUNDERHEAD_WHEELS}/mine-1.0-py3-none-any.whl"
+    expected = f"{place} \\\n    --hash=sha256:{hashlib.sha256(content).hexdigest()}\n"
+    assert kept.locks == {"first": expected, "second": expected}
+    assert content != (bench.folder / "wheels" / "mine-1.0-py3-none-any.whl").read_bytes()

@@ -27,6 +27,7 @@ def answer(**changes: Any) -> dict[str, Any]:
         "indexes": ["", "https://example.org/simple"],
         "needs_torch": ["needs"],
         "wheels": [WHEEL],
+        "commits": {"git+https://example.org/r.git": "0" * 40},
         "warnings": ["a remark"],
     }
     contents = changes.pop("contents", {WHEEL: base64.b64encode(b"wheel").decode()})
@@ -68,6 +69,9 @@ def test_an_honest_answer() -> None:
         {"indexes": ["--config-file=/srv/evil"]},
         {"indexes": "https://example.org"},
         {"needs_torch": ["../x"]},
+        {"commits": {"git+https://example.org/r.git": "main"}},
+        {"commits": {"../x": "0" * 40}},
+        {"commits": {7: "0" * 40}},
         {"warnings": ["x" * 20_000]},
     ],
 )
