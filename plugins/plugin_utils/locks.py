@@ -25,7 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.resolution import is_contradiction, resolve
-from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import TORCH_INDEX, Failure, toml
+from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import (
+    TORCH_INDEX,
+    Failure,
+    redacted,
+    toml,
+)
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.requirements import (
     Requirements,
@@ -200,6 +205,7 @@ class Plan:
 
     def __init__(self, wanted: Mapping[str, Wanted]) -> None:
         self.groups: list[Group] = []
+        self.uvs: dict[tuple[str, str], Path] = {}
         for host, one in wanted.items():
             for group in self.groups:
                 if group.wanted == one:
@@ -295,7 +301,14 @@ class Plan:
     def _uv(self, group: Group, node: Mapping[str, Any]) -> str:
         """Return the path of a uv for a node, "" if it has it."""
         version = group.wanted.values["uv_version"]
-        return "" if node["uv"] == version else str(fetch_uv(version, node["wheel_platform"]))
+        return "" if node["uv"] == version else str(self._fetched(group, node["wheel_platform"]))
+
+    def _fetched(self, group: Group, platform_name: str) -> Path:
+        """Return a uv for a platform, asked for once however many hosts need it."""
+        version = group.wanted.values["uv_version"]
+        if (version, platform_name) not in self.uvs:
+            self.uvs[version, platform_name] = fetch_uv(version, platform_name, group.wanted.settings())
+        return self.uvs[version, platform_name]
 
     def _make(
         self,
@@ -307,7 +320,7 @@ class Plan:
     ) -> list[str]:
         """Resolve for these targets; return warnings."""
         values, requirements = group.wanted.values, group.requirements
-        uv = fetch_uv(values["uv_version"], node["wheel_platform"] if node else own_platform())
+        uv = self._fetched(group, node["wheel_platform"] if node else own_platform())
         cache().mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache(), prefix="resolution.") as folder:
             workshop = Path(folder)
@@ -412,20 +425,41 @@ def own_platform() -> str:
     return ("macosx_11_0_" if sys.platform == "darwin" else "manylinux2014_") + platform.machine()
 
 
-def fetch_uv(version: str, platform_name: str) -> Path:
+def fetch_uv(version: str, platform_name: str, settings: Mapping[str, Any]) -> Path:
     """Return a uv for a platform, fetched if need be.
+
+    Args:
+        version: of uv.
+        platform_name: as pip has it.
+        settings: what Wanted.settings returns; where its index has no uv, this machine's own settings count.
 
     Raises:
         JobError: it cannot be had.
     """
     folder = cache() / f"uv-{version}-{platform_name}"
-    done = subprocess.run(
-        [sys.executable, str(FETCH_UV), version, platform_name, str(folder)],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise JobError(done.stderr.strip())
-    return folder / "bin" / "uv"
+    given = inventory_variables(settings)
+    for variables in [given, {}] if given else [{}]:
+        done = subprocess.run(
+            [sys.executable, str(FETCH_UV), version, platform_name, str(folder)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            env={**os.environ, **variables},
+            check=False,
+        )
+        if done.returncode == 0:
+            return folder / "bin" / "uv"
+    raise JobError(redacted(done.stderr.strip()))
+
+
+def inventory_variables(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return the inventory's index and proxy as pip and uv read them from the environment."""
+    found = {}
+    if settings["index_url"] not in ("", "none"):
+        found |= dict.fromkeys(("PIP_INDEX_URL", "UV_DEFAULT_INDEX"), settings["index_url"])
+    if settings["proxy"]:
+        found |= dict.fromkeys(
+            ("PIP_PROXY", "http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"),
+            settings["proxy"],
+        )
+    return found

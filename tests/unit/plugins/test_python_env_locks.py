@@ -1,0 +1,89 @@
+"""What the controller keeps and fetches for its nodes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils import locks
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.locks import Plan, Wanted
+
+NODE = {
+    "python": "3.11",
+    "machine": "x86_64",
+    "platform": "x86_64-manylinux_2_28",
+    "wheel_platform": "manylinux2014_x86_64",
+    "backend": "none",
+    "driver": "",
+    "uv": "",
+    "complete": True,
+    "executable": "/usr/bin/python3",
+}
+FETCH = """import os, sys
+from pathlib import Path
+version, platform, folder = sys.argv[1:]
+with open({calls!r}, "a") as file:
+    file.write(f"{{version}} {{platform}} {{os.environ.get('UV_DEFAULT_INDEX')}} {{os.environ.get('https_proxy')}}\\n")
+if {failing!r} in str(os.environ.get("UV_DEFAULT_INDEX")):
+    sys.exit(f"uv cannot be fetched from {{os.environ.get('UV_DEFAULT_INDEX')}}")
+"""
+
+
+class Controller:
+    """With requirements, and a program that says that it has fetched a uv."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        self.calls = folder / "calls"
+        (folder / "requirements.txt").write_text("six\n")
+        for name in ("UV_DEFAULT_INDEX", "https_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        monkeypatch.setattr(locks, "FETCH_UV", folder / "fetch.py")
+        self.fail("no index fails")
+
+    def fail(self, words: str) -> None:
+        (self.folder / "fetch.py").write_text(FETCH.format(calls=str(self.calls), failing=words))
+
+    def plan(self, hosts: dict[str, dict[str, Any]]) -> Plan:
+        common = {"requirements": str(self.folder / "requirements.txt"), "uv_version": "0.0.1"}
+        given = {host: {**common, **values} for host, values in hosts.items()}
+
+        def value(host: str, name: str, default: Any) -> Any:
+            return given[host].get(name.removeprefix("python_env_"), default)
+
+        return Plan({host: Wanted.of(host, value) for host in hosts})
+
+
+@pytest.fixture
+def controller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Controller:
+    return Controller(tmp_path, monkeypatch)
+
+
+def test_uv_is_asked_for_once_per_platform(controller: Controller) -> None:
+    """Of a hundred nodes each would cost a process of Python."""
+    hosts = [f"node{number}" for number in range(5)]
+    nodes = {host: NODE for host in hosts}
+    nodes["node4"] = {**NODE, "wheel_platform": "manylinux2014_aarch64"}
+    result = controller.plan({host: {} for host in hosts}).resolve(nodes, None, False)
+    assert controller.calls.read_text().splitlines() == [
+        f"0.0.1 manylinux2014_{machine} None None" for machine in ("x86_64", "aarch64")
+    ]
+    assert len({one["uv"] for one in result["hosts"].values()}) == 2
+
+
+def test_uv_is_fetched_by_the_inventorys_index_and_proxy(controller: Controller) -> None:
+    settings = {"index_url": "https://u:hush-4711@mirror.example.org/simple", "proxy": "http://proxy.example.org:3128"}
+    controller.plan({"node0": settings}).resolve({"node0": NODE}, None, False)
+    expected = f"0.0.1 manylinux2014_x86_64 {settings['index_url']} {settings['proxy']}\n"
+    assert controller.calls.read_text() == expected
+    controller.fail("mirror")  # has no uv
+    controller.plan({"node0": settings}).resolve({"node0": NODE}, None, False)
+    assert controller.calls.read_text() == f"{expected}{expected}0.0.1 manylinux2014_x86_64 None None\n"
+
+
+def test_no_password_where_uv_cannot_be_fetched(controller: Controller, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UV_DEFAULT_INDEX", "https://u:hush-4711@mirror.example.org/simple")
+    controller.fail("mirror")
+    with pytest.raises(JobError, match="uv cannot be fetched from https://…@mirror"):
+        controller.plan({"node0": {}}).resolve({"node0": NODE}, None, False)
