@@ -72,8 +72,8 @@ def main() -> None:
     try:
         with tarfile.open(module.params["archive"]) as archive:
             archive.extractall(folder)  # the controller made it
-        there = {"folder": folder, "uv": os.path.join(folder, "uv"), "project": os.path.join(folder, "project")}
-        request = {**json.loads(module.params["request"]), **there}
+        there = {name: os.path.join(folder, name) for name in ("uv", "cache", "project")}
+        request = {**json.loads(module.params["request"]), **there, "folder": folder}
         resolution = resolve(request)
         contents = {}
         for name in resolution["wheels"]:

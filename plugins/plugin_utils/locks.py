@@ -334,6 +334,7 @@ class Plan:
                         shutil.copy(requirements.path.parent / name, workshop / "project")
             request = {
                 "uv": str(uv),
+                "cache": "",
                 "folder": folder,
                 "project": str(requirements.path.parent) if requirements.arguments else "",
                 "arguments": requirements.arguments,

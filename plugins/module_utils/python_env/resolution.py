@@ -55,8 +55,8 @@ def resolve(request: Mapping[str, Any]) -> dict[str, Any]:
     """Resolve.
 
     Args:
-        request: uv (path), folder (a workshop, with sources/ in it), project (folder of a pyproject.toml, or ""),
-            arguments (for it), lines, constraints, hashes (by package, those allowed), targets (by name: python,
+        request: uv (path), cache (its folder, or "" for the account's), folder (a workshop, with sources/ in it),
+            project (folder of a pyproject.toml, or ""), arguments (for it), lines, constraints, hashes (by package, those allowed), targets (by name: python,
             platform, machine, backend, driver), variables (of the
             environment, that lines name), settings (see uv.Uv), needs_torch (packages whose build needs it),
             takes_prereleases, preferred (a lock whose versions are taken where they fit, or ""), commits (by URL of
@@ -86,7 +86,7 @@ class Resolution:
         self.folder = request["folder"]
         self.wheels = os.path.join(self.folder, "wheels")
         os.makedirs(self.wheels, exist_ok=True)
-        self.uv = Uv(request["uv"], request["settings"], self.folder)
+        self.uv = Uv(request["uv"], request["settings"], self.folder, request["cache"])
         self.uv.environment.update(request["variables"])
         self.uv.environment.setdefault("SOURCE_DATE_EPOCH", OLDEST_IN_ZIP)  # the same sources, the same wheel
         self.commits: dict[str, set[str]] = {}

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +48,7 @@ class Bench:
         uv = self.folder / "uv"
         uv.write_text(UV.format(python=sys.executable, folder=self.folder, lock=lock))
         uv.chmod(0o755)
-        given = {"uv": str(uv), "folder": str(self.folder), "project": "", "arguments": [], "lines": lines}
+        given = {"uv": str(uv), "cache": "", "folder": str(self.folder), "project": "", "arguments": [], "lines": lines}
         given |= {
             "constraints": [],
             "hashes": {},
@@ -141,3 +143,25 @@ def test_a_wheel_that_is_built_again_for_another_kind_of_node(
     expected = f"{place} \\\n    --hash=sha256:{hashlib.sha256(content).hexdigest()}\n"
     assert kept.locks == {"first": expected, "second": expected}
     assert content != (bench.folder / "wheels" / "mine-1.0-py3-none-any.whl").read_bytes()
+
+
+def test_a_node_that_resolves_is_left_as_it_was(bench: Bench, tmp_path: Path) -> None:
+    """The cache of uv may hold gigabytes, and the account's home is not the product's."""
+    request = bench.request(["mine @ file:///srv/mine"], "mine @ file:///srv/mine\n")
+    with tarfile.open(tmp_path / "workshop.tar", "w") as archive:
+        for name in ("uv", "sources"):
+            archive.add(bench.folder / name, name)
+    for name in ("home", "tmp"):
+        (tmp_path / name).mkdir()
+    given = {"archive": str(tmp_path / "workshop.tar"), "request": json.dumps(request)}
+    (tmp_path / "arguments").write_text(json.dumps({"ANSIBLE_MODULE_ARGS": given}))
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "tmp")}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    module = "ansible_collections.thunderhead.cluster.plugins.modules.python_env_resolve"
+    command = [sys.executable, "-m", module, str(tmp_path / "arguments")]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    assert json.loads(done.stdout)["resolution"]["wheels"] == ["mine-1.0-py3-none-any.whl"]
+    for _arguments, called in bench.calls:
+        assert called["UV_CACHE_DIR"].startswith(f"{tmp_path}/tmp/thunderhead-")
+    assert not list((tmp_path / "home").iterdir())
+    assert not list((tmp_path / "tmp").iterdir())
