@@ -37,8 +37,8 @@ class ActionModule(ActionBase):
         result: dict[str, Any] = super().run(tmp, task_vars)
         _validation, arguments = self.validate_argument_spec(dict(self.ARGUMENTS))
         inventory = Inventory(self, task_vars or {})
-        wanted = {host: locks.Wanted.of(host, inventory.value) for host in arguments["hosts"]}
         try:
+            wanted = {host: locks.Wanted.of(host, inventory.value) for host in arguments["hosts"]}
             plan = locks.Plan(wanted)
             if arguments["nodes"]:
 
@@ -51,6 +51,8 @@ class ActionModule(ActionBase):
             return {**result, "changed": False, **plan.read()}
         except JobError as error:
             raise AnsibleActionFail(shown_lines(str(error))) from None
+        except (OSError, ValueError, tarfile.TarError) as error:
+            raise AnsibleActionFail(shown_lines(locks.explained(error))) from None
 
     def _on_node(self, workshop: Path, request: Mapping[str, Any], task_vars: dict[str, Any] | None) -> dict[str, Any]:
         """Have the node that this task is delegated to resolve; bring the wheels home that it built.

@@ -94,16 +94,27 @@ class Wanted:
 
     @classmethod
     def of(cls, host: str, value: Callable[[str, str, Any], Any]) -> Wanted:
-        """Read it; ``value`` returns a host's variable by its name."""
+        """Read it; ``value`` returns a host's variable by its name.
+
+        Raises:
+            JobError: one is no mapping that should be.
+        """
         found = {}
         for name, default in VARIABLES.items():
             given = value(host, f"python_env_{name}", default)
             if isinstance(default, list):  # one given with -e is a string
                 given = [str(one) for one in ([given] if isinstance(given, str) else given or []) if str(one)]
             elif isinstance(default, dict):
-                if isinstance(given, str):
-                    given = json.loads(given or "{}")
-                given = dict(given or {})
+                try:
+                    given = json.loads(given or "{}") if isinstance(given, str) else given or {}
+                except ValueError:
+                    given = None
+                if not isinstance(given, Mapping):
+                    raise JobError(
+                        f"python_env_{name} of {host} is no mapping of settings to values; correct it in the "
+                        "inventory, as in: {index-strategy: unsafe-best-match}"
+                    )
+                given = dict(given)
             else:
                 given = str(given or "")
             found[name] = given
@@ -176,6 +187,27 @@ def written(path: Path, text: str) -> None:
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     part.write_text(text, encoding="utf-8")
     part.replace(path)
+
+
+def explained(error: Exception) -> str:
+    """Return what a user is told of a file on the controller that could not be used."""
+    path = str(getattr(error, "filename", None) or "")
+    why = str(getattr(error, "strerror", None) or error)
+    if isinstance(error, shutil.Error) and not path:
+        path, why = "a folder that the requirements name", str(error)
+    if path and (Path(path) in cache().parents or Path(path).is_relative_to(cache())):
+        return (
+            f"{path} on the controller cannot be used ({why}), and locks are kept in {cache()}; make room there or let "
+            "your account write there, or set XDG_CACHE_HOME to another folder"
+        )
+    if path:
+        return (
+            f"{path} on the controller cannot be used ({why}); let your account read it, or take it out of what "
+            "python_env_requirements names"
+        )
+    return (
+        f"The requirements could not be resolved on the controller ({why}); correct what python_env_requirements names"
+    )
 
 
 def cache() -> Path:
@@ -321,7 +353,6 @@ class Plan:
         """Resolve for these targets; return warnings."""
         values, requirements = group.wanted.values, group.requirements
         uv = self._fetched(group, node["wheel_platform"] if node else own_platform())
-        cache().mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache(), prefix="resolution.") as folder:
             workshop = Path(folder)
             (workshop / "sources").mkdir()
@@ -436,7 +467,9 @@ def fetch_uv(version: str, platform_name: str, settings: Mapping[str, Any]) -> P
 
     Raises:
         JobError: it cannot be had.
+        OSError: the cache cannot be used.
     """
+    cache().mkdir(parents=True, exist_ok=True)
     folder = cache() / f"uv-{version}-{platform_name}"
     given = inventory_variables(settings)
     for variables in [given, {}] if given else [{}]:
@@ -455,7 +488,7 @@ def fetch_uv(version: str, platform_name: str, settings: Mapping[str, Any]) -> P
 
 def inventory_variables(settings: Mapping[str, Any]) -> dict[str, str]:
     """Return the inventory's index and proxy as pip and uv read them from the environment."""
-    found = {}
+    found: dict[str, str] = {}
     if settings["index_url"] not in ("", "none"):
         found |= dict.fromkeys(("PIP_INDEX_URL", "UV_DEFAULT_INDEX"), settings["index_url"])
     if settings["proxy"]:

@@ -5,12 +5,15 @@
 from __future__ import annotations
 
 import hashlib
+import lzma
 import os
 import platform
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
+import zipfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -56,11 +59,11 @@ def resolve(request: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         request: uv (path), cache (its folder, or "" for the account's), folder (a workshop, with sources/ in it),
-            project (folder of a pyproject.toml, or ""), arguments (for it), lines, constraints, hashes (by package, those allowed), targets (by name: python,
-            platform, machine, backend, driver), variables (of the
+            project (folder of a pyproject.toml, or ""), arguments (for it), lines, constraints, hashes (by package,
+            those allowed), targets (by name: python, platform, machine, backend, driver), variables (of the
             environment, that lines name), settings (see uv.Uv), needs_torch (packages whose build needs it),
-            takes_prereleases, preferred (a lock whose versions are taken where they fit, or ""), commits (by URL of
-            a git repository, the one that is taken whatever its branch has).
+            takes_prereleases, preferred (a lock whose versions are taken where they fit, or ""), commits (by URL of a
+            git repository, the one that is taken whatever its branch has).
 
     Returns:
         locks (by target), backends (of torch, by target), indexes (that the packages come from; the default first, or
@@ -387,7 +390,12 @@ class Resolution:
             return os.path.basename(path)
         if path.endswith((".zip", ".tar.bz2", ".tar.xz", ".tgz")):
             unpacked = os.path.join(self.folder, f"unpacked{len(self.built)}")
-            shutil.unpack_archive(path, unpacked)
+            try:
+                shutil.unpack_archive(path, unpacked)
+            except (OSError, EOFError, ValueError, tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError) as error:
+                raise Failure(
+                    f"the archive {redacted(location)} cannot be unpacked ({error}); fetch or make it again"
+                ) from None
             inside = os.listdir(unpacked)
             path = os.path.join(unpacked, inside[0]) if len(inside) == 1 else unpacked
         folder = os.path.join(self.folder, f"made{len(self.built)}")

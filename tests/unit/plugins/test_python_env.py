@@ -447,3 +447,16 @@ def test_setup_says_it_in_one_sentence(site: Site) -> None:
     assert "see that it reaches a package index, or put the binary to" in result.stdout
     assert "Make the folders of uv" not in result.stdout
     assert list((site.folder / "empty" / "thunderhead").iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_written(site: Site) -> None:
+    """As in a home that is mounted read-only."""
+    (site.folder / "requirements.txt").write_text("third\nother\n")
+    caches = {**site.caches, "XDG_CACHE_HOME": str(site.folder / "hosts.yml")}
+    result = play(site.folder, "setup.yml", "--tags", "python_env", "--check", **caches)
+    assert result.returncode != 0
+    expected = (
+        f"{site.folder}/hosts.yml/thunderhead on the controller cannot be used (Not a directory), and locks are kept"
+    )
+    assert expected in result.stdout
+    assert "Traceback" not in result.stdout + result.stderr

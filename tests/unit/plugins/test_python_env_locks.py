@@ -1,5 +1,6 @@
 """What the controller keeps and fetches for its nodes."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -87,3 +88,43 @@ def test_no_password_where_uv_cannot_be_fetched(controller: Controller, monkeypa
     controller.fail("mirror")
     with pytest.raises(JobError, match="uv cannot be fetched from https://…@mirror"):
         controller.plan({"node0": {}}).resolve({"node0": NODE}, None, False)
+
+
+@pytest.mark.parametrize("given", ["no mapping", "[1]", ["a"], 7])
+def test_settings_of_uv_that_are_no_mapping(controller: Controller, given: Any) -> None:
+    with pytest.raises(
+        JobError, match="python_env_uv_settings of node0 is no mapping of settings to values; correct it"
+    ):
+        controller.plan({"node0": {"uv_settings": given}})
+
+
+def test_a_home_that_cannot_be_written(controller: Controller, monkeypatch: pytest.MonkeyPatch) -> None:
+    (controller.folder / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(controller.folder / "file"))
+    with pytest.raises(OSError, match="file") as caught:
+        controller.plan({"node0": {}}).resolve({"node0": {**NODE, "complete": False}}, None, False)
+    said = locks.explained(caught.value)
+    assert said.startswith(f"{controller.folder}/file")
+    assert " on the controller cannot be used (Not a directory), and locks are kept in " in said
+    assert said.endswith("or set XDG_CACHE_HOME to another folder")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (
+            PermissionError(13, "Permission denied", "/srv/lib/x"),
+            "/srv/lib/x on the controller cannot be used (Permission",
+        ),
+        (
+            shutil.Error([("/srv/a", "b", "[Errno 13] Permission denied: '/srv/a'")]),
+            "a folder that the requirements name",
+        ),
+        (
+            ValueError("odd"),
+            "The requirements could not be resolved on the controller (odd); correct what python_env_re",
+        ),
+    ],
+)
+def test_what_cannot_be_read_is_one_sentence(error: Exception, expected: str) -> None:
+    assert locks.explained(error).startswith(expected)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.resolution import resolve
+from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import Failure
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.locks import Kept
 
 SETTINGS: dict[str, Any] = {"index_url": "", "extra_index_urls": [], "find_links": [], "proxy": "", "uv_settings": {}}
@@ -165,3 +166,12 @@ def test_a_node_that_resolves_is_left_as_it_was(bench: Bench, tmp_path: Path) ->
         assert called["UV_CACHE_DIR"].startswith(f"{tmp_path}/tmp/thunderhead-")
     assert not list((tmp_path / "home").iterdir())
     assert not list((tmp_path / "tmp").iterdir())
+
+
+@pytest.mark.parametrize("name", ["torn.zip", "torn.tar.xz", "torn.tgz", "torn.tar.bz2"])
+def test_an_archive_that_is_damaged(bench: Bench, name: str) -> None:
+    (bench.folder / name).write_bytes(b"PK torn")
+    with pytest.raises(
+        Failure, match=rf"the archive file://\S+/{name} cannot be unpacked \(.*\); fetch or make it again"
+    ):
+        resolve(bench.request(["x"], f"torn @ file://{bench.folder}/{name}\n"))
