@@ -342,6 +342,18 @@ class Plan:
             self.uvs[version, platform_name] = fetch_uv(version, platform_name, group.wanted.settings())
         return self.uvs[version, platform_name]
 
+    def _require_own(self, group: Group) -> None:
+        """Raise JobError if a node would resolve for others whose settings, with their passwords, are not its own."""
+        resolver = self.resolver()
+        own = next(one for one in self.groups if resolver in one.hosts)
+        if own.wanted.settings() != group.wanted.settings():
+            raise JobError(
+                f"{resolver} would resolve for {listed(group.hosts)} too, whose python_env_ variables (indexes, proxy, "
+                "settings of uv) are not its own, and would be told their passwords; set python_env_resolve_on: "
+                "localhost, give all nodes the same, or run setup.yml for those of one kind at a time, with --limit "
+                "and one of them as python_env_resolve_on"
+            )
+
     def _make(
         self,
         group: Group,
@@ -351,6 +363,8 @@ class Plan:
         node: Mapping[str, Any] | None,
     ) -> list[str]:
         """Resolve for these targets; return warnings."""
+        if there:
+            self._require_own(group)
         values, requirements = group.wanted.values, group.requirements
         uv = self._fetched(group, node["wheel_platform"] if node else own_platform())
         with tempfile.TemporaryDirectory(dir=cache(), prefix="resolution.") as folder:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import Failure
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import locks
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.locks import Plan, Wanted
@@ -128,3 +129,22 @@ def test_a_home_that_cannot_be_written(controller: Controller, monkeypatch: pyte
 )
 def test_what_cannot_be_read_is_one_sentence(error: Exception, expected: str) -> None:
     assert locks.explained(error).startswith(expected)
+
+
+def test_no_node_is_told_the_passwords_of_others(controller: Controller) -> None:
+    asked: list[str] = []
+
+    def there(_workshop: Path, request: Any) -> dict[str, Any]:
+        asked.append(str(request["settings"]))
+        raise Failure("enough")
+
+    hosts: dict[str, dict[str, Any]] = {"node0": {"resolve_on": "node1"}, "node1": {}}
+    hosts["node0"]["index_url"] = "https://u:hush-4711@example.org/simple"
+    nodes = {host: {**NODE, "complete": False} for host in hosts}
+    with pytest.raises(JobError, match="node1 would resolve for node0 too, whose python_env_ variables"):
+        controller.plan(hosts).resolve(nodes, there, False)
+    assert asked == []
+    for host in hosts:  # what differs is no matter of indexes
+        hosts[host] |= {"index_url": "", "torch_backend": {"node0": "cpu", "node1": "none"}[host]}
+    with pytest.raises(JobError, match="On node1, enough"):
+        controller.plan(hosts).resolve(nodes, there, False)
