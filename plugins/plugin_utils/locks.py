@@ -35,6 +35,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.requirements import (
     Requirements,
     lay_out,
+    lay_out_project,
     malware_among,
     place_of,
     read,
@@ -374,9 +375,8 @@ class Plan:
             if there:
                 (workshop / "uv").symlink_to(uv)
                 (workshop / "project").mkdir()
-                for name in ("pyproject.toml", "uv.lock") if requirements.arguments else ():
-                    if (requirements.path.parent / name).is_file():
-                        shutil.copy(requirements.path.parent / name, workshop / "project")
+                if requirements.arguments:
+                    lay_out_project(requirements, workshop / "project")
             request = {
                 "uv": str(uv),
                 "cache": "",

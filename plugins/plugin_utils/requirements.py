@@ -25,6 +25,7 @@ from urllib.parse import unquote
 import tomllib
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.project_files import TOOLS
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import listed
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
@@ -125,6 +126,8 @@ class Requirements:
         indexes: URLs in the files, as written there.
         soft: lines that often cannot be installed, and what to do about each; see ``faults``.
         contents: by file, its SHA-256.
+        beside: projects and archives that a pyproject.toml has uv take from this machine.
+        is_built: whether only the build of the project says what it needs, from whatever files.
         takes_prereleases: of any package.
         places: by line for uv, the file and line where it stands.
     """
@@ -138,6 +141,8 @@ class Requirements:
     indexes: list[str] = field(default_factory=list)
     soft: list[str] = field(default_factory=list)
     contents: dict[str, str] = field(default_factory=dict)
+    beside: list[Path] = field(default_factory=list)
+    is_built: bool = False
     takes_prereleases: bool = False
     places: dict[str, str] = field(default_factory=dict)
 
@@ -152,7 +157,8 @@ class Requirements:
         Args:
             settings: whatever else decides it; a password in a URL does not.
         """
-        trees = [tree_digest(path) for path in self.sources]
+        own = [self.path.parent] if self.is_built else []
+        trees = [tree_digest(path) for path in (*self.sources, *self.beside, *own)]
         known = {"files": sorted(self.contents.values()), "trees": trees, "arguments": self.arguments}
         text = without_credentials(json.dumps({**known, "settings": settings}, sort_keys=True, default=str))
         return hashlib.sha256(text.encode()).hexdigest()
@@ -249,7 +255,10 @@ def read(path: Path, extras: Sequence[str] = (), groups: Sequence[str] = ()) -> 
     result = Requirements(path)
     if name in ("pyproject.toml", "uv.lock"):
         _require_no_secret(path)
-        _require_no_secret(path.with_name("pyproject.toml"))
+        project = path.with_name("pyproject.toml")
+        _require_no_secret(project)
+        _find_beside(result, project)
+        result.is_built = name == "pyproject.toml" and _has_dynamic_dependencies(_table(project))
     if name == "pyproject.toml":
         options = [f"--extra={one}" for one in extras] + [f"--group={one}" for one in groups]
         result.arguments = ["pyproject.toml", *options]
@@ -270,6 +279,62 @@ def read(path: Path, extras: Sequence[str] = (), groups: Sequence[str] = ()) -> 
     for source in result.sources:
         _require_no_secret(source / "pyproject.toml")
     return result
+
+
+def _table(path: Path) -> dict[str, Any]:
+    """Return what a TOML file has; nothing where it cannot be read: uv says then what is wrong."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _within(table: Any, *names: str) -> dict[str, Any]:
+    """Return a table of tables, empty where there is none."""
+    for name in names:
+        table = table.get(name) if isinstance(table, dict) else None
+    return table if isinstance(table, dict) else {}
+
+
+def _has_dynamic_dependencies(table: Mapping[str, Any]) -> bool:
+    found = _within(table, "project").get("dynamic")
+    return isinstance(found, list) and ("dependencies" in found or "optional-dependencies" in found)
+
+
+def _find_beside(result: Requirements, project: Path) -> None:
+    """Find what a pyproject.toml has uv take from this machine, and what that takes in turn.
+
+    Raises:
+        JobError: it is not there, or holds a password.
+    """
+    table = _table(project)
+    found = []
+    for given in _within(table, "tool", "uv", "sources").values():
+        for one in given if isinstance(given, list) else [given]:
+            if isinstance(one, dict) and isinstance(one.get("path"), str):
+                found.append(project.parent / one["path"])
+            elif isinstance(one, dict) and one.get("workspace") is True:
+                found += _members(project)
+    words = json.dumps([table.get("project"), table.get("dependency-groups")], default=str)
+    found += [project.parent / _path_of(one) for one in re.findall(r"@ *(file:[^\s\";]+)", words)]
+    for path in (Path(os.path.normpath(one)) for one in found):
+        if not path.exists():
+            raise JobError(f"{project} names {path}, and there is nothing; correct it")
+        if path not in (*result.beside, result.path.parent):
+            result.beside.append(path)
+            _require_no_secret(path / "pyproject.toml")
+            _find_beside(result, path / "pyproject.toml")
+
+
+def _members(project: Path) -> list[Path]:
+    """Return the projects of the workspace that one belongs to."""
+    for folder in project.parents:
+        workspace = _within(_table(folder / "pyproject.toml"), "tool", "uv", "workspace")
+        if workspace:
+            members = workspace.get("members")
+            patterns = [one for one in members if isinstance(one, str)] if isinstance(members, list) else []
+            return [folder, *sorted(one for pattern in patterns for one in folder.glob(pattern) if is_project(one))]
+    return []
 
 
 def _require_no_secret(path: Path) -> None:
@@ -646,19 +711,51 @@ def lay_out(requirements: Requirements, folder: Path, has_history: bool = True) 
     for number, path in enumerate(requirements.sources):
         place = folder / place_of(number, path)
         place.parent.mkdir()
-        if path.is_dir() and is_project(path):
-            for name in files_of(path):
-                (place / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(path / name, place / name)
-            if not has_history and has_version_of_git(path):
-                raise JobError(
-                    f"{path} takes its version from git's history, which is sent to no node; set "
-                    "python_env_resolve_on: localhost, or write the version into the project's pyproject.toml"
-                )
-            if has_history and (path / ".git").exists():
+        if path.is_dir() and is_project(path) and not has_history:
+            _copy_project(path, place)
+        elif path.is_dir() and is_project(path):
+            _copy_files(path, place)
+            if (path / ".git").exists():
                 (place / ".git").symlink_to(path / ".git")
         else:
             place.symlink_to(path)
+
+
+def lay_out_project(requirements: Requirements, folder: Path) -> None:
+    """Have a copy of what another machine needs of a pyproject.toml or uv.lock in a folder.
+
+    Raises:
+        JobError: it needs what is not sent.
+    """
+    project = requirements.path.parent
+    if requirements.beside:
+        raise JobError(
+            f"{requirements.path} takes {listed([str(one) for one in requirements.beside])} from the controller, which "
+            "is sent to no node; set python_env_resolve_on: localhost, or set python_env_requirements to a "
+            "requirements.txt with lines such as: -e ./lib"
+        )
+    if requirements.is_built:
+        _copy_project(project, folder)
+    else:
+        for name in ("pyproject.toml", "uv.lock"):
+            if (project / name).is_file():
+                shutil.copy(project / name, folder)
+
+
+def _copy_project(project: Path, place: Path) -> None:
+    """Copy a project without git's history."""
+    if has_version_of_git(project):
+        raise JobError(
+            f"{project} takes its version from git's history, which is sent to no node; set "
+            "python_env_resolve_on: localhost, or write the version into the project's pyproject.toml"
+        )
+    _copy_files(project, place)
+
+
+def _copy_files(project: Path, place: Path) -> None:
+    for name in files_of(project):
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(project / name, place / name)
 
 
 # ------------------------------------------------------------------------------------------------------- lock files

@@ -428,7 +428,8 @@ class Resolution:
         place, _hash, rest = location.partition("#")
         subdirectory = next((one[13:] for one in rest.split("&") if one.startswith("subdirectory=")), "")
         if not place.startswith("git+"):
-            return os.path.abspath(unquote(re.sub(r"^file://", "", place))), subdirectory
+            path = unquote(re.sub(r"^file://", "", place))
+            return os.path.abspath(os.path.join(self.request["project"], path)), subdirectory
         url, _at, commit = place[4:].rpartition("@")
         folder = os.path.join(self.folder, f"git{len(self.built)}")
         self._git("clone", "--quiet", "--no-checkout", url, folder)

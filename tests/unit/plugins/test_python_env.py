@@ -460,3 +460,14 @@ def test_a_cache_that_cannot_be_written(site: Site) -> None:
     )
     assert expected in result.stdout
     assert "Traceback" not in result.stdout + result.stderr
+
+
+def test_a_pyproject_with_a_project_beside_it(site: Site) -> None:
+    make_project(site.folder / "near" / "lib", "lib")
+    (site.folder / "near" / "app").mkdir()
+    path = site.folder / "near" / "app" / "pyproject.toml"
+    sources = '[tool.uv.sources]\nlib = { path = "../lib" }\n'
+    path.write_text(f'[project]\nname = "x"\nversion = "1"\ndependencies = ["lib"]\n{sources}')
+    result = site.setup("", "-e", f"python_env_requirements={path}")
+    assert result.returncode == 0, result.stdout
+    assert site.installed == {"lib"}

@@ -175,3 +175,12 @@ def test_an_archive_that_is_damaged(bench: Bench, name: str) -> None:
         Failure, match=rf"the archive file://\S+/{name} cannot be unpacked \(.*\); fetch or make it again"
     ):
         resolve(bench.request(["x"], f"torn @ file://{bench.folder}/{name}\n"))
+
+
+def test_what_a_pyproject_takes_from_beside_it_is_relative_to_it(bench: Bench) -> None:
+    """As uv writes it into a lock; it was taken from wherever ansible-playbook was started."""
+    (bench.folder / "app").mkdir()
+    (bench.folder / "app" / "pyproject.toml").write_text("")
+    project = {"arguments": ["pyproject.toml"], "project": str(bench.folder / "app")}
+    resolve(bench.request([], "-e ../lib\n", **project))
+    assert bench.calls[-1][0][-1] == str(bench.folder / "lib")

@@ -11,6 +11,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.requirements i
     Requirements,
     files_of,
     lay_out,
+    lay_out_project,
     malware_among,
     read,
     secret_among,
@@ -346,6 +347,61 @@ def test_what_git_ignores_is_no_part_of_a_project(tmp_path: Path) -> None:
     laid = {str(one.relative_to(tmp_path / "there")) for one in (tmp_path / "there").rglob("*") if one.is_file()}
     expected = {"0/mine/.gitignore", "0/mine/pyproject.toml", "0/mine/mine/__init__.py"}
     assert {one for one in laid if ".git/" not in one} == expected
+
+
+SOURCED = '[project]\nname = "app"\nversion = "1"\ndependencies = ["lib"]\n[tool.uv.sources]\n'
+
+
+@pytest.mark.parametrize("name", ["pyproject.toml", "uv.lock"])
+@pytest.mark.parametrize(
+    ("content", "changed"),
+    [
+        (f'{SOURCED}lib = {{ path = "../lib", editable = true }}\n', "lib/lib.py"),
+        (f'{SOURCED}lib = [{{ path = "../lib", marker = "x" }}]\n', "lib/lib.py"),
+        (f'{SOURCED}lib = {{ path = "../lib" }}\n', "other/other.py"),  # which lib takes in turn
+        (f'{SOURCED}lib = {{ path = "../lib.whl" }}\n', "lib.whl"),
+        (
+            f'{SOURCED}lib = {{ workspace = true }}\n[tool.uv.workspace]\nmembers = ["packages/*"]\n',
+            "app/packages/lib/x.py",
+        ),
+        ('[project]\nname = "app"\nversion = "1"\ndependencies = ["lib @ file://FOLDER/lib"]\n', "lib/lib.py"),
+    ],
+)
+def test_what_a_pyproject_takes_from_beside_it(tmp_path: Path, name: str, content: str, changed: str) -> None:
+    file(tmp_path, content.replace("FOLDER", str(tmp_path)), "app/pyproject.toml")
+    file(tmp_path, "version = 1\n", "app/uv.lock")
+    file(tmp_path, f'{SOURCED}other = {{ path = "../other" }}\n', "lib/pyproject.toml")
+    for place in ("other", "app/packages/lib"):
+        file(tmp_path, "[project]\n", f"{place}/pyproject.toml")
+    file(tmp_path, "", "lib.whl")
+    path = tmp_path / "app" / name
+    first = digest(path)
+    file(tmp_path, "changed = True\n", changed)
+    assert digest(path) != first
+    with pytest.raises(
+        JobError, match=r"takes .* from the controller, which is sent to no node; set python_env_resolve_on"
+    ):
+        lay_out_project(read(path), tmp_path)
+
+
+def test_what_a_pyproject_takes_from_where_nothing_is(tmp_path: Path) -> None:
+    said = refused(tmp_path, f'{SOURCED}lib = {{ path = "lib" }}\n', "pyproject.toml")
+    assert said == "pyproject.toml names lib, and there is nothing; correct it"
+    for odd in ("tool = 1", "[tool.uv]\nsources = [1]", "[project]\ndynamic = 1", "a = "):
+        read(file(tmp_path, odd, "pyproject.toml"))
+
+
+def test_dependencies_that_only_a_build_says(tmp_path: Path) -> None:
+    """They are in whatever file: each counts, and each is sent."""
+    table = '[project]\nname = "app"\nversion = "1"\ndynamic = ["dependencies"]\n[tool.setuptools.dynamic]\n'
+    path = file(tmp_path / "app", table + 'dependencies = { file = ["needs/deps.txt"] }\n', "pyproject.toml")
+    file(tmp_path, "six\n", "app/needs/deps.txt")
+    first = digest(path)
+    file(tmp_path, "idna\n", "app/needs/deps.txt")
+    assert digest(path) != first
+    (tmp_path / "there").mkdir()
+    lay_out_project(read(path), tmp_path / "there")
+    assert (tmp_path / "there" / "needs" / "deps.txt").read_text() == "idna\n"
 
 
 @pytest.mark.parametrize("git", ["none", "init", "add"])
