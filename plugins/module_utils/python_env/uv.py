@@ -7,6 +7,7 @@ from __future__ import annotations
 import configparser
 import json
 import os
+import queue
 import re
 import shlex
 import socket
@@ -377,12 +378,21 @@ class Uv:
 
     @staticmethod
     def _try(place: tuple[str, int], problems: dict[tuple[str, int], str]) -> None:
+        """Connect to all its addresses at once: of IPv6 and IPv4 one may be dead."""
         try:
-            socket.create_connection(place, 2 * REACH_SECONDS).close()  # who waits is told earlier
-        except socket.gaierror as error:
-            problems[place] = f"the name {place[0]} does not resolve ({error.strerror})"
-        except OSError as error:
-            problems[place] = f"{place[0]} port {place[1]}: {error.strerror or error}"
+            addresses = sorted({one[4][:2] for one in socket.getaddrinfo(*place, type=socket.SOCK_STREAM)})
+        except (socket.gaierror, UnicodeError) as error:
+            problems[place] = f"the name {place[0]} does not resolve ({getattr(error, 'strerror', None) or error})"
+            return
+        answers: queue.SimpleQueue[str] = queue.SimpleQueue()
+        for address in addresses:
+            threading.Thread(target=_connect, args=(address, answers), daemon=True).start()
+        why = ""
+        for _address in addresses:
+            why = answers.get()
+            if not why:
+                return
+        problems[place] = f"{place[0]} port {place[1]}: {why}"
 
     def run(self, *arguments: str, cwd: str = "/", otherwise: str = "", **variables: str) -> tuple[str, str]:
         """Run it; return what it printed, and what it said besides.
@@ -424,6 +434,16 @@ class Uv:
             why = because(result.stderr, otherwise or "uv failed")
             raise Failure(why, result.stderr.strip() or f"uv ended with {result.returncode}")
         return result.stdout, result.stderr
+
+
+def _connect(address: tuple[Any, ...], answers: queue.SimpleQueue[str]) -> None:
+    """Tell whether an address takes a connection: "" or why not."""
+    try:
+        socket.create_connection(address, 2 * REACH_SECONDS).close()  # who waits is told earlier
+    except OSError as error:
+        answers.put(error.strerror or str(error))
+    else:
+        answers.put("")
 
 
 def wants_torch(said: str) -> str:

@@ -232,6 +232,23 @@ def test_an_index_that_is_there(root: Path) -> None:
         made(root, proxy=place).require_reachable(["https://no-such.invalid/simple"])
 
 
+def test_an_index_of_whose_addresses_one_is_dead(root: Path, silent: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As IPv6 is in many networks: the other is tried meanwhile, however long the first gives no answer."""
+    real = socket.getaddrinfo
+
+    def resolved(host: str, *more: Any, **named: Any) -> list[Any]:
+        if host != "both.example.org":
+            return real(host, *more, **named)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", place) for place in places]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolved)
+    with socket.create_server(("127.0.0.2", 0)) as server:
+        places = [("127.0.0.1", silent), server.getsockname()]
+        made(root).require_reachable(["http://both.example.org/simple"])
+    places = [("127.0.0.1", 1), ("127.0.0.2", 1)]
+    assert "both.example.org port 80: Connection refused" in unreachable(root, "http://both.example.org/simple")
+
+
 FETCHING = "error: Failed to fetch: `https://user:pass@example.org/simple/x/`\n  cause: "
 
 
