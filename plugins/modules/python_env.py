@@ -180,13 +180,20 @@ class Work:
         return result
 
     def _install(self, folder: str, record: str) -> bool:
-        """Do it; return whether the tools came."""
+        """Do it, and leave no wheels; return whether the tools came."""
+        wheels = os.path.join(self.directory, "wheels")
+        try:
+            return self._install_from(wheels, folder, record)
+        finally:
+            if os.path.isdir(wheels):
+                shutil.rmtree(wheels)
+
+    def _install_from(self, wheels: str, folder: str, record: str) -> bool:
         has_tools = False
         cache = "" if self.given["own_cache"] else os.path.join(self.directory, "cache", "uv")
         uv = Uv(
             os.path.join(self.directory, "bin", "uv"), json.loads(self.given["settings"]), folder, cache, is_locked=True
         )
-        wheels = os.path.join(self.directory, "wheels")
         made = self._environment(uv, self.node["target"])
         if self.given["lock"].strip():
             uv.require_reachable(uv.indexes(self.given["torch_backend"]))
@@ -200,8 +207,6 @@ class Work:
             remarks = [one for one in uv.machine.not_taken() if "extra-index-url" not in one]
             raise Failure("; besides, ".join([failure.why, *remarks]), failure.said) from None
         made.switch("env", self.node["target"])
-        if os.path.isdir(wheels):
-            shutil.rmtree(wheels)
         if self.given["tools"] and not self.node["tools_current"]:
             try:
                 self._environment(uv, self.node["tools"]).make(

@@ -120,8 +120,17 @@ def recorded(lock: str, name: str, digest: str) -> str:
 
 
 def open_to_all(path: str) -> None:
-    """Let every account read an environment: a strict umask, now or when uv's cache was filled, would keep jobs out."""
-    subprocess.run(["chmod", "-R", "u=rwX,go=rX", path], check=True)
+    """Let every account read an environment: a strict umask, now or when uv's cache was filled, would keep jobs out.
+
+    Raises:
+        Failure: it cannot be.
+    """
+    done = subprocess.run(["chmod", "-R", "u=rwX,go=rX", path], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise Failure(
+            f"its files in {path} cannot be opened to all accounts; see that the file system there keeps modes",
+            done.stderr.strip(),
+        )
 
 
 def bound_cache(uv: Uv, cache: str, most_mb: int) -> None:

@@ -395,6 +395,7 @@ def test_everything_of_ours_goes(tmp_path: Path) -> None:
         "bin/uv",
         "envs/constraints.txt",
         "wheels/mine-1.0-py3-none-any.whl",
+        "wheels/mine-1.0.tar.gz",
     ):
         (place / name).write_text("x")
     before = tree(place)

@@ -325,11 +325,13 @@ def test_a_package_that_was_changed_after_it_was_locked(site: Site) -> None:
     """What is checked is what is installed."""
     make_wheel(site.folder / "simple" / "fourth", "fourth")
     before = site.installed
-    assert site.setup("fourth\n", "--check").returncode == 0
+    make_project(site.folder / "locked", "locked")
+    assert site.setup("fourth\n-e locked\n", "--check").returncode == 0
     make_wheel(site.folder / "simple" / "fourth", "fourth", module="evil = True\n")
     shutil.rmtree(site.folder / "uv")
-    result = site.setup("fourth\n")
+    result = site.setup("fourth\n-e locked\n")
     assert result.returncode != 0
+    assert not (site.folder / "node" / "wheels").exists()
     expected = (
         f"This node has no new environment, and {site.folder}/node/env is as it was, because a package is not the one "
         "whose hash the lock has"

@@ -11,7 +11,11 @@ import pytest
 import tomllib
 from ansible_collections.thunderhead.cluster.plugins.action.python_env import indexes
 from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env import node, uv
-from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.installation import bound_cache, recorded
+from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.installation import (
+    Environment,
+    bound_cache,
+    recorded,
+)
 from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import Failure, Machine, Uv, because
 
 SETTINGS: dict[str, Any] = {"index_url": "", "extra_index_urls": [], "find_links": [], "proxy": "", "uv_settings": {}}
@@ -396,3 +400,20 @@ def test_a_cache_that_is_larger_than_it_may_be(root: Path, most: int) -> None:
     bound_cache(one, str(cache), most)
     assert (root / "asked").exists() is (most == 0)
     assert most or (root / "asked").read_text() == "cache clean --quiet\n"
+
+
+def test_an_environment_that_jobs_could_not_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is left of it, and the reason is told."""
+    for name, text in {
+        "uv": f"mkdir -p {root}/envs/0",
+        "chmod": "echo Operation not permitted >&2; exit 1",
+    }.items():
+        (root / name).write_text(f"#!/bin/sh\n{text}\n")
+        (root / name).chmod(0o755)
+    one = made(root)
+    one.binary = str(root / "uv")
+    monkeypatch.setenv("PATH", str(root), prepend=os.pathsep)
+    with pytest.raises(Failure, match="cannot be opened to all accounts; see that the file system there") as caught:
+        Environment(str(root), "envs/0", one, "python3", compiles=False).make("", "none", [], "", str(root), "")
+    assert caught.value.said == "Operation not permitted"
+    assert not (root / "envs" / "0").exists()
