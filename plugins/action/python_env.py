@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ansible.plugins.action import ActionBase
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.requirements import expanded, without_credentials
+from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import without_credentials
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.requirements import expanded
 
 SETTINGS = ("index_url", "extra_index_urls", "find_links", "proxy", "uv_settings")
 """What may hold passwords; the module gets it as one text, which no output repeats."""

@@ -23,6 +23,8 @@ from typing import Any
 from urllib.parse import unquote
 
 import tomllib
+from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.resolution import MALWARE, SOURCES
+from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import without_credentials
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.project_files import TOOLS
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import listed
@@ -30,10 +32,6 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
-SOURCES = "${THUNDERHEAD_SOURCES}"
-"""Stands for the folder with copies of what lies on this machine."""
-MALWARE = {name: frozenset(map(Version, ("2.6.2", "2.6.3"))) for name in ("lightning", "pytorch-lightning")}
-"""Versions of packages that were malware (GHSA-w37p-236h-pfx3)."""
 MALWARE_SENTENCE = (
     "asks for {name} {version}, which was malware (GHSA-w37p-236h-pfx3); ask for another version there, and look into "
     "every machine that has installed it"
@@ -534,12 +532,13 @@ def _is_malware(name: str, version: str) -> bool:
         parsed = Version(Version(version).public)
     except InvalidVersion:
         return False
-    return parsed in MALWARE.get(canonicalize_name(name), ())  # 2.6.2, 2.6.02, v2.6.2.0
+    return parsed in map(Version, MALWARE.get(canonicalize_name(name), ()))  # 2.6.2, 2.6.02, v2.6.2.0
 
 
 def _malware_in(location: str) -> str:
     """Return the version that was malware if the name of a file in a path or URL says so, else ""."""
-    found = re.search(r"(?i)(?<![a-z0-9])(?:pytorch[-_.])?lightning-(2\.6\.[23])(?=[-.+]|$)", unquote(location))
+    versions = "|".join(map(re.escape, MALWARE["lightning"]))
+    found = re.search(rf"(?i)(?<![a-z0-9])(?:pytorch[-_.])?lightning-({versions})(?=[-.+]|$)", unquote(location))
     return found[1] if found else ""
 
 
@@ -602,11 +601,6 @@ def _credentials(url: str) -> tuple[str, str, str]:
 def is_variable(text: str) -> bool:
     """Return whether a part of a URL stands for a variable of the environment, ${NAME}."""
     return re.fullmatch(r"\$\{\w+\}", text) is not None
-
-
-def without_credentials(text: str) -> str:
-    """Return a text without the credentials in its URLs."""
-    return re.sub(r"(?i)(https?://)[^/@\s]+@", r"\1", text)
 
 
 def expanded(url: str) -> str:

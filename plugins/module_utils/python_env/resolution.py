@@ -29,13 +29,16 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv 
     redacted,
     toml,
     wants_torch,
+    without_credentials,
 )
 
 SOURCES = "${THUNDERHEAD_SOURCES}"
+"""Stands in lines for the folder with copies of what lies on the controller."""
 WHEELS = "${THUNDERHEAD_WHEELS}"
 """Stands in a lock for the folder of the wheels that were built."""
-BARRED = "".join(f"{name}!=2.6.2,!=2.6.3\n" for name in ("lightning", "pytorch-lightning"))
-"""What was malware (GHSA-w37p-236h-pfx3), as constraints."""
+MALWARE = {name: ("2.6.2", "2.6.3") for name in ("lightning", "pytorch-lightning")}
+"""Versions of packages that were malware (GHSA-w37p-236h-pfx3)."""
+BARRED = "".join(f"{name}!={',!='.join(versions)}\n" for name, versions in MALWARE.items())
 ENTRY = re.compile(r"(?m)^(\S.*?)(?: \\)?$((?:\n[ \t]+\S.*)*)")
 OTHERWISE = "uv finds no set of packages that meets the requirements; correct them, or python_env_index_url"
 INDEXED = re.compile(r"[A-Za-z0-9][\w.-]*(?!.*://)")
@@ -310,7 +313,7 @@ class Resolution:
         """Return an entry of the lock as nodes get it."""
         option = re.match(r"--(extra-)?index-url (\S+)", head)
         if option:
-            url = re.sub(r"(?i)(https?://)[^/@\s]+@", r"\1", option[2])
+            url = without_credentials(option[2])
             if option[1]:
                 self.indexes = [*(self.indexes or [""]), *([url] if url not in self.indexes else [])]
             elif url.rstrip("/") != PYPI:

@@ -19,6 +19,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+CREDENTIALS = re.compile(r"(?i)(https?://)[^/\s\"'`]+@")
+"""In a URL; a password may have an @ itself."""
 PYPI = "https://pypi.org/simple"
 TORCH_INDEX = "https://download.pytorch.org/whl"
 REACH_SECONDS = 10
@@ -132,8 +134,13 @@ class Failure(Exception):
 
 
 def redacted(text: str) -> str:
+    """Return a text that shows of the credentials in its URLs only that there are some."""
+    return CREDENTIALS.sub(r"\1…@", text)
+
+
+def without_credentials(text: str) -> str:
     """Return a text without the credentials in its URLs."""
-    return re.sub(r"(?i)(https?://)[^/@\s]+@", r"\1…@", text)
+    return CREDENTIALS.sub(r"\1", text)
 
 
 def because(said: str, otherwise: str) -> str:

@@ -417,3 +417,18 @@ def test_an_environment_that_jobs_could_not_read(root: Path, monkeypatch: pytest
         Environment(str(root), "envs/0", one, "python3", compiles=False).make("", "none", [], "", str(root), "")
     assert caught.value.said == "Operation not permitted"
     assert not (root / "envs" / "0").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("https://user:hush@example.org/a@b", "https://example.org/a@b"),
+        ("https://user:hu@sh@example.org/", "https://example.org/"),
+        ("HTTP://hush@example.org", "HTTP://example.org"),
+        ('["https://example.org", "me@example.org"]', '["https://example.org", "me@example.org"]'),
+        ("https://example.org me@example.org", "https://example.org me@example.org"),
+    ],
+)
+def test_a_password_with_an_at(text: str, expected: str) -> None:
+    assert uv.without_credentials(text) == expected
+    assert "hu" not in uv.redacted(text)
