@@ -246,8 +246,9 @@ class Plan:
                     break
             else:
                 values = one.values
-                requirements = read(Path(values["requirements"]), values["extras"], values["groups"])
                 require_known_settings(values["uv_settings"])
+                has_sources = not values["uv_settings"].get("no-sources")
+                requirements = read(Path(values["requirements"]), values["extras"], values["groups"], has_sources)
                 digest = requirements.digest({name: values[name] for name in DECISIVE})
                 self.groups.append(Group([host], one, requirements, digest))
 
@@ -497,7 +498,13 @@ def fetch_uv(version: str, platform_name: str, settings: Mapping[str, Any]) -> P
         )
         if done.returncode == 0:
             return folder / "bin" / "uv"
-    raise JobError(redacted(done.stderr.strip()))
+    said = redacted(done.stderr.strip())
+    if said.startswith("Traceback"):
+        said = (
+            f"uv could not be put into {folder} on the controller ({said.splitlines()[-1]}); make room there, or put "
+        )
+        said += f"the binary to {folder}/bin/uv"
+    raise JobError(said)
 
 
 def inventory_variables(settings: Mapping[str, Any]) -> dict[str, str]:

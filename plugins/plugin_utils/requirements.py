@@ -217,13 +217,14 @@ def logical_lines(path: Path, text: str, constrains: bool) -> Iterator[Line]:
         joined, first = "", 0
 
 
-def read(path: Path, extras: Sequence[str] = (), groups: Sequence[str] = ()) -> Requirements:
+def read(path: Path, extras: Sequence[str] = (), groups: Sequence[str] = (), has_sources: bool = True) -> Requirements:
     """Read a requirements file, pyproject.toml, uv.lock or pylock.toml, and all that it includes.
 
     Args:
         path: on this machine, absolute.
         extras: of a pyproject.toml or uv.lock.
         groups: likewise.
+        has_sources: whether uv heeds tool.uv.sources in a pyproject.toml.
 
     Raises:
         JobError: it cannot be read, or lines of it cannot be installed: all of these at once.
@@ -276,6 +277,8 @@ def read(path: Path, extras: Sequence[str] = (), groups: Sequence[str] = ()) -> 
         _collect(result, list(_included(result, path, False, ())))
     for source in result.sources:
         _require_no_secret(source / "pyproject.toml")
+        if has_sources:
+            _require_whole(source, path)
     return result
 
 
@@ -322,6 +325,19 @@ def _find_beside(result: Requirements, project: Path) -> None:
             result.beside.append(path)
             _require_no_secret(path / "pyproject.toml")
             _find_beside(result, path / "pyproject.toml")
+
+
+def _require_whole(source: Path, path: Path) -> None:
+    """Raise JobError if a project, of which a copy is built, takes others from outside of it."""
+    taken = Requirements(source / "pyproject.toml")
+    _find_beside(taken, taken.path)
+    outside = [str(one) for one in taken.beside if not one.is_relative_to(source)]
+    if outside:
+        raise JobError(
+            f"{taken.path} takes {listed(outside)} from outside of its project (tool.uv.sources), and is built from a "
+            f"copy; name each in a line of its own, as in -e {os.path.relpath(outside[0], path.parent)}, and set "
+            "python_env_uv_settings: {no-sources: true}"
+        )
 
 
 def _members(project: Path) -> list[Path]:

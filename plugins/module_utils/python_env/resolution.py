@@ -404,7 +404,9 @@ class Resolution:
         folder = os.path.join(self.folder, f"made{len(self.built)}")
         source = os.path.join(path, fragment) if fragment else path
         self._build(location, source, folder)
-        (file,) = [name for name in os.listdir(folder) if name.endswith(".whl")]
+        file = next((name for name in os.listdir(folder) if name.endswith(".whl")), "")
+        if not file:
+            raise Failure(f"the build of {redacted(os.path.basename(location))} leaves no wheel; correct its backend")
         shutil.move(os.path.join(folder, file), os.path.join(self.wheels, file))
         return file
 

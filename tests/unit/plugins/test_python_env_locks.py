@@ -148,3 +148,11 @@ def test_no_node_is_told_the_passwords_of_others(controller: Controller) -> None
         hosts[host] |= {"index_url": "", "torch_backend": {"node0": "cpu", "node1": "none"}[host]}
     with pytest.raises(JobError, match="On node1, enough"):
         controller.plan(hosts).resolve(nodes, there, False)
+
+
+def test_no_traceback_where_uv_cannot_be_kept(controller: Controller) -> None:
+    (controller.folder / "fetch.py").write_text("open('/no/such/folder/uv')")
+    with pytest.raises(JobError) as caught:
+        controller.plan({"node0": {}}).resolve({"node0": NODE}, None, False)
+    assert str(caught.value).startswith(f"uv could not be put into {controller.folder}/cache/thunderhead/uv-0.0.1-")
+    assert "on the controller (FileNotFoundError: [Errno 2] No such file or directory" in str(caught.value)

@@ -32,6 +32,8 @@ if arguments[0] == "build":
     os.makedirs(folder)
     with zipfile.ZipFile(folder + "/mine-1.0-py3-none-any.whl", "w") as wheel:
         wheel.writestr("mine.py", str(os.getpid()))
+    if "without-wheel" in arguments[-1]:
+        os.unlink(folder + "/mine-1.0-py3-none-any.whl")
 elif "--output-file" in arguments:
     with open(arguments[arguments.index("--output-file") + 1], "w") as file:
         file.write({lock!r})
@@ -184,3 +186,8 @@ def test_what_a_pyproject_takes_from_beside_it_is_relative_to_it(bench: Bench) -
     project = {"arguments": ["pyproject.toml"], "project": str(bench.folder / "app")}
     resolve(bench.request([], "-e ../lib\n", **project))
     assert bench.calls[-1][0][-1] == str(bench.folder / "lib")
+
+
+def test_a_build_that_leaves_no_wheel(bench: Bench) -> None:
+    with pytest.raises(Failure, match="the build of without-wheel leaves no wheel; correct its backend"):
+        resolve(bench.request(["x"], "x @ file:///srv/without-wheel\n"))

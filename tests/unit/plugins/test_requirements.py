@@ -384,6 +384,21 @@ def test_what_a_pyproject_takes_from_beside_it(tmp_path: Path, name: str, conten
         lay_out_project(read(path), tmp_path)
 
 
+def test_a_project_that_takes_another_from_outside_of_it(tmp_path: Path) -> None:
+    """It is built from a copy."""
+    for place in ("lib", "app/inner"):
+        file(tmp_path, "[project]\n", f"{place}/pyproject.toml")
+    file(tmp_path, f'{SOURCED}lib = {{ path = "inner" }}\n', "app/pyproject.toml")
+    read(file(tmp_path, "-e app\n"))
+    file(tmp_path, f'{SOURCED}lib = {{ path = "../lib" }}\n', "app/pyproject.toml")
+    said = refused(tmp_path, "-e app\n")
+    assert said == (
+        "app/pyproject.toml takes lib from outside of its project (tool.uv.sources), and is built from a copy; name "
+        "each in a line of its own, as in -e lib, and set python_env_uv_settings: {no-sources: true}"
+    )
+    read(tmp_path / "requirements.txt", has_sources=False)
+
+
 def test_what_a_pyproject_takes_from_where_nothing_is(tmp_path: Path) -> None:
     said = refused(tmp_path, f'{SOURCED}lib = {{ path = "lib" }}\n', "pyproject.toml")
     assert said == "pyproject.toml names lib, and there is nothing; correct it"
