@@ -20,7 +20,7 @@ INDEX = r"(https?|file)://[^@\s\x00-\x1f]{1,2000}"
 COMMIT = r"[0-9a-f]{40,64}"
 BACKEND = r"[a-z0-9.]{1,10}"
 LINE = re.compile(
-    rf"{PACKAGE}(\[[^]\s]*\])?(==[^\s\\]+| @ https?://[^\s\\]+| @ file://{re.escape(WHEELS)}/{FILE})"
+    rf"{PACKAGE}(\[[^]\n]*\])?(==[^\s\\]+| @ https?://[^\s\\]+| @ file://{re.escape(WHEELS)}/{FILE})"
     r"( ;[^\n\\]*)?(?: \\)?"
     r"|--(no|only)-binary[ =][^\s\\]+|[ ]{4}--hash=[a-z0-9]+:[0-9a-f]+(?: \\)?|"
 )

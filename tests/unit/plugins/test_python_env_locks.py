@@ -1,10 +1,13 @@
 """What the controller keeps and fetches for its nodes."""
 
 import shutil
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ansible_collections.thunderhead.cluster.plugins.action.python_env_lock import ActionModule
 from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import Failure
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import locks
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
@@ -156,3 +159,49 @@ def test_no_traceback_where_uv_cannot_be_kept(controller: Controller) -> None:
         controller.plan({"node0": {}}).resolve({"node0": NODE}, None, False)
     assert str(caught.value).startswith(f"uv could not be put into {controller.folder}/cache/thunderhead/uv-0.0.1-")
     assert "on the controller (FileNotFoundError: [Errno 2] No such file or directory" in str(caught.value)
+
+
+def resolution(lock: str) -> dict[str, Any]:
+    name = locks.target_of(NODE)
+    found: dict[str, Any] = {"locks": {name: lock}, "backends": {name: "none"}, "indexes": [], "needs_torch": []}
+    return {**found, "wheels": [], "warnings": [], "commits": {}}
+
+
+def test_a_node_gets_no_history_and_sends_no_password(controller: Controller) -> None:
+    project = controller.folder / "mine"
+    project.mkdir()
+    (project / "pyproject.toml").write_text('[project]\nname = "mine"\nversion = "1"\n')
+    subprocess.run(["git", "init", "-q", project], check=True)
+    (controller.folder / "requirements.txt").write_text("-e mine\n")
+    sent: list[str] = []
+
+    def there(workshop: Path, _request: Any) -> dict[str, Any]:
+        sent.extend(str(path.relative_to(workshop)) for path in workshop.rglob("*"))
+        return resolution("far @ https://user:hush-4711@example.org/far-1.0.tar.gz\n")
+
+    plan = controller.plan({"node0": {"resolve_on": "node0"}})
+    with pytest.raises(JobError, match=r"requirements\.txt leads to far, with a password or a token in its URL"):
+        plan.resolve({"node0": {**NODE, "complete": False}}, there, False)
+    assert "sources/0/mine/pyproject.toml" in sent
+    assert not [name for name in sent if ".git" in name]
+    assert not list(controller.folder.glob("cache/thunderhead/locks/*"))
+
+
+def test_what_a_hostile_node_answers_stays_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The action hands on, and writes, only what was checked."""
+    (tmp_path / "workshop").mkdir()
+    answer = {"resolution": resolution(""), "contents": {"../notes": "aGFsbG8="}}
+    answer["resolution"]["wheels"] = ["../notes"]
+    for name, value in {
+        "_make_tmp_path": lambda _self: "/tmp/x",
+        "_transfer_file": lambda *_arguments: None,
+        "_fixup_perms2": lambda *_arguments, **_named: None,
+        "_remove_tmp_path": lambda *_arguments: None,
+        "_execute_module": lambda *_arguments, **_named: answer,
+    }.items():
+        monkeypatch.setattr(ActionModule, name, value)
+    action = object.__new__(ActionModule)
+    action._connection = SimpleNamespace(_shell=SimpleNamespace(tmpdir="/tmp/x"))
+    with pytest.raises(Failure, match=r"what the node answers is no resolution: in its wheels stands \.\./notes"):
+        action._on_node(tmp_path / "workshop", {"targets": {locks.target_of(NODE): NODE}}, {})
+    assert [path.name for path in tmp_path.rglob("*")] == ["workshop"]
