@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import json
 import os
@@ -61,10 +62,11 @@ class Left:
         for path in paths:
             if self.count == MOST_COUNTED:
                 break
-            self.count += 1
-            size = os.lstat(os.path.join(project, path)).st_size
-            if size > self.size:
-                self.largest, self.size = path, size
+            with contextlib.suppress(OSError):  # it may go meanwhile, or lie where this user may not look
+                size = os.lstat(os.path.join(project, path)).st_size
+                self.count += 1
+                if size > self.size:
+                    self.largest, self.size = path, size
         return self.count > before
 
     @property
@@ -162,6 +164,17 @@ def git(folder: Path, *arguments: str) -> str | None:
     return result.stdout
 
 
+def is_gone(path: Path) -> bool:
+    """Whether there is nothing of that name: if only this user may not look, whoever reads it says so."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
+
+
 class _Chooser:
     """Fills in ``Files``."""
 
@@ -180,12 +193,12 @@ class _Chooser:
         new = self.new(below)
         for path in [*tracked, *new, *self._matching(below, folder)]:
             full = self._project / path
-            if full.is_dir() and not full.is_symlink():
-                if any(full.iterdir()):
+            if os.path.isdir(full) and not os.path.islink(full):
+                if os.listdir(full):
                     self.add_tracked(path)
                 elif path in tracked:
                     self._found.unfetched.append(path)
-            elif os.path.lexists(full):
+            elif not is_gone(full):
                 self.chosen.add(path)
         self._found.untracked |= bool(new)
         for path in self._listed(below, "--others", "--ignored", "--exclude-standard", "--directory"):
@@ -222,7 +235,7 @@ class _Chooser:
     def _matching(self, below: str, folder: Path, in_git: bool = True) -> list[str]:
         """Return what is to be brought besides: git matches it, for a project without a repository in an empty one."""
         own = folder / INCLUDE_FILE
-        text = own.read_text(errors="replace") if own.is_file() else ""
+        text = own.read_text(errors="replace") if os.path.isfile(own) else ""
         if not (self._include or text):
             return []
         arguments = ["ls-files", "-z", "--others", "--ignored", *(f"--exclude={one}" for one in self._include)]
@@ -261,7 +274,7 @@ class _Chooser:
     def _unchosen(self, path: str) -> Iterator[str]:
         """Yield the files that a path stands for (itself, or if it is a folder, all in it) and that were not chosen."""
         full = self._project / path
-        is_folder = full.is_dir() and not full.is_symlink()
+        is_folder = os.path.isdir(full) and not os.path.islink(full)
         if is_folder and self._is_made_folder(path):
             return
         for file in self._walked(path) if is_folder else [path] if os.path.lexists(full) else []:
@@ -285,8 +298,9 @@ class _Chooser:
         return any(map(self._is_ours, _above(path)))
 
     def _looks_like_environment(self, folder: str) -> bool:
+        # Not pathlib: until Python 3.14 it raises PermissionError.
         full = self._project / folder
-        return (full / "pyvenv.cfg").is_file() or (full / "conda-meta").is_dir()
+        return os.path.isfile(full / "pyvenv.cfg") or os.path.isdir(full / "conda-meta")
 
     def _holds_records(self, folder: str) -> bool:
         """Whether a folder is a job's record, or the one that holds them all (``runs/``, or what job_runs_dir says)."""
@@ -302,7 +316,7 @@ class _Chooser:
     def _is_package(self, folder: str) -> bool:
         """Whether a folder is a package, or a file of the code imports a module in it."""
         full = self._project / folder
-        if (full / "__init__.py").is_file():
+        if os.path.isfile(full / "__init__.py"):
             return True
         name = os.fsencode(full.name)
         for source in sorted(path for path in self.chosen if path.endswith(".py")):
@@ -328,5 +342,5 @@ def _above(path: str) -> Iterator[str]:
 def _is_record(path: Path) -> bool:
     """Whether this is the folder of a job's record, or of what the records share."""
     if is_job_id(path.name):
-        return (path / "job.json").exists()
+        return os.path.exists(path / "job.json")
     return path.name in SHARED and any(map(_SHA256.fullmatch, os.listdir(path)))

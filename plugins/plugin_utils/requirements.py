@@ -540,10 +540,11 @@ def files_of(project: Path) -> list[str]:
     else:
         names = []
         for folder, folders, files in os.walk(project):
-            folders[:] = [name for name in folders if not (name in TOOLS or Path(folder, name, "pyvenv.cfg").exists())]
+            made = [name for name in folders if name in TOOLS or os.path.exists(f"{folder}/{name}/pyvenv.cfg")]
+            folders[:] = [name for name in folders if name not in made]
             names += [os.path.relpath(os.path.join(folder, name), project) for name in files]
-    made = re.compile(r"(^|/)([^/]*\.egg-info|__pycache__|build|dist)/|\.py[co]$")  # what building leaves there
-    return sorted(name for name in names if not made.search(name) and (project / name).is_file())
+    built = re.compile(r"(^|/)([^/]*\.egg-info|__pycache__|build|dist)/|\.py[co]$")  # what building leaves there
+    return sorted(name for name in names if not built.search(name) and (project / name).is_file())
 
 
 def tree_digest(path: Path) -> str:

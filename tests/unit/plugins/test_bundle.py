@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tempfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import split_patterns
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.project_files import RESULTS, TOOLS
+from local_nodes import IS_ROOT, NOBODY, closed
 
 
 @pytest.fixture(autouse=True)
@@ -314,6 +316,50 @@ def test_what_git_ignores_is_said(tmp_path: Path) -> None:
         "with -e include='a.bin', a .thunderheadinclude file, or -e project_files=all",
     )
     assert names(tmp_path, everything=True) == [".gitignore", "a.bin", "data/one.csv", "train.py"]
+
+
+@pytest.fixture
+def ours() -> Iterator[Path]:
+    """A folder of somebody who is not root, whom ``closed`` makes of us: root may enter all."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def give(folder: Path) -> None:
+    if IS_ROOT:
+        for path in (folder, *folder.rglob("*")):
+            os.lchown(path, NOBODY, NOBODY)
+
+
+@pytest.mark.parametrize("in_git", [False, True])
+def test_folders_that_the_user_may_not_enter(ours: Path, in_git: bool) -> None:
+    """As a database's; until Python 3.14 pathlib raises PermissionError for what is in them."""
+    files = {"train.py": "import data", "data/a.bin": "", "wandb/deep/b": "", "wandb/c": "xyz"}
+    fill(ours, files)
+    if in_git:
+        repository(ours, {".gitignore": "/data/\n/wandb/\n"})
+    give(ours)
+    with closed(ours / "data"), closed(ours / "wandb" / "deep"):
+        bundle = make_bundle(ours, "train.py", 100)
+    assert bundle.paths - {".gitignore"} == {"train.py"}
+    assert "not part of the job's code: 1 file " in bundle.notes[0]
+
+
+def test_code_in_a_folder_that_the_user_may_not_enter(ours: Path) -> None:
+    repository(ours, {"train.py": "", "lib/a.py": ""})
+    give(ours)
+    with closed(ours / "lib"), pytest.raises(JobError) as caught:
+        make_bundle(ours, "train.py", 100)
+    assert str(caught.value) == (
+        f"project file {ours}/lib/a.py cannot be read: Permission denied; fix it, or add it to .gitignore"
+    )
+
+
+def test_files_that_go_while_they_are_counted(tmp_path: Path) -> None:
+    fill(tmp_path, {"a": "xy"})
+    left = project_files.Left()
+    assert left.add(tmp_path, ["gone", "a", "a/b"])
+    assert (left.count, left.largest, left.size) == (1, "a", 2)
 
 
 def test_not_all_that_is_left_out_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
