@@ -13,7 +13,7 @@ import re
 import shlex
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from importlib.util import decode_source
 from pathlib import Path
@@ -164,6 +164,12 @@ def git(folder: Path, *arguments: str) -> str | None:
     return result.stdout
 
 
+def words_in(patterns: Iterable[str]) -> set[str]:
+    """Return the names of files and folders that patterns of a .gitignore bring, unless those have wildcards."""
+    words = (word for pattern in patterns if not pattern.startswith(("#", "!")) for word in pattern.strip().split("/"))
+    return {re.sub(r"\\(.)", r"\1", word) for word in words}
+
+
 def is_gone(path: Path) -> bool:
     """Whether there is nothing of that name: if only this user may not look, whoever reads it says so."""
     try:
@@ -251,9 +257,9 @@ class _Chooser:
                 f"{given}, but git, which finds the files that such patterns match, cannot be used on this machine; "
                 "install it, or set -e project_files=all"
             )
-        named = " ".join([*self._include, text])
+        named = words_in([*self._include, *text.splitlines()])
         paths = [os.path.join(below, path.rstrip("/")) for path in listing.split("\0") if path.strip("./")]
-        brought = [path for path in paths if not self._is_made(path, but=named)]
+        brought = [path for path in paths if not self._is_made(path, named)]
         self._found.brought += len(brought)
         return brought
 
@@ -281,14 +287,14 @@ class _Chooser:
             if file not in self.chosen:
                 yield file
 
-    def _is_made(self, path: str, but: str = "") -> bool:
+    def _is_made(self, path: str, but: Set[str] = frozenset()) -> bool:
         """Whether a path is of what a tool, or run.yml, has made, and the words ``but`` do not name the tool's."""
         name, kind = os.path.basename(path), os.path.splitext(path)[1]
-        if (kind in COMPILED and kind not in but) or (name in TOOLS and name not in but):
+        if (kind in COMPILED and not any(word.endswith(kind) for word in but)) or (name in TOOLS and name not in but):
             return True
         return any(self._is_made_folder(folder, but) for folder in _above(path))
 
-    def _is_made_folder(self, folder: str, but: str = "") -> bool:
+    def _is_made_folder(self, folder: str, but: Set[str] = frozenset()) -> bool:
         name = os.path.basename(folder)
         is_tools = (name in TOOLS or self._is_environment(folder)) and name not in but
         return is_tools or self._is_ours(folder)

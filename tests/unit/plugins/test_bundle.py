@@ -214,6 +214,34 @@ def test_what_tools_have_made_does_not_travel(tmp_path: Path, in_git: bool) -> N
     assert names(tmp_path, include=["/venv/"]) == ["env/model.py", "train.py", "venv/lib/torch.py", "venv/pyvenv.cfg"]
 
 
+@pytest.mark.parametrize(
+    ("include", "brought"),
+    [
+        (["*.so", ".env"], ["pkg/fast.so", ".env"]),  # none of which names env/, venv/ or .cache/
+        (["/lib/.cachet"], ["lib/.cachet"]),
+        (["env/"], ["env/pyvenv.cfg", "env/lib/torch.so", "env/lib/.env"]),
+        (["env/lib/*.so"], ["env/lib/torch.so"]),
+        (["/**/lib/*.so"], []),
+        (["e[n]v/**/*.so"], []),
+        (["*.pyc"], ["pkg/a.pyc"]),
+        (["a.pyc"], ["pkg/a.pyc"]),
+        (["pkg/*"], ["pkg/fast.so"]),
+        (["!env/", "*.so"], ["pkg/fast.so"]),
+    ],
+)
+def test_what_tools_have_made_is_brought_by_its_name_only(
+    tmp_path: Path, include: list[str], brought: list[str]
+) -> None:
+    """S3: -e include='*.so .env' brings no virtual environment that is called env."""
+    made = {"env/pyvenv.cfg": "", "env/lib/torch.so": "", "env/lib/.env": "", ".cache/x.so": "", "pkg/a.pyc": ""}
+    fill(tmp_path, {"pkg/fast.so": "", ".env": "", "lib/.cachet": "", **made})
+    fill(tmp_path, {"train.py": "", ".gitignore": "/env/\n/.env\n.cache*\n*.so\n*.pyc\n"})
+    git(tmp_path, "init", "--quiet")
+    assert names(tmp_path, include=include) == sorted([".gitignore", "train.py", *brought])
+    (tmp_path / ".thunderheadinclude").write_text("\n".join(["# env .cache", *include]))
+    assert names(tmp_path) == sorted([".gitignore", ".thunderheadinclude", "train.py", *brought])
+
+
 def test_what_was_left_out_outside_git_is_said(tmp_path: Path) -> None:
     """S6: folders of results that are not imported."""
     fill(
