@@ -91,8 +91,6 @@ def make_bundle(
         JobError: too large, unreadable, or git does not track the script.
     """
     files = choose(project, script, include, everything)
-    commit = git(project, "rev-parse", "HEAD") if files.in_git else None
-    changed = git(project, "status", "--porcelain", "--untracked-files=no", "--", ".") if commit else None
     if script not in files.paths:
         raise JobError(
             f"script {script} is ignored by git in {project}, and a job's code is what git would track; "
@@ -112,8 +110,8 @@ def make_bundle(
         sha256=hashlib.sha256(data).hexdigest(),
         content=zlib.compress(data, level=1),
         size=size,
-        commit=commit.strip() if commit else None,
-        dirty=bool(changed) or files.untracked if commit else None,
+        commit=files.commit,
+        dirty=files.dirty if files.commit else None,
         notes=tuple([*([files.left.sentence] if files.left.count else []), *notes]),
         include=tuple(include),
         everything=everything,

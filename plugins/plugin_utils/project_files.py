@@ -37,6 +37,8 @@ MOST_COUNTED = 5_000
 COMPILED = (".pyc", ".pyo")
 SHARED = (".bundles", ".checkpoints")
 """Beside the jobs' records, what they have in common; each file in it has its SHA-256 for a name."""
+_NO_REPOSITORY = ("not a git repository (or any", "must be run in a work tree")
+_STATUS = ("status", "--porcelain=v2", "--branch", "--no-ahead-behind", "--untracked-files=no", "-z", "--", ".")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -89,7 +91,8 @@ class Files:
     Attributes:
         paths: relative to it, sorted.
         in_git: whether git has said what belongs to it.
-        untracked: whether some are new to git.
+        commit: which is checked out, or None.
+        dirty: whether the project differs from it.
         left: what was left out.
         unfetched: submodules that are empty.
         brought: how many files the patterns have matched.
@@ -97,7 +100,8 @@ class Files:
 
     paths: list[str]
     in_git: bool
-    untracked: bool
+    commit: str | None
+    dirty: bool
     left: Left
     unfetched: list[str]
     brought: int = 0
@@ -123,13 +127,23 @@ def choose(project: Path, script: str, include: Sequence[str] = (), everything: 
     Raises:
         JobError: git is needed and cannot be used.
     """
-    in_git = git(project, "rev-parse", "--is-inside-work-tree") is not None
-    found = Files([], in_git, False, Left(), [])
+    found = Files([], False, None, False, Left(), [])
     chooser = _Chooser(project, found, include)
+    try:
+        status = git(project, *_STATUS)
+        found.dirty = everything and status is not None and bool(chooser.listed("")[1])
+    except JobError:
+        if not everything:
+            raise
+        status = None
+    if status is not None:
+        lines = status.split("\0")[:-1]
+        found.in_git = True
+        found.commit = next((line[13:] for line in lines if re.match("# branch.oid [0-9a-f]", line)), None)
+        found.dirty |= any(not line.startswith("# ") for line in lines)
     if everything:
         chooser.add_all(script, everything=True)
-        found.untracked = in_git and bool(chooser.new(""))
-    elif in_git:
+    elif found.in_git:
         chooser.add_tracked("")
     else:
         chooser.add_all(script, everything=False)
@@ -138,30 +152,39 @@ def choose(project: Path, script: str, include: Sequence[str] = (), everything: 
 
 
 def git(folder: Path, *arguments: str) -> str | None:
-    """Return git's output, or None if there is no git, no repository or no commit.
+    """Return git's output, or None if there is no repository, none with files (a bare one), or the answer is no.
 
     Raises:
-        JobError: there is a repository, and git will not read it: what it ignores is not known.
+        JobError: there is a repository, and git cannot or will not read it: what it ignores is not known.
     """
+    command = ["git", "-C", str(folder), *arguments]
     try:
         result = subprocess.run(
-            ["git", "-C", str(folder), *arguments],
-            capture_output=True,
-            text=True,
-            errors="surrogateescape",
-            check=True,
-            env={**os.environ, "LC_ALL": "C"},
+            command, capture_output=True, text=True, errors="surrogateescape", env={**os.environ, "LC_ALL": "C"}
         )
-    except subprocess.CalledProcessError as error:
-        if "dubious ownership" in error.stderr:
-            raise JobError(
-                f"git does not read {folder}, which belongs to somebody else; make it yours, or allow it with: "
-                f"git config --global --add safe.directory {folder}"
-            ) from None
+    except OSError as error:
+        if not any(os.path.lexists(above / ".git") for above in (folder, *folder.parents)):
+            return None
+        raise JobError(
+            f"{folder} lies in a git repository, but git, which says what is code there, cannot be started on this "
+            f"machine ({error.strerror}); install it, or set -e project_files=all"
+        ) from None
+    if result.returncode == 0:
+        return result.stdout
+    words = result.stderr.strip()
+    if not words or any(one in words for one in _NO_REPOSITORY):
         return None
-    except OSError:
-        return None
-    return result.stdout
+    if "dubious ownership" in words:
+        raise JobError(
+            f"git does not read {folder}, which belongs to somebody else; make it yours, or allow it with: "
+            f"git config --global --add safe.directory {folder}"
+        )
+    fatal = [line for line in words.splitlines() if line.startswith(("fatal: ", "error: "))]
+    why = (fatal or words.splitlines())[0].partition(": ")[2] or words
+    raise JobError(
+        f"git cannot say what is code in {folder}: {why}; mend that (git -C {folder} status), or set "
+        "-e project_files=all"
+    )
 
 
 def words_in(patterns: Iterable[str]) -> set[str]:
@@ -195,8 +218,7 @@ class _Chooser:
     def add_tracked(self, below: str) -> None:
         """Add what git tracks or would in the repository at ``below``, its submodules too; deleted files are gone."""
         folder = self._project / below
-        tracked = [path for path in self._listed(below, "--cached") if not self._is_record(path)]
-        new = self.new(below)
+        tracked, new = self.listed(below)
         for path in [*tracked, *new, *self._matching(below, folder)]:
             full = self._project / path
             if os.path.isdir(full) and not os.path.islink(full):
@@ -206,22 +228,23 @@ class _Chooser:
                     self._found.unfetched.append(path)
             elif not is_gone(full):
                 self.chosen.add(path)
-        self._found.untracked |= bool(new)
-        for path in self._listed(below, "--others", "--ignored", "--exclude-standard", "--directory"):
+        self._found.dirty |= bool(new)
+        for _is_new, path in self._listed(below, "--ignored", "--directory"):
             if not self._is_made(path):
                 self._found.left.add(self._project, self._unchosen(path))
 
-    def new(self, below: str) -> list[str]:
-        """Return what git does not track in a repository and does not ignore either."""
-        return [path for path in self._listed(below, "--others", "--exclude-standard") if not self._is_made(path)]
+    def listed(self, below: str) -> tuple[list[str], list[str]]:
+        """Return what git tracks in a repository, and what it neither tracks nor ignores."""
+        listing = self._listed(below, "--cached")
+        tracked = [path for is_new, path in listing if not (is_new or self._is_record(path))]
+        return tracked, [path for is_new, path in listing if is_new and not self._is_made(path)]
 
-    def _listed(self, below: str, *arguments: str) -> list[str]:
-        """Return what git lists of a repository, relative to the project, folders without a slash at their end."""
-        listing = git(self._project / below, "ls-files", "-z", *arguments) or ""
+    def _listed(self, below: str, *arguments: str) -> list[tuple[bool, str]]:
+        """Return whether git does not track a file, and its path relative to the project; folders without a slash."""
+        listing = git(self._project / below, "ls-files", "-z", "-t", "--others", "--exclude-standard", *arguments) or ""
         # A submodule that was never fetched lists itself as ./ where its folder is asked.
-        return [
-            os.path.join(below, path.rstrip("/")) for path in dict.fromkeys(listing.split("\0")) if path.strip("./")
-        ]
+        lines = (line for line in dict.fromkeys(listing.split("\0")) if line[2:].strip("./"))
+        return [(line.startswith("?"), os.path.join(below, line[2:].rstrip("/"))) for line in lines]
 
     def add_all(self, script: str, everything: bool) -> None:
         """Add all files but what tools make, our records and, if not ``everything``, results."""

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -110,6 +110,43 @@ def test_commit_and_dirtiness(tmp_path: Path) -> None:
     fill(tmp_path, {"project/train.py": "changed"})
     dirty = make_bundle(project, "train.py", 100)
     assert [(one.commit, one.dirty) for one in (clean, other, dirty)] == [(head, False), (head, False), (head, True)]
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_a_start_starts_git_three_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, everything: bool) -> None:
+    """A start waits for each."""
+    repository(tmp_path, {"train.py": "", ".gitignore": "*.bin"})
+    fill(tmp_path, {"new.py": "", "a.bin": ""})
+    run, started = subprocess.run, []
+
+    def counted(command: list[str], **more: Any) -> Any:
+        started.append(command)
+        return run(command, **more)
+
+    monkeypatch.setattr(subprocess, "run", counted)
+    assert make_bundle(tmp_path, "train.py", 100, everything=everything).dirty
+    assert len(started) == (2 if everything else 3), started
+
+
+@pytest.mark.parametrize("change", ["renamed", "staged", "deleted", "new", "new and ignored", "mode", "elsewhere"])
+@pytest.mark.parametrize("everything", [False, True])
+def test_what_makes_it_dirty(tmp_path: Path, change: str, everything: bool) -> None:
+    project = tmp_path / "project"
+    repository(tmp_path, {"project/train.py": "1", "project/# a.py": "2\n" * 9, ".gitignore": "*.bin"})
+    if change == "renamed":
+        git(project, "mv", "# a.py", "# b.py")
+    elif change == "staged":
+        fill(project, {"train.py": "2"})
+        git(project, "add", "train.py")
+    elif change == "deleted":
+        (project / "# a.py").unlink()
+    elif change == "mode":
+        (project / "train.py").chmod(0o755)
+    else:
+        fill(tmp_path, {{"new": "project/new.py", "new and ignored": "project/a.bin"}.get(change, "new.py"): ""})
+    bundle = make_bundle(project, "train.py", 100, everything=everything)
+    assert bundle.dirty is (change not in ("new and ignored", "elsewhere"))
+    assert bundle.commit == git(project, "rev-parse", "HEAD").strip()
 
 
 def test_a_repository_without_a_commit(tmp_path: Path) -> None:
@@ -407,6 +444,61 @@ def test_patterns_need_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         "install it, or set -e project_files=all"
     )
     assert names(tmp_path, everything=True) == ["train.py", "wandb/a.bin"]
+
+
+def break_config(repository: Path) -> None:
+    (repository / ".git" / "config").write_text("[core")
+
+
+def break_index(repository: Path) -> None:
+    (repository / ".git" / "index").write_bytes(b"no index")
+
+
+def break_link(repository: Path) -> None:
+    shutil.rmtree(repository / ".git")
+    (repository / ".git").write_text("gitdir: /nowhere/worktrees/it\n")
+
+
+def break_version(repository: Path) -> None:
+    git(repository, "config", "core.repositoryformatversion", "99")
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (break_config, "bad config line "),
+        (break_index, "index file smaller than expected"),
+        (break_link, "not a git repository: /nowhere/worktrees/it"),
+        (break_version, "99"),
+    ],
+)
+def test_a_repository_that_git_cannot_read(tmp_path: Path, damage: Callable[[Path], None], words: str) -> None:
+    """What it ignores, such as .env, is not sent then."""
+    repository(tmp_path, {"train.py": "", ".gitignore": ".env"})
+    fill(tmp_path, {".env": "PASSWORD=1"})
+    damage(tmp_path)
+    with pytest.raises(JobError) as caught:
+        make_bundle(tmp_path, "train.py", 1)
+    start, _colon, rest = str(caught.value).partition(": ")
+    why, _semicolon, remedy = rest.partition("; ")
+    assert start == f"git cannot say what is code in {tmp_path}" and words in why
+    assert remedy == f"mend that (git -C {tmp_path} status), or set -e project_files=all"
+    assert names(tmp_path, everything=True)[:3] == [".env", ".gitignore", "train.py"]
+
+
+@pytest.mark.parametrize("below", ["", "project"])
+def test_a_repository_without_a_git_to_read_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, below: str) -> None:
+    project = tmp_path / below
+    fill(project, {"train.py": "", ".env": "PASSWORD=1"})
+    git(tmp_path, "init", "--quiet")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(JobError) as caught:
+        make_bundle(project, "train.py", 1)
+    assert str(caught.value) == (
+        f"{project} lies in a git repository, but git, which says what is code there, cannot be started on this "
+        "machine (No such file or directory); install it, or set -e project_files=all"
+    )
+    assert names(project, everything=True) == [".env", "train.py"]
 
 
 def test_a_submodule_that_was_never_fetched_is_named(tmp_path: Path) -> None:
