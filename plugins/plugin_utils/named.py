@@ -53,7 +53,8 @@ def find_named(path: str, gang: Gang, job: str, hosts: Sequence[str], timeout_se
     A folder of which the nodes have a part each is put together; of files that several have, the first node's is taken.
 
     Args:
-        path: absolute; or relative to the earlier job's working directory, or to the current directory here.
+        path: absolute; below a home (``~/``: on a node that of the account that jobs run as); or relative to the
+            earlier job's working directory, or to the current directory here.
         gang: the nodes to be asked, in rank order.
         job: id of the earlier job, or "": then a relative path is one on this machine.
         hosts: those that are to have it.
@@ -62,33 +63,42 @@ def find_named(path: str, gang: Gang, job: str, hosts: Sequence[str], timeout_se
     Raises:
         JobError: nobody has it, or it cannot be read.
     """
-    path = os.path.expanduser(path)
+    here = os.path.expanduser(path)
+    path = path if path.startswith("~/") else here
+    everywhere = is_absolute(path)
     answers: Replies = {}
     errors: dict[str, NodeError] = {}
-    if job or os.path.isabs(path):
+    if job or everywhere:
         answers, errors = gang.ask("named", max(LOOK_SECONDS, timeout_seconds), path=path, digests=[])
     replies = {host: reply for host, (reply, _payload) in answers.items() if reply["top"]}
     if refusals := [error for error in errors.values() if not isinstance(error, Unreachable) and not _is_gone(error)]:
         raise in_one(refusals, NOTHING_STARTED)
-    if not replies and os.path.exists(path):
-        return _from_here(Path(path))
+    if not replies and os.path.exists(here):
+        return _from_here(Path(here))
     if not replies:
         asked = listed([host for host in gang.settings if host not in errors])
-        where = f"on {asked}" if os.path.isabs(path) else f"in the folder of job {job} on {asked}"
-        looked = f"neither {where} nor " if job or os.path.isabs(path) else "not "
+        where = f"on {asked}" if everywhere else f"in the folder of job {job} on {asked}"
+        looked = f"neither {where} nor " if job or everywhere else "not "
         closed = [f"{host} {reply['why']}" for host, (reply, _payload) in answers.items() if "why" in reply]
         silent = "".join(f"; {shown(str(why))}" for why in [*closed, *errors.values()])
         raise JobError(
-            f"checkpoint {shown(path)} is {looked}on this machine ({os.path.abspath(path)}){silent}; name a file or a "
+            f"checkpoint {shown(path)} is {looked}on this machine ({os.path.abspath(here)}){silent}; name a file or a "
             "folder by its absolute path, or by its path in the folder of the job that resume names"
         )
     first = next(iter(replies.values()))
     if not any(reply["files"] for reply in replies.values()):
         raise JobError(f"checkpoint {shown(path)} is a folder without files on {listed(list(replies))}; name another")
-    if os.path.isabs(path) and all(replies.get(host) == first for host in hosts):
+    if everywhere and all(replies.get(host) == first for host in hosts):
         size = sum(size for _name, size, *_more in first["files"])
+        if path.startswith("~"):
+            path = first["top"] if first["folder"] else os.path.join(first["top"], first["files"][0][0])
         return Named(path, (), f"{amount(size)}, which every node has there")
     return _put_together(path, gang, replies, timeout_seconds)
+
+
+def is_absolute(path: str) -> bool:
+    """Whether a path that the user wrote is one on the nodes, whatever job they had."""
+    return path.startswith("~/") or os.path.isabs(os.path.expanduser(path))
 
 
 def _is_gone(error: NodeError) -> bool:
@@ -99,7 +109,7 @@ def _put_together(path: str, gang: Gang, replies: Mapping[str, Mapping[str, Any]
     """Have each node read the files that are taken from it."""
     is_folder = next(iter(replies.values()))["folder"]
     target = os.path.normpath(path)
-    if target.startswith(("/", ".")):
+    if target.startswith(("/", ".", "~")):
         target = os.path.join(FOLDER, os.path.basename(target))
     taken: dict[str, tuple[str, int]] = {}
     others: set[str] = set()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils import checkpo
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.desk import Desk
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from left_jobs import gang_on, leave
-from local_nodes import IS_ROOT, LocalNode, node_of_nobody, opener, refused
+from local_nodes import IS_ROOT, Altered, LocalNode, node_of_nobody, opener, refused
 from orders import Undisturbed
 
 TRANSFORMERS = {"out/checkpoint-10/trainer_state.json": b"{}", "out/checkpoint-10/optimizer.pt": b"1"}
@@ -170,8 +171,6 @@ class Elsewhere:
     become = None
 
     def __init__(self, path: str, instead: str) -> None:
-        from local_nodes import Altered
-
         change = (
             "    if os.path.isabs(path):\n",
             f"    path = path.replace({path!r}, {instead!r})\n    if os.path.isabs(path):\n",
@@ -191,6 +190,47 @@ def test_an_absolute_one_that_every_node_has(nodes: list[LocalNode], tmp_path: P
     said, have = go_on(path, nodes, tmp_path)
     assert have == [{}, {}]
     assert said == [f"CKPT_PATH is {path} (6 B, which every node has there)"]
+
+
+HOME = (
+    "self.name, self.uid, self.gid, self.home = entry.pw_name, entry.pw_uid, entry.pw_gid, entry.pw_dir",
+    "self.name, self.uid, self.gid, self.home = entry.pw_name, entry.pw_uid, entry.pw_gid, {!r}",
+)
+"""What makes another folder the home of the account that jobs run as."""
+
+
+@pytest.mark.parametrize("job", ["", JOB])
+def test_one_in_a_home(nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: str) -> None:
+    """It is the home on the nodes, of the account that jobs run as; only if nothing is there, the one here."""
+    for rank, node in enumerate(nodes):
+        home = tmp_path / f"home-{node.host}"
+        home.mkdir()
+        node.connection = Altered((HOME[0], HOME[1].format(str(home))))
+        leave(node, JOB, {}, spec(nodes, rank))
+    mine = tmp_path / "mine"
+    (mine / "out").mkdir(parents=True)
+    (mine / "out" / "last.pt").write_bytes(b"mine")
+    monkeypatch.setenv("HOME", str(mine))
+    said, have = go_on("~/out/last.pt", nodes, tmp_path, job)
+    assert have == [{".checkpoint/last.pt": b"mine"}] * 2
+    assert said[-1] == f"CKPT_PATH is .checkpoint/last.pt (1 file, 4 B, from {mine}/out/last.pt on this machine)"
+    for node in nodes:
+        shutil.rmtree(node.job_dir("job-2"))
+    (tmp_path / "home-node1" / "out").mkdir()
+    (tmp_path / "home-node1" / "out" / "last.pt").write_bytes(b"node1's")
+    said, have = go_on("~/out/last.pt", nodes, tmp_path, job)
+    assert have == [{".checkpoint/last.pt": b"node1's"}] * 2
+    assert said == ["CKPT_PATH is .checkpoint/last.pt (1 file, 7 B, from node1)"]
+
+
+def test_one_in_a_home_that_every_node_has(nodes: list[LocalNode], tmp_path: Path) -> None:
+    (tmp_path / "home" / "out").mkdir(parents=True)
+    (tmp_path / "home" / "out" / "last.pt").write_bytes(b"shared")
+    for node in nodes:
+        node.connection = Altered((HOME[0], HOME[1].format(str(tmp_path / "home"))))
+    for path, there in (("~/out/last.pt", "out/last.pt"), ("~/out", "out")):
+        (words,) = resume.find_origin("", path, tmp_path / "runs", desk_of(nodes)).distribute(gang_on(nodes), [])
+        assert words == f"CKPT_PATH is {tmp_path}/home/{there} (6 B, which every node has there)"
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
