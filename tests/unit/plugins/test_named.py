@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible.errors import AnsibleConnectionFailure
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import BUNDLE_MTIME
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import checkpoints, resume
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.desk import Desk
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from left_jobs import gang_on, leave
-from local_nodes import IS_ROOT, Altered, LocalNode, node_of_nobody, opener, refused
+from local_nodes import IS_ROOT, ME, Altered, Connection, LocalNode, node_of_nobody, opener, refused
 from orders import Undisturbed
 
 TRANSFORMERS = {"out/checkpoint-10/trainer_state.json": b"{}", "out/checkpoint-10/optimizer.pt": b"1"}
@@ -266,6 +267,47 @@ def test_one_that_nobody_has(nodes: list[LocalNode], tmp_path: Path, monkeypatch
         with pytest.raises(JobError) as caught:
             resume.find_origin(job, path, tmp_path / "runs", desk_of(nodes))
         assert str(caught.value) == f"checkpoint {path} is {where}; {remedy}"
+
+
+class Lost(Connection):
+    """Reaches nobody any more."""
+
+    def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
+        raise AnsibleConnectionFailure("no route to host")
+
+
+def test_a_node_that_does_not_answer(nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder may lack its part, so that is refused; of a file it is said, wherever that is taken from."""
+    for rank, node in enumerate(nodes):
+        leave(node, JOB, {"c/.metadata": b"m", "last.pt": b"first"} if rank == 0 else {}, spec(nodes, rank))
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "part").write_bytes(b"0")
+    (tmp_path / "here.pt").write_bytes(b"mine")
+    monkeypatch.chdir(tmp_path)
+    nodes[1].connection = Lost()
+    away = "node1 is unreachable: no route to host"
+    for job, path in ((JOB, "c"), ("", f"{tmp_path}/c")):
+        with pytest.raises(JobError) as caught:
+            resume.find_origin(job, path, tmp_path / "runs", desk_of(nodes))
+        assert str(caught.value) == (
+            f"checkpoint {path} is a folder, of which node1 may have a part too, but {away}; have it answer, or if it "
+            "has none, leave it out of the inventory"
+        )
+    for path, source in (("last.pt", "node0"), ("here.pt", f"{tmp_path}/here.pt on this machine")):
+        found = resume.find_origin(JOB, path, tmp_path / "runs", desk_of(nodes))
+        assert found.words.endswith(f", from {source}")
+        assert found.notes == (f"whether node1 has checkpoint {path} is not known: {away}",)
+    stat = "        os.stat(path)\n    except PermissionError:"
+    nodes[1].connection = Altered((stat, stat.replace("os.stat(path)", "raise PermissionError")))
+    found = resume.find_origin("", f"{tmp_path}/c", tmp_path / "runs", desk_of(nodes))
+    assert found.notes == (f"node1 does not let {ME}, as whom jobs run, look at {tmp_path}/c",)
+    nodes[0].connection = nodes[1].connection = Lost()
+    found = resume.find_origin("", f"{tmp_path}/c", tmp_path / "runs", desk_of(nodes))
+    assert found.words.endswith(f", from {tmp_path}/c on this machine")
+    assert found.notes == tuple(
+        f"whether {host} has checkpoint {tmp_path}/c is not known: {host} is unreachable: no route to host"
+        for host in ("node0", "node1")
+    )
 
 
 def test_a_folder_that_is_no_checkpoint(
