@@ -61,11 +61,16 @@ def find_named(path: str, gang: Gang, job: str, hosts: Sequence[str], timeout_se
         timeout_seconds: of a node that does not answer for this long it is not known whether it has it.
 
     Raises:
-        JobError: nobody has it, it cannot be read, or a node that does not answer may have a part of it.
+        JobError: it has no name, nobody has it, it cannot be read, or a node that does not answer may have a part.
     """
     here = os.path.expanduser(path)
     path = path if path.startswith("~/") else here
     everywhere = is_absolute(path)
+    if os.path.basename(os.path.normpath(path)) in ("", ".", "..", "~"):
+        raise JobError(
+            f"checkpoint {shown(path)} is not the name of a file or a folder; name the checkpoint itself, as in: "
+            "-e checkpoint=out/checkpoint-10"
+        )
     answers: Replies = {}
     errors: dict[str, NodeError] = {}
     if job or everywhere:
@@ -121,7 +126,7 @@ def _put_together(
     """Have each node read the files that are taken from it."""
     is_folder = next(iter(replies.values()))["folder"]
     target = os.path.normpath(path)
-    if target.startswith(("/", ".", "~")):
+    if target.partition("/")[0] in ("", "..", "~"):  # it lies outside the job's folder
         target = os.path.join(FOLDER, os.path.basename(target))
     taken: dict[str, tuple[str, int]] = {}
     others: set[str] = set()

@@ -146,6 +146,29 @@ def test_a_folder_of_which_each_node_has_a_part(nodes: list[LocalNode], tmp_path
     ]
 
 
+@pytest.mark.parametrize("path", [".ckpts/last.pt", "./.ckpts/../.ckpts/last.pt", ".last.pt", "..ckpts/last.pt"])
+def test_a_hidden_one_is_put_at_the_same_place(nodes: list[LocalNode], tmp_path: Path, path: str) -> None:
+    place = os.path.normpath(path)
+    for rank, node in enumerate(nodes):
+        leave(node, JOB, {place: b"1"} if rank == 1 else {}, spec(nodes, rank))
+    said, have = go_on(path, nodes, tmp_path, JOB)
+    assert have == [{place: b"1"}] * 2
+    assert said == [f"CKPT_PATH is {place} (1 file, 1 B, from node1)"]
+
+
+@pytest.mark.parametrize("path", [".", "./", "a/..", "..", "../..", "/", "//", "~/", "~/."])
+@pytest.mark.parametrize("job", ["", JOB])
+def test_a_folder_without_a_name(nodes: list[LocalNode], tmp_path: Path, path: str, job: str) -> None:
+    for rank, node in enumerate(nodes):
+        leave(node, JOB, {"last.pt": b"1"}, spec(nodes, rank))
+    with pytest.raises(JobError) as caught:
+        resume.find_origin(job, path, tmp_path / "runs", desk_of(nodes))
+    assert str(caught.value) == (
+        f"checkpoint {path} is not the name of a file or a folder; name the checkpoint itself, as in: "
+        "-e checkpoint=out/checkpoint-10"
+    )
+
+
 def test_a_link_that_the_job_left(nodes: list[LocalNode], tmp_path: Path) -> None:
     for rank, node in enumerate(nodes):
         work = leave(node, JOB, {"epoch=1.pt": b"one"}, spec(nodes, rank))
