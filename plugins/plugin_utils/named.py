@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.checkpoints import MOST_NAMED_FILES
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError, Unreachable
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.checkpoints import (
     LOOK_SECONDS,
@@ -24,8 +25,6 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import a
 
 FOLDER = ".checkpoint"
 """Where in a job's working directory a checkpoint is put that does not come from an earlier job's."""
-MOST_FILES = 2000
-"""A folder with more files than this is no checkpoint, but holds several, or data."""
 HERE = "this machine"
 
 
@@ -175,9 +174,10 @@ def _from_here(path: Path, notes: Sequence[str]) -> Named:
 def _files_here(path: Path) -> Iterator[tuple[Path, str]]:
     """Yield the files of a folder, and where they go."""
     found = [file for file in sorted(path.rglob("*")) if file.is_file()]
-    if len(found) > MOST_FILES:
+    if len(found) > MOST_NAMED_FILES:
         raise JobError(
-            f"checkpoint {path} has {len(found)} files, and a checkpoint may have {MOST_FILES}; name the folder of one"
+            f"checkpoint {path} has {len(found)} files, and a checkpoint may have {MOST_NAMED_FILES}; name the folder "
+            "of one"
         )
     for file in found:
         yield file, os.path.join(FOLDER, path.resolve().name, str(file.relative_to(path)))
