@@ -93,8 +93,6 @@ def find_named(path: str, gang: Gang, job: str, hosts: Sequence[str], timeout_se
             "folder by its absolute path, or by its path in the folder of the job that resume names"
         )
     first = next(iter(replies.values()))
-    if not any(reply["files"] for reply in replies.values()):
-        raise JobError(f"checkpoint {shown(path)} is a folder without files on {listed(list(replies))}; name another")
     if first["folder"] and silent:
         who = listed([error.host for error in silent])
         reason = "; ".join(map(str, silent))
@@ -102,6 +100,8 @@ def find_named(path: str, gang: Gang, job: str, hosts: Sequence[str], timeout_se
             f"checkpoint {shown(path)} is a folder, of which {who} may have a part too, but {reason}; have it answer, "
             "or if it has none, leave it out of the inventory"
         )
+    if not any(reply["files"] for reply in replies.values()):
+        raise JobError(f"checkpoint {shown(path)} is a folder without files on {listed(list(replies))}; name another")
     if everywhere and all(replies.get(host) == first for host in hosts):
         size = sum(size for _name, size, *_more in first["files"])
         if path.startswith("~"):

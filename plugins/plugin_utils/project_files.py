@@ -172,15 +172,15 @@ def git(folder: Path, *arguments: str) -> str | None:
     if result.returncode == 0:
         return result.stdout
     words = result.stderr.strip()
-    if not words or any(one in words for one in _NO_REPOSITORY):
+    fatal = [line for line in words.splitlines() if line.startswith(("fatal: ", "error: "))]
+    if (result.returncode == 1 and not fatal) or any(one in words for one in _NO_REPOSITORY):
         return None
     if "dubious ownership" in words:
         raise JobError(
             f"git does not read {folder}, which belongs to somebody else; make it yours, or allow it with: "
             f"git config --global --add safe.directory {folder}"
         )
-    fatal = [line for line in words.splitlines() if line.startswith(("fatal: ", "error: "))]
-    why = (fatal or words.splitlines())[0].partition(": ")[2] or words
+    why = fatal[0].partition(": ")[2] if fatal else words or f"it ended with exit code {result.returncode}"
     raise JobError(
         f"git cannot say what is code in {folder}: {why}; mend that (git -C {folder} status), or set "
         "-e project_files=all"
@@ -197,11 +197,17 @@ def is_gone(path: Path) -> bool:
     """Whether there is nothing of that name: if only this user may not look, whoever reads it says so."""
     try:
         os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return True
+    except OSError as error:
+        return isinstance(error, (FileNotFoundError, NotADirectoryError))
+    return False
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether a folder has nothing in it: if this user may not look, whoever reads it says so."""
+    try:
+        return not os.listdir(folder)
     except OSError:
         return False
-    return False
 
 
 class _Chooser:
@@ -222,7 +228,7 @@ class _Chooser:
         for path in [*tracked, *new, *self._matching(below, folder)]:
             full = self._project / path
             if os.path.isdir(full) and not os.path.islink(full):
-                if os.listdir(full):
+                if not is_empty(full):
                     self.add_tracked(path)
                 elif path in tracked:
                     self._found.unfetched.append(path)
@@ -264,7 +270,10 @@ class _Chooser:
     def _matching(self, below: str, folder: Path, in_git: bool = True) -> list[str]:
         """Return what is to be brought besides: git matches it, for a project without a repository in an empty one."""
         own = folder / INCLUDE_FILE
-        text = own.read_text(errors="replace") if os.path.isfile(own) else ""
+        try:
+            text = own.read_text(errors="replace") if os.path.isfile(own) else ""
+        except OSError as error:
+            raise JobError(f"{own} cannot be read: {error.strerror}; fix it, or remove it") from None
         if not (self._include or text):
             return []
         arguments = ["ls-files", "-z", "--others", "--ignored", *(f"--exclude={one}" for one in self._include)]

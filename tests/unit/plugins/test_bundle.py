@@ -420,6 +420,23 @@ def test_code_in_a_folder_that_the_user_may_not_enter(ours: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("closing", "words"),
+    [
+        ("vendor", "git cannot say what is code in OURS/project/vendor: cannot change to 'OURS/project/vendor'"),
+        (".thunderheadinclude", "OURS/project/.thunderheadinclude cannot be read: Permission denied; fix it"),
+    ],
+)
+def test_what_says_what_is_code_has_to_be_readable(ours: Path, closing: str, words: str) -> None:
+    library = repository(ours / "library", {"tensor.py": ""})
+    project = repository(ours / "project", {"train.py": "", ".thunderheadinclude": "*.bin"})
+    git(project, "submodule", "--quiet", "add", str(library), "vendor")
+    give(ours)
+    with closed(project / closing), pytest.raises(JobError) as caught:
+        make_bundle(project, "train.py", 1)
+    assert str(caught.value).startswith(words.replace("OURS", str(ours)))
+
+
 def test_files_that_go_while_they_are_counted(tmp_path: Path) -> None:
     fill(tmp_path, {"a": "xy"})
     left = project_files.Left()
