@@ -544,7 +544,7 @@ def files_of(project: Path) -> list[str]:
             folders[:] = [name for name in folders if name not in made]
             names += [os.path.relpath(os.path.join(folder, name), project) for name in files]
     built = re.compile(r"(^|/)([^/]*\.egg-info|__pycache__|build|dist)/|\.py[co]$")  # what building leaves there
-    return sorted(name for name in names if not built.search(name) and (project / name).is_file())
+    return sorted(name for name in names if not built.search(name) and os.path.isfile(project / name))
 
 
 def tree_digest(path: Path) -> str:

@@ -1,6 +1,8 @@
 """Requirements files as people write them: what is read, and what is refused by file and line."""
 
+import os
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,12 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.requirements import (
     SOURCES,
     Requirements,
+    files_of,
     lay_out,
     malware_among,
     read,
 )
+from local_nodes import IS_ROOT, NOBODY, closed
 
 
 def file(folder: Path, text: str | bytes, name: str = "requirements.txt") -> Path:
@@ -304,3 +308,20 @@ def test_what_git_ignores_is_no_part_of_a_project(tmp_path: Path) -> None:
 def test_nothing_is_kept_between_files(tmp_path: Path) -> None:
     assert read(file(tmp_path, "idna\n")) == read(file(tmp_path, "idna\n"))
     assert isinstance(read(file(tmp_path, "")), Requirements)
+
+
+@pytest.mark.parametrize("in_git", [False, True])
+def test_a_local_project_with_a_folder_that_the_user_may_not_enter(in_git: bool) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        project = Path(name)
+        (project / "closed").mkdir()
+        (project / "pkg.py").touch()
+        (project / "closed" / "part.py").touch()
+        if in_git:
+            subprocess.run(["git", "init", "--quiet", name], check=True)
+            subprocess.run(["git", "-C", name, "add", "--all"], check=True)
+        if IS_ROOT:
+            for path in (project, *project.rglob("*")):
+                os.lchown(path, NOBODY, NOBODY)
+        with closed(project / "closed"):
+            assert files_of(project) == ["pkg.py"]
