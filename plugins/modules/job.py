@@ -96,7 +96,8 @@ options:
   checkpoint:
     description:
       - A checkpoint to go on from, a file or a folder of whatever library. With O(resume), a path below the folder that
-        that job worked in; or an absolute one, on any node; or a path on the controller.
+        that job worked in; or an absolute one, on any node (C(~/) is the home of the account that jobs run as); or a
+        path on the controller.
       - It is put on every node that does not have it, and the script finds its path in C(CKPT_PATH). Of a folder of
         which nodes have a part each, every node gets all.
     type: str

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import zlib
@@ -64,7 +65,7 @@ def check_script(project: Path, script: str) -> str:
     if os.path.normpath(script).split(os.sep)[0] == os.pardir:
         raise JobError(f"{outside}, so name the script relative to it, or set -e project_dir=")
     path = project / os.path.normpath(script)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise JobError(
             f"script {script} does not exist in project_dir {project}; check its name, or set -e project_dir="
         )
@@ -90,8 +91,6 @@ def make_bundle(
         JobError: too large, unreadable, or git does not track the script.
     """
     files = choose(project, script, include, everything)
-    commit = git(project, "rev-parse", "HEAD") if files.in_git else None
-    changed = git(project, "status", "--porcelain", "--untracked-files=no", "--", ".") if commit else None
     if script not in files.paths:
         raise JobError(
             f"script {script} is ignored by git in {project}, and a job's code is what git would track; "
@@ -111,8 +110,8 @@ def make_bundle(
         sha256=hashlib.sha256(data).hexdigest(),
         content=zlib.compress(data, level=1),
         size=size,
-        commit=commit.strip() if commit else None,
-        dirty=bool(changed) or files.untracked if commit else None,
+        commit=files.commit,
+        dirty=files.dirty if files.commit else None,
         notes=tuple([*([files.left.sentence] if files.left.count else []), *notes]),
         include=tuple(include),
         everything=everything,
@@ -135,7 +134,10 @@ def names_in(content: bytes) -> set[str]:
 
 
 def _check_size(project: Path, paths: Sequence[str], max_mb: int) -> int:
-    sizes = {path: os.lstat(project / path).st_size for path in paths if os.path.lexists(project / path)}
+    sizes = {}
+    for path in paths:
+        with contextlib.suppress(OSError):  # it is said where it is read
+            sizes[path] = os.lstat(project / path).st_size
     total = sum(sizes.values())
     if total > max_mb * MEBIBYTE:
         largest = sorted(sizes, key=lambda path: sizes[path], reverse=True)[:3]
@@ -162,14 +164,16 @@ def _pack(project: Path, paths: Sequence[str]) -> tuple[bytes, list[str]]:
     top = os.path.realpath(project)
     for path in paths:
         full = project / path
-        if full.is_symlink():
+        if os.path.islink(full):
             target = os.readlink(full)
             fields += [os.fsencode(path), b"link", os.fsencode(target)]
             if not Path(os.path.realpath(full)).is_relative_to(top) or os.path.isabs(target):
                 outside.append(f"{path} to {target}")
-        elif full.is_file():
+        elif os.path.isfile(full) or not os.path.lexists(full):  # which holds for what this user may not look at, too
             try:
                 contents.append(full.read_bytes())
+            except (FileNotFoundError, NotADirectoryError):
+                continue
             except OSError as error:
                 raise JobError(
                     f"project file {full} cannot be read: {error.strerror}; fix it, or add it to .gitignore"

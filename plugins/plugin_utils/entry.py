@@ -70,15 +70,15 @@ def check_module(project: Path, module: str, env: Mapping[str, str]) -> str:
     path = os.path.join(*module.split("."))
     for folder in search_path(project, "", module, env):
         for file in (folder / path / "__main__.py", folder / f"{path}.py"):
-            if file.is_file():
+            if os.path.isfile(file):
                 return str(file.relative_to(project))
     for folder in sorted(project.glob("*/")):
-        if any((folder / one).is_file() for one in (f"{path}.py", f"{path}/__main__.py")):
+        if any(os.path.isfile(folder / one) for one in (f"{path}.py", f"{path}/__main__.py")):
             raise JobError(
                 f"module {module} lies in {folder.name}/ of project_dir {project}, where Python does not look; add "
                 f'-e \'{{"env": {{"PYTHONPATH": "{folder.name}"}}}}\''
             )
-    if (project / path / "__init__.py").is_file():
+    if os.path.isfile(project / path / "__init__.py"):
         raise JobError(f"module {module} is a package without a __main__.py; name the module of it that is to run")
     raise JobError(
         f"module {module} is neither {path}.py nor {path}/__main__.py in project_dir {project}; check its name, or set "

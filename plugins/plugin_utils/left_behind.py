@@ -31,9 +31,10 @@ def of_job(reason: str, record: Record) -> str:
     try:
         project, bundle = Path(record.data["project_dir"]), record.data["bundle"]["sha256"]
         travelled = names_in((record.path.parent / ".bundles" / bundle).read_bytes())
-    except (OSError, KeyError, TypeError, ValueError):
+        clause = explained(reason, project, travelled, str(record.data.get("script", "")))
+    except (OSError, KeyError, TypeError, ValueError):  # the reason is whatever a rank has printed
         return ""
-    clause = explained(reason, project, travelled, str(record.data.get("script", ""))) or elsewhere(reason, travelled)
+    clause = clause or elsewhere(reason, travelled)
     return f" ({clause})" if clause else ""
 
 
@@ -53,7 +54,7 @@ def explained(reason: str, project: Path, travelled: Collection[str], script: st
         name = os.path.relpath(path, project)
         if name in travelled or name in folders or name.startswith("..") or not os.path.lexists(path):
             continue
-        pattern = f"{name}/" if path.is_dir() else name
+        pattern = f"{name}/" if os.path.isdir(path) else name
         try:
             literally = ("--literal-pathspecs", "ls-files", "--others", "--ignored", "--exclude-standard", "--", name)
             ignored = git(project, *literally)
@@ -90,7 +91,7 @@ def _named(reason: str, roots: Collection[Path], project: Path) -> Iterator[Path
     for root in roots:
         for module in modules:
             place = root.joinpath(*module.split("."))
-            if place.parent.is_dir():
+            if os.path.isdir(place.parent):  # pathlib raises where this user may not look, or where a name is too long
                 yield from (place.with_name(f"{place.name}.py"), *sorted(place.parent.glob(f"{place.name}.*so")))
                 yield place
         for path in paths:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.checkpoints import MOST_NAMED_FILES
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError, Unreachable
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.checkpoints import (
     LOOK_SECONDS,
@@ -24,8 +25,6 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import a
 
 FOLDER = ".checkpoint"
 """Where in a job's working directory a checkpoint is put that does not come from an earlier job's."""
-MOST_FILES = 2000
-"""A folder with more files than this is no checkpoint, but holds several, or data."""
 HERE = "this machine"
 
 
@@ -53,53 +52,80 @@ def find_named(path: str, gang: Gang, job: str, hosts: Sequence[str], timeout_se
     A folder of which the nodes have a part each is put together; of files that several have, the first node's is taken.
 
     Args:
-        path: absolute; or relative to the earlier job's working directory, or to the current directory here.
+        path: absolute; below a home (``~/``: on a node that of the account that jobs run as); or relative to the
+            earlier job's working directory, or to the current directory here.
         gang: the nodes to be asked, in rank order.
         job: id of the earlier job, or "": then a relative path is one on this machine.
         hosts: those that are to have it.
-        timeout_seconds: a node that does not answer for this long does not have it.
+        timeout_seconds: of a node that does not answer for this long it is not known whether it has it.
 
     Raises:
-        JobError: nobody has it, or it cannot be read.
+        JobError: it has no name, nobody has it, it cannot be read, or a node that does not answer may have a part.
     """
-    path = os.path.expanduser(path)
+    here = os.path.expanduser(path)
+    path = path if path.startswith("~/") else here
+    everywhere = is_absolute(path)
+    if os.path.basename(os.path.normpath(path)) in ("", ".", "..", "~"):
+        raise JobError(
+            f"checkpoint {shown(path)} is not the name of a file or a folder; name the checkpoint itself, as in: "
+            "-e checkpoint=out/checkpoint-10"
+        )
     answers: Replies = {}
     errors: dict[str, NodeError] = {}
-    if job or os.path.isabs(path):
+    if job or everywhere:
         answers, errors = gang.ask("named", max(LOOK_SECONDS, timeout_seconds), path=path, digests=[])
     replies = {host: reply for host, (reply, _payload) in answers.items() if reply["top"]}
     if refusals := [error for error in errors.values() if not isinstance(error, Unreachable) and not _is_gone(error)]:
         raise in_one(refusals, NOTHING_STARTED)
-    if not replies and os.path.exists(path):
-        return _from_here(Path(path))
+    silent = [error for error in errors.values() if not _is_gone(error)]
+    notes = [f"whether {error.host} has checkpoint {shown(path)} is not known: {error}" for error in silent]
+    notes += [f"{host} {shown(reply['why'])}" for host, (reply, _payload) in answers.items() if "why" in reply]
+    if not replies and os.path.exists(here):
+        return _from_here(Path(here), notes)
     if not replies:
         asked = listed([host for host in gang.settings if host not in errors])
-        where = f"on {asked}" if os.path.isabs(path) else f"in the folder of job {job} on {asked}"
-        looked = f"neither {where} nor " if job or os.path.isabs(path) else "not "
+        where = f"on {asked}" if everywhere else f"in the folder of job {job} on {asked}"
+        looked = f"neither {where} nor " if job or everywhere else "not "
         closed = [f"{host} {reply['why']}" for host, (reply, _payload) in answers.items() if "why" in reply]
-        silent = "".join(f"; {shown(str(why))}" for why in [*closed, *errors.values()])
+        reasons = "".join(f"; {shown(str(why))}" for why in [*closed, *errors.values()])
         raise JobError(
-            f"checkpoint {shown(path)} is {looked}on this machine ({os.path.abspath(path)}){silent}; name a file or a "
+            f"checkpoint {shown(path)} is {looked}on this machine ({os.path.abspath(here)}){reasons}; name a file or a "
             "folder by its absolute path, or by its path in the folder of the job that resume names"
         )
     first = next(iter(replies.values()))
+    if first["folder"] and silent:
+        who = listed([error.host for error in silent])
+        reason = "; ".join(map(str, silent))
+        raise JobError(
+            f"checkpoint {shown(path)} is a folder, of which {who} may have a part too, but {reason}; have it answer, "
+            "or if it has none, leave it out of the inventory"
+        )
     if not any(reply["files"] for reply in replies.values()):
         raise JobError(f"checkpoint {shown(path)} is a folder without files on {listed(list(replies))}; name another")
-    if os.path.isabs(path) and all(replies.get(host) == first for host in hosts):
+    if everywhere and all(replies.get(host) == first for host in hosts):
         size = sum(size for _name, size, *_more in first["files"])
+        if path.startswith("~"):
+            path = first["top"] if first["folder"] else os.path.join(first["top"], first["files"][0][0])
         return Named(path, (), f"{amount(size)}, which every node has there")
-    return _put_together(path, gang, replies, timeout_seconds)
+    return _put_together(path, gang, replies, timeout_seconds, notes)
+
+
+def is_absolute(path: str) -> bool:
+    """Whether a path that the user wrote is one on the nodes, whatever job they had."""
+    return path.startswith("~/") or os.path.isabs(os.path.expanduser(path))
 
 
 def _is_gone(error: NodeError) -> bool:
     return bool(error.facts.get("gone"))
 
 
-def _put_together(path: str, gang: Gang, replies: Mapping[str, Mapping[str, Any]], timeout_seconds: float) -> Named:
+def _put_together(
+    path: str, gang: Gang, replies: Mapping[str, Mapping[str, Any]], timeout_seconds: float, notes: Sequence[str]
+) -> Named:
     """Have each node read the files that are taken from it."""
     is_folder = next(iter(replies.values()))["folder"]
     target = os.path.normpath(path)
-    if target.startswith(("/", ".")):
+    if target.partition("/")[0] in ("", "..", "~"):  # it lies outside the job's folder
         target = os.path.join(FOLDER, os.path.basename(target))
     taken: dict[str, tuple[str, int]] = {}
     others: set[str] = set()
@@ -124,12 +150,13 @@ def _put_together(path: str, gang: Gang, replies: Mapping[str, Mapping[str, Any]
             files.append(Checkpoint(host, goes_to, -1, *read[name], source=source))
     size = sum(file.bytes for file in files)
     hosts = list(dict.fromkeys(file.host for file in files))
-    notes = [f"other files of these names on {listed(sorted(others))} were passed over"] if others else []
+    if others:
+        notes = [*notes, f"other files of these names on {listed(sorted(others))} were passed over"]
     words = f"{counted(len(files), 'file')}, {amount(size)}, from {listed(hosts)}"
     return Named(target, tuple(files), words, tuple(notes))
 
 
-def _from_here(path: Path) -> Named:
+def _from_here(path: Path, notes: Sequence[str]) -> Named:
     target = os.path.join(FOLDER, path.resolve().name)
     try:
         found = list(_files_here(path)) if path.is_dir() else [(path, target)]
@@ -140,15 +167,17 @@ def _from_here(path: Path) -> Named:
     except OSError as error:
         raise JobError(f"checkpoint {path} cannot be read: {error.strerror}: {error.filename}") from None
     size = sum(file.bytes for file in files)
-    return Named(target, files, f"{counted(len(files), 'file')}, {amount(size)}, from {path.resolve()} on {HERE}")
+    words = f"{counted(len(files), 'file')}, {amount(size)}, from {path.resolve()} on {HERE}"
+    return Named(target, files, words, tuple(notes))
 
 
 def _files_here(path: Path) -> Iterator[tuple[Path, str]]:
     """Yield the files of a folder, and where they go."""
     found = [file for file in sorted(path.rglob("*")) if file.is_file()]
-    if len(found) > MOST_FILES:
+    if len(found) > MOST_NAMED_FILES:
         raise JobError(
-            f"checkpoint {path} has {len(found)} files, and a checkpoint may have {MOST_FILES}; name the folder of one"
+            f"checkpoint {path} has {len(found)} files, and a checkpoint may have {MOST_NAMED_FILES}; name the folder "
+            "of one"
         )
     for file in found:
         yield file, os.path.join(FOLDER, path.resolve().name, str(file.relative_to(path)))

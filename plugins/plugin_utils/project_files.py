@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import json
 import os
@@ -12,7 +13,7 @@ import re
 import shlex
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from importlib.util import decode_source
 from pathlib import Path
@@ -36,6 +37,8 @@ MOST_COUNTED = 5_000
 COMPILED = (".pyc", ".pyo")
 SHARED = (".bundles", ".checkpoints")
 """Beside the jobs' records, what they have in common; each file in it has its SHA-256 for a name."""
+_NO_REPOSITORY = ("not a git repository (or any", "must be run in a work tree")
+_STATUS = ("status", "--porcelain=v2", "--branch", "--no-ahead-behind", "--untracked-files=no", "-z", "--", ".")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -61,10 +64,11 @@ class Left:
         for path in paths:
             if self.count == MOST_COUNTED:
                 break
-            self.count += 1
-            size = os.lstat(os.path.join(project, path)).st_size
-            if size > self.size:
-                self.largest, self.size = path, size
+            with contextlib.suppress(OSError):  # it may go meanwhile, or lie where this user may not look
+                size = os.lstat(os.path.join(project, path)).st_size
+                self.count += 1
+                if size > self.size:
+                    self.largest, self.size = path, size
         return self.count > before
 
     @property
@@ -87,7 +91,8 @@ class Files:
     Attributes:
         paths: relative to it, sorted.
         in_git: whether git has said what belongs to it.
-        untracked: whether some are new to git.
+        commit: which is checked out, or None.
+        dirty: whether the project differs from it.
         left: what was left out.
         unfetched: submodules that are empty.
         brought: how many files the patterns have matched.
@@ -95,7 +100,8 @@ class Files:
 
     paths: list[str]
     in_git: bool
-    untracked: bool
+    commit: str | None
+    dirty: bool
     left: Left
     unfetched: list[str]
     brought: int = 0
@@ -121,13 +127,23 @@ def choose(project: Path, script: str, include: Sequence[str] = (), everything: 
     Raises:
         JobError: git is needed and cannot be used.
     """
-    in_git = git(project, "rev-parse", "--is-inside-work-tree") is not None
-    found = Files([], in_git, False, Left(), [])
+    found = Files([], False, None, False, Left(), [])
     chooser = _Chooser(project, found, include)
+    try:
+        status = git(project, *_STATUS)
+        found.dirty = everything and status is not None and bool(chooser.listed("")[1])
+    except JobError:
+        if not everything:
+            raise
+        status = None
+    if status is not None:
+        lines = status.split("\0")[:-1]
+        found.in_git = True
+        found.commit = next((line[13:] for line in lines if re.match("# branch.oid [0-9a-f]", line)), None)
+        found.dirty |= any(not line.startswith("# ") for line in lines)
     if everything:
         chooser.add_all(script, everything=True)
-        found.untracked = in_git and bool(chooser.new(""))
-    elif in_git:
+    elif found.in_git:
         chooser.add_tracked("")
     else:
         chooser.add_all(script, everything=False)
@@ -136,30 +152,62 @@ def choose(project: Path, script: str, include: Sequence[str] = (), everything: 
 
 
 def git(folder: Path, *arguments: str) -> str | None:
-    """Return git's output, or None if there is no git, no repository or no commit.
+    """Return git's output, or None if there is no repository, none with files (a bare one), or the answer is no.
 
     Raises:
-        JobError: there is a repository, and git will not read it: what it ignores is not known.
+        JobError: there is a repository, and git cannot or will not read it: what it ignores is not known.
     """
+    command = ["git", "-C", str(folder), *arguments]
     try:
         result = subprocess.run(
-            ["git", "-C", str(folder), *arguments],
-            capture_output=True,
-            text=True,
-            errors="surrogateescape",
-            check=True,
-            env={**os.environ, "LC_ALL": "C"},
+            command, capture_output=True, text=True, errors="surrogateescape", env={**os.environ, "LC_ALL": "C"}
         )
-    except subprocess.CalledProcessError as error:
-        if "dubious ownership" in error.stderr:
-            raise JobError(
-                f"git does not read {folder}, which belongs to somebody else; make it yours, or allow it with: "
-                f"git config --global --add safe.directory {folder}"
-            ) from None
+    except OSError as error:
+        if not any(os.path.lexists(above / ".git") for above in (folder, *folder.parents)):
+            return None
+        raise JobError(
+            f"{folder} lies in a git repository, but git, which says what is code there, cannot be started on this "
+            f"machine ({error.strerror}); install it, or set -e project_files=all"
+        ) from None
+    if result.returncode == 0:
+        return result.stdout
+    words = result.stderr.strip()
+    fatal = [line for line in words.splitlines() if line.startswith(("fatal: ", "error: "))]
+    if (result.returncode == 1 and not fatal) or any(one in words for one in _NO_REPOSITORY):
         return None
+    if "dubious ownership" in words:
+        raise JobError(
+            f"git does not read {folder}, which belongs to somebody else; make it yours, or allow it with: "
+            f"git config --global --add safe.directory {folder}"
+        )
+    why = fatal[0].partition(": ")[2] if fatal else words or f"it ended with exit code {result.returncode}"
+    raise JobError(
+        f"git cannot say what is code in {folder}: {why}; mend that (git -C {folder} status), or set "
+        "-e project_files=all"
+    )
+
+
+def words_in(patterns: Iterable[str]) -> set[str]:
+    """Return the names of files and folders that patterns of a .gitignore bring, unless those have wildcards."""
+    words = (word for pattern in patterns if not pattern.startswith(("#", "!")) for word in pattern.strip().split("/"))
+    return {re.sub(r"\\(.)", r"\1", word) for word in words}
+
+
+def is_gone(path: Path) -> bool:
+    """Whether there is nothing of that name: if only this user may not look, whoever reads it says so."""
+    try:
+        os.lstat(path)
+    except OSError as error:
+        return isinstance(error, (FileNotFoundError, NotADirectoryError))
+    return False
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether a folder has nothing in it: if this user may not look, whoever reads it says so."""
+    try:
+        return not os.listdir(folder)
     except OSError:
-        return None
-    return result.stdout
+        return False
 
 
 class _Chooser:
@@ -176,33 +224,33 @@ class _Chooser:
     def add_tracked(self, below: str) -> None:
         """Add what git tracks or would in the repository at ``below``, its submodules too; deleted files are gone."""
         folder = self._project / below
-        tracked = [path for path in self._listed(below, "--cached") if not self._is_record(path)]
-        new = self.new(below)
+        tracked, new = self.listed(below)
         for path in [*tracked, *new, *self._matching(below, folder)]:
             full = self._project / path
-            if full.is_dir() and not full.is_symlink():
-                if any(full.iterdir()):
+            if os.path.isdir(full) and not os.path.islink(full):
+                if not is_empty(full):
                     self.add_tracked(path)
                 elif path in tracked:
                     self._found.unfetched.append(path)
-            elif os.path.lexists(full):
+            elif not is_gone(full):
                 self.chosen.add(path)
-        self._found.untracked |= bool(new)
-        for path in self._listed(below, "--others", "--ignored", "--exclude-standard", "--directory"):
+        self._found.dirty |= bool(new)
+        for _is_new, path in self._listed(below, "--ignored", "--directory"):
             if not self._is_made(path):
                 self._found.left.add(self._project, self._unchosen(path))
 
-    def new(self, below: str) -> list[str]:
-        """Return what git does not track in a repository and does not ignore either."""
-        return [path for path in self._listed(below, "--others", "--exclude-standard") if not self._is_made(path)]
+    def listed(self, below: str) -> tuple[list[str], list[str]]:
+        """Return what git tracks in a repository, and what it neither tracks nor ignores."""
+        listing = self._listed(below, "--cached")
+        tracked = [path for is_new, path in listing if not (is_new or self._is_record(path))]
+        return tracked, [path for is_new, path in listing if is_new and not self._is_made(path)]
 
-    def _listed(self, below: str, *arguments: str) -> list[str]:
-        """Return what git lists of a repository, relative to the project, folders without a slash at their end."""
-        listing = git(self._project / below, "ls-files", "-z", *arguments) or ""
+    def _listed(self, below: str, *arguments: str) -> list[tuple[bool, str]]:
+        """Return whether git does not track a file, and its path relative to the project; folders without a slash."""
+        listing = git(self._project / below, "ls-files", "-z", "-t", "--others", "--exclude-standard", *arguments) or ""
         # A submodule that was never fetched lists itself as ./ where its folder is asked.
-        return [
-            os.path.join(below, path.rstrip("/")) for path in dict.fromkeys(listing.split("\0")) if path.strip("./")
-        ]
+        lines = (line for line in dict.fromkeys(listing.split("\0")) if line[2:].strip("./"))
+        return [(line.startswith("?"), os.path.join(below, line[2:].rstrip("/"))) for line in lines]
 
     def add_all(self, script: str, everything: bool) -> None:
         """Add all files but what tools make, our records and, if not ``everything``, results."""
@@ -222,7 +270,10 @@ class _Chooser:
     def _matching(self, below: str, folder: Path, in_git: bool = True) -> list[str]:
         """Return what is to be brought besides: git matches it, for a project without a repository in an empty one."""
         own = folder / INCLUDE_FILE
-        text = own.read_text(errors="replace") if own.is_file() else ""
+        try:
+            text = own.read_text(errors="replace") if os.path.isfile(own) else ""
+        except OSError as error:
+            raise JobError(f"{own} cannot be read: {error.strerror}; fix it, or remove it") from None
         if not (self._include or text):
             return []
         arguments = ["ls-files", "-z", "--others", "--ignored", *(f"--exclude={one}" for one in self._include)]
@@ -238,9 +289,9 @@ class _Chooser:
                 f"{given}, but git, which finds the files that such patterns match, cannot be used on this machine; "
                 "install it, or set -e project_files=all"
             )
-        named = " ".join([*self._include, text])
+        named = words_in([*self._include, *text.splitlines()])
         paths = [os.path.join(below, path.rstrip("/")) for path in listing.split("\0") if path.strip("./")]
-        brought = [path for path in paths if not self._is_made(path, but=named)]
+        brought = [path for path in paths if not self._is_made(path, named)]
         self._found.brought += len(brought)
         return brought
 
@@ -261,21 +312,21 @@ class _Chooser:
     def _unchosen(self, path: str) -> Iterator[str]:
         """Yield the files that a path stands for (itself, or if it is a folder, all in it) and that were not chosen."""
         full = self._project / path
-        is_folder = full.is_dir() and not full.is_symlink()
+        is_folder = os.path.isdir(full) and not os.path.islink(full)
         if is_folder and self._is_made_folder(path):
             return
         for file in self._walked(path) if is_folder else [path] if os.path.lexists(full) else []:
             if file not in self.chosen:
                 yield file
 
-    def _is_made(self, path: str, but: str = "") -> bool:
+    def _is_made(self, path: str, but: Set[str] = frozenset()) -> bool:
         """Whether a path is of what a tool, or run.yml, has made, and the words ``but`` do not name the tool's."""
         name, kind = os.path.basename(path), os.path.splitext(path)[1]
-        if (kind in COMPILED and kind not in but) or (name in TOOLS and name not in but):
+        if (kind in COMPILED and not any(word.endswith(kind) for word in but)) or (name in TOOLS and name not in but):
             return True
         return any(self._is_made_folder(folder, but) for folder in _above(path))
 
-    def _is_made_folder(self, folder: str, but: str = "") -> bool:
+    def _is_made_folder(self, folder: str, but: Set[str] = frozenset()) -> bool:
         name = os.path.basename(folder)
         is_tools = (name in TOOLS or self._is_environment(folder)) and name not in but
         return is_tools or self._is_ours(folder)
@@ -285,8 +336,9 @@ class _Chooser:
         return any(map(self._is_ours, _above(path)))
 
     def _looks_like_environment(self, folder: str) -> bool:
+        # Not pathlib: until Python 3.14 it raises PermissionError.
         full = self._project / folder
-        return (full / "pyvenv.cfg").is_file() or (full / "conda-meta").is_dir()
+        return os.path.isfile(full / "pyvenv.cfg") or os.path.isdir(full / "conda-meta")
 
     def _holds_records(self, folder: str) -> bool:
         """Whether a folder is a job's record, or the one that holds them all (``runs/``, or what job_runs_dir says)."""
@@ -302,7 +354,7 @@ class _Chooser:
     def _is_package(self, folder: str) -> bool:
         """Whether a folder is a package, or a file of the code imports a module in it."""
         full = self._project / folder
-        if (full / "__init__.py").is_file():
+        if os.path.isfile(full / "__init__.py"):
             return True
         name = os.fsencode(full.name)
         for source in sorted(path for path in self.chosen if path.endswith(".py")):
@@ -328,5 +380,5 @@ def _above(path: str) -> Iterator[str]:
 def _is_record(path: Path) -> bool:
     """Whether this is the folder of a job's record, or of what the records share."""
     if is_job_id(path.name):
-        return (path / "job.json").exists()
+        return os.path.exists(path / "job.json")
     return path.name in SHARED and any(map(_SHA256.fullmatch, os.listdir(path)))

@@ -667,13 +667,16 @@ def files_of(project: Path) -> list[str]:
     else:
         names = []
         for folder, folders, files in os.walk(project):
-            folders[:] = [name for name in folders if not (name in TOOLS or Path(folder, name, "pyvenv.cfg").exists())]
+            made = [name for name in folders if name in TOOLS or os.path.exists(f"{folder}/{name}/pyvenv.cfg")]
+            folders[:] = [name for name in folders if name not in made]
             names += [os.path.relpath(os.path.join(folder, name), project) for name in files]
-    made = ["(.*/)?[^/]*\\.egg-info", "(.*/)?__pycache__"]
-    made += [name for name in ("build", "dist") if not (project / name / "__init__.py").exists()]  # else a package
-    is_made = re.compile(rf"({'|'.join(made)})/|.*\.py[co]$")
+    built = ["(.*/)?[^/]*\\.egg-info", "(.*/)?__pycache__"]
+    built += [
+        name for name in ("build", "dist") if not os.path.exists(project / name / "__init__.py")
+    ]  # else a package
+    is_made = re.compile(rf"({'|'.join(built)})/|.*\.py[co]$")
     kept = {*(tracked or ()), *(name for name in names if not is_made.match(name))}
-    return sorted(name for name in kept if (project / name).is_file())
+    return sorted(name for name in kept if os.path.isfile(project / name))
 
 
 def _listed_by_git(project: Path, *which: str) -> list[str] | None:

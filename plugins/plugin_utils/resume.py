@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.desk import De
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang, Identity
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.history import described_by_nodes
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.named import HERE, find_named
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.named import HERE, find_named, is_absolute
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import Record, who
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
 
@@ -102,7 +101,7 @@ def find_origin(job: str, named: str, runs: Path, desk: Desk) -> Origin:
         desk.say(note)
     about = {**described_by_nodes(view.spec), **(known.data if known else {})}
     if named:
-        if os.path.isabs(os.path.expanduser(named)):
+        if is_absolute(named):
             gang = Gang(gang.identity, list({**gang.settings, **settings_of(desk)}.values()), desk.open_channel)
         return _named(named, about, gang, desk)
     found = checkpoints.find(gang)

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import ast
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -18,13 +19,13 @@ def own_files(root: Path, module: str, name: str) -> list[Path]:
     files: list[Path] = []
     folder = root
     for word in words:
-        if (folder / f"{word}.py").is_file():
+        if os.path.isfile(folder / f"{word}.py"):
             return [*files, folder / f"{word}.py"]
         folder = folder / word
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             break
         initial = folder / "__init__.py"
-        files.append(initial if initial.is_file() else folder)
+        files.append(initial if os.path.isfile(initial) else folder)
     return files
 
 

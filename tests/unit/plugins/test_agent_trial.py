@@ -247,8 +247,15 @@ ROOT = "import os, sys\nhere = os.path.dirname(os.path.abspath(__file__))\nroot 
     [
         f"{ROOT}sys.path.insert(0, root)\nimport top, src.other",
         f"{ROOT}if root not in sys.path:\n    sys.path.append(root)\nimport top",
-        f"{ROOT}for folder in (here, root):\n    sys.path.append(folder)\nimport top",
-        f"{ROOT}def add(folder):\n    return folder\npath = add(root)\nsys.path += [path]\nimport top",
+        f"{ROOT}sys.path += [root]\nimport top",
+        f"{ROOT}added = [*sys.path, root]\nsys.path = added\nimport top",
+        f"{ROOT}sys.path[:0] = [f'{{root}}', here]\nimport top",
+        "import sys\nfrom pathlib import Path\nROOT: Path = Path(__file__).resolve().parents[1]\n"
+        "sys.path.extend([str(ROOT), (ROOT / 'src').as_posix()])\nimport top",
+        "import os.path as osp, sys\na, b = osp.split(osp.abspath(__file__))\na += '/..'\nsys.path.append(a)\n"
+        "import top",
+        "import rootutils\nroot = rootutils.setup_root(__file__)\nimport top",
+        "from rootutils import setup_root as find\nfind(__file__)\nimport top",
         "import sys\nsys.path.append('.')\nif __name__ == '__main__':\n    import top",
         "import site\nsite.addsitedir('.')\nimport top",
         "import os\nos.environ['NEEDED'] = '1'\nimport reads",
@@ -262,10 +269,47 @@ def test_python_decides_where_modules_are(node: LocalNode, library: Path, text: 
         "src/other.py": "",
         "src/beside/part.py": "",
         "src/reads.py": "import os\nos.environ['NEEDED']",
+        "src/rootutils.py": "import os, sys\ndef setup_root(path):\n    sys.path.append(os.getcwd())\n",
     }
     train = "\nraise SystemExit('it trains')\nos.environ['NEEDED']\nopen('trained', 'w')\n"
     code = project(node.directory.parent / "project", {**files, "src/train.py": text + train}, "src/train.py")
     assert tried(node, library, code)["failed"] == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "for fold in range(5):\n    DELETE\n    os.chdir(OUT)\n    sys.path.append(OUT)",
+        "while True:\n    DELETE\n    sys.path.append(OUT)\n    break",
+        "with open(os.devnull):\n    DELETE\n    sys.path.append(OUT)",
+        "try:\n    DELETE\n    sys.path.append(OUT)\nfinally:\n    DELETE",
+        "if not os.getenv('NO'):\n    DELETE\n    os.chdir(OUT)\n    sys.path.append(OUT)\nelse:\n    DELETE",
+        "if DELETE:\n    sys.path.append(OUT)",
+        "os.chdir(DELETE or OUT)",
+        "sys.path.append(DELETE)",
+        "sys.path.append(sys.path.append(DELETE))",
+        "sys.path[DELETE:] = ['.']",
+        "os.environ[str(DELETE)] = '1'",
+        "def train(folder):\n    DELETE\n    return folder\nroot = train(OUT)\nsys.path.append(root)",
+        "def setup_root(folder):\n    DELETE\nsetup_root(OUT)",
+        "def delete(_text):\n    DELETE\nos.path.join = delete\nsys.path.append(str(OUT))",
+        "import own\nsys.path.append(own.delete(OUT))",
+        "from own import delete as setup_root\nsetup_root(OUT)",
+        "root = (gone := DELETE)\nsys.path.append(root)",
+        "sys.path.extend([DELETE for _ in range(1)])",
+        "import pathlib\nroot = pathlib.Path(OUT)\nroot = root.rename('gone')\nsys.path.append(str(root))",
+        "import pathlib\nsys.path.append(str(pathlib.Path(OUT).replace('gone')))",
+    ],
+)
+def test_a_script_is_not_run(node: LocalNode, library: Path, tmp_path: Path, text: str) -> None:
+    """Whatever of it touches the path: what would be deleted is still there."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (library / "own.py").write_text("import os\ndelete = os.rmdir\n")
+    begin = f"import os, shutil, sys\nOUT = {str(out)!r}\n"
+    code = text.replace("DELETE", "shutil.rmtree(OUT)")
+    assert tried(node, library, script=f"{begin}{code}\nimport package")["failed"] == {}
+    assert out.is_dir()
 
 
 def test_the_path_of_the_environment_counts(node: LocalNode, library: Path) -> None:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tempfile
 import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import split_patterns
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.project_files import RESULTS, TOOLS
+from local_nodes import IS_ROOT, NOBODY, closed
 
 
 @pytest.fixture(autouse=True)
@@ -108,6 +110,43 @@ def test_commit_and_dirtiness(tmp_path: Path) -> None:
     fill(tmp_path, {"project/train.py": "changed"})
     dirty = make_bundle(project, "train.py", 100)
     assert [(one.commit, one.dirty) for one in (clean, other, dirty)] == [(head, False), (head, False), (head, True)]
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_a_start_starts_git_three_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, everything: bool) -> None:
+    """A start waits for each."""
+    repository(tmp_path, {"train.py": "", ".gitignore": "*.bin"})
+    fill(tmp_path, {"new.py": "", "a.bin": ""})
+    run, started = subprocess.run, []
+
+    def counted(command: list[str], **more: Any) -> Any:
+        started.append(command)
+        return run(command, **more)
+
+    monkeypatch.setattr(subprocess, "run", counted)
+    assert make_bundle(tmp_path, "train.py", 100, everything=everything).dirty
+    assert len(started) == (2 if everything else 3), started
+
+
+@pytest.mark.parametrize("change", ["renamed", "staged", "deleted", "new", "new and ignored", "mode", "elsewhere"])
+@pytest.mark.parametrize("everything", [False, True])
+def test_what_makes_it_dirty(tmp_path: Path, change: str, everything: bool) -> None:
+    project = tmp_path / "project"
+    repository(tmp_path, {"project/train.py": "1", "project/# a.py": "2\n" * 9, ".gitignore": "*.bin"})
+    if change == "renamed":
+        git(project, "mv", "# a.py", "# b.py")
+    elif change == "staged":
+        fill(project, {"train.py": "2"})
+        git(project, "add", "train.py")
+    elif change == "deleted":
+        (project / "# a.py").unlink()
+    elif change == "mode":
+        (project / "train.py").chmod(0o755)
+    else:
+        fill(tmp_path, {{"new": "project/new.py", "new and ignored": "project/a.bin"}.get(change, "new.py"): ""})
+    bundle = make_bundle(project, "train.py", 100, everything=everything)
+    assert bundle.dirty is (change not in ("new and ignored", "elsewhere"))
+    assert bundle.commit == git(project, "rev-parse", "HEAD").strip()
 
 
 def test_a_repository_without_a_commit(tmp_path: Path) -> None:
@@ -210,6 +249,34 @@ def test_what_tools_have_made_does_not_travel(tmp_path: Path, in_git: bool) -> N
     assert names(tmp_path, everything=True) == ["env/model.py", "train.py"]
     assert names(tmp_path, include=["*.py"]) == ["env/model.py", "train.py"]
     assert names(tmp_path, include=["/venv/"]) == ["env/model.py", "train.py", "venv/lib/torch.py", "venv/pyvenv.cfg"]
+
+
+@pytest.mark.parametrize(
+    ("include", "brought"),
+    [
+        (["*.so", ".env"], ["pkg/fast.so", ".env"]),  # none of which names env/, venv/ or .cache/
+        (["/lib/.cachet"], ["lib/.cachet"]),
+        (["env/"], ["env/pyvenv.cfg", "env/lib/torch.so", "env/lib/.env"]),
+        (["env/lib/*.so"], ["env/lib/torch.so"]),
+        (["/**/lib/*.so"], []),
+        (["e[n]v/**/*.so"], []),
+        (["*.pyc"], ["pkg/a.pyc"]),
+        (["a.pyc"], ["pkg/a.pyc"]),
+        (["pkg/*"], ["pkg/fast.so"]),
+        (["!env/", "*.so"], ["pkg/fast.so"]),
+    ],
+)
+def test_what_tools_have_made_is_brought_by_its_name_only(
+    tmp_path: Path, include: list[str], brought: list[str]
+) -> None:
+    """S3: -e include='*.so .env' brings no virtual environment that is called env."""
+    made = {"env/pyvenv.cfg": "", "env/lib/torch.so": "", "env/lib/.env": "", ".cache/x.so": "", "pkg/a.pyc": ""}
+    fill(tmp_path, {"pkg/fast.so": "", ".env": "", "lib/.cachet": "", **made})
+    fill(tmp_path, {"train.py": "", ".gitignore": "/env/\n/.env\n.cache*\n*.so\n*.pyc\n"})
+    git(tmp_path, "init", "--quiet")
+    assert names(tmp_path, include=include) == sorted([".gitignore", "train.py", *brought])
+    (tmp_path / ".thunderheadinclude").write_text("\n".join(["# env .cache", *include]))
+    assert names(tmp_path) == sorted([".gitignore", ".thunderheadinclude", "train.py", *brought])
 
 
 def test_what_was_left_out_outside_git_is_said(tmp_path: Path) -> None:
@@ -316,6 +383,67 @@ def test_what_git_ignores_is_said(tmp_path: Path) -> None:
     assert names(tmp_path, everything=True) == [".gitignore", "a.bin", "data/one.csv", "train.py"]
 
 
+@pytest.fixture
+def ours() -> Iterator[Path]:
+    """A folder of somebody who is not root, whom ``closed`` makes of us: root may enter all."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def give(folder: Path) -> None:
+    if IS_ROOT:
+        for path in (folder, *folder.rglob("*")):
+            os.lchown(path, NOBODY, NOBODY)
+
+
+@pytest.mark.parametrize("in_git", [False, True])
+def test_folders_that_the_user_may_not_enter(ours: Path, in_git: bool) -> None:
+    """As a database's; until Python 3.14 pathlib raises PermissionError for what is in them."""
+    files = {"train.py": "import data", "data/a.bin": "", "wandb/deep/b": "", "wandb/c": "xyz"}
+    fill(ours, files)
+    if in_git:
+        repository(ours, {".gitignore": "/data/\n/wandb/\n"})
+    give(ours)
+    with closed(ours / "data"), closed(ours / "wandb" / "deep"):
+        bundle = make_bundle(ours, "train.py", 100)
+    assert bundle.paths - {".gitignore"} == {"train.py"}
+    assert "not part of the job's code: 1 file " in bundle.notes[0]
+
+
+def test_code_in_a_folder_that_the_user_may_not_enter(ours: Path) -> None:
+    repository(ours, {"train.py": "", "lib/a.py": ""})
+    give(ours)
+    with closed(ours / "lib"), pytest.raises(JobError) as caught:
+        make_bundle(ours, "train.py", 100)
+    assert str(caught.value) == (
+        f"project file {ours}/lib/a.py cannot be read: Permission denied; fix it, or add it to .gitignore"
+    )
+
+
+@pytest.mark.parametrize(
+    ("closing", "words"),
+    [
+        ("vendor", "git cannot say what is code in OURS/project/vendor: cannot change to 'OURS/project/vendor'"),
+        (".thunderheadinclude", "OURS/project/.thunderheadinclude cannot be read: Permission denied; fix it"),
+    ],
+)
+def test_what_says_what_is_code_has_to_be_readable(ours: Path, closing: str, words: str) -> None:
+    library = repository(ours / "library", {"tensor.py": ""})
+    project = repository(ours / "project", {"train.py": "", ".thunderheadinclude": "*.bin"})
+    git(project, "submodule", "--quiet", "add", str(library), "vendor")
+    give(ours)
+    with closed(project / closing), pytest.raises(JobError) as caught:
+        make_bundle(project, "train.py", 1)
+    assert str(caught.value).startswith(words.replace("OURS", str(ours)))
+
+
+def test_files_that_go_while_they_are_counted(tmp_path: Path) -> None:
+    fill(tmp_path, {"a": "xy"})
+    left = project_files.Left()
+    assert left.add(tmp_path, ["gone", "a", "a/b"])
+    assert (left.count, left.largest, left.size) == (1, "a", 2)
+
+
 def test_not_all_that_is_left_out_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(project_files, "MOST_COUNTED", 2)
     fill(tmp_path, {"train.py": "", "wandb/a": "", "wandb/b": "", "wandb/c": "", "runs/d": ""})
@@ -333,6 +461,61 @@ def test_patterns_need_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         "install it, or set -e project_files=all"
     )
     assert names(tmp_path, everything=True) == ["train.py", "wandb/a.bin"]
+
+
+def break_config(repository: Path) -> None:
+    (repository / ".git" / "config").write_text("[core")
+
+
+def break_index(repository: Path) -> None:
+    (repository / ".git" / "index").write_bytes(b"no index")
+
+
+def break_link(repository: Path) -> None:
+    shutil.rmtree(repository / ".git")
+    (repository / ".git").write_text("gitdir: /nowhere/worktrees/it\n")
+
+
+def break_version(repository: Path) -> None:
+    git(repository, "config", "core.repositoryformatversion", "99")
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (break_config, "bad config line "),
+        (break_index, "index file smaller than expected"),
+        (break_link, "not a git repository: /nowhere/worktrees/it"),
+        (break_version, "99"),
+    ],
+)
+def test_a_repository_that_git_cannot_read(tmp_path: Path, damage: Callable[[Path], None], words: str) -> None:
+    """What it ignores, such as .env, is not sent then."""
+    repository(tmp_path, {"train.py": "", ".gitignore": ".env"})
+    fill(tmp_path, {".env": "PASSWORD=1"})
+    damage(tmp_path)
+    with pytest.raises(JobError) as caught:
+        make_bundle(tmp_path, "train.py", 1)
+    start, _colon, rest = str(caught.value).partition(": ")
+    why, _semicolon, remedy = rest.partition("; ")
+    assert start == f"git cannot say what is code in {tmp_path}" and words in why
+    assert remedy == f"mend that (git -C {tmp_path} status), or set -e project_files=all"
+    assert names(tmp_path, everything=True)[:3] == [".env", ".gitignore", "train.py"]
+
+
+@pytest.mark.parametrize("below", ["", "project"])
+def test_a_repository_without_a_git_to_read_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, below: str) -> None:
+    project = tmp_path / below
+    fill(project, {"train.py": "", ".env": "PASSWORD=1"})
+    git(tmp_path, "init", "--quiet")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(JobError) as caught:
+        make_bundle(project, "train.py", 1)
+    assert str(caught.value) == (
+        f"{project} lies in a git repository, but git, which says what is code there, cannot be started on this "
+        "machine (No such file or directory); install it, or set -e project_files=all"
+    )
+    assert names(project, everything=True) == [".env", "train.py"]
 
 
 def test_a_submodule_that_was_never_fetched_is_named(tmp_path: Path) -> None:

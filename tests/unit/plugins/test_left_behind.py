@@ -1,10 +1,14 @@
+import os
 import subprocess
+import tempfile
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import make_bundle, names_in
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.left_behind import elsewhere, explained, of_job
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import Record
+from local_nodes import IS_ROOT, NOBODY, closed
 
 IGNORED = [
     "pkg/_version.py",
@@ -87,6 +91,11 @@ def test_what_git_ignores_is_named(project: Path, reason: str, name: str, patter
         "FileNotFoundError: [Errno 2] No such file or directory: ''",
         "FileNotFoundError: [Errno 2] No such file or directory: 'a\0b'",
         f"FileNotFoundError: [Errno 2] No such file or directory: '{'x' * 400}'",
+        f"ModuleNotFoundError: No module named '{'x' * 400}'",
+        f"ModuleNotFoundError: No module named '{'x' * 400}.part'",
+        f"ModuleNotFoundError: No module named '{'x.' * 4000}part'",
+        f"ImportError: cannot import name '{'x' * 400}' from '{'x' * 400}'",
+        "ModuleNotFoundError: No module named '...'",
         "FileNotFoundError: [Errno 2] No such file or directory: 'src'",
     ],
 )
@@ -111,6 +120,32 @@ def test_a_module_that_lies_where_python_does_not_look(module: str, path: str, a
     remedy = f'add -e \'{{"env": {{"PYTHONPATH": "{above}"}}}}\''
     sentence = f"{path} lies in the project, where Python does not look for it; {remedy}" if path else ""
     assert elsewhere(f"ModuleNotFoundError: No module named '{module}'", travelled) == sentence
+
+
+def test_a_module_in_a_folder_that_the_user_may_not_enter() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        project = Path(folder)
+        (project / "closed" / "in").mkdir(parents=True)
+        if IS_ROOT:
+            for path in (project, *project.rglob("*")):
+                os.chown(path, NOBODY, NOBODY)
+        with closed(project / "closed"):
+            for name in ("closed.in.part", "closed.in"):
+                assert explained(f"ModuleNotFoundError: No module named '{name}'", project, [], "train.py") == ""
+            reason = "FileNotFoundError: [Errno 2] No such file or directory: 'closed/in'"
+            assert explained(reason, project, [], "train.py") == ""
+
+
+def test_whatever_a_rank_prints_the_job_s_end_is_said(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = Record(project / "runs", "20261122-173000-train-9f3a")
+    bundle = make_bundle(project, "src/train.py", 1)
+    (project / "runs" / ".bundles").mkdir(parents=True)
+    (project / "runs" / ".bundles" / bundle.sha256).write_bytes(bundle.content)
+    record.data = {"project_dir": str(project), "bundle": {"sha256": bundle.sha256}, "script": "src/train.py"}
+    assert "git ignores it" in of_job("No such file or directory: 'train.bin'", record)
+    for error in (OSError(36, "File name too long"), ValueError("embedded null byte")):
+        monkeypatch.setattr(os.path, "lexists", Mock(side_effect=error))
+        assert of_job("No such file or directory: 'train.bin'", record) == ""
 
 
 def test_a_job_of_whose_code_nothing_is_known(tmp_path: Path) -> None:

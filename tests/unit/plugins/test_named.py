@@ -2,17 +2,19 @@
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible.errors import AnsibleConnectionFailure
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import BUNDLE_MTIME
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import checkpoints, resume
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.desk import Desk
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from left_jobs import gang_on, leave
-from local_nodes import IS_ROOT, LocalNode, node_of_nobody, opener, refused
+from local_nodes import IS_ROOT, ME, Altered, Connection, LocalNode, node_of_nobody, opener, refused
 from orders import Undisturbed
 
 TRANSFORMERS = {"out/checkpoint-10/trainer_state.json": b"{}", "out/checkpoint-10/optimizer.pt": b"1"}
@@ -144,6 +146,29 @@ def test_a_folder_of_which_each_node_has_a_part(nodes: list[LocalNode], tmp_path
     ]
 
 
+@pytest.mark.parametrize("path", [".ckpts/last.pt", "./.ckpts/../.ckpts/last.pt", ".last.pt", "..ckpts/last.pt"])
+def test_a_hidden_one_is_put_at_the_same_place(nodes: list[LocalNode], tmp_path: Path, path: str) -> None:
+    place = os.path.normpath(path)
+    for rank, node in enumerate(nodes):
+        leave(node, JOB, {place: b"1"} if rank == 1 else {}, spec(nodes, rank))
+    said, have = go_on(path, nodes, tmp_path, JOB)
+    assert have == [{place: b"1"}] * 2
+    assert said == [f"CKPT_PATH is {place} (1 file, 1 B, from node1)"]
+
+
+@pytest.mark.parametrize("path", [".", "./", "a/..", "..", "../..", "/", "//", "~/", "~/."])
+@pytest.mark.parametrize("job", ["", JOB])
+def test_a_folder_without_a_name(nodes: list[LocalNode], tmp_path: Path, path: str, job: str) -> None:
+    for rank, node in enumerate(nodes):
+        leave(node, JOB, {"last.pt": b"1"}, spec(nodes, rank))
+    with pytest.raises(JobError) as caught:
+        resume.find_origin(job, path, tmp_path / "runs", desk_of(nodes))
+    assert str(caught.value) == (
+        f"checkpoint {path} is not the name of a file or a folder; name the checkpoint itself, as in: "
+        "-e checkpoint=out/checkpoint-10"
+    )
+
+
 def test_a_link_that_the_job_left(nodes: list[LocalNode], tmp_path: Path) -> None:
     for rank, node in enumerate(nodes):
         work = leave(node, JOB, {"epoch=1.pt": b"one"}, spec(nodes, rank))
@@ -170,8 +195,6 @@ class Elsewhere:
     become = None
 
     def __init__(self, path: str, instead: str) -> None:
-        from local_nodes import Altered
-
         change = (
             "    if os.path.isabs(path):\n",
             f"    path = path.replace({path!r}, {instead!r})\n    if os.path.isabs(path):\n",
@@ -191,6 +214,47 @@ def test_an_absolute_one_that_every_node_has(nodes: list[LocalNode], tmp_path: P
     said, have = go_on(path, nodes, tmp_path)
     assert have == [{}, {}]
     assert said == [f"CKPT_PATH is {path} (6 B, which every node has there)"]
+
+
+HOME = (
+    "self.name, self.uid, self.gid, self.home = entry.pw_name, entry.pw_uid, entry.pw_gid, entry.pw_dir",
+    "self.name, self.uid, self.gid, self.home = entry.pw_name, entry.pw_uid, entry.pw_gid, {!r}",
+)
+"""What makes another folder the home of the account that jobs run as."""
+
+
+@pytest.mark.parametrize("job", ["", JOB])
+def test_one_in_a_home(nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: str) -> None:
+    """It is the home on the nodes, of the account that jobs run as; only if nothing is there, the one here."""
+    for rank, node in enumerate(nodes):
+        home = tmp_path / f"home-{node.host}"
+        home.mkdir()
+        node.connection = Altered((HOME[0], HOME[1].format(str(home))))
+        leave(node, JOB, {}, spec(nodes, rank))
+    mine = tmp_path / "mine"
+    (mine / "out").mkdir(parents=True)
+    (mine / "out" / "last.pt").write_bytes(b"mine")
+    monkeypatch.setenv("HOME", str(mine))
+    said, have = go_on("~/out/last.pt", nodes, tmp_path, job)
+    assert have == [{".checkpoint/last.pt": b"mine"}] * 2
+    assert said[-1] == f"CKPT_PATH is .checkpoint/last.pt (1 file, 4 B, from {mine}/out/last.pt on this machine)"
+    for node in nodes:
+        shutil.rmtree(node.job_dir("job-2"))
+    (tmp_path / "home-node1" / "out").mkdir()
+    (tmp_path / "home-node1" / "out" / "last.pt").write_bytes(b"node1's")
+    said, have = go_on("~/out/last.pt", nodes, tmp_path, job)
+    assert have == [{".checkpoint/last.pt": b"node1's"}] * 2
+    assert said == ["CKPT_PATH is .checkpoint/last.pt (1 file, 7 B, from node1)"]
+
+
+def test_one_in_a_home_that_every_node_has(nodes: list[LocalNode], tmp_path: Path) -> None:
+    (tmp_path / "home" / "out").mkdir(parents=True)
+    (tmp_path / "home" / "out" / "last.pt").write_bytes(b"shared")
+    for node in nodes:
+        node.connection = Altered((HOME[0], HOME[1].format(str(tmp_path / "home"))))
+    for path, there in (("~/out/last.pt", "out/last.pt"), ("~/out", "out")):
+        (words,) = resume.find_origin("", path, tmp_path / "runs", desk_of(nodes)).distribute(gang_on(nodes), [])
+        assert words == f"CKPT_PATH is {tmp_path}/home/{there} (6 B, which every node has there)"
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
@@ -226,6 +290,47 @@ def test_one_that_nobody_has(nodes: list[LocalNode], tmp_path: Path, monkeypatch
         with pytest.raises(JobError) as caught:
             resume.find_origin(job, path, tmp_path / "runs", desk_of(nodes))
         assert str(caught.value) == f"checkpoint {path} is {where}; {remedy}"
+
+
+class Lost(Connection):
+    """Reaches nobody any more."""
+
+    def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
+        raise AnsibleConnectionFailure("no route to host")
+
+
+def test_a_node_that_does_not_answer(nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder may lack its part, so that is refused; of a file it is said, wherever that is taken from."""
+    for rank, node in enumerate(nodes):
+        leave(node, JOB, {"c/.metadata": b"m", "last.pt": b"first"} if rank == 0 else {}, spec(nodes, rank))
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "part").write_bytes(b"0")
+    (tmp_path / "here.pt").write_bytes(b"mine")
+    monkeypatch.chdir(tmp_path)
+    nodes[1].connection = Lost()
+    away = "node1 is unreachable: no route to host"
+    for job, path in ((JOB, "c"), ("", f"{tmp_path}/c")):
+        with pytest.raises(JobError) as caught:
+            resume.find_origin(job, path, tmp_path / "runs", desk_of(nodes))
+        assert str(caught.value) == (
+            f"checkpoint {path} is a folder, of which node1 may have a part too, but {away}; have it answer, or if it "
+            "has none, leave it out of the inventory"
+        )
+    for path, source in (("last.pt", "node0"), ("here.pt", f"{tmp_path}/here.pt on this machine")):
+        found = resume.find_origin(JOB, path, tmp_path / "runs", desk_of(nodes))
+        assert found.words.endswith(f", from {source}")
+        assert found.notes == (f"whether node1 has checkpoint {path} is not known: {away}",)
+    stat = "        os.stat(path)\n    except PermissionError:"
+    nodes[1].connection = Altered((stat, stat.replace("os.stat(path)", "raise PermissionError")))
+    found = resume.find_origin("", f"{tmp_path}/c", tmp_path / "runs", desk_of(nodes))
+    assert found.notes == (f"node1 does not let {ME}, as whom jobs run, look at {tmp_path}/c",)
+    nodes[0].connection = nodes[1].connection = Lost()
+    found = resume.find_origin("", f"{tmp_path}/c", tmp_path / "runs", desk_of(nodes))
+    assert found.words.endswith(f", from {tmp_path}/c on this machine")
+    assert found.notes == tuple(
+        f"whether {host} has checkpoint {tmp_path}/c is not known: {host} is unreachable: no route to host"
+        for host in ("node0", "node1")
+    )
 
 
 def test_a_folder_that_is_no_checkpoint(

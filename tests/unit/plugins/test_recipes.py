@@ -98,11 +98,13 @@ class Recipe:
         program, playbook, *words = PAGE[self.name][number]
         assert program == "ansible-playbook"
         job = self.typed[0].job if self.typed else ""
-        words = [word.replace("~/", f"{self.home}/").replace("=ID", f"={job}") for word in words]
+        words = [
+            re.sub("""(?<=[='"])/data\\b""", f"{self.home}/data", word).replace("=ID", f"={job}") for word in words
+        ]
         one = Typed(self.home / f"{self.name}-{number}")
         self.typed.append(one)
         with ThreadPoolExecutor() as pool:
-            playing = pool.submit(play, self.home, playbook, *words, output=one.output)
+            playing = pool.submit(play, self.home, playbook, *words, output=one.output, HOME=str(self.home))
             meanwhile(one)
         one.code = playing.result().returncode
         return one
@@ -222,7 +224,7 @@ def test_spawns(recipe: Recipe) -> None:
 
 
 def test_relative_data(recipe: Recipe) -> None:
-    (recipe.home / "data").mkdir()
+    (recipe.home / "data").mkdir(exist_ok=True)
     (recipe.home / "data" / "images.bin").write_bytes(bytes(9))
     assert recipe.type().printed() == ["['cat', 'dog']", "9 bytes"]
 

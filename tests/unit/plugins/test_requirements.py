@@ -1,6 +1,8 @@
 """Requirements files as people write them: what is read, and what is refused by file and line."""
 
+import os
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.requirements i
     read,
     secret_among,
 )
+from local_nodes import IS_ROOT, NOBODY, closed
 
 
 def file(folder: Path, text: str | bytes, name: str = "requirements.txt") -> Path:
@@ -469,3 +472,20 @@ def test_the_history_of_a_project_stays_on_the_controller(tmp_path: Path, build:
 def test_nothing_is_kept_between_files(tmp_path: Path) -> None:
     assert read(file(tmp_path, "idna\n")) == read(file(tmp_path, "idna\n"))
     assert isinstance(read(file(tmp_path, "")), Requirements)
+
+
+@pytest.mark.parametrize("in_git", [False, True])
+def test_a_local_project_with_a_folder_that_the_user_may_not_enter(in_git: bool) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        project = Path(name)
+        (project / "closed").mkdir()
+        (project / "pkg.py").touch()
+        (project / "closed" / "part.py").touch()
+        if in_git:
+            subprocess.run(["git", "init", "--quiet", name], check=True)
+            subprocess.run(["git", "-C", name, "add", "--all"], check=True)
+        if IS_ROOT:
+            for path in (project, *project.rglob("*")):
+                os.lchown(path, NOBODY, NOBODY)
+        with closed(project / "closed"):
+            assert files_of(project) == ["pkg.py"]
