@@ -112,7 +112,7 @@ def go_through(cluster: Cluster, script: str, seconds: float) -> dict[str, int]:
     The order is random, and so are the moments.
     """
     tried = dict.fromkeys([*WAYS, "no file can be opened here for 10 s", "the connections are killed here"], 0)
-    run = cluster.run(script, "-e", "logs=all", "-e", QUIET)
+    run = cluster.run(script, "-e", "logs=all", "-e", "launcher=python", "-e", QUIET)
     await_lines(run, cluster, "line 250$", 120)  # by then the nodes watch over each other; four import torch before
     job = run.job
 

@@ -1,4 +1,7 @@
-"""Trains on all nodes together, a numbered line for each step of each, until somebody makes the file `go` on one."""
+"""Trains on all nodes together, a numbered line for each step of each, until somebody makes the file `go` on one.
+
+Started once per node: torchrun's own processes would tell in the log which of them left first.
+"""
 
 import itertools
 import os
@@ -12,7 +15,8 @@ lines = os.fdopen(os.dup(1), "w")
 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what gloo says
 torch.set_num_threads(1)
 torch.manual_seed(7)
-dist.init_process_group("gloo")
+rank = int(os.environ["NODE_RANK"])
+dist.init_process_group("gloo", rank=rank, world_size=int(os.environ["WORLD_SIZE"]))
 model = nn.parallel.DistributedDataParallel(nn.Linear(8, 1))
 optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
 for number in itertools.count():
@@ -27,5 +31,5 @@ for number in itertools.count():
         break
     time.sleep(0.01)
 dist.destroy_process_group()
-if os.environ["RANK"] == "0":
-    time.sleep(1)  # torchrun on this node serves all the others, which say so where it leaves first
+if rank == 0:
+    time.sleep(1)  # it has the store, which the others use to the end
