@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from ansible_collections.thunderhead.cluster.plugins.plugin_utils.resume import Origin
 
 FIRST_LOOK_SECONDS = 0.15
-"""Until the nodes are asked how the job goes: a script has hardly begun by then. Where 16 nodes share two cores, the
-last script starts 0.05 s earlier than if they were asked at once."""
+"""Until the nodes are asked how the job goes: a script has hardly begun by then. Where 16 nodes share two cores, to be
+asked at once held the last script up by 0.12 s (14 rounds by turns, against a pause of 0.3 s)."""
 
 
 def plan(order: Order, desk: Desk) -> tuple[Launch, Origin | None]:

@@ -54,15 +54,9 @@ class Cluster:
         ssh_args = f"ANSIBLE_SSH_ARGS=-F '{SSH_CONFIG}' -o ControlMaster=auto -o ControlPersist=600"
         tool = Path(sys.executable).parent / "ansible-playbook"
         return [
-            "env",
-            "-u",
-            "PYTHONDONTWRITEBYTECODE",
-            ssh_args,
-            f"ANSIBLE_SSH_CONTROL_PATH_DIR={self.control}",
-            str(tool),
-            "-i",
-            str(inventory),
-            name,
+            *("env", "-u", "PYTHONDONTWRITEBYTECODE"),  # a user's Python keeps what it has compiled
+            *(ssh_args, f"ANSIBLE_SSH_CONTROL_PATH_DIR={self.control}"),
+            *(str(tool), "-i", str(inventory), name),
         ]
 
     def disconnect(self) -> None:

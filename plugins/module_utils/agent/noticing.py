@@ -113,16 +113,16 @@ class Rendezvous:
                 return True
             if inode in own:
                 new.discard(inode)  # it is about to connect
-            elif inode != "0" or is_first:
+            elif inode in others or is_first:  # one of a process that is not counted yet may be the job's
                 self._others.add(end)
         for inode in new:
             self._tries[inode] = self._tries.get(inode, 0) + 1
         return False
 
     def _left(self) -> bool:
-        """Whether there is a connection that nobody was seen to have, as there is for a minute after its end."""
+        """Whether there is a closed connection that nobody was seen to have; the kernel keeps each for a minute."""
         return self._others is not None and any(
-            end not in self._others and state not in (_LISTENS, _CONNECTING) for end, state, _inode in self._sockets()
+            end not in self._others and inode == "0" for end, _state, inode in self._sockets()
         )
 
     def _sockets(self) -> Iterator[tuple[str, str, str]]:

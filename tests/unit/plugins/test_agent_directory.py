@@ -26,6 +26,7 @@ from playing import play
 JOB = "20261122-173005-train-0a0a"
 NOW = datetime.datetime.now()
 BELOW = "set cluster_dir in the inventory to a folder below those of root or of the account that Ansible uses there"
+# An ordinary user has one account: there is nothing to be tested then. CI runs as root.
 as_root = pytest.mark.skipif(not IS_ROOT, reason="only root can give a folder away")
 
 

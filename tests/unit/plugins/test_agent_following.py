@@ -90,6 +90,7 @@ SPOILT = {
 }
 
 
+# An ordinary user has one account: there is nothing to be tested then. CI runs as root.
 @pytest.fixture(params=[False, pytest.param(True, marks=pytest.mark.skipif(not IS_ROOT, reason="root can become it"))])
 def any_node(request: pytest.FixtureRequest, node: LocalNode) -> Iterator[LocalNode]:
     """A node whose jobs run as this account, or as another."""

@@ -101,6 +101,7 @@ def test_a_log_that_is_none(tmp_path: Path, kind: str) -> None:
     assert last_words(str(tmp_path / "job")) == (0, b"")
 
 
+# An ordinary user has one account: there is nothing to be tested then. CI runs as root.
 @pytest.mark.skipif(not IS_ROOT, reason="only root makes files of others")
 def test_a_file_of_somebody_else_is_no_log(tmp_path: Path) -> None:
     """Whose other name was taken away: it has one only, in the job's folder."""

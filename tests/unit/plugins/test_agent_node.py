@@ -208,6 +208,7 @@ NUMBER = 54321
 """Of no account."""
 
 
+# An ordinary user has one account: there is nothing to be tested then. CI runs as root.
 @pytest.mark.skipif(not IS_ROOT, reason="only root gives files away")
 def test_the_job_of_an_account_that_was_deleted(tmp_path: Path) -> None:
     with node_of_nobody() as node:

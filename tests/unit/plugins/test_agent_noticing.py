@@ -147,6 +147,54 @@ def test_only_the_jobs_own_sockets_count(store: socket.socket) -> None:
                 script.communicate(b"\n")
 
 
+OPENS = "import socket, sys\nheld = [socket.create_connection(('127.0.0.1', int(sys.argv[1]))) for line in sys.stdin]"
+
+
+def test_a_connection_of_a_process_that_is_not_counted_yet_is_no_strangers(
+    store: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torchrun opens a connection of its own while the script that it just started has one, which then ends."""
+    port = store.getsockname()[1]
+    agent, script = (
+        subprocess.Popen([sys.executable, "-c", OPENS, str(port)], stdin=subprocess.PIPE, bufsize=0) for _ in range(2)
+    )
+
+    def connect(process: subprocess.Popen[bytes]) -> None:
+        before = sum(1 for _ in one._sockets())
+        process.stdin.write(b"\n")  # type: ignore[union-attr]
+        until(lambda: sum(1 for _ in one._sockets()) > before)
+
+    one = Rendezvous(port, False, agent.pid)
+    monkeypatch.setattr(noticing, "descendants", lambda _pid: [agent.pid])
+    try:
+        for process in (agent, agent, script, agent):
+            connect(process)
+            one._next = one._next_count = 0
+            one.look()
+        assert not one.seen
+    finally:
+        script.communicate()
+        agent.communicate()
+    one.look(last=True)
+    assert one.seen
+
+
+def test_connections_of_torchrun_alone_are_not_the_scripts(store: socket.socket) -> None:
+    port = store.getsockname()[1]
+    agent = subprocess.Popen([sys.executable, "-c", OPENS, str(port)], stdin=subprocess.PIPE, bufsize=0)
+    one = Rendezvous(port, False, agent.pid)
+    try:
+        for count in range(1, 4):
+            agent.stdin.write(b"\n")  # type: ignore[union-attr]
+            until(lambda count=count: sum(1 for _ in one._sockets()) == count)
+            one._next = one._next_count = 0
+            one.look()
+    finally:
+        agent.communicate()
+    one.look(last=True)
+    assert not one.seen
+
+
 def test_what_was_there_before_the_job_is_no_sign_of_it(store: socket.socket) -> None:
     port = store.getsockname()[1]
     with socket.create_connection(("127.0.0.1", port)):
