@@ -104,7 +104,7 @@ class Resolution:
         self.torch = "torch"
         self.from_where: dict[str, str] = {}
         self.preferred: str = request["preferred"]
-        self.pinned: dict[str, set[str]] = {}
+        self.pinned: dict[str, dict[str, str]] = {}
 
     def result(self) -> dict[str, Any]:
         """Return what ``resolve`` does."""
@@ -113,7 +113,7 @@ class Resolution:
         if self.request["arguments"][:1] == ["uv.lock"]:
             lines = self._exported()
         for name, version in re.findall(r"(?m)^([A-Za-z0-9][\w.-]*)(?:\[[^]]*\])?\s*==\s*([^\s;,\\]+)", lines):
-            self.pinned.setdefault(normalized(name), set()).add(_short(version))
+            self.pinned.setdefault(normalized(name), {})[_short(version)] = version
         torch = re.search(r"(?im)^torch(?![-_.a-z0-9])[^\\\n;@]*", lines)
         self.torch = torch[0].strip() if torch else "torch"
         self._write("requirements.in", lines)
@@ -393,10 +393,11 @@ class Resolution:
                 "must have one: uv pip compile --generate-hashes writes such a file"
             )
         kept = [one for one in hashes if one in allowed]
-        pinned = self.pinned.get(normalized(name), set())
+        pinned = self.pinned.get(normalized(name), {})
         if not kept and version and pinned and _short(version) not in pinned:
+            known = " and ".join(sorted(pinned.values()))
             raise Failure(
-                f"the requirements give hashes for {name} {' and '.join(sorted(pinned))}, and {version} is needed: a "
+                f"the requirements give hashes for {name} {known}, and {version} is needed: a "
                 "marker, or python_env_uv_settings, leads to another version; lock them again, for this Python and "
                 "with what those settings change"
             )

@@ -260,7 +260,7 @@ def test_a_project_of_the_user_is_left_as_it_is(bench: Bench, tmp_path_factory: 
         ("tiny==1.0", "tiny is not the package whose hash the requirements give"),
         (
             "tiny==2.0",
-            "the requirements give hashes for tiny 1, and 2.0 is needed: a marker, or python_env_uv_settings",
+            "the requirements give hashes for tiny 1.0.0, and 2.0 is needed: a marker, or python_env_uv_settings",
         ),
     ],
 )
