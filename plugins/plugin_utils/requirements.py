@@ -72,6 +72,8 @@ VERSION_OF_GIT = re.compile(
     r"|setuptools-git-versioning|\bpbr\b|source\s*=\s*[\"']scm[\"']"
 )
 """In a project's files, what takes the version from git."""
+EGG = re.compile(r"[#&]egg=([A-Za-z0-9](?:[\w.-]*[A-Za-z0-9])?)(?=&|$)")
+"""The name that pip takes for a URL without one."""
 HASH = re.compile(r"\s--hash[= ]([a-z0-9]+:[0-9a-fA-F]+)")
 TORCH_LABEL = re.compile(r"torch(?:vision|audio|text|data)?")
 TORCHS_OWN = re.compile(
@@ -488,6 +490,8 @@ def _required(result: Requirements, line: Line, flag: str, value: str) -> tuple[
     if re.match(r"(?i)(git|hg|bzr|svn)\+|https?://|ssh://", location):
         if location.startswith(("hg+", "bzr+", "svn+")):
             return value, "names a repository that is not git's; install it from an archive or an index"
+        if not name and (egg := EGG.search(location)):  # settings of uv go by the name, and it builds for none
+            name, extras = egg[1] + extras, ""
         return f"{f'{name.strip()} @ ' if name else ''}{location}{extras}{marker}", ""
     is_path = flag or name or location.startswith((".", "/", "~", "file:")) or os.sep in location
     is_path = is_path or (location.lower().endswith(ARCHIVES) and (line.file.parent / location).is_file())

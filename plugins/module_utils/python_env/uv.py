@@ -112,13 +112,13 @@ CAUSES: tuple[tuple[str, str], ...] = (
     ),
     (
         r"ModuleNotFoundError: No module named '?torch\b",
-        "the build of {package} needs torch, and does not declare it; set python_env_build_needs_torch: [{package}]; "
-        "of a project of your own, add it to build-system.requires in its pyproject.toml",
+        "the build of {package} needs torch, and does not declare it; set python_env_build_needs_torch: "
+        "[{package}]{name_it}; of a project of your own, add it to build-system.requires in its pyproject.toml",
     ),
     (
         r"ModuleNotFoundError: No module named ",
         "the build of {package} needs another package, and does not declare it ({line}); set python_env_uv_settings: "
-        "{{extra-build-dependencies: {{{package}: [{module}]}}}}; of a project of your own, add it to "
+        "{{extra-build-dependencies: {{{package}: [{module}]}}}}{name_it}; of a project of your own, add it to "
         "build-system.requires in its pyproject.toml",
     ),
     (
@@ -180,7 +180,9 @@ def because(said: str, otherwise: str, package: str = "") -> str:
     ``package`` is the one that is built.
     """
     lines = said.splitlines()
-    package = package or built_by(said) or "PACKAGE"
+    package = package or built_by(said)
+    name_it = "" if package else ", and where the requirements have only a URL, write PACKAGE @ URL"
+    package = package or "PACKAGE"
     for pattern, words in CAUSES:
         for number, line in enumerate(lines):
             if re.search(pattern, line):
@@ -191,7 +193,7 @@ def because(said: str, otherwise: str, package: str = "") -> str:
                     shown = f"{shown}: {address[0].rstrip(').`')}"
                 module = re.search(r"No module named '?(\w+)", line)
                 other = module[1] if module else ""
-                return redacted(words.format(line=shown[:300], package=package, module=other))
+                return redacted(words.format(line=shown[:300], package=package, module=other, name_it=name_it))
     return otherwise
 
 

@@ -294,7 +294,9 @@ FETCHING = "error: Failed to fetch: `https://user:pass@example.org/simple/x/`\n 
         ("  Hash mismatch for `x==1.0`", "a package is not the one whose hash the lock has: it was changed"),
         (
             "ModuleNotFoundError: No module named 'numpy'",
-            "the build of PACKAGE needs another package, and does not declare it (Module",
+            "the build of PACKAGE needs another package, and does not declare it (ModuleNotFoundError: No module named "
+            "'numpy'); set python_env_uv_settings: {extra-build-dependencies: {PACKAGE: [numpy]}}, and where the "
+            "requirements have only a URL, write PACKAGE @ URL; of a project",
         ),
         (
             "error: Failed to build `old @ git+file:x`\n  ModuleNotFoundError: No module named 'Cython'",

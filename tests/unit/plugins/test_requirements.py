@@ -79,6 +79,11 @@ def test_files_that_include_each_other(tmp_path: Path) -> None:
         ("--extra-index-url https://example.org/simple", "--extra-index-url https://example.org/simple"),
         ("git+https://git@github.com/o/r.git@v1", "git+https://git@github.com/o/r.git@v1"),
         ("r @ git+ssh://git@github.com/o/r.git", "r @ git+ssh://git@github.com/o/r.git"),
+        (
+            "git+https://example.org/r.git#subdirectory=a&egg=r-1_x",
+            "r-1_x @ git+https://example.org/r.git#subdirectory=a&egg=r-1_x",
+        ),
+        ("-e git+https://example.org/r.git@v1#egg=r[x]", "r[x] @ git+https://example.org/r.git@v1#egg=r"),
         ("-r https://example.org/requirements.txt", None),
         ("--no-binary six", None),
         ("six; python_version < '4'", "six; python_version < '4'"),
