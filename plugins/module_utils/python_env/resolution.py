@@ -387,6 +387,8 @@ class Resolution:
         if not self.hashes:
             return hashes
         allowed = self.hashes.get(normalized(name))
+        if allowed == []:  # a uv.lock has none for files of a folder
+            return hashes
         if not allowed:
             raise Failure(
                 f"the requirements give hashes, and none for {name}, which is needed besides; where one has a hash all "

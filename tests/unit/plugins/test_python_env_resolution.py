@@ -310,6 +310,17 @@ def test_the_indexes_of_a_uv_lock(bench: Bench) -> None:
     assert "--index-strategy=unsafe-best-match" not in bench.calls[-1][0]
 
 
+def test_what_a_uv_lock_takes_from_a_folder(bench: Bench) -> None:
+    """It has no hash there; what it has none of at all stays outside."""
+    (bench.folder / "uv.lock").write_text(UV_LOCK)
+    (bench.folder / "exported").write_text("tiny==1.0 \\\n    --hash=sha256:00\nlocal==1.0\n")
+    locked = "tiny==1.0 \\\n    --hash=sha256:00\nlocal==1.0 \\\n    --hash=sha256:33\n"
+    given = {"arguments": ["uv.lock"], "project": str(bench.folder), "settings": {**SETTINGS, "index_url": "none"}}
+    assert resolve(bench.request([], locked, **given))["locks"]["here"] == locked
+    with pytest.raises(Failure, match="the requirements give hashes, and none for more, which is needed besides"):
+        resolve(bench.request([], locked + "more==1.0 \\\n    --hash=sha256:44\n", **given))
+
+
 def test_an_index_of_the_requirements_that_is_not_reached(bench: Bench) -> None:
     """Before uv tries for a minute; and PyPI is not asked where they name another in its place."""
     with socket.socket() as closed:
