@@ -45,7 +45,7 @@ INDEXED = re.compile(r"[A-Za-z0-9][\w.-]*(?!.*://)")
 UNMET = {
     "was not found in the package registry|no versions of": "no index has such a package",
     "there is no version of": "no index has this version",
-    "has no wheels with a matching": "it has no wheel for {}",
+    "has no wheels with a matching": "it has no wheel for {}; take another version, or Python (python_env_python)",
 }
 """What uv says of one requirement, and what that means."""
 ASKED_AT_ONCE = 8

@@ -40,6 +40,8 @@ if arguments[0] == "build":
         wheel.writestr("mine.py", str(os.getpid()))
     if "without-wheel" in arguments[-1]:
         os.unlink(folder + "/mine-1.0-py3-none-any.whl")
+elif os.path.exists("{folder}/uv-says"):
+    sys.exit(open("{folder}/uv-says").read())
 elif arguments[0] == "export":
     print(open("{folder}/exported").read())
 elif "--output-file" in arguments:
@@ -330,3 +332,14 @@ def test_an_index_of_the_requirements_that_is_not_reached(bench: Bench) -> None:
             with pytest.raises(Failure, match=rf"does not reach the index {url}: .*; take it out of the requirements"):
                 settings = {**SETTINGS, "index_url": "" if option == "--index-url" else "file:///srv/simple"}
                 resolve(bench.request([f"{option} {url}", "six"], settings=settings))
+
+
+def test_a_version_without_a_wheel_for_a_nodes_python(bench: Bench) -> None:
+    (bench.folder / "uv-says").write_text(
+        "error: No solution found\n  Because x==1 has no wheels with a matching Python ABI"
+    )
+    with pytest.raises(Failure) as caught:
+        resolve(bench.request(["x==1"], settings={**SETTINGS, "index_url": "none"}))
+    about = f"Python {TARGET['python']} on x86_64"
+    expected = f"it has no wheel for {about}; take another version, or Python (python_env_python)"
+    assert caught.value.unmet == [("x==1", expected)]
