@@ -48,6 +48,8 @@ UNMET = {
     "has no wheels with a matching": "it has no wheel for {}; take another version, or Python (python_env_python)",
 }
 """What uv says of one requirement, and what that means."""
+MISSING = re.compile(r"was not found in|no versions? of|only \S+ is available|only the following versions")
+"""In what uv says where an index lacks something, which another may have."""
 ASKED_AT_ONCE = 8
 OLDEST_IN_ZIP = "315532800"
 """1980-01-01, in seconds since 1970: a zip file, which a wheel is, has no earlier time."""
@@ -79,7 +81,8 @@ def resolve(request: Mapping[str, Any]) -> dict[str, Any]:
     try:
         return resolution.result()
     except Failure as failure:
-        may_matter = failure.why == OTHERWISE or "certificate" in failure.why
+        is_missing = failure.why == OTHERWISE and MISSING.search(failure.said) is not None
+        may_matter = is_missing or "certificate" in failure.why
         remarks = resolution.uv.machine.not_taken() if may_matter else []
         raise Failure("; besides, ".join([failure.why, *remarks]), failure.said, failure.unmet) from None
 
@@ -103,6 +106,7 @@ class Resolution:
         self.links: list[str] = []
         self.torch = "torch"
         self.from_where: dict[str, str] = {}
+        self.named: list[str] = []
         self.preferred: str = request["preferred"]
         self.pinned: dict[str, dict[str, str]] = {}
 
@@ -141,9 +145,9 @@ class Resolution:
         if self.uv.index == "none" or "UV_OFFLINE" in self.uv.environment:
             return
         known = self.uv.indexes("")
-        first = self.from_where.get("UV_DEFAULT_INDEX", "")
-        named = [one for one in (first, *self.from_where.get("UV_INDEX", "").split()) if one and one not in known]
-        self.uv.require_reachable([one for one in known if not first or one != PYPI], named)
+        if "UV_DEFAULT_INDEX" in self.from_where:
+            known = [one for one in known if one != PYPI]
+        self.uv.require_reachable(known, [one for one in self.named if one not in known])
 
     def _variables(self, lines: str) -> dict[str, str]:
         """Return the indexes and folders of lines as variables for a build: process lists show arguments."""
@@ -153,6 +157,7 @@ class Resolution:
             values: list[str] = re.findall(rf"(?m)^--{option} (\S.*)", lines)
             return [re.sub(r"\$\{(\w+)\}", lambda found: known.get(found[1], found[0]), one.strip()) for one in values]
 
+        self.named = [*given("index-url")[-1:], *given("extra-index-url")]
         indexes = [*given("extra-index-url"), *known.get("UV_INDEX", "").split()]
         folders = [*given("find-links"), *known.get("UV_FIND_LINKS", "").split(",")]
         found = {
@@ -370,13 +375,21 @@ class Resolution:
 
     def _take_along(self, name: str, hashes: list[str]) -> None:
         """Have the files of a package that lie here, and not on the nodes, go to the nodes."""
-        for folder in self.links:
+        for digest, path in self._files(name, self.links).items():
+            if digest in hashes:
+                shutil.copy(path, self.wheels)
+
+    @staticmethod
+    def _files(name: str, folders: list[str]) -> dict[str, str]:
+        """Return the files of a package in folders, by their hashes."""
+        found = {}
+        for folder in folders:
             for file in os.listdir(folder) if os.path.isdir(folder) else ():
                 if normalized(file).startswith(f"{name}-") and file.endswith((".whl", ".tar.gz")):
-                    with open(os.path.join(folder, file), "rb") as package:
-                        digest = hashlib.sha256(package.read()).hexdigest()
-                    if f"sha256:{digest}" in hashes:
-                        shutil.copy(os.path.join(folder, file), self.wheels)
+                    path = os.path.join(folder, file)
+                    with open(path, "rb") as package:
+                        found[f"sha256:{hashlib.sha256(package.read()).hexdigest()}"] = path
+        return found
 
     def _allowed(self, name: str, hashes: list[str], version: str = "") -> list[str]:
         """Return of the hashes those that the requirements allow: all if they give none.
@@ -387,8 +400,9 @@ class Resolution:
         if not self.hashes:
             return hashes
         allowed = self.hashes.get(normalized(name))
-        if allowed == []:  # a uv.lock has none for files of a folder
-            return hashes
+        if allowed == []:  # a uv.lock has none for the files of a folder: those, and no others of that name
+            files = self._files(normalized(name), [*self.links, *self.uv.settings["find_links"]])
+            allowed = [one for one in files if one in hashes]
         if not allowed:
             raise Failure(
                 f"the requirements give hashes, and none for {name}, which is needed besides; where one has a hash all "
@@ -452,8 +466,7 @@ class Resolution:
         called = name or os.path.basename(location.rstrip("/"))
         for _round in range(2):
             self._let_build_with_torch()
-            if os.path.realpath(source).startswith(f"{os.path.realpath(self.folder)}/"):  # a copy
-                self._declare(source, self._build_needs(name))
+            self._declare(source, self._build_needs(name))
             try:
                 self.uv.run(
                     *("build", "--wheel", "--no-create-gitignore", "--python", sys.executable),
@@ -476,15 +489,16 @@ class Resolution:
         found = [str(one["requirement"] if isinstance(one, Mapping) else one) for one in known]
         return [*found, *([self.torch] if normalized(name) in map(normalized, self.needs_torch) else [])]
 
-    @staticmethod
-    def _declare(project: str, needs: list[str]) -> None:
-        """Have a project whose name only its build says declare what it needs: uv goes by the name."""
-        path = os.path.join(project, "pyproject.toml")
+    def _declare(self, project: str, needs: list[str]) -> None:
+        """Have the copy of a project whose name only its build says declare what it needs: uv goes by the name."""
+        path = os.path.realpath(os.path.join(project, "pyproject.toml"))
+        if not needs or not path.startswith(f"{os.path.realpath(self.folder)}/"):
+            return
         text = ""
         if os.path.exists(path):
             with open(path, encoding="utf-8", errors="surrogateescape") as file:
                 text = file.read()
-        if not needs or re.search(r"(?m)^\[project\]", text):
+        if re.search(r"(?m)^\[project\]", text):
             return
         listing = ", ".join(map(toml, needs))
         if re.search(r"(?m)^\[build-system\]", text):

@@ -313,14 +313,26 @@ def test_the_indexes_of_a_uv_lock(bench: Bench) -> None:
 
 
 def test_what_a_uv_lock_takes_from_a_folder(bench: Bench) -> None:
-    """It has no hash there; what it has none of at all stays outside."""
+    """It has no hash of it, and a file of the same name and version from an index stays outside."""
     (bench.folder / "uv.lock").write_text(UV_LOCK)
     (bench.folder / "exported").write_text("tiny==1.0 \\\n    --hash=sha256:00\nlocal==1.0\n")
-    locked = "tiny==1.0 \\\n    --hash=sha256:00\nlocal==1.0 \\\n    --hash=sha256:33\n"
-    given = {"arguments": ["uv.lock"], "project": str(bench.folder), "settings": {**SETTINGS, "index_url": "none"}}
-    assert resolve(bench.request([], locked, **given))["locks"]["here"] == locked
-    with pytest.raises(Failure, match="the requirements give hashes, and none for more, which is needed besides"):
-        resolve(bench.request([], locked + "more==1.0 \\\n    --hash=sha256:44\n", **given))
+    (bench.folder / "folder").mkdir()
+    (bench.folder / "folder" / "local-1.0-py3-none-any.whl").write_bytes(b"")
+    settings = {**SETTINGS, "index_url": "none", "find_links": [str(bench.folder / "folder")]}
+    given = {"arguments": ["uv.lock"], "project": str(bench.folder), "settings": settings}
+
+    def lock(**hashes: str) -> str:
+        return "".join(f"{name}==1.0 \\\n    --hash=sha256:{value}\n" for name, value in hashes.items())
+
+    mine = hashlib.sha256(b"").hexdigest()
+    assert resolve(bench.request([], lock(tiny="00", local=mine), **given))["locks"]["here"] == lock(
+        tiny="00", local=mine
+    )
+    for name, locked in {"local": lock(tiny="00", local="33"), "more": lock(tiny="00", more="44")}.items():
+        with pytest.raises(
+            Failure, match=f"the requirements give hashes, and none for {name}, which is needed besides"
+        ):
+            resolve(bench.request([], locked, **given))
 
 
 def test_an_index_of_the_requirements_that_is_not_reached(bench: Bench) -> None:
@@ -343,3 +355,17 @@ def test_a_version_without_a_wheel_for_a_nodes_python(bench: Bench) -> None:
     about = f"Python {TARGET['python']} on x86_64"
     expected = f"it has no wheel for {about}; take another version, or Python (python_env_python)"
     assert caught.value.unmet == [("x==1", expected)]
+
+
+@pytest.mark.parametrize(
+    ("said", "may_matter"), [("x was not found in the package registry", True), ("x==1 needs y<2", False)]
+)
+def test_settings_of_pip_are_named_where_they_may_help(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, said: str, may_matter: bool
+) -> None:
+    (bench.folder / "pip.conf").write_text("[global]\nextra-index-url = https://more.example.org/simple\n")
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(bench.folder / "pip.conf"))
+    (bench.folder / "uv-says").write_text(f"error: No solution found\n  Because {said}")
+    with pytest.raises(Failure) as caught:
+        resolve(bench.request(["x==1"], settings={**SETTINGS, "index_url": "none"}))
+    assert (f"{bench.folder}/pip.conf sets extra-index-url" in caught.value.why) is may_matter
