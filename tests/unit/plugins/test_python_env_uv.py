@@ -253,6 +253,7 @@ def test_an_index_of_whose_addresses_one_is_dead(root: Path, silent: int, monkey
     assert "both.example.org port 80: Connection refused" in unreachable(root, "http://both.example.org/simple")
 
 
+GIT = "error: Git operation failed\n  cause: process didn't exit successfully\n  --- stderr\n  "
 FETCHING = "error: Failed to fetch: `https://user:pass@example.org/simple/x/`\n  cause: "
 
 
@@ -293,8 +294,42 @@ FETCHING = "error: Failed to fetch: `https://user:pass@example.org/simple/x/`\n 
         ("  Hash mismatch for `x==1.0`", "a package is not the one whose hash the lock has: it was changed"),
         (
             "ModuleNotFoundError: No module named 'numpy'",
-            "a package's build needs another that it does not name (Module",
+            "the build of PACKAGE needs another package, and does not declare it (ModuleNotFoundError: No module named "
+            "'numpy'); set python_env_uv_settings: {extra-build-dependencies: {PACKAGE: [numpy]}}, and where the "
+            "requirements have only a URL, write PACKAGE @ URL; of a project",
         ),
+        (
+            "error: Failed to build `old @ git+file:x`\n  ModuleNotFoundError: No module named 'Cython'",
+            "the build of old needs another package, and does not declare it (ModuleNotFoundError: No module named "
+            "'Cython'); set python_env_uv_settings: {extra-build-dependencies: {old: [Cython]}}; of a project of your",
+        ),
+        (
+            "error: Failed to build `old==1`\n  ModuleNotFoundError: No module named 'torch'",
+            "the build of old needs torch, and does not declare it; set python_env_build_needs_torch: [old]; of a",
+        ),
+        (
+            GIT + "fatal: unable to access 'https://u:pass@example.org/r.git/': Could not resolve host: example.org",
+            "git does not reach a repository (fatal: unable to access 'https://…@example.org/r.git/': Could not",
+        ),
+        (GIT + "ssh: connect to host example.org port 22: Connection refused", "git does not reach a repository (ssh:"),
+        (
+            GIT + "fatal: could not read Username for 'https://example.org': terminal prompts disabled",
+            "git finds no repository that it may read (fatal: could not read Username",
+        ),
+        (GIT + "git@example.org: Permission denied (publickey).", "git finds no repository that it may read (git@ex"),
+        (
+            "error: Git operation failed\n  cause: failed to find branch, tag, or commit `v9`",
+            "a repository has no such branch, tag or commit (failed to find branch, tag, or commit `v9`); correct what",
+        ),
+        (
+            "error: Failed to build `sklearn==0.0`\n  cause: The build backend returned an error",
+            "the build of sklearn fails; see below what it says, and take a version of it that has a wheel, or another",
+        ),
+        (
+            "error: Failed to download and build `old @ git+file:x`\n  cause: Git operation failed",
+            "git could not fetch a repository",
+        ),
+        (GIT + "fatal: early EOF", "git could not fetch a repository; see below what it says, and correct"),
         (
             "error: failed to create\n  cause: Permission denied (os error 13)",
             "a program could not be run, or a file not",
