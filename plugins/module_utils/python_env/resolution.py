@@ -175,7 +175,7 @@ class Resolution:
 
     @property
     def hashes(self) -> dict[str, list[str]]:
-        """Return by package the hashes that are allowed; empty if there are none."""
+        """Return by package the hashes that are allowed, an empty list for any; empty if there are none."""
         found: dict[str, list[str]] = self.request["hashes"]
         return found
 
@@ -359,6 +359,8 @@ class Resolution:
         if not self.hashes:
             return hashes
         allowed = self.hashes.get(normalized(name))
+        if allowed == []:  # a uv.lock, of a package from an index that gives none
+            return hashes
         if not allowed:
             raise Failure(
                 f"the requirements give hashes, and none for {name}, which is needed besides; where one has a hash all "

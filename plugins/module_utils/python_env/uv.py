@@ -284,7 +284,7 @@ class Uv:
         dropped = ("VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONPATH", "PYTHONHOME", "UV_PYTHON", "UV_PROJECT_ENVIRONMENT")
         env = {name: value for name, value in os.environ.items() if name not in dropped}
         env.update({"UV_PYTHON_DOWNLOADS": "never", "UV_NO_PROGRESS": "1"})
-        if "SSL_CERT_FILE" not in env:
+        if not env.get("SSL_CERT_FILE"):
             env.setdefault("UV_SYSTEM_CERTS", "true")
         if cache:
             env["UV_CACHE_DIR"] = cache
@@ -301,7 +301,7 @@ class Uv:
                 env[name] = env[name.upper()] = value
         if given := self.settings["uv_settings"].get("cert"):
             env["SSL_CERT_FILE"] = str(given)
-        elif "cert" in pip and "SSL_CERT_FILE" not in env:
+        elif "cert" in pip and not env.get("SSL_CERT_FILE"):
             env["SSL_CERT_FILE"] = pip["cert"]
         self.index = self.settings["index_url"]
         if self.index and self.index != "none":
