@@ -53,12 +53,24 @@ CAUSES: tuple[tuple[str, str], ...] = (
         "(update-ca-certificates, update-ca-trust), or name its file there: python_env_uv_settings: {{cert: /path}}",
     ),
     (
-        r"407 Proxy Authentication Required",
+        r"407 Proxy Authentication Required|HTTP code 407 from proxy",
         "the proxy wants a name and a password; give them in python_env_proxy, from a vault",
     ),
     (
         r"Failed to parse: \S*(thunderhead-|resolution\.)\S*uv\.toml",
         "python_env_uv_settings has what no uv.toml may have (uv says below what); correct it in the inventory",
+    ),
+    (
+        r"could not read (Username|Password) for|Permission denied \(publickey|Host key verification failed|"
+        r"Authentication failed for '|Repository not found|repository '.*' not found|"
+        r"requested URL returned error: 40[13]",
+        "a git server does not let it in ({line}); have git know a password or a token there (a credential helper, or "
+        "~/.netrc), or write git+ssh://git@HOST/PATH and have a key and the host's own key (~/.ssh/known_hosts) there",
+    ),
+    (
+        r"fatal: unable to access '|ssh: (Could not resolve hostname|connect to host) ",
+        "it does not reach a git server ({line}); set python_env_proxy to the proxy, or python_env_resolve_on to a "
+        "node that reaches it",
     ),
     (
         r"401 Unauthorized|HTTP status client error \(401",
