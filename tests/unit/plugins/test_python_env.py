@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -524,9 +525,7 @@ def test_a_project_and_its_locks(site: Site) -> None:
     make_wheel(site.folder / "simple" / "pinned", "pinned", "1.1")
     more = {"python_env_extras": ["more"], "python_env_groups": ["gpu"]}
     for name, settings, expected in (
-        ("pyproject.toml", {}, {"pinned==1.1"}),
         ("pyproject.toml", more, {"pinned==1.1", "other==1.0", "third==1.0"}),
-        ("uv.lock", {}, {"pinned==1.0"}),
         ("uv.lock", more, {"pinned==1.0", "other==1.0", "third==1.0"}),
         ("pylock.toml", {}, {"pinned==1.0"}),
     ):
@@ -663,6 +662,36 @@ def test_an_index_with_a_company_s_certificate(site: Site) -> None:
     result = play(site.folder, *asked, **settings)
     server.shutdown()
     assert (result.returncode, site.installed) == (0, {"inside"}), result.stdout
+
+
+class Proxy(Quiet):
+    """Takes requests for any host, and answers them from its folder."""
+
+    def do_GET(self) -> None:
+        self.path = urlsplit(self.path).path
+        super().do_GET()
+
+
+def test_a_proxy(site: Site) -> None:
+    """R9: of the inventory, or of the machine's pip.conf; only it knows the index's name."""
+    folder = site.folder / "behind"
+    for name in ("first", "second"):
+        make_wheel(folder / "simple" / f"{name}-behind", f"{name}_behind")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), lambda *given: Proxy(*given, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    proxy = f"http://127.0.0.1:{server.server_port}"
+    (folder / "pip.conf").write_text(f"[global]\nproxy = {proxy}\n")
+    asked = ["setup.yml", "--tags", "python_env", "-e", "python_env_index_url=http://index.invalid/simple/"]
+    names = [f"{kind}_proxy" for kind in ("http", "https", "all", "no")]
+    own = [f"--unset={one}" for name in names for one in (name, name.upper())]
+    for name, more, settings in (
+        ("first", ["-e", f"python_env_proxy={proxy}"], {}),
+        ("second", [], {"PIP_CONFIG_FILE": str(folder / "pip.conf")}),
+    ):
+        (site.folder / "requirements.txt").write_text(f"{name}-behind==1.0\n")
+        result = play(site.folder, *asked, *more, within=["env", *own], **site.caches, **settings)
+        assert (result.returncode, site.installed) == (0, {f"{name}_behind"}), result.stdout
+    server.shutdown()
 
 
 def test_the_cache_of_a_node(site: Site) -> None:
