@@ -26,7 +26,7 @@ import tomllib
 from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.resolution import MALWARE, SOURCES
 from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import without_credentials
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.project_files import TOOLS
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.project_files import not_made
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import listed
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
@@ -690,16 +690,10 @@ def project_name(path: Path) -> str:
 
 
 def files_of(project: Path) -> list[str]:
-    """Return the files of a project, relative to it: what git tracks, and of the rest all but what tools have made."""
-    tracked = _listed_by_git(project, "--cached")
-    if tracked is not None:
-        names = _listed_by_git(project, "--others", "--exclude-standard") or []
-    else:
-        names = []
-        for folder, folders, files in os.walk(project):
-            made = [name for name in folders if name in TOOLS or os.path.exists(f"{folder}/{name}/pyvenv.cfg")]
-            folders[:] = [name for name in folders if name not in made]
-            names += [os.path.relpath(os.path.join(folder, name), project) for name in files]
+    """Return the files of a project, relative to it: what git tracks, and of the rest all but what was made there."""
+    tracked = _listed_by_git(project, "--cached", "--recurse-submodules")
+    others = None if tracked is None else _listed_by_git(project, "--others", "--exclude-standard") or []
+    names = not_made(project, others)
     built = ["(.*/)?[^/]*\\.egg-info", "(.*/)?__pycache__"]
     built += [
         name for name in ("build", "dist") if not os.path.exists(project / name / "__init__.py")

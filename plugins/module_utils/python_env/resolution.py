@@ -210,7 +210,7 @@ class Resolution:
 
     @property
     def hashes(self) -> dict[str, list[str]]:
-        """Return by package the hashes that are allowed; empty if there are none."""
+        """Return by package the hashes that are allowed, an empty list for any; empty if there are none."""
         found: dict[str, list[str]] = self.request["hashes"]
         return found
 
@@ -402,6 +402,8 @@ class Resolution:
         allowed = self.hashes.get(normalized(name))
         if allowed == []:  # a uv.lock has none for the files of a folder: those, and no others of that name
             files = self._files(normalized(name), [*self.links, *self.uv.settings["find_links"]])
+            if not files:  # nor for those of an index that gives none
+                return hashes
             allowed = [one for one in files if one in hashes]
         if not allowed:
             raise Failure(

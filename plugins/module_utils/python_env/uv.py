@@ -65,6 +65,18 @@ CAUSES: tuple[tuple[str, str], ...] = (
         "python_env_uv_settings has what no uv.toml may have (uv says below what); correct it in the inventory",
     ),
     (
+        r"could not read (Username|Password) for|Permission denied \(publickey|Host key verification failed|"
+        r"Authentication failed for '|Repository not found|repository '.*' not found|"
+        r"requested URL returned error: 40[13]",
+        "a git server does not let it in ({line}); have git know a password or a token there (a credential helper, or "
+        "~/.netrc), or write git+ssh://git@HOST/PATH and have a key and the host's own key (~/.ssh/known_hosts) there",
+    ),
+    (
+        r"fatal: unable to access '|ssh: (Could not resolve hostname|connect to host) ",
+        "it does not reach a git server ({line}); set python_env_proxy to the proxy, or python_env_resolve_on to a "
+        "node that reaches it",
+    ),
+    (
         r"401 Unauthorized|HTTP status client error \(401",
         "the index wants other credentials ({line}); correct them in python_env_index_url or "
         "python_env_extra_index_urls, from a vault",
@@ -323,7 +335,7 @@ class Uv:
         dropped = ("VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONPATH", "PYTHONHOME", "UV_PYTHON", "UV_PROJECT_ENVIRONMENT")
         env = {name: value for name, value in os.environ.items() if name not in dropped}
         env.update({"UV_PYTHON_DOWNLOADS": "never", "UV_NO_PROGRESS": "1"})
-        if "SSL_CERT_FILE" not in env:
+        if not env.get("SSL_CERT_FILE"):
             env.setdefault("UV_SYSTEM_CERTS", "true")
         if cache:
             env["UV_CACHE_DIR"] = cache
@@ -340,7 +352,7 @@ class Uv:
                 env[name] = env[name.upper()] = value
         if given := self.settings["uv_settings"].get("cert"):
             env["SSL_CERT_FILE"] = str(given)
-        elif "cert" in pip and "SSL_CERT_FILE" not in env:
+        elif "cert" in pip and not env.get("SSL_CERT_FILE"):
             env["SSL_CERT_FILE"] = pip["cert"]
         self.index = self.settings["index_url"]
         if self.index and self.index != "none":

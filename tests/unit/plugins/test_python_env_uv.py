@@ -1,7 +1,10 @@
 """uv with the settings of the inventory and of the machine, and what its words mean."""
 
+import json
 import os
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -282,6 +285,18 @@ FETCHING = "error: Failed to fetch: `https://user:pass@example.org/simple/x/`\n 
             "the disk is full (No space left on device",
         ),
         (
+            "  fatal: unable to access 'https://user:pass@example.org/r.git/': Could not resolve host: example.org",
+            "it does not reach a git server (fatal: unable to access 'https://…@example.org/r.git/': Could not resolve",
+        ),
+        ("ssh: connect to host example.org port 22: Connection refused", "it does not reach a git server (ssh: con"),
+        ("fatal: unable to access 'https://x/': SSL certificate problem", "it does not trust the index's certificate"),
+        (
+            "fatal: unable to access 'https://x/': The requested URL returned error: 403",
+            "a git server does not let it in (fatal: unable to access",
+        ),
+        ("fatal: could not read Username for 'https://x': No such device", "a git server does not let it in (fatal: "),
+        ("git@example.org: Permission denied (publickey).", "a git server does not let it in (git@example.org: Perm"),
+        (
             "error: Git executable not found. Ensure that Git is installed",
             "a requirement comes from git, and there is no",
         ),
@@ -392,6 +407,25 @@ def test_a_cluster_directory_whose_programs_cannot_run(monkeypatch: pytest.Monke
         node.require_executable("/no/such")
 
 
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """R10: nothing is changed; and nothing is wrong with it where the environment is there."""
+
+    class Full:
+        f_flag, f_bavail, f_frsize = 0, 5120, 4096
+
+    about = (str(tmp_path), sys.executable, "cpu", "", "", [])
+    target = node.probe(*about)["target"]
+    monkeypatch.setattr(node.os, "statvfs", lambda _place: Full)
+    with pytest.raises(
+        node.Unusable, match=rf"has 20 MiB free on the disk of its cluster_dir {tmp_path}, .*; make room"
+    ):
+        node.probe(*about)
+    (tmp_path / target / "bin").mkdir(parents=True)
+    for name in ("installed.txt", "bin/python"):
+        (tmp_path / target / name).touch()
+    assert node.probe(*about)["complete"]
+
+
 @pytest.mark.parametrize(
     ("python", "message"),
     [
@@ -406,8 +440,6 @@ def test_no_python(tmp_path: Path, python: str, message: str) -> None:
 
 
 def test_a_folder_of_wheels_that_is_not_there(tmp_path: Path) -> None:
-    import sys
-
     with pytest.raises(node.Unusable, match="has no folder /no/such; make it there, or correct python_env_find_links"):
         node.probe(str(tmp_path), sys.executable, "cpu", "", "", ["https://example.org/", "/no/such"])
 
@@ -452,6 +484,39 @@ def test_an_environment_that_jobs_could_not_read(root: Path, monkeypatch: pytest
         Environment(str(root), "envs/0", one, "python3", compiles=False).make("", "none", [], "", str(root), "")
     assert caught.value.said == "Operation not permitted"
     assert not (root / "envs" / "0").exists()
+
+
+def test_tools_on_a_dead_network(tmp_path: Path) -> None:
+    """R1, R9: of a node whose environment is complete; uv itself would try for a minute."""
+    for name in ("bin", "tools", "envs/0/bin"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("installed.txt", "requirements.txt", "bin/python"):
+        (tmp_path / "envs" / "0" / name).touch()
+    (tmp_path / "env").symlink_to("envs/0")
+    (tmp_path / "bin" / "uv").write_text(f"#!/bin/sh\ntouch {tmp_path}/asked\n")
+    (tmp_path / "bin" / "uv").chmod(0o755)
+    node_ = {"complete": True, "current": True, "target": "envs/0", "executable": sys.executable}
+    given = {
+        "directory": str(tmp_path),
+        "node": {**node_, "tools": "tools/1", "tools_current": False},
+        "digest": "0" * 64,
+        "tools": "py-spy==0.4.1",
+        "settings": json.dumps({**SETTINGS, "index_url": "http://127.0.0.1:1/simple"}),
+    }
+    (tmp_path / "arguments").write_text(json.dumps({"ANSIBLE_MODULE_ARGS": given}))
+    module = "ansible_collections.thunderhead.cluster.plugins.modules.python_env"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-m", module, tmp_path / "arguments"],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    said = str(json.loads(done.stdout)["warnings"])
+    assert "py-spy could not be installed here, so what a job that hangs is doing will not be told: " in said
+    assert "it does not reach the index http://127.0.0.1:1/simple" in said
+    assert not (tmp_path / "asked").exists()
 
 
 @pytest.mark.parametrize(

@@ -483,6 +483,32 @@ def test_packages_that_are_called_build_or_dist(tmp_path: Path, git: str) -> Non
     assert set(files_of(tmp_path)) == expected
 
 
+@pytest.mark.parametrize("in_git", [False, True])
+def test_what_tools_and_jobs_have_made_is_no_part_of_a_project(tmp_path: Path, in_git: bool) -> None:
+    """R2: -e ., in an own repository without .gitignore."""
+    project(tmp_path)
+    job = "runs/20261122-173000-train-9f3a"
+    made = [f"{job}/job.json", f"{job}/logs/rank0.log", "venv/pyvenv.cfg", "venv/lib/x.py", ".mypy_cache/x.json"]
+    for name in (*made, "conda/conda-meta/history", "mine/checkpoints/small.json"):
+        file(tmp_path, "", name)
+    if in_git:
+        subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    assert files_of(tmp_path) == ["mine/__init__.py", "mine/checkpoints/small.json", "pyproject.toml"]
+
+
+def test_a_submodule_is_part_of_a_project(tmp_path: Path) -> None:
+    """R2: its code is built too."""
+    git = ["git", "-c", "user.name=n", "-c", "user.email=n@example.org", "-c", "protocol.file.allow=always"]
+    for name in ("vendored", "mine"):
+        project(tmp_path / name)
+        for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "all"]):
+            subprocess.run([*git, "-C", tmp_path / name, *command], check=True)
+    add = ["submodule", "--quiet", "add", tmp_path / "vendored", "vendor"]
+    subprocess.run([*git, "-C", tmp_path / "mine", *add], check=True)
+    own, vendored = ["mine/__init__.py", "pyproject.toml"], ["vendor/mine/__init__.py", "vendor/pyproject.toml"]
+    assert files_of(tmp_path / "mine") == [".gitmodules", *own, *vendored]
+
+
 @pytest.mark.parametrize(
     ("build", "has_version_of_git"),
     [
