@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import Failure
+from ansible_collections.thunderhead.cluster.plugins.modules import python_env_resolve
 from playing import ROOT, play
 
 PASSWORD = "hush-hush-4711"
@@ -246,6 +248,38 @@ def test_a_node_may_resolve_for_all(site: Site) -> None:
     assert "python_env_resolve_on is node9, which is none of the nodes (node0); set it to one" in wrong.stdout
     missing = site.setup("no-such\n", "-e", "python_env_resolve_on=node0")
     assert "nothing was changed on any node. On node0, uv finds no set of packages that" in missing.stdout
+
+
+def test_what_others_put_into_a_nodes_tmp_decides_nothing(site: Site) -> None:
+    """A workspace above a project says where its packages come from."""
+    shared = site.folder / "tmp"
+    make_wheel(shared, "tiny", module="evil = True\n")
+    evil = f'[tool.uv.sources]\ntiny = {{ path = "{shared}/tiny-1.0-py3-none-any.whl" }}\n'
+    (shared / "pyproject.toml").write_text(f'[tool.uv.workspace]\nmembers = ["*/project"]\n{evil}')
+    (site.folder / "pyproject.toml").write_text('[project]\nname = "x"\nversion = "2"\ndependencies = ["tiny"]\n')
+    (site.folder / "requirements.txt").write_text("")
+    project = ("-e", f"python_env_requirements={site.folder}/pyproject.toml", "-e", "python_env_resolve_on=node0")
+    result = play(site.folder, "setup.yml", "--tags", "python_env", *project, **site.caches, TMPDIR=str(shared))
+    assert result.returncode == 0, result.stdout
+    (module,) = site.folder.glob("node/env/lib/*/site-packages/tiny.py")
+    assert module.read_text() == ""
+
+
+@pytest.mark.parametrize("opened", ["", "home"])
+def test_a_node_resolves_where_nobody_else_may_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened: str
+) -> None:
+    home = tmp_path / "home" / "me"
+    home.mkdir(parents=True)
+    (tmp_path / opened).chmod(0o777)
+    monkeypatch.setenv("HOME", str(home))
+    with pytest.raises(Failure) as caught:
+        python_env_resolve.make_workshop()
+    assert str(caught.value) == (
+        f"others may write in {tmp_path / opened}, and uv, which works in {home}, goes by files there; chmod go-w it, "
+        "or set python_env_resolve_on to another node or to localhost"
+    )
+    assert list(home.iterdir()) == []
 
 
 @pytest.mark.parametrize("check", [(), ("--check",)], ids=["setup", "check"])
