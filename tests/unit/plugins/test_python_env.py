@@ -1,6 +1,7 @@
 """The role python_env on nodes on this machine, with wheels of a few bytes from an index that wants a password."""
 
 import base64
+import fcntl
 import hashlib
 import http.server
 import platform
@@ -372,6 +373,26 @@ def test_a_package_that_was_changed_after_it_was_locked(site: Site) -> None:
     )
     assert expected in " ".join(result.stdout.split())
     assert site.installed == before
+
+
+def test_one_setup_at_a_time(site: Site) -> None:
+    """Of one whose ansible-playbook was killed, uv works on, and removed at its end what the next one had installed."""
+    assert site.setup("tiny==1.0\n").returncode == 0
+    node = site.folder / "node"
+    (node / "wheels").mkdir()
+    with open(node / "cache" / "lock", "r+b") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        refused = site.setup("tiny==1.0\nother==1.0\n")
+    assert refused.returncode != 0
+    assert (
+        f"This node has no new environment, and {node}/env is as it was, because another setup.yml installs in {node} "
+        "at this moment; wait until it has ended, or if it was broken off, end what is left of it there: "
+        f"pkill -f {node}/bin/uv, and run setup again."
+    ) in " ".join(refused.stdout.split())
+    assert site.installed == {"tiny"}
+    assert (node / "wheels").is_dir(), "they are the other's"
+    assert site.setup("tiny==1.0\nother==1.0\n").returncode == 0
+    assert site.installed == {"tiny", "other"}
 
 
 def test_without_torch_setup_says_so_each_time(site: Site) -> None:
