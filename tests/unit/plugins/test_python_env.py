@@ -375,6 +375,12 @@ def test_a_package_that_was_changed_after_it_was_locked(site: Site) -> None:
     assert site.installed == before
 
 
+def test_lists_that_are_empty_texts(site: Site) -> None:
+    """As -e python_env_find_links= gives; a node was said to have no folder of no name."""
+    result = site.setup("third\n", "-e", "python_env_find_links=", "-e", "python_env_extra_index_urls=")
+    assert (result.returncode, site.installed) == (0, {"third"}), result.stdout
+
+
 def test_one_setup_at_a_time(site: Site) -> None:
     """Of one whose ansible-playbook was killed, uv works on, and removed at its end what the next one had installed."""
     assert site.setup("tiny==1.0\n").returncode == 0
