@@ -18,8 +18,6 @@ OLDEST, NEWEST = (3, 10), (3, 13)
 """The Pythons that environments may have."""
 GLIBC_MINORS = (17, 28, *range(31, 41))
 """Of glibc 2.x, those that uv has a platform for."""
-LEAST_FREE_MB = 100
-"""Less room is not even enough for uv."""
 ABOUT = (
     "import sys, platform; print([sys.executable, platform.python_version(), list(sys.version_info[:2]), "
     "platform.machine(), sys.platform, list(platform.libc_ver())])"
@@ -69,8 +67,6 @@ def probe(
     target = f"envs/{key(decides)}"
     tools_target = f"tools/{key([tools, about['executable'], *about['version']])}"
     complete = is_complete(directory, target)
-    if not complete:
-        require_room(directory)
     return {
         "python": ".".join(map(str, about["version"])),
         "executable": about["executable"],
@@ -81,6 +77,7 @@ def probe(
         "driver": driver or "",
         "uv": uv_version(os.path.join(directory, "bin", "uv")),
         "target": target,
+        "free": free_bytes(directory),
         "complete": complete,
         "current": complete and link_of(os.path.join(directory, "env")) == target,
         "tools": tools_target,
@@ -178,28 +175,24 @@ def uv_version(uv: str) -> str:
         return ""
 
 
+def disk_of(directory: str) -> os.statvfs_result:
+    """Return what is known of the file system that the cluster directory lies on, or will."""
+    place = directory
+    while not os.path.isdir(place) and place != "/":
+        place = os.path.dirname(place)
+    return os.statvfs(place)
+
+
+def free_bytes(directory: str) -> int:
+    """Return how much room there is for the cluster directory."""
+    disk = disk_of(directory)
+    return disk.f_bavail * disk.f_frsize
+
+
 def require_executable(directory: str) -> None:
     """Raise Unusable where the cluster directory lies, or will lie, on a file system whose programs cannot be run."""
-    if sys.platform == "linux" and os.statvfs(_nearest(directory)).f_flag & os.ST_NOEXEC:
+    if sys.platform == "linux" and disk_of(directory).f_flag & os.ST_NOEXEC:
         raise Unusable(
             f"has the cluster_dir {directory} on a file system that is mounted noexec, so that no program in it runs; "
             "set cluster_dir in the inventory to a folder on another, or mount it with exec"
         )
-
-
-def require_room(directory: str) -> None:
-    """Raise Unusable where the disk of the cluster directory is full."""
-    found = os.statvfs(_nearest(directory))
-    free = found.f_bavail * found.f_frsize // 2**20
-    if free < LEAST_FREE_MB:
-        raise Unusable(
-            f"has {free} MiB free on the disk of its cluster_dir {directory}, which is not enough for uv and an "
-            "environment; make room there, or set cluster_dir in the inventory to a folder on a larger disk"
-        )
-
-
-def _nearest(directory: str) -> str:
-    """Return the folder itself, or the one above it that is there."""
-    while not os.path.isdir(directory) and directory != "/":
-        directory = os.path.dirname(directory)
-    return directory
