@@ -87,6 +87,11 @@ _HINTS = (
         re.compile(r"attempted relative import with no known parent package"),
         "start it as a module, as in -e module=pkg.train instead of -e script=pkg/train.py",
     ),
+    (
+        re.compile(r"server socket has failed to (listen|bind).*(EADDRINUSE|address already in use)", re.IGNORECASE),
+        "another process on this node has taken that port since the job began; if it is MASTER_PORT, set "
+        "cluster_master_port in the inventory to a port that nothing else uses",
+    ),
 )
 
 # Of torch.load's message with weights_only, the type stands in its fifth line.

@@ -244,7 +244,9 @@ def words_of(name: str) -> LastWords:
         (
             "store-port-in-use",
             "torch.distributed.DistNetworkError: The server socket has failed to listen on any local network address. "
-            "port: 29723, useIpv6: false, code: -98, name: EADDRINUSE, message: address already in use",
+            "port: 29723, useIpv6: false, code: -98, name: EADDRINUSE, message: address already in use (another "
+            "process on this node has taken that port since the job began; if it is MASTER_PORT, set "
+            "cluster_master_port in the inventory to a port that nothing else uses)",
         ),
         (
             "lightning-weights-only",
