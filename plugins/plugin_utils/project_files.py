@@ -13,6 +13,7 @@ import re
 import shlex
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from importlib.util import decode_source
@@ -51,12 +52,14 @@ class Left:
         largest: path of the largest of those, relative to the project.
         size: of that, bytes.
         why: folders that they lie in where git does not say it.
+        folders: how many lie in each folder itself.
     """
 
     count: int = 0
     largest: str = ""
     size: int = -1
     why: list[str] = field(default_factory=list)
+    folders: Counter[str] = field(default_factory=Counter)
 
     def add(self, project: Path, paths: Iterable[str]) -> bool:
         """Count files in; return whether there were any."""
@@ -67,6 +70,7 @@ class Left:
             with contextlib.suppress(OSError):  # it may go meanwhile, or lie where this user may not look
                 size = os.lstat(os.path.join(project, path)).st_size
                 self.count += 1
+                self.folders[os.path.dirname(path)] += 1
                 if size > self.size:
                     self.largest, self.size = path, size
         return self.count > before
@@ -77,10 +81,12 @@ class Left:
         if not self.count:
             return ""
         files = counted(self.count, "file") if self.count < MOST_COUNTED else f"{MOST_COUNTED} files or more"
+        folder = os.path.dirname(self.largest)
+        needed = f"{folder}/" if folder and self.folders[folder] > 1 else self.largest  # it may be one of several
         why = f"in {listed(self.why)}, where results usually lie" if self.why else "that git ignores"
         return (
             f"not part of the job's code: {files} {why}, the largest {self.largest} ({amount(self.size)}); bring what "
-            f"the script needs with {bringing(self.largest)}, a {INCLUDE_FILE} file, or -e project_files=all"
+            f"the script needs with {bringing(needed)}, a {INCLUDE_FILE} file, or -e project_files=all"
         )
 
 

@@ -289,9 +289,10 @@ def test_what_was_left_out_outside_git_is_said(tmp_path: Path) -> None:
     assert sorted(entries(bundle)) == ["train.py"]
     assert bundle.notes == (
         "not part of the job's code: 3 files in checkpoints, wandb, where results usually lie, the largest "
-        "wandb/run/b.log (3 B); bring what the script needs with -e include='wandb/run/b.log', a .thunderheadinclude "
+        "wandb/run/b.log (3 B); bring what the script needs with -e include='wandb/run/', a .thunderheadinclude "
         "file, or -e project_files=all",
     )
+    assert names(tmp_path, include=["wandb/run/"]) == ["train.py", "wandb/run/b.log", "wandb/run/c.py"]
     assert names(tmp_path, include=["wandb/run/b.log"]) == ["train.py", "wandb/run/b.log"]
     everything = make_bundle(tmp_path, "train.py", 100, everything=True)
     assert sorted(entries(everything)) == ["checkpoints/a.ckpt", "train.py", "wandb/run/b.log", "wandb/run/c.py"]
