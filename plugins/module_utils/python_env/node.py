@@ -18,8 +18,6 @@ OLDEST, NEWEST = (3, 10), (3, 13)
 """The Pythons that environments may have."""
 GLIBC_MINORS = (17, 28, *range(31, 41))
 """Of glibc 2.x, those that uv has a platform for."""
-LEAST_FREE_MB = 100
-"""Less room is not even enough for uv."""
 ABOUT = (
     "import sys, platform; print([sys.executable, platform.python_version(), list(sys.version_info[:2]), "
     "platform.machine(), sys.platform, list(platform.libc_ver())])"
@@ -69,8 +67,6 @@ def probe(
     target = f"envs/{key(decides)}"
     tools_target = f"tools/{key([tools, about['executable'], *about['version']])}"
     complete = is_complete(directory, target)
-    if not complete:
-        require_room(directory)
     return {
         "python": ".".join(map(str, about["version"])),
         "executable": about["executable"],
@@ -180,26 +176,11 @@ def uv_version(uv: str) -> str:
 
 def require_executable(directory: str) -> None:
     """Raise Unusable where the cluster directory lies, or will lie, on a file system whose programs cannot be run."""
-    if sys.platform == "linux" and os.statvfs(_nearest(directory)).f_flag & os.ST_NOEXEC:
+    place = directory
+    while not os.path.isdir(place) and place != "/":
+        place = os.path.dirname(place)
+    if sys.platform == "linux" and os.statvfs(place).f_flag & os.ST_NOEXEC:
         raise Unusable(
             f"has the cluster_dir {directory} on a file system that is mounted noexec, so that no program in it runs; "
             "set cluster_dir in the inventory to a folder on another, or mount it with exec"
         )
-
-
-def require_room(directory: str) -> None:
-    """Raise Unusable where the disk of the cluster directory is full."""
-    found = os.statvfs(_nearest(directory))
-    free = found.f_bavail * found.f_frsize // 2**20
-    if free < LEAST_FREE_MB:
-        raise Unusable(
-            f"has {free} MiB free on the disk of its cluster_dir {directory}, which is not enough for uv and an "
-            "environment; make room there, or set cluster_dir in the inventory to a folder on a larger disk"
-        )
-
-
-def _nearest(directory: str) -> str:
-    """Return the folder itself, or the one above it that is there."""
-    while not os.path.isdir(directory) and directory != "/":
-        directory = os.path.dirname(directory)
-    return directory

@@ -372,25 +372,6 @@ def test_a_cluster_directory_whose_programs_cannot_run(monkeypatch: pytest.Monke
         node.require_executable("/no/such")
 
 
-def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """R10: nothing is changed; and nothing is wrong with it where the environment is there."""
-
-    class Full:
-        f_flag, f_bavail, f_frsize = 0, 5120, 4096
-
-    about = (str(tmp_path), sys.executable, "cpu", "", "", [])
-    target = node.probe(*about)["target"]
-    monkeypatch.setattr(node.os, "statvfs", lambda _place: Full)
-    with pytest.raises(
-        node.Unusable, match=rf"has 20 MiB free on the disk of its cluster_dir {tmp_path}, .*; make room"
-    ):
-        node.probe(*about)
-    (tmp_path / target / "bin").mkdir(parents=True)
-    for name in ("installed.txt", "bin/python"):
-        (tmp_path / target / name).touch()
-    assert node.probe(*about)["complete"]
-
-
 @pytest.mark.parametrize(
     ("python", "message"),
     [
