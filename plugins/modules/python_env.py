@@ -11,7 +11,8 @@ short_description: Makes a node's Python environment from a lock, and nothing el
 version_added: 0.1.0
 description:
   - Makes C(envs/<key>) below the cluster directory with uv, of the packages in a lock, each checked by its hash, and
-    points the link C(env) at it. A failed install is removed and leaves C(env) as it was.
+    points the link C(env) at it. A failed install is removed and leaves C(env) as it was. While one installs, another
+    is refused.
   - Makes C(tools/<key>) likewise, with the product's own tools, and points C(tools/env) at it. Without these setup goes
     on, with a warning.
   - uv has to be in C(bin) already, and in C(wheels) what the controller has built.
@@ -125,6 +126,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.installation import (
     Environment,
+    alone,
     bound_cache,
     explained,
     recorded,
@@ -182,18 +184,19 @@ class Work:
     def _install(self, folder: str, record: str) -> bool:
         """Do it, and leave no wheels; return whether the tools came."""
         wheels = os.path.join(self.directory, "wheels")
-        try:
-            return self._install_from(wheels, folder, record)
-        finally:
-            if os.path.isdir(wheels):
-                shutil.rmtree(wheels)
-
-    def _install_from(self, wheels: str, folder: str, record: str) -> bool:
-        has_tools = False
         cache = "" if self.given["own_cache"] else os.path.join(self.directory, "cache", "uv")
         uv = Uv(
             os.path.join(self.directory, "bin", "uv"), json.loads(self.given["settings"]), folder, cache, is_locked=True
         )
+        with alone(self.directory, uv):
+            try:
+                return self._install_from(wheels, folder, record, uv, cache)
+            finally:
+                if os.path.isdir(wheels):
+                    shutil.rmtree(wheels)
+
+    def _install_from(self, wheels: str, folder: str, record: str, uv: Uv, cache: str) -> bool:
+        has_tools = False
         made = self._environment(uv, self.node["target"])
         if self.given["lock"].strip():
             uv.require_reachable(uv.indexes(self.given["torch_backend"]))

@@ -83,6 +83,9 @@ node:
     uv:
       description: The version of uv in the cluster directory, empty if there is none.
       type: str
+    free:
+      description: The room where the cluster directory lies, or will, in bytes.
+      type: int
     target:
       description: The environment's folder, below the cluster directory.
       type: str

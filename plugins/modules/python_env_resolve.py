@@ -10,8 +10,8 @@ module: python_env_resolve
 short_description: Resolves requirements on this machine, for every kind of node
 version_added: 0.1.0
 description:
-  - Used by M(thunderhead.cluster.python_env_lock) where a node resolves, and not the controller. Nothing stays on the
-    node.
+  - Used by M(thunderhead.cluster.python_env_lock) where a node resolves, and not the controller. It works in the home
+    of the account, above which no other may write, and nothing stays on the node.
 options:
   archive:
     description: A tar file with uv and what the requirements name on the controller.
@@ -54,8 +54,31 @@ import tarfile
 import tempfile
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.directory import is_open, trusted
 from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.resolution import resolve
 from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import Failure
+
+
+def make_workshop() -> str:
+    """Return a new folder in this account's home.
+
+    Not in /tmp: uv and builds go by what a pyproject.toml or uv.toml in any of the folders above says.
+
+    Raises:
+        Failure: another account may write in a folder above it.
+        OSError: there is no home.
+    """
+    folder = home = os.path.realpath(os.path.expanduser("~"))
+    while True:
+        found = os.stat(folder)
+        if found.st_uid not in trusted() or is_open(found):
+            raise Failure(
+                f"others may write in {folder}, and uv, which works in {home}, goes by files there; chmod go-w it, or "
+                "set python_env_resolve_on to another node or to localhost"
+            )
+        if folder == "/":
+            return tempfile.mkdtemp(prefix=".thunderhead-", dir=home)
+        folder = os.path.dirname(folder)
 
 
 def main() -> None:
@@ -68,8 +91,9 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    folder = tempfile.mkdtemp(prefix="thunderhead-")
+    folder = ""
     try:
+        folder = make_workshop()
         with tarfile.open(module.params["archive"]) as archive:
             archive.extractall(folder)  # the controller made it
         there = {name: os.path.join(folder, name) for name in ("uv", "cache", "project")}
@@ -85,7 +109,8 @@ def main() -> None:
     except OSError as error:
         module.fail_json(msg=f"it could not use {error.filename or 'a file'}: {error.strerror or error}")
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

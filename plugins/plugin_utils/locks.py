@@ -35,7 +35,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv 
     redacted,
     toml,
 )
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError, in_one
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.requirements import (
     Requirements,
     lay_out,
@@ -45,7 +45,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.requirements i
     read,
     secret_among,
 )
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import listed
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import amount, listed
 
 FETCH_UV = Path(__file__).parents[2] / "roles" / "python_env" / "files" / "fetch_uv.py"
 HERE = "localhost"
@@ -83,6 +83,7 @@ FORMS = {
     "driver": r"[0-9.]{0,20}",
     "uv": r"[0-9a-z.+]{0,30}",
     "complete": r"True|False",
+    "free": r"[0-9]{1,20}",
 }
 """What a node may say of itself."""
 NO_TORCH = (
@@ -339,6 +340,7 @@ class Plan:
                     "wheels": [str(kept.folder / "wheels" / name) for name in kept.content["wheels"]] if lacks else [],
                     "uv": self._uv(group, nodes[host]),
                 }
+        require_room(hosts, nodes)
         return {"changed": bool(diffs), "hosts": hosts, "diff": diffs, **({"warnings": warnings} if warnings else {})}
 
     def _uv(self, group: Group, node: Mapping[str, Any]) -> str:
@@ -449,6 +451,24 @@ def require_form(host: str, node: Mapping[str, Any]) -> None:
                 f"{host} says that its {name} is {json.dumps(str(node.get(name)))}, which is none; find out what "
                 "answers there"
             )
+
+
+def require_room(hosts: Mapping[str, Mapping[str, Any]], nodes: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise JobError if the disk of a node is too small for what is copied there, before anything is."""
+    errors = []
+    for host, one in hosts.items():
+        needed = sum(os.path.getsize(path) for path in (one["uv"], *one["wheels"]) if path)
+        free = int(nodes[host]["free"])
+        if needed > free:
+            errors.append(
+                JobError(
+                    f"{host} has {amount(free)} free where its cluster_dir lies, and uv and the wheels that setup "
+                    f"copies there take {amount(needed)}; make room there, or set cluster_dir in the inventory to a "
+                    "folder on a larger disk"
+                )
+            )
+    if errors:
+        raise in_one(errors, "Nothing was changed on any node.")
 
 
 def has_torch(lock: str) -> bool:

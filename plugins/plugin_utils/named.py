@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -172,15 +174,29 @@ def _from_here(path: Path, notes: Sequence[str]) -> Named:
 
 
 def _files_here(path: Path) -> Iterator[tuple[Path, str]]:
-    """Yield the files of a folder, and where they go."""
-    found = [file for file in sorted(path.rglob("*")) if file.is_file()]
+    """Yield the files of a folder, and where they go; as on a node, links are followed.
+
+    Raises:
+        OSError: something in it cannot be looked at.
+    """
+    found = list(itertools.islice(_walked(path), MOST_NAMED_FILES + 1))
     if len(found) > MOST_NAMED_FILES:
         raise JobError(
-            f"checkpoint {path} has {len(found)} files, and a checkpoint may have {MOST_NAMED_FILES}; name the folder "
-            "of one"
+            f"checkpoint {path} has more than {MOST_NAMED_FILES} files, and a checkpoint may not; name the folder of "
+            "one"
         )
-    for file in found:
+    for file in sorted(found):
         yield file, os.path.join(FOLDER, path.resolve().name, str(file.relative_to(path)))
+
+
+def _walked(folder: Path) -> Iterator[Path]:
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            if any(entry.samefile(above) for above in entry.absolute().parents):
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(entry))
+            yield from _walked(entry)
+        elif entry.is_file():
+            yield entry
 
 
 def _sha256(path: Path) -> str:

@@ -89,6 +89,11 @@ class Node:
         interactive = ["--interactive"] if text is not None else []
         return docker("exec", f"--user={user}", *interactive, self.container, *command, check=check, text=text)
 
+    def put(self, path: Path, folder: str) -> None:
+        """Copy a file of this machine into a folder of the node's."""
+        self.execute("mkdir", "-p", folder)
+        docker("cp", str(path), f"{self.container}:{folder}/")
+
     def processes(self, job: str) -> list[str]:
         """Return "pid parent command" of every process of the job, the supervisor too."""
         return self.execute("python3", "-I", "-S", "-c", OF_JOB, job).splitlines()
@@ -188,6 +193,17 @@ class Node:
             yield
         finally:
             self.execute("nft", "delete", "table", "inet", "closed")
+
+    @contextlib.contextmanager
+    def cut_after(self, count: int) -> Iterator[None]:
+        """Have the cable be pulled once so many bytes have left over SSH."""
+        rule = f"tcp sport 22 quota over {count} bytes drop"
+        rules = f"table inet drained {{ chain out {{ type filter hook output priority -400; {rule}; }}; }}"
+        self.execute("nft", "-f", "-", text=rules)
+        try:
+            yield
+        finally:
+            self.execute("nft", "delete", "table", "inet", "drained")
 
     def small_disk(self, folder: str, megabytes: int) -> None:
         """Make `folder` a cluster_dir on a small disk of its own, with the environment that is there already."""

@@ -224,6 +224,8 @@ def named(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     whether it is one; files, ``[[path relative to top, bytes, modification time in ns, SHA-256 or ""]]``; why it is not
     known whether there is something, where that is so.
     """
+    import itertools
+
     path = request["path"]
     if path.startswith("~/"):
         path = User(request["user"]).home + path[1:]
@@ -234,7 +236,6 @@ def named(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     path = os.path.realpath(path)
     is_folder = os.path.isdir(path)
     top = path if is_folder else os.path.dirname(path)
-    listed = [found for found, _entry in walk(path, links=True)] if is_folder else [os.path.basename(path)]
     nothing: Reply = {"top": "", "folder": False, "files": []}
     try:
         os.stat(path)
@@ -242,21 +243,23 @@ def named(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
         return {**nothing, "why": f"does not let {account_name(os.geteuid())}, as whom jobs run, look at {path}"}, b""
     except OSError:
         return nothing, b""
-    if len(listed) > MOST_NAMED_FILES:
-        raise Refusal(
-            f"has {len(listed)} files in {path}, and a checkpoint may have {MOST_NAMED_FILES}; name the folder of one"
-        )
     files = []
-    for name in listed:
-        try:
-            descriptor = open_named(top, name)
-        except OSError as error:
-            account = account_name(os.geteuid())
-            raise Refusal(f"has {path}, but {account}, as whom jobs run, cannot read it: {said(error)}") from None
-        with open(descriptor, "rb") as file:
-            entry = os.fstat(descriptor)
-            sha256 = digest(file) if name in request["digests"] else ""
-            files.append((name, entry.st_size, entry.st_mtime_ns, sha256))
+    try:
+        names = [os.path.basename(path)]
+        if is_folder:
+            names = [name for name, _entry in itertools.islice(walk(path, links=True), MOST_NAMED_FILES + 1)]
+        if len(names) > MOST_NAMED_FILES:
+            raise Refusal(
+                f"has more than {MOST_NAMED_FILES} files in {path}, and a checkpoint may not; name the folder of one"
+            )
+        for name in names:
+            with open(open_named(top, name), "rb") as file:
+                entry = os.fstat(file.fileno())
+                sha256 = digest(file) if name in request["digests"] else ""
+                files.append((name, entry.st_size, entry.st_mtime_ns, sha256))
+    except OSError as error:
+        account = account_name(os.geteuid())
+        raise Refusal(f"has {path}, but {account}, as whom jobs run, cannot read it: {said(error)}") from None
     return {"top": top, "folder": is_folder, "files": files}, b""
 
 

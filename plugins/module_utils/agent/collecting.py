@@ -69,9 +69,14 @@ def is_core_dump(work: str, path: str) -> bool:
 def walk(top: str, after: str = "", links: bool = False) -> Iterator[tuple[str, os.stat_result]]:
     """Yield the regular files below ``top`` that come after the path ``after``, as paths relative to ``top``.
 
-    Folders and files of one folder are in the order of their names, so that a walk can be taken up again; no link is
-    followed, or (``links``) only those to files. Not os.walk: a job can nest folders deeper than Python's recursion
-    goes.
+    Folders and files of one folder are in the order of their names, so that a walk can be taken up again. Not os.walk:
+    a job can nest folders deeper than Python's recursion goes.
+
+    Args:
+        top: a folder.
+        after: the last path of an earlier walk, or "".
+        links: follow them, and raise OSError where something cannot be looked at; else no link is followed, and that
+            is passed over.
     """
     cursor = after.split("/") if after else []
     pending = [_entries(top, "", cursor[:1], links)]
@@ -86,20 +91,24 @@ def walk(top: str, after: str = "", links: bool = False) -> Iterator[tuple[str, 
             on_the_way = path.split("/") == cursor[:depth]
             pending.append(_entries(top, path, cursor[depth : depth + 1] if on_the_way else [], links))
         elif path != after:
-            with suppress(OSError):
+            with suppress(*_passed_over(links)):
                 yield path, os.stat(os.path.join(top, path), follow_symlinks=links)
 
 
 def _entries(top: str, folder: str, first: list[str], links: bool) -> Iterator[tuple[str, bool]]:
     """Yield the folders (True) and regular files (False) of a folder, by name, from the name ``first`` on."""
     found = []
-    with suppress(OSError), os.scandir(os.path.join(top, folder)) as entries:
+    with suppress(*_passed_over(links)), os.scandir(os.path.join(top, folder)) as entries:
         for entry in entries:
             if not first or entry.name >= first[0]:
-                is_folder = entry.is_dir(follow_symlinks=False)
+                is_folder = entry.is_dir(follow_symlinks=links)
                 if (is_folder and entry.name != "__pycache__") or entry.is_file(follow_symlinks=links):
                     found.append((os.path.join(folder, entry.name), is_folder))
     yield from sorted(found)
+
+
+def _passed_over(links: bool) -> tuple[type[OSError], ...]:
+    return () if links else (OSError,)
 
 
 @contextlib.contextmanager

@@ -116,6 +116,7 @@ FILES: dict[str, Callable[[str], bool]] = {
     "jobs": is_job_file,
     "envs": lambda name: name == "constraints.txt",
     "bin": lambda name: name == "uv",
+    "cache": lambda name: name == "lock",
     "wheels": lambda name: name.endswith((".whl", ".tar.gz")),
 }
 """What lies there besides, and goes with the folder."""

@@ -4,10 +4,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import re
+import shlex
 import shutil
 import subprocess
+from collections.abc import Iterator
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.node import is_complete, link_of
 from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import Failure, Uv, wants_torch
@@ -102,6 +106,29 @@ class Environment:
         os.symlink(leads_to, part)
         os.replace(part, place)
         return True
+
+
+@contextlib.contextmanager
+def alone(directory: str, uv: Uv) -> Iterator[None]:
+    """Have no other setup install in a cluster directory, as long as this process or a uv that it has started lives.
+
+    Raises:
+        Failure: another one does, perhaps one whose ansible-playbook has ended meanwhile.
+        OSError: the folder of the cache is not there.
+    """
+    lock = os.open(os.path.join(directory, "cache", "lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Failure(
+                f"another setup.yml installs in {directory} at this moment; wait until it has ended, or if it was "
+                f"broken off, end what is left of it there: pkill -f {shlex.quote(uv.binary)}, and run setup again"
+            ) from None
+        uv.passed = (lock,)
+        yield
+    finally:
+        os.close(lock)
 
 
 def write(path: str, text: str) -> None:

@@ -77,6 +77,7 @@ def probe(
         "driver": driver or "",
         "uv": uv_version(os.path.join(directory, "bin", "uv")),
         "target": target,
+        "free": free_bytes(directory),
         "complete": complete,
         "current": complete and link_of(os.path.join(directory, "env")) == target,
         "tools": tools_target,
@@ -174,12 +175,23 @@ def uv_version(uv: str) -> str:
         return ""
 
 
-def require_executable(directory: str) -> None:
-    """Raise Unusable where the cluster directory lies, or will lie, on a file system whose programs cannot be run."""
+def disk_of(directory: str) -> os.statvfs_result:
+    """Return what is known of the file system that the cluster directory lies on, or will."""
     place = directory
     while not os.path.isdir(place) and place != "/":
         place = os.path.dirname(place)
-    if sys.platform == "linux" and os.statvfs(place).f_flag & os.ST_NOEXEC:
+    return os.statvfs(place)
+
+
+def free_bytes(directory: str) -> int:
+    """Return how much room there is for the cluster directory."""
+    disk = disk_of(directory)
+    return disk.f_bavail * disk.f_frsize
+
+
+def require_executable(directory: str) -> None:
+    """Raise Unusable where the cluster directory lies, or will lie, on a file system whose programs cannot be run."""
+    if sys.platform == "linux" and disk_of(directory).f_flag & os.ST_NOEXEC:
         raise Unusable(
             f"has the cluster_dir {directory} on a file system that is mounted noexec, so that no program in it runs; "
             "set cluster_dir in the inventory to a folder on another, or mount it with exec"

@@ -286,6 +286,7 @@ class Uv:
         self.settings = settings
         self.machine = machine or Machine()
         self.extra_build: dict[str, list[str]] = {}
+        self.passed: tuple[int, ...] = ()
         self.extra_index_urls = list(settings["extra_index_urls"])
         if is_locked:
             self.extra_index_urls += self.machine.pip.get("extra-index-url", "").split()
@@ -445,6 +446,7 @@ class Uv:
                 errors="replace",
                 env=env,
                 cwd=cwd,
+                pass_fds=self.passed,
                 check=False,
             )
         except OSError as error:

@@ -394,6 +394,7 @@ def test_everything_of_ours_goes(tmp_path: Path) -> None:
         f"jobs/{JOB}.started",
         f"bundles/{'a' * 64}",
         "bin/uv",
+        "cache/lock",
         "envs/constraints.txt",
         "wheels/mine-1.0-py3-none-any.whl",
         "wheels/mine-1.0.tar.gz",

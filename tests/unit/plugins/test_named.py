@@ -177,6 +177,31 @@ def test_a_link_that_the_job_left(nodes: list[LocalNode], tmp_path: Path) -> Non
     assert have == [{"last.pt": b"one"}] * 2
 
 
+@pytest.mark.parametrize("on_nodes", [True, False], ids=["nodes", "here"])
+def test_folders_that_links_lead_to_come_along(
+    nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_nodes: bool
+) -> None:
+    """A checkpoint was taken without them, and not a word; a circle of links is refused."""
+    for rank, node in enumerate(nodes):
+        leave(node, JOB, {}, spec(nodes, rank))
+    above = nodes[1].job_dir(JOB) / "work" if on_nodes else tmp_path / "here"
+    for name in ("shared/tokenizer/vocab", "c/weights"):
+        (above / name).parent.mkdir(parents=True)
+        (above / name).write_bytes(b"1")
+    (above / "c" / "tokenizer").symlink_to("../shared/tokenizer")
+    (above / "c" / "alias").symlink_to("weights")
+    if not on_nodes:
+        monkeypatch.chdir(above)
+    _said, have = go_on("c", nodes, tmp_path, JOB if on_nodes else "")
+    top = "c" if on_nodes else ".checkpoint/c"
+    expected = {f"{top}/{name}": b"1" for name in ("weights", "alias", "tokenizer/vocab")}
+    lacking = have[0] if on_nodes else have[1]
+    assert lacking == expected
+    (above / "c" / "circle").symlink_to(".")
+    with pytest.raises(JobError, match=r"cannot (read it|be read): Too many levels of symbolic links: .*circle"):
+        resume.find_origin(JOB if on_nodes else "", "c", tmp_path / "runs", desk_of(nodes))
+
+
 def test_an_absolute_one_on_one_node(three: list[LocalNode], tmp_path: Path) -> None:
     """Nodes here see one disk, so "another node" is one whose agent sees another folder there."""
     data = tmp_path / "data"
@@ -343,12 +368,12 @@ def test_a_folder_that_is_no_checkpoint(
     for number in range(2001):
         (tmp_path / "many" / str(number)).touch()
     with pytest.raises(
-        JobError, match=r"^node0 has 2001 files in .*many, and a checkpoint may have 2000; name the fol"
+        JobError, match=r"^node0 has more than 2000 files in .*many, and a checkpoint may not; name the fol"
     ):
         resume.find_origin("", str(tmp_path / "many"), tmp_path / "runs", desk_of(nodes))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        JobError, match=r"^checkpoint many has 2001 files, and a checkpoint may have 2000; name the fol"
+        JobError, match=r"^checkpoint many has more than 2000 files, and a checkpoint may not; name the fol"
     ):
         resume.find_origin("", "many", tmp_path / "runs", desk_of(nodes))
 
@@ -362,6 +387,12 @@ def test_what_the_jobs_account_may_not_read() -> None:
         secret.chmod(0o600)
         words = f"has {secret}, but nobody, as whom jobs run, cannot read it: Permission denied: {secret}"
         assert refused(node, "named", path=str(secret), digests=[]) == f"node0 {words}"
+        whole = node.directory.parent / "whole"
+        (whole / "optimizer").mkdir(parents=True)
+        (whole / "weights").write_bytes(b"w")
+        (whole / "optimizer").chmod(0o700)
+        words = f"has {whole}, but nobody, as whom jobs run, cannot read it: Permission denied: {whole}/optimizer"
+        assert refused(node, "named", path=str(whole), digests=[]) == f"node0 {words}"
         closed = node.directory.parent / "closed"
         closed.mkdir(mode=0o700)
         nothing = {"top": "", "folder": False, "files": []}

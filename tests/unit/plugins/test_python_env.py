@@ -1,6 +1,7 @@
 """The role python_env on nodes on this machine, with wheels of a few bytes from an index that wants a password."""
 
 import base64
+import fcntl
 import hashlib
 import http.server
 import json
@@ -18,6 +19,8 @@ from urllib.parse import urlsplit
 
 import pytest
 import yaml
+from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import Failure
+from ansible_collections.thunderhead.cluster.plugins.modules import python_env_resolve
 from playing import ROOT, play
 
 PASSWORD = "hush-hush-4711"
@@ -256,6 +259,38 @@ def test_a_node_may_resolve_for_all(site: Site) -> None:
     assert "nothing was changed on any node. On node0, uv finds no set of packages that" in missing.stdout
 
 
+def test_what_others_put_into_a_nodes_tmp_decides_nothing(site: Site) -> None:
+    """A workspace above a project says where its packages come from."""
+    shared = site.folder / "tmp"
+    make_wheel(shared, "tiny", module="evil = True\n")
+    evil = f'[tool.uv.sources]\ntiny = {{ path = "{shared}/tiny-1.0-py3-none-any.whl" }}\n'
+    (shared / "pyproject.toml").write_text(f'[tool.uv.workspace]\nmembers = ["*/project"]\n{evil}')
+    (site.folder / "pyproject.toml").write_text('[project]\nname = "x"\nversion = "2"\ndependencies = ["tiny"]\n')
+    (site.folder / "requirements.txt").write_text("")
+    project = ("-e", f"python_env_requirements={site.folder}/pyproject.toml", "-e", "python_env_resolve_on=node0")
+    result = play(site.folder, "setup.yml", "--tags", "python_env", *project, **site.caches, TMPDIR=str(shared))
+    assert result.returncode == 0, result.stdout
+    (module,) = site.folder.glob("node/env/lib/*/site-packages/tiny.py")
+    assert module.read_text() == ""
+
+
+@pytest.mark.parametrize("opened", ["", "home"])
+def test_a_node_resolves_where_nobody_else_may_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened: str
+) -> None:
+    home = tmp_path / "home" / "me"
+    home.mkdir(parents=True)
+    (tmp_path / opened).chmod(0o777)
+    monkeypatch.setenv("HOME", str(home))
+    with pytest.raises(Failure) as caught:
+        python_env_resolve.make_workshop()
+    assert str(caught.value) == (
+        f"others may write in {tmp_path / opened}, and uv, which works in {home}, goes by files there; chmod go-w it, "
+        "or set python_env_resolve_on to another node or to localhost"
+    )
+    assert list(home.iterdir()) == []
+
+
 @pytest.mark.parametrize("check", [(), ("--check",)], ids=["setup", "check"])
 @pytest.mark.parametrize(
     ("text", "message"),
@@ -346,6 +381,32 @@ def test_a_package_that_was_changed_after_it_was_locked(site: Site) -> None:
     )
     assert expected in " ".join(result.stdout.split())
     assert site.installed == before
+
+
+def test_lists_that_are_empty_texts(site: Site) -> None:
+    """As -e python_env_find_links= gives; a node was said to have no folder of no name."""
+    result = site.setup("third\n", "-e", "python_env_find_links=", "-e", "python_env_extra_index_urls=")
+    assert (result.returncode, site.installed) == (0, {"third"}), result.stdout
+
+
+def test_one_setup_at_a_time(site: Site) -> None:
+    """Of one whose ansible-playbook was killed, uv works on, and removed at its end what the next one had installed."""
+    assert site.setup("tiny==1.0\n").returncode == 0
+    node = site.folder / "node"
+    (node / "wheels").mkdir()
+    with open(node / "cache" / "lock", "r+b") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        refused = site.setup("tiny==1.0\nother==1.0\n")
+    assert refused.returncode != 0
+    assert (
+        f"This node has no new environment, and {node}/env is as it was, because another setup.yml installs in {node} "
+        "at this moment; wait until it has ended, or if it was broken off, end what is left of it there: "
+        f"pkill -f {node}/bin/uv, and run setup again."
+    ) in " ".join(refused.stdout.split())
+    assert site.installed == {"tiny"}
+    assert (node / "wheels").is_dir(), "they are the other's"
+    assert site.setup("tiny==1.0\nother==1.0\n").returncode == 0
+    assert site.installed == {"tiny", "other"}
 
 
 def test_without_torch_setup_says_so_each_time(site: Site) -> None:

@@ -22,6 +22,7 @@ NODE = {
     "driver": "",
     "uv": "",
     "complete": True,
+    "free": 10**9,
     "executable": "/usr/bin/python3",
 }
 FETCH = """import os, sys
@@ -31,6 +32,8 @@ with open({calls!r}, "a") as file:
     file.write(f"{{version}} {{platform}} {{os.environ.get('UV_DEFAULT_INDEX')}} {{os.environ.get('https_proxy')}}\\n")
 if {failing!r} in str(os.environ.get("UV_DEFAULT_INDEX")):
     sys.exit(f"uv cannot be fetched from {{os.environ.get('UV_DEFAULT_INDEX')}}")
+Path(folder, "bin").mkdir(parents=True, exist_ok=True)
+Path(folder, "bin", "uv").write_bytes(bytes(20_000_000))
 """
 
 
@@ -185,6 +188,31 @@ def test_a_node_gets_no_history_and_sends_no_password(controller: Controller) ->
     assert "sources/0/mine/pyproject.toml" in sent
     assert not [name for name in sent if ".git" in name]
     assert not list(controller.folder.glob("cache/thunderhead/locks/*"))
+
+
+def test_a_disk_with_no_room_for_what_is_copied(controller: Controller) -> None:
+    """R10: said before anything is, for all nodes at once; later it would be an error of Ansible's own."""
+    wheel = controller.folder / "wheels" / "mine-1.0-py3-none-any.whl"
+
+    def there(workshop: Path, _request: Any) -> dict[str, Any]:
+        (workshop / "wheels").mkdir()
+        (workshop / "wheels" / wheel.name).write_bytes(bytes(5_000_000))
+        return {**resolution(""), "wheels": [wheel.name]}
+
+    room = {"node0": 24_900_000, "node1": 25_000_000, "node2": 1000}
+    nodes = {host: {**NODE, "complete": False, "free": free} for host, free in room.items()}
+    plan = controller.plan({host: {"resolve_on": "node1"} for host in nodes})
+    with pytest.raises(JobError) as caught:
+        plan.resolve(nodes, there, False)
+    sentence = (
+        "{} has {} free where its cluster_dir lies, and uv and the wheels that setup copies there take 25.0 MB; make "
+        "room there, or set cluster_dir in the inventory to a folder on a larger disk\n"
+    )
+    assert str(caught.value) == (
+        f"{sentence.format('node0', '24.9 MB')}{sentence.format('node2', '1.0 kB')}Nothing was changed on any node."
+    )
+    nodes = {host: {**node, "uv": "0.0.1", "complete": True} for host, node in nodes.items()}
+    plan.resolve(nodes, there, False)  # nothing is copied
 
 
 def test_what_a_hostile_node_answers_stays_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -154,19 +155,19 @@ def test_a_node_that_resolves_is_left_as_it_was(bench: Bench, tmp_path: Path) ->
     with tarfile.open(tmp_path / "workshop.tar", "w") as archive:
         for name in ("uv", "sources"):
             archive.add(bench.folder / name, name)
-    for name in ("home", "tmp"):
-        (tmp_path / name).mkdir()
     given = {"archive": str(tmp_path / "workshop.tar"), "request": json.dumps(request)}
     (tmp_path / "arguments").write_text(json.dumps({"ANSIBLE_MODULE_ARGS": given}))
-    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "tmp")}
-    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    (tmp_path / "tmp").mkdir()
     module = "ansible_collections.thunderhead.cluster.plugins.modules.python_env_resolve"
-    command = [sys.executable, "-m", module, str(tmp_path / "arguments")]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    with tempfile.TemporaryDirectory(dir=Path.home(), prefix=".thunderhead-home-") as home:  # others may write in /tmp
+        environment = {"PATH": "/usr/bin:/bin", "HOME": home, "TMPDIR": str(tmp_path / "tmp")}
+        environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+        command = [sys.executable, "-m", module, str(tmp_path / "arguments")]
+        done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+        assert not os.listdir(home)
     assert json.loads(done.stdout)["resolution"]["wheels"] == ["mine-1.0-py3-none-any.whl"]
     for _arguments, called in bench.calls:
-        assert called["UV_CACHE_DIR"].startswith(f"{tmp_path}/tmp/thunderhead-")
-    assert not list((tmp_path / "home").iterdir())
+        assert called["UV_CACHE_DIR"].startswith(f"{home}/.thunderhead-")
     assert not list((tmp_path / "tmp").iterdir())
 
 

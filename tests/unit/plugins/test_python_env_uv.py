@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from ansible_collections.thunderhead.cluster.plugins.action.python_env import in
 from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env import node, uv
 from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.installation import (
     Environment,
+    alone,
     bound_cache,
     recorded,
 )
@@ -47,6 +49,29 @@ def variables(root: Path, **settings: Any) -> dict[str, str]:
     names = ("UV_DEFAULT_INDEX", "UV_INDEX", "UV_FIND_LINKS", "https_proxy", "HTTPS_PROXY", "no_proxy", "SSL_CERT_FILE")
     environment = made(root, **settings).environment
     return {name: environment[name] for name in names if name in environment}
+
+
+def test_a_uv_whose_parent_has_died_keeps_the_lock(root: Path) -> None:
+    (root / "cache").mkdir()
+    child = root / "uv"
+    child.write_text(f"#!/bin/sh\nsleep 600 > {root}/child 2>&1 &\necho $! > {root}/pid\n")
+    child.chmod(0o755)
+    one, other = (Uv(str(child), SETTINGS, str(root), machine=Machine(str(root))) for _number in range(2))
+    with alone(str(root), one):
+        one.run()
+    with (
+        pytest.raises(Failure, match=f"another setup.yml installs in {root} at this moment; wait"),
+        alone(str(root), other),
+    ):
+        pass
+    os.kill(int((root / "pid").read_text()), signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            with alone(str(root), other):
+                return
+        except Failure:
+            assert time.monotonic() < deadline
 
 
 # --------------------------------------------------------------------------------------------- settings of the machine

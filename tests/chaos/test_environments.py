@@ -1,0 +1,277 @@
+"""What setup installs: nothing but what was locked, whoever is on the nodes, and wherever it was broken off."""
+
+import contextlib
+import hashlib
+import re
+import shutil
+import subprocess
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from machines import USER, Cluster, Node, until
+from measuring import Timeline
+from playbook import Playbook
+
+DIRECTORY = "/opt/other"
+"""A cluster_dir for these tests, so that the others' environments stay as they are."""
+LINKS = "/srv/wheels"
+FILE = "tiny-1.0-py3-none-any.whl"
+AS_IT_WAS = f"This node has no new environment, and {DIRECTORY}/env is as it was, because "
+
+# Looks, until it is told to stop, for what this account may write and does not own, and prints it.
+PLANTER = """\
+import os, time
+found = set()
+while not os.path.exists("/tmp/enough"):
+    time.sleep(0.05)
+    for top in ("/opt/other", "/home", "/root", "/tmp", "/var/tmp"):
+        for folder, folders, files in os.walk(top):
+            for path in [folder, *(os.path.join(folder, name) for name in files)]:
+                try:
+                    about = os.lstat(path)
+                except OSError:
+                    continue
+                if about.st_uid != os.getuid() and not about.st_mode & 0o1000 and os.access(path, os.W_OK):
+                    found.add(path)
+print(*found, sep="\\n")
+"""
+
+
+@dataclass
+class Site:
+    """The nodes, and packages for them."""
+
+    cluster: Cluster
+    folder: Path
+
+    def wheel(self, content: str = "", size: int = 0, folder: str = "wheels") -> Path:
+        """Make the package tiny: a module, and a file of so many null bytes, which take no room in the wheel."""
+        path, about = self.folder / folder / FILE, "tiny-1.0.dist-info"
+        path.parent.mkdir(exist_ok=True)
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as wheel:
+            wheel.writestr("tiny.py", content)
+            wheel.writestr("tiny.bin", bytes(size))
+            wheel.writestr(f"{about}/METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n")
+            wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            wheel.writestr(f"{about}/RECORD", "".join(f"{one},,\n" for one in [*wheel.namelist(), f"{about}/RECORD"]))
+        return path
+
+    def setup(self, *arguments: str, text: str = "tiny\n", links: str = LINKS) -> Playbook:
+        """Start a setup of the environment: with wheels that lie in a folder of the nodes, where one resolves."""
+        (self.folder / "requirements.txt").write_text(text)
+        given = [f"cluster_dir={DIRECTORY}", f"python_env_requirements={self.folder}/requirements.txt"]
+        given.append(f"python_env_find_links={links}")
+        options = [word for one in given for word in ("-e", one)]
+        return self.cluster.playbook("setup.yml", "--tags", "python_env", *options, *arguments)
+
+    def installed(self, node: Node) -> str:
+        """Return the module that jobs would import, or why there is none."""
+        return node.execute("sh", "-c", f"cat {DIRECTORY}/env/lib/*/site-packages/tiny.py 2>&1", check=False)
+
+    @property
+    def locks(self) -> Path:
+        """What the controller has kept."""
+        return self.folder / "cache" / "thunderhead" / "locks"
+
+
+@pytest.fixture
+def site(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    cache = tmp_path / "cache" / "thunderhead"
+    cache.mkdir(parents=True)
+    for uv in (Path.home() / ".cache" / "thunderhead").glob("uv-*"):
+        (cache / uv.name).symlink_to(uv)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    made = Site(cluster, tmp_path)
+    wheel = made.wheel()
+    for node in cluster.nodes:
+        node.execute(
+            *("sh", "-ec"),
+            f"mkdir -p {DIRECTORY}; cd {DIRECTORY}; mkdir -p bin jobs bundles; chmod 711 jobs; chmod 700 bundles; "
+            "ln -f ../thunderhead/bin/uv bin; cp ../thunderhead/.thunderhead .",
+        )
+        node.put(wheel, LINKS)
+    yield made
+    for node in cluster.nodes:
+        node.heal()
+        node.execute("pkill", "-KILL", "-f", f"{DIRECTORY}/bin/uv", check=False)
+        node.execute("rm", "-rf", DIRECTORY, LINKS)
+
+
+# --------------------------------------------------------------------------------------------- what was locked, or not
+
+
+def in_the_folder_of_a_node(site: Site) -> None:
+    site.cluster.nodes[1].put(site.wheel("evil = True\n"), LINKS)
+
+
+def on_its_way(site: Site) -> None:
+    (kept,) = site.locks.glob(f"*/wheels/{FILE}")
+    shutil.copy(site.wheel("evil = True\n"), kept)
+
+
+def in_the_lock(site: Site) -> None:
+    (lock,) = site.locks.glob("*/3*.txt")
+    evil = hashlib.sha256(site.wheel("evil = True\n").read_bytes()).hexdigest()
+    lock.write_text(re.sub(r"sha256:\w+", f"sha256:{evil}", lock.read_text()))
+
+
+@pytest.mark.parametrize("change", [in_the_folder_of_a_node, on_its_way, in_the_lock])
+def test_a_package_that_is_not_what_was_locked(site: Site, timeline: Timeline, change: Callable[[Site], None]) -> None:
+    node = site.cluster.nodes[1]
+    text, links = "tiny\n", LINKS
+    if change is not in_the_folder_of_a_node:  # what lies beside the requirements goes from the controller to the nodes
+        text, links = f"--find-links {site.folder}/wheels\ntiny\n", ""
+    check = site.setup("--check", "--limit", "node1", text=text, links=links)
+    assert check.wait() == 0, check.text
+    change(site)
+    setup = site.setup("--limit", "node1", text=text, links=links)
+    assert setup.wait() == 2, setup.text
+    sentence = "a package is not the one whose hash the lock has: it was changed on its way or at its source"
+    assert AS_IT_WAS + sentence in setup.words
+    assert "No such file" in site.installed(node)
+    assert node.execute("ls", f"{DIRECTORY}/envs") == ""
+    assert node.execute("ls", "-d", f"{DIRECTORY}/wheels", check=False) == ""
+    where = change.__name__.replace("_", " ")
+    timeline.note(f"a package is changed after it was locked ({where})", f"the node refuses it: {sentence}")
+
+
+@contextlib.contextmanager
+def planters(cluster: Cluster) -> Iterator[dict[str, str]]:
+    """Have two accounts without rights look for what they may write on every node meanwhile; give what they found."""
+    found: dict[str, str] = {}
+    for node in cluster.nodes:
+        node.execute("rm", "-f", "/tmp/enough")
+    accounts = {f"{user} on {node}": (user, node) for node in cluster.nodes for user in ("nobody", USER)}
+    running = {
+        name: subprocess.Popen(
+            ["docker", "exec", f"--user={user}", node.container, "python3", "-c", PLANTER], stdout=subprocess.PIPE
+        )
+        for name, (user, node) in accounts.items()
+    }
+    try:
+        yield found
+    finally:
+        for node in cluster.nodes:
+            node.execute("touch", "/tmp/enough")
+        for name, planter in running.items():
+            found[name] = planter.communicate(timeout=60)[0].decode()
+
+
+def test_what_other_accounts_do_on_the_nodes_meanwhile(site: Site, timeline: Timeline) -> None:
+    cluster = site.cluster
+    evil = site.wheel("evil = True\n", folder="evil")
+    workspace = '[tool.uv.workspace]\nmembers = ["*/project"]\n'
+    traps = {
+        "pyproject.toml": f'{workspace}[tool.uv.sources]\ntiny = {{ path = "/tmp/evil/{FILE}" }}\n',
+        "uv.toml": "this is no TOML",
+        "constraints.txt": "tiny==2.0\n",
+    }
+    project = site.folder / "pyproject.toml"
+    project.write_text('[project]\nname = "x"\nversion = "1"\ndependencies = ["tiny"]\n')
+    for node in cluster.nodes:
+        node.put(evil, "/tmp/evil")
+        for name, text in traps.items():
+            node.execute("sh", "-c", f"cat > /tmp/{name}", text=text, user="nobody")
+    try:
+        with planters(cluster) as found:
+            setup = site.setup("-e", f"python_env_requirements={project}")
+            assert setup.wait() == 0, setup.text
+    finally:
+        for node in cluster.nodes:
+            node.execute("rm", "-rf", "/tmp/evil", *(f"/tmp/{name}" for name in traps))
+    assert "once for all nodes, on node0" in setup.text
+    for name, paths in found.items():
+        # uv makes its locks so; whoever may read one could hold it as well.
+        assert [path for path in paths.splitlines() if not path.endswith("/.lock")] == [], name
+    for node in cluster.nodes:
+        assert site.installed(node) == ""
+        assert node.execute("find", DIRECTORY, "!", "-user", "root") == ""
+    timeline.note(
+        "other accounts put a workspace and settings of uv into /tmp of the node that resolves",
+        "they decide nothing, and may write nothing that setup uses",
+    )
+
+
+# --------------------------------------------------------------------------------------------------------- broken off
+
+
+def is_at_work(node: Node) -> bool:
+    return "pip install" in node.execute("pgrep", "-af", f"^{DIRECTORY}/bin/uv", check=False)
+
+
+def test_a_setup_that_is_broken_off(site: Site, timeline: Timeline) -> None:
+    cluster = site.cluster
+    _head, *others = cluster.nodes
+    for node in others:  # uv waits for a wheel that comes
+        node.execute("sh", "-c", f"rm {LINKS}/{FILE}; mkfifo {LINKS}/{FILE}")
+    first = site.setup()
+    until(lambda: all(map(is_at_work, others)), "uv installs on node1 and node2", 60)
+    first.kill()
+    cluster.kill_connections()
+    cluster.disconnect()
+    assert all(map(is_at_work, others)), "nobody has told it that its ansible-playbook is gone"
+
+    second = site.setup()
+    assert second.wait() == 2, second.text
+    remedy = f"pkill -f {DIRECTORY}/bin/uv"
+    sentence = (
+        f"another setup.yml installs in {DIRECTORY} at this moment; wait until it has ended, or if it was broken "
+    )
+    sentence += f"off, end what is left of it there: {remedy}, and run setup again"
+    for node in others:
+        assert re.search(rf"fatal: \[{node}\]: FAILED! => .{{1,30}}msg: '?{AS_IT_WAS}{sentence}", second.words), (
+            second.text
+        )
+
+    others[0].power_off()  # in the middle of it
+    others[0].heal()
+    others[1].execute("sudo", *remedy.split(), check=False)  # sudo has that in its command line too
+    until(lambda: not is_at_work(others[1]), "uv ends on node2")
+    cluster.disconnect()
+    run = cluster.run("succeeds.py", "-e", f"cluster_dir={DIRECTORY}")
+    assert run.wait() == 2
+    for node in others:
+        assert f"{node} has no environment: there is no {DIRECTORY}/env/bin/python" in run.words
+    assert "Nothing was started on any node" in run.words
+
+    for node in others:
+        node.execute("rm", f"{LINKS}/{FILE}")
+        node.put(site.folder / "wheels" / FILE, LINKS)
+    third = site.setup()
+    assert third.wait() == 0, third.text
+    assert [site.installed(node) for node in cluster.nodes] == ["", "", ""]
+    again = cluster.run("succeeds.py", "-e", f"cluster_dir={DIRECTORY}")
+    assert again.wait() == 0, again.text
+    timeline.note(
+        "setup.yml is killed while it installs, and a node loses power", "no job uses what is left; setup goes on"
+    )
+
+
+def test_a_disk_that_is_too_small_for_an_environment(site: Site, timeline: Timeline) -> None:
+    node = site.cluster.nodes[1]
+    node.small_disk("/opt/small", 20)
+    node.put(site.wheel(size=60_000_000), LINKS)
+    small = ("--limit", "node1", "-e", "cluster_dir=/opt/small")
+    full = site.setup(*small)
+    assert full.wait() == 2
+    assert re.search(
+        r"node1 has 2[01]\.\d MB free where its cluster_dir lies, and uv and the wheels that setup copies there take "
+        r"\d+\.\d MB; make room there, or set cluster_dir .*Nothing was changed on any node\.",
+        full.words,
+    ), full.text
+    node.execute("mount", "-o", "remount,size=80m", "/opt/small")
+    full = site.setup(*small)
+    assert full.wait() == 2
+    assert "This node has no new environment, and /opt/small/env is as it was, because the disk is full (" in full.words
+    assert node.execute("readlink", "/opt/small/env") == "/opt/thunderhead/env\n"
+    assert node.execute("ls", "/opt/small/envs") == ""
+    node.execute("mount", "-o", "remount,size=300m", "/opt/small")
+    setup = site.setup(*small)
+    assert setup.wait() == 0, setup.text
+    assert node.execute("readlink", "/opt/small/env").startswith("envs/")
+    timeline.note(
+        "a node's disk is full while it installs", "it says so, keeps its environment, and has the new one later"
+    )
