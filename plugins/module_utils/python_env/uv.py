@@ -76,7 +76,8 @@ CAUSES: tuple[tuple[str, str], ...] = (
     ),
     (
         r"fatal: could not read (Username|Password) for|fatal: Authentication failed for|Permission denied \(publickey"
-        r"|Repository not found|fatal: repository '.*' (not found|does not exist)|URL returned error: 40[134]",
+        r"|Repository not found|fatal: repository '.*' (not found|does not exist)|URL returned error: 40[134]"
+        r"|Host key verification failed",
         "git finds no repository that it may read ({line}); correct the URL in the requirements, or give git what it "
         "needs on the machine that resolves: a credential helper, ~/.netrc, or a key for git+ssh://",
     ),

@@ -310,6 +310,7 @@ FETCHING = "error: Failed to fetch: `https://user:pass@example.org/simple/x/`\n 
             "the disk is full (No space left on device",
         ),
         ("fatal: unable to access 'https://x/': SSL certificate problem", "it does not trust the index's certificate"),
+        ("Host key verification failed.", "git finds no repository that it may read (Host key verification failed.)"),
         (
             "error: Git executable not found. Ensure that Git is installed",
             "a requirement comes from git, and there is no",
