@@ -107,6 +107,7 @@ class Resolution:
         self.torch = "torch"
         self.from_where: dict[str, str] = {}
         self.named: list[str] = []
+        self.unhashed: set[str] = set()  # in a uv.lock, of indexes that give no hashes
         self.preferred: str = request["preferred"]
         self.pinned: dict[str, dict[str, str]] = {}
 
@@ -188,13 +189,19 @@ class Resolution:
             if name:
                 self.hashes[normalized(name[1])] = re.findall(r"--hash=(\S+)", below)
         text = self._without_unused_indexes(text)
+        without = [one for one in self._locked() if 'source = { registry = "http' in one and 'hash = "' not in one]
+        self.unhashed = {normalized(name) for name in re.findall(r'(?m)^name = "([^"]+)"', "".join(without))}
         # a path in it is relative to the project
         return re.sub(r"(?m)^(\.{1,2}/\S*)", lambda found: os.path.join(self.request["project"], found[1]), text)
 
+    def _locked(self) -> list[str]:
+        """Return what a uv.lock has of each package."""
+        with open(os.path.join(self.request["project"], "uv.lock"), encoding="utf-8") as file:
+            return file.read().split("[[package]]")
+
     def _without_unused_indexes(self, text: str) -> str:
         """Return what uv exports of a uv.lock with only the additional indexes that one of the packages comes from."""
-        with open(os.path.join(self.request["project"], "uv.lock"), encoding="utf-8") as file:
-            entries = file.read().split("[[package]]")
+        entries = self._locked()
         taken = set(re.findall(r"--hash=(\S+)", text))
         used = {
             found[1].rstrip("/")
@@ -210,7 +217,7 @@ class Resolution:
 
     @property
     def hashes(self) -> dict[str, list[str]]:
-        """Return by package the hashes that are allowed, an empty list for any; empty if there are none."""
+        """Return by package the hashes that are allowed; empty if there are none."""
         found: dict[str, list[str]] = self.request["hashes"]
         return found
 
@@ -400,10 +407,10 @@ class Resolution:
         if not self.hashes:
             return hashes
         allowed = self.hashes.get(normalized(name))
+        if allowed == [] and normalized(name) in self.unhashed:
+            return hashes
         if allowed == []:  # a uv.lock has none for the files of a folder: those, and no others of that name
             files = self._files(normalized(name), [*self.links, *self.uv.settings["find_links"]])
-            if not files:  # nor for those of an index that gives none
-                return hashes
             allowed = [one for one in files if one in hashes]
         if not allowed:
             raise Failure(

@@ -65,18 +65,6 @@ CAUSES: tuple[tuple[str, str], ...] = (
         "python_env_uv_settings has what no uv.toml may have (uv says below what); correct it in the inventory",
     ),
     (
-        r"could not read (Username|Password) for|Permission denied \(publickey|Host key verification failed|"
-        r"Authentication failed for '|Repository not found|repository '.*' not found|"
-        r"requested URL returned error: 40[13]",
-        "a git server does not let it in ({line}); have git know a password or a token there (a credential helper, or "
-        "~/.netrc), or write git+ssh://git@HOST/PATH and have a key and the host's own key (~/.ssh/known_hosts) there",
-    ),
-    (
-        r"fatal: unable to access '|ssh: (Could not resolve hostname|connect to host) ",
-        "it does not reach a git server ({line}); set python_env_proxy to the proxy, or python_env_resolve_on to a "
-        "node that reaches it",
-    ),
-    (
         r"401 Unauthorized|HTTP status client error \(401",
         "the index wants other credentials ({line}); correct them in python_env_index_url or "
         "python_env_extra_index_urls, from a vault",
@@ -88,7 +76,8 @@ CAUSES: tuple[tuple[str, str], ...] = (
     ),
     (
         r"fatal: could not read (Username|Password) for|fatal: Authentication failed for|Permission denied \(publickey"
-        r"|Repository not found|fatal: repository '.*' (not found|does not exist)|URL returned error: 40[134]",
+        r"|Repository not found|fatal: repository '.*' (not found|does not exist)|URL returned error: 40[134]"
+        r"|Host key verification failed",
         "git finds no repository that it may read ({line}); correct the URL in the requirements, or give git what it "
         "needs on the machine that resolves: a credential helper, ~/.netrc, or a key for git+ssh://",
     ),

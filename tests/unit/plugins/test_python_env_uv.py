@@ -309,18 +309,8 @@ FETCHING = "error: Failed to fetch: `https://user:pass@example.org/simple/x/`\n 
             "error: Failed to install: x\n  cause: No space left on device (os error 28)",
             "the disk is full (No space left on device",
         ),
-        (
-            "  fatal: unable to access 'https://user:pass@example.org/r.git/': Could not resolve host: example.org",
-            "it does not reach a git server (fatal: unable to access 'https://…@example.org/r.git/': Could not resolve",
-        ),
-        ("ssh: connect to host example.org port 22: Connection refused", "it does not reach a git server (ssh: con"),
         ("fatal: unable to access 'https://x/': SSL certificate problem", "it does not trust the index's certificate"),
-        (
-            "fatal: unable to access 'https://x/': The requested URL returned error: 403",
-            "a git server does not let it in (fatal: unable to access",
-        ),
-        ("fatal: could not read Username for 'https://x': No such device", "a git server does not let it in (fatal: "),
-        ("git@example.org: Permission denied (publickey).", "a git server does not let it in (git@example.org: Perm"),
+        ("Host key verification failed.", "git finds no repository that it may read (Host key verification failed.)"),
         (
             "error: Git executable not found. Ensure that Git is installed",
             "a requirement comes from git, and there is no",
@@ -494,7 +484,7 @@ def test_an_environment_that_jobs_could_not_read(root: Path, monkeypatch: pytest
 
 def test_tools_on_a_dead_network(tmp_path: Path) -> None:
     """R1, R9: of a node whose environment is complete; uv itself would try for a minute."""
-    for name in ("bin", "tools", "envs/0/bin"):
+    for name in ("bin", "cache", "tools", "envs/0/bin"):
         (tmp_path / name).mkdir(parents=True)
     for name in ("installed.txt", "requirements.txt", "bin/python"):
         (tmp_path / "envs" / "0" / name).touch()
