@@ -116,6 +116,12 @@ bench-preflight: $(VENV)/.controller ## Time of preflight.yml on NODES healthy c
 	python tests/docker/rig.py up; \
 	python tests/bench/preflight.py --nodes $(NODES)
 
+.PHONY: bench-setup
+bench-setup: $(VENV)/.controller ## Time of setup.yml on fresh containers and again, against ssh and uv by hand
+	trap 'python tests/docker/rig.py down' EXIT; \
+	python tests/docker/rig.py up; \
+	python tests/bench/setup_nodes.py
+
 .PHONY: bench-recovery
 bench-recovery: $(VENV)/.controller ## Start skew, kill latency, time to run again, on 2, 8, 16 and 32 containers
 	trap 'python tests/docker/rig.py down' EXIT; \

@@ -212,6 +212,8 @@ class Work:
         made.switch("env", self.node["target"])
         if self.given["tools"] and not self.node["tools_current"]:
             try:
+                if not self.given["lock"].strip():  # else they were tried
+                    uv.require_reachable(uv.indexes(""))
                 self._environment(uv, self.node["tools"]).make(
                     self.given["tools"], "none", [], wheels, folder, self.given["tools"]
                 )

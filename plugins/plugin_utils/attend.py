@@ -128,6 +128,7 @@ def _finish(
 ) -> dict[str, Any]:
     """Write down how the job ended, collect, clean up, and say it."""
     topology, verdict = gang.topology, onlooker.verdict
+    onlooker.tell_of_checkpoint()  # a short job ends before anybody looks
     explanation = diagnosis.explain(topology, endings, logs, lambda reason: left_behind.of_job(reason, record))
     # Ranks that all ended well in spite of a verdict that they stand still have proved it wrong.
     state = ("failed" if verdict else explanation.state) if explanation else "succeeded"

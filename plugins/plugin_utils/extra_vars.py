@@ -9,6 +9,10 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from ansible import context
+from ansible.parsing.dataloader import DataLoader
+from ansible.parsing.splitter import parse_kv
+from ansible.utils.vars import load_extra_vars
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 
 STRAY = "_raw_params"
@@ -29,6 +33,19 @@ COLLECTION = Path(__file__).parents[2]
 _WITH_DEFAULT = re.compile(r"[({=]\s*(\w+)(?=\s*\|\s*default\()")
 _LOOKED_UP = re.compile(r"thunderhead\.cluster\.option\W+(\w+)")
 _ROLE = re.compile(r"(?:role|name): thunderhead\.cluster\.(\w+)")
+
+
+def given_with(loader: DataLoader) -> Mapping[str, Any]:
+    """Return what was given with ``-e``; spaces between the patterns of include, at which Ansible cuts, stay in it."""
+    found: dict[str, Any] = load_extra_vars(loader)
+    whole = None
+    for words in context.CLIARGS.get("extra_vars", ()) if STRAY in found else ():
+        pairs = {} if words.startswith(("@", "[", "{")) else parse_kv(words)
+        if pairs.keys() == {"include", STRAY} and pairs["include"] == found["include"]:
+            whole = words.partition("=")[2]
+        elif STRAY in pairs:
+            return found
+    return found if whole is None else {name: one for name, one in found.items() if name != STRAY} | {"include": whole}
 
 
 def options_of(text: str) -> set[str]:

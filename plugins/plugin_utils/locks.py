@@ -24,7 +24,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.resolution import is_contradiction, resolve
+from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.resolution import (
+    MALWARE,
+    is_contradiction,
+    resolve,
+)
 from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import (
     TORCH_INDEX,
     Failure,
@@ -85,6 +89,11 @@ FORMS = {
 NO_TORCH = (
     "{path} installs no torch, so no job can train with what setup has installed; add torch to it, or to what "
     "python_env_requirements names, and run setup again"
+)
+
+BARRED = (
+    "{name} {versions} were malware (GHSA-w37p-236h-pfx3), and neither is ever installed; ask for another version of "
+    "what needs one of them"
 )
 
 
@@ -418,6 +427,9 @@ def unresolved(requirements: Requirements, where: str, failure: Failure, folder:
         why, said = why.replace(copy, str(path)), said.replace(copy, str(path))
     lines = [f"{requirements.path} could not be resolved, and nothing was changed on any node. {where}, {why}."]
     lines += [f"{requirements.places.get(text, text)} asks for {text}: {reason}" for text, reason in failure.unmet]
+    for name, versions in MALWARE.items():
+        if re.search(rf"(?<![\w-]){name}>{',<'.join(map(re.escape, versions))}\b", said):  # what the bar has left
+            lines.append(BARRED.format(name=name, versions=" and ".join(versions)))
     if is_contradiction(said) or failure.unmet or TORCH_INDEX in why:
         lines += requirements.soft
     return "\n".join([*lines, *(["The end of what uv said:", "", said[-1500:]] if said else [])])

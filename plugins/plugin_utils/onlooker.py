@@ -109,7 +109,11 @@ class Onlooker:
             self._say_once(news)
         elif together and self._warned:
             self._say_once("the ranks have met now")
-        if read and "checkpoint_step" in self._about:
+        self.tell_of_checkpoint()
+
+    def tell_of_checkpoint(self) -> None:
+        """Say, once, what the job goes on from, if a process of it was seen to read that."""
+        if noticed.checkpoint_read(self.parts) and "checkpoint_step" in self._about:
             step = self._about["checkpoint_step"]
             known = f"{self._about['resumed']}, step {step}" if step is not None else self._about["checkpoint"]
             self._say_once(f"goes on from {known}")

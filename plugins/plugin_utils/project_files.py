@@ -151,6 +151,12 @@ def choose(project: Path, script: str, include: Sequence[str] = (), everything: 
     return found
 
 
+def not_made(project: Path, paths: Iterable[str] | None = None) -> list[str]:
+    """Return of files, or of all in a project, those that neither a tool nor run.yml has made."""
+    chooser = _Chooser(project, Files([], False, None, False, Left(), []), ())
+    return [path for path in (chooser.walked("") if paths is None else paths) if not chooser.is_made(path)]
+
+
 def git(folder: Path, *arguments: str) -> str | None:
     """Return git's output, or None if there is no repository, none with files (a bare one), or the answer is no.
 
@@ -236,14 +242,14 @@ class _Chooser:
                 self.chosen.add(path)
         self._found.dirty |= bool(new)
         for _is_new, path in self._listed(below, "--ignored", "--directory"):
-            if not self._is_made(path):
+            if not self.is_made(path):
                 self._found.left.add(self._project, self._unchosen(path))
 
     def listed(self, below: str) -> tuple[list[str], list[str]]:
         """Return what git tracks in a repository, and what it neither tracks nor ignores."""
         listing = self._listed(below, "--cached")
         tracked = [path for is_new, path in listing if not (is_new or self._is_record(path))]
-        return tracked, [path for is_new, path in listing if is_new and not self._is_made(path)]
+        return tracked, [path for is_new, path in listing if is_new and not self.is_made(path)]
 
     def _listed(self, below: str, *arguments: str) -> list[tuple[bool, str]]:
         """Return whether git does not track a file, and its path relative to the project; folders without a slash."""
@@ -255,11 +261,11 @@ class _Chooser:
     def add_all(self, script: str, everything: bool) -> None:
         """Add all files but what tools make, our records and, if not ``everything``, results."""
         results: list[str] = []
-        self.chosen.update(self._walked("", None if everything else results))
+        self.chosen.update(self.walked("", None if everything else results))
         left = []
         for folder in results:  # which grows
             if script.startswith(f"{folder}/") or self._is_package(folder):
-                self.chosen.update(self._walked(folder, results))
+                self.chosen.update(self.walked(folder, results))
             else:
                 left.append(folder)
         self.chosen.update(self._matching("", self._project, in_git=False))
@@ -291,11 +297,11 @@ class _Chooser:
             )
         named = words_in([*self._include, *text.splitlines()])
         paths = [os.path.join(below, path.rstrip("/")) for path in listing.split("\0") if path.strip("./")]
-        brought = [path for path in paths if not self._is_made(path, named)]
+        brought = [path for path in paths if not self.is_made(path, named)]
         self._found.brought += len(brought)
         return brought
 
-    def _walked(self, below: str, results: list[str] | None = None) -> Iterator[str]:
+    def walked(self, below: str, results: list[str] | None = None) -> Iterator[str]:
         """Yield every file below a folder that was not made; of folders of results the paths go to ``results``."""
         for folder, folders, files in os.walk(self._project / below):
             inside = os.path.relpath(folder, self._project)
@@ -315,11 +321,11 @@ class _Chooser:
         is_folder = os.path.isdir(full) and not os.path.islink(full)
         if is_folder and self._is_made_folder(path):
             return
-        for file in self._walked(path) if is_folder else [path] if os.path.lexists(full) else []:
+        for file in self.walked(path) if is_folder else [path] if os.path.lexists(full) else []:
             if file not in self.chosen:
                 yield file
 
-    def _is_made(self, path: str, but: Set[str] = frozenset()) -> bool:
+    def is_made(self, path: str, but: Set[str] = frozenset()) -> bool:
         """Whether a path is of what a tool, or run.yml, has made, and the words ``but`` do not name the tool's."""
         name, kind = os.path.basename(path), os.path.splitext(path)[1]
         if (kind in COMPILED and not any(word.endswith(kind) for word in but)) or (name in TOOLS and name not in but):

@@ -26,7 +26,7 @@ import tomllib
 from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.resolution import MALWARE, SOURCES
 from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import without_credentials
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.project_files import TOOLS
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.project_files import not_made
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import listed
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
@@ -54,6 +54,10 @@ VALUED = re.compile(
     r"(?:\s*=\s*|\s+|(?<=^-[rcefi])(?=\S))(?P<value>.+)"
 )
 """An option whose value is a path or a URL."""
+UNHEEDED = re.compile(
+    r"\s--((no-binary|only-binary|use-feature|trusted-host)[ =]\S+|prefer-binary|pre|require-hashes|no-index)(?=\s|$)"
+)
+"""Options that pip takes behind a package, and pays no heed to there."""
 FOR_UV = ("--no-index", "--no-binary", "--only-binary", "-r", "--requirement", "-c", "--constraint")
 """Options in a file that uv reads there, beside those with a path; of -r and -c only those with a URL are left."""
 URL = re.compile(r"(?i)(?:[a-z]+\+)?https?://[^\s'\"]+")
@@ -68,6 +72,8 @@ VERSION_OF_GIT = re.compile(
     r"|setuptools-git-versioning|\bpbr\b|source\s*=\s*[\"']scm[\"']"
 )
 """In a project's files, what takes the version from git."""
+EGG = re.compile(r"[#&]egg=([A-Za-z0-9](?:[\w.-]*[A-Za-z0-9])?)(?=&|$)")
+"""The name that pip takes for a URL without one."""
 HASH = re.compile(r"\s--hash[= ]([a-z0-9]+:[0-9a-fA-F]+)")
 TORCH_LABEL = re.compile(r"torch(?:vision|audio|text|data)?")
 TORCHS_OWN = re.compile(
@@ -246,6 +252,11 @@ def read(path: Path, extras: Sequence[str] = (), groups: Sequence[str] = (), has
             "pip:, and the Python packages of its dependencies by their names on PyPI (pytorch is torch there), into a "
             "requirements.txt, and set python_env_requirements to that"
         )
+    if name in ("setup.py", "setup.cfg"):
+        raise JobError(
+            f"{path} says how a project is built; write -e . into a requirements.txt beside it, and set "
+            "python_env_requirements to that"
+        )
     if (extras or groups) and name not in ("pyproject.toml", "uv.lock"):
         raise JobError(
             f"{path} has no extras or groups; take python_env_extras and python_env_groups out of the inventory, or "
@@ -408,6 +419,8 @@ def _collect(result: Requirements, lines: Sequence[Line]) -> None:
     hashed: list[bool] = []
     for line in lines:
         text = HASH.sub("", line.text).strip()
+        if not text.startswith("-"):
+            text = UNHEEDED.sub("", text)
         if secret := _secret(line.text):
             faults.append((line, secret))
             continue
@@ -448,16 +461,19 @@ def _collect(result: Requirements, lines: Sequence[Line]) -> None:
         result.hashes.clear()
     result.soft = [f"{line}: {words}" for line, words in soft]
     if faults:
-        if not all("password" in words for _line, words in faults):
-            faults += [(line, words) for line, words in soft if line not in [other for other, _words in faults]]
-        listing = [f"{line} {words}" for line, words in sorted(faults, key=lambda one: lines.index(one[0]))]
-        if len(listing) == 1:
-            raise JobError(listing[0])
-        raise JobError("\n".join([f"{result.path} has {len(listing)} lines that nodes cannot install:", *listing]))
+        listing = [f"{line} {words}" for line, words in faults]
+        if len(listing) > 1:
+            listing.insert(0, f"{result.path} has {len(listing)} lines that nodes cannot install:")
+        if soft and not all("password" in words for _line, words in faults):
+            listing.append("Lines that often fit only the machine that made the list:")
+            listing += [f"{line} {words}" for line, words in soft]
+        raise JobError("\n".join(listing))
 
 
 def _required(result: Requirements, line: Line, flag: str, value: str) -> tuple[str, str]:
     """Return a requirement as uv gets it, and what is wrong with it, or ""."""
+    if not flag and (option := re.search(r"\s(-[fi]|--(?:extra-)?index-url|--find-links)[ =]", value)):
+        return value, f"has the option {option[1]} behind a package; write it into a line of its own"
     marker = ""
     if found := re.search(r"\s+;\s*(.+)$", value):
         marker, value = f" ; {found[1]}", value[: found.start()]
@@ -474,6 +490,8 @@ def _required(result: Requirements, line: Line, flag: str, value: str) -> tuple[
     if re.match(r"(?i)(git|hg|bzr|svn)\+|https?://|ssh://", location):
         if location.startswith(("hg+", "bzr+", "svn+")):
             return value, "names a repository that is not git's; install it from an archive or an index"
+        if not name and (egg := EGG.search(location)):  # settings of uv go by the name, and it builds for none
+            name, extras = egg[1] + extras, ""
         return f"{f'{name.strip()} @ ' if name else ''}{location}{extras}{marker}", ""
     is_path = flag or name or location.startswith((".", "/", "~", "file:")) or os.sep in location
     is_path = is_path or (location.lower().endswith(ARCHIVES) and (line.file.parent / location).is_file())
@@ -482,21 +500,33 @@ def _required(result: Requirements, line: Line, flag: str, value: str) -> tuple[
         path = Path(os.path.normpath(line.file.parent / os.path.expanduser(_path_of(location.split("#")[0]))))
         if not path.exists():
             if name:
-                wheel = re.search(r"/[^/]+?-(\d[^-/]*)-[^/]+\.whl$", location)
+                place = location.split("#")[0]
+                wheel = re.search(r"/[^/]+?-(\d[^-+/]*)[^-/]*-[^/]+\.whl$", unquote(place))
                 version = wheel[1] if wheel else "VERSION"
                 printed = "" if wheel else f", as this prints there: {FREEZE}"
                 return value, (
-                    f"names {location}, a place on the machine that made this list; write "
+                    f"names {place}, a place on the machine that made this list; write "
                     f"{name.strip()}=={version}{printed}"
                 )
-            return value, f"names {location}, and there is nothing at {path}; correct it, or leave it out"
-        if path.is_dir() and not any((path / one).is_file() for one in ("pyproject.toml", "setup.py")):
-            return value, f"names the folder {path}, which has neither pyproject.toml nor setup.py; correct it"
+            meant = _meant(line.file.parent, location) or "correct it, or leave it out"
+            return value, f"names {location}, and there is nothing at {path}; {meant}"
+        if path.is_dir() and not is_project(path):
+            meant = _meant(line.file.parent, location) or "correct it"
+            return value, f"names the folder {path}, which has neither pyproject.toml nor setup.py; {meant}"
         place = f"file://{_source(result, path)}{fragment[0] if fragment else ''}"
         if not name and (own := project_name(path)):  # settings of uv go by the name
             name, extras = f"{own}{extras}", ""
         return f"{name.strip()} @ {place}{marker}" if name else f"{place}{extras}{marker}", ""
     return _indexed(value + marker)
+
+
+def _meant(folder: Path, location: str) -> str:
+    """Return how a file in a folder has to name what pip finds from one above, where it is started; "" if nothing."""
+    for start in folder.parents:
+        path = Path(os.path.normpath(start / location.split("#")[0]))
+        if is_project(path) or path.is_file():
+            return f"it is taken relative to {folder}; write {os.path.relpath(path, folder)} for {path}"
+    return ""
 
 
 def _indexed(text: str) -> tuple[str, str]:
@@ -660,16 +690,10 @@ def project_name(path: Path) -> str:
 
 
 def files_of(project: Path) -> list[str]:
-    """Return the files of a project, relative to it: what git tracks, and of the rest all but what tools have made."""
-    tracked = _listed_by_git(project, "--cached")
-    if tracked is not None:
-        names = _listed_by_git(project, "--others", "--exclude-standard") or []
-    else:
-        names = []
-        for folder, folders, files in os.walk(project):
-            made = [name for name in folders if name in TOOLS or os.path.exists(f"{folder}/{name}/pyvenv.cfg")]
-            folders[:] = [name for name in folders if name not in made]
-            names += [os.path.relpath(os.path.join(folder, name), project) for name in files]
+    """Return the files of a project, relative to it: what git tracks, and of the rest all but what was made there."""
+    tracked = _listed_by_git(project, "--cached", "--recurse-submodules")
+    others = None if tracked is None else _listed_by_git(project, "--others", "--exclude-standard") or []
+    names = not_made(project, others)
     built = ["(.*/)?[^/]*\\.egg-info", "(.*/)?__pycache__"]
     built += [
         name for name in ("build", "dist") if not os.path.exists(project / name / "__init__.py")

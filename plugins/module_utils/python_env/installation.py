@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import pathlib
 import re
 import shlex
 import shutil
@@ -79,15 +80,18 @@ class Environment:
             arguments.append("--compile-bytecode")
         if self.uv.index == "none":
             arguments.append("--no-index")
+        variables = {"THUNDERHEAD_WHEELS": wheels}
         if os.path.isdir(wheels) and os.listdir(wheels):
-            arguments += ["--find-links", wheels]
+            # An argument would take the place of the other folders.
+            links = [self.uv.environment.get("UV_FIND_LINKS", ""), pathlib.Path(wheels).as_uri()]
+            variables["UV_FIND_LINKS"] = ",".join(filter(None, links))
         torch = re.search(r"(?m)^torch(==[^\s\\]+)", lock)
         needs = list(needs_torch)
         for _round in range(MOST_BUILDS):
             # The very torch that the package will run with.
             self.uv.extra_build = {name: [f"torch{torch[1]}"] for name in needs} if torch else {}
             try:
-                return self.uv.run(*arguments, THUNDERHEAD_WHEELS=wheels, otherwise="uv could not install the lock")[1]
+                return self.uv.run(*arguments, otherwise="uv could not install the lock", **variables)[1]
             except Failure as failure:
                 name = wants_torch(failure.said)
                 if not name or name in needs or not torch:

@@ -45,9 +45,11 @@ INDEXED = re.compile(r"[A-Za-z0-9][\w.-]*(?!.*://)")
 UNMET = {
     "was not found in the package registry|no versions of": "no index has such a package",
     "there is no version of": "no index has this version",
-    "has no wheels with a matching": "it has no wheel for {}",
+    "has no wheels with a matching": "it has no wheel for {}; take another version, or Python (python_env_python)",
 }
 """What uv says of one requirement, and what that means."""
+MISSING = re.compile(r"was not found in|no versions? of|only \S+ is available|only the following versions")
+"""In what uv says where an index lacks something, which another may have."""
 ASKED_AT_ONCE = 8
 OLDEST_IN_ZIP = "315532800"
 """1980-01-01, in seconds since 1970: a zip file, which a wheel is, has no earlier time."""
@@ -79,7 +81,8 @@ def resolve(request: Mapping[str, Any]) -> dict[str, Any]:
     try:
         return resolution.result()
     except Failure as failure:
-        may_matter = failure.why == OTHERWISE or "certificate" in failure.why
+        is_missing = failure.why == OTHERWISE and MISSING.search(failure.said) is not None
+        may_matter = is_missing or "certificate" in failure.why
         remarks = resolution.uv.machine.not_taken() if may_matter else []
         raise Failure("; besides, ".join([failure.why, *remarks]), failure.said, failure.unmet) from None
 
@@ -103,7 +106,9 @@ class Resolution:
         self.links: list[str] = []
         self.torch = "torch"
         self.from_where: dict[str, str] = {}
+        self.named: list[str] = []
         self.preferred: str = request["preferred"]
+        self.pinned: dict[str, dict[str, str]] = {}
 
     def result(self) -> dict[str, Any]:
         """Return what ``resolve`` does."""
@@ -111,6 +116,8 @@ class Resolution:
         lines = self._text(self.request["lines"])
         if self.request["arguments"][:1] == ["uv.lock"]:
             lines = self._exported()
+        for name, version in re.findall(r"(?m)^([A-Za-z0-9][\w.-]*)(?:\[[^]]*\])?\s*==\s*([^\s;,\\]+)", lines):
+            self.pinned.setdefault(normalized(name), {})[_short(version)] = version
         torch = re.search(r"(?im)^torch(?![-_.a-z0-9])[^\\\n;@]*", lines)
         self.torch = torch[0].strip() if torch else "torch"
         self._write("requirements.in", lines)
@@ -119,7 +126,7 @@ class Resolution:
         self.links = [*given, *(one for one in self.uv.own_links if one and one not in self.uv.settings["find_links"])]
         self._write("constraints.in", self._text(self.request["constraints"]) + BARRED)
         if lines.strip() or self.request["arguments"]:
-            self.uv.require_reachable(self.uv.indexes(""))
+            self._require_indexes()
         # The oldest Python first: its versions are more often fit for the others than theirs for it.
         oldest_first = sorted(targets.items(), key=lambda one: [int(part) for part in one[1]["python"].split(".")])
         locks = {name: self._lock(name, target, lines) for name, target in oldest_first}
@@ -133,6 +140,15 @@ class Resolution:
             "warnings": self.uv.machine.not_taken(),
         }
 
+    def _require_indexes(self) -> None:
+        """Raise Failure, within seconds, if an index that will be asked is not reached."""
+        if self.uv.index == "none" or "UV_OFFLINE" in self.uv.environment:
+            return
+        known = self.uv.indexes("")
+        if "UV_DEFAULT_INDEX" in self.from_where:
+            known = [one for one in known if one != PYPI]
+        self.uv.require_reachable(known, [one for one in self.named if one not in known])
+
     def _variables(self, lines: str) -> dict[str, str]:
         """Return the indexes and folders of lines as variables for a build: process lists show arguments."""
         known = self.uv.environment
@@ -141,6 +157,7 @@ class Resolution:
             values: list[str] = re.findall(rf"(?m)^--{option} (\S.*)", lines)
             return [re.sub(r"\$\{(\w+)\}", lambda found: known.get(found[1], found[0]), one.strip()) for one in values]
 
+        self.named = [*given("index-url")[-1:], *given("extra-index-url")]
         indexes = [*given("extra-index-url"), *known.get("UV_INDEX", "").split()]
         folders = [*given("find-links"), *known.get("UV_FIND_LINKS", "").split(",")]
         found = {
@@ -170,12 +187,30 @@ class Resolution:
             name = re.match(r"([A-Za-z0-9][\w.-]*)==", head)
             if name:
                 self.hashes[normalized(name[1])] = re.findall(r"--hash=(\S+)", below)
+        text = self._without_unused_indexes(text)
         # a path in it is relative to the project
         return re.sub(r"(?m)^(\.{1,2}/\S*)", lambda found: os.path.join(self.request["project"], found[1]), text)
 
+    def _without_unused_indexes(self, text: str) -> str:
+        """Return what uv exports of a uv.lock with only the additional indexes that one of the packages comes from."""
+        with open(os.path.join(self.request["project"], "uv.lock"), encoding="utf-8") as file:
+            entries = file.read().split("[[package]]")
+        taken = set(re.findall(r"--hash=(\S+)", text))
+        used = {
+            found[1].rstrip("/")
+            for entry in entries
+            if (found := re.search(r'(?m)^source = \{ registry = "([^"]+)" \}', entry))
+            and taken.issuperset(re.findall(r'hash = "([^"]+)"', entry))
+        }
+        lines = text.splitlines(keepends=True)
+        option = "--extra-index-url "
+        return "".join(
+            one for one in lines if not one.startswith(option) or one[len(option) :].strip().rstrip("/") in used
+        )
+
     @property
     def hashes(self) -> dict[str, list[str]]:
-        """Return by package the hashes that are allowed; empty if there are none."""
+        """Return by package the hashes that are allowed, an empty list for any; empty if there are none."""
         found: dict[str, list[str]] = self.request["hashes"]
         return found
 
@@ -200,6 +235,8 @@ class Resolution:
             arguments.append(os.path.join(self.folder, "requirements.in"))
         if self.uv.index == "none":
             arguments.append("--no-index")
+        if self.hashes and "index-strategy" not in self.request["settings"]["uv_settings"]:
+            arguments.append("--index-strategy=unsafe-best-match")  # hashes say which package is meant
         # The first lock's versions serve the others too, where they can: nodes that train together need the same.
         self._write("lock.txt", "".join(f"{one}\n" for one in re.findall(r"(?m)^[\w.-]+==[^\s\\]+", self.preferred)))
         arguments += ["--output-file", os.path.join(self.folder, "lock.txt")]
@@ -273,11 +310,7 @@ class Resolution:
             path = os.path.join(place, "pyproject.toml")
             is_old = os.path.exists(os.path.join(place, "setup.py")) and not os.path.exists(path)
             if is_old and not os.path.islink(place):
-                with open(path, "w", encoding="utf-8") as file:
-                    file.write(
-                        f'[build-system]\nrequires = ["setuptools", "wheel", {toml(self.torch)}]\n'
-                        'build-backend = "setuptools.build_meta:__legacy__"\n'
-                    )
+                self._declare(place, [self.torch])
                 found = True
         return found
 
@@ -324,9 +357,9 @@ class Resolution:
         hashes = re.findall(r"--hash=(\S+)", below)
         name, at, location = head.partition(" @ ")
         if not at:
-            pinned = re.match(r"([A-Za-z0-9][\w.-]*)==", head)
+            pinned = re.match(r"([A-Za-z0-9][\w.-]*)==([^\s;]+)", head)
             if pinned:
-                allowed = self._allowed(pinned[1], hashes)
+                allowed = self._allowed(pinned[1], hashes, pinned[2])
                 self._take_along(normalized(pinned[1]), allowed)
                 return _written(head, allowed)
             name, location = "", head.removeprefix("-e ")
@@ -334,7 +367,7 @@ class Resolution:
             return _written(head, self._allowed(name, hashes))
         if (git := GIT.match(location)) and git[2]:
             self.commits.setdefault(git[1], set()).add(git[2])
-        file = self._wheel(location, target)
+        file = self._wheel(name.partition("[")[0], location, target)
         with open(os.path.join(self.wheels, file), "rb") as wheel:
             digest = hashlib.sha256(wheel.read()).hexdigest()
         name = name.partition("[")[0] or file.partition("-")[0].replace("_", "-")
@@ -342,15 +375,23 @@ class Resolution:
 
     def _take_along(self, name: str, hashes: list[str]) -> None:
         """Have the files of a package that lie here, and not on the nodes, go to the nodes."""
-        for folder in self.links:
+        for digest, path in self._files(name, self.links).items():
+            if digest in hashes:
+                shutil.copy(path, self.wheels)
+
+    @staticmethod
+    def _files(name: str, folders: list[str]) -> dict[str, str]:
+        """Return the files of a package in folders, by their hashes."""
+        found = {}
+        for folder in folders:
             for file in os.listdir(folder) if os.path.isdir(folder) else ():
                 if normalized(file).startswith(f"{name}-") and file.endswith((".whl", ".tar.gz")):
-                    with open(os.path.join(folder, file), "rb") as package:
-                        digest = hashlib.sha256(package.read()).hexdigest()
-                    if f"sha256:{digest}" in hashes:
-                        shutil.copy(os.path.join(folder, file), self.wheels)
+                    path = os.path.join(folder, file)
+                    with open(path, "rb") as package:
+                        found[f"sha256:{hashlib.sha256(package.read()).hexdigest()}"] = path
+        return found
 
-    def _allowed(self, name: str, hashes: list[str]) -> list[str]:
+    def _allowed(self, name: str, hashes: list[str], version: str = "") -> list[str]:
         """Return of the hashes those that the requirements allow: all if they give none.
 
         Raises:
@@ -359,12 +400,25 @@ class Resolution:
         if not self.hashes:
             return hashes
         allowed = self.hashes.get(normalized(name))
+        if allowed == []:  # a uv.lock has none for the files of a folder: those, and no others of that name
+            files = self._files(normalized(name), [*self.links, *self.uv.settings["find_links"]])
+            if not files:  # nor for those of an index that gives none
+                return hashes
+            allowed = [one for one in files if one in hashes]
         if not allowed:
             raise Failure(
                 f"the requirements give hashes, and none for {name}, which is needed besides; where one has a hash all "
                 "must have one: uv pip compile --generate-hashes writes such a file"
             )
         kept = [one for one in hashes if one in allowed]
+        pinned = self.pinned.get(normalized(name), {})
+        if not kept and version and pinned and _short(version) not in pinned:
+            known = " and ".join(sorted(pinned.values()))
+            raise Failure(
+                f"the requirements give hashes for {name} {known}, and {version} is needed: a "
+                "marker, or python_env_uv_settings, leads to another version; lock them again, for this Python and "
+                "with what those settings change"
+            )
         if not kept:
             raise Failure(
                 f"{name} is not the package whose hash the requirements give (Hash mismatch): it was changed on its "
@@ -373,10 +427,10 @@ class Resolution:
             )
         return kept
 
-    def _wheel(self, location: str, target: Mapping[str, str]) -> str:
+    def _wheel(self, name: str, location: str, target: Mapping[str, str]) -> str:
         """Return the name of the wheel of a folder, an archive or a git repository, made if need be."""
         if location not in self.built:
-            self.built[location] = self._made(location)
+            self.built[location] = self._made(name, location)
         file = self.built[location]
         mine = (f"{sys.version_info[0]}.{sys.version_info[1]}", platform.machine())
         if not file.endswith("-none-any.whl") and mine != (target["python"], target["machine"]):
@@ -386,7 +440,7 @@ class Resolution:
             )
         return file
 
-    def _made(self, location: str) -> str:
+    def _made(self, name: str, location: str) -> str:
         path, fragment = self._fetched(location)
         if path.endswith(".whl"):
             shutil.copy(path, self.wheels)
@@ -403,30 +457,60 @@ class Resolution:
             path = os.path.join(unpacked, inside[0]) if len(inside) == 1 else unpacked
         folder = os.path.join(self.folder, f"made{len(self.built)}")
         source = os.path.join(path, fragment) if fragment else path
-        self._build(location, source, folder)
-        file = next((name for name in os.listdir(folder) if name.endswith(".whl")), "")
+        self._build(name, location, source, folder)
+        file = next((one for one in os.listdir(folder) if one.endswith(".whl")), "")
         if not file:
             raise Failure(f"the build of {redacted(os.path.basename(location))} leaves no wheel; correct its backend")
         shutil.move(os.path.join(folder, file), os.path.join(self.wheels, file))
         return file
 
-    def _build(self, location: str, source: str, folder: str) -> None:
-        name = os.path.basename(location.rstrip("/"))
+    def _build(self, name: str, location: str, source: str, folder: str) -> None:
+        called = name or os.path.basename(location.rstrip("/"))
         for _round in range(2):
             self._let_build_with_torch()
+            self._declare(source, self._build_needs(name))
             try:
                 self.uv.run(
                     *("build", "--wheel", "--no-create-gitignore", "--python", sys.executable),
                     *("--out-dir", folder, source),
-                    otherwise=f"{redacted(name)} cannot be built; see what its build says",
+                    otherwise=f"{redacted(called)} cannot be built; see what its build says",
+                    package=name,
                     **self.from_where,
                 )
                 return
             except Failure as failure:
-                needs = wants_torch(failure.said)
+                needs = wants_torch(failure.said) or (name if lacks_torch(failure.said) else "")
                 if not needs or needs in self.needs_torch:
                     raise
                 self.needs_torch.append(needs)
+
+    def _build_needs(self, name: str) -> list[str]:
+        """Return what else the settings, or an earlier failure, say that the build of a package needs."""
+        given = self.request["settings"]["uv_settings"].get("extra-build-dependencies") or {}
+        known = [one for package, needs in given.items() if normalized(package) == normalized(name) for one in needs]
+        found = [str(one["requirement"] if isinstance(one, Mapping) else one) for one in known]
+        return [*found, *([self.torch] if normalized(name) in map(normalized, self.needs_torch) else [])]
+
+    def _declare(self, project: str, needs: list[str]) -> None:
+        """Have the copy of a project whose name only its build says declare what it needs: uv goes by the name."""
+        path = os.path.realpath(os.path.join(project, "pyproject.toml"))
+        if not needs or not path.startswith(f"{os.path.realpath(self.folder)}/"):
+            return
+        text = ""
+        if os.path.exists(path):
+            with open(path, encoding="utf-8", errors="surrogateescape") as file:
+                text = file.read()
+        if re.search(r"(?m)^\[project\]", text):
+            return
+        listing = ", ".join(map(toml, needs))
+        if re.search(r"(?m)^\[build-system\]", text):
+            head = re.compile(r"(?ms)^(\[build-system\].*?^\s*requires\s*=\s*\[)")
+            text = head.sub(lambda found: f"{found[1]}{listing}, ", text, count=1)
+        else:
+            text += f'\n[build-system]\nrequires = ["setuptools", "wheel", {listing}]\n'
+            text += 'build-backend = "setuptools.build_meta:__legacy__"\n'
+        with open(path, "w", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(text)
 
     def _fetched(self, location: str) -> tuple[str, str]:
         """Return a folder or archive, and the folder in it that counts."""
@@ -456,6 +540,10 @@ class Resolution:
 
 def _written(head: str, hashes: list[str]) -> str:
     return " \\\n    ".join([head, *(f"--hash={one}" for one in hashes)]) + "\n"
+
+
+def _short(version: str) -> str:
+    return re.sub(r"(\.0)+$", "", version)
 
 
 def normalized(name: str) -> str:

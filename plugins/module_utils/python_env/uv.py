@@ -31,7 +31,11 @@ UV_FILES = ("/etc/uv/uv.toml", "/etc/xdg/uv/uv.toml", "~/.config/uv/uv.toml")
 NOT_TAKEN = ("extra-index-url", "trusted-host", "constraint", "no-index")
 """Settings of pip that are not taken over: each changes what is installed, or whom it is believed."""
 INDEX = "set python_env_index_url in the inventory to an index that it reaches, or python_env_proxy to the proxy"
-
+NAMED_INDEX = f"{INDEX}; if the requirements name what is not reached, correct them"
+GIT = (
+    "set python_env_proxy to the proxy, or python_env_resolve_on to a node that reaches it, or take the package from "
+    "an index or an archive"
+)
 WITHOUT_TORCH_INDEX = (
     "set python_env_torch_backend: none to take torch from the package index, a folder with torch's wheel in "
     "python_env_find_links, or python_env_proxy to the proxy"
@@ -53,12 +57,24 @@ CAUSES: tuple[tuple[str, str], ...] = (
         "(update-ca-certificates, update-ca-trust), or name its file there: python_env_uv_settings: {{cert: /path}}",
     ),
     (
-        r"407 Proxy Authentication Required",
+        r"407 Proxy Authentication Required|HTTP code 407|response 407",
         "the proxy wants a name and a password; give them in python_env_proxy, from a vault",
     ),
     (
         r"Failed to parse: \S*(thunderhead-|resolution\.)\S*uv\.toml",
         "python_env_uv_settings has what no uv.toml may have (uv says below what); correct it in the inventory",
+    ),
+    (
+        r"could not read (Username|Password) for|Permission denied \(publickey|Host key verification failed|"
+        r"Authentication failed for '|Repository not found|repository '.*' not found|"
+        r"requested URL returned error: 40[13]",
+        "a git server does not let it in ({line}); have git know a password or a token there (a credential helper, or "
+        "~/.netrc), or write git+ssh://git@HOST/PATH and have a key and the host's own key (~/.ssh/known_hosts) there",
+    ),
+    (
+        r"fatal: unable to access '|ssh: (Could not resolve hostname|connect to host) ",
+        "it does not reach a git server ({line}); set python_env_proxy to the proxy, or python_env_resolve_on to a "
+        "node that reaches it",
     ),
     (
         r"401 Unauthorized|HTTP status client error \(401",
@@ -71,14 +87,28 @@ CAUSES: tuple[tuple[str, str], ...] = (
         "proxy forbids it",
     ),
     (
+        r"fatal: could not read (Username|Password) for|fatal: Authentication failed for|Permission denied \(publickey"
+        r"|Repository not found|fatal: repository '.*' (not found|does not exist)|URL returned error: 40[134]",
+        "git finds no repository that it may read ({line}); correct the URL in the requirements, or give git what it "
+        "needs on the machine that resolves: a credential helper, ~/.netrc, or a key for git+ssh://",
+    ),
+    (
+        r"fatal: unable to access '|ssh: (Could not resolve|connect to host)",
+        "git does not reach a repository ({line}); " + GIT,
+    ),
+    (
+        r"failed to find branch, tag, or commit|couldn't find remote ref|upload-pack: not our ref",
+        "a repository has no such branch, tag or commit ({line}); correct what stands after the @ in its URL",
+    ),
+    (
         r"failed to lookup address|dns error|Name or service not known|Could not resolve host|"
         r"Temporary failure in name",
-        "a name does not resolve ({line}); " + INDEX,
+        "a name does not resolve ({line}); " + NAMED_INDEX,
     ),
     (
         r"Network is unreachable|No route to host|Connection refused|tcp connect error|operation timed out|"
         r"Failed to connect|Connection reset",
-        "it does not reach the index ({line}); " + INDEX,
+        "it does not reach the index ({line}); " + NAMED_INDEX,
     ),
     (
         r"[Gg]it executable not found|No such file or directory: 'git'",
@@ -93,11 +123,15 @@ CAUSES: tuple[tuple[str, str], ...] = (
         "or gcc-c++ and python3-devel)",
     ),
     (
+        r"ModuleNotFoundError: No module named '?torch\b",
+        "the build of {package} needs torch, and does not declare it; set python_env_build_needs_torch: "
+        "[{package}]{name_it}; of a project of your own, add it to build-system.requires in its pyproject.toml",
+    ),
+    (
         r"ModuleNotFoundError: No module named ",
-        "a package's build needs another that it does not name ({line}); if it is torch, name the package in "
-        "python_env_build_needs_torch, else in python_env_uv_settings: "
-        "{{extra-build-dependencies: {{PACKAGE: [OTHER]}}}}; of a project of your own, add it to build-system.requires "
-        "in its pyproject.toml",
+        "the build of {package} needs another package, and does not declare it ({line}); set python_env_uv_settings: "
+        "{{extra-build-dependencies: {{{package}: [{module}]}}}}{name_it}; of a project of your own, add it to "
+        "build-system.requires in its pyproject.toml",
     ),
     (
         r"CUDA_HOME|nvcc.*not found",
@@ -114,6 +148,15 @@ CAUSES: tuple[tuple[str, str], ...] = (
         "no version fits: of a package that several indexes have, only the first index counts, so that nobody can put "
         "another in its place; if you trust all of them, set python_env_uv_settings: "
         "{{index-strategy: unsafe-best-match}}",
+    ),
+    (
+        r"Git operation failed",
+        "git could not fetch a repository; see below what it says, and correct its URL in the requirements",
+    ),
+    (
+        r"Failed to (download and )?build `|The build backend returned an error",
+        "the build of {package} fails; see below what it says, and take a version of it that has a wheel, or another "
+        "package in its place; a project of your own, correct",
     ),
 )
 """Patterns in what uv says, and what they mean: clauses without the machine's name. The first that fits counts."""
@@ -143,9 +186,15 @@ def without_credentials(text: str) -> str:
     return CREDENTIALS.sub(r"\1", text)
 
 
-def because(said: str, otherwise: str) -> str:
-    """Return what uv's words mean, with a remedy; ``otherwise`` if they are not known."""
+def because(said: str, otherwise: str, package: str = "") -> str:
+    """Return what uv's words mean, with a remedy; ``otherwise`` if they are not known.
+
+    ``package`` is the one that is built.
+    """
     lines = said.splitlines()
+    package = package or built_by(said)
+    name_it = "" if package else ", and where the requirements have only a URL, write PACKAGE @ URL"
+    package = package or "PACKAGE"
     for pattern, words in CAUSES:
         for number, line in enumerate(lines):
             if re.search(pattern, line):
@@ -154,7 +203,9 @@ def because(said: str, otherwise: str) -> str:
                 address = re.search(r"https?://\S+", url)
                 if address and address[0] not in shown:
                     shown = f"{shown}: {address[0].rstrip(').`')}"
-                return redacted(words.format(line=shown[:300]))
+                module = re.search(r"No module named '?(\w+)", line)
+                other = module[1] if module else ""
+                return redacted(words.format(line=shown[:300], package=package, module=other, name_it=name_it))
     return otherwise
 
 
@@ -285,7 +336,7 @@ class Uv:
         dropped = ("VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONPATH", "PYTHONHOME", "UV_PYTHON", "UV_PROJECT_ENVIRONMENT")
         env = {name: value for name, value in os.environ.items() if name not in dropped}
         env.update({"UV_PYTHON_DOWNLOADS": "never", "UV_NO_PROGRESS": "1"})
-        if "SSL_CERT_FILE" not in env:
+        if not env.get("SSL_CERT_FILE"):
             env.setdefault("UV_SYSTEM_CERTS", "true")
         if cache:
             env["UV_CACHE_DIR"] = cache
@@ -302,7 +353,7 @@ class Uv:
                 env[name] = env[name.upper()] = value
         if given := self.settings["uv_settings"].get("cert"):
             env["SSL_CERT_FILE"] = str(given)
-        elif "cert" in pip and "SSL_CERT_FILE" not in env:
+        elif "cert" in pip and not env.get("SSL_CERT_FILE"):
             env["SSL_CERT_FILE"] = pip["cert"]
         self.index = self.settings["index_url"]
         if self.index and self.index != "none":
@@ -341,12 +392,17 @@ class Uv:
             found.append(PYPI)
         return [*found, *([TORCH_INDEX] if backend not in ("", "none") else [])]
 
-    def require_reachable(self, urls: Sequence[str]) -> None:
-        """Raise Failure, within seconds, if an index takes no connection, or the proxy before it."""
+    def require_reachable(self, urls: Sequence[str], named: Sequence[str] = ()) -> None:
+        """Raise Failure, within seconds, if an index takes no connection, or the proxy before it.
+
+        Args:
+            urls: of indexes.
+            named: of those that the requirements name.
+        """
         if {"http-proxy", "https-proxy", "offline"} & set(self.settings["uv_settings"]):
             return
         places: dict[tuple[str, int], str] = {}
-        for url in urls:
+        for url in (*urls, *named):
             parts = urlsplit(self._proxy_for(url) or url)
             try:
                 port = parts.port or {"https": 443, "http": 80}.get(parts.scheme, 1080)
@@ -369,6 +425,8 @@ class Uv:
                 proxy = self._proxy_for(url)
                 through = " through its proxy" if proxy else ""
                 remedy = INDEX if url != TORCH_INDEX else WITHOUT_TORCH_INDEX
+                if url in named:
+                    remedy = "take it out of the requirements, or set python_env_proxy to the proxy"
                 if proxy:
                     remedy = "correct python_env_proxy, or the machine's own setting"
                 raise Failure(f"it does not reach the index {redacted(url)}{through}: {problem}; {remedy}")
@@ -402,13 +460,16 @@ class Uv:
                 return
         problems[place] = f"{place[0]} port {place[1]}: {why}"
 
-    def run(self, *arguments: str, cwd: str = "/", otherwise: str = "", **variables: str) -> tuple[str, str]:
+    def run(
+        self, *arguments: str, cwd: str = "/", otherwise: str = "", package: str = "", **variables: str
+    ) -> tuple[str, str]:
         """Run it; return what it printed, and what it said besides.
 
         Args:
             arguments: of uv.
             cwd: where it looks for settings, and in the folders above.
             otherwise: what a failure means whose words are not known.
+            package: that is built.
             variables: of the environment.
 
         Raises:
@@ -440,7 +501,7 @@ class Uv:
         except OSError as error:
             raise Failure(f"{self.binary} cannot be run there: {error.strerror}") from None
         if result.returncode != 0:
-            why = because(result.stderr, otherwise or "uv failed")
+            why = because(result.stderr, otherwise or "uv failed", package)
             raise Failure(why, result.stderr.strip() or f"uv ended with {result.returncode}")
         return result.stdout, result.stderr
 
@@ -457,10 +518,14 @@ def _connect(address: tuple[Any, ...], answers: queue.SimpleQueue[str]) -> None:
 
 def wants_torch(said: str) -> str:
     """Return the package whose build failed for want of torch, else ""."""
-    if not lacks_torch(said):
-        return ""
+    return built_by(said) if lacks_torch(said) else ""
+
+
+def built_by(said: str) -> str:
+    """Return the package whose build failed, "" if it is not said."""
     found = re.search(
-        r"`([A-Za-z0-9][\w.-]*)@[^`]*` depends on `torch`|Failed to build `([A-Za-z0-9][\w.-]*?)(?:==|@| )", said
+        r"`([A-Za-z0-9][\w.-]*)@[^`]*` depends on `|Failed to (?:download and )?build `([A-Za-z0-9][\w.-]*?)(?:==|@| )",
+        said,
     )
     return next((name for name in found.groups() if name), "") if found else ""
 

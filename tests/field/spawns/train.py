@@ -1,6 +1,7 @@
 """Starts a process for each device of a node itself, and counts their ranks over all nodes."""
 
 import os
+import sys
 
 import torch
 import torch.distributed as dist
@@ -15,7 +16,9 @@ def train(device: int) -> None:
     dist.init_process_group("gloo", rank=rank, world_size=int(os.environ["NUM_NODES"]) * DEVICES)
     number = torch.ones(1)
     dist.all_reduce(number)
-    print(f"rank {rank}: {int(number)} of {dist.get_world_size()}", flush=True)
+    # With its line end in one piece: print writes that apart, and another process's line comes between.
+    sys.stdout.write(f"rank {rank}: {int(number)} of {dist.get_world_size()}\n")
+    sys.stdout.flush()
     dist.destroy_process_group()
 
 

@@ -4,8 +4,10 @@ import base64
 import fcntl
 import hashlib
 import http.server
+import json
 import platform
 import shutil
+import ssl
 import subprocess
 import sys
 import threading
@@ -13,6 +15,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -26,20 +29,28 @@ UV_VERSION = yaml.safe_load((ROOT / "roles" / "python_env" / "defaults" / "main.
 ]
 
 
-def make_wheel(folder: Path, name: str, version: str = "1.0", module: str = "") -> str:
+def make_wheel(folder: Path, name: str, version: str = "1.0", module: str = "", requires: str = "") -> str:
     """Make a package with one module; return its SHA-256."""
     about = f"{name}-{version}.dist-info"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}-{version}-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as wheel:
         wheel.writestr(f"{name}.py", module)
-        wheel.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        needs = f"Requires-Dist: {requires}\n" if requires else ""
+        wheel.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}")
         wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         wheel.writestr(f"{about}/RECORD", "".join(f"{one},,\n" for one in [*wheel.namelist(), f"{about}/RECORD"]))
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-class Index(http.server.SimpleHTTPRequestHandler):
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """A package index."""
+
+    def log_message(self, *_arguments: object) -> None:
+        pass
+
+
+class Index(Quiet):
     """A package index for whoever has the password."""
 
     def do_GET(self) -> None:
@@ -50,9 +61,6 @@ class Index(http.server.SimpleHTTPRequestHandler):
             self.send_response(401)
             self.send_header("WWW-Authenticate", "Basic")
             self.end_headers()
-
-    def log_message(self, *_arguments: object) -> None:
-        pass
 
 
 @dataclass
@@ -232,6 +240,16 @@ def test_what_a_file_names_beside_itself_reaches_the_nodes(site: Site) -> None:
     assert "changed=0" in again.stdout
     (beside / "mine" / "backend.py").write_text(BACKEND.format(name="mine", imports="# changed"))
     assert "changed=0" not in site.setup("", "--check", *asked).stdout
+
+
+def test_a_project_of_ones_own_and_a_folder_of_wheels_on_the_nodes(site: Site) -> None:
+    """The wheel that was built came in the folder's place, so that setup failed where --check had not."""
+    make_wheel(site.folder / "on the nodes", "only")
+    make_project(site.folder / "own", "own")
+    (site.folder / "links.yml").write_text(yaml.safe_dump({"python_env_find_links": [f"{site.folder}/on the nodes"]}))
+    result = site.setup("-e own\nonly\ntiny\n", "-e", f"@{site.folder}/links.yml")
+    assert result.returncode == 0, result.stdout
+    assert site.installed == {"own", "only", "tiny"}
 
 
 def test_a_node_may_resolve_for_all(site: Site) -> None:
@@ -534,3 +552,225 @@ def test_a_pyproject_with_a_project_beside_it(site: Site) -> None:
     result = site.setup("", "-e", f"python_env_requirements={path}")
     assert result.returncode == 0, result.stdout
     assert site.installed == {"lib"}
+
+
+JOB = "20261122-173000-train-9f3a"
+
+
+def test_the_project_that_a_file_lies_in(site: Site) -> None:
+    """R2: -e ., an archive and an index that the file names; what jobs and tools leave there later changes nothing."""
+    mine = site.folder / "own"
+    make_project(mine, "own")
+    make_project(mine / "libs" / "boxed", "boxed")
+    shutil.make_archive(str(mine / "libs" / "boxed-1.0"), "gztar", mine / "libs", "boxed")
+    shutil.rmtree(mine / "libs" / "boxed")
+    make_wheel(site.folder / "more" / "apart", "apart")
+    more = site.url.replace("/simple/", "/more/").replace(PASSWORD, "${MORE_PASSWORD}")
+    (mine / "requirements.txt").write_text(f"--extra-index-url {more}\napart\n./libs/boxed-1.0.tar.gz\n-e .\n")
+    commit(mine)
+    asked = ("setup.yml", "--tags", "python_env", "-e", f"python_env_requirements={mine}/requirements.txt")
+    settings = {**site.caches, "MORE_PASSWORD": PASSWORD}
+    result = play(site.folder, *asked, **settings)
+    assert (result.returncode, site.installed) == (0, {"apart", "boxed", "own"}), result.stdout
+    for name in (f"runs/{JOB}/job.json", f"runs/{JOB}/logs/rank0.log", "venv/pyvenv.cfg", "venv/lib/x.py"):
+        (mine / name).parent.mkdir(parents=True, exist_ok=True)
+        (mine / name).touch()
+    again = play(site.folder, *asked, **settings).stdout
+    assert "changed=0" in again
+    assert "Resolve the requirements" not in again, "it is one probe of each node"
+
+
+def test_a_project_and_its_locks(site: Site) -> None:
+    """R3: pyproject.toml with extras and groups, uv.lock, pylock.toml; of conda's file it is said what it is."""
+    make_wheel(site.folder / "simple" / "pinned", "pinned")
+    project = site.folder / "app"
+    project.mkdir()
+    (project / "pyproject.toml").write_text(
+        '[project]\nname = "app"\nversion = "1"\nrequires-python = ">=3.10"\ndependencies = ["pinned"]\n'
+        '[project.optional-dependencies]\nmore = ["other"]\n[dependency-groups]\ngpu = ["third"]\ndev = ["tiny"]\n'
+    )
+    environment = {"PATH": "/usr/bin:/bin", "UV_DEFAULT_INDEX": site.url, "UV_CACHE_DIR": site.caches["UV_CACHE_DIR"]}
+    export = ["export", "--quiet", "--format=pylock.toml", "--no-emit-project", "--no-default-groups"]
+    for command in (["lock", "--quiet"], [*export, "--output-file=pylock.toml"]):
+        subprocess.run([UV, *command, "--python", sys.executable], cwd=project, env=environment, check=True)
+    make_wheel(site.folder / "simple" / "pinned", "pinned", "1.1")
+    more = {"python_env_extras": ["more"], "python_env_groups": ["gpu"]}
+    for name, settings, expected in (
+        ("pyproject.toml", more, {"pinned==1.1", "other==1.0", "third==1.0"}),
+        ("uv.lock", more, {"pinned==1.0", "other==1.0", "third==1.0"}),
+        ("pylock.toml", {}, {"pinned==1.0"}),
+    ):
+        result = site.setup("", "-e", json.dumps({"python_env_requirements": f"{project}/{name}", **settings}))
+        assert result.returncode == 0, result.stdout
+        assert set((site.folder / "node" / "requirements.txt").read_text().splitlines()[1:]) == expected, name
+        assert site.installed == {one.partition("==")[0] for one in expected}
+    (project / "environment.yml").write_text("name: x\nchannels: [conda-forge]\ndependencies:\n  - pytorch\n")
+    result = site.setup("", "--check", "-e", f"python_env_requirements={project}/environment.yml")
+    assert result.returncode != 0
+    assert f"{project}/environment.yml is an environment of conda, and nodes are set up with" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding", "message"),
+    [
+        ("lightning==2.6.2 --hash=sha256:HASH\n", "utf-8-sig", "line 1 asks for lightning 2.6.2, which was malware"),
+        ("lightning==2.6.2 --hash=sha256:HASH\n", "utf-16", "line 1 asks for lightning 2.6.2, which was malware"),
+        (
+            "http://x/lightning%2D2.6.2-py3-none-any.whl\n",
+            "utf-8",
+            "line 1 asks for lightning 2.6.2, which was malware",
+        ),
+        (
+            "-r INDEX/bad.txt\n",
+            "utf-8",
+            "lightning 2.6.2 and 2.6.3 were malware (GHSA-w37p-236h-pfx3), and neither is ever installed",
+        ),
+        (
+            "wants==1.0\n",
+            "utf-8",
+            "lightning 2.6.2 and 2.6.3 were malware (GHSA-w37p-236h-pfx3), and neither is ever installed",
+        ),
+    ],
+)
+def test_malware_gets_in_by_no_way(site: Site, text: str, encoding: str, message: str) -> None:
+    """R5: what is checked is what is installed. The package here is an empty one of that name."""
+    digest = make_wheel(site.folder / "simple" / "lightning", "lightning", "2.6.2")
+    make_wheel(site.folder / "simple" / "wants", "wants", requires="lightning==2.6.2")
+    (site.folder / "bad.txt").write_text(f"lightning==2.6.2 --hash=sha256:{digest}\n")
+    index = site.url.removesuffix("/simple/").replace(PASSWORD, "${BAD_PASSWORD}")
+    path = site.folder / "encoded.txt"
+    path.write_text(text.replace("HASH", digest).replace("INDEX", index), encoding)
+    asked = ("setup.yml", "--tags", "python_env", "-e", f"python_env_requirements={path}")
+    result = play(site.folder, *asked, **site.caches, BAD_PASSWORD=PASSWORD)
+    assert result.returncode != 0
+    assert message in result.stdout
+    assert not list(site.folder.glob("node/envs/*/lib/*/site-packages/lightning*"))
+
+
+def test_a_file_as_powershell_writes_it(site: Site) -> None:
+    """R5."""
+    path = site.folder / "powershell.txt"
+    path.write_text("tiny==1.0\r\n", "utf-16")
+    result = site.setup("", "-e", f"python_env_requirements={path}")
+    assert (result.returncode, site.installed) == (0, {"tiny"}), result.stdout
+
+
+def make_sdist(folder: Path, name: str, imports: str) -> None:
+    """Make a package that each node has to build, with a build that needs another package and does not say so."""
+    make_project(folder / f"{name}-1.0", name, imports)
+    (folder / f"{name}-1.0" / "PKG-INFO").write_text(f"Metadata-Version: 2.2\nName: {name}\nVersion: 1.0\n")
+    shutil.make_archive(str(folder / f"{name}-1.0"), "gztar", folder, f"{name}-1.0")
+    shutil.rmtree(folder / f"{name}-1.0")
+
+
+def test_packages_whose_build_needs_more_than_it_says(site: Site) -> None:
+    """R7, R8: torch by itself or by its name, another by a setting of uv; each node builds them."""
+    make_wheel(site.folder / "torches", "torch")
+    hidden = "try:\n    import torch\nexcept ImportError:\n    raise SystemExit('install PyTorch first') from None"
+    for name, imports in {"flash": "import torch", "hides": hidden, "odd": "import tiny"}.items():
+        make_sdist(site.folder / "simple" / name, name, imports)
+    text = "--find-links torches\ntorch==1.0\nflash\n"
+    assert (site.setup(text).returncode, site.installed) == (0, {"torch", "flash"})
+    failed = site.setup(f"{text}hides\n")
+    assert failed.returncode != 0
+    assert "install PyTorch first" in failed.stdout
+    result = site.setup(f"{text}hides\n", "-e", "python_env_build_needs_torch=hides")
+    assert (result.returncode, site.installed) == (0, {"torch", "flash", "hides"}), result.stdout
+    failed = site.setup("odd\n")
+    assert failed.returncode != 0
+    assert "a package's build needs another that it does not name (ModuleNotFoundError: No module named 'tiny'" in (
+        failed.stdout
+    )
+    assert "python_env_uv_settings: {extra-build-dependencies: {PACKAGE: [OTHER]}}" in failed.stdout
+    settings = {"python_env_uv_settings": {"extra-build-dependencies": {"odd": ["tiny"]}}}
+    result = site.setup("odd\n", "-e", json.dumps(settings))
+    assert (result.returncode, site.installed) == (0, {"odd"}), result.stdout
+
+
+def certified(folder: Path) -> Path:
+    """Make a company's CA and a certificate of it for this machine; return the folder."""
+    folder.mkdir()
+    days = ["-days", "2", "-subj"]
+    new = ["openssl", "req", "-newkey", "rsa:2048", "-nodes"]
+    for command in (
+        [*new, "-x509", "-keyout", "ca.key", "-out", "ca.pem", *days, "/CN=Company"],
+        [*new, "-keyout", "server.key", "-out", "server.csr", "-subj", "/CN=index"],
+        [
+            *("openssl", "x509", "-req", "-in", "server.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"),
+            *("-days", "2", "-out", "server.pem", "-extfile", "extensions"),
+        ],
+    ):
+        (folder / "extensions").write_text("subjectAltName=IP:127.0.0.1\n")
+        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    return folder
+
+
+def test_an_index_with_a_company_s_certificate(site: Site) -> None:
+    """R9: what the machine's pip.conf says of index and certificate counts, and uv_settings name it too."""
+    folder = certified(site.folder / "company")
+    make_wheel(site.folder / "company" / "simple" / "inside", "inside")
+    handler = lambda *arguments: Quiet(*arguments, directory=str(folder))  # noqa: E731
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    secure = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    secure.load_cert_chain(folder / "server.pem", folder / "server.key")
+    server.socket = secure.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    index = f"https://127.0.0.1:{server.server_port}/simple/"
+    (folder / "pip.conf").write_text(f"[global]\nindex-url = {index}\n")
+    (site.folder / "requirements.txt").write_text("inside==1.0\n")
+    nothing = {"python_env_index_url": "", "python_env_requirements": f"{site.folder}/requirements.txt"}
+    asked = ("setup.yml", "--tags", "python_env", "-e", json.dumps(nothing))
+    settings = {**site.caches, "PIP_CONFIG_FILE": str(folder / "pip.conf"), "SSL_CERT_FILE": ""}
+    refused = play(site.folder, *asked, **settings)
+    assert refused.returncode != 0
+    assert "On the controller, it does not trust the index's certificate (" in refused.stdout
+    assert "put your company's CA into the system's store there" in refused.stdout
+    named = json.dumps({"python_env_uv_settings": {"cert": f"{folder}/ca.pem"}})
+    result = play(site.folder, *asked, "-e", named, **settings)
+    assert (result.returncode, site.installed) == (0, {"inside"}), result.stdout
+    (folder / "pip.conf").write_text(f"[global]\nindex-url = {index}\ncert = {folder}/ca.pem\n")
+    (site.folder / "requirements.txt").write_text("inside==1.0 # again\n")
+    result = play(site.folder, *asked, **settings)
+    server.shutdown()
+    assert (result.returncode, site.installed) == (0, {"inside"}), result.stdout
+
+
+class Proxy(Quiet):
+    """Takes requests for any host, and answers them from its folder."""
+
+    def do_GET(self) -> None:
+        self.path = urlsplit(self.path).path
+        super().do_GET()
+
+
+def test_a_proxy(site: Site) -> None:
+    """R9: of the inventory, or of the machine's pip.conf; only it knows the index's name."""
+    folder = site.folder / "behind"
+    for name in ("first", "second"):
+        make_wheel(folder / "simple" / f"{name}-behind", f"{name}_behind")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), lambda *given: Proxy(*given, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    proxy = f"http://127.0.0.1:{server.server_port}"
+    (folder / "pip.conf").write_text(f"[global]\nproxy = {proxy}\n")
+    asked = ["setup.yml", "--tags", "python_env", "-e", "python_env_index_url=http://index.invalid/simple/"]
+    names = [f"{kind}_proxy" for kind in ("http", "https", "all", "no")]
+    own = [f"--unset={one}" for name in names for one in (name, name.upper())]
+    for name, more, settings in (
+        ("first", ["-e", f"python_env_proxy={proxy}"], {}),
+        ("second", [], {"PIP_CONFIG_FILE": str(folder / "pip.conf")}),
+    ):
+        (site.folder / "requirements.txt").write_text(f"{name}-behind==1.0\n")
+        result = play(site.folder, *asked, *more, within=["env", *own], **site.caches, **settings)
+        assert (result.returncode, site.installed) == (0, {f"{name}_behind"}), result.stdout
+    server.shutdown()
+
+
+def test_the_cache_of_a_node(site: Site) -> None:
+    """R10: below cluster_dir, and bounded. Nodes on this machine share one, but under this name of the connection."""
+    other = {"ansible_connection": "ansible.builtin.local"}
+    asked = ("third==1.0\n", "-e", json.dumps({**other, "cluster_dir": f"{site.folder}/cached"}))
+    assert site.setup(*asked).returncode == 0
+    assert list((site.folder / "cached" / "cache" / "uv").iterdir())
+    again = site.setup("third==1.0\ntiny==1.0\n", *asked[1:], "-e", "python_env_cache_max_mb=0")
+    assert again.returncode == 0
+    assert not list((site.folder / "cached" / "cache" / "uv").glob("wheels*"))

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import tarfile
@@ -29,12 +30,21 @@ arguments = sys.argv[1:]
 with open("{folder}/calls", "a") as file:
     file.write(json.dumps([arguments, dict(os.environ)]) + "\\n")
 if arguments[0] == "build":
-    folder = arguments[arguments.index("--out-dir") + 1]
+    folder, given = arguments[arguments.index("--out-dir") + 1], {{}}
+    for name in ("needs", "pyproject.toml"):
+        path = os.path.join(arguments[-1], name)
+        given[name] = open(path).read() if os.path.exists(path) else ""
+    if given["needs"] not in given["pyproject.toml"]:
+        sys.exit("ModuleNotFoundError: No module named '" + given["needs"] + "'")
     os.makedirs(folder)
     with zipfile.ZipFile(folder + "/mine-1.0-py3-none-any.whl", "w") as wheel:
         wheel.writestr("mine.py", str(os.getpid()))
     if "without-wheel" in arguments[-1]:
         os.unlink(folder + "/mine-1.0-py3-none-any.whl")
+elif os.path.exists("{folder}/uv-says"):
+    sys.exit(open("{folder}/uv-says").read())
+elif arguments[0] == "export":
+    print(open("{folder}/exported").read())
 elif "--output-file" in arguments:
     with open(arguments[arguments.index("--output-file") + 1], "w") as file:
         file.write({lock!r})
@@ -192,3 +202,171 @@ def test_what_a_pyproject_takes_from_beside_it_is_relative_to_it(bench: Bench) -
 def test_a_build_that_leaves_no_wheel(bench: Bench) -> None:
     with pytest.raises(Failure, match="the build of without-wheel leaves no wheel; correct its backend"):
         resolve(bench.request(["x"], "x @ file:///srv/without-wheel\n"))
+
+
+def repository_that_needs(bench: Bench, module: str, pyproject: str) -> str:
+    """Make a repository whose build needs a module; return its URL, with the commit."""
+    repository = bench.folder / "repository"
+    repository.mkdir()
+    (repository / "needs").write_text(module)
+    if pyproject:
+        (repository / "pyproject.toml").write_text(pyproject)
+    for command in (["init", "-q", "-b", "main"], ["add", "-A"]):
+        subprocess.run(["git", "-C", repository, *command], check=True)
+    return f"git+file://{repository}@{commit(repository)}"
+
+
+@pytest.mark.parametrize(
+    ("pyproject", "expected"),
+    [
+        ("", 'requires = ["setuptools", "wheel", "torch>=1"]'),
+        ("[tool.black]\n", 'requires = ["setuptools", "wheel", "torch>=1"]'),
+        ('[build-system]\nbackend-path = ["."]\nrequires = ["x"]\n', 'requires = ["torch>=1", "x"]'),
+    ],
+)
+def test_a_repository_whose_build_needs_torch(bench: Bench, pyproject: str, expected: str) -> None:
+    """As Detectron2: uv gives a build what it needs besides by the name in [project], and there is none."""
+    url = repository_that_needs(bench, "torch", pyproject)
+    result = resolve(bench.request([f"mine @ {url}", "torch>=1"], f"mine @ {url}\n"))
+    assert (result["needs_torch"], result["wheels"]) == (["mine"], ["mine-1.0-py3-none-any.whl"])
+    assert expected in (bench.folder / "git0" / "pyproject.toml").read_text()
+
+
+def test_a_repository_whose_build_needs_what_a_setting_says(bench: Bench) -> None:
+    url = repository_that_needs(bench, "numpy", "")
+    line = f"Mine_ @ {url}"
+    expected = r"the build of Mine_ needs another .*set python_env_uv_settings: \{extra-build-dependencies: \{Mine_: \["
+    with pytest.raises(Failure, match=expected + "numpy"):
+        resolve(bench.request([line], f"{line}\n"))
+    for path in ("git0", "made0"):
+        subprocess.run(["rm", "-r", "-f", bench.folder / path], check=True)
+    given = {"mine-": ["cython", {"requirement": "numpy", "match-runtime": False}]}
+    settings = {**SETTINGS, "uv_settings": {"extra-build-dependencies": given}}
+    assert resolve(bench.request([line], f"{line}\n", settings=settings))["wheels"] == ["mine-1.0-py3-none-any.whl"]
+    text = (bench.folder / "git0" / "pyproject.toml").read_text()
+    assert 'requires = ["setuptools", "wheel", "cython", "numpy"]' in text
+
+
+def test_a_project_of_the_user_is_left_as_it_is(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> None:
+    theirs = tmp_path_factory.mktemp("theirs")
+    (theirs / "lib").mkdir()
+    (theirs / "lib" / "needs").write_text("torch")
+    project = {"arguments": ["pyproject.toml"], "project": str(theirs), "needs_torch": ["lib"]}
+    with pytest.raises(Failure, match="the build of lib needs torch"):
+        resolve(bench.request([], "lib @ lib\n", **project))
+    assert not (theirs / "lib" / "pyproject.toml").exists()
+
+
+@pytest.mark.parametrize(
+    ("locked", "message"),
+    [
+        ("tiny==1.0", "tiny is not the package whose hash the requirements give"),
+        (
+            "tiny==2.0",
+            "the requirements give hashes for tiny 1.0.0, and 2.0 is needed: a marker, or python_env_uv_settings",
+        ),
+    ],
+)
+def test_hashes_of_another_version(bench: Bench, locked: str, message: str) -> None:
+    """A changed package is an alarm; another version is none."""
+    hashes = {"tiny": ["sha256:00"]}
+    with pytest.raises(Failure, match=message):
+        resolve(bench.request(["tiny==1.0.0 ; x > '1'"], f"{locked} \\\n    --hash=sha256:11\n", hashes=hashes))
+
+
+UV_LOCK = """version = 1
+[[package]]
+name = "tiny"
+version = "1.0"
+source = { registry = "https://pypi.org/simple" }
+wheels = [{ url = "https://example.org/tiny.whl", hash = "sha256:00" }]
+[[package]]
+name = "tiny"
+version = "1.0"
+source = { registry = "https://cpu.example.org/whl/" }
+wheels = [{ url = "https://example.org/tiny-cpu.whl", hash = "sha256:11" }]
+[[package]]
+name = "other"
+version = "1.0"
+source = { registry = "https://more.example.org/simple" }
+wheels = [{ url = "https://example.org/other.whl", hash = "sha256:22" }]
+"""
+
+
+def test_the_indexes_of_a_uv_lock(bench: Bench) -> None:
+    """One of an extra that is not taken is not asked; of those asked, hashes say which package is meant."""
+    (bench.folder / "uv.lock").write_text(UV_LOCK)
+    exported = ["--index-url https://pypi.org/simple", "--extra-index-url https://cpu.example.org/whl"]
+    exported += ["--extra-index-url https://more.example.org/simple", "tiny==1.0 \\", "    --hash=sha256:00"]
+    exported += ["other==1.0 \\", "    --hash=sha256:22", ""]
+    (bench.folder / "exported").write_text("\n".join(exported))
+    settings = {**SETTINGS, "index_url": "none"}
+    resolve(bench.request([], "", arguments=["uv.lock"], project=str(bench.folder), settings=settings))
+    lines = (bench.folder / "requirements.in").read_text().splitlines()
+    assert [line.split()[1] for line in lines if "index" in line] == [
+        "https://pypi.org/simple",
+        "https://more.example.org/simple",
+    ]
+    assert "--index-strategy=unsafe-best-match" in bench.calls[-1][0]
+    settings["uv_settings"] = {"index-strategy": "first-index"}
+    resolve(bench.request([], "", arguments=["uv.lock"], project=str(bench.folder), settings=settings))
+    assert "--index-strategy=unsafe-best-match" not in bench.calls[-1][0]
+
+
+def test_what_a_uv_lock_takes_from_a_folder(bench: Bench) -> None:
+    """It has no hash of it, and a file of the same name and version from an index stays outside."""
+    (bench.folder / "uv.lock").write_text(UV_LOCK)
+    (bench.folder / "exported").write_text("tiny==1.0 \\\n    --hash=sha256:00\nlocal==1.0\n")
+    (bench.folder / "folder").mkdir()
+    (bench.folder / "folder" / "local-1.0-py3-none-any.whl").write_bytes(b"")
+    settings = {**SETTINGS, "index_url": "none", "find_links": [str(bench.folder / "folder")]}
+    given = {"arguments": ["uv.lock"], "project": str(bench.folder), "settings": settings}
+
+    def lock(**hashes: str) -> str:
+        return "".join(f"{name}==1.0 \\\n    --hash=sha256:{value}\n" for name, value in hashes.items())
+
+    mine = hashlib.sha256(b"").hexdigest()
+    assert resolve(bench.request([], lock(tiny="00", local=mine), **given))["locks"]["here"] == lock(
+        tiny="00", local=mine
+    )
+    for name, locked in {"local": lock(tiny="00", local="33"), "more": lock(tiny="00", more="44")}.items():
+        with pytest.raises(
+            Failure, match=f"the requirements give hashes, and none for {name}, which is needed besides"
+        ):
+            resolve(bench.request([], locked, **given))
+
+
+def test_an_index_of_the_requirements_that_is_not_reached(bench: Bench) -> None:
+    """Before uv tries for a minute; and PyPI is not asked where they name another in its place."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}/simple"
+        for option in ("--index-url", "--extra-index-url"):
+            with pytest.raises(Failure, match=rf"does not reach the index {url}: .*; take it out of the requirements"):
+                settings = {**SETTINGS, "index_url": "" if option == "--index-url" else "file:///srv/simple"}
+                resolve(bench.request([f"{option} {url}", "six"], settings=settings))
+
+
+def test_a_version_without_a_wheel_for_a_nodes_python(bench: Bench) -> None:
+    (bench.folder / "uv-says").write_text(
+        "error: No solution found\n  Because x==1 has no wheels with a matching Python ABI"
+    )
+    with pytest.raises(Failure) as caught:
+        resolve(bench.request(["x==1"], settings={**SETTINGS, "index_url": "none"}))
+    about = f"Python {TARGET['python']} on x86_64"
+    expected = f"it has no wheel for {about}; take another version, or Python (python_env_python)"
+    assert caught.value.unmet == [("x==1", expected)]
+
+
+@pytest.mark.parametrize(
+    ("said", "may_matter"), [("x was not found in the package registry", True), ("x==1 needs y<2", False)]
+)
+def test_settings_of_pip_are_named_where_they_may_help(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, said: str, may_matter: bool
+) -> None:
+    (bench.folder / "pip.conf").write_text("[global]\nextra-index-url = https://more.example.org/simple\n")
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(bench.folder / "pip.conf"))
+    (bench.folder / "uv-says").write_text(f"error: No solution found\n  Because {said}")
+    with pytest.raises(Failure) as caught:
+        resolve(bench.request(["x==1"], settings={**SETTINGS, "index_url": "none"}))
+    assert (f"{bench.folder}/pip.conf sets extra-index-url" in caught.value.why) is may_matter

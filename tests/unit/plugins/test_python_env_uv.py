@@ -1,8 +1,11 @@
 """uv with the settings of the inventory and of the machine, and what its words mean."""
 
+import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -278,6 +281,7 @@ def test_an_index_of_whose_addresses_one_is_dead(root: Path, silent: int, monkey
     assert "both.example.org port 80: Connection refused" in unreachable(root, "http://both.example.org/simple")
 
 
+GIT = "error: Git operation failed\n  cause: process didn't exit successfully\n  --- stderr\n  "
 FETCHING = "error: Failed to fetch: `https://user:pass@example.org/simple/x/`\n  cause: "
 
 
@@ -306,6 +310,18 @@ FETCHING = "error: Failed to fetch: `https://user:pass@example.org/simple/x/`\n 
             "the disk is full (No space left on device",
         ),
         (
+            "  fatal: unable to access 'https://user:pass@example.org/r.git/': Could not resolve host: example.org",
+            "it does not reach a git server (fatal: unable to access 'https://…@example.org/r.git/': Could not resolve",
+        ),
+        ("ssh: connect to host example.org port 22: Connection refused", "it does not reach a git server (ssh: con"),
+        ("fatal: unable to access 'https://x/': SSL certificate problem", "it does not trust the index's certificate"),
+        (
+            "fatal: unable to access 'https://x/': The requested URL returned error: 403",
+            "a git server does not let it in (fatal: unable to access",
+        ),
+        ("fatal: could not read Username for 'https://x': No such device", "a git server does not let it in (fatal: "),
+        ("git@example.org: Permission denied (publickey).", "a git server does not let it in (git@example.org: Perm"),
+        (
             "error: Git executable not found. Ensure that Git is installed",
             "a requirement comes from git, and there is no",
         ),
@@ -318,8 +334,42 @@ FETCHING = "error: Failed to fetch: `https://user:pass@example.org/simple/x/`\n 
         ("  Hash mismatch for `x==1.0`", "a package is not the one whose hash the lock has: it was changed"),
         (
             "ModuleNotFoundError: No module named 'numpy'",
-            "a package's build needs another that it does not name (Module",
+            "the build of PACKAGE needs another package, and does not declare it (ModuleNotFoundError: No module named "
+            "'numpy'); set python_env_uv_settings: {extra-build-dependencies: {PACKAGE: [numpy]}}, and where the "
+            "requirements have only a URL, write PACKAGE @ URL; of a project",
         ),
+        (
+            "error: Failed to build `old @ git+file:x`\n  ModuleNotFoundError: No module named 'Cython'",
+            "the build of old needs another package, and does not declare it (ModuleNotFoundError: No module named "
+            "'Cython'); set python_env_uv_settings: {extra-build-dependencies: {old: [Cython]}}; of a project of your",
+        ),
+        (
+            "error: Failed to build `old==1`\n  ModuleNotFoundError: No module named 'torch'",
+            "the build of old needs torch, and does not declare it; set python_env_build_needs_torch: [old]; of a",
+        ),
+        (
+            GIT + "fatal: unable to access 'https://u:pass@example.org/r.git/': Could not resolve host: example.org",
+            "git does not reach a repository (fatal: unable to access 'https://…@example.org/r.git/': Could not",
+        ),
+        (GIT + "ssh: connect to host example.org port 22: Connection refused", "git does not reach a repository (ssh:"),
+        (
+            GIT + "fatal: could not read Username for 'https://example.org': terminal prompts disabled",
+            "git finds no repository that it may read (fatal: could not read Username",
+        ),
+        (GIT + "git@example.org: Permission denied (publickey).", "git finds no repository that it may read (git@ex"),
+        (
+            "error: Git operation failed\n  cause: failed to find branch, tag, or commit `v9`",
+            "a repository has no such branch, tag or commit (failed to find branch, tag, or commit `v9`); correct what",
+        ),
+        (
+            "error: Failed to build `sklearn==0.0`\n  cause: The build backend returned an error",
+            "the build of sklearn fails; see below what it says, and take a version of it that has a wheel, or another",
+        ),
+        (
+            "error: Failed to download and build `old @ git+file:x`\n  cause: Git operation failed",
+            "git could not fetch a repository",
+        ),
+        (GIT + "fatal: early EOF", "git could not fetch a repository; see below what it says, and correct"),
         (
             "error: failed to create\n  cause: Permission denied (os error 13)",
             "a program could not be run, or a file not",
@@ -396,8 +446,6 @@ def test_no_python(tmp_path: Path, python: str, message: str) -> None:
 
 
 def test_a_folder_of_wheels_that_is_not_there(tmp_path: Path) -> None:
-    import sys
-
     with pytest.raises(node.Unusable, match="has no folder /no/such; make it there, or correct python_env_find_links"):
         node.probe(str(tmp_path), sys.executable, "cpu", "", "", ["https://example.org/", "/no/such"])
 
@@ -442,6 +490,39 @@ def test_an_environment_that_jobs_could_not_read(root: Path, monkeypatch: pytest
         Environment(str(root), "envs/0", one, "python3", compiles=False).make("", "none", [], "", str(root), "")
     assert caught.value.said == "Operation not permitted"
     assert not (root / "envs" / "0").exists()
+
+
+def test_tools_on_a_dead_network(tmp_path: Path) -> None:
+    """R1, R9: of a node whose environment is complete; uv itself would try for a minute."""
+    for name in ("bin", "cache", "tools", "envs/0/bin"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("installed.txt", "requirements.txt", "bin/python"):
+        (tmp_path / "envs" / "0" / name).touch()
+    (tmp_path / "env").symlink_to("envs/0")
+    (tmp_path / "bin" / "uv").write_text(f"#!/bin/sh\ntouch {tmp_path}/asked\n")
+    (tmp_path / "bin" / "uv").chmod(0o755)
+    node_ = {"complete": True, "current": True, "target": "envs/0", "executable": sys.executable}
+    given = {
+        "directory": str(tmp_path),
+        "node": {**node_, "tools": "tools/1", "tools_current": False},
+        "digest": "0" * 64,
+        "tools": "py-spy==0.4.1",
+        "settings": json.dumps({**SETTINGS, "index_url": "http://127.0.0.1:1/simple"}),
+    }
+    (tmp_path / "arguments").write_text(json.dumps({"ANSIBLE_MODULE_ARGS": given}))
+    module = "ansible_collections.thunderhead.cluster.plugins.modules.python_env"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-m", module, tmp_path / "arguments"],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    said = str(json.loads(done.stdout)["warnings"])
+    assert "py-spy could not be installed here, so what a job that hangs is doing will not be told: " in said
+    assert "it does not reach the index http://127.0.0.1:1/simple" in said
+    assert not (tmp_path / "asked").exists()
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,11 @@ def test_files_that_include_each_other(tmp_path: Path) -> None:
         ("--extra-index-url https://example.org/simple", "--extra-index-url https://example.org/simple"),
         ("git+https://git@github.com/o/r.git@v1", "git+https://git@github.com/o/r.git@v1"),
         ("r @ git+ssh://git@github.com/o/r.git", "r @ git+ssh://git@github.com/o/r.git"),
+        (
+            "git+https://example.org/r.git#subdirectory=a&egg=r-1_x",
+            "r-1_x @ git+https://example.org/r.git#subdirectory=a&egg=r-1_x",
+        ),
+        ("-e git+https://example.org/r.git@v1#egg=r[x]", "r[x] @ git+https://example.org/r.git@v1#egg=r"),
         ("-r https://example.org/requirements.txt", None),
         ("--no-binary six", None),
         ("six; python_version < '4'", "six; python_version < '4'"),
@@ -154,21 +159,56 @@ def test_a_freeze_of_a_machine_is_told_at_once(tmp_path: Path) -> None:
         "python=3.11=h123\n"
         "numpy @ file:///croot/numpy_1/work/dist/numpy-2.2.5-cp310-cp310-linux_x86_64.whl\n"
         "pywin32==306\n"
+        "old @ file:///home/me/old-1.0.1%2Bcu118torch2.1-cp310-cp310-linux_x86_64.whl#sha256=00\n"
     )
     said = refused(tmp_path, text).splitlines()
     assert said == [
-        "requirements.txt has 7 lines that nodes cannot install:",
+        "requirements.txt has 5 lines that nodes cannot install:",
         "requirements.txt line 2 names file:///croot/idna_1714398848350/work, a place on the machine that made this "
         "list; write idna==VERSION, as this prints there: pip list --format=freeze",
         "requirements.txt line 4 is no package (Debian's pip writes pkg-resources==0.0.0); leave it out",
-        "requirements.txt line 5 pins the build cu121 of torch; write torch==2.1.0: which build a node gets is said by "
-        "python_env_torch_backend",
-        "requirements.txt line 6 belongs to one build of torch, which brings what it needs itself; leave it out",
         "requirements.txt line 8 is as conda writes it (python=3.11=h123); write python==3.11",
         "requirements.txt line 9 names file:///croot/numpy_1/work/dist/numpy-2.2.5-cp310-cp310-linux_x86_64.whl, a "
         "place on the machine that made this list; write numpy==2.2.5",
+        "requirements.txt line 11 names file:///home/me/old-1.0.1%2Bcu118torch2.1-cp310-cp310-linux_x86_64.whl, a "
+        "place on the machine that made this list; write old==1.0.1",
+        "Lines that often fit only the machine that made the list:",
+        "requirements.txt line 5 pins the build cu121 of torch; write torch==2.1.0: which build a node gets is said by "
+        "python_env_torch_backend",
+        "requirements.txt line 6 belongs to one build of torch, which brings what it needs itself; leave it out",
         "requirements.txt line 10 is only for another system than Linux; leave it out",
     ]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (
+            "-e .",
+            "names the folder requirements, which has neither pyproject.toml nor setup.py; it is taken relative to "
+            "requirements; write .. for ",
+        ),
+        (
+            "./libs/x",
+            "names ./libs/x, and there is nothing at requirements/libs/x; it is taken relative to requirements; write "
+            "../libs/x for libs/x",
+        ),
+        ("./none", "names ./none, and there is nothing at requirements/none; correct it, or leave it out"),
+    ],
+)
+def test_a_path_that_pip_takes_relative_to_where_it_is_started(tmp_path: Path, line: str, expected: str) -> None:
+    project(tmp_path)
+    project(tmp_path / "libs" / "x")
+    said = refused(tmp_path, line + "\n", "requirements/dev.txt")
+    assert said.startswith(f"requirements/dev.txt line 1 {expected}")
+
+
+def test_what_pip_does_not_heed_behind_a_package(tmp_path: Path) -> None:
+    """OpenMMLab's files have it."""
+    text = "six>=1 --no-binary qudida,six # a comment\nidna --pre --only-binary=:all:\n"
+    assert read(file(tmp_path, text)).lines == ["six>=1", "idna"]
+    said = refused(tmp_path, "six\ntorch==2.1.0 -f https://example.org/torch_stable.html\n")
+    assert said == "requirements.txt line 2 has the option -f behind a package; write it into a line of its own"
 
 
 def test_what_may_fit_is_left_to_the_resolution(tmp_path: Path) -> None:
@@ -285,6 +325,11 @@ def test_variables_for_the_machine_that_resolves(tmp_path: Path, monkeypatch: py
     ("name", "content", "message"),
     [
         ("environment.yml", "name: x\n", "environment.yml is an environment of conda, and nodes are set up with"),
+        (
+            "setup.py",
+            "import x\n",
+            "setup.py says how a project is built; write -e . into a requirements.txt beside it",
+        ),
         ("poetry.lock", "", "poetry.lock is another tool's lock file; run: poetry export -o requirements.txt, and"),
         ("requirements.txt", "-r base.txt\n", "requirements.txt line 1 names base.txt, and there is no file base.txt"),
         ("requirements.txt", "--find-links wheels\n", "line 1 names wheels, and there is no folder wheels"),
@@ -436,6 +481,32 @@ def test_packages_that_are_called_build_or_dist(tmp_path: Path, git: str) -> Non
         subprocess.run(["git", "-C", tmp_path, "add", "-A"], check=True)
     expected = {"pyproject.toml", "mine/__init__.py", *ours, *(left if git == "add" else ())}
     assert set(files_of(tmp_path)) == expected
+
+
+@pytest.mark.parametrize("in_git", [False, True])
+def test_what_tools_and_jobs_have_made_is_no_part_of_a_project(tmp_path: Path, in_git: bool) -> None:
+    """R2: -e ., in an own repository without .gitignore."""
+    project(tmp_path)
+    job = "runs/20261122-173000-train-9f3a"
+    made = [f"{job}/job.json", f"{job}/logs/rank0.log", "venv/pyvenv.cfg", "venv/lib/x.py", ".mypy_cache/x.json"]
+    for name in (*made, "conda/conda-meta/history", "mine/checkpoints/small.json"):
+        file(tmp_path, "", name)
+    if in_git:
+        subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    assert files_of(tmp_path) == ["mine/__init__.py", "mine/checkpoints/small.json", "pyproject.toml"]
+
+
+def test_a_submodule_is_part_of_a_project(tmp_path: Path) -> None:
+    """R2: its code is built too."""
+    git = ["git", "-c", "user.name=n", "-c", "user.email=n@example.org", "-c", "protocol.file.allow=always"]
+    for name in ("vendored", "mine"):
+        project(tmp_path / name)
+        for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "all"]):
+            subprocess.run([*git, "-C", tmp_path / name, *command], check=True)
+    add = ["submodule", "--quiet", "add", tmp_path / "vendored", "vendor"]
+    subprocess.run([*git, "-C", tmp_path / "mine", *add], check=True)
+    own, vendored = ["mine/__init__.py", "pyproject.toml"], ["vendor/mine/__init__.py", "vendor/pyproject.toml"]
+    assert files_of(tmp_path / "mine") == [".gitmodules", *own, *vendored]
 
 
 @pytest.mark.parametrize(
