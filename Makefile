@@ -87,10 +87,10 @@ chaos: $(VENV)/.test ## Faults on containers: machines that freeze, cables, Ctrl
 	pytest tests/chaos $(if $(ONLY),-k '$(ONLY)')
 
 .PHONY: security
-security: $(VENV)/.test ## Secrets, modes, traps and host keys on containers: a part of chaos; for docs/security.md
+security: $(VENV)/.test ## Secrets, modes, traps, host keys, locks on containers: a part of chaos; for docs/security.md
 	trap 'python tests/docker/rig.py down' EXIT; \
 	python tests/docker/rig.py up; \
-	pytest tests/chaos/test_security.py
+	pytest tests/chaos/test_security.py tests/chaos/test_environments.py
 
 .PHONY: preflight
 preflight: $(VENV)/.test ## Defects that preflight.yml has to find, on containers with torch (ONLY=a defect's name)

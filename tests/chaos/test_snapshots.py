@@ -29,8 +29,7 @@ def project(tmp_path: Path) -> Path:
         "pkg/train.py": TRAIN,
         "pkg/helper.py": 'NAME = "helped"\n',
         "pkg/_version.py": "",
-        ".gitignore": "_version.py\ndata/\nruns/\n",
-        "runs/old/log": "never travels",
+        ".gitignore": "_version.py\ndata/\n",
     }.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
@@ -55,14 +54,17 @@ def test_what_did_not_travel_is_named_and_comes_with_the_option_that_is_named(cl
     asked = [*code, "-e", "logs=all", "-e", "script_args='--rank $NODE_RANK of ${NUM_NODES} for $$5'"]
     first = cluster.playbook("run.yml", *asked)
     assert first.wait() == 2
-    assert "not part of the job's code: 2 files that git ignores, the largest data/large.bin (31.5 MB)" in first.words
+    assert (
+        "not part of the job's code: 2 files that git ignores, the largest data/large.bin (31.5 MB)" in first.words
+    ), first.text
     record = cluster.record(first.job)
     missed = (
-        r"(\S+) lies in the project, but git ignores it, so it was no part of the job's code; bring it with -e (\S+)\)"
+        r"\((\S+) lies in the project, but git ignores it, so it was no part of the job's code; "
+        r"bring it with -e (\S+)\)"
     )
     found = re.search(missed, record["cause"])
     assert found and found[1] == "pkg/_version.py", record["cause"]
-    assert found[0] in first.words
+    assert found[0] in first.words, first.text
 
     second = cluster.playbook("run.yml", *asked, "-e", *shlex.split(found[2]))
     assert second.wait() == 2
