@@ -9,3 +9,5 @@ model = torch.nn.Linear(2, 1)
 model, optimizer = fabric.setup(model, torch.optim.SGD(model.parameters(), lr=0.1))
 fabric.backward(model(torch.ones(4, 2)).square().mean())
 print(f"{fabric.global_rank} of {fabric.world_size}", flush=True)
+fabric.barrier()
+torch.distributed.destroy_process_group()  # left to Python's exit, one of gloo's threads may abort the process

@@ -45,3 +45,4 @@ class Says(TrainerCallback):
 
 trainer.add_callback(Says())
 trainer.train(resume_from_checkpoint=os.environ.get("CKPT_PATH"))
+torch.distributed.destroy_process_group()  # left to Python's exit, one of gloo's threads may abort the process
