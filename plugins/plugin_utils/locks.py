@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.requirements i
     secret_among,
 )
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import amount, listed
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 FETCH_UV = Path(__file__).parents[2] / "roles" / "python_env" / "files" / "fetch_uv.py"
 HERE = "localhost"
@@ -308,6 +309,7 @@ class Plan:
         """
         for host, said in nodes.items():
             require_form(host, said)
+        require_python(self.groups, nodes)
         hosts: dict[str, Any] = {}
         diffs = []
         warnings: list[str] = []
@@ -451,6 +453,33 @@ def require_form(host: str, node: Mapping[str, Any]) -> None:
                 f"{host} says that its {name} is {json.dumps(str(node.get(name)))}, which is none; find out what "
                 "answers there"
             )
+
+
+def require_python(groups: Sequence[Group], nodes: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise JobError if a project is not for a node's Python, which uv does not say of a project's own line."""
+    errors = []
+    for group in groups:
+        wanted = group.requirements.requires_python
+        for python in sorted({nodes[host]["python"] for host in group.hosts if host in nodes}):
+            if not is_met(wanted, python):
+                hosts = [host for host in group.hosts if host in nodes and nodes[host]["python"] == python]
+                errors.append(
+                    JobError(
+                        f"{group.requirements.path.with_name('pyproject.toml')} is for Python {wanted} "
+                        f"(requires-python), and {listed(hosts)} would use {python}; set python_env_python in the "
+                        "inventory to another Python there, or correct that line"
+                    )
+                )
+    if errors:
+        raise in_one(errors, "Nothing was changed on any node.")
+
+
+def is_met(requires_python: str, python: str) -> bool:
+    """Return whether a release of a Python, such as 3.11, is among those wanted; what is no specifier uv tells of."""
+    with contextlib.suppress(InvalidSpecifier):
+        wanted = SpecifierSet(requires_python)
+        return any(wanted.contains(f"{python}.{micro}") for micro in range(100))
+    return True
 
 
 def require_room(hosts: Mapping[str, Mapping[str, Any]], nodes: Mapping[str, Mapping[str, Any]]) -> None:

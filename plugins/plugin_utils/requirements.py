@@ -131,6 +131,7 @@ class Requirements:
         soft: lines that often cannot be installed, and what to do about each; see ``faults``.
         contents: by file, its SHA-256.
         beside: projects and archives that a pyproject.toml has uv take from this machine.
+        requires_python: the Pythons that a pyproject.toml is for, as it has them; "" for any.
         is_built: whether only the build of the project says what it needs, from whatever files.
         takes_prereleases: of any package.
         places: by line for uv, the file and line where it stands.
@@ -146,6 +147,7 @@ class Requirements:
     soft: list[str] = field(default_factory=list)
     contents: dict[str, str] = field(default_factory=dict)
     beside: list[Path] = field(default_factory=list)
+    requires_python: str = ""
     is_built: bool = False
     takes_prereleases: bool = False
     places: dict[str, str] = field(default_factory=dict)
@@ -268,7 +270,9 @@ def read(path: Path, extras: Sequence[str] = (), groups: Sequence[str] = (), has
         project = path.with_name("pyproject.toml")
         _require_no_secret(project)
         _find_beside(result, project)
-        result.is_built = name == "pyproject.toml" and _has_dynamic_dependencies(_table(project))
+        table = _table(project)
+        result.requires_python = str(_within(table, "project").get("requires-python", ""))
+        result.is_built = name == "pyproject.toml" and _has_dynamic_dependencies(table)
     if name == "pyproject.toml":
         options = [f"--extra={one}" for one in extras] + [f"--group={one}" for one in groups]
         result.arguments = ["pyproject.toml", *options]

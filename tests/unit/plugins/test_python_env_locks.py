@@ -97,6 +97,28 @@ def test_no_password_where_uv_cannot_be_fetched(controller: Controller, monkeypa
         controller.plan({"node0": {}}).resolve({"node0": NODE}, None, False)
 
 
+@pytest.mark.parametrize(
+    ("requires", "is_met"),
+    [("<3.11", False), (">=3.12", False), (">=3.9", True), (">=3.11.4,<3.12", True), ("==3.11.*", True), ("no", True)],
+)
+def test_a_project_that_is_not_for_the_nodes_python(controller: Controller, requires: str, is_met: bool) -> None:
+    """R3: uv resolves it nevertheless."""
+    project = controller.folder / "pyproject.toml"
+    project.write_text(f'[project]\nname = "mine"\nversion = "1"\nrequires-python = "{requires}"\n')
+    plan = controller.plan({host: {"requirements": str(project)} for host in ("node0", "node1")})
+    nodes = {host: NODE for host in ("node0", "node1")}
+    if is_met:
+        assert plan.resolve(nodes, None, True)["hosts"]
+        return
+    with pytest.raises(JobError) as caught:
+        plan.resolve(nodes, None, True)
+    assert str(caught.value) == (
+        f"{project} is for Python {requires} (requires-python), and node0, node1 would use 3.11; set "
+        "python_env_python in the inventory to another Python there, or correct that line. Nothing was changed on any "
+        "node."
+    )
+
+
 @pytest.mark.parametrize("given", ["no mapping", "[1]", ["a"], 7])
 def test_settings_of_uv_that_are_no_mapping(controller: Controller, given: Any) -> None:
     with pytest.raises(
