@@ -242,13 +242,11 @@ class Resolution:
             arguments.append(os.path.join(self.folder, "requirements.in"))
         if self.uv.index == "none":
             arguments.append("--no-index")
-        if self.hashes and "index-strategy" not in self.request["settings"]["uv_settings"]:
-            arguments.append("--index-strategy=unsafe-best-match")  # hashes say which package is meant
         # The first lock's versions serve the others too, where they can: nodes that train together need the same.
         self._write("lock.txt", "".join(f"{one}\n" for one in re.findall(r"(?m)^[\w.-]+==[^\s\\]+", self.preferred)))
         arguments += ["--output-file", os.path.join(self.folder, "lock.txt")]
         try:
-            self._compile(arguments, cwd, target)
+            self._compile_with_hashes(arguments, cwd, target)
         except Failure as failure:
             if failure.why != OTHERWISE:
                 raise
@@ -263,6 +261,26 @@ class Resolution:
     @staticmethod
     def _for(target: Mapping[str, str]) -> list[str]:
         return ["--python-version", target["python"], "--python-platform", target["platform"]]
+
+    def _of_all_indexes(self) -> list[str]:
+        """Return the options that have versions of all indexes count, where hashes say of each which package it is."""
+        is_set = "index-strategy" in self.request["settings"]["uv_settings"]
+        return ["--index-strategy=unsafe-best-match"] if self.hashes and not self.unhashed and not is_set else []
+
+    def _compile_with_hashes(self, arguments: list[str], cwd: str, target: Mapping[str, str]) -> None:
+        """Compile; where the first index that has a package lacks the version, and hashes protect, of all indexes.
+
+        Then nothing is built: what a build needs has no hash, and anybody's package of a higher version would run here.
+        """
+        try:
+            self._compile(arguments, cwd, target)
+        except Failure as failure:
+            if not is_contradiction(failure.said) or not self._of_all_indexes():
+                raise
+            try:
+                self._compile([*arguments, *self._of_all_indexes(), "--no-build"], cwd, target)
+            except Failure:
+                raise failure from None
 
     def _compile(self, arguments: list[str], cwd: str, target: Mapping[str, str]) -> None:
         for _round in range(MOST_BUILDS):
@@ -285,7 +303,7 @@ class Resolution:
         pins = [line for line in lines if INDEXED.match(line)]
         options = [line for line in self._text(lines).splitlines() if line.startswith(("--index", "--extra", "--find"))]
         arguments = ["pip", "compile", "--quiet", "--no-header", "--no-deps", "--no-build", *self._for(target)]
-        arguments += ["--no-index"] if self.uv.index == "none" else []
+        arguments += [*self._of_all_indexes(), *(["--no-index"] if self.uv.index == "none" else [])]
         arguments += [f"--torch-backend={backend}"] if backend != "none" else []
 
         def reason(number: int) -> str:

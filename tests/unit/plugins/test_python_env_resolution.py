@@ -43,6 +43,8 @@ if arguments[0] == "build":
         os.unlink(folder + "/mine-1.0-py3-none-any.whl")
 elif os.path.exists("{folder}/uv-says"):
     sys.exit(open("{folder}/uv-says").read())
+elif os.path.exists("{folder}/takes-only") and open("{folder}/takes-only").read() not in arguments:
+    sys.exit("error: No solution found when resolving dependencies")
 elif arguments[0] == "export":
     print(open("{folder}/exported").read())
 elif "--output-file" in arguments:
@@ -307,10 +309,54 @@ def test_the_indexes_of_a_uv_lock(bench: Bench) -> None:
         "https://pypi.org/simple",
         "https://more.example.org/simple",
     ]
-    assert "--index-strategy=unsafe-best-match" in bench.calls[-1][0]
-    settings["uv_settings"] = {"index-strategy": "first-index"}
-    resolve(bench.request([], "", arguments=["uv.lock"], project=str(bench.folder), settings=settings))
-    assert "--index-strategy=unsafe-best-match" not in bench.calls[-1][0]
+
+
+OF_ALL_INDEXES = "--index-strategy=unsafe-best-match"
+
+
+def test_of_all_indexes_nothing_is_built(bench: Bench) -> None:
+    """What a build needs has no hash: a package of its name from another index would run on the machine."""
+    given = {"hashes": {"tiny": ["sha256:00"]}, "settings": {**SETTINGS, "index_url": "none"}}
+    lock = "tiny==1.0 \\\n    --hash=sha256:00\n"
+    assert resolve(bench.request(["tiny==1.0"], lock, **given))["locks"]["here"] == lock
+    assert [OF_ALL_INDEXES in arguments for arguments, _environment in bench.calls] == [False]
+    (bench.folder / "takes-only").write_text(OF_ALL_INDEXES)
+    assert resolve(bench.request(["tiny==1.0"], lock, **given))["locks"]["here"] == lock
+    arguments = [arguments for arguments, _environment in bench.calls]
+    assert [OF_ALL_INDEXES in one for one in arguments] == ["--no-build" in one for one in arguments]
+    assert [OF_ALL_INDEXES in one for one in arguments] == [False, False, True]
+
+
+@pytest.mark.parametrize("settings", [{"index-strategy": "first-index"}, {}])
+def test_packages_without_hashes_come_from_the_first_index(bench: Bench, settings: dict[str, Any]) -> None:
+    """And whatever the inventory says of indexes counts."""
+    (bench.folder / "takes-only").write_text("--index-strategy=unsafe-best-match")
+    hashes = {"tiny": ["sha256:00"]} if settings else {}
+    with pytest.raises(Failure, match="uv finds no set of packages"):
+        given = {**SETTINGS, "index_url": "none", "uv_settings": settings}
+        resolve(bench.request(["tiny==1.0"], hashes=hashes, settings=given))
+    assert OF_ALL_INDEXES not in str(bench.calls)
+
+
+def test_a_uv_lock_with_packages_of_an_index_without_hashes(bench: Bench) -> None:
+    (bench.folder / "uv.lock").write_text(UV_LOCK.replace(', hash = "sha256:22"', ""))
+    (bench.folder / "exported").write_text("tiny==1.0 \\\n    --hash=sha256:00\nother==1.0\n")
+    given = {"arguments": ["uv.lock"], "project": str(bench.folder), "settings": {**SETTINGS, "index_url": "none"}}
+    (bench.folder / "takes-only").write_text("export")
+    with pytest.raises(Failure, match="uv finds no set of packages"):
+        resolve(bench.request([], "", **given))
+    assert OF_ALL_INDEXES not in str(bench.calls)
+
+
+def test_what_no_index_has_is_looked_for_in_all(bench: Bench) -> None:
+    """Where hashes protect, a line is not said to be missing of which another index has the version."""
+    (bench.folder / "uv-says").write_text("error: No solution found\n  Because there is no version of tiny==1.0")
+    given = {"hashes": {"tiny": ["sha256:00"]}, "settings": {**SETTINGS, "index_url": "none"}}
+    with pytest.raises(Failure) as caught:
+        resolve(bench.request(["tiny==1.0"], **given))
+    assert caught.value.unmet == [("tiny==1.0", "no index has this version")]
+    assert OF_ALL_INDEXES in bench.calls[-1][0]
+    assert bench.calls[-1][0].count("--no-build") == 1
 
 
 def test_what_a_uv_lock_takes_from_a_folder(bench: Bench) -> None:
