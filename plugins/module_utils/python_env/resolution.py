@@ -187,7 +187,7 @@ class Resolution:
         for head, below in ENTRY.findall(text):
             name = re.match(r"([A-Za-z0-9][\w.-]*)==", head)
             if name:
-                self.hashes[normalized(name[1])] = re.findall(r"--hash=(\S+)", below)
+                self.hashes.setdefault(normalized(name[1]), []).extend(re.findall(r"--hash=(\S+)", below))
         text = self._without_unused_indexes(text)
         without = [one for one in self._locked() if 'source = { registry = "http' in one and 'hash = "' not in one]
         self.unhashed = {normalized(name) for name in re.findall(r'(?m)^name = "([^"]+)"', "".join(without))}

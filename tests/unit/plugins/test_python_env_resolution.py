@@ -359,6 +359,17 @@ def test_what_no_index_has_is_looked_for_in_all(bench: Bench) -> None:
     assert bench.calls[-1][0].count("--no-build") == 1
 
 
+def test_a_uv_lock_with_two_versions_of_a_package(bench: Bench) -> None:
+    """By markers: one node takes the first of them, another the second."""
+    (bench.folder / "uv.lock").write_text(UV_LOCK)
+    locks = [f"tiny=={number}.0 \\\n    --hash=sha256:{number}{number}\n" for number in (1, 2)]
+    marked = [one.replace(" \\", f" ; python_version {sign} '3.12' \\") for one, sign in zip(locks, ("<", ">="))]
+    (bench.folder / "exported").write_text("".join(marked))
+    given = {"arguments": ["uv.lock"], "project": str(bench.folder), "settings": {**SETTINGS, "index_url": "none"}}
+    for lock in locks:
+        assert resolve(bench.request([], lock, **given))["locks"]["here"] == lock
+
+
 def test_what_a_uv_lock_takes_from_a_folder(bench: Bench) -> None:
     """It has no hash of it, and a file of the same name and version from an index stays outside."""
     (bench.folder / "uv.lock").write_text(UV_LOCK)
