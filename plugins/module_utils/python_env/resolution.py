@@ -146,7 +146,7 @@ class Resolution:
         if self.uv.index == "none" or "UV_OFFLINE" in self.uv.environment:
             return
         known = self.uv.indexes("")
-        if "UV_DEFAULT_INDEX" in self.from_where:
+        if self.from_where.get("UV_DEFAULT_INDEX", PYPI).rstrip("/") != PYPI:
             known = [one for one in known if one != PYPI]
         self.uv.require_reachable(known, [one for one in self.named if one not in known])
 
@@ -158,11 +158,14 @@ class Resolution:
             values: list[str] = re.findall(rf"(?m)^--{option} (\S.*)", lines)
             return [re.sub(r"\$\{(\w+)\}", lambda found: known.get(found[1], found[0]), one.strip()) for one in values]
 
-        self.named = [*given("index-url")[-1:], *given("extra-index-url")]
+        # uv asks the machine's or the inventory's in place of theirs; and a uv.lock always names PyPI.
+        is_set = known.get("UV_DEFAULT_INDEX") or known.get("UV_INDEX_URL")
+        default = [] if is_set else given("index-url")[-1:]
+        self.named = [one for one in (*default, *given("extra-index-url")) if one.rstrip("/") != PYPI]
         indexes = [*given("extra-index-url"), *known.get("UV_INDEX", "").split()]
         folders = [*given("find-links"), *known.get("UV_FIND_LINKS", "").split(",")]
         found = {
-            "UV_DEFAULT_INDEX": "".join(given("index-url")[-1:]),
+            "UV_DEFAULT_INDEX": "".join(default),
             "UV_INDEX": " ".join(dict.fromkeys(indexes)),
             "UV_FIND_LINKS": ",".join(dict.fromkeys(one for one in folders if one)),
         }

@@ -8,10 +8,12 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env import uv
 from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.resolution import resolve
 from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import Failure
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.locks import Kept
@@ -61,11 +63,12 @@ class Bench:
         (folder / "sources").mkdir()
 
     def request(self, lines: list[str], lock: str = "", **changes: Any) -> dict[str, Any]:
-        uv = self.folder / "uv"
-        uv.write_text(UV.format(python=sys.executable, folder=self.folder, lock=lock))
-        uv.chmod(0o755)
-        given = {"uv": str(uv), "cache": "", "folder": str(self.folder), "project": "", "arguments": [], "lines": lines}
+        binary = self.folder / "uv"
+        binary.write_text(UV.format(python=sys.executable, folder=self.folder, lock=lock))
+        binary.chmod(0o755)
+        given = {"uv": str(binary), "cache": "", "folder": str(self.folder), "project": "", "arguments": []}
         given |= {
+            "lines": lines,
             "constraints": [],
             "hashes": {},
             "targets": {"here": TARGET},
@@ -402,6 +405,29 @@ def test_an_index_of_the_requirements_that_is_not_reached(bench: Bench) -> None:
             with pytest.raises(Failure, match=rf"does not reach the index {url}: .*; take it out of the requirements"):
                 settings = {**SETTINGS, "index_url": "" if option == "--index-url" else "file:///srv/simple"}
                 resolve(bench.request([f"{option} {url}", "six"], settings=settings))
+
+
+def test_the_inventorys_index_takes_the_place_of_that_of_the_requirements(bench: Bench) -> None:
+    """As uv has it: so theirs need not be reached, and a build asks the same index as all else."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/simple"
+        lines = ["--index-url http://127.0.0.1:1/simple", "mine @ file:///srv/mine"]
+        resolve(bench.request(lines, "mine @ file:///srv/mine\n", settings={**SETTINGS, "index_url": url}))
+    assert bench.calls[-1][0][0] == "build"
+    assert bench.calls[-1][1]["UV_DEFAULT_INDEX"] == url
+
+
+def test_pypi_of_a_uv_lock_that_is_not_reached(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every uv.lock is written out with it: nobody can take it out of there."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    (bench.folder / "uv.lock").write_text(UV_LOCK)
+    (bench.folder / "exported").write_text("--index-url https://pypi.org/simple\ntiny==1.0 \\\n    --hash=sha256:00\n")
+    monkeypatch.setattr(uv, "Machine", partial(uv.Machine, str(bench.folder), str(bench.folder)))
+    monkeypatch.setattr(uv.Uv, "_try", staticmethod(lambda place, problems: problems.update({place: "it is closed"})))
+    with pytest.raises(Failure, match=r"not reach the index https://pypi.org/simple: .*; set python_env_index_url"):
+        resolve(bench.request([], arguments=["uv.lock"], project=str(bench.folder)))
 
 
 def test_a_version_without_a_wheel_for_a_nodes_python(bench: Bench) -> None:
