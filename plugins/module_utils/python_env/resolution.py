@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import (
     NO_SOLUTION,
@@ -122,7 +122,7 @@ class Resolution:
         torch = re.search(r"(?im)^torch(?![-_.a-z0-9])[^\\\n;@]*", lines)
         self.torch = torch[0].strip() if torch else "torch"
         self._write("requirements.in", lines)
-        given = re.findall(r"(?m)^--find-links (?!\w+://)(\S.*)", lines)
+        given = [_path_of(one) for one in re.findall(r"(?m)^--find-links (?!(?!file:)\w+://)(\S.*)", lines)]
         self.from_where = self._variables(lines)
         self.links = [*given, *(one for one in self.uv.own_links if one and one not in self.uv.settings["find_links"])]
         self._write("constraints.in", self._text(self.request["constraints"]) + BARRED)
@@ -195,7 +195,10 @@ class Resolution:
         without = [one for one in self._locked() if 'source = { registry = "http' in one and 'hash = "' not in one]
         self.unhashed = {normalized(name) for name in re.findall(r'(?m)^name = "([^"]+)"', "".join(without))}
         # a path in it is relative to the project
-        return re.sub(r"(?m)^(\.{1,2}/\S*)", lambda found: os.path.join(self.request["project"], found[1]), text)
+        path = re.compile(r"(?m)^(--(?:(?:extra-)?index-url|find-links) (?!\w+://)|(?=\.{1,2}/))(\S+)")
+        return path.sub(
+            lambda found: found[1] + os.path.normpath(os.path.join(self.request["project"], found[2])), text
+        )
 
     def _locked(self) -> list[str]:
         """Return what a uv.lock has of each package."""
@@ -204,19 +207,27 @@ class Resolution:
 
     def _without_unused_indexes(self, text: str) -> str:
         """Return what uv exports of a uv.lock with only the additional indexes that one of the packages comes from."""
-        entries = self._locked()
         taken = set(re.findall(r"--hash=(\S+)", text))
-        used = {
-            found[1].rstrip("/")
-            for entry in entries
-            if (found := re.search(r'(?m)^source = \{ registry = "([^"]+)" \}', entry))
-            and taken.issuperset(re.findall(r'hash = "([^"]+)"', entry))
-        }
-        lines = text.splitlines(keepends=True)
+        is_used: dict[str, bool] = {}
+        for entry in self._locked():
+            if found := re.search(r'(?m)^source = \{ registry = "([^"]+)" \}', entry):
+                place = self._place(found[1])
+                is_taken = taken.issuperset(re.findall(r'hash = "([^"]+)"', entry))
+                is_used[place] = is_used.get(place, False) or is_taken
         option = "--extra-index-url "
+        lines = text.splitlines(keepends=True)
         return "".join(
-            one for one in lines if not one.startswith(option) or one[len(option) :].strip().rstrip("/") in used
+            one
+            for one in lines
+            if not one.startswith(option) or is_used.get(self._place(one.removeprefix(option).strip()), True)
         )
+
+    def _place(self, index: str) -> str:
+        """Return what all spellings of an index in a uv.lock have in common."""
+        parts = urlsplit(index)
+        if parts.scheme in ("", "file"):
+            return os.path.normpath(os.path.join(self.request["project"], _path_of(index)))
+        return without_credentials(f"{parts.scheme}://{parts.netloc.lower()}{parts.path.rstrip('/')}")
 
     @property
     def hashes(self) -> dict[str, list[str]]:
@@ -568,6 +579,11 @@ class Resolution:
 
 def _written(head: str, hashes: list[str]) -> str:
     return " \\\n    ".join([head, *(f"--hash={one}" for one in hashes)]) + "\n"
+
+
+def _path_of(place: str) -> str:
+    """Return the path in a file URL; anything else as it is."""
+    return unquote(place.removeprefix("file://")) if place.startswith("file://") else place
 
 
 def _short(version: str) -> str:

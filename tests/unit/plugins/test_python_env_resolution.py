@@ -314,6 +314,31 @@ def test_the_indexes_of_a_uv_lock(bench: Bench) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("locked", "exported", "is_kept"),
+    [
+        ("idx", "./idx", True),
+        ("{project}/idx", "file://{project}/idx", True),
+        ("../a%20b", "../a%20b", True),
+        ("{project}/a b", "file://{project}/a%20b", True),
+        ("https://cpu.example.org/whl", "https://CPU.example.org/whl/", True),
+        ("https://cpu.example.org/whl", "https://other.example.org/whl", True),  # whose it is cannot be seen
+        ("https://cpu.example.org/whl/", "https://CPU.example.org/whl", False),
+        ("idx", "./idx", False),
+    ],
+)
+def test_an_index_that_a_uv_lock_spells_differently(bench: Bench, locked: str, exported: str, is_kept: bool) -> None:
+    digest = "00" if is_kept and "other" not in exported else "99"
+    entry = f'[[package]]\nname = "tiny"\nversion = "1.0"\nsource = {{ registry = "{locked}" }}\n'
+    entry += f'wheels = [{{ url = "x", hash = "sha256:{digest}" }}]\n'
+    (bench.folder / "uv.lock").write_text(entry.replace("{project}", str(bench.folder)))
+    line = f"--extra-index-url {exported}".replace("{project}", str(bench.folder))
+    (bench.folder / "exported").write_text(f"{line}\ntiny==1.0 \\\n    --hash=sha256:00\n")
+    settings = {**SETTINGS, "index_url": "none"}
+    resolve(bench.request([], arguments=["uv.lock"], project=str(bench.folder), settings=settings))
+    assert ("--extra-index-url" in (bench.folder / "requirements.in").read_text()) is is_kept
+
+
 OF_ALL_INDEXES = "--index-strategy=unsafe-best-match"
 
 
@@ -394,6 +419,23 @@ def test_what_a_uv_lock_takes_from_a_folder(bench: Bench) -> None:
             Failure, match=f"the requirements give hashes, and none for {name}, which is needed besides"
         ):
             resolve(bench.request([], locked, **given))
+
+
+@pytest.mark.parametrize("folder", ["./a b", "{project}/a b", "file://{project}/a%20b"])
+def test_a_folder_that_the_project_of_a_uv_lock_names(bench: Bench, folder: str) -> None:
+    """Relative to the project, and its files go to the nodes."""
+    (bench.folder / "uv.lock").write_text(UV_LOCK)
+    (bench.folder / "a b").mkdir()
+    (bench.folder / "a b" / "local-1.0-py3-none-any.whl").write_bytes(b"")
+    folder = folder.replace("{project}", str(bench.folder))
+    (bench.folder / "exported").write_text(f"--extra-index-url ./idx\n--find-links {folder}\nlocal==1.0\n")
+    lock = f"local==1.0 \\\n    --hash=sha256:{hashlib.sha256(b'').hexdigest()}\n"
+    given = {"arguments": ["uv.lock"], "project": str(bench.folder), "settings": {**SETTINGS, "index_url": "none"}}
+    result = resolve(bench.request([], lock, **given))
+    assert (result["locks"]["here"], result["wheels"]) == (lock, ["local-1.0-py3-none-any.whl"])
+    lines = (bench.folder / "requirements.in").read_text().splitlines()
+    assert lines[0] == f"--extra-index-url {bench.folder}/idx"
+    assert lines[1].removeprefix("--find-links ").startswith(("/", "file:///"))
 
 
 def test_an_index_of_the_requirements_that_is_not_reached(bench: Bench) -> None:
