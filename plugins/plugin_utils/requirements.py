@@ -54,11 +54,11 @@ VALUED = re.compile(
     r"(?:\s*=\s*|\s+|(?<=^-[rcefi])(?=\S))(?P<value>.+)"
 )
 """An option whose value is a path or a URL."""
-UNHEEDED = re.compile(
-    r"\s--((no-binary|only-binary|use-feature|trusted-host)[ =]\S+|prefer-binary|pre|require-hashes|no-index)(?=\s|$)"
-)
+UNHEEDED = re.compile(r"\s--((use-feature|trusted-host)[ =]\S+|prefer-binary|pre|require-hashes|no-index)(?=\s|$)")
 """Options that pip takes behind a package, and pays no heed to there."""
-FOR_UV = ("--no-index", "--no-binary", "--only-binary", "-r", "--requirement", "-c", "--constraint")
+BINARY = re.compile(r"(?:^|\s)--(no|only)-binary(?:\s*=\s*|\s+)(\S+)")
+"""Options that pip heeds wherever they stand; uv in a line of their own, with one package each."""
+FOR_UV = ("--no-index", "-r", "--requirement", "-c", "--constraint")
 """Options in a file that uv reads there, beside those with a path; of -r and -c only those with a URL are left."""
 URL = re.compile(r"(?i)(?:[a-z]+\+)?https?://[^\s'\"]+")
 FOR_AN_INDEX = "for an index, give the URL in python_env_index_url or python_env_extra_index_urls, from a vault"
@@ -423,6 +423,13 @@ def _collect(result: Requirements, lines: Sequence[Line]) -> None:
     hashed: list[bool] = []
     for line in lines:
         text = HASH.sub("", line.text).strip()
+        binary = [f"--{which}-binary {name}" for which, names in BINARY.findall(text) for name in names.split(",")]
+        for one in binary:
+            result.places.setdefault(one, str(line))
+        result.lines += binary
+        text = BINARY.sub("", text).strip()
+        if not text:
+            continue
         if not text.startswith("-"):
             text = UNHEEDED.sub("", text)
         if secret := _secret(line.text):

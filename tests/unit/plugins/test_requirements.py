@@ -205,10 +205,21 @@ def test_a_path_that_pip_takes_relative_to_where_it_is_started(tmp_path: Path, l
 
 def test_what_pip_does_not_heed_behind_a_package(tmp_path: Path) -> None:
     """OpenMMLab's files have it."""
-    text = "six>=1 --no-binary qudida,six # a comment\nidna --pre --only-binary=:all:\n"
+    text = "six>=1 --prefer-binary # a comment\nidna --pre --trusted-host=example.org\n"
     assert read(file(tmp_path, text)).lines == ["six>=1", "idna"]
     said = refused(tmp_path, "six\ntorch==2.1.0 -f https://example.org/torch_stable.html\n")
     assert said == "requirements.txt line 2 has the option -f behind a package; write it into a line of its own"
+
+
+def test_what_pip_heeds_wherever_it_stands(tmp_path: Path) -> None:
+    """OpenMMLab's files have it behind a package; uv takes it in a line of its own, with one package each."""
+    file(tmp_path, "yarl<9 --no-binary yarl\n", "limits.txt")
+    text = "six>=1 --no-binary qudida,six # a comment\nidna --only-binary=:all:\n--only-binary a,b --no-binary c\n"
+    found = read(file(tmp_path, text + "-c limits.txt\n"))
+    expected = ["--no-binary qudida", "--no-binary six", "six>=1", "--only-binary :all:", "idna"]
+    expected += ["--only-binary a", "--only-binary b", "--no-binary c", "--no-binary yarl"]
+    assert (found.lines, found.constraints) == (expected, ["yarl<9"])
+    assert found.places["--no-binary six"] == f"{found.path} line 1"
 
 
 def test_what_may_fit_is_left_to_the_resolution(tmp_path: Path) -> None:
