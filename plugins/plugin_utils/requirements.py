@@ -56,6 +56,8 @@ VALUED = re.compile(
 """An option whose value is a path or a URL."""
 UNHEEDED = re.compile(r"\s--((use-feature|trusted-host)[ =]\S+|prefer-binary|pre|require-hashes|no-index)(?=\s|$)")
 """Options that pip takes behind a package, and pays no heed to there."""
+UNHEEDED_PLACE = re.compile(r"\s(-[fi]|--(?:extra-)?index-url|--find-links)(?:\s*=\s*|\s+)\S+")
+"""Likewise, of places that packages come from."""
 BINARY = re.compile(r"(?:^|\s)--(no|only)-binary(?:\s*=\s*|\s+)(\S+)")
 """Options that pip heeds wherever they stand; uv in a line of their own, with one package each."""
 FOR_UV = ("--no-index", "-r", "--requirement", "-c", "--constraint")
@@ -432,6 +434,10 @@ def _collect(result: Requirements, lines: Sequence[Line]) -> None:
             continue
         if not text.startswith("-"):
             text = UNHEEDED.sub("", text)
+            for place in UNHEEDED_PLACE.finditer(text):
+                remark = "has the option {} behind a package, where it does not count; write it into a line of its own"
+                soft.append((line, remark.format(place[1])))
+            text = UNHEEDED_PLACE.sub("", text)
         if secret := _secret(line.text):
             faults.append((line, secret))
             continue
@@ -483,8 +489,6 @@ def _collect(result: Requirements, lines: Sequence[Line]) -> None:
 
 def _required(result: Requirements, line: Line, flag: str, value: str) -> tuple[str, str]:
     """Return a requirement as uv gets it, and what is wrong with it, or ""."""
-    if not flag and (option := re.search(r"\s(-[fi]|--(?:extra-)?index-url|--find-links)[ =]", value)):
-        return value, f"has the option {option[1]} behind a package; write it into a line of its own"
     marker = ""
     if found := re.search(r"\s+;\s*(.+)$", value):
         marker, value = f" ; {found[1]}", value[: found.start()]

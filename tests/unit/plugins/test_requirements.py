@@ -207,8 +207,18 @@ def test_what_pip_does_not_heed_behind_a_package(tmp_path: Path) -> None:
     """OpenMMLab's files have it."""
     text = "six>=1 --prefer-binary # a comment\nidna --pre --trusted-host=example.org\n"
     assert read(file(tmp_path, text)).lines == ["six>=1", "idna"]
-    said = refused(tmp_path, "six\ntorch==2.1.0 -f https://example.org/torch_stable.html\n")
-    assert said == "requirements.txt line 2 has the option -f behind a package; write it into a line of its own"
+
+
+@pytest.mark.parametrize("option", ["-f", "-i", "--find-links", "--index-url", "--extra-index-url"])
+def test_a_place_of_packages_behind_one(tmp_path: Path, option: str) -> None:
+    """Pip pays no heed to it, and finds the package elsewhere; where nothing does, it is told of."""
+    text = f"six\ntorch==2.1.0 {option} https://example.org/torch_stable.html ; python_version > '3'\n"
+    found = read(file(tmp_path, text))
+    assert (found.lines, found.indexes) == (["six", "torch==2.1.0 ; python_version > '3'"], [])
+    expected = f"has the option {option} behind a package, where it does not count; write it into a line of its own"
+    assert found.soft == [f"{found.path} line 2: {expected}"]
+    said = refused(tmp_path, f"torch==2.1.0 {option}=https://user:pass@example.org/torch_stable.html\n")
+    assert said.startswith("requirements.txt line 1 holds a password or a token in a URL")
 
 
 def test_what_pip_heeds_wherever_it_stands(tmp_path: Path) -> None:
