@@ -75,9 +75,13 @@ CAUSES: tuple[tuple[str, str], ...] = (
         "proxy forbids it",
     ),
     (
+        r"No \S+ host key is known for|Host key verification failed",
+        "ssh does not know the key of a repository's host ({line}); add it to ~/.ssh/known_hosts on the machine that "
+        "resolves (ssh-keyscan prints it), after comparing it with the one that the host's owner publishes",
+    ),
+    (
         r"fatal: could not read (Username|Password) for|fatal: Authentication failed for|Permission denied \(publickey"
-        r"|Repository not found|fatal: repository '.*' (not found|does not exist)|URL returned error: 40[134]"
-        r"|Host key verification failed",
+        r"|Repository not found|fatal: repository '.*' (not found|does not exist)|URL returned error: 40[134]",
         "git finds no repository that it may read ({line}); correct the URL in the requirements, or give git what it "
         "needs on the machine that resolves: a credential helper, ~/.netrc, or a key for git+ssh://",
     ),
@@ -117,10 +121,21 @@ CAUSES: tuple[tuple[str, str], ...] = (
         "[{package}]{name_it}; of a project of your own, add it to build-system.requires in its pyproject.toml",
     ),
     (
+        r"ModuleNotFoundError: No module named '?pkg_resources\b",
+        "the build of {package} needs pkg_resources, which newer versions of setuptools lack ({line}); set "
+        "python_env_uv_settings: {{extra-build-dependencies: {{{package}: ['setuptools<81']}}}}{name_it}, or take a "
+        "newer version of the package",
+    ),
+    (
+        r"ModuleNotFoundError: No module named '?(distutils|imp)\b",
+        "the build of {package} needs the module {module}, which newer Pythons lack ({line}); take a newer version of "
+        "the package, or an older Python (python_env_python)",
+    ),
+    (
         r"ModuleNotFoundError: No module named ",
         "the build of {package} needs another package, and does not declare it ({line}); set python_env_uv_settings: "
-        "{{extra-build-dependencies: {{{package}: [{module}]}}}}{name_it}; of a project of your own, add it to "
-        "build-system.requires in its pyproject.toml",
+        "{{extra-build-dependencies: {{{package}: [{module}]}}}} (in place of {module}, the package that has the "
+        "module {module}){name_it}; of a project of your own, add it to build-system.requires in its pyproject.toml",
     ),
     (
         r"CUDA_HOME|nvcc.*not found",

@@ -310,7 +310,15 @@ FETCHING = "error: Failed to fetch: `https://user:pass@example.org/simple/x/`\n 
             "the disk is full (No space left on device",
         ),
         ("fatal: unable to access 'https://x/': SSL certificate problem", "it does not trust the index's certificate"),
-        ("Host key verification failed.", "git finds no repository that it may read (Host key verification failed.)"),
+        (
+            GIT + "Host key verification failed.\nfatal: Could not read from remote repository.",
+            "ssh does not know the key of a repository's host (Host key verification failed.); add it to",
+        ),
+        (
+            GIT + "No ED25519 host key is known for example.org and you have requested strict checking.\n"
+            "Host key verification failed.",
+            "ssh does not know the key of a repository's host (No ED25519 host key is known for example.org and",
+        ),
         (
             "error: Git executable not found. Ensure that Git is installed",
             "a requirement comes from git, and there is no",
@@ -325,13 +333,34 @@ FETCHING = "error: Failed to fetch: `https://user:pass@example.org/simple/x/`\n 
         (
             "ModuleNotFoundError: No module named 'numpy'",
             "the build of PACKAGE needs another package, and does not declare it (ModuleNotFoundError: No module named "
-            "'numpy'); set python_env_uv_settings: {extra-build-dependencies: {PACKAGE: [numpy]}}, and where the "
-            "requirements have only a URL, write PACKAGE @ URL; of a project",
+            "'numpy'); set python_env_uv_settings: {extra-build-dependencies: {PACKAGE: [numpy]}} (in place of "
+            "numpy, the package that has the module numpy), and where the requirements have only a URL, write PACKAGE "
+            "@ URL; of a project",
         ),
         (
             "error: Failed to build `old @ git+file:x`\n  ModuleNotFoundError: No module named 'Cython'",
             "the build of old needs another package, and does not declare it (ModuleNotFoundError: No module named "
-            "'Cython'); set python_env_uv_settings: {extra-build-dependencies: {old: [Cython]}}; of a project of your",
+            "'Cython'); set python_env_uv_settings: {extra-build-dependencies: {old: [Cython]}} (in place of Cython, "
+            "the package that has the module Cython); of a project of your",
+        ),
+        (
+            "error: Failed to build `old==1`\n  ModuleNotFoundError: No module named 'pkg_resources'",
+            "the build of old needs pkg_resources, which newer versions of setuptools lack (ModuleNotFoundError: No "
+            "module named 'pkg_resources'); set python_env_uv_settings: {extra-build-dependencies: {old: "
+            "['setuptools<81']}}, or take a newer",
+        ),
+        *(
+            (
+                f"error: Failed to build `old==1`\n  ModuleNotFoundError: No module named '{module}'",
+                f"the build of old needs the module {module.partition('.')[0]}, which newer Pythons lack "
+                f"(ModuleNotFoundError: No module named '{module}'); take a newer version of the package, or an older "
+                "Python (python_env_python)",
+            )
+            for module in ("imp", "distutils", "distutils.core")
+        ),
+        (
+            "error: Failed to build `old==1`\n  ModuleNotFoundError: No module named 'importlib_metadata'",
+            "the build of old needs another package, and does not declare it",
         ),
         (
             "error: Failed to build `old==1`\n  ModuleNotFoundError: No module named 'torch'",
