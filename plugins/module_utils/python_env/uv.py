@@ -193,10 +193,10 @@ def without_credentials(text: str) -> str:
 def because(said: str, otherwise: str, package: str = "") -> str:
     """Return what uv's words mean, with a remedy; ``otherwise`` if they are not known.
 
-    ``package`` is the one that is built.
+    ``package`` is the one that is built, unless that of another failed, which it needs.
     """
     lines = said.splitlines()
-    package = package or built_by(said)
+    package = built_by(said) or package
     name_it = "" if package else ", and where the requirements have only a URL, write PACKAGE @ URL"
     package = package or "PACKAGE"
     for pattern, words in CAUSES:
@@ -526,12 +526,12 @@ def wants_torch(said: str) -> str:
 
 
 def built_by(said: str) -> str:
-    """Return the package whose build failed, "" if it is not said."""
-    found = re.search(
+    """Return the package whose build failed, "" if it is not said; of several, that which the others need."""
+    found = re.findall(
         r"`([A-Za-z0-9][\w.-]*)@[^`]*` depends on `|Failed to (?:download and )?build `([A-Za-z0-9][\w.-]*?)(?:==|@| )",
         said,
     )
-    return next((name for name in found.groups() if name), "") if found else ""
+    return "".join(found[-1]) if found else ""
 
 
 def lacks_torch(said: str) -> bool:

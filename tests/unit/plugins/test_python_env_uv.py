@@ -406,6 +406,14 @@ def test_each_cause_has_its_sentence(said: str, expected: str) -> None:
     assert "pass@" not in found
 
 
+def test_a_build_that_fails_for_what_it_needs() -> None:
+    """Of the two packages, the setting has to name the one whose build lacks the module."""
+    said = "error: Failed to build `/srv/outer`\n  cause: Failed to download and build `inner==1`\n"
+    found = because(said + "ModuleNotFoundError: No module named 'numpy'", "otherwise", "outer")
+    assert found.startswith("the build of inner needs another package")
+    assert because("ModuleNotFoundError: No module named 'x'", "", "outer").startswith("the build of outer needs")
+
+
 def test_a_uv_that_cannot_be_run(root: Path) -> None:
     one = made(root)
     one.binary = str(root / "none")
@@ -419,6 +427,11 @@ def test_a_uv_that_cannot_be_run(root: Path) -> None:
         ("error: Failed to build `flash-attn==2.5.8`\nModuleNotFoundError: No module named 'torch'", "flash-attn"),
         ("hint: This error likely indicates that `needs@2` depends on `torch`, but doesn't declare it as a", "needs"),
         ("error: Failed to build `other==1`\nModuleNotFoundError: No module named 'numpy'", ""),
+        (
+            "error: Failed to build `outer @ file:///x`\n  cause: Failed to download and build `inner==1`\n"
+            "ModuleNotFoundError: No module named 'torch'",
+            "inner",
+        ),
     ],
 )
 def test_who_wants_torch(said: str, name: str) -> None:
