@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import lzma
 import os
@@ -550,6 +551,9 @@ class Resolution:
             text += 'build-backend = "setuptools.build_meta:__legacy__"\n'
         with open(path, "w", encoding="utf-8", errors="surrogateescape") as file:
             file.write(text)
+        if os.path.relpath(path, os.path.realpath(self.folder)).startswith("git"):  # a clone, which is nobody's
+            with contextlib.suppress(Failure):  # a file that git does not track is no change to it
+                self._git("-C", project, "update-index", "--assume-unchanged", path)
 
     def _fetched(self, location: str) -> tuple[str, str]:
         """Return a folder or archive, and the folder in it that counts."""
@@ -571,8 +575,8 @@ class Resolution:
             done = subprocess.run(
                 ["git", *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, env=env, check=False
             )
-        except OSError:
-            raise Failure("a requirement comes from git, and there is no git; install git there") from None
+        except OSError as error:
+            raise Failure(because(str(error), f"git cannot be run there: {error.strerror}")) from None
         if done.returncode != 0:
             raise Failure(because(done.stderr, "git could not fetch a requirement"), done.stderr)
 

@@ -235,6 +235,15 @@ def test_a_repository_whose_build_needs_torch(bench: Bench, pyproject: str, expe
     result = resolve(bench.request([f"mine @ {url}", "torch>=1"], f"mine @ {url}\n"))
     assert (result["needs_torch"], result["wheels"]) == (["mine"], ["mine-1.0-py3-none-any.whl"])
     assert expected in (bench.folder / "git0" / "pyproject.toml").read_text()
+    describe = ["git", "-C", bench.folder / "git0", "describe", "--always", "--dirty"]
+    told = subprocess.run(describe, check=True, capture_output=True, text=True)
+    assert "dirty" not in told.stdout, "its version, if it takes that from git, would be another"
+
+
+def test_a_machine_without_git(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(bench.folder))
+    with pytest.raises(Failure, match="a requirement comes from git, and there is no git; install git there"):
+        resolve(bench.request(["x"], f"mine @ git+https://example.org/r.git@{'0' * 40}\n"))
 
 
 def test_a_repository_whose_build_needs_what_a_setting_says(bench: Bench) -> None:
