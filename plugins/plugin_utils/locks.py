@@ -92,7 +92,7 @@ NO_TORCH = (
     "python_env_requirements names, and run setup again"
 )
 
-BARRED = (
+NEVER_INSTALLED = (
     "{name} {versions} were malware (GHSA-w37p-236h-pfx3), and neither is ever installed; ask for another version of "
     "what needs one of them"
 )
@@ -431,7 +431,7 @@ def unresolved(requirements: Requirements, where: str, failure: Failure, folder:
     lines += [f"{requirements.places.get(text, text)} asks for {text}: {reason}" for text, reason in failure.unmet]
     for name, versions in MALWARE.items():
         if re.search(rf"(?<![\w-]){name}>{',<'.join(map(re.escape, versions))}\b", said):  # what the bar has left
-            lines.append(BARRED.format(name=name, versions=" and ".join(versions)))
+            lines.append(NEVER_INSTALLED.format(name=name, versions=" and ".join(versions)))
     if is_contradiction(said) or failure.unmet or TORCH_INDEX in why:
         lines += requirements.soft
     return "\n".join([*lines, *(["The end of what uv said:", "", said[-1500:]] if said else [])])

@@ -709,12 +709,9 @@ def files_of(project: Path) -> list[str]:
     tracked = _listed_by_git(project, "--cached", "--recurse-submodules")
     others = None if tracked is None else _listed_by_git(project, "--others", "--exclude-standard") or []
     names = not_made(project, others)
-    built = ["(.*/)?[^/]*\\.egg-info", "(.*/)?__pycache__"]
-    built += [
-        name for name in ("build", "dist") if not os.path.exists(project / name / "__init__.py")
-    ]  # else a package
-    is_made = re.compile(rf"({'|'.join(built)})/|.*\.py[co]$")
-    kept = {*(tracked or ()), *(name for name in names if not is_made.match(name))}
+    left = [one for one in ("build", "dist") if not os.path.exists(project / one / "__init__.py")]  # else a package
+    is_built = re.compile(rf"({'|'.join(['(.*/)?[^/]*[.]egg-info', *left])})/")
+    kept = {*(tracked or ()), *(name for name in names if not is_built.match(name))}
     return sorted(name for name in kept if os.path.isfile(project / name))
 
 
