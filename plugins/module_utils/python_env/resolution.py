@@ -26,6 +26,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv 
     Failure,
     Uv,
     because,
+    built_by,
     lacks_torch,
     redacted,
     toml,
@@ -290,7 +291,7 @@ class Resolution:
         try:
             self._compile(arguments, cwd, target)
         except Failure as failure:
-            if not is_contradiction(failure.said) or not self._of_all_indexes():
+            if not is_contradiction(failure.said) or built_by(failure.said) or not self._of_all_indexes():
                 raise
             try:
                 self._compile([*arguments, *self._of_all_indexes(), "--no-build"], cwd, target)

@@ -385,6 +385,16 @@ def test_a_uv_lock_with_packages_of_an_index_without_hashes(bench: Bench) -> Non
     assert OF_ALL_INDEXES not in str(bench.calls)
 
 
+def test_a_build_that_fails_is_not_looked_for_in_all_indexes(bench: Bench) -> None:
+    """uv says of what it needs that there is no solution."""
+    said = "error: Failed to build `tiny==1.0`\n  cause: No solution found when resolving: `setuptools`, `inner`\n"
+    (bench.folder / "uv-says").write_text(said + "  cause: Failed to build `inner==1`")
+    given = {"hashes": {"tiny": ["sha256:00"]}, "settings": {**SETTINGS, "index_url": "none"}}
+    with pytest.raises(Failure, match="the build of inner fails"):
+        resolve(bench.request(["tiny==1.0"], **given))
+    assert OF_ALL_INDEXES not in str(bench.calls)
+
+
 def test_what_no_index_has_is_looked_for_in_all(bench: Bench) -> None:
     """Where hashes protect, a line is not said to be missing of which another index has the version."""
     (bench.folder / "uv-says").write_text("error: No solution found\n  Because there is no version of tiny==1.0")
