@@ -421,6 +421,24 @@ def test_one_setup_at_a_time(site: Site) -> None:
     assert site.installed == {"tiny", "other"}
 
 
+def test_wheels_of_two_setups_at_once(site: Site) -> None:
+    """One setup's wheel took the place of another's of the same name, and the first to end removed both."""
+    assert site.setup("tiny==1.0\n").returncode == 0
+    node = site.folder / "node"
+    make_project(site.folder / "twice", "twice")
+    with open(node / "cache" / "lock", "r+b") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for content in ("# one", "# two"):
+            backend = BACKEND.format(name="twice", imports="").replace('.py", ""', f'.py", "{content}"')
+            (site.folder / "twice" / "backend.py").write_text(backend)
+            assert "another setup.yml installs" in " ".join(site.setup("-e twice\n").stdout.split())
+    one, two = sorted(node.glob("wheels/*/twice-1.0-py3-none-any.whl"), key=lambda path: path.stat().st_mtime)
+    result = site.setup("-e twice\n")
+    assert (result.returncode, site.installed) == (0, {"twice"}), result.stdout
+    assert (one.exists(), two.parent.exists()) == (True, False)
+    shutil.rmtree(node / "wheels")
+
+
 def test_without_torch_setup_says_so_each_time(site: Site) -> None:
     """R12; and torch's index is not needed then."""
     for backend in ("none", "cpu", "cpu"):
