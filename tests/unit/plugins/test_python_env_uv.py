@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +24,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.ins
     recorded,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import Failure, Machine, Uv, because
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.locks import FORMS
 
 SETTINGS: dict[str, Any] = {"index_url": "", "extra_index_urls": [], "find_links": [], "proxy": "", "uv_settings": {}}
 
@@ -420,6 +423,16 @@ def test_a_cluster_directory_whose_programs_cannot_run(monkeypatch: pytest.Monke
     monkeypatch.setattr(node.os, "statvfs", lambda _place: Mounted)
     with pytest.raises(node.Unusable, match=r"/no/such on a file system that is mounted noexec.*set cluster_dir"):
         node.require_executable("/no/such")
+
+
+@pytest.mark.parametrize(("uid", "blocks", "expected"), [(0, 9, 7 * 512), (1000, 9, 2 * 512), (0, 0, sys.maxsize)])
+def test_the_room_that_there_is(monkeypatch: pytest.MonkeyPatch, uid: int, blocks: int, expected: int) -> None:
+    """Setup was refused by what is kept for root, as whom it installs, and for ever where the disk does not say."""
+    disk = SimpleNamespace(f_blocks=blocks, f_bfree=7, f_bavail=2, f_frsize=512)
+    monkeypatch.setattr(node.os, "statvfs", lambda _place: disk)
+    monkeypatch.setattr(node.os, "geteuid", lambda: uid)
+    assert node.free_bytes("/no/such") == expected
+    assert re.fullmatch(FORMS["free"], str(expected))
 
 
 @pytest.mark.parametrize(
