@@ -1,5 +1,8 @@
 """uv with the settings of the inventory and of the machine, and what its words mean."""
 
+import contextlib
+import errno
+import fcntl
 import json
 import os
 import re
@@ -75,6 +78,24 @@ def test_a_uv_whose_parent_has_died_keeps_the_lock(root: Path) -> None:
                 return
         except Failure:
             assert time.monotonic() < deadline
+
+
+@pytest.mark.parametrize(("number", "goes_on"), [(errno.ENOSYS, True), (errno.EOPNOTSUPP, True), (errno.EIO, False)])
+def test_a_disk_without_locks(root: Path, monkeypatch: pytest.MonkeyPatch, number: int, goes_on: bool) -> None:
+    """Setup ended there: a file could not be changed: Function not implemented."""
+
+    def flock(_file: int, _kind: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    (root / "cache").mkdir()
+    monkeypatch.setattr(fcntl, "flock", flock)
+    entered = False
+    with (
+        contextlib.nullcontext() if goes_on else pytest.raises(OSError, match="Input/output"),
+        alone(str(root), made(root)),
+    ):
+        entered = True
+    assert entered is goes_on
 
 
 # --------------------------------------------------------------------------------------------- settings of the machine
