@@ -54,7 +54,7 @@ import tarfile
 import tempfile
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.directory import is_open, trusted
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.directory import account, is_open, trusted
 from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.resolution import resolve
 from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import Failure
 
@@ -71,7 +71,12 @@ def make_workshop() -> str:
     folder = home = os.path.realpath(os.path.expanduser("~"))
     while True:
         found = os.stat(folder)
-        if found.st_uid not in trusted() or is_open(found):
+        if found.st_uid not in trusted():
+            raise Failure(
+                f"{folder} belongs to {account(found.st_uid)}, and uv, which works in {home}, goes by files there; "
+                f"chown it to {account(os.geteuid())}, or set python_env_resolve_on to another node or to localhost"
+            )
+        if is_open(found):
             raise Failure(
                 f"others may write in {folder}, and uv, which works in {home}, goes by files there; chmod go-w it, or "
                 "set python_env_resolve_on to another node or to localhost"

@@ -5,7 +5,9 @@ import fcntl
 import hashlib
 import http.server
 import json
+import os
 import platform
+import pwd
 import shutil
 import ssl
 import subprocess
@@ -299,6 +301,20 @@ def test_a_node_resolves_where_nobody_else_may_write(
         "or set python_env_resolve_on to another node or to localhost"
     )
     assert list(home.iterdir()) == []
+
+
+def test_a_node_whose_home_belongs_to_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """chmod go-w, which setup advised, changes nothing there."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(python_env_resolve, "trusted", lambda: {12345678})
+    owner, me = (pwd.getpwuid(uid).pw_name for uid in (tmp_path.stat().st_uid, os.geteuid()))
+    with pytest.raises(Failure) as caught:
+        python_env_resolve.make_workshop()
+    assert str(caught.value) == (
+        f"{tmp_path} belongs to {owner}, and uv, which works in {tmp_path}, goes by files there; chown it to {me}, "
+        "or set python_env_resolve_on to another node or to localhost"
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("check", [(), ("--check",)], ids=["setup", "check"])
