@@ -12,6 +12,7 @@ import shutil
 import ssl
 import subprocess
 import sys
+import tempfile
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -301,6 +302,31 @@ def test_a_node_resolves_where_nobody_else_may_write(
         "or set python_env_resolve_on to another node or to localhost"
     )
     assert list(home.iterdir()) == []
+
+
+def test_what_a_broken_off_resolution_left_goes_with_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be gigabytes; what another one works in at this moment stays, and what is the user's."""
+    home = tmp_path / "home"
+    (home / ".thunderhead-resolve-notes").mkdir(parents=True)
+    (home / ".thunderhead-resolve-notes" / "mine").touch()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setattr(python_env_resolve, "is_open", lambda _found: False)
+    broken_off, lock = python_env_resolve.make_workshop()
+    (Path(broken_off) / "cache").mkdir()
+    (Path(broken_off) / "cache" / "torch").touch()
+    os.close(lock)
+    one, held = python_env_resolve.make_workshop()
+    other, held_too = python_env_resolve.make_workshop()
+    assert {str(path) for path in home.iterdir()} == {str(home / ".thunderhead-resolve-notes"), one, other}
+    # Two that start at once may take each other's new folder for an old one.
+    make, taken = tempfile.mkdtemp, [one, str(home / "gone")]
+    monkeypatch.setattr(tempfile, "mkdtemp", lambda **where: taken.pop() if taken else make(**where))
+    third, held_last = python_env_resolve.make_workshop()
+    assert (taken, third in (one, other)) == ([], False)
+    for lock, folder in ((held, one), (held_too, other), (held_last, third)):
+        os.close(lock)
+        python_env_resolve.remove(folder)
+    assert os.listdir(home) == [".thunderhead-resolve-notes"]
 
 
 def test_a_node_whose_home_belongs_to_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
