@@ -248,11 +248,11 @@ def test_what_a_file_names_beside_itself_reaches_the_nodes(site: Site) -> None:
 def test_a_project_of_ones_own_and_a_folder_of_wheels_on_the_nodes(site: Site) -> None:
     """The wheel that was built came in the folder's place, so that setup failed where --check had not."""
     make_wheel(site.folder / "on the nodes", "only")
-    make_project(site.folder / "own", "own")
+    make_project(site.folder / "lone", "lone")
     (site.folder / "links.yml").write_text(yaml.safe_dump({"python_env_find_links": [f"{site.folder}/on the nodes"]}))
-    result = site.setup("-e own\nonly\ntiny\n", "-e", f"@{site.folder}/links.yml")
+    result = site.setup("-e lone\nonly\ntiny\n", "-e", f"@{site.folder}/links.yml")
     assert result.returncode == 0, result.stdout
-    assert site.installed == {"own", "only", "tiny"}
+    assert site.installed == {"lone", "only", "tiny"}
 
 
 def test_a_node_may_resolve_for_all(site: Site) -> None:
