@@ -30,6 +30,7 @@ class ActionModule(ActionBase):
         "digest": {"type": "str", "required": True},
         "indexes": {"type": "list", "elements": "str", "default": []},
         "written_indexes": {"type": "list", "elements": "str", "default": []},
+        "wheels": {"type": "str", "default": ""},
         "needs_torch": {"type": "list", "elements": "str", "default": []},
         "torch_backend": {"type": "str", "default": "none"},
         "tools": {"type": "str", "default": ""},

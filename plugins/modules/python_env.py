@@ -15,7 +15,7 @@ description:
     is refused.
   - Makes C(tools/<key>) likewise, with the product's own tools, and points C(tools/env) at it. Without these setup goes
     on, with a warning.
-  - uv has to be in C(bin) already, and in C(wheels) what the controller has built.
+  - uv has to be in C(bin) already, and in O(wheels) what the controller has built.
 options:
   directory:
     description: The cluster directory, absolute.
@@ -47,6 +47,11 @@ options:
     type: list
     elements: str
     default: []
+  wheels:
+    description: >-
+      The name of the folder in C(wheels) with what the controller has built, removed at the end; empty for none.
+    type: str
+    default: ""
   needs_torch:
     description: Packages whose build needs torch.
     type: list
@@ -117,6 +122,7 @@ path:
   sample: /opt/thunderhead/envs/0123456789abcdef
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -183,7 +189,7 @@ class Work:
 
     def _install(self, folder: str, record: str) -> bool:
         """Do it, and leave no wheels; return whether the tools came."""
-        wheels = os.path.join(self.directory, "wheels")
+        wheels = os.path.join(self.directory, "wheels", self.given["wheels"]) if self.given["wheels"] else ""
         cache = "" if self.given["own_cache"] else os.path.join(self.directory, "cache", "uv")
         uv = Uv(
             os.path.join(self.directory, "bin", "uv"), json.loads(self.given["settings"]), folder, cache, is_locked=True
@@ -194,6 +200,8 @@ class Work:
             finally:
                 if os.path.isdir(wheels):
                     shutil.rmtree(wheels)
+                with contextlib.suppress(OSError):  # another setup's are there
+                    os.rmdir(os.path.join(self.directory, "wheels"))
 
     def _install_from(self, wheels: str, folder: str, record: str, uv: Uv, cache: str) -> bool:
         has_tools = False
@@ -244,6 +252,7 @@ def main() -> None:
             "lock": {"type": "str", "default": ""},
             "requirements": {"type": "str", "default": ""},
             "digest": {"type": "str", "required": True},
+            "wheels": {"type": "str", "default": ""},
             "needs_torch": {"type": "list", "elements": "str", "default": []},
             "torch_backend": {"type": "str", "default": "none"},
             "tools": {"type": "str", "default": ""},

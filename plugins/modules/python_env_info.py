@@ -84,7 +84,9 @@ node:
       description: The version of uv in the cluster directory, empty if there is none.
       type: str
     free:
-      description: The room where the cluster directory lies, or will, in bytes.
+      description: >-
+        The room that this account has where the cluster directory lies, or will, in bytes; of a file system that does
+        not say it, the largest number.
       type: int
     target:
       description: The environment's folder, below the cluster directory.

@@ -46,7 +46,7 @@ RETURN = r"""
 hosts:
   description: >-
     By host the digest of what decides its environment; with O(nodes) also the files of its lock, wheels and uv on the
-    controller, and from which indexes the packages come.
+    controller, the name of the folder for these wheels, and from which indexes the packages come.
   returned: success
   type: dict
 resolver:

@@ -11,7 +11,8 @@ short_description: Resolves requirements on this machine, for every kind of node
 version_added: 0.1.0
 description:
   - Used by M(thunderhead.cluster.python_env_lock) where a node resolves, and not the controller. It works in the home
-    of the account, above which no other may write, and nothing stays on the node.
+    of the account, above which no other may write, and nothing stays on the node. What one leaves there that is broken
+    off, in C(.thunderhead-resolve-*), goes with the next.
 options:
   archive:
     description: A tar file with uv and what the requirements name on the controller.
@@ -47,6 +48,9 @@ contents:
 """
 
 import base64
+import contextlib
+import fcntl
+import glob
 import json
 import os
 import shutil
@@ -54,13 +58,18 @@ import tarfile
 import tempfile
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.directory import is_open, trusted
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.directory import account, is_open, trusted
+from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.installation import NO_LOCKS
 from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.resolution import resolve
 from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import Failure
 
+PREFIX = ".thunderhead-resolve-"
+LOCK = ".lock"
+"""The file in a folder that is held as long as it is used."""
 
-def make_workshop() -> str:
-    """Return a new folder in this account's home.
+
+def make_workshop() -> tuple[str, int]:
+    """Return a new folder in this account's home, and the descriptor of its lock; remove what was broken off there.
 
     Not in /tmp: uv and builds go by what a pyproject.toml or uv.toml in any of the folders above says.
 
@@ -71,14 +80,55 @@ def make_workshop() -> str:
     folder = home = os.path.realpath(os.path.expanduser("~"))
     while True:
         found = os.stat(folder)
-        if found.st_uid not in trusted() or is_open(found):
+        if found.st_uid not in trusted():
+            raise Failure(
+                f"{folder} belongs to {account(found.st_uid)}, and uv, which works in {home}, goes by files there; "
+                f"chown it to {account(os.geteuid())}, or set python_env_resolve_on to another node or to localhost"
+            )
+        if is_open(found):
             raise Failure(
                 f"others may write in {folder}, and uv, which works in {home}, goes by files there; chmod go-w it, or "
                 "set python_env_resolve_on to another node or to localhost"
             )
         if folder == "/":
-            return tempfile.mkdtemp(prefix=".thunderhead-", dir=home)
+            break
         folder = os.path.dirname(folder)
+    remove_old(home)
+    while True:
+        folder = tempfile.mkdtemp(prefix=PREFIX, dir=home)
+        with contextlib.suppress(FileNotFoundError, BlockingIOError):  # one that starts now took it for an old one
+            lock = os.open(os.path.join(folder, LOCK), os.O_RDWR | os.O_CREAT, 0o600)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    os.close(lock)
+                    raise
+            if os.fstat(lock).st_nlink:
+                return folder, lock
+            os.close(lock)
+
+
+def remove_old(home: str) -> None:
+    """Remove what was broken off in a home: folders that no process holds the lock of."""
+    for folder in glob.glob(os.path.join(glob.escape(home), f"{PREFIX}*")):
+        # One without a lock is being made at this moment, or is no folder of this module's.
+        with contextlib.suppress(OSError):
+            lock = os.open(os.path.join(folder, LOCK), os.O_RDWR | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                remove(folder)
+            finally:
+                os.close(lock)
+
+
+def remove(folder: str) -> None:
+    """Remove a folder, its lock last: the next one goes on with a removal that is broken off."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def main() -> None:
@@ -93,7 +143,7 @@ def main() -> None:
     )
     folder = ""
     try:
-        folder = make_workshop()
+        folder, _lock = make_workshop()  # held until this process ends
         with tarfile.open(module.params["archive"]) as archive:
             archive.extractall(folder)  # the controller made it
         there = {name: os.path.join(folder, name) for name in ("uv", "cache", "project")}
@@ -110,7 +160,7 @@ def main() -> None:
         module.fail_json(msg=f"it could not use {error.filename or 'a file'}: {error.strerror or error}")
     finally:
         if folder:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove(folder)
 
 
 if __name__ == "__main__":

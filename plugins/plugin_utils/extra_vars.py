@@ -41,7 +41,8 @@ def given_with(loader: DataLoader) -> Mapping[str, Any]:
     whole = None
     for words in context.CLIARGS.get("extra_vars", ()) if STRAY in found else ():
         pairs = {} if words.startswith(("@", "[", "{")) else parse_kv(words)
-        if pairs.keys() == {"include", STRAY} and pairs["include"] == found["include"]:
+        is_all_of_it = words.lstrip().startswith("include=") and pairs.keys() == {"include", STRAY}
+        if is_all_of_it and pairs["include"] == found["include"]:
             whole = words.partition("=")[2]
         elif STRAY in pairs:
             return found

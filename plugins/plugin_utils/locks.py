@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.node import key
 from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.resolution import (
     MALWARE,
     is_contradiction,
@@ -340,6 +341,8 @@ class Plan:
                     "written_indexes": group.requirements.indexes,
                     "needs_torch": kept.content["needs_torch"],
                     "wheels": [str(kept.folder / "wheels" / name) for name in kept.content["wheels"]] if lacks else [],
+                    # Two setups at once may bring different wheels of one name.
+                    "wheels_folder": key([kept.locks[target]]) if lacks else "",
                     "uv": self._uv(group, nodes[host]),
                 }
         require_room(hosts, nodes)

@@ -8,6 +8,7 @@ import errno
 import hashlib
 import itertools
 import os
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,11 +192,12 @@ def _files_here(path: Path) -> Iterator[tuple[Path, str]]:
 
 def _walked(folder: Path) -> Iterator[Path]:
     for entry in folder.iterdir():
-        if entry.is_dir():
+        mode = entry.stat().st_mode  # is_dir and is_file are False of what cannot be looked at
+        if stat.S_ISDIR(mode):
             if any(entry.samefile(above) for above in entry.absolute().parents):
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(entry))
             yield from _walked(entry)
-        elif entry.is_file():
+        elif stat.S_ISREG(mode):
             yield entry
 
 

@@ -101,6 +101,8 @@ def _entries(top: str, folder: str, first: list[str], links: bool) -> Iterator[t
     with suppress(*_passed_over(links)), os.scandir(os.path.join(top, folder)) as entries:
         for entry in entries:
             if not first or entry.name >= first[0]:
+                if links:
+                    os.stat(entry.path)  # is_dir and is_file are False of a link that leads nowhere
                 is_folder = entry.is_dir(follow_symlinks=links)
                 if (is_folder and entry.name != "__pycache__") or entry.is_file(follow_symlinks=links):
                     found.append((os.path.join(folder, entry.name), is_folder))

@@ -109,6 +109,7 @@ FOLDERS: dict[str, Callable[[str], bool]] = {
     "bundles": is_bundle,
     "envs": is_env,
     "tools": is_env,
+    "wheels": is_env,
     "cache": lambda name: name == "uv",
 }
 """What is removed as a whole: the names in each folder."""

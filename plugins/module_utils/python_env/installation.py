@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import pathlib
@@ -19,6 +20,8 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv 
 
 MEBIBYTE = 2**20
 MOST_BUILDS = 8
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+"""What a file system says that has no locks."""
 
 
 class Environment:
@@ -116,6 +119,8 @@ class Environment:
 def alone(directory: str, uv: Uv) -> Iterator[None]:
     """Have no other setup install in a cluster directory, as long as this process or a uv that it has started lives.
 
+    On a file system that has no locks two setups are not kept apart.
+
     Raises:
         Failure: another one does, perhaps one whose ansible-playbook has ended meanwhile.
         OSError: the folder of the cache is not there.
@@ -129,6 +134,9 @@ def alone(directory: str, uv: Uv) -> Iterator[None]:
                 f"another setup.yml installs in {directory} at this moment; wait until it has ended, or if it was "
                 f"broken off, end what is left of it there: pkill -f {shlex.quote(uv.binary)}, and run setup again"
             ) from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
         uv.passed = (lock,)
         yield
     finally:

@@ -184,9 +184,14 @@ def disk_of(directory: str) -> os.statvfs_result:
 
 
 def free_bytes(directory: str) -> int:
-    """Return how much room there is for the cluster directory."""
+    """Return how much room this account has for the cluster directory; sys.maxsize where the file system does not say.
+
+    A part of most disks, often a twentieth, is kept for root.
+    """
     disk = disk_of(directory)
-    return disk.f_bavail * disk.f_frsize
+    if not disk.f_blocks:
+        return sys.maxsize
+    return (disk.f_bavail if os.geteuid() else disk.f_bfree) * disk.f_frsize
 
 
 def require_executable(directory: str) -> None:

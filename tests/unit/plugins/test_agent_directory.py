@@ -384,7 +384,7 @@ EVERYTHING = [
 def test_everything_of_ours_goes(tmp_path: Path) -> None:
     place = as_of_0_1_0(tmp_path / "node")
     directory.make(str(place), [], dry=False)
-    folders = ("cache/uv/wheels", f"tools/{'2' * 16}/bin", "wheels")
+    folders = ("cache/uv/wheels", f"tools/{'2' * 16}/bin", f"wheels/{'3' * 16}")
     for name in (f"jobs/{JOB}/work", f"envs/{'1' * 16}/bin", f"trash/jobs.{JOB}.7/work", *folders):
         (place / name).mkdir(parents=True)
     (place / "tools" / "env").symlink_to("2" * 16)
@@ -396,7 +396,7 @@ def test_everything_of_ours_goes(tmp_path: Path) -> None:
         "bin/uv",
         "cache/lock",
         "envs/constraints.txt",
-        "wheels/mine-1.0-py3-none-any.whl",
+        f"wheels/{'3' * 16}/mine-1.0-py3-none-any.whl",
         "wheels/mine-1.0.tar.gz",
     ):
         (place / name).write_text("x")

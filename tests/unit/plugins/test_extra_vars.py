@@ -179,6 +179,8 @@ def test_words_that_belong_to_no_variable() -> None:
         (["include=*.bin .env", "include=a.so"], {"include": "a.so", STRAY: ".env"}),
         (["include=*.bin .env", "script_args=--lr 1"], {"include": "*.bin", "script_args": "--lr", STRAY: "1"}),
         (["script_args=--lr 1", "include=*.bin .env"], {"include": "*.bin", "script_args": "--lr", STRAY: ".env"}),
+        (["a.so include=*.bin"], {"include": "*.bin", STRAY: "a.so"}),
+        ([" include=*.bin .env"], {"include": "*.bin .env"}),
         (["include=*.bin .env logs=all"], {"include": "*.bin", "logs": "all", STRAY: ".env"}),
         (['{"include": ["*.bin"]}'], {"include": ["*.bin"]}),
     ],

@@ -181,7 +181,7 @@ def test_a_link_that_the_job_left(nodes: list[LocalNode], tmp_path: Path) -> Non
 def test_folders_that_links_lead_to_come_along(
     nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_nodes: bool
 ) -> None:
-    """A checkpoint was taken without them, and not a word; a circle of links is refused."""
+    """A checkpoint was taken without them, and not a word; a circle of links is refused, and one that leads nowhere."""
     for rank, node in enumerate(nodes):
         leave(node, JOB, {}, spec(nodes, rank))
     above = nodes[1].job_dir(JOB) / "work" if on_nodes else tmp_path / "here"
@@ -199,6 +199,10 @@ def test_folders_that_links_lead_to_come_along(
     assert lacking == expected
     (above / "c" / "circle").symlink_to(".")
     with pytest.raises(JobError, match=r"cannot (read it|be read): Too many levels of symbolic links: .*circle"):
+        resume.find_origin(JOB if on_nodes else "", "c", tmp_path / "runs", desk_of(nodes))
+    (above / "c" / "circle").unlink()
+    (above / "c" / "tokenizer" / "merges").symlink_to("../blobs/pruned")
+    with pytest.raises(JobError, match=r"cannot (read it|be read): No such file or directory: .*tokenizer/merges"):
         resume.find_origin(JOB if on_nodes else "", "c", tmp_path / "runs", desk_of(nodes))
 
 

@@ -5,11 +5,14 @@ import fcntl
 import hashlib
 import http.server
 import json
+import os
 import platform
+import pwd
 import shutil
 import ssl
 import subprocess
 import sys
+import tempfile
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -245,11 +248,11 @@ def test_what_a_file_names_beside_itself_reaches_the_nodes(site: Site) -> None:
 def test_a_project_of_ones_own_and_a_folder_of_wheels_on_the_nodes(site: Site) -> None:
     """The wheel that was built came in the folder's place, so that setup failed where --check had not."""
     make_wheel(site.folder / "on the nodes", "only")
-    make_project(site.folder / "own", "own")
+    make_project(site.folder / "lone", "lone")
     (site.folder / "links.yml").write_text(yaml.safe_dump({"python_env_find_links": [f"{site.folder}/on the nodes"]}))
-    result = site.setup("-e own\nonly\ntiny\n", "-e", f"@{site.folder}/links.yml")
+    result = site.setup("-e lone\nonly\ntiny\n", "-e", f"@{site.folder}/links.yml")
     assert result.returncode == 0, result.stdout
-    assert site.installed == {"own", "only", "tiny"}
+    assert site.installed == {"lone", "only", "tiny"}
 
 
 def test_a_node_may_resolve_for_all(site: Site) -> None:
@@ -299,6 +302,45 @@ def test_a_node_resolves_where_nobody_else_may_write(
         "or set python_env_resolve_on to another node or to localhost"
     )
     assert list(home.iterdir()) == []
+
+
+def test_what_a_broken_off_resolution_left_goes_with_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be gigabytes; what another one works in at this moment stays, and what is the user's."""
+    home = tmp_path / "home"
+    (home / ".thunderhead-resolve-notes").mkdir(parents=True)
+    (home / ".thunderhead-resolve-notes" / "mine").touch()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setattr(python_env_resolve, "is_open", lambda _found: False)
+    broken_off, lock = python_env_resolve.make_workshop()
+    (Path(broken_off) / "cache").mkdir()
+    (Path(broken_off) / "cache" / "torch").touch()
+    os.close(lock)
+    one, held = python_env_resolve.make_workshop()
+    other, held_too = python_env_resolve.make_workshop()
+    assert {str(path) for path in home.iterdir()} == {str(home / ".thunderhead-resolve-notes"), one, other}
+    # Two that start at once may take each other's new folder for an old one.
+    make, taken = tempfile.mkdtemp, [one, str(home / "gone")]
+    monkeypatch.setattr(tempfile, "mkdtemp", lambda **where: taken.pop() if taken else make(**where))
+    third, held_last = python_env_resolve.make_workshop()
+    assert (taken, third in (one, other)) == ([], False)
+    for lock, folder in ((held, one), (held_too, other), (held_last, third)):
+        os.close(lock)
+        python_env_resolve.remove(folder)
+    assert os.listdir(home) == [".thunderhead-resolve-notes"]
+
+
+def test_a_node_whose_home_belongs_to_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """chmod go-w, which setup advised, changes nothing there."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(python_env_resolve, "trusted", lambda: {12345678})
+    owner, me = (pwd.getpwuid(uid).pw_name for uid in (tmp_path.stat().st_uid, os.geteuid()))
+    with pytest.raises(Failure) as caught:
+        python_env_resolve.make_workshop()
+    assert str(caught.value) == (
+        f"{tmp_path} belongs to {owner}, and uv, which works in {tmp_path}, goes by files there; chown it to {me}, "
+        "or set python_env_resolve_on to another node or to localhost"
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("check", [(), ("--check",)], ids=["setup", "check"])
@@ -419,6 +461,24 @@ def test_one_setup_at_a_time(site: Site) -> None:
     assert (node / "wheels").is_dir(), "they are the other's"
     assert site.setup("tiny==1.0\nother==1.0\n").returncode == 0
     assert site.installed == {"tiny", "other"}
+
+
+def test_wheels_of_two_setups_at_once(site: Site) -> None:
+    """One setup's wheel took the place of another's of the same name, and the first to end removed both."""
+    assert site.setup("tiny==1.0\n").returncode == 0
+    node = site.folder / "node"
+    make_project(site.folder / "twice", "twice")
+    with open(node / "cache" / "lock", "r+b") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for content in ("# one", "# two"):
+            backend = BACKEND.format(name="twice", imports="").replace('.py", ""', f'.py", "{content}"')
+            (site.folder / "twice" / "backend.py").write_text(backend)
+            assert "another setup.yml installs" in " ".join(site.setup("-e twice\n").stdout.split())
+    one, two = sorted(node.glob("wheels/*/twice-1.0-py3-none-any.whl"), key=lambda path: path.stat().st_mtime)
+    result = site.setup("-e twice\n")
+    assert (result.returncode, site.installed) == (0, {"twice"}), result.stdout
+    assert (one.exists(), two.parent.exists()) == (True, False)
+    shutil.rmtree(node / "wheels")
 
 
 def test_without_torch_setup_says_so_each_time(site: Site) -> None:

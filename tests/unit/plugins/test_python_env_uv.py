@@ -1,7 +1,11 @@
 """uv with the settings of the inventory and of the machine, and what its words mean."""
 
+import contextlib
+import errno
+import fcntl
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -9,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +27,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.ins
     recorded,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import Failure, Machine, Uv, because
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.locks import FORMS
 
 SETTINGS: dict[str, Any] = {"index_url": "", "extra_index_urls": [], "find_links": [], "proxy": "", "uv_settings": {}}
 
@@ -72,6 +78,24 @@ def test_a_uv_whose_parent_has_died_keeps_the_lock(root: Path) -> None:
                 return
         except Failure:
             assert time.monotonic() < deadline
+
+
+@pytest.mark.parametrize(("number", "goes_on"), [(errno.ENOSYS, True), (errno.EOPNOTSUPP, True), (errno.EIO, False)])
+def test_a_disk_without_locks(root: Path, monkeypatch: pytest.MonkeyPatch, number: int, goes_on: bool) -> None:
+    """Setup ended there: a file could not be changed: Function not implemented."""
+
+    def flock(_file: int, _kind: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    (root / "cache").mkdir()
+    monkeypatch.setattr(fcntl, "flock", flock)
+    entered = False
+    with (
+        contextlib.nullcontext() if goes_on else pytest.raises(OSError, match="Input/output"),
+        alone(str(root), made(root)),
+    ):
+        entered = True
+    assert entered is goes_on
 
 
 # --------------------------------------------------------------------------------------------- settings of the machine
@@ -462,6 +486,16 @@ def test_a_cluster_directory_whose_programs_cannot_run(monkeypatch: pytest.Monke
     monkeypatch.setattr(node.os, "statvfs", lambda _place: Mounted)
     with pytest.raises(node.Unusable, match=r"/no/such on a file system that is mounted noexec.*set cluster_dir"):
         node.require_executable("/no/such")
+
+
+@pytest.mark.parametrize(("uid", "blocks", "expected"), [(0, 9, 7 * 512), (1000, 9, 2 * 512), (0, 0, sys.maxsize)])
+def test_the_room_that_there_is(monkeypatch: pytest.MonkeyPatch, uid: int, blocks: int, expected: int) -> None:
+    """Setup was refused by what is kept for root, as whom it installs, and for ever where the disk does not say."""
+    disk = SimpleNamespace(f_blocks=blocks, f_bfree=7, f_bavail=2, f_frsize=512)
+    monkeypatch.setattr(node.os, "statvfs", lambda _place: disk)
+    monkeypatch.setattr(node.os, "geteuid", lambda: uid)
+    assert node.free_bytes("/no/such") == expected
+    assert re.fullmatch(FORMS["free"], str(expected))
 
 
 @pytest.mark.parametrize(
