@@ -98,26 +98,38 @@ class Rendezvous:
         if now >= self._next_count:
             self._pids = descendants(os.getpid())
             self._next_count = now + COUNT_SECONDS
-        own: set[str] = set()
-        others: set[str] = set()
-        for pid in self._pids:
-            with suppress(OSError):  # it has ended, or is not this user's
-                (others if pid == self._launcher else own).update(_sockets_of(pid))
-        new = {inode for inode in own | others if self._tries.get(inode, 0) < TRIES}
+        own, others = self._held()
         is_first = self._others is None
         self._others = self._others or set()
-        if not (new or is_first):
+        if not (self._untried(own | others) or is_first):
             return False
-        for end, state, inode in self._sockets():
+        sockets = list(self._sockets())
+        if any(inode not in own | others | {"0"} and end not in self._others for end, _state, inode in sockets):
+            self._pids = descendants(os.getpid())  # it may be that of a process which began since
+            own, others = self._held()
+        new = self._untried(own | others)
+        for end, state, inode in sockets:
             if inode in own and (state == _LISTENS if self._listens else state != _CONNECTING):
                 return True
             if inode in own:
                 new.discard(inode)  # it is about to connect
-            elif inode in others or is_first:  # one of a process that is not counted yet may be the job's
+            elif inode != "0" or is_first:
                 self._others.add(end)
         for inode in new:
             self._tries[inode] = self._tries.get(inode, 0) + 1
         return False
+
+    def _held(self) -> tuple[set[str], set[str]]:
+        """Return the inodes of the sockets that the job's processes have, and that the launcher has."""
+        own: set[str] = set()
+        launchers: set[str] = set()
+        for pid in self._pids:
+            with suppress(OSError):  # it has ended, or is not this user's
+                (launchers if pid == self._launcher else own).update(_sockets_of(pid))
+        return own, launchers
+
+    def _untried(self, inodes: set[str]) -> set[str]:
+        return {inode for inode in inodes if self._tries.get(inode, 0) < TRIES}
 
     def _left(self) -> bool:
         """Whether there is a closed connection that nobody was seen to have; the kernel keeps each for a minute."""

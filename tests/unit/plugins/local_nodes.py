@@ -33,6 +33,8 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings impor
 
 PYTHON = os.path.realpath(sys.executable)
 IS_ROOT = os.geteuid() == 0
+# An ordinary user has one account: there is nothing to be tested then. CI runs as root.
+as_root = pytest.mark.skipif(not IS_ROOT, reason="only root can act as another account")
 NOBODY = pwd.getpwnam("nobody").pw_uid
 ME = pwd.getpwuid(os.geteuid()).pw_name
 SLEEP = "import time\nprint('ready')\ntime.sleep(600)\n"

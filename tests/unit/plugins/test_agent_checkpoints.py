@@ -14,7 +14,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.collecti
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import BUNDLE_MTIME
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError
 from left_jobs import LIGHTNING, checkpoint, leave, nested
-from local_nodes import IS_ROOT, SLEEP, LocalNode, code, node_of_nobody, refused
+from local_nodes import SLEEP, LocalNode, as_root, code, node_of_nobody, refused
 
 
 def listing(node: LocalNode) -> tuple[dict[str, int], dict[str, str]]:
@@ -405,7 +405,7 @@ def test_another_checkpoint_of_that_name_is_not_taken(node: LocalNode) -> None:
 
 
 # An ordinary user has one account: there is nothing to be tested then. CI runs as root.
-@pytest.mark.skipif(not IS_ROOT, reason="only root acts as somebody else")
+@as_root
 def test_as_root_all_is_done_with_the_rights_of_the_jobs_account() -> None:
     with node_of_nobody() as node:
         secret = node.directory.parent / "secret.ckpt"

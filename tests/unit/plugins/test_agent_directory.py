@@ -20,14 +20,12 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.nod
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import replies
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import make_bundle
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import new_job_id
-from local_nodes import IS_ROOT, NOBODY, LocalNode, code, refused
+from local_nodes import NOBODY, LocalNode, as_root, code, refused
 from playing import play
 
 JOB = "20261122-173005-train-0a0a"
 NOW = datetime.datetime.now()
 BELOW = "set cluster_dir in the inventory to a folder below those of root or of the account that Ansible uses there"
-# An ordinary user has one account: there is nothing to be tested then. CI runs as root.
-as_root = pytest.mark.skipif(not IS_ROOT, reason="only root can give a folder away")
 
 
 def usable(path: Path | str) -> str | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from local_nodes import IS_ROOT, SLEEP, Altered, LocalNode, code, node_of_nobody, until
+from local_nodes import SLEEP, Altered, LocalNode, as_root, code, node_of_nobody, until
 
 
 def test_the_log_from_any_offset_in_any_pieces(node: LocalNode, tmp_path: Path) -> None:
@@ -90,8 +90,7 @@ SPOILT = {
 }
 
 
-# An ordinary user has one account: there is nothing to be tested then. CI runs as root.
-@pytest.fixture(params=[False, pytest.param(True, marks=pytest.mark.skipif(not IS_ROOT, reason="root can become it"))])
+@pytest.fixture(params=[False, pytest.param(True, marks=as_root)])
 def any_node(request: pytest.FixtureRequest, node: LocalNode) -> Iterator[LocalNode]:
     """A node whose jobs run as this account, or as another."""
     if not request.param:

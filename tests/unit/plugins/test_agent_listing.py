@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.listing import LAST_LINE_BYTES, last_words
 from left_jobs import leave
-from local_nodes import IS_ROOT, NOBODY, SLEEP, LocalNode, code, until
+from local_nodes import NOBODY, SLEEP, LocalNode, as_root, code, until
 
 JOBS = [f"2026010{day}-000000-job-000{day}" for day in (1, 2, 3)]
 
@@ -101,8 +101,7 @@ def test_a_log_that_is_none(tmp_path: Path, kind: str) -> None:
     assert last_words(str(tmp_path / "job")) == (0, b"")
 
 
-# An ordinary user has one account: there is nothing to be tested then. CI runs as root.
-@pytest.mark.skipif(not IS_ROOT, reason="only root makes files of others")
+@as_root
 def test_a_file_of_somebody_else_is_no_log(tmp_path: Path) -> None:
     """Whose other name was taken away: it has one only, in the job's folder."""
     (tmp_path / "log").write_text("root:secret")

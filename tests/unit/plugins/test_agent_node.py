@@ -12,7 +12,7 @@ import pytest
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import node as machine
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import protocol
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.replies import is_address
-from local_nodes import IS_ROOT, LocalNode, code, free_port, full, node_of_nobody, refused
+from local_nodes import LocalNode, as_root, code, free_port, full, node_of_nobody, refused
 
 
 def test_an_address_that_is_not_here(tmp_path: Path) -> None:
@@ -208,8 +208,7 @@ NUMBER = 54321
 """Of no account."""
 
 
-# An ordinary user has one account: there is nothing to be tested then. CI runs as root.
-@pytest.mark.skipif(not IS_ROOT, reason="only root gives files away")
+@as_root
 def test_the_job_of_an_account_that_was_deleted(tmp_path: Path) -> None:
     with node_of_nobody() as node:
         node.run("open('result', 'w').close()\nprint('done')", tmp_path / "code")

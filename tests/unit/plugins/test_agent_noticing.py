@@ -1,9 +1,10 @@
+import contextlib
 import os
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -150,47 +151,61 @@ def test_only_the_jobs_own_sockets_count(store: socket.socket) -> None:
 OPENS = "import socket, sys\nheld = [socket.create_connection(('127.0.0.1', int(sys.argv[1]))) for line in sys.stdin]"
 
 
+@pytest.fixture
+def opens(store: socket.socket) -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
+    """Starts a process below this one that opens a connection whenever it reads a line."""
+    started = []
+
+    def start() -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-c", OPENS, str(store.getsockname()[1])]
+        started.append(subprocess.Popen(command, stdin=subprocess.PIPE, bufsize=0))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.communicate()
+
+
+def connect(process: subprocess.Popen[bytes], one: Rendezvous) -> None:
+    """Have it open a connection."""
+    before = sum(1 for _ in one._sockets())
+    process.stdin.write(b"\n")  # type: ignore[union-attr]
+    until(lambda: sum(1 for _ in one._sockets()) > before)
+
+
+def look(one: Rendezvous, counts: bool) -> None:
+    """Look now, and at which processes there are only if that is asked for, or needed."""
+    one._next, one._next_count = 0, 0 if counts else time.monotonic() + 60
+    one.look()
+
+
 def test_a_connection_of_a_process_that_is_not_counted_yet_is_no_strangers(
-    store: socket.socket, monkeypatch: pytest.MonkeyPatch
+    store: socket.socket, opens: Callable[[], subprocess.Popen[bytes]]
 ) -> None:
-    """Torchrun opens a connection of its own while the script that it just started has one, which then ends."""
-    port = store.getsockname()[1]
-    agent, script = (
-        subprocess.Popen([sys.executable, "-c", OPENS, str(port)], stdin=subprocess.PIPE, bufsize=0) for _ in range(2)
-    )
-
-    def connect(process: subprocess.Popen[bytes]) -> None:
-        before = sum(1 for _ in one._sockets())
-        process.stdin.write(b"\n")  # type: ignore[union-attr]
-        until(lambda: sum(1 for _ in one._sockets()) > before)
-
-    one = Rendezvous(port, False, agent.pid)
-    monkeypatch.setattr(noticing, "descendants", lambda _pid: [agent.pid])
-    try:
-        for process in (agent, agent, script, agent):
-            connect(process)
-            one._next = one._next_count = 0
-            one.look()
-        assert not one.seen
-    finally:
-        script.communicate()
-        agent.communicate()
-    one.look(last=True)
+    """Torchrun opens a connection of its own while the script that it just started has one."""
+    agent = opens()
+    one = Rendezvous(store.getsockname()[1], False, agent.pid)
+    connect(agent, one)
+    look(one, counts=True)
+    script = opens()
+    connect(script, one)
+    connect(agent, one)
+    look(one, counts=False)
     assert one.seen
 
 
-def test_connections_of_torchrun_alone_are_not_the_scripts(store: socket.socket) -> None:
-    port = store.getsockname()[1]
-    agent = subprocess.Popen([sys.executable, "-c", OPENS, str(port)], stdin=subprocess.PIPE, bufsize=0)
-    one = Rendezvous(port, False, agent.pid)
-    try:
-        for count in range(1, 4):
-            agent.stdin.write(b"\n")  # type: ignore[union-attr]
-            until(lambda count=count: sum(1 for _ in one._sockets()) == count)
-            one._next = one._next_count = 0
-            one.look()
-    finally:
-        agent.communicate()
+def test_connections_of_torchruns_here_are_not_the_scripts(
+    store: socket.socket, opens: Callable[[], subprocess.Popen[bytes]]
+) -> None:
+    """Neither this node's nor those of other nodes on this machine, whose processes are not below this one."""
+    agent = opens()
+    one = Rendezvous(store.getsockname()[1], False, agent.pid)
+    with contextlib.ExitStack() as elsewhere:
+        for _time in range(3):
+            elsewhere.enter_context(socket.create_connection(("127.0.0.1", store.getsockname()[1])))
+            connect(agent, one)
+            look(one, counts=True)
+    agent.communicate()
     one.look(last=True)
     assert not one.seen
 

@@ -11,7 +11,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node imp
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.processes import marked
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.program import LOADER, frame
-from local_nodes import IS_ROOT, PYTHON, LocalNode, alive, free_port, node_of_nobody, until
+from local_nodes import PYTHON, LocalNode, alive, as_root, free_port, node_of_nobody, until
 
 HEAD = "import json, os, sys, time\ndef tell(**words): print(json.dumps(words), flush=True)\n"
 SLEEP = (
@@ -140,7 +140,7 @@ def test_no_environment(node: LocalNode) -> None:
 
 
 # An ordinary user has one account: there is nothing to be tested then. CI runs as root.
-@pytest.mark.skipif(not IS_ROOT, reason="only root can run jobs as somebody else")
+@as_root
 def test_an_environment_that_the_jobs_user_does_not_reach(node: LocalNode) -> None:
     node.user = "nobody"
     node.directory.chmod(0o700)
@@ -152,7 +152,7 @@ def test_an_environment_that_the_jobs_user_does_not_reach(node: LocalNode) -> No
 
 
 # An ordinary user has one account: there is nothing to be tested then. CI runs as root.
-@pytest.mark.skipif(not IS_ROOT, reason="only root can run jobs as somebody else")
+@as_root
 def test_the_jobs_user() -> None:
     with node_of_nobody() as node:
         body = "tell(uid=os.getuid(), groups=os.getgroups(), pid=os.getpid())\ntime.sleep(60)"

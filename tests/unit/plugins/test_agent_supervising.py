@@ -14,7 +14,6 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import s
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import environment
 from local_nodes import (
     DAEMON,
-    IS_ROOT,
     ME,
     PYTHON,
     SLEEP,
@@ -22,6 +21,7 @@ from local_nodes import (
     Connection,
     LocalNode,
     alive,
+    as_root,
     code,
     daemon_of,
     until,
@@ -128,7 +128,7 @@ def open_place() -> Iterator[Path]:
 
 
 # An ordinary user has one account: there is nothing to be tested then. CI runs as root.
-@pytest.mark.skipif(not IS_ROOT, reason="only root starts jobs as somebody else")
+@as_root
 def test_a_job_of_an_unprivileged_account(open_place: Path, tmp_path: Path) -> None:
     pythons = [python for python in (PYTHON, "/usr/bin/python3") if within_reach_of_nobody(python)]
     if not pythons:
