@@ -20,6 +20,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv 
 
 MEBIBYTE = 2**20
 MOST_BUILDS = 8
+OTHERWISE = "uv could not install the lock"
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 """What a file system says that has no locks."""
 
@@ -75,8 +76,7 @@ class Environment:
         path = os.path.join(folder, "lock.txt")
         write(path, lock)
         arguments = ["pip", "install", "--python", os.path.join(self.path, "bin", "python"), "--no-deps"]
-        # All indexes: hashes say which package is meant, wherever it comes from.
-        arguments += ["--require-hashes", "--index-strategy", "unsafe-best-match", "--requirements", path]
+        arguments += ["--require-hashes", "--requirements", path]
         if backend != "none":
             arguments.append(f"--torch-backend={backend}")
         if self.compiles:
@@ -88,13 +88,23 @@ class Environment:
             # An argument would take the place of the other folders.
             links = [self.uv.environment.get("UV_FIND_LINKS", ""), pathlib.Path(wheels).as_uri()]
             variables["UV_FIND_LINKS"] = ",".join(filter(None, links))
+        # From all indexes: hashes say which package is meant. What a build needs has none, so nothing is built then.
+        of_all_indexes = ["--index-strategy", "unsafe-best-match", "--no-build"]
+        try:
+            return self.uv.run(*arguments, *of_all_indexes, otherwise=OTHERWISE, **variables)[1]
+        except Failure as failure:
+            if "building from source is disabled" not in failure.said:
+                raise
         torch = re.search(r"(?m)^torch(==[^\s\\]+)", lock)
+        return self._build(arguments, f"torch{torch[1]}" if torch else "", needs_torch, variables)
+
+    def _build(self, arguments: list[str], torch: str, needs_torch: list[str], variables: dict[str, str]) -> str:
+        """Install, and build what has no wheel for this node: with the very torch that it will run with."""
         needs = list(needs_torch)
         for _round in range(MOST_BUILDS):
-            # The very torch that the package will run with.
-            self.uv.extra_build = {name: [f"torch{torch[1]}"] for name in needs} if torch else {}
+            self.uv.extra_build = {name: [torch] for name in needs} if torch else {}
             try:
-                return self.uv.run(*arguments, otherwise="uv could not install the lock", **variables)[1]
+                return self.uv.run(*arguments, otherwise=OTHERWISE, **variables)[1]
             except Failure as failure:
                 name = wants_torch(failure.said)
                 if not name or name in needs or not torch:

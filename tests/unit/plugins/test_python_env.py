@@ -748,6 +748,23 @@ def test_packages_whose_build_needs_more_than_it_says(site: Site) -> None:
     assert (result.returncode, site.installed) == (0, {"odd"}), result.stdout
 
 
+def test_what_a_build_needs_comes_from_the_first_index(site: Site) -> None:
+    """It has no hash: on the nodes a package of its name in any other index ran during the build."""
+    make_sdist(site.folder / "simple" / "builds", "builds", "import helper; assert helper.OWN")
+    make_wheel(site.folder / "simple" / "helper", "helper", "1.0", "OWN = True")
+    mark = site.folder / "another's package ran"
+    make_wheel(site.folder / "others" / "helper", "helper", "9.0", f"open({str(mark)!r}, 'w'); OWN = False")
+    make_wheel(site.folder / "others" / "later", "later", "1.0")
+    variables = {
+        "python_env_extra_index_urls": [site.url],
+        "python_env_index_url": site.url.replace("/simple/", "/others/"),
+        "python_env_uv_settings": {"extra-build-dependencies": {"builds": ["helper"]}},
+    }
+    result = site.setup("builds\nlater\n", "-e", json.dumps(variables))
+    assert (result.returncode, site.installed) == (0, {"builds", "later"}), result.stdout
+    assert not mark.exists()
+
+
 def certified(folder: Path) -> Path:
     """Make a company's CA and a certificate of it for this machine; return the folder."""
     folder.mkdir()
