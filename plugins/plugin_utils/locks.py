@@ -265,12 +265,23 @@ class Plan:
                 self.groups.append(Group([host], one, requirements, digest))
 
     def resolver(self) -> str:
-        """Return who resolves: this machine, or a host where what it needs is there and not here."""
-        first = self.groups[0]
-        named: str = first.wanted.values["resolve_on"]
+        """Return who resolves for all: this machine, or a host where what it needs is there and not here.
+
+        Raises:
+            JobError: the inventory names several, or one that is no node.
+        """
+        named, *others = dict.fromkeys(str(group.wanted.values["resolve_on"]) for group in self.groups)
+        if others:
+            raise JobError(
+                f"python_env_resolve_on is {' and '.join([named, *others])} on different hosts, and one machine "
+                "resolves for all; set one value for group cluster"
+            )
         if named == "auto":
-            folders = [one for one in first.wanted.values["find_links"] if "://" not in one]
-            return HERE if all(os.path.exists(folder) for folder in folders) else first.hosts[0]
+            for group in self.groups:
+                folders = [one for one in group.wanted.values["find_links"] if "://" not in one]
+                if not all(map(os.path.exists, folders)):
+                    return group.hosts[0]
+            return HERE
         known = [host for group in self.groups for host in group.hosts]
         if named not in (HERE, *known):
             raise JobError(

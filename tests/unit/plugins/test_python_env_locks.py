@@ -166,7 +166,7 @@ def test_no_node_is_told_the_passwords_of_others(controller: Controller) -> None
         asked.append(str(request["settings"]))
         raise Failure("enough")
 
-    hosts: dict[str, dict[str, Any]] = {"node0": {"resolve_on": "node1"}, "node1": {}}
+    hosts: dict[str, dict[str, Any]] = {host: {"resolve_on": "node1"} for host in ("node0", "node1")}
     hosts["node0"]["index_url"] = "https://u:hush-4711@example.org/simple"
     nodes = {host: {**NODE, "complete": False} for host in hosts}
     with pytest.raises(JobError, match="node1 would resolve for node0 too, whose python_env_ variables"):
@@ -176,6 +176,24 @@ def test_no_node_is_told_the_passwords_of_others(controller: Controller) -> None
         hosts[host] |= {"index_url": "", "torch_backend": {"node0": "cpu", "node1": "none"}[host]}
     with pytest.raises(JobError, match="On node1, enough"):
         controller.plan(hosts).resolve(nodes, there, False)
+
+
+def test_one_machine_resolves_for_all(controller: Controller) -> None:
+    (controller.folder / "here").mkdir()
+    given: dict[str, dict[str, Any]] = {
+        "node0": {},
+        "node1": {"find_links": [str(controller.folder / "here"), "https://example.org/wheels"]},
+        "node2": {"find_links": ["/srv/only-there"]},
+    }
+    assert controller.plan({host: given[host] for host in ("node0", "node1")}).resolver() == "localhost"
+    assert controller.plan(given).resolver() == "node2"
+    given["node1"]["resolve_on"] = "node2"
+    with pytest.raises(JobError) as caught:
+        controller.plan(given).read()
+    assert str(caught.value) == (
+        "python_env_resolve_on is auto and node2 on different hosts, and one machine resolves for all; set one value "
+        "for group cluster"
+    )
 
 
 def test_no_traceback_where_uv_cannot_be_kept(controller: Controller) -> None:
