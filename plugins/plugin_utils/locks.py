@@ -411,6 +411,7 @@ class Plan:
                 "folder": folder,
                 "project": str(requirements.path.parent) if requirements.arguments else "",
                 "arguments": requirements.arguments,
+                "uv_settings": requirements.uv_settings,
                 "lines": requirements.lines,
                 "constraints": requirements.constraints,
                 "hashes": requirements.hashes,

@@ -88,6 +88,22 @@ ELSEWHERE = re.compile(
 )
 """Packages of Windows and macOS that a freeze there lists."""
 FREEZE = "pip list --format=freeze"
+OF_A_PROJECT = (
+    "build-backend",
+    "conflicts",
+    "default-groups",
+    "dependency-groups",
+    "dev-dependencies",
+    "environments",
+    "managed",
+    "package",
+    "required-environments",
+    "sources",
+    "workspace",
+)
+"""What tool.uv may have, and a uv.toml may not."""
+PLACES = ("cache-dir", "extra-index-url", "find-links", "index-url", "url")
+"""Settings of uv that are URLs or paths."""
 CONVERTED = {
     "pipfile.lock": "pipenv requirements > requirements.txt",
     "pipfile": "pipenv requirements > requirements.txt",
@@ -137,6 +153,7 @@ class Requirements:
         is_built: whether only the build of the project says what it needs, from whatever files.
         takes_prereleases: of any package.
         places: by line for uv, the file and line where it stands.
+        uv_settings: that uv finds for a pyproject.toml, as a uv.toml has them.
     """
 
     path: Path
@@ -153,6 +170,7 @@ class Requirements:
     is_built: bool = False
     takes_prereleases: bool = False
     places: dict[str, str] = field(default_factory=dict)
+    uv_settings: dict[str, Any] = field(default_factory=dict)
 
     def variables(self) -> dict[str, str]:
         """Return the variables of the environment that the URLs of indexes and folders name, as far as they are set."""
@@ -276,9 +294,11 @@ def read(path: Path, extras: Sequence[str] = (), groups: Sequence[str] = (), has
         result.requires_python = str(_within(table, "project").get("requires-python", ""))
         result.is_built = name == "pyproject.toml" and _has_dynamic_dependencies(table)
     if name == "pyproject.toml":
-        options = [f"--extra={one}" for one in extras] + [f"--group={one}" for one in groups]
+        # A group without its file would be of the folder that uv's settings lie in.
+        options = [f"--extra={one}" for one in extras] + [f"--group=pyproject.toml:{one}" for one in groups]
         result.arguments = ["pyproject.toml", *options]
         _remember(result, path, decoded(path))
+        _take_settings(result)
     elif name == "uv.lock":
         result.arguments = ["uv.lock", *[f"--extra={one}" for one in extras], *[f"--group={one}" for one in groups]]
         _remember(result, path, decoded(path))
@@ -366,6 +386,40 @@ def _members(project: Path) -> list[Path]:
             patterns = [one for one in members if isinstance(one, str)] if isinstance(members, list) else []
             return [folder, *sorted(one for pattern in patterns for one in folder.glob(pattern) if is_project(one))]
     return []
+
+
+def _take_settings(result: Requirements) -> None:
+    """Take the settings that uv finds for a pyproject.toml: the first uv.toml, or tool.uv, from its workspace upwards.
+
+    Raises:
+        JobError: they hold a password.
+    """
+    project = result.path.parent
+    members = _members(result.path)
+    start = members[0] if project in members else project
+    for folder in (start, *start.parents):
+        path, settings = folder / "uv.toml", _table(folder / "uv.toml")
+        if not path.is_file():
+            path = folder / "pyproject.toml"
+            settings = _within(_table(path), "tool", "uv")
+        if settings:
+            _require_no_secret(path)
+            _remember(result, path, decoded(path))
+            result.uv_settings = {
+                name: _placed(name, value, folder) for name, value in settings.items() if name not in OF_A_PROJECT
+            }
+            return
+
+
+def _placed(name: str, value: Any, folder: Path) -> Any:
+    """Return the value of a setting of uv with absolute paths, and with what JSON has."""
+    if isinstance(value, list):
+        return [_placed(name, one, folder) for one in value]
+    if isinstance(value, dict):
+        return {key: _placed(key, one, folder) for key, one in value.items()}
+    if name in PLACES and isinstance(value, str) and "://" not in value:
+        return os.path.normpath(folder / value)
+    return value if isinstance(value, (str, bool, int, float)) else str(value)
 
 
 def _require_no_secret(path: Path) -> None:
@@ -781,7 +835,7 @@ def lay_out_project(requirements: Requirements, folder: Path) -> None:
     if requirements.is_built:
         _copy_project(project, folder)
     else:
-        for name in ("pyproject.toml", "uv.lock"):
+        for name in ("pyproject.toml", "uv.lock", "uv.toml"):
             if (project / name).is_file():
                 shutil.copy(project / name, folder)
 

@@ -66,11 +66,11 @@ def resolve(request: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         request: uv (path), cache (its folder, or "" for the account's), folder (a workshop, with sources/ in it),
-            project (folder of a pyproject.toml, or ""), arguments (for it), lines, constraints, hashes (by package,
-            those allowed), targets (by name: python, platform, machine, backend, driver), variables (of the
-            environment, that lines name), settings (see uv.Uv), needs_torch (packages whose build needs it),
-            takes_prereleases, preferred (a lock whose versions are taken where they fit, or ""), commits (by URL of a
-            git repository, the one that is taken whatever its branch has).
+            project (folder of a pyproject.toml, or ""), arguments (for it), uv_settings (of it), lines, constraints,
+            hashes (by package, those allowed), targets (by name: python, platform, machine, backend, driver),
+            variables (of the environment, that lines name), settings (see uv.Uv), needs_torch (packages whose build
+            needs it), takes_prereleases, preferred (a lock whose versions are taken where they fit, or ""), commits (by
+            URL of a git repository, the one that is taken whatever its branch has).
 
     Returns:
         locks (by target), backends (of torch, by target), indexes (that the packages come from; the default first, or
@@ -97,7 +97,9 @@ class Resolution:
         self.folder = request["folder"]
         self.wheels = os.path.join(self.folder, "wheels")
         os.makedirs(self.wheels, exist_ok=True)
-        self.uv = Uv(request["uv"], request["settings"], self.folder, request["cache"])
+        self.uv = Uv(request["uv"], request["settings"], self.folder, request["cache"], project=request["uv_settings"])
+        is_project = request["arguments"][:1] == ["pyproject.toml"]
+        self.cwd = request["project"] if is_project else "/"  # where uv finds settings
         self.uv.environment.update(request["variables"])
         self.uv.environment.setdefault("SOURCE_DATE_EPOCH", OLDEST_IN_ZIP)  # the same sources, the same wheel
         self.commits: dict[str, set[str]] = {}
@@ -248,19 +250,15 @@ class Resolution:
         if backend != "none":
             arguments.append(f"--torch-backend={backend}")
         arguments += ["--constraints", os.path.join(self.folder, "constraints.in")]
-        cwd = "/"
-        if self.request["arguments"] and self.request["arguments"][0] != "uv.lock":
-            arguments += self.request["arguments"]
-            cwd = self.request["project"]
-        else:
-            arguments.append(os.path.join(self.folder, "requirements.in"))
+        is_file = self.cwd == "/"
+        arguments += [os.path.join(self.folder, "requirements.in")] if is_file else self.request["arguments"]
         if self.uv.index == "none":
             arguments.append("--no-index")
         # The first lock's versions serve the others too, where they can: nodes that train together need the same.
         self._write("lock.txt", "".join(f"{one}\n" for one in re.findall(r"(?m)^[\w.-]+==[^\s\\]+", self.preferred)))
         arguments += ["--output-file", os.path.join(self.folder, "lock.txt")]
         try:
-            self._compile_with_hashes(arguments, cwd, target)
+            self._compile_with_hashes(arguments, target)
         except Failure as failure:
             if failure.why != OTHERWISE:
                 raise
@@ -281,27 +279,27 @@ class Resolution:
         is_set = "index-strategy" in self.request["settings"]["uv_settings"]
         return ["--index-strategy=unsafe-best-match"] if self.hashes and not self.unhashed and not is_set else []
 
-    def _compile_with_hashes(self, arguments: list[str], cwd: str, target: Mapping[str, str]) -> None:
+    def _compile_with_hashes(self, arguments: list[str], target: Mapping[str, str]) -> None:
         """Compile; where the first index that has a package lacks the version, and hashes protect, of all indexes.
 
         Then nothing is built: what a build needs has no hash, and anybody's package of a higher version would run here.
         """
         try:
-            self._compile(arguments, cwd, target)
+            self._compile(arguments, target)
         except Failure as failure:
             if not is_contradiction(failure.said) or built_by(failure.said) or not self._of_all_indexes():
                 raise
             try:
-                self._compile([*arguments, *self._of_all_indexes(), "--no-build"], cwd, target)
+                self._compile([*arguments, *self._of_all_indexes(), "--no-build"], target)
             except Failure:
                 raise failure from None
 
-    def _compile(self, arguments: list[str], cwd: str, target: Mapping[str, str]) -> None:
+    def _compile(self, arguments: list[str], target: Mapping[str, str]) -> None:
         for _round in range(MOST_BUILDS):
             self._let_build_with_torch()
             variables = {"UV_CUDA_DRIVER_VERSION": target["driver"]} if target["driver"] else {}
             try:
-                self.uv.run(*arguments, cwd=cwd, otherwise=OTHERWISE, **variables)
+                self.uv.run(*arguments, cwd=self.cwd, otherwise=OTHERWISE, **variables)
                 return
             except Failure as failure:
                 name = wants_torch(failure.said)
@@ -514,6 +512,7 @@ class Resolution:
                     *("--out-dir", folder, source),
                     otherwise=f"{redacted(called)} cannot be built; see what its build says",
                     package=name,
+                    cwd=self.cwd,
                     **self.from_where,
                 )
                 return
@@ -525,7 +524,7 @@ class Resolution:
 
     def _build_needs(self, name: str) -> list[str]:
         """Return what else the settings, or an earlier failure, say that the build of a package needs."""
-        given = self.request["settings"]["uv_settings"].get("extra-build-dependencies") or {}
+        given = self.uv.build_needs
         known = [one for package, needs in given.items() if normalized(package) == normalized(name) for one in needs]
         found = [str(one["requirement"] if isinstance(one, Mapping) else one) for one in known]
         return [*found, *([self.torch] if normalized(name) in map(normalized, self.needs_torch) else [])]

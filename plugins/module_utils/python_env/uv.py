@@ -61,7 +61,7 @@ CAUSES: tuple[tuple[str, str], ...] = (
         "the proxy wants a name and a password; give them in python_env_proxy, from a vault",
     ),
     (
-        r"Failed to parse: \S*(thunderhead-|resolution\.)\S*uv\.toml",
+        r"Failed to parse:? `?\S*/settings/uv\.toml",
         "python_env_uv_settings has what no uv.toml may have (uv says below what); correct it in the inventory",
     ),
     (
@@ -317,6 +317,7 @@ class Uv:
         cache: folder, or "" for the account's own.
         machine: whose settings count where the inventory has none.
         is_locked: whether hashes say which packages are meant: then another index can do no harm.
+        project: settings of a pyproject.toml that is resolved, which those of the inventory are added to.
     """
 
     def __init__(
@@ -327,11 +328,13 @@ class Uv:
         cache: str = "",
         machine: Machine | None = None,
         is_locked: bool = False,
+        project: Mapping[str, Any] | None = None,
     ) -> None:
         self.binary = binary
         self.folder = folder
         self.settings = settings
         self.machine = machine or Machine()
+        self.project = project or {}
         self.extra_build: dict[str, list[str]] = {}
         self.passed: tuple[int, ...] = ()
         self.extra_index_urls = list(settings["extra_index_urls"])
@@ -341,7 +344,8 @@ class Uv:
 
     def _environment(self, cache: str) -> dict[str, str]:
         pip = self.machine.pip
-        dropped = ("VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONPATH", "PYTHONHOME", "UV_PYTHON", "UV_PROJECT_ENVIRONMENT")
+        dropped = ["VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONPATH", "PYTHONHOME"]
+        dropped += ["UV_PYTHON", "UV_PROJECT", "UV_PROJECT_ENVIRONMENT"]
         env = {name: value for name, value in os.environ.items() if name not in dropped}
         env.update({"UV_PYTHON_DOWNLOADS": "never", "UV_NO_PROGRESS": "1"})
         if not env.get("SSL_CERT_FILE"):
@@ -474,6 +478,43 @@ class Uv:
                 return
         problems[place] = f"{place[0]} port {place[1]}: {why}"
 
+    @property
+    def build_needs(self) -> dict[str, Any]:
+        """Return by package what settings say that its build needs besides."""
+        both = (self.project, self.settings["uv_settings"])
+        return {name: needs for one in both for name, needs in (one.get("extra-build-dependencies") or {}).items()}
+
+    def _config(self) -> dict[str, str]:
+        """Return a variable that has uv add settings to those of the machine's files; nothing where none are given.
+
+        uv takes a UV_CONFIG_FILE in place of all other files; a uv.toml in what it takes for the project, before them.
+
+        Raises:
+            Failure: the environment has a file that uv would take in place of these.
+        """
+        given = {name: value for name, value in self.settings["uv_settings"].items() if name != "cert"}
+        if not given and not self.extra_build:
+            return {}
+        if "UV_CONFIG_FILE" in self.environment:
+            raise Failure(
+                "UV_CONFIG_FILE is set there, and uv takes that file alone, without what python_env_uv_settings or a "
+                "build needs besides; move the file to ~/.config/uv/uv.toml there, and unset the variable"
+            )
+        config = {**self.project, **given}
+        if needs := {**self.build_needs, **self.extra_build}:
+            config["extra-build-dependencies"] = needs
+        folder = os.path.join(self.folder, "settings")
+        os.makedirs(folder, 0o700, exist_ok=True)
+        # With an empty pyproject.toml uv looks for no project in the folders above.
+        for name, text in {"pyproject.toml": "", "uv.toml": uv_toml(config)}.items():
+            part = os.path.join(folder, f"{name}.{threading.get_ident()}")
+            with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+                file.write(text)
+            os.replace(part, os.path.join(folder, name))
+        if self.environment.get("UV_NO_CONFIG"):
+            return {"UV_CONFIG_FILE": os.path.join(folder, "uv.toml")}
+        return {"UV_PROJECT": folder}
+
     def run(
         self, *arguments: str, cwd: str = "/", otherwise: str = "", package: str = "", **variables: str
     ) -> tuple[str, str]:
@@ -490,16 +531,8 @@ class Uv:
             Failure: it failed.
         """
         env = {**self.environment, **variables}
-        config = {name: value for name, value in self.settings["uv_settings"].items() if name != "cert"}
-        if self.extra_build:
-            config["extra-build-dependencies"] = {**config.get("extra-build-dependencies", {}), **self.extra_build}
-        if config:
-            path = os.path.join(self.folder, "uv.toml")
-            part = f"{path}.{threading.get_ident()}"
-            with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
-                file.write(uv_toml(config))
-            os.replace(part, path)
-            env["UV_CONFIG_FILE"] = path
+        if arguments[:1] != ("export",):  # which goes by the project alone, and builds nothing
+            env.update(self._config())
         try:
             result = subprocess.run(
                 [self.binary, *arguments],

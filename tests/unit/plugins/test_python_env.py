@@ -24,26 +24,13 @@ import pytest
 import yaml
 from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import Failure
 from ansible_collections.thunderhead.cluster.plugins.modules import python_env_resolve
+from packages import make_wheel
 from playing import ROOT, play
 
 PASSWORD = "hush-hush-4711"
 UV_VERSION = yaml.safe_load((ROOT / "roles" / "python_env" / "defaults" / "main.yml").read_text())[
     "python_env_uv_version"
 ]
-
-
-def make_wheel(folder: Path, name: str, version: str = "1.0", module: str = "", requires: str = "") -> str:
-    """Make a package with one module; return its SHA-256."""
-    about = f"{name}-{version}.dist-info"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}-{version}-py3-none-any.whl"
-    with zipfile.ZipFile(path, "w") as wheel:
-        wheel.writestr(f"{name}.py", module)
-        needs = f"Requires-Dist: {requires}\n" if requires else ""
-        wheel.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}")
-        wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        wheel.writestr(f"{about}/RECORD", "".join(f"{one},,\n" for one in [*wheel.namelist(), f"{about}/RECORD"]))
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):

@@ -66,7 +66,14 @@ class Bench:
         binary = self.folder / "uv"
         binary.write_text(UV.format(python=sys.executable, folder=self.folder, lock=lock))
         binary.chmod(0o755)
-        given = {"uv": str(binary), "cache": "", "folder": str(self.folder), "project": "", "arguments": []}
+        given = {
+            "uv": str(binary),
+            "cache": "",
+            "folder": str(self.folder),
+            "project": "",
+            "arguments": [],
+            "uv_settings": {},
+        }
         given |= {
             "lines": lines,
             "constraints": [],

@@ -165,7 +165,7 @@ def test_a_certificate_of_the_inventory(root: Path) -> None:
     one = made(root, uv_settings={"cert": "/etc/mine.pem"})
     one.run()
     assert one.environment["SSL_CERT_FILE"] == "/etc/mine.pem"
-    assert not (root / "uv.toml").exists()
+    assert not (root / "settings").exists()
 
 
 @pytest.mark.parametrize(
@@ -199,13 +199,29 @@ def test_settings_become_a_uv_toml(root: Path) -> None:
     }
     assert tomllib.loads(uv.uv_toml(settings)) == settings
     script = root / "uv"
-    script.write_text('#!/bin/sh\ncat "$UV_CONFIG_FILE"; stat -c %a "$UV_CONFIG_FILE"\n')
+    script.write_text('#!/bin/sh\ncat "$UV_PROJECT/uv.toml"; stat -c %a "$UV_PROJECT/uv.toml"\n')
     script.chmod(0o755)
     one = made(root, uv_settings=settings)
     one.binary, one.extra_build = str(script), {"other": ["torch==2.1"]}
     text, mode, _end = one.run()[0].rpartition("600\n")
     assert mode
     assert tomllib.loads(text)["extra-build-dependencies"] == {"flash-attn": ["torch"], "other": ["torch==2.1"]}
+    assert not (root / "settings" / "pyproject.toml").read_text()
+
+
+def test_the_environments_own_choice_of_files(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """uv would take that file alone, or none."""
+    (root / "uv").write_text('#!/bin/sh\necho "$UV_CONFIG_FILE"\n')
+    (root / "uv").chmod(0o755)
+    settings = {"uv_settings": {"offline": True}}
+    monkeypatch.setenv("UV_NO_CONFIG", "1")
+    one = made(root, **settings)
+    one.binary = str(root / "uv")
+    assert one.run()[0] == f"{root}/settings/uv.toml\n"
+    monkeypatch.setenv("UV_CONFIG_FILE", "/srv/uv.toml")
+    with pytest.raises(Failure, match=r"UV_CONFIG_FILE is set there, and uv takes that file alone.*; move the file to"):
+        made(root, **settings).run()
+    made(root).run()
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ directory = { path = "libs/x" }
 
 def test_extras_and_groups(tmp_path: Path) -> None:
     found = read(file(tmp_path, "[project]\n", "pyproject.toml"), ["a"], ["dev"])
-    assert found.arguments == ["pyproject.toml", "--extra=a", "--group=dev"]
+    assert found.arguments == ["pyproject.toml", "--extra=a", "--group=pyproject.toml:dev"]
     with pytest.raises(JobError, match="has no extras or groups; take python_env_extras"):
         read(file(tmp_path, "idna\n"), ["a"])
 

@@ -1,0 +1,105 @@
+"""What the very uv that nodes get makes of the settings that it is given; indexes are folders."""
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env import uv
+from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.resolution import resolve
+from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import Failure
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.locks import lay_out
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.requirements import read
+from packages import make_index
+from test_python_env_resolution import SETTINGS, TARGET
+
+PROJECT = '[project]\nname = "app"\nversion = "1"\n'
+HARMLESS = {"concurrent-downloads": 4}
+
+
+class Controller:
+    """A machine with a company's index, in whose name PyPI has another package."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.home = folder / "home"
+        (self.home / ".config" / "uv").mkdir(parents=True)
+        (folder / "workshop" / "sources").mkdir(parents=True)
+        self.company = make_index(folder / "company", mine="1.0", inner="1.0")
+
+    def resolve(self, text: str, name: str = "pyproject.toml", groups: Any = (), **settings: Any) -> dict[str, Any]:
+        path = self.folder / "app" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+        found = read(path, groups=groups)
+        lay_out(found, self.folder / "workshop" / "sources")
+        request = {
+            name: getattr(found, name) for name in ("arguments", "lines", "constraints", "hashes", "uv_settings")
+        }
+        request |= {"uv": str(Path(sys.executable).with_name("uv")), "cache": str(self.folder / "cache")}
+        request |= {"project": str(path.parent), "folder": str(self.folder / "workshop"), "variables": {}}
+        request |= {"targets": {"here": TARGET}, "settings": {**SETTINGS, **settings}, "needs_torch": [], "commits": {}}
+        return resolve({**request, "takes_prereleases": False, "preferred": ""})
+
+
+@pytest.fixture
+def controller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Controller:
+    for name in ("UV_DEFAULT_INDEX", "UV_INDEX", "UV_FIND_LINKS", "UV_INDEX_URL", "UV_CONFIG_FILE", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("UV_OFFLINE", "1")  # of PyPI
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(uv, "Machine", partial(uv.Machine, str(tmp_path), str(tmp_path / "home")))
+    return Controller(tmp_path)
+
+
+INDEX = '\n[[{}index]]\nname = "company"\nurl = "{}"\ndefault = true\n'
+
+
+@pytest.mark.parametrize("settings", [{}, {"uv_settings": HARMLESS}])
+@pytest.mark.parametrize("where", ["machine", "project", "uv.toml beside it", "workspace"])
+def test_settings_are_added_to_uvs_own(controller: Controller, where: str, settings: dict[str, Any]) -> None:
+    """They took the place of the company's index, so that packages of its names came from PyPI."""
+    text = PROJECT + 'dependencies = ["mine"]\n'
+    if where == "machine":
+        (controller.home / ".config" / "uv" / "uv.toml").write_text(INDEX.format("", controller.company))
+    elif where == "project":
+        text += INDEX.format("tool.uv.", "../company")
+    elif where == "uv.toml beside it":
+        (controller.folder / "app").mkdir()
+        (controller.folder / "app" / "uv.toml").write_text(INDEX.format("", controller.company))
+    else:
+        root = '[tool.uv.workspace]\nmembers = ["app"]\n' + INDEX.format("tool.uv.", "company")
+        (controller.folder / "pyproject.toml").write_text(root)
+        text += "[tool.uv]\nmanaged = true\n"
+    assert "mine==1.0" in controller.resolve(text, **settings)["locks"]["here"]
+
+
+def test_settings_are_added_to_the_machines_for_a_requirements_file(controller: Controller) -> None:
+    (controller.home / ".config" / "uv" / "uv.toml").write_text(INDEX.format("", controller.company))
+    result = controller.resolve("mine\n", "requirements.txt", uv_settings=HARMLESS)
+    assert "mine==1.0" in result["locks"]["here"]
+
+
+def test_settings_count_more_than_those_of_the_project(controller: Controller) -> None:
+    theirs = make_index(controller.folder / "theirs", mine="2.0")
+    text = PROJECT + 'dependencies = ["mine"]\n' + INDEX.format("tool.uv.", "../company")
+    result = controller.resolve(text, uv_settings={"index": [{"url": str(theirs), "default": True}]})
+    assert "mine==2.0" in result["locks"]["here"]
+
+
+def test_what_only_a_project_may_have_is_no_matter(controller: Controller) -> None:
+    """And its groups and sources count besides."""
+    (controller.folder / "lib").mkdir()
+    (controller.folder / "lib" / "pyproject.toml").write_text(
+        '[project]\nname = "lib"\nversion = "1"\n[build-system]\nrequires = []\n'
+    )
+    text = PROJECT + '[dependency-groups]\ng = ["mine"]\n' + INDEX.format("tool.uv.", "../company")
+    text += '[tool.uv.sources]\nlib = { path = "../lib" }\n[tool.uv]\npackage = false\nenvironments = []\n'
+    result = controller.resolve(text, groups=["g"], uv_settings=HARMLESS)
+    assert "mine==1.0" in result["locks"]["here"]
+
+
+def test_a_setting_that_only_a_project_may_have(controller: Controller) -> None:
+    with pytest.raises(Failure, match=r"python_env_uv_settings has what no uv\.toml may have"):
+        controller.resolve("mine\n", "requirements.txt", uv_settings={"package": False})
