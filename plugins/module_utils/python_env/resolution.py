@@ -27,7 +27,9 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv 
     Uv,
     because,
     built_by,
+    default_index,
     lacks_torch,
+    more_indexes,
     redacted,
     toml,
     wants_torch,
@@ -163,7 +165,11 @@ class Resolution:
         # uv asks the machine's or the inventory's in place of theirs; and a uv.lock always names PyPI.
         is_set = known.get("UV_DEFAULT_INDEX") or known.get("UV_INDEX_URL")
         default = [] if is_set else given("index-url")[-1:]
-        self.named = [one for one in (*default, *given("extra-index-url")) if one.rstrip("/") != PYPI]
+        # Of a pyproject.toml uv reads them itself.
+        project = {name: one for name, one in self.uv.project.items() if name not in self.uv.settings["uv_settings"]}
+        theirs = [*([] if is_set else [default_index(project)]), *more_indexes(project)]
+        named = [*default, *given("extra-index-url"), *theirs]
+        self.named = [one for one in named if one and one.rstrip("/") != PYPI]
         indexes = [*given("extra-index-url"), *known.get("UV_INDEX", "").split()]
         folders = [*given("find-links"), *known.get("UV_FIND_LINKS", "").split(",")]
         found = {

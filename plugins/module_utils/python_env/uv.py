@@ -242,7 +242,7 @@ class Machine:
         proxies: variables of the environment.
         pip: settings of pip.
         files: by setting of pip, where it stands.
-        has_uv_index: whether uv's own files name an index.
+        has_uv_index: whether uv's own files name an index in PyPI's place.
     """
 
     def __init__(self, root: str = "/", home: str = "") -> None:
@@ -288,7 +288,9 @@ class Machine:
     def _names_index(path: str) -> bool:
         try:
             with open(path, errors="replace") as file:
-                return re.search(r"(?m)^\s*(\[\[?)?(index|index-url|default-index|offline)\b", file.read()) is not None
+                return (
+                    re.search(r"(?m)^\s*(index-url|offline)\b|^[^#\n]*\bdefault\s*=\s*true\b", file.read()) is not None
+                )
         except OSError:
             return False
 
@@ -384,17 +386,21 @@ class Uv:
         return env
 
     def _has_index(self, env: Mapping[str, str]) -> bool:
-        given = self.settings["uv_settings"]
         return (
             bool(env.get("UV_DEFAULT_INDEX") or env.get("UV_INDEX_URL"))
             or self.machine.has_uv_index
-            or any(name in given for name in ("index", "index-url", "offline"))
+            or bool(default_index(self.config) or self.config.get("offline"))
         )
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Return the settings of the project and the inventory."""
+        return {**self.project, **self.settings["uv_settings"]}
 
     @property
     def is_offline(self) -> bool:
         """Return whether nothing is asked of the network."""
-        is_set = "UV_OFFLINE" in self.environment or bool(self.settings["uv_settings"].get("offline"))
+        is_set = "UV_OFFLINE" in self.environment or bool(self.config.get("offline"))
         return is_set or self.index == "none"
 
     def indexes(self, backend: str) -> list[str]:
@@ -417,7 +423,7 @@ class Uv:
             urls: of indexes.
             named: of those that the requirements name.
         """
-        if self.is_offline or {"http-proxy", "https-proxy"} & set(self.settings["uv_settings"]):
+        if self.is_offline or {"http-proxy", "https-proxy"} & set(self.config):
             return
         places: dict[tuple[str, int], str] = {}
         for url in (*urls, *named):
@@ -492,15 +498,14 @@ class Uv:
         Raises:
             Failure: the environment has a file that uv would take in place of these.
         """
-        given = {name: value for name, value in self.settings["uv_settings"].items() if name != "cert"}
-        if not given and not self.extra_build:
+        if not self.settings["uv_settings"].keys() - {"cert"} and not self.extra_build:
             return {}
         if "UV_CONFIG_FILE" in self.environment:
             raise Failure(
                 "UV_CONFIG_FILE is set there, and uv takes that file alone, without what python_env_uv_settings or a "
                 "build needs besides; move the file to ~/.config/uv/uv.toml there, and unset the variable"
             )
-        config = {**self.project, **given}
+        config = {name: value for name, value in self.config.items() if name != "cert"}
         if needs := {**self.build_needs, **self.extra_build}:
             config["extra-build-dependencies"] = needs
         folder = os.path.join(self.folder, "settings")
@@ -551,6 +556,19 @@ class Uv:
             why = because(result.stderr, otherwise or "uv failed", package)
             raise Failure(why, result.stderr.strip() or f"uv ended with {result.returncode}")
         return result.stdout, result.stderr
+
+
+def default_index(settings: Mapping[str, Any]) -> str:
+    """Return the index that settings of uv name in PyPI's place, "" if they name none."""
+    named = [one for one in settings.get("index") or () if isinstance(one, Mapping)]
+    return str(next((one.get("url") for one in named if one.get("default")), settings.get("index-url")) or "")
+
+
+def more_indexes(settings: Mapping[str, Any]) -> list[str]:
+    """Return the indexes that settings of uv name beside the default, for any package."""
+    named = [one for one in settings.get("index") or () if isinstance(one, Mapping)]
+    urls = [one.get("url") for one in named if not one.get("default") and not one.get("explicit")]
+    return [str(url) for url in (*urls, *(settings.get("extra-index-url") or ()))]
 
 
 def _connect(address: tuple[Any, ...], answers: queue.SimpleQueue[str]) -> None:

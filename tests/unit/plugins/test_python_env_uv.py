@@ -173,6 +173,7 @@ def test_a_certificate_of_the_inventory(root: Path) -> None:
     [
         ({"index_url": "https://mine.example.org/simple"}, "https://mine.example.org/simple"),
         ({"uv_settings": {"index": [{"url": "https://x/", "default": True}]}}, None),
+        ({"uv_settings": {"index": [{"url": "https://x/"}]}}, "https://mirror.example.org/simple"),
         ({"fallback_index_url": "https://controller.example.org/simple"}, "https://mirror.example.org/simple"),
     ],
 )
@@ -187,6 +188,8 @@ def test_a_node_without_an_index_takes_that_of_the_resolution(root: Path) -> Non
     (root / "etc/uv/uv.toml").write_text('[[index]]\nurl = "https://own.example.org/simple"\ndefault = true\n')
     assert "UV_DEFAULT_INDEX" not in variables(root, **settings)
     assert made(root, **settings).indexes("") == []  # not known here, so not tried
+    (root / "etc/uv/uv.toml").write_text('[[index]]\nurl = "https://more.example.org/simple"\n# default = true\n')
+    assert variables(root, **settings)["UV_DEFAULT_INDEX"] == "https://controller.example.org/simple"
 
 
 def test_settings_become_a_uv_toml(root: Path) -> None:

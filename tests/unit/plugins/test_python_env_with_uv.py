@@ -103,3 +103,38 @@ def test_what_only_a_project_may_have_is_no_matter(controller: Controller) -> No
 def test_a_setting_that_only_a_project_may_have(controller: Controller) -> None:
     with pytest.raises(Failure, match=r"python_env_uv_settings has what no uv\.toml may have"):
         controller.resolve("mine\n", "requirements.txt", uv_settings={"package": False})
+
+
+BACKEND = """import inner, zipfile
+def get_requires_for_build_wheel(settings=None): return []
+def build_wheel(folder, settings=None, metadata=None):
+    about = "lib-1.dist-info"
+    with zipfile.ZipFile(folder + "/lib-1-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(about + "/METADATA", "Metadata-Version: 2.1\\nName: lib\\nVersion: 1\\n")
+        wheel.writestr(about + "/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
+        wheel.writestr(about + "/RECORD", "")
+    return "lib-1-py3-none-any.whl"
+"""
+
+
+def test_a_project_with_an_index_in_pypis_place(controller: Controller, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyPI, which may be closed, is not asked, also for what the build of a project beside it needs."""
+    lib = controller.folder / "lib"
+    lib.mkdir()
+    build = '[build-system]\nrequires = ["inner"]\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+    (lib / "pyproject.toml").write_text(f'[project]\nname = "lib"\nversion = "1"\n{build}')
+    (lib / "backend.py").write_text(BACKEND)
+    monkeypatch.delenv("UV_OFFLINE")
+    monkeypatch.setattr(uv.Uv, "_try", staticmethod(lambda place, problems: problems.update({place: "it is closed"})))
+    text = PROJECT + 'dependencies = ["mine", "lib"]\n[tool.uv.sources]\nlib = { path = "../lib" }\n'
+    index = INDEX.format("tool.uv.", "../company")
+    result = controller.resolve(text + index)
+    assert "mine==1.0" in result["locks"]["here"]
+    assert result["wheels"] == ["lib-1-py3-none-any.whl"]
+    more = '[[tool.uv.index]]\nurl = "https://more.example.org/simple"\n'
+    with pytest.raises(
+        Failure, match=r"does not reach the index https://more\.example\.org/simple: it is closed; take"
+    ):
+        controller.resolve(text + index + more)
+    with pytest.raises(Failure, match=r"does not reach the index https://pypi\.org/simple: it is closed; set"):
+        controller.resolve(text)
