@@ -23,7 +23,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import tomllib
-from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.resolution import MALWARE, SOURCES
+from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.resolution import MALWARE, SOURCES, path_of
 from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import without_credentials
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.project_files import not_made
@@ -334,7 +334,7 @@ def _find_beside(result: Requirements, project: Path) -> None:
             elif isinstance(one, dict) and one.get("workspace") is True:
                 found += _members(project)
     words = json.dumps([table.get("project"), table.get("dependency-groups")], default=str)
-    found += [project.parent / _path_of(one) for one in re.findall(r"@ *(file:[^\s\";]+)", words)]
+    found += [project.parent / path_of(one) for one in re.findall(r"@ *(file:[^\s\";]+)", words)]
     for path in (Path(os.path.normpath(one)) for one in found):
         if not path.exists():
             raise JobError(f"{project} names {path}, and there is nothing; correct it")
@@ -397,18 +397,13 @@ def _included(result: Requirements, path: Path, constrains: bool, within: Sequen
         if "://" in value and not value.startswith("file:"):
             yield line
             continue
-        target = Path(os.path.normpath(path.parent / _path_of(value)))
+        target = Path(os.path.normpath(path.parent / path_of(value)))
         if not target.is_file():
             raise JobError(f"{line} names {value}, and there is no file {target}; correct that line")
         if target not in (*within, path):
             yield from _included(
                 result, target, constrains or option["flag"].startswith(("-c", "--c")), (*within, path)
             )
-
-
-def _path_of(value: str) -> str:
-    """Return the path in a file URL; anything else as it is."""
-    return unquote(value[5:].removeprefix("//")) if value.startswith("file:") else value
 
 
 # ------------------------------------------------------------------------------------------------- what lies in the way
@@ -449,7 +444,7 @@ def _collect(result: Requirements, lines: Sequence[Line]) -> None:
         elif flag in ("-f", "--find-links") and "://" in value and not value.startswith("file:"):
             text = f"--find-links {value}"
         elif flag in ("-f", "--find-links"):
-            folder = Path(os.path.normpath(line.file.parent / _path_of(value)))
+            folder = Path(os.path.normpath(line.file.parent / path_of(value)))
             if folder.exists():
                 text = f"--find-links {_source(result, folder)}"
             else:
@@ -512,7 +507,7 @@ def _required(result: Requirements, line: Line, flag: str, value: str) -> tuple[
     is_path = is_path or (location.lower().endswith(ARCHIVES) and (line.file.parent / location).is_file())
     if is_path:
         fragment = re.search(r"#.*$", location)
-        path = Path(os.path.normpath(line.file.parent / os.path.expanduser(_path_of(location.split("#")[0]))))
+        path = Path(os.path.normpath(line.file.parent / os.path.expanduser(path_of(location.split("#")[0]))))
         if not path.exists():
             if name:
                 place = location.split("#")[0]

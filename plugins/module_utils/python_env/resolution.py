@@ -124,7 +124,7 @@ class Resolution:
         torch = re.search(r"(?im)^torch(?![-_.a-z0-9])[^\\\n;@]*", lines)
         self.torch = torch[0].strip() if torch else "torch"
         self._write("requirements.in", lines)
-        given = [_path_of(one) for one in re.findall(r"(?m)^--find-links (?!(?!file:)\w+://)(\S.*)", lines)]
+        given = [path_of(one) for one in re.findall(r"(?m)^--find-links (?!(?!file:)\w+://)(\S.*)", lines)]
         self.from_where = self._variables(lines)
         self.links = [*given, *(one for one in self.uv.own_links if one and one not in self.uv.settings["find_links"])]
         self._write("constraints.in", self._text(self.request["constraints"]) + BARRED)
@@ -145,8 +145,6 @@ class Resolution:
 
     def _require_indexes(self) -> None:
         """Raise Failure, within seconds, if an index that will be asked is not reached."""
-        if self.uv.index == "none" or "UV_OFFLINE" in self.uv.environment:
-            return
         known = self.uv.indexes("")
         if self.from_where.get("UV_DEFAULT_INDEX", PYPI).rstrip("/") != PYPI:
             known = [one for one in known if one != PYPI]
@@ -228,7 +226,7 @@ class Resolution:
         """Return what all spellings of an index in a uv.lock have in common."""
         parts = urlsplit(index)
         if parts.scheme in ("", "file"):
-            return os.path.normpath(os.path.join(self.request["project"], _path_of(index)))
+            return os.path.normpath(os.path.join(self.request["project"], path_of(index)))
         return without_credentials(f"{parts.scheme}://{parts.netloc.lower()}{parts.path.rstrip('/')}")
 
     @property
@@ -561,8 +559,7 @@ class Resolution:
         place, _hash, rest = location.partition("#")
         subdirectory = next((one[13:] for one in rest.split("&") if one.startswith("subdirectory=")), "")
         if not place.startswith("git+"):
-            path = unquote(re.sub(r"^file://", "", place))
-            return os.path.abspath(os.path.join(self.request["project"], path)), subdirectory
+            return os.path.abspath(os.path.join(self.request["project"], path_of(place))), subdirectory
         url, _at, commit = place[4:].rpartition("@")
         folder = os.path.join(self.folder, f"git{len(self.built)}")
         self._git("clone", "--quiet", "--no-checkout", url, folder)
@@ -586,9 +583,9 @@ def _written(head: str, hashes: list[str]) -> str:
     return " \\\n    ".join([head, *(f"--hash={one}" for one in hashes)]) + "\n"
 
 
-def _path_of(place: str) -> str:
+def path_of(place: str) -> str:
     """Return the path in a file URL; anything else as it is."""
-    return unquote(place.removeprefix("file://")) if place.startswith("file://") else place
+    return unquote(place[5:].removeprefix("//")) if place.startswith("file:") else place
 
 
 def _short(version: str) -> str:

@@ -109,11 +109,15 @@ CAUSES: tuple[tuple[str, str], ...] = (
     ),
     (
         r"command '?[\w./-]*(gcc|cc|clang|g\+\+|c\+\+)'? failed: No such|[Uu]nable to find.*compiler|C(XX)?_COMPILER"
-        r"|No such file or directory: '[\w./-]*(gcc|cc|g\+\+)'|can't find Rust compiler|Python\.h: No such file|"
-        r"command '?[\w./-]*(gcc|cc|clang|g\+\+)'? failed",
+        r"|No such file or directory: '[\w./-]*(gcc|cc|g\+\+)'|can't find Rust compiler|Python\.h: No such file",
         "a package has no wheel for this Python and platform, and to build it a compiler is missing there ({line}); "
         "take a version that has a wheel, or install a compiler and Python's headers (build-essential and python3-dev, "
         "or gcc-c++ and python3-devel)",
+    ),
+    (
+        r"command '?[\w./-]*(gcc|cc|clang|g\+\+|c\+\+)'? failed with exit",
+        "the compiler fails in the build of {package} ({line}); see below what it says, and install the headers that "
+        "it lacks, or take a version of it that has a wheel; a project of your own, correct",
     ),
     (
         r"ModuleNotFoundError: No module named '?torch\b",
@@ -148,7 +152,7 @@ CAUSES: tuple[tuple[str, str], ...] = (
         "modes",
     ),
     (
-        r"(?s)index-strategy|first index that contains|unsafe-best-match",
+        r"index-strategy|first index that contains|unsafe-best-match",
         "no version fits: of a package that several indexes have, only the first index counts, so that nobody can put "
         "another in its place; if you trust all of them, set python_env_uv_settings: "
         "{{index-strategy: unsafe-best-match}}",
@@ -383,9 +387,15 @@ class Uv:
             or any(name in given for name in ("index", "index-url", "offline"))
         )
 
+    @property
+    def is_offline(self) -> bool:
+        """Return whether nothing is asked of the network."""
+        is_set = "UV_OFFLINE" in self.environment or bool(self.settings["uv_settings"].get("offline"))
+        return is_set or self.index == "none"
+
     def indexes(self, backend: str) -> list[str]:
         """Return the indexes that will be asked, as far as they are known."""
-        if self.index == "none" or "UV_OFFLINE" in self.environment:
+        if self.is_offline:
             return []
         found = list(self.extra_index_urls)
         if self.index:
@@ -403,7 +413,7 @@ class Uv:
             urls: of indexes.
             named: of those that the requirements name.
         """
-        if {"http-proxy", "https-proxy", "offline"} & set(self.settings["uv_settings"]):
+        if self.is_offline or {"http-proxy", "https-proxy"} & set(self.settings["uv_settings"]):
             return
         places: dict[tuple[str, int], str] = {}
         for url in (*urls, *named):
