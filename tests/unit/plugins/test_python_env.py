@@ -10,12 +10,13 @@ import platform
 import pwd
 import shutil
 import ssl
+import stat
 import subprocess
 import sys
-import tempfile
 import threading
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -305,28 +306,42 @@ def test_a_node_resolves_where_nobody_else_may_write(
 
 
 def test_what_a_broken_off_resolution_left_goes_with_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may be gigabytes; what another one works in at this moment stays, and what is the user's."""
-    home = tmp_path / "home"
-    (home / ".thunderhead-resolve-notes").mkdir(parents=True)
-    (home / ".thunderhead-resolve-notes" / "mine").touch()
-    monkeypatch.setenv("HOME", str(home))
+    """It may be gigabytes; what another one works in at this moment stays, and the next waits for it."""
+    place = tmp_path / ".thunderhead-resolve"
+    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(python_env_resolve, "is_open", lambda _found: False)
     broken_off, lock = python_env_resolve.make_workshop()
     (Path(broken_off) / "cache").mkdir()
     (Path(broken_off) / "cache" / "torch").touch()
     os.close(lock)
     one, held = python_env_resolve.make_workshop()
-    other, held_too = python_env_resolve.make_workshop()
-    assert {str(path) for path in home.iterdir()} == {str(home / ".thunderhead-resolve-notes"), one, other}
-    # Two that start at once may take each other's new folder for an old one.
-    make, taken = tempfile.mkdtemp, [one, str(home / "gone")]
-    monkeypatch.setattr(tempfile, "mkdtemp", lambda **where: taken.pop() if taken else make(**where))
-    third, held_last = python_env_resolve.make_workshop()
-    assert (taken, third in (one, other)) == ([], False)
-    for lock, folder in ((held, one), (held_too, other), (held_last, third)):
-        os.close(lock)
-        python_env_resolve.remove(folder)
-    assert os.listdir(home) == [".thunderhead-resolve-notes"]
+    assert ([str(path) for path in place.iterdir()], os.listdir(one)) == ([one], [])
+    assert place.stat().st_mode & 0o777 == 0o700
+    with ThreadPoolExecutor() as pool:
+        next_one = pool.submit(python_env_resolve.make_workshop)
+        with pytest.raises(TimeoutError):
+            next_one.result(timeout=0.5)
+        shutil.rmtree(place)
+        os.close(held)
+        other, lock = next_one.result(timeout=30)
+    assert [str(path) for path in place.iterdir()] == [other]
+    os.close(lock)
+
+
+def test_a_node_resolves_in_no_folder_of_anothers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "home" / ".thunderhead-resolve"
+    place.mkdir(parents=True)
+    (place / "notes").touch()
+    monkeypatch.setenv("HOME", str(place.parent))
+    monkeypatch.setattr(python_env_resolve, "is_open", lambda found: stat.S_IMODE(found.st_mode) == 0o777)
+    place.chmod(0o777)
+    with pytest.raises(Failure, match=f"{place} is not .*'s alone, and uv goes by files there; remove it"):
+        python_env_resolve.make_workshop()
+    place.rename(tmp_path / "elsewhere")
+    place.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="thunderhead-resolve"):
+        python_env_resolve.make_workshop()
+    assert os.listdir(tmp_path / "elsewhere") == ["notes"]
 
 
 def test_a_node_whose_home_belongs_to_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
