@@ -16,7 +16,6 @@ import os
 import platform
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -34,10 +33,10 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv 
     SETTINGS,
     TORCH_INDEX,
     Failure,
-    redacted,
     toml,
 )
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError, in_one
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.fetch_uv import fetch
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.requirements import (
     Requirements,
     lay_out,
@@ -50,7 +49,6 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.requirements i
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import amount, listed
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
-FETCH_UV = Path(__file__).parents[2] / "roles" / "python_env" / "files" / "fetch_uv.py"
 HERE = "localhost"
 VARIABLES: dict[str, Any] = {
     "requirements": "",
@@ -554,27 +552,15 @@ def fetch_uv(version: str, platform_name: str, settings: Mapping[str, Any]) -> P
         JobError: it cannot be had.
         OSError: the cache cannot be used.
     """
-    cache().mkdir(parents=True, exist_ok=True)
     folder = cache() / f"uv-{version}-{platform_name}"
     given = inventory_variables(settings)
-    for variables in [given, {}] if given else [{}]:
-        done = subprocess.run(
-            [sys.executable, str(FETCH_UV), version, platform_name, str(folder)],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            env={**os.environ, **variables},
-            check=False,
-        )
-        if done.returncode == 0:
-            return folder / "bin" / "uv"
-    said = redacted(done.stderr.strip())
-    if said.startswith("Traceback"):
-        said = (
-            f"uv could not be put into {folder} on the controller ({said.splitlines()[-1]}); make room there, or put "
-        )
-        said += f"the binary to {folder}/bin/uv"
-    raise JobError(said)
+    try:
+        fetch(version, platform_name, folder, given)
+    except JobError:
+        if not given:
+            raise
+        fetch(version, platform_name, folder, {})
+    return folder / "bin" / "uv"
 
 
 def inventory_variables(settings: Mapping[str, Any]) -> dict[str, str]:
