@@ -426,8 +426,7 @@ def _require_no_secret(path: Path) -> None:
     """Raise JobError if a TOML file, if there is one, has credentials in a URL: variables are not filled in there."""
     for number, line in enumerate(decoded(path).splitlines() if path.is_file() else (), start=1):
         for url in URL.findall(COMMENT.sub("", line)):
-            user, _colon, password = _credentials(url)
-            if password or user.lower() not in ("", "git"):
+            if _holds_secret(url):
                 raise JobError(
                     f"{path} line {number} holds a password or a token in a URL, which is no place for one; "
                     f"{FOR_AN_INDEX}; for a package, {FOR_A_PACKAGE}"
@@ -673,10 +672,7 @@ def _secret(text: str) -> str:
                 "has a variable in the URL of a package, which is not filled in there; if it is a password or a token, "
                 + FOR_A_PACKAGE
             )
-        user, has_password, password = _credentials(url)
-        if (has_password and password and not is_variable(password)) or (
-            not has_password and user and user.lower() != "git" and not is_variable(user)
-        ):
+        if _holds_secret(url, takes_variables=True):
             remedy = (
                 FOR_A_PACKAGE
                 if is_package
@@ -692,8 +688,7 @@ def _secret(text: str) -> str:
 def secret_among(lock: str) -> str:
     """Return the sentence's end if a lock has a URL with credentials, else ""."""
     for name, url in re.findall(r"(?m)^(\S+) @ (\S+)", lock):
-        user, _colon, password = _credentials(url)
-        if password or user.lower() not in ("", "git"):
+        if _holds_secret(url):
             return (
                 f"leads to {name}, with a password or a token in its URL; find the project that names it so, and there "
                 f"{FOR_A_PACKAGE}"
@@ -701,16 +696,11 @@ def secret_among(lock: str) -> str:
     return ""
 
 
-def _credentials(url: str) -> tuple[str, str, str]:
-    authority = url.partition("://")[2].partition("/")[0]
-    user, at, _host = authority.rpartition("@")
-    name, colon, password = user.partition(":") if at else ("", "", "")
-    return name, colon, password
-
-
-def is_variable(text: str) -> bool:
-    """Return whether a part of a URL stands for a variable of the environment, ${NAME}."""
-    return re.fullmatch(r"\$\{\w+\}", text) is not None
+def _holds_secret(url: str, takes_variables: bool = False) -> bool:
+    """Return whether a URL has a password or a token, which no variable of the environment, ${NAME}, stands for."""
+    user, _colon, password = url.partition("://")[2].partition("/")[0].rpartition("@")[0].partition(":")
+    is_variable = takes_variables and re.fullmatch(r"\$\{\w+\}", password or user)
+    return not is_variable and (password != "" or user.lower() not in ("", "git"))
 
 
 def expanded(url: str) -> str:

@@ -57,10 +57,8 @@ MISSING = re.compile(r"was not found in|no versions? of|only \S+ is available|on
 ASKED_AT_ONCE = 8
 OLDEST_IN_ZIP = "315532800"
 """1980-01-01, in seconds since 1970: a zip file, which a wheel is, has no earlier time."""
-GIT = re.compile(r"(git\+[a-z]+://[^\s/#]*/[^\s#@]*)(?:@([^\s#]+))?")
+GIT_URL = re.compile(r"(git\+[a-z]+://[^\s/#]*/[^\s#@]*)(?:@([^\s#]+))?")
 """A repository's URL, and what is taken of it."""
-MOST_BUILDS = 8
-"""How many packages may turn out to need torch for their build."""
 
 
 def resolve(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -182,7 +180,7 @@ class Resolution:
     def _text(self, lines: list[str]) -> str:
         text = "".join(f"{line}\n" for line in lines).replace(SOURCES, os.path.join(self.folder, "sources"))
         known = self.request["commits"]
-        return GIT.sub(lambda found: f"{found[1]}@{known[found[1]]}" if found[1] in known else found[0], text)
+        return GIT_URL.sub(lambda found: f"{found[1]}@{known[found[1]]}" if found[1] in known else found[0], text)
 
     def _write(self, name: str, text: str) -> None:
         path = os.path.join(self.folder, name)
@@ -301,19 +299,14 @@ class Resolution:
                 raise failure from None
 
     def _compile(self, arguments: list[str], target: Mapping[str, str]) -> None:
-        for _round in range(MOST_BUILDS):
-            self._let_build_with_torch()
-            variables = {"UV_CUDA_DRIVER_VERSION": target["driver"]} if target["driver"] else {}
-            try:
-                self.uv.run(*arguments, cwd=self.cwd, otherwise=OTHERWISE, **variables)
-                return
-            except Failure as failure:
-                name = wants_torch(failure.said)
-                if name and name not in self.needs_torch:
-                    self.needs_torch.append(name)
-                elif name or not lacks_torch(failure.said) or not self._declare_torch():
-                    raise
-        raise Failure("too many packages need torch for their build; name them in python_env_build_needs_torch")
+        more = {"UV_CUDA_DRIVER_VERSION": target["driver"]} if target["driver"] else {}
+        more |= {"cwd": self.cwd, "otherwise": OTHERWISE}
+        try:
+            self.uv.run_building(*arguments, torch=self.torch, needs=self.needs_torch, **more)
+        except Failure as failure:
+            if wants_torch(failure.said) or not lacks_torch(failure.said) or not self._declare_torch():
+                raise
+            self._compile(arguments, target)
 
     def _unmet(self, target: Mapping[str, str], backend: str) -> list[tuple[str, str]]:
         """Return the lines that cannot be met each by itself: uv tells of one at a time."""
@@ -336,9 +329,6 @@ class Resolution:
             reasons = list(pool.map(reason, range(len(pins))))
         about = f"Python {target['python']} on {target['machine']}"
         return [(pin, words.format(about)) for pin, words in zip(pins, reasons) if words]
-
-    def _let_build_with_torch(self) -> None:
-        self.uv.extra_build = {name: [self.torch] for name in self.needs_torch}
 
     def _declare_torch(self) -> bool:
         """Have the local projects without a pyproject.toml declare that their build needs torch.
@@ -408,7 +398,7 @@ class Resolution:
             name, location = "", head.removeprefix("-e ")
         if re.match(r"https?://", location):
             return _written(head, self._allowed(name, hashes))
-        if (git := GIT.match(location)) and git[2]:
+        if (git := GIT_URL.match(location)) and git[2]:
             self.commits.setdefault(git[1], set()).add(git[2])
         file = self._wheel(name.partition("[")[0], location, target)
         with open(os.path.join(self.wheels, file), "rb") as wheel:
@@ -510,7 +500,7 @@ class Resolution:
     def _build(self, name: str, location: str, source: str, folder: str) -> None:
         called = name or os.path.basename(location.rstrip("/"))
         for _round in range(2):
-            self._let_build_with_torch()
+            self.uv.extra_build = {one: [self.torch] for one in self.needs_torch}
             self._declare(source, self._build_needs(name))
             try:
                 self.uv.run(

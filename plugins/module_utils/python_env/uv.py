@@ -23,20 +23,24 @@ CREDENTIALS = re.compile(r"(?i)(https?://)[^/\s\"'`]+@")
 """In a URL; a password may have an @ itself."""
 PYPI = "https://pypi.org/simple"
 TORCH_INDEX = "https://download.pytorch.org/whl"
+MOST_BUILDS = 8
+"""How many packages may turn out to need torch for their build."""
 REACH_SECONDS = 10
 """How long an index may take to take a connection: then a network is dead, and uv would try for a minute."""
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 PIP_FILES = ("/etc/xdg/pip/pip.conf", "/etc/pip.conf", "~/.pip/pip.conf", "~/.config/pip/pip.conf")
 UV_FILES = ("/etc/uv/uv.toml", "/etc/xdg/uv/uv.toml", "~/.config/uv/uv.toml")
+SETTINGS = ("index_url", "extra_index_urls", "find_links", "proxy", "uv_settings")
+"""What the inventory says of indexes and of uv; it may hold passwords."""
 NOT_TAKEN = ("extra-index-url", "trusted-host", "constraint", "no-index")
 """Settings of pip that are not taken over: each changes what is installed, or whom it is believed."""
-INDEX = "set python_env_index_url in the inventory to an index that it reaches, or python_env_proxy to the proxy"
-NAMED_INDEX = f"{INDEX}; if the requirements name what is not reached, correct them"
-GIT = (
+INDEX_REMEDY = "set python_env_index_url in the inventory to an index that it reaches, or python_env_proxy to the proxy"
+NAMED_INDEX_REMEDY = f"{INDEX_REMEDY}; if the requirements name what is not reached, correct them"
+GIT_REMEDY = (
     "set python_env_proxy to the proxy, or python_env_resolve_on to a node that reaches it, or take the package from "
     "an index or an archive"
 )
-WITHOUT_TORCH_INDEX = (
+TORCH_INDEX_REMEDY = (
     "set python_env_torch_backend: none to take torch from the package index, a folder with torch's wheel in "
     "python_env_find_links, or python_env_proxy to the proxy"
 )
@@ -87,7 +91,7 @@ CAUSES: tuple[tuple[str, str], ...] = (
     ),
     (
         r"fatal: unable to access '|ssh: (Could not resolve|connect to host)",
-        "git does not reach a repository ({line}); " + GIT,
+        "git does not reach a repository ({line}); " + GIT_REMEDY,
     ),
     (
         r"failed to find branch, tag, or commit|couldn't find remote ref|upload-pack: not our ref",
@@ -96,12 +100,12 @@ CAUSES: tuple[tuple[str, str], ...] = (
     (
         r"failed to lookup address|dns error|Name or service not known|Could not resolve host|"
         r"Temporary failure in name",
-        "a name does not resolve ({line}); " + NAMED_INDEX,
+        "a name does not resolve ({line}); " + NAMED_INDEX_REMEDY,
     ),
     (
         r"Network is unreachable|No route to host|Connection refused|tcp connect error|operation timed out|"
         r"Failed to connect|Connection reset",
-        "it does not reach the index ({line}); " + NAMED_INDEX,
+        "it does not reach the index ({line}); " + NAMED_INDEX_REMEDY,
     ),
     (
         r"[Gg]it executable not found|No such file or directory: 'git'",
@@ -314,7 +318,7 @@ class Uv:
 
     Args:
         binary: path.
-        settings: index_url, extra_index_urls, find_links, proxy, uv_settings, as the inventory has them.
+        settings: those that SETTINGS names, as the inventory has them.
         folder: its own, for a file of settings: readable by nobody else.
         cache: folder, or "" for the account's own.
         machine: whose settings count where the inventory has none.
@@ -448,7 +452,7 @@ class Uv:
             if problem:
                 proxy = self._proxy_for(url)
                 through = " through its proxy" if proxy else ""
-                remedy = INDEX if url != TORCH_INDEX else WITHOUT_TORCH_INDEX
+                remedy = INDEX_REMEDY if url != TORCH_INDEX else TORCH_INDEX_REMEDY
                 if url in named:
                     remedy = "take it out of the requirements, or set python_env_proxy to the proxy"
                 if proxy:
@@ -556,6 +560,22 @@ class Uv:
             why = because(result.stderr, otherwise or "uv failed", package)
             raise Failure(why, result.stderr.strip() or f"uv ended with {result.returncode}")
         return result.stdout, result.stderr
+
+    def run_building(self, *arguments: str, torch: str, needs: list[str], **more: str) -> tuple[str, str]:
+        """Run it as ``run`` does, and again with a requirement of torch for each build that turns out to need it.
+
+        ``needs`` names the packages, and gets those that are found; where ``torch`` is "" there are none.
+        """
+        for _round in range(MOST_BUILDS):
+            self.extra_build = {name: [torch] for name in needs} if torch else {}
+            try:
+                return self.run(*arguments, **more)
+            except Failure as failure:
+                name = wants_torch(failure.said)
+                if not torch or not name or name in needs:
+                    raise
+                needs.append(name)
+        raise Failure("too many packages need torch for their build; name them in python_env_build_needs_torch")
 
 
 def default_index(settings: Mapping[str, Any]) -> str:

@@ -385,7 +385,7 @@ FETCHING = "error: Failed to fetch: `https://user:pass@example.org/simple/x/`\n 
         *(
             (
                 f"error: Failed to build `old==1`\n  x.c:1:10: fatal error: zlib.h: No such file\n  error: {said}",
-                f"the compiler fails in the build of old (error: {said}); see below what it says, and install the headers",
+                f"the compiler fails in the build of old (error: {said}); see below what it says, and install the",
             )
             for said in ("command '/usr/bin/cc' failed with exit code 1", "command 'g++' failed with exit status 1")
         ),
