@@ -27,6 +27,7 @@ class ActionModule(ActionBase):
         "digest": {"type": "str", "required": True},
         "indexes": {"type": "list", "elements": "str", "default": []},
         "written_indexes": {"type": "list", "elements": "str", "default": []},
+        "links": {"type": "list", "elements": "str", "default": []},
         "wheels": {"type": "str", "default": ""},
         "needs_torch": {"type": "list", "elements": "str", "default": []},
         "torch_backend": {"type": "str", "default": "none"},
@@ -45,7 +46,9 @@ class ActionModule(ActionBase):
         result: dict[str, Any] = super().run(tmp, task_vars)
         _validation, arguments = self.validate_argument_spec(dict(self.ARGUMENTS))
         settings = {name: arguments.pop(name) for name in SETTINGS}
-        settings |= indexes(arguments.pop("indexes"), arguments.pop("written_indexes"), settings)
+        written = arguments.pop("written_indexes")
+        settings |= indexes(arguments.pop("indexes"), written, settings)
+        settings["find_links"] += links(arguments.pop("links"), written)
         arguments["settings"] = json.dumps(settings)  # as one text, which no output repeats
         arguments["lock"] = Path(arguments["lock"]).read_text(encoding="utf-8") if arguments["lock"] else ""
         done = self._execute_module("thunderhead.cluster.python_env", module_args=arguments, task_vars=task_vars)
@@ -71,3 +74,14 @@ def indexes(used: list[str], written: list[str], given: dict[str, Any]) -> dict[
         # Only for a node that has no index of its own.
         "fallback_index_url": "" if index else default,
     }
+
+
+def links(used: list[str], written: list[str]) -> list[str]:
+    """Return the URLs of the pages of links that a node needs, with the credentials that are known.
+
+    Args:
+        used: by the resolution.
+        written: in the requirements, with variables.
+    """
+    known = {without_credentials(url): expanded(url) for url in written}
+    return [known.get(url, url) for url in used]

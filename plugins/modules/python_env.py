@@ -47,6 +47,11 @@ options:
     type: list
     elements: str
     default: []
+  links:
+    description: URLs of pages with links to the lock's packages, beside O(find_links); without credentials.
+    type: list
+    elements: str
+    default: []
   wheels:
     description: >-
       The name of the folder in C(wheels) with what the controller has built, removed at the end; empty for none.

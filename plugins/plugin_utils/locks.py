@@ -144,7 +144,7 @@ class Kept:
     def __init__(self, digest: str) -> None:
         self.folder = cache() / "locks" / digest[:32]
         self.content: dict[str, Any] = {"locks": {}, "backends": {}, "commits": {}}
-        self.content |= {"indexes": [], "needs_torch": [], "wheels": []}
+        self.content |= {"indexes": [], "find_links": [], "needs_torch": [], "wheels": []}
         with contextlib.suppress(OSError, ValueError):
             self.content |= json.loads((self.folder / "resolution.json").read_text(encoding="utf-8"))
         if not all((self.folder / "wheels" / name).is_file() for name in self.content["wheels"]):
@@ -178,6 +178,7 @@ class Kept:
         self.content = {
             "locks": self.locks | locks,
             "indexes": resolution["indexes"],
+            "find_links": resolution["find_links"],
             "needs_torch": resolution["needs_torch"],
             "backends": self.content["backends"] | resolution["backends"],
             "wheels": sorted({*self.content["wheels"], *resolution["wheels"]}),
@@ -347,6 +348,7 @@ class Plan:
                     "lock": str(kept.path(target)) if lacks else "",
                     "torch_backend": kept.content["backends"].get(target, "none") if lacks else "none",
                     "indexes": kept.content["indexes"],
+                    "links": kept.content["find_links"],
                     "written_indexes": group.requirements.indexes,
                     "needs_torch": kept.content["needs_torch"],
                     "wheels": [str(kept.folder / "wheels" / name) for name in kept.content["wheels"]] if lacks else [],

@@ -145,7 +145,7 @@ class Requirements:
         constraints: likewise, of ``-c``.
         sources: what lies on this machine, in the order of its numbers.
         hashes: by package, those that are allowed; empty if the files give none.
-        indexes: URLs in the files, as written there.
+        indexes: URLs in the files, of indexes and pages of links, as written there.
         soft: lines that often cannot be installed, and what to do about each; see ``faults``.
         contents: by file, its SHA-256.
         beside: projects and archives that a pyproject.toml has uv take from this machine.
@@ -495,6 +495,7 @@ def _collect(result: Requirements, lines: Sequence[Line]) -> None:
             result.indexes.append(value)
             text = f"{'--extra-index-url' if flag == '--extra-index-url' else '--index-url'} {value}"
         elif flag in ("-f", "--find-links") and "://" in value and not value.startswith("file:"):
+            result.indexes.append(value)
             text = f"--find-links {value}"
         elif flag in ("-f", "--find-links"):
             folder = Path(os.path.normpath(line.file.parent / path_of(value)))

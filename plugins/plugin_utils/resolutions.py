@@ -17,6 +17,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import s
 FILE = r"[A-Za-z0-9][A-Za-z0-9_.+!-]{0,200}\.(whl|tar\.gz)"
 PACKAGE = r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}"
 INDEX = r"(https?|file)://[^@\s\x00-\x1f]{1,2000}"
+LINKS = r"https?://[^@,\s\x00-\x1f]{1,2000}"
 COMMIT = r"[0-9a-f]{40,64}"
 BACKEND = r"[a-z0-9.]{1,10}"
 LINE = re.compile(
@@ -46,6 +47,7 @@ def checked(answer: Mapping[str, Any], targets: Collection[str]) -> tuple[dict[s
         "locks": _texts(resolution, "locks", lambda text: all(map(LINE.fullmatch, text.split("\n")))),
         "backends": _texts(resolution, "backends", lambda text: re.fullmatch(BACKEND, text)),
         "indexes": _list(resolution, "indexes", lambda text: not text or re.fullmatch(INDEX, text)),
+        "find_links": _list(resolution, "find_links", lambda text: re.fullmatch(LINKS, text)),
         "needs_torch": _list(resolution, "needs_torch", lambda text: re.fullmatch(PACKAGE, text)),
         "wheels": _list(resolution, "wheels", lambda text: re.fullmatch(FILE, text)),
         "commits": _texts(resolution, "commits", lambda text: re.fullmatch(COMMIT, text)),

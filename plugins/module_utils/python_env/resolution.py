@@ -74,7 +74,8 @@ def resolve(request: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
         locks (by target), backends (of torch, by target), indexes (that the packages come from; the default first, or
-        ""), needs_torch, wheels (names of the files in folder/wheels), commits (likewise), warnings.
+        ""), find_links (likewise, URLs that the inventory does not name), needs_torch, wheels (names of the files in
+        folder/wheels), commits (likewise), warnings.
 
     Raises:
         Failure: why it cannot be done.
@@ -108,6 +109,7 @@ class Resolution:
         self.built: dict[str, str] = {}
         self.backends: dict[str, str] = {}
         self.links: list[str] = []
+        self.find_links: list[str] = []
         self.torch = "torch"
         self.from_where: dict[str, str] = {}
         self.named: list[str] = []
@@ -128,7 +130,8 @@ class Resolution:
         self._write("requirements.in", lines)
         given = [path_of(one) for one in re.findall(r"(?m)^--find-links (?!(?!file:)\w+://)(\S.*)", lines)]
         self.from_where = self._variables(lines)
-        self.links = [*given, *(one for one in self.uv.own_links if one and one not in self.uv.settings["find_links"])]
+        own = [path_of(one) for one in self.uv.own_links if one and one not in self.uv.settings["find_links"]]
+        self.links = [*given, *own]
         self._write("constraints.in", self._text(self.request["constraints"]) + BARRED)
         if lines.strip() or self.request["arguments"]:
             self._require_indexes()
@@ -139,6 +142,7 @@ class Resolution:
             "locks": locks,
             "backends": self.backends,
             "indexes": self.indexes,
+            "find_links": self.find_links,
             "needs_torch": self.needs_torch,
             "wheels": sorted(os.listdir(self.wheels)),
             "commits": {url: commits.pop() for url, commits in self.commits.items() if len(commits) == 1},
@@ -248,7 +252,14 @@ class Resolution:
         if re.search(r"(?im)^torch", lines):  # else nothing may be asked of torch's index
             self.uv.require_reachable([url for url in self.uv.indexes(backend) if url not in self.uv.indexes("")])
         arguments = ["pip", "compile", "--quiet", "--no-header", "--no-annotate", "--generate-hashes"]
-        arguments += ["--emit-index-url", "--emit-build-options", "--python", sys.executable, *self._for(target)]
+        arguments += [
+            "--emit-index-url",
+            "--emit-find-links",
+            "--emit-build-options",
+            "--python",
+            sys.executable,
+            *self._for(target),
+        ]
         if self.request["takes_prereleases"]:
             arguments.append("--prerelease=allow")
         if backend != "none":
@@ -385,6 +396,9 @@ class Resolution:
             elif url.rstrip("/") != PYPI:
                 self.indexes = [url, *self.indexes[1:]]
             return ""
+        if head.startswith("--find-links "):
+            self._add_link(without_credentials(head.partition(" ")[2]))
+            return ""
         if head.startswith("--"):  # --no-binary, --only-binary
             return f"{head}\n"
         hashes = re.findall(r"--hash=(\S+)", below)
@@ -405,6 +419,16 @@ class Resolution:
             digest = hashlib.sha256(wheel.read()).hexdigest()
         name = name.partition("[")[0] or file.partition("-")[0].replace("_", "-")
         return _written(f"{name} @ file://{WHEELS}/{file}", [f"sha256:{digest}"])
+
+    def _add_link(self, place: str) -> None:
+        """Have a page of links go to the nodes by its URL, and what lies in a folder here by its files."""
+        on_nodes = (*self.uv.settings["find_links"], *(self.uv.settings["uv_settings"].get("find-links") or ()))
+        if place in map(without_credentials, on_nodes):
+            return
+        if re.match("https?://", place):
+            self.find_links += [place] if place not in self.find_links else []
+        else:
+            self.links.append(os.path.join(self.cwd, path_of(place)))
 
     def _take_along(self, name: str, hashes: list[str]) -> None:
         """Have the files of a package that lie here, and not on the nodes, go to the nodes."""

@@ -183,7 +183,13 @@ def test_one_machine_resolves_for_all(controller: Controller) -> None:
 
 def resolution(lock: str) -> dict[str, Any]:
     name = locks.target_of(NODE)
-    found: dict[str, Any] = {"locks": {name: lock}, "backends": {name: "none"}, "indexes": [], "needs_torch": []}
+    found: dict[str, Any] = {
+        "locks": {name: lock},
+        "backends": {name: "none"},
+        "indexes": [],
+        "find_links": [],
+        "needs_torch": [],
+    }
     return {**found, "wheels": [], "warnings": [], "commits": {}}
 
 

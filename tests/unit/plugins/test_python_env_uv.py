@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import tomllib
-from ansible_collections.thunderhead.cluster.plugins.action.python_env import indexes
+from ansible_collections.thunderhead.cluster.plugins.action.python_env import indexes, links
 from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env import node, uv
 from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.installation import (
     Environment,
@@ -248,6 +248,12 @@ def test_the_indexes_of_a_node(
     monkeypatch.setenv("NAME", "me")
     found = indexes(used, written, {"index_url": "", "extra_index_urls": [], **given})
     assert (found["index_url"], found["extra_index_urls"], found["fallback_index_url"]) == expected
+
+
+def test_the_pages_of_links_of_a_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NAME", "me")
+    written = ["https://${NAME}@wheels/x", "https://wheels/unused"]
+    assert links(["https://wheels/x", "https://own/${NAME}"], written) == ["https://me@wheels/x", "https://own/${NAME}"]
 
 
 # ------------------------------------------------------------------------------------------------- what keeps uv away

@@ -1,6 +1,9 @@
 """What the very uv that nodes get makes of the settings that it is given; indexes are folders."""
 
+import http.server
 import sys
+import threading
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -138,3 +141,57 @@ def test_a_project_with_an_index_in_pypis_place(controller: Controller, monkeypa
         controller.resolve(text + index + more)
     with pytest.raises(Failure, match=r"does not reach the index https://pypi\.org/simple: it is closed; set"):
         controller.resolve(text)
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """A web server."""
+
+    def log_message(self, *_arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def pages(controller: Controller, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URL of the company's folder."""
+    monkeypatch.delenv("UV_OFFLINE")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=controller.company)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("where", ["line", "line with a variable", "machine", "uv.toml", "project", "inventory"])
+def test_a_page_of_links_goes_to_the_nodes(
+    controller: Controller, pages: str, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Resolution found the packages, and every node then said that there are none."""
+    url, settings = f"{pages}/mine/", {"index_url": "none"}
+    text, name = "mine\n", "requirements.txt"
+    if where == "line":
+        text += f"-f {url}\n"
+    elif where == "line with a variable":
+        monkeypatch.setenv("TOKEN", "hush-4711")
+        text += f"-f {url.replace('//', '//user:${TOKEN}@')}\n"
+    elif where == "machine":
+        monkeypatch.setenv("UV_FIND_LINKS", url.replace("//", "//user:hush-4711@"))
+    elif where == "uv.toml":
+        (controller.home / ".config" / "uv" / "uv.toml").write_text(f'find-links = ["{url}"]\n')
+    elif where == "project":
+        text, name = f'{PROJECT}dependencies = ["mine"]\n[tool.uv]\nfind-links = ["{url}"]\n', "pyproject.toml"
+    result = controller.resolve(text, name, **settings, **({"find_links": [url]} if where == "inventory" else {}))
+    assert "mine==1.0" in result["locks"]["here"]
+    assert result["find_links"] == ([] if where == "inventory" else [url])
+    assert result["wheels"] == []
+
+
+@pytest.mark.parametrize("where", ["project", "machine"])
+def test_the_files_of_a_folder_of_links_go_to_the_nodes(
+    controller: Controller, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    text = f'{PROJECT}dependencies = ["mine"]\n'
+    if where == "project":
+        text += '[tool.uv]\nfind-links = ["../company/mine"]\n'
+    else:
+        monkeypatch.setenv("UV_FIND_LINKS", (controller.company / "mine").as_uri())
+    result = controller.resolve(text, index_url="none")
+    assert (result["find_links"], result["wheels"]) == ([], ["mine-1.0-py3-none-any.whl"])
