@@ -39,6 +39,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.fetch_uv import fetch
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.requirements import (
     Requirements,
+    explicit_indexes,
     lay_out,
     lay_out_project,
     malware_among,
@@ -337,6 +338,9 @@ class Plan:
                 diffs += difference(group, name, kept, is_dry)
             if kept.locks and not any(map(has_torch, kept.locks.values())):
                 warnings.append(NO_TORCH.format(path=group.requirements.path))
+            indexes = kept.content["indexes"]
+            if explicit := [url for url in explicit_indexes(group.requirements) if url not in indexes]:
+                indexes = [*(indexes or [""]), *explicit]
             for host in group.hosts:
                 if host not in nodes:
                     continue
@@ -347,7 +351,7 @@ class Plan:
                     "requirements": group.requirements.path.name,
                     "lock": str(kept.path(target)) if lacks else "",
                     "torch_backend": kept.content["backends"].get(target, "none") if lacks else "none",
-                    "indexes": kept.content["indexes"],
+                    "indexes": indexes,
                     "links": kept.content["find_links"],
                     "written_indexes": group.requirements.indexes,
                     "needs_torch": kept.content["needs_torch"],

@@ -394,9 +394,7 @@ def _take_settings(result: Requirements) -> None:
     Raises:
         JobError: they hold a password.
     """
-    project = result.path.parent
-    members = _members(result.path)
-    start = members[0] if project in members else project
+    start = [*_workspace_of(result.path), result.path][0].parent
     for folder in (start, *start.parents):
         path, settings = folder / "uv.toml", _table(folder / "uv.toml")
         if not path.is_file():
@@ -420,6 +418,30 @@ def _placed(name: str, value: Any, folder: Path) -> Any:
     if name in PLACES and isinstance(value, str) and "://" not in value:
         return os.path.normpath(folder / value)
     return value if isinstance(value, (str, bool, int, float)) else str(value)
+
+
+def explicit_indexes(requirements: Requirements) -> list[str]:
+    """Return the indexes that projects take only those packages from that they name: of these uv says nothing."""
+    own = [requirements.path.parent] if requirements.path.name == "pyproject.toml" else []
+    found: list[str] = []
+    for folder in (*own, *requirements.sources, *requirements.beside):
+        path = folder / "pyproject.toml"
+        tables = [_within(_table(one), "tool", "uv") for one in (path, *_workspace_of(path))]
+        sources = [one for table in tables for one in _within(table, "sources").values()]
+        named = [one.get("index") for given in sources for one in _listed(given) if isinstance(one, dict)]
+        indexes = [one for table in tables for one in _listed(table.get("index")) if isinstance(one, dict)]
+        found += [str(one.get("url")) for one in indexes if one.get("explicit") and one.get("name") in named]
+    return [url for url in dict.fromkeys(found) if re.match("https?://", url)]
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _workspace_of(project: Path) -> list[Path]:
+    """Return the pyproject.toml of the workspace that one belongs to, if there is another."""
+    members = _members(project)
+    return [members[0] / "pyproject.toml"] if project.parent in members[1:] else []
 
 
 def _require_no_secret(path: Path) -> None:

@@ -256,3 +256,36 @@ def test_what_a_hostile_node_answers_stays_outside(tmp_path: Path, monkeypatch: 
     with pytest.raises(Failure, match=r"what the node answers is no resolution: in its wheels stands \.\./notes"):
         action._on_node(tmp_path / "workshop", {"targets": {locks.target_of(NODE): NODE}}, {})
     assert [path.name for path in tmp_path.rglob("*")] == ["workshop"]
+
+
+@pytest.mark.parametrize(
+    ("sources", "expected"),
+    [
+        ('mine = { index = "company" }', ["", "https://company.example.org/simple"]),
+        ('mine = [{ index = "company", marker = "x" }]', ["", "https://company.example.org/simple"]),
+        ('mine = { index = "known" }', []),
+    ],
+)
+@pytest.mark.parametrize("where", ["pyproject.toml", "requirements.txt", "workspace"])
+def test_an_index_of_only_the_packages_that_name_it(
+    controller: Controller, sources: str, expected: list[str], where: str
+) -> None:
+    """uv does not tell of it, and every node found no such version."""
+    indexes = "".join(
+        f'[[tool.uv.index]]\nname = "{name}"\nurl = "https://{name}.example.org/simple"\n{more}\n'
+        for name, more in (("known", ""), ("company", "explicit = true"), ("unused", "explicit = true"))
+    )
+    project = controller.folder / "app" / "pyproject.toml"
+    project.parent.mkdir()
+    if where == "workspace":
+        root = controller.folder / "pyproject.toml"
+        root.write_text(f'[tool.uv.workspace]\nmembers = ["app"]\n{indexes}')
+        indexes = ""
+    project.write_text(f'[project]\nname = "app"\nversion = "1"\n[tool.uv.sources]\n{sources}\n{indexes}')
+    path = project
+    if where == "requirements.txt":
+        path = controller.folder / "requirements.txt"
+        path.write_text("-e app\n")
+    plan = controller.plan({"node0": {"requirements": str(path), "resolve_on": "node0"}})
+    result = plan.resolve({"node0": {**NODE, "complete": False}}, lambda *_arguments: resolution(""), False)
+    assert result["hosts"]["node0"]["indexes"] == expected
