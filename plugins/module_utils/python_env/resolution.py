@@ -582,7 +582,11 @@ class Resolution:
         url, _at, commit = place[4:].rpartition("@")
         folder = os.path.join(self.folder, f"git{len(self.built)}")
         self._git("clone", "--quiet", "--no-checkout", url, folder)
-        self._git("-C", folder, "checkout", "--quiet", commit)
+        try:
+            self._git("-C", folder, "checkout", "--quiet", commit)
+        except Failure:  # of no branch or tag: of a pull request, or of a branch that was overwritten
+            self._git("-C", folder, "fetch", "--quiet", "origin", commit)
+            self._git("-C", folder, "checkout", "--quiet", commit)
         self._git("-C", folder, "submodule", "--quiet", "update", "--init", "--recursive")
         return folder, subdirectory
 

@@ -139,6 +139,21 @@ def test_a_node_that_comes_later_gets_the_same_commit(bench: Bench, ref: str) ->
     assert (bench.folder / "requirements.in").read_text() == f"mine @ {url}@{first}#egg=mine\n"
 
 
+def test_a_commit_that_no_branch_has(bench: Bench) -> None:
+    """As of a pull request; a clone does not have it."""
+    repository = bench.folder / "repository"
+    repository.mkdir()
+    commit(repository)
+    second = commit(repository)
+    for command in (["update-ref", "refs/pull/1/head", second], ["reset", "-q", "--hard", "HEAD~1"]):
+        subprocess.run(["git", "-C", repository, *command], check=True)
+    url = f"git+file://{repository}@{second}"
+    assert resolve(bench.request([f"mine @ {url}"], f"mine @ {url}\n"))["wheels"] == ["mine-1.0-py3-none-any.whl"]
+    lost = f"git+file://{repository}@{'0' * 40}"
+    with pytest.raises(Failure, match="a repository has no such branch, tag or commit"):
+        resolve(bench.request([f"mine @ {lost}"], f"mine @ {lost}\n", folder=str(bench.folder / "other")))
+
+
 def test_a_repository_of_which_two_commits_are_taken(bench: Bench) -> None:
     repository = bench.folder / "repository"
     repository.mkdir()
