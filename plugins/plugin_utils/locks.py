@@ -88,6 +88,8 @@ FORMS = {
     "free": r"[0-9]{1,20}",
 }
 """What a node may say of itself."""
+BUILDER = ("executable", "python", "machine", "platform")
+"""What a node that resolves is told of the Python that it does so with, as it has said itself."""
 NO_TORCH = (
     "{path} installs no torch, so no job can train with what setup has installed; add torch to it, or to what "
     "python_env_requirements names, and run setup again"
@@ -426,6 +428,7 @@ class Plan:
                 "takes_prereleases": requirements.takes_prereleases,
                 "preferred": next(iter(kept.locks.values()), ""),
                 "commits": kept.commits(self.resolver() if there else HERE),
+                "builder": {name: node[name] for name in BUILDER} if node else {},
             }
             where = "On the controller" if not there else f"On {self.resolver()}"
             try:

@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.node import uv_platform
 from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import (
     NO_SOLUTION,
     PYPI,
@@ -70,7 +71,8 @@ def resolve(request: Mapping[str, Any]) -> dict[str, Any]:
             hashes (by package, those allowed), targets (by name: python, platform, machine, backend, driver),
             variables (of the environment, that lines name), settings (see uv.Uv), needs_torch (packages whose build
             needs it), takes_prereleases, preferred (a lock whose versions are taken where they fit, or ""), commits (by
-            URL of a git repository, the one that is taken whatever its branch has).
+            URL of a git repository, the one that is taken whatever its branch has), builder (executable, python,
+            machine and platform of the Python that resolves and builds; empty for this one).
 
     Returns:
         locks (by target), backends (of torch, by target), indexes (that the packages come from; the default first, or
@@ -99,6 +101,12 @@ class Resolution:
         self.wheels = os.path.join(self.folder, "wheels")
         os.makedirs(self.wheels, exist_ok=True)
         self.uv = Uv(request["uv"], request["settings"], self.folder, request["cache"], project=request["uv_settings"])
+        self.builder = request["builder"] or {
+            "executable": sys.executable,
+            "python": f"{sys.version_info[0]}.{sys.version_info[1]}",
+            "machine": platform.machine(),
+            "platform": uv_platform(sys.platform, platform.machine(), platform.libc_ver()),
+        }
         is_project = request["arguments"][:1] == ["pyproject.toml"]
         self.cwd = request["project"] if is_project else "/"  # where uv finds settings
         self.uv.environment.update(request["variables"])
@@ -257,7 +265,7 @@ class Resolution:
             "--emit-find-links",
             "--emit-build-options",
             "--python",
-            sys.executable,
+            self.builder["executable"],
             *self._for(target),
         ]
         if self.request["takes_prereleases"]:
@@ -489,11 +497,20 @@ class Resolution:
         if location not in self.built:
             self.built[location] = self._made(name, location)
         file = self.built[location]
-        mine = (f"{sys.version_info[0]}.{sys.version_info[1]}", platform.machine())
-        if not file.endswith("-none-any.whl") and mine != (target["python"], target["machine"]):
+        if file.endswith("-none-any.whl") or location.partition("#")[0].endswith(".whl"):  # which uv has checked
+            return file
+        mine = (self.builder["python"], self.builder["machine"])
+        if mine != (target["python"], target["machine"]):
             raise Failure(
                 f"{file} has code that is compiled, for Python {mine[0]} on {mine[1]}, and a node has "
                 f"Python {target['python']} on {target['machine']}; set python_env_resolve_on to that node"
+            )
+        glibc = re.search(r"manylinux_2_(\d+)$", target["platform"])
+        needed = glibc_minor(os.path.join(self.wheels, file))
+        if self.builder["platform"] != target["platform"] and needed > (int(glibc[1]) if glibc else 0):
+            raise Failure(
+                f"{file} has code that is compiled, for glibc 2.{needed}, and a node is {target['platform']}; set "
+                "python_env_resolve_on to that node"
             )
         return file
 
@@ -528,7 +545,7 @@ class Resolution:
             self._declare(source, self._build_needs(name))
             try:
                 self.uv.run(
-                    *("build", "--wheel", "--no-create-gitignore", "--python", sys.executable),
+                    *("build", "--wheel", "--no-create-gitignore", "--python", self.builder["executable"]),
                     *("--out-dir", folder, source),
                     otherwise=f"{redacted(called)} cannot be built; see what its build says",
                     package=name,
@@ -609,6 +626,14 @@ def _written(head: str, hashes: list[str]) -> str:
 def path_of(place: str) -> str:
     """Return the path in a file URL; anything else as it is."""
     return unquote(place[5:].removeprefix("//")) if place.startswith("file:") else place
+
+
+def glibc_minor(path: str) -> int:
+    """Return x of the newest glibc 2.x whose functions a wheel's compiled code asks for, 0 if it asks for none."""
+    with zipfile.ZipFile(path) as wheel:
+        code = [wheel.read(name) for name in wheel.namelist()]
+    found = [re.findall(rb"\0GLIBC_2\.(\d+)", one) for one in code if one.startswith(b"\x7fELF")]
+    return max((int(minor) for minors in found for minor in minors), default=0)
 
 
 def _short(version: str) -> str:

@@ -116,7 +116,7 @@ CAUSES: tuple[tuple[str, str], ...] = (
         r"|No such file or directory: '[\w./-]*(gcc|cc|g\+\+)'|can't find Rust compiler|Python\.h: No such file",
         "a package has no wheel for this Python and platform, and to build it a compiler is missing there ({line}); "
         "take a version that has a wheel, or install a compiler and Python's headers (build-essential and python3-dev, "
-        "or gcc-c++ and python3-devel)",
+        "or gcc-c++ and python3-devel), or set python_env_resolve_on to a node that has them",
     ),
     (
         r"command '?[\w./-]*(gcc|cc|clang|g\+\+|c\+\+)'? failed with exit",
@@ -137,7 +137,8 @@ CAUSES: tuple[tuple[str, str], ...] = (
     (
         r"ModuleNotFoundError: No module named '?(distutils|imp)\b",
         "the build of {package} needs the module {module}, which newer Pythons lack ({line}); take a newer version of "
-        "the package, or an older Python (python_env_python)",
+        "the package, or an older Python: python_env_python of the node and, if that is not what builds, "
+        "python_env_resolve_on: its name",
     ),
     (
         r"ModuleNotFoundError: No module named ",

@@ -201,7 +201,8 @@ def test_a_node_gets_no_history_and_sends_no_password(controller: Controller) ->
     (controller.folder / "requirements.txt").write_text("-e mine\n")
     sent: list[str] = []
 
-    def there(workshop: Path, _request: Any) -> dict[str, Any]:
+    def there(workshop: Path, request: Any) -> dict[str, Any]:
+        assert request["builder"] == {name: NODE[name] for name in ("executable", "python", "machine", "platform")}
         sent.extend(str(path.relative_to(workshop)) for path in workshop.rglob("*"))
         return resolution("far @ https://user:hush-4711@example.org/far-1.0.tar.gz\n")
 

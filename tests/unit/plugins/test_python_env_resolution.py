@@ -1,8 +1,10 @@
 """A resolution with a program in uv's place, which writes down how it was called."""
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -39,8 +41,10 @@ if arguments[0] == "build":
     if given["needs"] not in given["pyproject.toml"]:
         sys.exit("ModuleNotFoundError: No module named '" + given["needs"] + "'")
     os.makedirs(folder)
-    with zipfile.ZipFile(folder + "/mine-1.0-py3-none-any.whl", "w") as wheel:
+    built = "mine-1.0-cp3-cp3-linux_x86_64.whl" if "compiled" in arguments[-1] else "mine-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(folder + "/" + built, "w") as wheel:
         wheel.writestr("mine.py", str(os.getpid()))
+        wheel.writestr("mine.so", b"\\x7fELF\\0GLIBC_2.17\\0GLIBC_2.34\\0")
     if "without-wheel" in arguments[-1]:
         os.unlink(folder + "/mine-1.0-py3-none-any.whl")
 elif os.path.exists("{folder}/uv-says"):
@@ -82,6 +86,7 @@ class Bench:
             "settings": SETTINGS,
             "variables": {},
             "commits": {},
+            "builder": {},
         }
         return {**given, "needs_torch": [], "takes_prereleases": False, "preferred": "", **changes}
 
@@ -543,3 +548,40 @@ def test_settings_of_pip_are_named_where_they_may_help(
     with pytest.raises(Failure) as caught:
         resolve(bench.request(["x==1"], settings={**SETTINGS, "index_url": "none"}))
     assert (f"{bench.folder}/pip.conf sets extra-index-url" in caught.value.why) is may_matter
+
+
+HERE = {"executable": "/usr/bin/python3.11", "python": "3.11", "machine": "x86_64", "platform": "x86_64-manylinux_2_39"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, ""),
+        ({"platform": "x86_64-manylinux_2_34"}, ""),
+        (
+            {"platform": "x86_64-manylinux_2_31"},
+            "for glibc 2.34, and a node is x86_64-manylinux_2_31; set python_env_res",
+        ),
+        ({"platform": "x86_64-unknown-linux-musl"}, "for glibc 2.34, and a node is x86_64-unknown-linux-musl; set"),
+        (
+            {"python": "3.12"},
+            "for Python 3.11 on x86_64, and a node has Python 3.12 on x86_64; set python_env_resolve_on",
+        ),
+    ],
+)
+def test_compiled_code_is_for_nodes_that_can_load_it(bench: Bench, changes: dict[str, str], message: str) -> None:
+    """What builds is the Python of the node that resolves, not the one that Ansible has there."""
+    lock = "mine @ file:///srv/compiled\n"
+    request = bench.request(["x"], lock, targets={"here": {**TARGET, **HERE, **changes}}, builder=HERE)
+    with pytest.raises(Failure, match=re.escape(message)) if message else contextlib.nullcontext():
+        assert resolve(request)["wheels"] == ["mine-1.0-cp3-cp3-linux_x86_64.whl"]
+    for arguments, _environment in bench.calls:
+        assert arguments[arguments.index("--python") + 1] == "/usr/bin/python3.11"
+
+
+def test_a_wheel_that_uv_has_checked(bench: Bench) -> None:
+    """It is for the nodes' Python, whatever this machine's is."""
+    wheel = bench.folder / "mine-1.0-cp310-cp310-linux_x86_64.whl"
+    wheel.write_bytes(b"")
+    request = bench.request(["x"], f"mine @ {wheel.as_uri()}\n", targets={"here": {**TARGET, "python": "3.10"}})
+    assert resolve(request)["wheels"] == [wheel.name]

@@ -420,8 +420,8 @@ FETCHING = "error: Failed to fetch: `https://user:pass@example.org/simple/x/`\n 
             (
                 f"error: Failed to build `old==1`\n  ModuleNotFoundError: No module named '{module}'",
                 f"the build of old needs the module {module.partition('.')[0]}, which newer Pythons lack "
-                f"(ModuleNotFoundError: No module named '{module}'); take a newer version of the package, or an older "
-                "Python (python_env_python)",
+                f"(ModuleNotFoundError: No module named '{module}'); take a newer version of the package, or an "
+                "older Python: python_env_python of the node and, if that is not what builds, python_env_resolve_on",
             )
             for module in ("imp", "distutils", "distutils.core")
         ),

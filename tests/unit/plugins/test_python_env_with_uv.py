@@ -43,7 +43,7 @@ class Controller:
         request |= {"uv": str(Path(sys.executable).with_name("uv")), "cache": str(self.folder / "cache")}
         request |= {"project": str(path.parent), "folder": str(self.folder / "workshop"), "variables": {}}
         request |= {"targets": {"here": TARGET}, "settings": {**SETTINGS, **settings}, "needs_torch": [], "commits": {}}
-        return resolve({**request, "takes_prereleases": False, "preferred": ""})
+        return resolve({**request, "takes_prereleases": False, "preferred": "", "builder": {}})
 
 
 @pytest.fixture
