@@ -341,8 +341,9 @@ class Plan:
             if kept.locks and not any(map(has_torch, kept.locks.values())):
                 warnings.append(NO_TORCH.format(path=group.requirements.path))
             indexes = kept.content["indexes"]
-            if explicit := [url for url in explicit_indexes(group.requirements) if url not in indexes]:
-                indexes = [*(indexes or [""]), *explicit]
+            if not group.wanted.values["uv_settings"].get("no-sources"):
+                explicit = explicit_indexes(group.requirements, "\n".join(kept.locks.values()))
+                indexes = [*(indexes or [""]), *explicit] if explicit else indexes
             for host in group.hosts:
                 if host not in nodes:
                     continue

@@ -420,15 +420,16 @@ def _placed(name: str, value: Any, folder: Path) -> Any:
     return value if isinstance(value, (str, bool, int, float)) else str(value)
 
 
-def explicit_indexes(requirements: Requirements) -> list[str]:
-    """Return the indexes that projects take only those packages from that they name: of these uv says nothing."""
+def explicit_indexes(requirements: Requirements, locks: str) -> list[str]:
+    """Return the indexes that projects take only packages from that they name, and locks have: uv does not tell."""
     own = [requirements.path.parent] if requirements.path.name == "pyproject.toml" else []
     found: list[str] = []
     for folder in (*own, *requirements.sources, *requirements.beside):
         path = folder / "pyproject.toml"
         tables = [_within(_table(one), "tool", "uv") for one in (path, *_workspace_of(path))]
-        sources = [one for table in tables for one in _within(table, "sources").values()]
-        named = [one.get("index") for given in sources for one in _listed(given) if isinstance(one, dict)]
+        sources = [one for table in tables for one in _within(table, "sources").items()]
+        used = [given for name, given in sources if re.search(rf"(?m)^{re.escape(canonicalize_name(name))}==", locks)]
+        named = [one.get("index") for given in used for one in _listed(given) if isinstance(one, dict)]
         indexes = [one for table in tables for one in _listed(table.get("index")) if isinstance(one, dict)]
         found += [str(one.get("url")) for one in indexes if one.get("explicit") and one.get("name") in named]
     return [url for url in dict.fromkeys(found) if re.match("https?://", url)]

@@ -265,6 +265,7 @@ def test_what_a_hostile_node_answers_stays_outside(tmp_path: Path, monkeypatch: 
         ('mine = { index = "company" }', ["", "https://company.example.org/simple"]),
         ('mine = [{ index = "company", marker = "x" }]', ["", "https://company.example.org/simple"]),
         ('mine = { index = "known" }', []),
+        ('unused = { index = "company" }', []),
     ],
 )
 @pytest.mark.parametrize("where", ["pyproject.toml", "requirements.txt", "workspace"])
@@ -288,5 +289,9 @@ def test_an_index_of_only_the_packages_that_name_it(
         path = controller.folder / "requirements.txt"
         path.write_text("-e app\n")
     plan = controller.plan({"node0": {"requirements": str(path), "resolve_on": "node0"}})
-    result = plan.resolve({"node0": {**NODE, "complete": False}}, lambda *_arguments: resolution(""), False)
+    result = plan.resolve({"node0": {**NODE, "complete": False}}, lambda *_arguments: resolution("mine==1\n"), False)
     assert result["hosts"]["node0"]["indexes"] == expected
+    settings = {"requirements": str(path), "resolve_on": "node0", "uv_settings": {"no-sources": True}}
+    plan = controller.plan({"node0": settings})
+    result = plan.resolve({"node0": {**NODE, "complete": False}}, lambda *_arguments: resolution("mine==1\n"), False)
+    assert result["hosts"]["node0"]["indexes"] == []
