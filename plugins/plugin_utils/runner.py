@@ -48,7 +48,7 @@ def plan(order: Order, desk: Desk) -> tuple[Launch, Origin | None]:
 
         origin = find_origin(order.resume, order.checkpoint, order.runs, desk)
         earlier = earlier or origin.about
-    job = make_job(order, earlier, origin.path if origin else "")
+    job = make_job(order, earlier, origin.path if origin else "", desk.settings[0].env)
     require_known(job.args, job.env, {one.host: one.env for one in desk.settings}, job.checkpoint)
     return Launch(job, desk.settings, desk.open_channel, desk.members), origin
 

@@ -62,8 +62,7 @@ class Code:
 
     def explained(self, why: str) -> str:
         """Return a clause on a failed import that has its cause in the project, or ""."""
-        missing = left_behind.explained(why, self.project, self.bundle.paths, self.script)
-        return missing or left_behind.elsewhere(why, self.bundle.paths)
+        return left_behind.explained(why, self.project, self.bundle.paths, self.script)
 
 
 def trial(code: Code | None) -> dict[str, Any]:
