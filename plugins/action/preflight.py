@@ -15,7 +15,7 @@ from ansible.utils.color import ANSIBLE_COLOR
 from ansible.utils.display import Display
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import make_bundle
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.cluster_action import Arguments, ClusterAction
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.entry import find_entry, search_path
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.entry_point import find_entry, search_path
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.environment import as_environment
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.frameworks import fit
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.inventory import Inventory

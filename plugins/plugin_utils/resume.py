@@ -17,7 +17,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.desk import De
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang, Identity
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.history import described_by_nodes
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.named import HERE, find_named, is_absolute
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.named_checkpoint import HERE, find_named, is_absolute
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import Record, who
 
 

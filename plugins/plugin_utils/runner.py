@@ -17,13 +17,13 @@ from ansible.release import __version__ as ansible_version
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.command_line import without_values
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.desk import Desk
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.expansion import require_known
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.history import earlier_job, store_bundle
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.interrupts import Interrupted
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.launch import Launch
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.noticed import world_size
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import Order, described, make_job
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import Record
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.script_variables import require_known
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import counted
 
 if TYPE_CHECKING:

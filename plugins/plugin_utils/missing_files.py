@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import names_in
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.entry import search_path
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.entry_point import search_path
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.project_files import bringing, git, with_python_path
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import Record

@@ -6,7 +6,7 @@ from unittest.mock import Mock
 
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import make_bundle, names_in
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.left_behind import explained, of_job
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.missing_files import explained, of_job
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import Record
 from local_nodes import IS_ROOT, NOBODY, closed
 

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.entry import (
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.entry_point import (
     check_module,
     require_no_relative_imports,
     search_path,
