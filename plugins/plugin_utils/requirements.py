@@ -54,6 +54,14 @@ VALUED = re.compile(
     r"(?:\s*=\s*|\s+|(?<=^-[rcefi])(?=\S))(?P<value>.+)"
 )
 """An option whose value is a path or a URL."""
+WORD = r"(?:'[^']*'|\"[^\"]*\"|\S)++"
+"""Without a space outside of quotes."""
+QUOTED = re.compile(r"^(['\"])((?:(?!\1).)*)\1$")
+SURPLUS = re.compile(
+    rf"(?P<option>--(?:pre|prefer-binary|no-index|require-hashes)|-[rcefi]\s*+=?+\s*+{WORD}|--[a-z-]+(?>\s*=\s*|\s+){WORD})"
+    r"\s+(?P<rest>.+)"
+)
+"""An option with its value, if it takes one, and what stands behind."""
 UNHEEDED = re.compile(r"\s--((use-feature|trusted-host)[ =]\S+|prefer-binary|pre|require-hashes|no-index)(?=\s|$)")
 """Options that pip takes behind a package, and pays no heed to there."""
 UNHEEDED_PLACE = re.compile(r"\s(-[fi]|--(?:extra-)?index-url|--find-links)(?:\s*=\s*|\s+)\S+")
@@ -99,7 +107,7 @@ CONVERTED = {
 
 @dataclass(frozen=True)
 class Line:
-    """A logical line: what pip sees, without comments, several lines joined by backslashes as one.
+    """A logical line: what pip sees, without comments, several joined by backslashes as one; each option is one.
 
     Attributes:
         file: where it stands.
@@ -222,9 +230,20 @@ def logical_lines(path: Path, text: str, constrains: bool) -> Iterator[Line]:
             joined += line[:-1]
             continue
         whole = COMMENT.sub("", joined + (f" {line}" if is_comment else line)).strip()
-        if whole:
-            yield Line(path, first, whole, constrains)
+        for text in _options(whole) if whole.startswith("-") else [whole] if whole else []:
+            yield Line(path, first, text, constrains)
         joined, first = "", 0
+
+
+def _options(line: str) -> list[str]:
+    """Return the options of a line, each with what stands behind it."""
+    found: list[str] = []
+    for word in re.findall(WORD, line):
+        if word.startswith("-"):
+            found.append(word)
+        else:
+            found[-1] += f" {word}"
+    return found
 
 
 def read(path: Path, extras: Sequence[str] = (), groups: Sequence[str] = (), has_sources: bool = True) -> Requirements:
@@ -424,6 +443,14 @@ def _collect(result: Requirements, lines: Sequence[Line]) -> None:
     soft: list[tuple[Line, str]] = []
     hashed: list[bool] = []
     for line in lines:
+        if secret := _secret(line.text):
+            faults.append((line, secret))
+            continue
+        surplus = SURPLUS.fullmatch(line.text)
+        if surplus and not (surplus["rest"].startswith(";") and surplus["option"].startswith(("-e", "--editable"))):
+            remark = "has {} behind the option {}, where pip pays no heed to it; write it into a line of its own"
+            faults.append((line, remark.format(surplus["rest"], re.split(r"[\s=]", surplus["option"])[0])))
+            continue
         text = HASH.sub("", line.text).strip()
         binary = [f"--{which}-binary {name}" for which, names in BINARY.findall(text) for name in names.split(",")]
         for one in binary:
@@ -438,11 +465,8 @@ def _collect(result: Requirements, lines: Sequence[Line]) -> None:
                 remark = "has the option {} behind a package, where it does not count; write it into a line of its own"
                 soft.append((line, remark.format(place[1])))
             text = UNHEEDED_PLACE.sub("", text)
-        if secret := _secret(line.text):
-            faults.append((line, secret))
-            continue
         option = VALUED.fullmatch(text)
-        flag, value = (option["flag"], option["value"].strip().strip("'\"")) if option else ("", text)
+        flag, value = (option["flag"], QUOTED.sub(r"\2", option["value"].strip())) if option else ("", text)
         if flag in ("-i", "--index-url", "--extra-index-url"):
             result.indexes.append(value)
             text = f"{'--extra-index-url' if flag == '--extra-index-url' else '--index-url'} {value}"

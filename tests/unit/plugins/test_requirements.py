@@ -58,6 +58,50 @@ def test_options_that_are_pips_alone(tmp_path: Path) -> None:
     assert (found.lines, found.takes_prereleases) == (["six"], True)
 
 
+def test_several_options_on_one_line(tmp_path: Path) -> None:
+    """Pip takes each."""
+    for name in ("one.txt", "limits.txt"):
+        file(tmp_path, f"{name[:3]}\n", name)
+    (tmp_path / "my wheels").mkdir()
+    text = "--extra-index-url https://a.example.org/ --trusted-host a.example.org\n"
+    text += "-i https://b.example.org/ --extra-index-url=https://c.example.org/ --pre # a comment\n"
+    text += "-r one.txt -c limits.txt -f'my wheels' --no-index --no-binary six,idna --only-binary=yarl\n"
+    text += "--no-index \\\n -f 'https://d.example.org/a b'\n"
+    found = read(file(tmp_path, text))
+    expected = ["--extra-index-url https://a.example.org/", "--index-url https://b.example.org/"]
+    expected += ["--extra-index-url https://c.example.org/", "one", f"--find-links {SOURCES}/0/my_wheels", "--no-index"]
+    expected += ["--no-binary six", "--no-binary idna", "--only-binary yarl", "--no-index"]
+    assert found.lines == [*expected, "--find-links https://d.example.org/a b"]
+    assert (found.constraints, found.takes_prereleases) == (["lim"], True)
+    assert found.indexes == [f"https://{name}.example.org/" for name in ("a", "b", "c")]
+
+
+@pytest.mark.parametrize(
+    ("option", "rest"),
+    [
+        ("-i https://example.org/", "six"),
+        ("-i = https://example.org/", "six"),
+        ("--extra-index-url https://example.org/", "https://b.example.org/"),
+        ("--extra-index-url https://example.org/", "; python_version > '3'"),
+        ("-r https://example.org/r.txt", "six"),
+        ("-e git+https://example.org/r.git", "six"),
+        ("-f 'my wheels'", "six"),
+        ("--pre", "six idna"),
+        ("--no-index", "six"),
+        ("--trusted-host=example.org", "six"),
+        ("--no-binary a", "six"),
+    ],
+)
+def test_what_stands_behind_an_option(tmp_path: Path, option: str, rest: str) -> None:
+    """Pip passes over it without a word."""
+    (tmp_path / "my wheels").mkdir()
+    name = option.replace("=", " ").split()[0]
+    assert refused(tmp_path, f"six\n{option} {rest}\n") == (
+        f"requirements.txt line 2 has {rest} behind the option {name}, where pip pays no heed to it; write it into a "
+        "line of its own"
+    )
+
+
 def test_files_that_include_each_other(tmp_path: Path) -> None:
     file(tmp_path, "-r requirements.txt\ntwo\n", "two.txt")
     assert read(file(tmp_path, "-r two.txt\none\n")).lines == ["two", "one"]
@@ -70,6 +114,9 @@ def test_files_that_include_each_other(tmp_path: Path) -> None:
         ("--editable=libs/x[extra]", f"mine[extra] @ file://{SOURCES}/0/x"),
         ("./libs/x ; python_version > '3'", f"mine @ file://{SOURCES}/0/x ; python_version > '3'"),
         ("-e libs/old[extra]", f"file://{SOURCES}/0/old[extra]"),
+        ("-e ./libs/x ; python_version > '3'", f"mine @ file://{SOURCES}/0/x ; python_version > '3'"),
+        ("-e \"./libs/x ; sys_platform > '3'\"", f"mine @ file://{SOURCES}/0/x ; sys_platform > '3'"),
+        ("--index-url = https://example.org/simple", "--index-url https://example.org/simple"),
         ("mine @ file:./libs/x", f"mine @ file://{SOURCES}/0/x"),
         ("mine[extra] @ file://{folder}/libs/x", f"mine[extra] @ file://{SOURCES}/0/x"),
         ("libs/mine-1.0.tar.gz", f"file://{SOURCES}/0/mine-1.0.tar.gz"),
@@ -282,6 +329,8 @@ def test_malware_in_a_lock(lock: str, is_malware: bool) -> None:
         ("git+https://oauth2:secret@example.org/r.git", True),
         ("git+https://git@github.com/o/r.git", False),
         ("git+ssh://me@github.com/o/r.git", False),
+        ("-i https://example.org/simple https://user:token@example.org/", True),
+        ("--pre -i https://example.org/simple -f https://user:token@example.org/", True),
         ("--index-url https://${TOKEN}@example.org/simple", False),
         ("--index-url https://__token__:${TOKEN}@example.org/simple", False),
         ("--index-url https://${NAME}:${TOKEN}@example.org/simple", False),
