@@ -136,7 +136,7 @@ class Requirements:
         lines: for uv, with SOURCES for the folder of what they name on this machine.
         constraints: likewise, of ``-c``.
         sources: what lies on this machine, in the order of its numbers.
-        hashes: by package, those that are allowed; empty if the files give none.
+        hashes: by package, those that are allowed, of constraints too; empty if the files give none.
         indexes: URLs in the files, as written there.
         soft: lines that often cannot be installed, and what to do about each; see ``faults``.
         contents: by file, its SHA-256.
@@ -441,7 +441,7 @@ def _collect(result: Requirements, lines: Sequence[Line]) -> None:
     """
     faults: list[tuple[Line, str]] = []
     soft: list[tuple[Line, str]] = []
-    hashed: list[bool] = []
+    demanding: list[Line] = []
     for line in lines:
         if secret := _secret(line.text):
             faults.append((line, secret))
@@ -484,22 +484,26 @@ def _collect(result: Requirements, lines: Sequence[Line]) -> None:
                 faults.append((line, fault))
             elif remark := _doubtful(text):
                 soft.append((line, remark))
-            if not line.constrains:
-                hashed.append(bool(HASH.search(line.text)))
-                for one in HASH.findall(line.text):
-                    result.hashes.setdefault(_name_of(text), []).append(one)
+            for one in HASH.findall(line.text):
+                result.hashes.setdefault(_name_of(text), []).append(one)
         elif text == "--pre":
             result.takes_prereleases = True
             continue
-        elif text.startswith(("--trusted-host", "--use-feature", "--prefer-binary", "--require-hashes")):
+        elif text == "--require-hashes":
+            demanding.append(line)
+            continue
+        elif text.startswith(("--trusted-host", "--use-feature", "--prefer-binary")):
             continue  # pip's alone, or so anyway
         elif not text.startswith(FOR_UV):
             option_name = re.split(r"[\s=]", text)[0]
             faults.append((line, f"has the option {option_name}, which is not taken from a file; leave it out"))
         result.places.setdefault(text, str(line))
         (result.constraints if line.constrains else result.lines).append(text)
-    if not any(hashed):
-        result.hashes.clear()
+    if not result.hashes:
+        remark = (
+            "requires hashes, and no line of a package has one; uv pip compile --generate-hashes writes such a file"
+        )
+        faults += [(line, remark) for line in demanding]
     result.soft = [f"{line}: {words}" for line, words in soft]
     if faults:
         listing = [f"{line} {words}" for line, words in faults]

@@ -53,7 +53,7 @@ def test_files_include_others_relative_to_themselves(tmp_path: Path) -> None:
 
 
 def test_options_that_are_pips_alone(tmp_path: Path) -> None:
-    text = "--pre\n--prefer-binary\n--trusted-host example.org\n--require-hashes\n--use-feature=fast-deps\nsix\n"
+    text = "--pre\n--prefer-binary\n--trusted-host example.org\n--use-feature=fast-deps\nsix\n"
     found = read(file(tmp_path, text))
     assert (found.lines, found.takes_prereleases) == (["six"], True)
 
@@ -99,6 +99,27 @@ def test_what_stands_behind_an_option(tmp_path: Path, option: str, rest: str) ->
     assert refused(tmp_path, f"six\n{option} {rest}\n") == (
         f"requirements.txt line 2 has {rest} behind the option {name}, where pip pays no heed to it; write it into a "
         "line of its own"
+    )
+
+
+def test_hashes_of_constraints(tmp_path: Path) -> None:
+    """As pip-compile writes them; pip heeds them."""
+    file(
+        tmp_path,
+        "six==1.0 \\\n    --hash=sha256:00 \\\n    --hash=sha256:11\nIdna==1.0 --hash=sha256:22\n",
+        "locked.txt",
+    )
+    found = read(file(tmp_path, "six --hash=sha256:33\n-c locked.txt\n"))
+    assert found.hashes == {"six": ["sha256:33", "sha256:00", "sha256:11"], "idna": ["sha256:22"]}
+    assert (found.lines, found.constraints) == (["six"], ["six==1.0", "Idna==1.0"])
+
+
+def test_hashes_that_are_required(tmp_path: Path) -> None:
+    file(tmp_path, "six==1.0 --hash=sha256:00\n", "locked.txt")
+    assert read(file(tmp_path, "--require-hashes\nsix\n-c locked.txt\n")).lines == ["six"]
+    assert refused(tmp_path, "six==1.0\n--require-hashes\n") == (
+        "requirements.txt line 2 requires hashes, and no line of a package has one; uv pip compile "
+        "--generate-hashes writes such a file"
     )
 
 
