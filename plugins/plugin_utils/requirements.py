@@ -25,8 +25,9 @@ from urllib.parse import unquote
 import tomllib
 from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.resolution import MALWARE, SOURCES
 from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import without_credentials
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import MEBIBYTE, MOST_MB, measured
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.project_files import not_made
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.project_files import RESULTS, not_made
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import listed
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
@@ -167,14 +168,18 @@ class Requirements:
         options = "\n".join(one for one in (*self.lines, *self.constraints) if one.startswith("-"))
         return {name: os.environ[name] for name in re.findall(r"\$\{(\w+)\}", options) if name in os.environ}
 
-    def digest(self, settings: Mapping[str, Any]) -> str:
+    def digest(self, settings: Mapping[str, Any], max_mb: int = MOST_MB) -> str:
         """Return what is the same as long as the resolution may stay as it is, in hex.
 
         Args:
             settings: whatever else decides it; a password in a URL does not.
+            max_mb: the most that the files of a local project may have together, in MiB.
+
+        Raises:
+            JobError: one has more.
         """
         own = [self.path.parent] if self.is_built else []
-        trees = [tree_digest(path) for path in (*self.sources, *self.beside, *own)]
+        trees = [tree_digest(path, max_mb) for path in (*self.sources, *self.beside, *own)]
         known = {"files": sorted(self.contents.values()), "trees": trees, "arguments": self.arguments}
         text = without_credentials(json.dumps({**known, "settings": settings}, sort_keys=True, default=str))
         return hashlib.sha256(text.encode()).hexdigest()
@@ -737,9 +742,10 @@ def files_of(project: Path) -> list[str]:
     tracked = _listed_by_git(project, "--cached", "--recurse-submodules")
     others = None if tracked is None else _listed_by_git(project, "--others", "--exclude-standard") or []
     names = not_made(project, others)
-    left = [one for one in ("build", "dist") if not os.path.exists(project / one / "__init__.py")]  # else a package
-    is_built = re.compile(rf"({'|'.join(['(.*/)?[^/]*[.]egg-info', *left])})/")
-    kept = {*(tracked or ()), *(name for name in names if not is_built.match(name))}
+    folders = ("build", "dist", *sorted(RESULTS))
+    left = [one for one in folders if not os.path.exists(project / one / "__init__.py")]  # else a package
+    is_left = re.compile(rf"({'|'.join(['(.*/)?[^/]*[.]egg-info', *left])})/")
+    kept = {*(tracked or ()), *(name for name in names if not is_left.match(name))}
     return sorted(name for name in kept if os.path.isfile(project / name))
 
 
@@ -752,19 +758,36 @@ def _listed_by_git(project: Path, *which: str) -> list[str] | None:
     return [os.fsdecode(name) for name in found.stdout.split(b"\0") if name] if found.returncode == 0 else None
 
 
-def tree_digest(path: Path) -> str:
-    """Return what is the same as long as a file or folder is."""
-    digest = hashlib.sha256()
+def tree_digest(path: Path, max_mb: int) -> str:
+    """Return what is the same as long as a file or folder is.
+
+    Raises:
+        JobError: it is a project with more than max_mb MiB of files.
+    """
     if path.is_file():
-        digest.update(path.read_bytes())
-    elif is_project(path):
-        for name in files_of(path):
-            content = hashlib.sha256((path / name).read_bytes()).hexdigest()
-            digest.update(f"{name}\0{content}\n".encode("utf-8", "surrogateescape"))
+        return file_digest(path)
+    digest = hashlib.sha256()
+    if is_project(path):
+        names = files_of(path)
+        total, largest = measured(path, names, follow_symlinks=True)
+        if total > max_mb * MEBIBYTE:
+            raise JobError(
+                f"{path} has {total / MEBIBYTE:.1f} MB of files, and a local project that is built may have "
+                f"{max_mb} MB (job_bundle_max_mb); the largest are {largest}; add data and results to the .gitignore "
+                "of its git repository, or raise the limit"
+            )
+        for name in names:
+            digest.update(f"{name}\0{file_digest(path / name)}\n".encode("utf-8", "surrogateescape"))
     else:
         for entry in sorted(path.iterdir()):
             digest.update(f"{entry.name}\0{entry.stat().st_size}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Return a file's SHA-256, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def has_version_of_git(project: Path) -> bool:

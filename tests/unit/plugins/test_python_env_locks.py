@@ -255,3 +255,17 @@ def test_what_a_hostile_node_answers_stays_outside(tmp_path: Path, monkeypatch: 
     with pytest.raises(Failure, match=r"what the node answers is no resolution: in its wheels stands \.\./notes"):
         action._on_node(tmp_path / "workshop", {"targets": {locks.target_of(NODE): NODE}}, {})
     assert [path.name for path in tmp_path.rglob("*")] == ["workshop"]
+
+
+def test_a_local_project_has_the_limit_of_the_inventory(controller: Controller) -> None:
+    """That of a job's code."""
+    (controller.folder / "pyproject.toml").touch()
+    (controller.folder / "requirements.txt").write_text("-e .\n")
+    (controller.folder / "data.bin").write_bytes(bytes(2**20))
+    controller.plan({"node1": {"job_bundle_max_mb": "2"}})
+    for given, message in {
+        1: r"has 1\.\d MB of files, and a local project that",
+        "x": "of node1 is x, no number of",
+    }.items():
+        with pytest.raises(JobError, match=message):
+            controller.plan({"node1": {"job_bundle_max_mb": given}})

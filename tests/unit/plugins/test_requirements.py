@@ -3,6 +3,7 @@
 import os
 import subprocess
 import tempfile
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -585,6 +586,51 @@ def test_what_tools_and_jobs_have_made_is_no_part_of_a_project(tmp_path: Path, i
     if in_git:
         subprocess.run(["git", "init", "-q", tmp_path], check=True)
     assert files_of(tmp_path) == ["mine/__init__.py", "mine/checkpoints/small.json", "pyproject.toml"]
+
+
+@pytest.mark.parametrize("in_git", [False, True])
+def test_results_are_no_part_of_a_project(tmp_path: Path, in_git: bool) -> None:
+    """A folder of such a name that is a package, or lies in one, is."""
+    project(tmp_path)
+    made = ["checkpoints/big.ckpt", "lightning_logs/version_0/metrics.csv", "runs/events", "wandb/run"]
+    for name in (*made, "mine/checkpoints/small.json"):
+        file(tmp_path, "", name)
+    if in_git:
+        subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    assert files_of(tmp_path) == ["mine/__init__.py", "mine/checkpoints/small.json", "pyproject.toml"]
+    file(tmp_path, "", "runs/__init__.py")
+    assert {"runs/__init__.py", "runs/events"} <= set(files_of(tmp_path))
+
+
+@pytest.mark.parametrize("content", ["-e mine\n", "mine @ file:mine\n"])
+def test_a_project_with_data(tmp_path: Path, content: str) -> None:
+    """It would be copied whole, and read at every setup."""
+    project(tmp_path / "mine")
+    for size in range(1, 5):
+        file(tmp_path, "", f"mine/data/{size}.bin")
+        os.truncate(tmp_path / f"mine/data/{size}.bin", size * 2**20)
+    found = read(file(tmp_path, content))
+    assert found.digest({}, 11) == found.digest({}, 100)
+    with pytest.raises(JobError) as caught:
+        found.digest({}, 10)
+    assert str(caught.value) == (
+        f"{tmp_path}/mine has 10.0 MB of files, and a local project that is built may have 10 MB (job_bundle_max_mb); "
+        "the largest are data/4.bin (4.0 MB), data/3.bin (3.0 MB), data/2.bin (2.0 MB); add data and results to the "
+        ".gitignore of its git repository, or raise the limit"
+    )
+
+
+def test_no_file_is_read_whole(tmp_path: Path) -> None:
+    """Of a project or an archive it may be larger than the memory."""
+    project(tmp_path / "mine")
+    for name in ("mine/big.bin", "mine-1.0.tar.gz"):
+        file(tmp_path, "", name)
+        os.truncate(tmp_path / name, 64 * 2**20)
+    found = read(file(tmp_path, "-e mine\n./mine-1.0.tar.gz\n"))
+    tracemalloc.start()
+    found.digest({})
+    assert tracemalloc.get_traced_memory()[1] < 8 * 2**20
+    tracemalloc.stop()
 
 
 def test_a_submodule_is_part_of_a_project(tmp_path: Path) -> None:
