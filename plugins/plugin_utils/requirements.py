@@ -737,8 +737,11 @@ def project_name(path: Path) -> str:
     return str(name)
 
 
-def files_of(project: Path) -> list[str]:
-    """Return the files of a project, relative to it: what git tracks, and of the rest all but what was made there."""
+def files_of(project: Path, within: Sequence[Path] = ()) -> list[str]:
+    """Return the files of a project, relative to it: what git tracks, and of the rest all but what was made there.
+
+    Those of folders that links lead to are among them; ``within`` is what has led to this one.
+    """
     tracked = _listed_by_git(project, "--cached", "--recurse-submodules")
     others = None if tracked is None else _listed_by_git(project, "--others", "--exclude-standard") or []
     names = not_made(project, others)
@@ -746,6 +749,13 @@ def files_of(project: Path) -> list[str]:
     left = [one for one in folders if not os.path.exists(project / one / "__init__.py")]  # else a package
     is_left = re.compile(rf"({'|'.join(['(.*/)?[^/]*[.]egg-info', *left])})/")
     kept = {*(tracked or ()), *(name for name in names if not is_left.match(name))}
+    top = Path(os.path.realpath(project))
+    for link in [name for name in kept if os.path.islink(project / name) and os.path.isdir(project / name)]:
+        target = Path(os.path.realpath(project / link))
+        is_circle = top.is_relative_to(target) or target in within
+        is_data = "/" not in link and link not in (tracked or ()) and not target.is_relative_to(top)
+        if not is_circle and not (is_data and not os.path.exists(target / "__init__.py")):
+            kept.update(f"{link}/{name}" for name in files_of(target, (*within, top)))
     return sorted(name for name in kept if os.path.isfile(project / name))
 
 

@@ -588,6 +588,68 @@ def test_what_tools_and_jobs_have_made_is_no_part_of_a_project(tmp_path: Path, i
     assert files_of(tmp_path) == ["mine/__init__.py", "mine/checkpoints/small.json", "pyproject.toml"]
 
 
+@pytest.mark.parametrize("git", ["none", "init", "add"])
+def test_a_linked_folder_is_part_of_a_project(tmp_path: Path, git: str) -> None:
+    """Of what it leads to, in the project or outside, the same counts as of the project; a circle does no harm."""
+    app = tmp_path / "app"
+    project(app)
+    for name in (
+        "app/conf/a.yaml",
+        "app/conf/ignored/big.bin",
+        "shared/b.yaml",
+        "shared/.mypy_cache/x",
+        "shared/venv/pyvenv.cfg",
+    ):
+        file(tmp_path, "1", name)
+    file(app, "ignored/\n", ".gitignore")
+    links = {"app/mine/conf": "../conf", "app/mine/shared": str(tmp_path / "shared"), "shared/more": "../app/conf"}
+    links |= {"app/mine/up": "..", "app/conf/again": "../mine/shared", "app/mine/gone": "nowhere"}
+    for name, target in links.items():
+        (tmp_path / name).symlink_to(target)
+    if git != "none":
+        subprocess.run(["git", "init", "-q", app], check=True)
+    if git == "add":
+        subprocess.run(["git", "-C", app, "add", "-A"], check=True)
+    found = set(files_of(app)) - {"conf/ignored/big.bin", "mine/conf/ignored/big.bin"}
+    expected = {
+        ".gitignore",
+        "pyproject.toml",
+        "mine/__init__.py",
+        "conf/a.yaml",
+        "mine/conf/a.yaml",
+        "mine/shared/b.yaml",
+    }
+    assert expected <= found
+    assert not [one for one in found if ".mypy_cache" in one or "venv" in one or "/up/" in one]
+    assert git == "none" or not [one for one in files_of(app) if "ignored/" in one and "shared" not in one]
+    path = file(tmp_path, "-e app\n")
+    first = digest(path)
+    file(tmp_path, "2", "shared/b.yaml")
+    assert digest(path) != first
+    for place, has_history in (("here", True), ("there", False)):
+        (tmp_path / place).mkdir()
+        lay_out(read(path), tmp_path / place, has_history)
+        assert (tmp_path / place / "0/app/mine/conf/a.yaml").read_text() == "1"
+        assert (tmp_path / place / "0/app/mine/shared/b.yaml").read_text() == "2"
+        assert not [one for one in (tmp_path / place / "0/app").rglob("*") if one.is_symlink() and one.name != ".git"]
+
+
+@pytest.mark.parametrize("git", ["none", "init", "add"])
+def test_a_link_to_data_is_no_part_of_a_project(tmp_path: Path, git: str) -> None:
+    """As data/ in a .gitignore does not mean it; one that git tracks, or a package, is a part."""
+    project(tmp_path / "app")
+    for name in ("set/0.bin", "package/__init__.py"):
+        file(tmp_path, "", name)
+    for name in ("set", "package"):
+        (tmp_path / "app" / name).symlink_to(tmp_path / name)
+    if git != "none":
+        subprocess.run(["git", "init", "-q", tmp_path / "app"], check=True)
+    if git == "add":
+        subprocess.run(["git", "-C", tmp_path / "app", "add", "-A"], check=True)
+    expected = ["mine/__init__.py", "package/__init__.py", "pyproject.toml", *(["set/0.bin"] if git == "add" else [])]
+    assert files_of(tmp_path / "app") == expected
+
+
 @pytest.mark.parametrize("in_git", [False, True])
 def test_results_are_no_part_of_a_project(tmp_path: Path, in_git: bool) -> None:
     """A folder of such a name that is a package, or lies in one, is."""
