@@ -760,12 +760,18 @@ def files_of(project: Path, within: Sequence[Path] = ()) -> list[str]:
 
 
 def _listed_by_git(project: Path, *which: str) -> list[str] | None:
-    listing = ["git", "-C", str(project), "ls-files", "-z", *which]
+    told = _told_by_git(project, "ls-files", "-z", *which)
+    return None if told is None else [name for name in told.split("\0") if name]
+
+
+def _told_by_git(project: Path, *arguments: str) -> str | None:
+    """Return what git says, or None if it says nothing of this folder."""
+    command = ["git", "-C", str(project), *arguments]
     try:
-        found = subprocess.run(listing, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+        found = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     except OSError:
         return None
-    return [os.fsdecode(name) for name in found.stdout.split(b"\0") if name] if found.returncode == 0 else None
+    return os.fsdecode(found.stdout) if found.returncode == 0 else None
 
 
 def tree_digest(path: Path, max_mb: int) -> str:
@@ -825,10 +831,26 @@ def lay_out(requirements: Requirements, folder: Path, has_history: bool = True) 
             _copy_project(path, place)
         elif path.is_dir() and is_project(path):
             _copy_files(path, place)
-            if (path / ".git").exists():
-                (place / ".git").symlink_to(path / ".git")
+            _give_history(path, place)
         else:
             place.symlink_to(path)
+
+
+def _give_history(project: Path, place: Path) -> None:
+    """Have git's history of a project count in a copy of it."""
+    repository = project / ".git"
+    if repository.is_dir():
+        (place / ".git").symlink_to(repository)
+    elif repository.is_file() and (
+        told := _told_by_git(project, "rev-parse", "--absolute-git-dir", "--git-common-dir")
+    ):
+        # A submodule or worktree: its own settings say where its files lie, and not for one more worktree.
+        own, common = told.splitlines()
+        (place / ".git").mkdir()
+        for name in ("HEAD", "index"):
+            if (path := Path(own, name)).exists():
+                shutil.copy(path, place / ".git")
+        (place / ".git" / "commondir").write_text(f"{(project / common).resolve()}\n")
 
 
 def lay_out_project(requirements: Requirements, folder: Path) -> None:

@@ -708,6 +708,33 @@ def test_a_submodule_is_part_of_a_project(tmp_path: Path) -> None:
     assert files_of(tmp_path / "mine") == [".gitmodules", *own, *vendored]
 
 
+@pytest.mark.parametrize("kind", ["submodule", "worktree"])
+def test_a_project_whose_history_lies_elsewhere(tmp_path: Path, kind: str) -> None:
+    """Its .git is a file, and may be relative; its version comes from there."""
+    git = ["git", "-c", "user.name=n", "-c", "user.email=n@example.org", "-c", "protocol.file.allow=always"]
+    project(tmp_path / "vendored")
+    subprocess.run(["git", "init", "-q", tmp_path / "main"], check=True)
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "all"], ["tag", "-a", "v1.2", "-m", "one"]):
+        subprocess.run([*git, "-C", tmp_path / "vendored", *command], check=True)
+    if kind == "submodule":
+        add = ["-C", tmp_path / "main", "submodule", "--quiet", "add", tmp_path / "vendored", "lib"]
+    else:
+        add = ["-C", tmp_path / "vendored", "worktree", "add", "-q", tmp_path / "main/lib"]
+    subprocess.run([*git, *add], check=True)
+    (tmp_path / "here").mkdir()
+    lay_out(read(file(tmp_path, "-e main/lib\n")), tmp_path / "here")
+    for folder in (tmp_path / "main/lib", tmp_path / "here/0/lib"):
+        told = [
+            subprocess.run([*git, "-C", folder, *command], check=True, capture_output=True, text=True).stdout.strip()
+            for command in (["describe", "--dirty"], ["rev-parse", "--show-toplevel"], ["ls-files"])
+        ]
+        assert told == ["v1.2", str(folder), "mine/__init__.py\npyproject.toml"]
+    file(tmp_path, "gitdir: ../gone\n", "main/lib/.git")  # copied without what it belongs to
+    (tmp_path / "there").mkdir()
+    lay_out(read(tmp_path / "requirements.txt"), tmp_path / "there")
+    assert {one.name for one in (tmp_path / "there/0/lib").iterdir()} == {"mine", "pyproject.toml"}
+
+
 @pytest.mark.parametrize(
     ("build", "has_version_of_git"),
     [
