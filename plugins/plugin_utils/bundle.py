@@ -48,6 +48,11 @@ class Bundle:
     everything: bool = False
     paths: Collection[str] = field(default=(), compare=False)
 
+    @property
+    def described_commit(self) -> str:
+        """Return what JOB_GIT_COMMIT has: the commit, with -dirty behind it if the project differed; "" outside git."""
+        return f"{self.commit or ''}{'-dirty' if self.dirty else ''}"
+
 
 def check_script(project: Path, script: str) -> str:
     """Return ``script`` as a path relative to ``project``.

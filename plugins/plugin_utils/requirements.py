@@ -23,7 +23,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import tomllib
-from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.resolution import MALWARE, SOURCES
+from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.resolution import MALWARE, SOURCES, path_of
 from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import without_credentials
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import MEBIBYTE, MOST_MB, measured
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
@@ -358,7 +358,7 @@ def _find_beside(result: Requirements, project: Path) -> None:
             elif isinstance(one, dict) and one.get("workspace") is True:
                 found += _members(project)
     words = json.dumps([table.get("project"), table.get("dependency-groups")], default=str)
-    found += [project.parent / _path_of(one) for one in re.findall(r"@ *(file:[^\s\";]+)", words)]
+    found += [project.parent / path_of(one) for one in re.findall(r"@ *(file:[^\s\";]+)", words)]
     for path in (Path(os.path.normpath(one)) for one in found):
         if not path.exists():
             raise JobError(f"{project} names {path}, and there is nothing; correct it")
@@ -396,8 +396,7 @@ def _require_no_secret(path: Path) -> None:
     """Raise JobError if a TOML file, if there is one, has credentials in a URL: variables are not filled in there."""
     for number, line in enumerate(decoded(path).splitlines() if path.is_file() else (), start=1):
         for url in URL.findall(COMMENT.sub("", line)):
-            user, _colon, password = _credentials(url)
-            if password or user.lower() not in ("", "git"):
+            if _holds_secret(url):
                 raise JobError(
                     f"{path} line {number} holds a password or a token in a URL, which is no place for one; "
                     f"{FOR_AN_INDEX}; for a package, {FOR_A_PACKAGE}"
@@ -421,18 +420,13 @@ def _included(result: Requirements, path: Path, constrains: bool, within: Sequen
         if "://" in value and not value.startswith("file:"):
             yield line
             continue
-        target = Path(os.path.normpath(path.parent / _path_of(value)))
+        target = Path(os.path.normpath(path.parent / path_of(value)))
         if not target.is_file():
             raise JobError(f"{line} names {value}, and there is no file {target}; correct that line")
         if target not in (*within, path):
             yield from _included(
                 result, target, constrains or option["flag"].startswith(("-c", "--c")), (*within, path)
             )
-
-
-def _path_of(value: str) -> str:
-    """Return the path in a file URL; anything else as it is."""
-    return unquote(value[5:].removeprefix("//")) if value.startswith("file:") else value
 
 
 # ------------------------------------------------------------------------------------------------- what lies in the way
@@ -478,7 +472,7 @@ def _collect(result: Requirements, lines: Sequence[Line]) -> None:
         elif flag in ("-f", "--find-links") and "://" in value and not value.startswith("file:"):
             text = f"--find-links {value}"
         elif flag in ("-f", "--find-links"):
-            folder = Path(os.path.normpath(line.file.parent / _path_of(value)))
+            folder = Path(os.path.normpath(line.file.parent / path_of(value)))
             if folder.exists():
                 text = f"--find-links {_source(result, folder)}"
             else:
@@ -545,7 +539,7 @@ def _required(result: Requirements, line: Line, flag: str, value: str) -> tuple[
     is_path = is_path or (location.lower().endswith(ARCHIVES) and (line.file.parent / location).is_file())
     if is_path:
         fragment = re.search(r"#.*$", location)
-        path = Path(os.path.normpath(line.file.parent / os.path.expanduser(_path_of(location.split("#")[0]))))
+        path = Path(os.path.normpath(line.file.parent / os.path.expanduser(path_of(location.split("#")[0]))))
         if not path.exists():
             if name:
                 place = location.split("#")[0]
@@ -657,10 +651,7 @@ def _secret(text: str) -> str:
                 "has a variable in the URL of a package, which is not filled in there; if it is a password or a token, "
                 + FOR_A_PACKAGE
             )
-        user, has_password, password = _credentials(url)
-        if (has_password and password and not is_variable(password)) or (
-            not has_password and user and user.lower() != "git" and not is_variable(user)
-        ):
+        if _holds_secret(url, takes_variables=True):
             remedy = (
                 FOR_A_PACKAGE
                 if is_package
@@ -676,8 +667,7 @@ def _secret(text: str) -> str:
 def secret_among(lock: str) -> str:
     """Return the sentence's end if a lock has a URL with credentials, else ""."""
     for name, url in re.findall(r"(?m)^(\S+) @ (\S+)", lock):
-        user, _colon, password = _credentials(url)
-        if password or user.lower() not in ("", "git"):
+        if _holds_secret(url):
             return (
                 f"leads to {name}, with a password or a token in its URL; find the project that names it so, and there "
                 f"{FOR_A_PACKAGE}"
@@ -685,16 +675,11 @@ def secret_among(lock: str) -> str:
     return ""
 
 
-def _credentials(url: str) -> tuple[str, str, str]:
-    authority = url.partition("://")[2].partition("/")[0]
-    user, at, _host = authority.rpartition("@")
-    name, colon, password = user.partition(":") if at else ("", "", "")
-    return name, colon, password
-
-
-def is_variable(text: str) -> bool:
-    """Return whether a part of a URL stands for a variable of the environment, ${NAME}."""
-    return re.fullmatch(r"\$\{\w+\}", text) is not None
+def _holds_secret(url: str, takes_variables: bool = False) -> bool:
+    """Return whether a URL has a password or a token, which no variable of the environment, ${NAME}, stands for."""
+    user, _colon, password = url.partition("://")[2].partition("/")[0].rpartition("@")[0].partition(":")
+    is_variable = takes_variables and re.fullmatch(r"\$\{\w+\}", password or user)
+    return not is_variable and (password != "" or user.lower() not in ("", "git"))
 
 
 def expanded(url: str) -> str:

@@ -208,6 +208,13 @@ def test_what_a_pyproject_takes_from_beside_it_is_relative_to_it(bench: Bench) -
     assert bench.calls[-1][0][-1] == str(bench.folder / "lib")
 
 
+@pytest.mark.parametrize("named", ["{}/a%20b", "file://{}/a%2520b", "file:{}/a%2520b"])
+def test_a_folder_whose_name_looks_like_a_part_of_a_url(bench: Bench, named: str) -> None:
+    """uv writes a path into a lock as it is, and a URL with escapes."""
+    resolve(bench.request([], f"lib @ {named.format(bench.folder)}\n"))
+    assert bench.calls[-1][0][-1] == str(bench.folder / "a%20b")
+
+
 def test_a_build_that_leaves_no_wheel(bench: Bench) -> None:
     with pytest.raises(Failure, match="the build of without-wheel leaves no wheel; correct its backend"):
         resolve(bench.request(["x"], "x @ file:///srv/without-wheel\n"))
