@@ -156,20 +156,20 @@ class Resolution:
         self.uv.require_reachable(known, [one for one in self.named if one not in known])
 
     def _require_no_hashes(self, lines: str) -> None:
-        """Raise Failure if a file that lines name by its URL has hashes: uv reads it, and does not heed them."""
+        """Raise Failure if a file that lines name by its URL has what uv, which reads it, does not heed there."""
         urls = self._named_files("", lines)
         for url in urls:  # which grows
             try:
-                text = re.sub(r"(?m)(^|\s)#.*", "", self._text_at(url))
+                text = re.sub(r"(?m)(^|\s)#.*", "", re.sub(r"\\\r?\n", " ", self._text_at(url)))
             except (OSError, ValueError) as error:
                 raise Failure(
                     f"{redacted(url)} is not to be had ({redacted(str(error))}), so whether it has hashes is not "
                     "known; correct that line, or fetch that file and name it by its path"
                 ) from None
-            if re.search(r"(?m)(^|\s)--(hash|require-hashes)\b", text):
+            if re.search(r"(?m)(^|\s)--(hash|require-hashes)\b|^[ \t]*-.*[ \t]-", text):
                 raise Failure(
-                    f"{redacted(url)}, a file of requirements that is named by its URL, has hashes, which count only "
-                    "in a file on the controller; fetch that file and name it by its path"
+                    f"{redacted(url)}, a file of requirements that is named by its URL, has hashes or several options "
+                    "on one line, which count only in a file on the controller; fetch that file and name it by its path"
                 )
             urls += [one for one in self._named_files(url, text) if one not in urls]
 

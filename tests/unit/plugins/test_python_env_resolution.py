@@ -368,7 +368,8 @@ OF_ALL_INDEXES = "--index-strategy=unsafe-best-match"
         ("-r {site}/plain.txt", ""),
         ("-r {site}/plain@v1.txt", ""),
         ("-r {login}/locked.txt", "http://…@127.0.0.1:{port}/locked.txt, a file of requirements"),
-        ("-c {site}/locked.txt", "{site}/locked.txt, a file of requirements that is named by its URL, has hashes"),
+        ("-c {site}/locked.txt", "{site}/locked.txt, a file of requirements that is named by its URL, has hashes or"),
+        ("-r {site}/options.txt", "{site}/options.txt, a file of requirements that is named by its URL, has hashes or"),
         (
             "--requirement={site}/outer.txt",
             "{site}/sub/inner.txt, a file of requirements that is named by its URL, has",
@@ -381,7 +382,8 @@ def test_hashes_in_a_file_that_is_named_by_its_url(bench: Bench, line: str, why:
     (bench.folder / "sub").mkdir()
     locked = "tiny==1.0 \\\n    --hash=sha256:00\n"
     files = {
-        "plain@v1.txt": "six",
+        "plain@v1.txt": "--pre\n--no-index\n",
+        "options.txt": "--extra-index-url x \\\n  --trusted-host y\n",
         "plain.txt": "-r plain.txt # --hash=sha256:00\ntiny\n",
         "locked.txt": locked,
         "sub/inner.txt": locked,
