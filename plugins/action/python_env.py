@@ -9,11 +9,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ansible.plugins.action import ActionBase
-from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import without_credentials
+from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import SETTINGS, without_credentials
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.requirements import expanded
-
-SETTINGS = ("index_url", "extra_index_urls", "find_links", "proxy", "uv_settings")
-"""What may hold passwords; the module gets it as one text, which no output repeats."""
 
 
 class ActionModule(ActionBase):
@@ -49,7 +46,7 @@ class ActionModule(ActionBase):
         _validation, arguments = self.validate_argument_spec(dict(self.ARGUMENTS))
         settings = {name: arguments.pop(name) for name in SETTINGS}
         settings |= indexes(arguments.pop("indexes"), arguments.pop("written_indexes"), settings)
-        arguments["settings"] = json.dumps(settings)
+        arguments["settings"] = json.dumps(settings)  # as one text, which no output repeats
         arguments["lock"] = Path(arguments["lock"]).read_text(encoding="utf-8") if arguments["lock"] else ""
         done = self._execute_module("thunderhead.cluster.python_env", module_args=arguments, task_vars=task_vars)
         return {**result, **done}

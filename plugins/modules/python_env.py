@@ -204,30 +204,26 @@ class Work:
                     os.rmdir(os.path.join(self.directory, "wheels"))
 
     def _install_from(self, wheels: str, folder: str, record: str, uv: Uv, cache: str) -> bool:
+        given = self.given
         has_tools = False
         made = self._environment(uv, self.node["target"])
-        if self.given["lock"].strip():
-            uv.require_reachable(uv.indexes(self.given["torch_backend"]))
+        if given["lock"].strip():
+            uv.require_reachable(uv.indexes(given["torch_backend"]))
         try:
-            made.make(
-                *(self.given["lock"], self.given["torch_backend"], self.given["needs_torch"], wheels, folder, record)
-            )
+            made.make(given["lock"], given["torch_backend"], given["needs_torch"], wheels, folder, record)
         except Failure as failure:
             if cache and "No space left" in failure.said:  # part of it is what fills the disk
                 shutil.rmtree(cache, ignore_errors=True)
             remarks = [one for one in uv.machine.not_taken() if "extra-index-url" not in one]
             raise Failure("; besides, ".join([failure.why, *remarks]), failure.said) from None
         made.switch("env", self.node["target"])
-        if self.given["tools"] and not self.node["tools_current"]:
+        if given["tools"] and not self.node["tools_current"]:
             try:
-                if not self.given["lock"].strip():  # else they were tried
+                if not given["lock"].strip():  # else they were tried
                     uv.require_reachable(uv.indexes(""))
-                self._environment(uv, self.node["tools"]).make(
-                    self.given["tools"], "none", [], wheels, folder, self.given["tools"]
-                )
-                self._environment(uv, self.node["tools"]).switch(
-                    os.path.join("tools", "env"), os.path.basename(self.node["tools"])
-                )
+                tools = self._environment(uv, self.node["tools"])
+                tools.make(given["tools"], "none", [], wheels, folder, given["tools"])
+                tools.switch("tools/env", os.path.basename(self.node["tools"]))
                 has_tools = True
             except Failure as failure:
                 self.module.warn(
@@ -236,7 +232,7 @@ class Work:
                     "setup again"
                 )
         if cache:
-            bound_cache(uv, cache, self.given["cache_max_mb"])
+            bound_cache(uv, cache, given["cache_max_mb"])
         return has_tools
 
     def _environment(self, uv: Uv, target: str) -> Environment:

@@ -12,7 +12,7 @@ version_added: 0.1.0
 description:
   - Used by M(thunderhead.cluster.python_env_lock) where a node resolves, and not the controller. It works in the home
     of the account, above which no other may write, and nothing stays on the node. What one leaves there that is broken
-    off, in C(.thunderhead-resolve-*), goes with the next.
+    off, in C(.thunderhead-resolve), goes with the next; two at once wait for each other.
 options:
   archive:
     description: A tar file with uv and what the requirements name on the controller.
@@ -50,7 +50,6 @@ contents:
 import base64
 import contextlib
 import fcntl
-import glob
 import json
 import os
 import shutil
@@ -59,23 +58,21 @@ import tempfile
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.directory import account, is_open, trusted
-from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.installation import NO_LOCKS
 from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.resolution import resolve
 from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import Failure
 
-PREFIX = ".thunderhead-resolve-"
-LOCK = ".lock"
-"""The file in a folder that is held as long as it is used."""
+FOLDER = ".thunderhead-resolve"
+"""In the account's home; its lock is held as long as it is used."""
 
 
 def make_workshop() -> tuple[str, int]:
-    """Return a new folder in this account's home, and the descriptor of its lock; remove what was broken off there.
+    """Return an empty folder in this account's home, and the lock on the one around it, when no other holds that.
 
     Not in /tmp: uv and builds go by what a pyproject.toml or uv.toml in any of the folders above says.
 
     Raises:
         Failure: another account may write in a folder above it.
-        OSError: there is no home.
+        OSError: there is no home, or something else in the folder's place.
     """
     folder = home = os.path.realpath(os.path.expanduser("~"))
     while True:
@@ -93,42 +90,22 @@ def make_workshop() -> tuple[str, int]:
         if folder == "/":
             break
         folder = os.path.dirname(folder)
-    remove_old(home)
+    place = os.path.join(home, FOLDER)
     while True:
-        folder = tempfile.mkdtemp(prefix=PREFIX, dir=home)
-        with contextlib.suppress(FileNotFoundError, BlockingIOError):  # one that starts now took it for an old one
-            lock = os.open(os.path.join(folder, LOCK), os.O_RDWR | os.O_CREAT, 0o600)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno not in NO_LOCKS:
-                    os.close(lock)
-                    raise
-            if os.fstat(lock).st_nlink:
-                return folder, lock
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(place, 0o700)
+        lock = os.open(place, os.O_DIRECTORY | os.O_NOFOLLOW)
+        found = os.fstat(lock)
+        if found.st_uid != os.geteuid() or is_open(found):
             os.close(lock)
-
-
-def remove_old(home: str) -> None:
-    """Remove what was broken off in a home: folders that no process holds the lock of."""
-    for folder in glob.glob(os.path.join(glob.escape(home), f"{PREFIX}*")):
-        # One without a lock is being made at this moment, or is no folder of this module's.
-        with contextlib.suppress(OSError):
-            lock = os.open(os.path.join(folder, LOCK), os.O_RDWR | os.O_NOFOLLOW)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                remove(folder)
-            finally:
-                os.close(lock)
-
-
-def remove(folder: str) -> None:
-    """Remove a folder, its lock last: the next one goes on with a removal that is broken off."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry.path, ignore_errors=True)
-    shutil.rmtree(folder, ignore_errors=True)
+            raise Failure(f"{place} is not {account(os.geteuid())}'s alone, and uv goes by files there; remove it")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if os.fstat(lock).st_nlink:
+            break
+        os.close(lock)  # who held it has removed it
+    for name in os.listdir(place):
+        shutil.rmtree(os.path.join(place, name), ignore_errors=True)
+    return tempfile.mkdtemp(dir=place), lock
 
 
 def main() -> None:
@@ -160,7 +137,7 @@ def main() -> None:
         module.fail_json(msg=f"it could not use {error.filename or 'a file'}: {error.strerror or error}")
     finally:
         if folder:
-            remove(folder)
+            shutil.rmtree(os.path.dirname(folder), ignore_errors=True)
 
 
 if __name__ == "__main__":

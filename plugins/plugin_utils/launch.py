@@ -361,7 +361,7 @@ class Launch:
                 "id": self.gang.job_id,
                 "dir": job_dir,
                 "checkpoint": checkpoint,
-                "commit": f"{job.bundle.commit or ''}{'-dirty' if job.bundle.dirty else ''}",
+                "commit": job.bundle.described_commit,
                 "gang": job.gang,
                 "framework": self._framework(node, checkpoint),
             },

@@ -16,7 +16,6 @@ import os
 import platform
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -24,21 +23,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.node import key
+from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.node import key, wheel_platform
 from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.resolution import (
     MALWARE,
     is_contradiction,
     resolve,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import (
+    SETTINGS,
     TORCH_INDEX,
     Failure,
-    redacted,
     toml,
 )
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import MOST_MB
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError, in_one
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.fetch_uv import fetch
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.requirements import (
     Requirements,
+    file_digest,
     lay_out,
     lay_out_project,
     malware_among,
@@ -49,7 +51,6 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.requirements i
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import amount, listed
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
-FETCH_UV = Path(__file__).parents[2] / "roles" / "python_env" / "files" / "fetch_uv.py"
 HERE = "localhost"
 VARIABLES: dict[str, Any] = {
     "requirements": "",
@@ -101,16 +102,17 @@ NEVER_INSTALLED = (
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the inventory says about one host's environment: the values of VARIABLES."""
+    """What the inventory says about one host's environment: the values of VARIABLES, and how large a project may be."""
 
     values: dict[str, Any]
+    max_mb: int
 
     @classmethod
     def of(cls, host: str, value: Callable[[str, str, Any], Any]) -> Wanted:
         """Read it; ``value`` returns a host's variable by its name.
 
         Raises:
-            JobError: one is no mapping that should be.
+            JobError: one is no mapping, or no number, that should be.
         """
         found = {}
         for name, default in VARIABLES.items():
@@ -132,13 +134,14 @@ class Wanted:
                 given = str(given or "")
             found[name] = given
         found["requirements"] = os.path.realpath(os.path.expanduser(found["requirements"]))
-        return cls(found)
+        max_mb = str(value(host, "job_bundle_max_mb", MOST_MB))
+        if not max_mb.isdecimal():
+            raise JobError(f"job_bundle_max_mb of {host} is {max_mb}, no number of MB; correct it in the inventory")
+        return cls(found, int(max_mb))
 
     def settings(self) -> dict[str, Any]:
         """Return what uv.Uv takes."""
-        return {
-            name: self.values[name] for name in ("index_url", "extra_index_urls", "find_links", "proxy", "uv_settings")
-        }
+        return {name: self.values[name] for name in SETTINGS}
 
 
 class Kept:
@@ -146,7 +149,8 @@ class Kept:
 
     def __init__(self, digest: str) -> None:
         self.folder = cache() / "locks" / digest[:32]
-        self.content: dict[str, Any] = {"locks": {}, "indexes": [], "needs_torch": [], "wheels": [], "commits": {}}
+        self.content: dict[str, Any] = {"locks": {}, "backends": {}, "commits": {}}
+        self.content |= {"indexes": [], "needs_torch": [], "wheels": []}
         with contextlib.suppress(OSError, ValueError):
             self.content |= json.loads((self.folder / "resolution.json").read_text(encoding="utf-8"))
         if not all((self.folder / "wheels" / name).is_file() for name in self.content["wheels"]):
@@ -181,7 +185,7 @@ class Kept:
             "locks": self.locks | locks,
             "indexes": resolution["indexes"],
             "needs_torch": resolution["needs_torch"],
-            "backends": self.content.get("backends", {}) | resolution["backends"],
+            "backends": self.content["backends"] | resolution["backends"],
             "wheels": sorted({*self.content["wheels"], *resolution["wheels"]}),
             "commits": {**self.content["commits"], resolver: resolution["commits"] | self.commits(resolver)},
         }
@@ -192,7 +196,7 @@ class Kept:
 
 def sha256(path: Path) -> str:
     """Return a file's hash as a lock has it."""
-    return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+    return f"sha256:{file_digest(path)}"
 
 
 def written(path: Path, text: str) -> None:
@@ -261,16 +265,27 @@ class Plan:
                 require_known_settings(values["uv_settings"])
                 has_sources = not values["uv_settings"].get("no-sources")
                 requirements = read(Path(values["requirements"]), values["extras"], values["groups"], has_sources)
-                digest = requirements.digest({name: values[name] for name in DECISIVE})
+                digest = requirements.digest({name: values[name] for name in DECISIVE}, one.max_mb)
                 self.groups.append(Group([host], one, requirements, digest))
 
     def resolver(self) -> str:
-        """Return who resolves: this machine, or a host where what it needs is there and not here."""
-        first = self.groups[0]
-        named: str = first.wanted.values["resolve_on"]
+        """Return who resolves for all: this machine, or a host where what it needs is there and not here.
+
+        Raises:
+            JobError: the inventory names several, or one that is no node.
+        """
+        named, *others = dict.fromkeys(str(group.wanted.values["resolve_on"]) for group in self.groups)
+        if others:
+            raise JobError(
+                f"python_env_resolve_on is {' and '.join([named, *others])} on different hosts, and one machine "
+                "resolves for all; set one value for group cluster"
+            )
         if named == "auto":
-            folders = [one for one in first.wanted.values["find_links"] if "://" not in one]
-            return HERE if all(os.path.exists(folder) for folder in folders) else first.hosts[0]
+            for group in self.groups:
+                folders = [one for one in group.wanted.values["find_links"] if "://" not in one]
+                if not all(map(os.path.exists, folders)):
+                    return group.hosts[0]
+            return HERE
         known = [host for group in self.groups for host in group.hosts]
         if named not in (HERE, *known):
             raise JobError(
@@ -336,7 +351,7 @@ class Plan:
                     "digest": group.digest,
                     "requirements": group.requirements.path.name,
                     "lock": str(kept.path(target)) if lacks else "",
-                    "torch_backend": kept.content.get("backends", {}).get(target, "none") if lacks else "none",
+                    "torch_backend": kept.content["backends"].get(target, "none") if lacks else "none",
                     "indexes": kept.content["indexes"],
                     "written_indexes": group.requirements.indexes,
                     "needs_torch": kept.content["needs_torch"],
@@ -384,7 +399,7 @@ class Plan:
         if there:
             self._require_own(group)
         values, requirements = group.wanted.values, group.requirements
-        uv = self._fetched(group, node["wheel_platform"] if node else own_platform())
+        uv = self._fetched(group, node["wheel_platform"] if node else wheel_platform(sys.platform, platform.machine()))
         with tempfile.TemporaryDirectory(dir=cache(), prefix="resolution.") as folder:
             workshop = Path(folder)
             (workshop / "sources").mkdir()
@@ -531,11 +546,6 @@ def difference(group: Group, target: str, kept: Kept, is_dry: bool) -> list[dict
 # ------------------------------------------------------------------------------------------------------------------ uv
 
 
-def own_platform() -> str:
-    """Return this machine's platform as pip names it."""
-    return ("macosx_11_0_" if sys.platform == "darwin" else "manylinux2014_") + platform.machine()
-
-
 def fetch_uv(version: str, platform_name: str, settings: Mapping[str, Any]) -> Path:
     """Return a uv for a platform, fetched if need be.
 
@@ -548,27 +558,15 @@ def fetch_uv(version: str, platform_name: str, settings: Mapping[str, Any]) -> P
         JobError: it cannot be had.
         OSError: the cache cannot be used.
     """
-    cache().mkdir(parents=True, exist_ok=True)
     folder = cache() / f"uv-{version}-{platform_name}"
     given = inventory_variables(settings)
-    for variables in [given, {}] if given else [{}]:
-        done = subprocess.run(
-            [sys.executable, str(FETCH_UV), version, platform_name, str(folder)],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            env={**os.environ, **variables},
-            check=False,
-        )
-        if done.returncode == 0:
-            return folder / "bin" / "uv"
-    said = redacted(done.stderr.strip())
-    if said.startswith("Traceback"):
-        said = (
-            f"uv could not be put into {folder} on the controller ({said.splitlines()[-1]}); make room there, or put "
-        )
-        said += f"the binary to {folder}/bin/uv"
-    raise JobError(said)
+    try:
+        fetch(version, platform_name, folder, given)
+    except JobError:
+        if not given:
+            raise
+        fetch(version, platform_name, folder, {})
+    return folder / "bin" / "uv"
 
 
 def inventory_variables(settings: Mapping[str, Any]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import make_bundle
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import MOST_MB, make_bundle
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.entry_point import find_entry, search_path
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.environment import as_environment
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
@@ -27,7 +27,7 @@ EXAMPLES = Path(__file__).parents[2] / "train"
 PROJECT_FILES: dict[str, dict[str, Any]] = {
     "include": {"type": "raw", "default": ""},
     "project_files": {"type": "str", "choices": list(CHOICES)},
-    "bundle_max_mb": {"type": "int", "default": 100},
+    "bundle_max_mb": {"type": "int", "default": MOST_MB},
 }
 """Which files of the project are copied to the nodes, as an argument spec."""
 AUTO = "auto"

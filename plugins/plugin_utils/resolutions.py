@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.resolution import GIT, WHEELS
+from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.resolution import GIT_URL, WHEELS
 from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import Failure
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import shown
 
@@ -52,7 +52,7 @@ def checked(answer: Mapping[str, Any], targets: Collection[str]) -> tuple[dict[s
         "warnings": _list(resolution, "warnings", lambda text: len(text) < 10_000),
     }
     for url in found["commits"]:
-        if not GIT.fullmatch(str(url)):
+        if not GIT_URL.fullmatch(str(url)):
             raise _not_so("commits", url)
     for name in ("locks", "backends"):
         if set(found[name]) != set(targets):

@@ -86,7 +86,7 @@ def is_bundle(name: str) -> bool:
 
 
 def is_env(name: str) -> bool:
-    """Return whether it is an environment, which python_env/node.py names."""
+    """Return whether python_env/node.py names it so: an environment, the tools, or the wheels of a lock."""
     return is_made_of(name, HEX, 16)
 
 
@@ -118,7 +118,6 @@ FILES: dict[str, Callable[[str], bool]] = {
     "envs": lambda name: name == "constraints.txt",
     "bin": lambda name: name == "uv",
     "cache": lambda name: name == "lock",
-    "wheels": lambda name: name.endswith((".whl", ".tar.gz")),
 }
 """What lies there besides, and goes with the folder."""
 

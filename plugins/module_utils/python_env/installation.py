@@ -16,10 +16,9 @@ import subprocess
 from collections.abc import Iterator
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.node import is_complete, link_of
-from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import Failure, Uv, wants_torch
+from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import Failure, Uv
 
 MEBIBYTE = 2**20
-MOST_BUILDS = 8
 OTHERWISE = "uv could not install the lock"
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 """What a file system says that has no locks."""
@@ -95,22 +94,10 @@ class Environment:
         except Failure as failure:
             if "building from source is disabled" not in failure.said:
                 raise
-        torch = re.search(r"(?m)^torch(==[^\s\\]+)", lock)
-        return self._build(arguments, f"torch{torch[1]}" if torch else "", needs_torch, variables)
-
-    def _build(self, arguments: list[str], torch: str, needs_torch: list[str], variables: dict[str, str]) -> str:
-        """Install, and build what has no wheel for this node: with the very torch that it will run with."""
-        needs = list(needs_torch)
-        for _round in range(MOST_BUILDS):
-            self.uv.extra_build = {name: [torch] for name in needs} if torch else {}
-            try:
-                return self.uv.run(*arguments, otherwise=OTHERWISE, **variables)[1]
-            except Failure as failure:
-                name = wants_torch(failure.said)
-                if not name or name in needs or not torch:
-                    raise
-                needs.append(name)
-        raise Failure("too many packages need torch for their build; name them in python_env_build_needs_torch")
+        # What has no wheel for this node is built, with the very torch that it will run with.
+        torch = re.search(r"(?m)^torch==[^\s\\]+", lock)
+        more = {"otherwise": OTHERWISE, **variables}
+        return self.uv.run_building(*arguments, torch=torch[0] if torch else "", needs=list(needs_torch), **more)[1]
 
     def switch(self, link: str, leads_to: str) -> bool:
         """Have a link lead to it, in one step; return whether it did not."""

@@ -71,7 +71,7 @@ def probe(
         "python": ".".join(map(str, about["version"])),
         "executable": about["executable"],
         "machine": about["machine"],
-        "wheel_platform": ("macosx_11_0_" if about["system"] == "darwin" else "manylinux2014_") + about["machine"],
+        "wheel_platform": wheel_platform(about["system"], about["machine"]),
         "platform": uv_platform(about["system"], about["machine"], about["libc"]),
         "backend": backend,
         "driver": driver or "",
@@ -138,6 +138,11 @@ def uv_platform(system: str, machine: str, libc: Sequence[str]) -> str:
         return f"{machine}-unknown-linux-musl"
     minors = [minor for minor in GLIBC_MINORS if minor <= int(found[1])]
     return f"{machine}-manylinux_2_{max(minors, default=17)}"
+
+
+def wheel_platform(system: str, machine: str) -> str:
+    """Return pip's name of the oldest platform whose wheels of uv run there."""
+    return ("macosx_11_0_" if system == "darwin" else "manylinux2014_") + machine
 
 
 def nvidia_driver() -> str | None:

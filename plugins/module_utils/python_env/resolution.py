@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import lzma
@@ -11,18 +12,21 @@ import os
 import platform
 import re
 import shutil
+import ssl
 import subprocess
 import sys
 import tarfile
+import urllib.request
 import zipfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import (
     NO_SOLUTION,
     PYPI,
+    REACH_SECONDS,
     Failure,
     Uv,
     because,
@@ -55,10 +59,10 @@ MISSING = re.compile(r"was not found in|no versions? of|only \S+ is available|on
 ASKED_AT_ONCE = 8
 OLDEST_IN_ZIP = "315532800"
 """1980-01-01, in seconds since 1970: a zip file, which a wheel is, has no earlier time."""
-GIT = re.compile(r"(git\+[a-z]+://[^\s/#]*/[^\s#@]*)(?:@([^\s#]+))?")
+GIT_URL = re.compile(r"(git\+[a-z]+://[^\s/#]*/[^\s#@]*)(?:@([^\s#]+))?")
 """A repository's URL, and what is taken of it."""
-MOST_BUILDS = 8
-"""How many packages may turn out to need torch for their build."""
+NAMED_FILE = re.compile(r"(?m)^\s*(?:-r|-c|--requirement|--constraint)\s*=?\s*['\"]?([^\s'\"]+)")
+"""In requirements, another file of them."""
 
 
 def resolve(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,12 +128,13 @@ class Resolution:
         torch = re.search(r"(?im)^torch(?![-_.a-z0-9])[^\\\n;@]*", lines)
         self.torch = torch[0].strip() if torch else "torch"
         self._write("requirements.in", lines)
-        given = [_path_of(one) for one in re.findall(r"(?m)^--find-links (?!(?!file:)\w+://)(\S.*)", lines)]
+        given = [path_of(one) for one in re.findall(r"(?m)^--find-links (?!(?!file:)\w+://)(\S.*)", lines)]
         self.from_where = self._variables(lines)
         self.links = [*given, *(one for one in self.uv.own_links if one and one not in self.uv.settings["find_links"])]
         self._write("constraints.in", self._text(self.request["constraints"]) + BARRED)
         if lines.strip() or self.request["arguments"]:
             self._require_indexes()
+        self._require_no_hashes(lines + self._text(self.request["constraints"]))
         # The oldest Python first: its versions are more often fit for the others than theirs for it.
         oldest_first = sorted(targets.items(), key=lambda one: [int(part) for part in one[1]["python"].split(".")])
         locks = {name: self._lock(name, target, lines) for name, target in oldest_first}
@@ -145,12 +150,56 @@ class Resolution:
 
     def _require_indexes(self) -> None:
         """Raise Failure, within seconds, if an index that will be asked is not reached."""
-        if self.uv.index == "none" or "UV_OFFLINE" in self.uv.environment:
-            return
         known = self.uv.indexes("")
         if self.from_where.get("UV_DEFAULT_INDEX", PYPI).rstrip("/") != PYPI:
             known = [one for one in known if one != PYPI]
         self.uv.require_reachable(known, [one for one in self.named if one not in known])
+
+    def _require_no_hashes(self, lines: str) -> None:
+        """Raise Failure if a file that lines name by its URL has what uv, which reads it, does not heed there."""
+        urls = self._named_files("", lines)
+        for url in urls:  # which grows
+            try:
+                text = re.sub(r"(?m)(^|\s)#.*", "", re.sub(r"\\\r?\n", " ", self._text_at(url)))
+            except (OSError, ValueError) as error:
+                raise Failure(
+                    f"{redacted(url)} is not to be had ({redacted(str(error))}), so whether it has hashes is not "
+                    "known; correct that line, or fetch that file and name it by its path"
+                ) from None
+            if re.search(r"(?m)(^|\s)--(hash|require-hashes)\b|^[ \t]*-.*[ \t]-", text):
+                raise Failure(
+                    f"{redacted(url)}, a file of requirements that is named by its URL, has hashes or several options "
+                    "on one line, which count only in a file on the controller; fetch that file and name it by its path"
+                )
+            urls += [one for one in self._named_files(url, text) if one not in urls]
+
+    def _named_files(self, base: str, lines: str) -> list[str]:
+        known = self.uv.environment
+        found = [urljoin(base, one) for one in NAMED_FILE.findall(lines)]
+        return [re.sub(r"\$\{(\w+)\}", lambda name: known.get(name[1], name[0]), one) for one in found]
+
+    def _text_at(self, url: str) -> str:
+        """Return the content at a URL, asked as uv asks.
+
+        Raises:
+            OSError: it is not to be had.
+            ValueError: it is no URL that can be asked.
+        """
+        parts = urlsplit(url)
+        user, at, host = parts.netloc.rpartition("@")
+        request = urllib.request.Request(parts._replace(netloc=host).geturl())
+        if at:
+            secret = base64.b64encode(unquote(user).encode()).decode()
+            request.add_unredirected_header("Authorization", f"Basic {secret}")
+        proxy = self.uv.proxy_for(url)
+        context = ssl.create_default_context(cafile=self.uv.environment.get("SSL_CERT_FILE") or None)
+        opener = urllib.request.build_opener(
+            urllib.request.ProxyHandler({"http": proxy, "https": proxy} if proxy else {}),
+            urllib.request.HTTPSHandler(context=context),
+        )
+        with opener.open(request, timeout=REACH_SECONDS) as answer:
+            content: bytes = answer.read()
+        return content.decode("utf-8", "replace")
 
     def _variables(self, lines: str) -> dict[str, str]:
         """Return the indexes and folders of lines as variables for a build: process lists show arguments."""
@@ -176,7 +225,7 @@ class Resolution:
     def _text(self, lines: list[str]) -> str:
         text = "".join(f"{line}\n" for line in lines).replace(SOURCES, os.path.join(self.folder, "sources"))
         known = self.request["commits"]
-        return GIT.sub(lambda found: f"{found[1]}@{known[found[1]]}" if found[1] in known else found[0], text)
+        return GIT_URL.sub(lambda found: f"{found[1]}@{known[found[1]]}" if found[1] in known else found[0], text)
 
     def _write(self, name: str, text: str) -> None:
         path = os.path.join(self.folder, name)
@@ -228,7 +277,7 @@ class Resolution:
         """Return what all spellings of an index in a uv.lock have in common."""
         parts = urlsplit(index)
         if parts.scheme in ("", "file"):
-            return os.path.normpath(os.path.join(self.request["project"], _path_of(index)))
+            return os.path.normpath(os.path.join(self.request["project"], path_of(index)))
         return without_credentials(f"{parts.scheme}://{parts.netloc.lower()}{parts.path.rstrip('/')}")
 
     @property
@@ -299,19 +348,14 @@ class Resolution:
                 raise failure from None
 
     def _compile(self, arguments: list[str], cwd: str, target: Mapping[str, str]) -> None:
-        for _round in range(MOST_BUILDS):
-            self._let_build_with_torch()
-            variables = {"UV_CUDA_DRIVER_VERSION": target["driver"]} if target["driver"] else {}
-            try:
-                self.uv.run(*arguments, cwd=cwd, otherwise=OTHERWISE, **variables)
-                return
-            except Failure as failure:
-                name = wants_torch(failure.said)
-                if name and name not in self.needs_torch:
-                    self.needs_torch.append(name)
-                elif name or not lacks_torch(failure.said) or not self._declare_torch():
-                    raise
-        raise Failure("too many packages need torch for their build; name them in python_env_build_needs_torch")
+        more = {"UV_CUDA_DRIVER_VERSION": target["driver"]} if target["driver"] else {}
+        more |= {"cwd": cwd, "otherwise": OTHERWISE}
+        try:
+            self.uv.run_building(*arguments, torch=self.torch, needs=self.needs_torch, **more)
+        except Failure as failure:
+            if wants_torch(failure.said) or not lacks_torch(failure.said) or not self._declare_torch():
+                raise
+            self._compile(arguments, cwd, target)
 
     def _unmet(self, target: Mapping[str, str], backend: str) -> list[tuple[str, str]]:
         """Return the lines that cannot be met each by itself: uv tells of one at a time."""
@@ -334,9 +378,6 @@ class Resolution:
             reasons = list(pool.map(reason, range(len(pins))))
         about = f"Python {target['python']} on {target['machine']}"
         return [(pin, words.format(about)) for pin, words in zip(pins, reasons) if words]
-
-    def _let_build_with_torch(self) -> None:
-        self.uv.extra_build = {name: [self.torch] for name in self.needs_torch}
 
     def _declare_torch(self) -> bool:
         """Have the local projects without a pyproject.toml declare that their build needs torch.
@@ -406,7 +447,7 @@ class Resolution:
             name, location = "", head.removeprefix("-e ")
         if re.match(r"https?://", location):
             return _written(head, self._allowed(name, hashes))
-        if (git := GIT.match(location)) and git[2]:
+        if (git := GIT_URL.match(location)) and git[2]:
             self.commits.setdefault(git[1], set()).add(git[2])
         file = self._wheel(name.partition("[")[0], location, target)
         with open(os.path.join(self.wheels, file), "rb") as wheel:
@@ -508,7 +549,7 @@ class Resolution:
     def _build(self, name: str, location: str, source: str, folder: str) -> None:
         called = name or os.path.basename(location.rstrip("/"))
         for _round in range(2):
-            self._let_build_with_torch()
+            self.uv.extra_build = {one: [self.torch] for one in self.needs_torch}
             self._declare(source, self._build_needs(name))
             try:
                 self.uv.run(
@@ -561,8 +602,7 @@ class Resolution:
         place, _hash, rest = location.partition("#")
         subdirectory = next((one[13:] for one in rest.split("&") if one.startswith("subdirectory=")), "")
         if not place.startswith("git+"):
-            path = unquote(re.sub(r"^file://", "", place))
-            return os.path.abspath(os.path.join(self.request["project"], path)), subdirectory
+            return os.path.abspath(os.path.join(self.request["project"], path_of(place))), subdirectory
         url, _at, commit = place[4:].rpartition("@")
         folder = os.path.join(self.folder, f"git{len(self.built)}")
         self._git("clone", "--quiet", "--no-checkout", url, folder)
@@ -586,9 +626,9 @@ def _written(head: str, hashes: list[str]) -> str:
     return " \\\n    ".join([head, *(f"--hash={one}" for one in hashes)]) + "\n"
 
 
-def _path_of(place: str) -> str:
+def path_of(place: str) -> str:
     """Return the path in a file URL; anything else as it is."""
-    return unquote(place.removeprefix("file://")) if place.startswith("file://") else place
+    return unquote(place[5:].removeprefix("//")) if place.startswith("file:") else place
 
 
 def _short(version: str) -> str:

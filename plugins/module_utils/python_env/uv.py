@@ -23,20 +23,24 @@ CREDENTIALS = re.compile(r"(?i)(https?://)[^/\s\"'`]+@")
 """In a URL; a password may have an @ itself."""
 PYPI = "https://pypi.org/simple"
 TORCH_INDEX = "https://download.pytorch.org/whl"
+MOST_BUILDS = 8
+"""How many packages may turn out to need torch for their build."""
 REACH_SECONDS = 10
 """How long an index may take to take a connection: then a network is dead, and uv would try for a minute."""
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 PIP_FILES = ("/etc/xdg/pip/pip.conf", "/etc/pip.conf", "~/.pip/pip.conf", "~/.config/pip/pip.conf")
 UV_FILES = ("/etc/uv/uv.toml", "/etc/xdg/uv/uv.toml", "~/.config/uv/uv.toml")
+SETTINGS = ("index_url", "extra_index_urls", "find_links", "proxy", "uv_settings")
+"""What the inventory says of indexes and of uv; it may hold passwords."""
 NOT_TAKEN = ("extra-index-url", "trusted-host", "constraint", "no-index")
 """Settings of pip that are not taken over: each changes what is installed, or whom it is believed."""
-INDEX = "set python_env_index_url in the inventory to an index that it reaches, or python_env_proxy to the proxy"
-NAMED_INDEX = f"{INDEX}; if the requirements name what is not reached, correct them"
-GIT = (
+INDEX_REMEDY = "set python_env_index_url in the inventory to an index that it reaches, or python_env_proxy to the proxy"
+NAMED_INDEX_REMEDY = f"{INDEX_REMEDY}; if the requirements name what is not reached, correct them"
+GIT_REMEDY = (
     "set python_env_proxy to the proxy, or python_env_resolve_on to a node that reaches it, or take the package from "
     "an index or an archive"
 )
-WITHOUT_TORCH_INDEX = (
+TORCH_INDEX_REMEDY = (
     "set python_env_torch_backend: none to take torch from the package index, a folder with torch's wheel in "
     "python_env_find_links, or python_env_proxy to the proxy"
 )
@@ -87,7 +91,7 @@ CAUSES: tuple[tuple[str, str], ...] = (
     ),
     (
         r"fatal: unable to access '|ssh: (Could not resolve|connect to host)",
-        "git does not reach a repository ({line}); " + GIT,
+        "git does not reach a repository ({line}); " + GIT_REMEDY,
     ),
     (
         r"failed to find branch, tag, or commit|couldn't find remote ref|upload-pack: not our ref",
@@ -96,12 +100,12 @@ CAUSES: tuple[tuple[str, str], ...] = (
     (
         r"failed to lookup address|dns error|Name or service not known|Could not resolve host|"
         r"Temporary failure in name",
-        "a name does not resolve ({line}); " + NAMED_INDEX,
+        "a name does not resolve ({line}); " + NAMED_INDEX_REMEDY,
     ),
     (
         r"Network is unreachable|No route to host|Connection refused|tcp connect error|operation timed out|"
         r"Failed to connect|Connection reset",
-        "it does not reach the index ({line}); " + NAMED_INDEX,
+        "it does not reach the index ({line}); " + NAMED_INDEX_REMEDY,
     ),
     (
         r"[Gg]it executable not found|No such file or directory: 'git'",
@@ -109,11 +113,15 @@ CAUSES: tuple[tuple[str, str], ...] = (
     ),
     (
         r"command '?[\w./-]*(gcc|cc|clang|g\+\+|c\+\+)'? failed: No such|[Uu]nable to find.*compiler|C(XX)?_COMPILER"
-        r"|No such file or directory: '[\w./-]*(gcc|cc|g\+\+)'|can't find Rust compiler|Python\.h: No such file|"
-        r"command '?[\w./-]*(gcc|cc|clang|g\+\+)'? failed",
+        r"|No such file or directory: '[\w./-]*(gcc|cc|g\+\+)'|can't find Rust compiler|Python\.h: No such file",
         "a package has no wheel for this Python and platform, and to build it a compiler is missing there ({line}); "
         "take a version that has a wheel, or install a compiler and Python's headers (build-essential and python3-dev, "
         "or gcc-c++ and python3-devel)",
+    ),
+    (
+        r"command '?[\w./-]*(gcc|cc|clang|g\+\+|c\+\+)'? failed with exit",
+        "the compiler fails in the build of {package} ({line}); see below what it says, and install the headers that "
+        "it lacks, or take a version of it that has a wheel; a project of your own, correct",
     ),
     (
         r"ModuleNotFoundError: No module named '?torch\b",
@@ -148,7 +156,7 @@ CAUSES: tuple[tuple[str, str], ...] = (
         "modes",
     ),
     (
-        r"(?s)index-strategy|first index that contains|unsafe-best-match",
+        r"index-strategy|first index that contains|unsafe-best-match",
         "no version fits: of a package that several indexes have, only the first index counts, so that nobody can put "
         "another in its place; if you trust all of them, set python_env_uv_settings: "
         "{{index-strategy: unsafe-best-match}}",
@@ -308,7 +316,7 @@ class Uv:
 
     Args:
         binary: path.
-        settings: index_url, extra_index_urls, find_links, proxy, uv_settings, as the inventory has them.
+        settings: those that SETTINGS names, as the inventory has them.
         folder: its own, for a file of settings: readable by nobody else.
         cache: folder, or "" for the account's own.
         machine: whose settings count where the inventory has none.
@@ -383,9 +391,15 @@ class Uv:
             or any(name in given for name in ("index", "index-url", "offline"))
         )
 
+    @property
+    def is_offline(self) -> bool:
+        """Return whether nothing is asked of the network."""
+        is_set = "UV_OFFLINE" in self.environment or bool(self.settings["uv_settings"].get("offline"))
+        return is_set or self.index == "none"
+
     def indexes(self, backend: str) -> list[str]:
         """Return the indexes that will be asked, as far as they are known."""
-        if self.index == "none" or "UV_OFFLINE" in self.environment:
+        if self.is_offline:
             return []
         found = list(self.extra_index_urls)
         if self.index:
@@ -403,11 +417,11 @@ class Uv:
             urls: of indexes.
             named: of those that the requirements name.
         """
-        if {"http-proxy", "https-proxy", "offline"} & set(self.settings["uv_settings"]):
+        if self.is_offline or {"http-proxy", "https-proxy"} & set(self.settings["uv_settings"]):
             return
         places: dict[tuple[str, int], str] = {}
         for url in (*urls, *named):
-            parts = urlsplit(self._proxy_for(url) or url)
+            parts = urlsplit(self.proxy_for(url) or url)
             try:
                 port = parts.port or {"https": 443, "http": 80}.get(parts.scheme, 1080)
             except ValueError:
@@ -426,16 +440,17 @@ class Uv:
             if thread.is_alive():
                 problem = f"{place[0]} port {place[1]} gives no answer within {REACH_SECONDS} s"
             if problem:
-                proxy = self._proxy_for(url)
+                proxy = self.proxy_for(url)
                 through = " through its proxy" if proxy else ""
-                remedy = INDEX if url != TORCH_INDEX else WITHOUT_TORCH_INDEX
+                remedy = INDEX_REMEDY if url != TORCH_INDEX else TORCH_INDEX_REMEDY
                 if url in named:
                     remedy = "take it out of the requirements, or set python_env_proxy to the proxy"
                 if proxy:
                     remedy = "correct python_env_proxy, or the machine's own setting"
                 raise Failure(f"it does not reach the index {redacted(url)}{through}: {problem}; {remedy}")
 
-    def _proxy_for(self, url: str) -> str:
+    def proxy_for(self, url: str) -> str:
+        """Return the proxy on the way to a URL, or ""."""
         parts = urlsplit(url)
         env = self.environment
         found = {name: env.get(name) or env.get(name.upper()) or "" for name in PROXY_VARIABLES}
@@ -508,6 +523,22 @@ class Uv:
             why = because(result.stderr, otherwise or "uv failed", package)
             raise Failure(why, result.stderr.strip() or f"uv ended with {result.returncode}")
         return result.stdout, result.stderr
+
+    def run_building(self, *arguments: str, torch: str, needs: list[str], **more: str) -> tuple[str, str]:
+        """Run it as ``run`` does, and again with a requirement of torch for each build that turns out to need it.
+
+        ``needs`` names the packages, and gets those that are found; where ``torch`` is "" there are none.
+        """
+        for _round in range(MOST_BUILDS):
+            self.extra_build = {name: [torch] for name in needs} if torch else {}
+            try:
+                return self.run(*arguments, **more)
+            except Failure as failure:
+                name = wants_torch(failure.said)
+                if not torch or not name or name in needs:
+                    raise
+                needs.append(name)
+        raise Failure("too many packages need torch for their build; name them in python_env_build_needs_torch")
 
 
 def _connect(address: tuple[Any, ...], answers: queue.SimpleQueue[str]) -> None:

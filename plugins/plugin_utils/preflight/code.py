@@ -54,8 +54,7 @@ class Code:
             "master_port": head.master_port,
             "interface": "lo",
         }
-        commit = f"{self.bundle.commit or ''}{'-dirty' if self.bundle.dirty else ''}"
-        job = {"id": "preflight", "dir": "/", "commit": commit, "gang": True, "framework": {}}
+        job = {"id": "preflight", "dir": "/", "commit": self.bundle.described_commit, "gang": True, "framework": {}}
         text = environment.render(about, {**node.env, **self.env}, job)
         ranks = _ONE_RANK if self.launcher == "torchrun" else {}
         return {**ranks, **environment.parse(text)}

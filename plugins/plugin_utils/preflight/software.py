@@ -19,6 +19,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.sent
     every,
 )
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import counted, listed
+from packaging.utils import canonicalize_name
 
 CHECKS = {
     "software.environment": "the account that jobs run as can start the environment's Python and import torch",
@@ -78,12 +79,7 @@ def installed(packages: Mapping[str, Any]) -> Mapping[str, str]:
 @functools.lru_cache(maxsize=64)  # hundreds of nodes have the same
 def _parsed(names: tuple[str, ...]) -> Mapping[str, str]:
     pairs = [one.rpartition("-") for one in names]
-    return {normalized(name): version for name, _dash, version in pairs}
-
-
-def normalized(name: str) -> str:
-    """Return a package's name as all its spellings have it."""
-    return re.sub(r"[-_.]+", "-", name).lower()
+    return {canonicalize_name(name): version for name, _dash, version in pairs}
 
 
 def versions(cluster: Cluster) -> Verdict:
@@ -140,7 +136,7 @@ def packages(cluster: Cluster) -> Verdict:
 def pinned(text: str) -> Iterable[tuple[str, str, bool]]:
     """Yield name, version, and whether it is only for some Pythons, of each package that a requirements file pins."""
     for found in _PINNED.finditer(text):
-        yield normalized(found[1]), found[2], bool(found[3])
+        yield canonicalize_name(found[1]), found[2], bool(found[3])
 
 
 def lock(cluster: Cluster) -> Verdict:

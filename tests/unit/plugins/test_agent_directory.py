@@ -395,7 +395,6 @@ def test_everything_of_ours_goes(tmp_path: Path) -> None:
         "cache/lock",
         "envs/constraints.txt",
         f"wheels/{'3' * 16}/mine-1.0-py3-none-any.whl",
-        "wheels/mine-1.0.tar.gz",
     ):
         (place / name).write_text("x")
     before = tree(place)

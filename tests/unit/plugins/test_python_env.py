@@ -1,6 +1,7 @@
 """The role python_env on nodes on this machine, with wheels of a few bytes from an index that wants a password."""
 
 import base64
+import contextlib
 import fcntl
 import hashlib
 import http.server
@@ -10,12 +11,13 @@ import platform
 import pwd
 import shutil
 import ssl
+import stat
 import subprocess
 import sys
-import tempfile
 import threading
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -24,6 +26,8 @@ import pytest
 import yaml
 from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import Failure
 from ansible_collections.thunderhead.cluster.plugins.modules import python_env_resolve
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.fetch_uv import HASHES, fetch
 from playing import ROOT, play
 
 PASSWORD = "hush-hush-4711"
@@ -305,28 +309,42 @@ def test_a_node_resolves_where_nobody_else_may_write(
 
 
 def test_what_a_broken_off_resolution_left_goes_with_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may be gigabytes; what another one works in at this moment stays, and what is the user's."""
-    home = tmp_path / "home"
-    (home / ".thunderhead-resolve-notes").mkdir(parents=True)
-    (home / ".thunderhead-resolve-notes" / "mine").touch()
-    monkeypatch.setenv("HOME", str(home))
+    """It may be gigabytes; what another one works in at this moment stays, and the next waits for it."""
+    place = tmp_path / ".thunderhead-resolve"
+    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(python_env_resolve, "is_open", lambda _found: False)
     broken_off, lock = python_env_resolve.make_workshop()
     (Path(broken_off) / "cache").mkdir()
     (Path(broken_off) / "cache" / "torch").touch()
     os.close(lock)
     one, held = python_env_resolve.make_workshop()
-    other, held_too = python_env_resolve.make_workshop()
-    assert {str(path) for path in home.iterdir()} == {str(home / ".thunderhead-resolve-notes"), one, other}
-    # Two that start at once may take each other's new folder for an old one.
-    make, taken = tempfile.mkdtemp, [one, str(home / "gone")]
-    monkeypatch.setattr(tempfile, "mkdtemp", lambda **where: taken.pop() if taken else make(**where))
-    third, held_last = python_env_resolve.make_workshop()
-    assert (taken, third in (one, other)) == ([], False)
-    for lock, folder in ((held, one), (held_too, other), (held_last, third)):
-        os.close(lock)
-        python_env_resolve.remove(folder)
-    assert os.listdir(home) == [".thunderhead-resolve-notes"]
+    assert ([str(path) for path in place.iterdir()], os.listdir(one)) == ([one], [])
+    assert place.stat().st_mode & 0o777 == 0o700
+    with ThreadPoolExecutor() as pool:
+        next_one = pool.submit(python_env_resolve.make_workshop)
+        with pytest.raises(TimeoutError):
+            next_one.result(timeout=0.5)
+        shutil.rmtree(place)
+        os.close(held)
+        other, lock = next_one.result(timeout=30)
+    assert [str(path) for path in place.iterdir()] == [other]
+    os.close(lock)
+
+
+def test_a_node_resolves_in_no_folder_of_anothers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "home" / ".thunderhead-resolve"
+    place.mkdir(parents=True)
+    (place / "notes").touch()
+    monkeypatch.setenv("HOME", str(place.parent))
+    monkeypatch.setattr(python_env_resolve, "is_open", lambda found: stat.S_IMODE(found.st_mode) == 0o777)
+    place.chmod(0o777)
+    with pytest.raises(Failure, match=f"{place} is not .*'s alone, and uv goes by files there; remove it"):
+        python_env_resolve.make_workshop()
+    place.rename(tmp_path / "elsewhere")
+    place.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="thunderhead-resolve"):
+        python_env_resolve.make_workshop()
+    assert os.listdir(tmp_path / "elsewhere") == ["notes"]
 
 
 def test_a_node_whose_home_belongs_to_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -491,36 +509,33 @@ def test_without_torch_setup_says_so_each_time(site: Site) -> None:
 
 # ---------------------------------------------------------------------------------------------------- uv for the nodes
 
-FETCH = ROOT / "roles" / "python_env" / "files" / "fetch_uv.py"
 OWN = f"manylinux2014_{platform.machine()}"
 UV = Path(sys.executable).parent / "uv"
 
 
-def python_without_pip(folder: Path, uv: Path | None) -> Path:
-    """Make an environment without pip, with or without a uv."""
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
-    if uv:
-        (folder / "bin" / "uv").symlink_to(uv)
-    return folder / "bin" / "python"
+@pytest.fixture
+def without_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The bin of an environment without pip and uv, whose Python this process takes for its own."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "venv" / "bin" / "python"))
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in list(os.environ):
+        if name.startswith(("UV_", "PIP_")):
+            monkeypatch.delenv(name)
+    return tmp_path / "venv" / "bin"
 
 
-def fetched(
-    python: Path | str, folder: Path, platform_name: str = OWN, **settings: str
-) -> subprocess.CompletedProcess[str]:
-    environment = {"PATH": "/usr/bin:/bin", "HOME": str(folder.parent), **settings}
-    return subprocess.run(
-        [python, FETCH, UV_VERSION, platform_name, folder], capture_output=True, text=True, env=environment
-    )
-
-
-def test_a_torn_uv_is_fetched_again(tmp_path: Path) -> None:
-    python, folder = python_without_pip(tmp_path / "venv", UV), tmp_path / "uv"
+def test_a_torn_uv_is_fetched_again(tmp_path: Path, without_pip: Path) -> None:
+    folder = tmp_path / "uv"
+    (without_pip / "uv").symlink_to(UV)
     (folder / "bin").mkdir(parents=True)
     (folder / "bin" / "uv").write_bytes(UV.read_bytes()[:100_000])
     (folder / "bin" / "uv").chmod(0o755)
-    assert (fetched(python, folder).stdout, (folder / "bin" / "uv").read_bytes()) == ("fetched\n", UV.read_bytes())
-    again = fetched(python, folder)
-    assert (again.returncode, again.stdout) == (0, "")
+    fetch(UV_VERSION, OWN, folder, {})
+    assert (folder / "bin" / "uv").read_bytes() == UV.read_bytes()
+    (without_pip / "uv").unlink()
+    fetch(UV_VERSION, OWN, folder, {})  # it is there
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("uv")) == ["uv"]
 
 
@@ -536,23 +551,24 @@ def test_setup_gives_no_node_a_torn_uv(site: Site) -> None:
 
 
 @pytest.mark.parametrize("kept", [100, 1000])
+@pytest.mark.usefixtures("without_pip")
 def test_a_uv_for_another_platform_is_told_by_its_hash(tmp_path: Path, kept: int) -> None:
     """It cannot be run here."""
-    python, folder = python_without_pip(tmp_path / "venv", None), tmp_path / "uv"
+    folder = tmp_path / "uv"
     binary, about = folder / "bin" / "uv", folder / f"uv-{UV_VERSION}.dist-info"
     for path in (binary.parent, about):
         path.mkdir(parents=True)
     digest = base64.urlsafe_b64encode(hashlib.sha256(bytes(1000)).digest()).decode().rstrip("=")
     (about / "RECORD").write_text(f"../../bin/uv,sha256={digest},1000\n")
     binary.write_bytes(bytes(kept))
-    result = fetched(python, folder, "manylinux2014_s390x")
-    assert (result.returncode == 0) is (kept == 1000)
+    with contextlib.nullcontext() if kept == 1000 else pytest.raises(JobError, match="has neither pip nor uv"):
+        fetch(UV_VERSION, "manylinux2014_s390x", folder, {})
     assert binary.stat().st_size == kept
 
 
-def test_a_uv_that_was_changed_on_its_way(tmp_path: Path) -> None:
+def test_a_uv_that_was_changed_on_its_way(tmp_path: Path, without_pip: Path) -> None:
     """R11."""
-    python, folder = python_without_pip(tmp_path / "venv", UV), tmp_path / "uv"
+    (without_pip / "uv").symlink_to(UV)
     index = tmp_path / "simple" / "uv"
     index.mkdir(parents=True)
     with zipfile.ZipFile(index / f"uv-{UV_VERSION}-py3-none-manylinux2014_s390x.whl", "w") as wheel:
@@ -560,21 +576,40 @@ def test_a_uv_that_was_changed_on_its_way(tmp_path: Path) -> None:
             f"uv-{UV_VERSION}.dist-info/METADATA", f"Metadata-Version: 2.1\nName: uv\nVersion: {UV_VERSION}\n"
         )
         wheel.writestr(f"uv-{UV_VERSION}.data/scripts/uv", "#!/bin/sh\n")
-    settings = {"UV_DEFAULT_INDEX": "", "UV_NO_INDEX": "1", "UV_FIND_LINKS": str(index)}
-    result = fetched(python, folder, "manylinux2014_s390x", **settings)
-    assert result.returncode == 1
-    assert "could not fetch it with uv: " in result.stderr
-    assert not folder.exists()
-    assert f"uv=={UV_VERSION} " in (FETCH.parent / "uv.txt").read_text()
+    settings = {"UV_OFFLINE": "1", "UV_FIND_LINKS": str(index)}
+    with pytest.raises(JobError, match=r"could not fetch it with uv: .* Computed: sha256:"):
+        fetch(UV_VERSION, "manylinux2014_s390x", tmp_path / "uv", settings)
+    assert not (tmp_path / "uv").exists()
+    assert f"uv=={UV_VERSION} " in HASHES.read_text()
 
 
-def test_neither_pip_nor_uv(tmp_path: Path) -> None:
-    python, folder = python_without_pip(tmp_path / "venv", None), tmp_path / "cache" / "uv"
-    result = fetched(python, folder)
-    assert result.returncode == 1
-    assert result.stderr == (
-        f"This machine needs uv {UV_VERSION} for {OWN}, and has neither pip nor uv; install pip for {python} or uv, "
-        f"see that it reaches a package index, or put the binary to {folder}/bin/uv\n"
+def test_a_disk_without_room_for_uv(tmp_path: Path, without_pip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (without_pip / "uv").symlink_to(UV)
+
+    def fill(source: str, _target: Path) -> None:
+        raise OSError(28, "No space left on device", source)
+
+    monkeypatch.setattr(shutil, "copy", fill)
+    with pytest.raises(
+        JobError, match=rf"^uv could not be put into {tmp_path}/uv on the controller \(.* No space left"
+    ):
+        fetch(UV_VERSION, OWN, tmp_path / "uv", {})
+
+
+def test_no_password_where_uv_cannot_be_fetched(tmp_path: Path, without_pip: Path) -> None:
+    (without_pip / "uv").write_text("#!/bin/sh\necho no uv at $UV_DEFAULT_INDEX; exit 1\n")
+    (without_pip / "uv").chmod(0o755)
+    with pytest.raises(JobError, match=r"could not fetch it with uv: no uv at https://…@mirror\.example\.org/simple; "):
+        fetch(UV_VERSION, OWN, tmp_path / "uv", {"UV_DEFAULT_INDEX": "https://u:hush-4711@mirror.example.org/simple"})
+
+
+def test_neither_pip_nor_uv(tmp_path: Path, without_pip: Path) -> None:
+    folder = tmp_path / "cache" / "uv"
+    with pytest.raises(JobError) as caught:
+        fetch(UV_VERSION, OWN, folder, {})
+    assert str(caught.value) == (
+        f"This machine needs uv {UV_VERSION} for {OWN}, and has neither pip nor uv; install pip for "
+        f"{without_pip}/python or uv, see that it reaches a package index, or put the binary to {folder}/bin/uv"
     )
     assert list(folder.parent.iterdir()) == []
 
@@ -696,7 +731,7 @@ def test_malware_gets_in_by_no_way(site: Site, text: str, encoding: str, message
     """R5: what is checked is what is installed. The package here is an empty one of that name."""
     digest = make_wheel(site.folder / "simple" / "lightning", "lightning", "2.6.2")
     make_wheel(site.folder / "simple" / "wants", "wants", requires="lightning==2.6.2")
-    (site.folder / "bad.txt").write_text(f"lightning==2.6.2 --hash=sha256:{digest}\n")
+    (site.folder / "bad.txt").write_text("lightning==2.6.2\n")
     index = site.url.removesuffix("/simple/").replace(PASSWORD, "${BAD_PASSWORD}")
     path = site.folder / "encoded.txt"
     path.write_text(text.replace("HASH", digest).replace("INDEX", index), encoding)

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,33 +26,26 @@ NODE = {
     "free": 10**9,
     "executable": "/usr/bin/python3",
 }
-FETCH = """import os, sys
-from pathlib import Path
-version, platform, folder = sys.argv[1:]
-with open({calls!r}, "a") as file:
-    file.write(f"{{version}} {{platform}} {{os.environ.get('UV_DEFAULT_INDEX')}} {{os.environ.get('https_proxy')}}\\n")
-if {failing!r} in str(os.environ.get("UV_DEFAULT_INDEX")):
-    sys.exit(f"uv cannot be fetched from {{os.environ.get('UV_DEFAULT_INDEX')}}")
-Path(folder, "bin").mkdir(parents=True, exist_ok=True)
-Path(folder, "bin", "uv").write_bytes(bytes(20_000_000))
-"""
 
 
 class Controller:
-    """With requirements, and a program that says that it has fetched a uv."""
+    """With requirements, and a function that says that it has fetched a uv."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = folder
-        self.calls = folder / "calls"
+        self.calls: list[str] = []
+        self.failing = "no index fails"
         (folder / "requirements.txt").write_text("six\n")
-        for name in ("UV_DEFAULT_INDEX", "https_proxy"):
-            monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-        monkeypatch.setattr(locks, "FETCH_UV", folder / "fetch.py")
-        self.fail("no index fails")
+        monkeypatch.setattr(locks, "fetch", self.fetch)
 
-    def fail(self, words: str) -> None:
-        (self.folder / "fetch.py").write_text(FETCH.format(calls=str(self.calls), failing=words))
+    def fetch(self, version: str, wanted: str, place: Path, variables: Mapping[str, str]) -> None:
+        index = variables.get("UV_DEFAULT_INDEX")
+        self.calls.append(f"{version} {wanted} {index} {variables.get('https_proxy')}")
+        if self.failing in str(index):
+            raise JobError("uv cannot be fetched")
+        (place / "bin").mkdir(parents=True, exist_ok=True)
+        (place / "bin" / "uv").write_bytes(bytes(20_000_000))
 
     def plan(self, hosts: dict[str, dict[str, Any]]) -> Plan:
         common = {"requirements": str(self.folder / "requirements.txt"), "uv_version": "0.0.1"}
@@ -74,27 +68,18 @@ def test_uv_is_asked_for_once_per_platform(controller: Controller) -> None:
     nodes = {host: NODE for host in hosts}
     nodes["node4"] = {**NODE, "wheel_platform": "manylinux2014_aarch64"}
     result = controller.plan({host: {} for host in hosts}).resolve(nodes, None, False)
-    assert controller.calls.read_text().splitlines() == [
-        f"0.0.1 manylinux2014_{machine} None None" for machine in ("x86_64", "aarch64")
-    ]
+    assert controller.calls == [f"0.0.1 manylinux2014_{machine} None None" for machine in ("x86_64", "aarch64")]
     assert len({one["uv"] for one in result["hosts"].values()}) == 2
 
 
 def test_uv_is_fetched_by_the_inventorys_index_and_proxy(controller: Controller) -> None:
     settings = {"index_url": "https://u:hush-4711@mirror.example.org/simple", "proxy": "http://proxy.example.org:3128"}
     controller.plan({"node0": settings}).resolve({"node0": NODE}, None, False)
-    expected = f"0.0.1 manylinux2014_x86_64 {settings['index_url']} {settings['proxy']}\n"
-    assert controller.calls.read_text() == expected
-    controller.fail("mirror")  # has no uv
+    expected = f"0.0.1 manylinux2014_x86_64 {settings['index_url']} {settings['proxy']}"
+    assert controller.calls == [expected]
+    controller.failing = "mirror"  # has no uv
     controller.plan({"node0": settings}).resolve({"node0": NODE}, None, False)
-    assert controller.calls.read_text() == f"{expected}{expected}0.0.1 manylinux2014_x86_64 None None\n"
-
-
-def test_no_password_where_uv_cannot_be_fetched(controller: Controller, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("UV_DEFAULT_INDEX", "https://u:hush-4711@mirror.example.org/simple")
-    controller.fail("mirror")
-    with pytest.raises(JobError, match="uv cannot be fetched from https://…@mirror"):
-        controller.plan({"node0": {}}).resolve({"node0": NODE}, None, False)
+    assert controller.calls == [expected, expected, "0.0.1 manylinux2014_x86_64 None None"]
 
 
 @pytest.mark.parametrize(
@@ -166,7 +151,7 @@ def test_no_node_is_told_the_passwords_of_others(controller: Controller) -> None
         asked.append(str(request["settings"]))
         raise Failure("enough")
 
-    hosts: dict[str, dict[str, Any]] = {"node0": {"resolve_on": "node1"}, "node1": {}}
+    hosts: dict[str, dict[str, Any]] = {host: {"resolve_on": "node1"} for host in ("node0", "node1")}
     hosts["node0"]["index_url"] = "https://u:hush-4711@example.org/simple"
     nodes = {host: {**NODE, "complete": False} for host in hosts}
     with pytest.raises(JobError, match="node1 would resolve for node0 too, whose python_env_ variables"):
@@ -178,12 +163,22 @@ def test_no_node_is_told_the_passwords_of_others(controller: Controller) -> None
         controller.plan(hosts).resolve(nodes, there, False)
 
 
-def test_no_traceback_where_uv_cannot_be_kept(controller: Controller) -> None:
-    (controller.folder / "fetch.py").write_text("open('/no/such/folder/uv')")
+def test_one_machine_resolves_for_all(controller: Controller) -> None:
+    (controller.folder / "here").mkdir()
+    given: dict[str, dict[str, Any]] = {
+        "node0": {},
+        "node1": {"find_links": [str(controller.folder / "here"), "https://example.org/wheels"]},
+        "node2": {"find_links": ["/srv/only-there"]},
+    }
+    assert controller.plan({host: given[host] for host in ("node0", "node1")}).resolver() == "localhost"
+    assert controller.plan(given).resolver() == "node2"
+    given["node1"]["resolve_on"] = "node2"
     with pytest.raises(JobError) as caught:
-        controller.plan({"node0": {}}).resolve({"node0": NODE}, None, False)
-    assert str(caught.value).startswith(f"uv could not be put into {controller.folder}/cache/thunderhead/uv-0.0.1-")
-    assert "on the controller (FileNotFoundError: [Errno 2] No such file or directory" in str(caught.value)
+        controller.plan(given).read()
+    assert str(caught.value) == (
+        "python_env_resolve_on is auto and node2 on different hosts, and one machine resolves for all; set one value "
+        "for group cluster"
+    )
 
 
 def resolution(lock: str) -> dict[str, Any]:
@@ -255,3 +250,17 @@ def test_what_a_hostile_node_answers_stays_outside(tmp_path: Path, monkeypatch: 
     with pytest.raises(Failure, match=r"what the node answers is no resolution: in its wheels stands \.\./notes"):
         action._on_node(tmp_path / "workshop", {"targets": {locks.target_of(NODE): NODE}}, {})
     assert [path.name for path in tmp_path.rglob("*")] == ["workshop"]
+
+
+def test_a_local_project_has_the_limit_of_the_inventory(controller: Controller) -> None:
+    """That of a job's code."""
+    (controller.folder / "pyproject.toml").touch()
+    (controller.folder / "requirements.txt").write_text("-e .\n")
+    (controller.folder / "data.bin").write_bytes(bytes(2**20))
+    controller.plan({"node1": {"job_bundle_max_mb": "2"}})
+    for given, message in {
+        1: r"has 1\.\d MB of files, and a local project that",
+        "x": "of node1 is x, no number of",
+    }.items():
+        with pytest.raises(JobError, match=message):
+            controller.plan({"node1": {"job_bundle_max_mb": given}})

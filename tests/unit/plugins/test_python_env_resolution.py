@@ -1,13 +1,17 @@
 """A resolution with a program in uv's place, which writes down how it was called."""
 
+import contextlib
 import hashlib
+import http.server
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -204,6 +208,13 @@ def test_what_a_pyproject_takes_from_beside_it_is_relative_to_it(bench: Bench) -
     assert bench.calls[-1][0][-1] == str(bench.folder / "lib")
 
 
+@pytest.mark.parametrize("named", ["{}/a%20b", "file://{}/a%2520b", "file:{}/a%2520b"])
+def test_a_folder_whose_name_looks_like_a_part_of_a_url(bench: Bench, named: str) -> None:
+    """uv writes a path into a lock as it is, and a URL with escapes."""
+    resolve(bench.request([], f"lib @ {named.format(bench.folder)}\n"))
+    assert bench.calls[-1][0][-1] == str(bench.folder / "a%20b")
+
+
 def test_a_build_that_leaves_no_wheel(bench: Bench) -> None:
     with pytest.raises(Failure, match="the build of without-wheel leaves no wheel; correct its backend"):
         resolve(bench.request(["x"], "x @ file:///srv/without-wheel\n"))
@@ -349,6 +360,50 @@ def test_an_index_that_a_uv_lock_spells_differently(bench: Bench, locked: str, e
 
 
 OF_ALL_INDEXES = "--index-strategy=unsafe-best-match"
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("-r {site}/plain.txt", ""),
+        ("-r {site}/plain@v1.txt", ""),
+        ("-r {login}/locked.txt", "http://…@127.0.0.1:{port}/locked.txt, a file of requirements"),
+        ("-c {site}/locked.txt", "{site}/locked.txt, a file of requirements that is named by its URL, has hashes or"),
+        ("-r {site}/options.txt", "{site}/options.txt, a file of requirements that is named by its URL, has hashes or"),
+        (
+            "--requirement={site}/outer.txt",
+            "{site}/sub/inner.txt, a file of requirements that is named by its URL, has",
+        ),
+        ("-r {site}/none.txt", "{site}/none.txt is not to be had (HTTP Error 404: File not found)"),
+    ],
+)
+def test_hashes_in_a_file_that_is_named_by_its_url(bench: Bench, line: str, why: str) -> None:
+    """Read by uv alone, which does not heed them."""
+    (bench.folder / "sub").mkdir()
+    locked = "tiny==1.0 \\\n    --hash=sha256:00\n"
+    files = {
+        "plain@v1.txt": "--pre\n--no-index\n",
+        "options.txt": "--extra-index-url x \\\n  --trusted-host y\n",
+        "plain.txt": "-r plain.txt # --hash=sha256:00\ntiny\n",
+        "locked.txt": locked,
+        "sub/inner.txt": locked,
+    }
+    for name, text in {**files, "outer.txt": "-c 'sub/inner.txt'\n"}.items():
+        (bench.folder / name).write_text(text)
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(bench.folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        places = {
+            "site": f"http://127.0.0.1:{server.server_port}",
+            "login": f"http://user:p@127.0.0.1:{server.server_port}",
+            "port": server.server_port,
+        }
+        request = bench.request(
+            ["six"], settings={**SETTINGS, "index_url": "none"}, constraints=[line.format(**places)]
+        )
+        with pytest.raises(Failure, match=re.escape(why.format(**places))) if why else contextlib.nullcontext():
+            resolve(request)
+        server.shutdown()
 
 
 def test_of_all_indexes_nothing_is_built(bench: Bench) -> None:

@@ -281,6 +281,18 @@ def test_an_index_that_is_not_there(root: Path, monkeypatch: pytest.MonkeyPatch)
     assert through.endswith("Connection refused; correct python_env_proxy, or the machine's own setting")
 
 
+def test_no_index_is_tried_where_none_is_asked(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = "http://127.0.0.1:1/simple"
+    assert "Connection refused" in unreachable(root, url, uv_settings={"offline": False})
+    given: list[dict[str, Any]] = [{"index_url": "none"}, {"uv_settings": {"offline": True}}]
+    for one in given:
+        made(root, **one).require_reachable([url])
+        assert made(root, extra_index_urls=[url], **one).indexes("cpu") == []
+    monkeypatch.setenv("UV_OFFLINE", "1")
+    made(root).require_reachable([url])
+    assert made(root).indexes("cpu") == []
+
+
 def test_an_index_that_is_there(root: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         place = f"http://127.0.0.1:{server.getsockname()[1]}"
@@ -351,7 +363,13 @@ FETCHING = "error: Failed to fetch: `https://user:pass@example.org/simple/x/`\n 
             "  error: command 'gcc' failed: No such file or directory",
             "a package has no wheel for this Python and platform",
         ),
-        ("error: command '/usr/bin/cc' failed with exit code 1", "a package has no wheel for this Python and platform"),
+        *(
+            (
+                f"error: Failed to build `old==1`\n  x.c:1:10: fatal error: zlib.h: No such file\n  error: {said}",
+                f"the compiler fails in the build of old (error: {said}); see below what it says, and install the",
+            )
+            for said in ("command '/usr/bin/cc' failed with exit code 1", "command 'g++' failed with exit status 1")
+        ),
         ("x.c:1:10: fatal error: Python.h: No such file or directory", "a package has no wheel for this Python and"),
         ("  Hash mismatch for `x==1.0`", "a package is not the one whose hash the lock has: it was changed"),
         (
