@@ -15,7 +15,7 @@ from ansible.utils.color import ANSIBLE_COLOR
 from ansible.utils.display import Display
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import make_bundle
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.cluster_action import Arguments, ClusterAction
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.entry import find_entry, search_path
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.entry_point import find_entry, search_path
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.environment import as_environment
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.frameworks import fit
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.inventory import Inventory
@@ -51,7 +51,7 @@ class ActionModule(ClusterAction):
         began = time.monotonic()
         skip = [name.strip() for name in arguments["skip"] if name.strip()]
         examine.require_known(skip)
-        code = _code(arguments) if arguments["script"] or arguments["module"] else None
+        code = _code(arguments, inventory) if arguments["script"] or arguments["module"] else None
         for note in code.bundle.notes if code else ():
             Display().display(shown(note))
 
@@ -78,13 +78,16 @@ class ActionModule(ClusterAction):
         return {"changed": False, "msg": summary, **data}
 
 
-def _code(arguments: dict[str, Any]) -> Code:
+def _code(arguments: dict[str, Any], inventory: Inventory) -> Code:
     """Return what a job would run with the same options."""
     project = Path(os.path.abspath(arguments["project_dir"])) if arguments["project_dir"] else EXAMPLES
     env = as_environment(arguments["env"], "env")
     module = arguments["module"]
-    script = find_entry(project, arguments["script"], module, env)
+    head = inventory.taking_part[:1]
+    inherited = as_environment(inventory.value(head[0], "job_env", {}) if head else {}, "job_env")
+    variables = {**inherited, **env}
+    script = find_entry(project, arguments["script"], module, variables)
     include, everything = split_patterns(arguments["include"]), arguments["project_files"] == "all"
     bundle = make_bundle(project, script, arguments["bundle_max_mb"], include, everything)
-    launcher = fit(project, script, search_path(project, script, module, env), bundle.paths).launcher
+    launcher = fit(project, script, search_path(project, script, module, variables), bundle.paths).launcher
     return Code(project, bundle, script, module, env, launcher)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ansible.plugins.lookup import LookupBase
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.extra_vars import given_with
+from ansible.utils.vars import load_extra_vars
 
 DOCUMENTATION = """
 name: option
@@ -48,6 +48,6 @@ class LookupModule(LookupBase):
     def run(self, terms: Sequence[str], variables: dict[str, Any] | None = None, **options: Any) -> list[Any]:
         """Return the options' values."""
         self.set_options(var_options=variables, direct=options)
-        given = given_with(self._loader)
+        given = load_extra_vars(self._loader)
         default = self.get_option("default")
         return [self._templar.template(given[name]) if name in given else default for name in terms]

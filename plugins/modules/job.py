@@ -50,7 +50,7 @@ options:
   include:
     description:
       - Files to be copied besides, though git ignores them or they are results, such as V(*.bin,.env); patterns as in a
-        C(.gitignore), with commas or spaces between, or a list.
+        C(.gitignore), with commas between, or a list.
       - A file C(.thunderheadinclude) in O(project_dir) has such patterns, one a line; one with C(!) takes files out
         again.
     type: raw
@@ -87,10 +87,11 @@ options:
     type: bool
   resume:
     description:
-      - Id of a job to go on from. The newest complete checkpoint that any of its nodes has is put on all nodes before
-        the start, and the script finds its path in the environment variable C(CKPT_PATH).
+      - Id of a job to go on from. The newest complete checkpoint that any of its nodes has, or the one that
+        O(checkpoint) names, is put on all nodes before the start, and the script finds its path in the environment
+        variable C(CKPT_PATH).
       - What is not given (O(script) or O(module), O(script_args), O(launcher), O(devices), O(gang), O(project_dir),
-        O(include), O(project_files)) is as it was in that job.
+        O(include), O(project_files)) is as it was in that job. Values of O(env) are not kept, so they are given again.
     type: str
     default: ""
   checkpoint:

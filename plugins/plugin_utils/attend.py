@@ -12,7 +12,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils import (
     artifacts,
     diagnosis,
     housekeeping,
-    left_behind,
+    missing_files,
     noticed,
 )
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.desk import Desk
@@ -129,7 +129,7 @@ def _finish(
     """Write down how the job ended, collect, clean up, and say it."""
     topology, verdict = gang.topology, onlooker.verdict
     onlooker.tell_of_checkpoint()  # a short job ends before anybody looks
-    explanation = diagnosis.explain(topology, endings, logs, lambda reason: left_behind.of_job(reason, record))
+    explanation = diagnosis.explain(topology, endings, logs, lambda reason: missing_files.of_job(reason, record))
     # Ranks that all ended well in spite of a verdict that they stand still have proved it wrong.
     state = ("failed" if verdict else explanation.state) if explanation else "succeeded"
     cause = (verdict or explanation.sentence) if explanation else None

@@ -18,6 +18,8 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import l
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\n"
 MEBIBYTE = 2**20
+MOST_MB = 100
+"""How large a project may be where the inventory does not say."""
 
 
 @dataclass(frozen=True)
@@ -138,18 +140,22 @@ def names_in(content: bytes) -> set[str]:
     return set(map(os.fsdecode, rest[: int(length)].split(b"\0")[0::3]))
 
 
-def _check_size(project: Path, paths: Sequence[str], max_mb: int) -> int:
+def measured(project: Path, paths: Sequence[str], follow_symlinks: bool = False) -> tuple[int, str]:
+    """Return how many bytes files have together, and the three largest, with their sizes."""
     sizes = {}
     for path in paths:
         with contextlib.suppress(OSError):  # it is said where it is read
-            sizes[path] = os.lstat(project / path).st_size
-    total = sum(sizes.values())
+            sizes[path] = os.stat(project / path, follow_symlinks=follow_symlinks).st_size
+    largest = sorted(sizes, key=lambda path: sizes[path], reverse=True)[:3]
+    return sum(sizes.values()), ", ".join(f"{path} ({sizes[path] / MEBIBYTE:.1f} MB)" for path in largest)
+
+
+def _check_size(project: Path, paths: Sequence[str], max_mb: int) -> int:
+    total, largest = measured(project, paths)
     if total > max_mb * MEBIBYTE:
-        largest = sorted(sizes, key=lambda path: sizes[path], reverse=True)[:3]
-        named = ", ".join(f"{path} ({sizes[path] / MEBIBYTE:.1f} MB)" for path in largest)
         raise JobError(
             f"project_dir {project} has {total / MEBIBYTE:.1f} MB of files, but a job's code may have {max_mb} MB "
-            f"(job_bundle_max_mb); the largest are {named}; add data and results to .gitignore, or raise the limit"
+            f"(job_bundle_max_mb); the largest are {largest}; add data and results to .gitignore, or raise the limit"
         )
     return total
 

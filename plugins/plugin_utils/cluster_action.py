@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
+from ansible.utils.vars import load_extra_vars
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import extra_vars, settings
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError, Stopped
@@ -56,7 +57,7 @@ class ClusterAction(ActionBase):
                 raise AnsibleActionFail(f"{name} is called {now}, for Ansible reserves {name}; write {now}")
         _validation, arguments = self.validate_argument_spec(dict(self.ARGUMENTS))
         try:
-            self._require_meant(extra_vars.given_with(self._loader))
+            self._require_meant(load_extra_vars(self._loader))
             return {**result, **self.act(arguments, Inventory(self, task_vars or {}))}
         except (JobError, NodeError) as error:
             raise AnsibleActionFail(shown_lines(str(error))) from None  # Ansible shows a cause too, as it is

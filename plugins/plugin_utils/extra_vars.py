@@ -9,10 +9,6 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from ansible import context
-from ansible.parsing.dataloader import DataLoader
-from ansible.parsing.splitter import parse_kv
-from ansible.utils.vars import load_extra_vars
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 
 STRAY = "_raw_params"
@@ -33,20 +29,6 @@ COLLECTION = Path(__file__).parents[2]
 _WITH_DEFAULT = re.compile(r"[({=]\s*(\w+)(?=\s*\|\s*default\()")
 _LOOKED_UP = re.compile(r"thunderhead\.cluster\.option\W+(\w+)")
 _ROLE = re.compile(r"(?:role|name): thunderhead\.cluster\.(\w+)")
-
-
-def given_with(loader: DataLoader) -> Mapping[str, Any]:
-    """Return what was given with ``-e``; spaces between the patterns of include, at which Ansible cuts, stay in it."""
-    found: dict[str, Any] = load_extra_vars(loader)
-    whole = None
-    for words in context.CLIARGS.get("extra_vars", ()) if STRAY in found else ():
-        pairs = {} if words.startswith(("@", "[", "{")) else parse_kv(words)
-        is_all_of_it = words.lstrip().startswith("include=") and pairs.keys() == {"include", STRAY}
-        if is_all_of_it and pairs["include"] == found["include"]:
-            whole = words.partition("=")[2]
-        elif STRAY in pairs:
-            return found
-    return found if whole is None else {name: one for name, one in found.items() if name != STRAY} | {"include": whole}
 
 
 def options_of(text: str) -> set[str]:
@@ -96,7 +78,7 @@ def require_meant(given: Mapping[str, Any], read: Collection[str], others: Colle
     if (stray := given.get(STRAY)) and "include" in given:
         raise JobError(
             f"-e was given {stray!r}, which belongs to no variable; between the patterns of include write commas, as "
-            "in -e include='*.bin,.env', or quote them once more: -e \"include='*.bin .env'\""
+            "in -e include='*.bin,.env'"
         )
     if stray:
         raise JobError(

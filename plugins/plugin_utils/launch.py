@@ -428,6 +428,7 @@ class Launch:
             *(python, "-m", "torch.distributed.run"),
             *(f"--nnodes={nodes}", f"--node-rank={rank}", f"--nproc-per-node={self._devices(node)}"),
             *("--rdzv-backend=static", f"--rdzv-id={job.identity.id}", "--max-restarts=0"),
+            "--log-dir=../torchrun",  # beside the working directory; else each job leaves a folder in /tmp
             f"--master-addr={master}",
             f"--master-port={topology.head.settings.master_port}",
             *start,

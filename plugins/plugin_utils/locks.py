@@ -35,11 +35,13 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv 
     Failure,
     toml,
 )
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import MOST_MB
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError, in_one
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.fetch_uv import fetch
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.requirements import (
     Requirements,
     explicit_indexes,
+    file_digest,
     lay_out,
     lay_out_project,
     malware_among,
@@ -103,16 +105,17 @@ NEVER_INSTALLED = (
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the inventory says about one host's environment: the values of VARIABLES."""
+    """What the inventory says about one host's environment: the values of VARIABLES, and how large a project may be."""
 
     values: dict[str, Any]
+    max_mb: int
 
     @classmethod
     def of(cls, host: str, value: Callable[[str, str, Any], Any]) -> Wanted:
         """Read it; ``value`` returns a host's variable by its name.
 
         Raises:
-            JobError: one is no mapping that should be.
+            JobError: one is no mapping, or no number, that should be.
         """
         found = {}
         for name, default in VARIABLES.items():
@@ -134,7 +137,10 @@ class Wanted:
                 given = str(given or "")
             found[name] = given
         found["requirements"] = os.path.realpath(os.path.expanduser(found["requirements"]))
-        return cls(found)
+        max_mb = str(value(host, "job_bundle_max_mb", MOST_MB))
+        if not max_mb.isdecimal():
+            raise JobError(f"job_bundle_max_mb of {host} is {max_mb}, no number of MB; correct it in the inventory")
+        return cls(found, int(max_mb))
 
     def settings(self) -> dict[str, Any]:
         """Return what uv.Uv takes."""
@@ -194,7 +200,7 @@ class Kept:
 
 def sha256(path: Path) -> str:
     """Return a file's hash as a lock has it."""
-    return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+    return f"sha256:{file_digest(path)}"
 
 
 def written(path: Path, text: str) -> None:
@@ -263,7 +269,7 @@ class Plan:
                 require_known_settings(values["uv_settings"])
                 has_sources = not values["uv_settings"].get("no-sources")
                 requirements = read(Path(values["requirements"]), values["extras"], values["groups"], has_sources)
-                digest = requirements.digest({name: values[name] for name in DECISIVE})
+                digest = requirements.digest({name: values[name] for name in DECISIVE}, one.max_mb)
                 self.groups.append(Group([host], one, requirements, digest))
 
     def resolver(self) -> str:

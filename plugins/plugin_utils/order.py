@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import make_bundle
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.entry import find_entry, search_path
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import MOST_MB, make_bundle
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.entry_point import find_entry, search_path
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.environment import as_environment
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.frameworks import PLAIN, Fit, fit
@@ -27,7 +27,7 @@ EXAMPLES = Path(__file__).parents[2] / "train"
 PROJECT_FILES: dict[str, dict[str, Any]] = {
     "include": {"type": "raw", "default": ""},
     "project_files": {"type": "str", "choices": list(CHOICES)},
-    "bundle_max_mb": {"type": "int", "default": 100},
+    "bundle_max_mb": {"type": "int", "default": MOST_MB},
 }
 """Which files of the project are copied to the nodes, as an argument spec."""
 AUTO = "auto"
@@ -177,13 +177,16 @@ def count_started(devices: str, launcher: str, reason: str = "") -> int | None:
     return count_devices(devices)
 
 
-def make_job(order: Order, earlier: Mapping[str, Any], checkpoint: str) -> Job:
+def make_job(
+    order: Order, earlier: Mapping[str, Any], checkpoint: str, inherited: Mapping[str, str] | None = None
+) -> Job:
     """Check all that can be checked without the nodes, snapshot the code, and return the job.
 
     Args:
         order: the user's.
         earlier: what job.json or spec.json say of the job to run again or to go on from, else empty.
         checkpoint: path of the checkpoint to go on from, relative to the working directory, or "".
+        inherited: variables of the inventory's for its jobs, as the head has them.
 
     Raises:
         JobError: bad input.
@@ -192,22 +195,28 @@ def make_job(order: Order, earlier: Mapping[str, Any], checkpoint: str) -> Job:
     env = as_environment(order.env, "env")
     module = order.module or ("" if order.script else earlier.get("module") or "")
     project = Path(earlier["project_dir"]) if earlier.get("project_dir") else None
+    if missing := set(earlier.get("env_names", ())) - env.keys():
+        raise JobError(
+            f"job {order.rerun or order.resume} had environment variables whose values are not kept: "
+            f'{", ".join(sorted(missing))}; give them again with -e \'{{"env": {{...}}}}\', or another value, or ""'
+        )
     if order.rerun:
         script, bundle = earlier["script"], stored_bundle(order.runs, earlier)
         found = Fit(earlier.get("uses", PLAIN), script)
-        if missing := set(earlier["env_names"]) - env.keys():
-            raise JobError(
-                f"job {order.rerun} had environment variables whose values are not kept: {', '.join(sorted(missing))}; "
-                "give them again with -e '{\"env\": {...}}'"
-            )
     else:
+        if order.resume and earlier and not (order.project or project):
+            raise JobError(
+                f"which project job {order.resume} had is not known here, for it was started from elsewhere; give it "
+                "with -e project_dir="
+            )
         project = order.project or project or EXAMPLES
+        variables = {**(inherited or {}), **env}
         named = order.script or ("" if module else earlier.get("script", ""))
-        script = find_entry(project, named, module, env)
+        script = find_entry(project, named, module, variables)
         include = order.include or earlier.get("include", [])
         everything = (order.project_files or earlier.get("project_files")) == "all"
         bundle = make_bundle(project, script, order.bundle_max_mb, include, everything)
-        found = fit(project, script, search_path(project, script, module, env), bundle.paths)
+        found = fit(project, script, search_path(project, script, module, variables), bundle.paths)
     wanted = order.launcher or earlier.get("launcher") or AUTO
     launcher, reason = (found.launcher, found.reason) if wanted == AUTO else (wanted, "")
     devices = count_started(order.devices, launcher, reason) if order.devices else earlier.get("devices")

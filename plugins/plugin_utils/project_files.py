@@ -121,6 +121,11 @@ def bringing(path: str) -> str:
     return f"-e {shlex.quote(json.dumps({'include': [pattern]}, ensure_ascii=False))}"
 
 
+def with_python_path(folder: str) -> str:
+    """Return the option that has Python look for modules in a folder of the project too."""
+    return f"-e {shlex.quote(json.dumps({'env': {'PYTHONPATH': folder}}, ensure_ascii=False))}"
+
+
 def choose(project: Path, script: str, include: Sequence[str] = (), everything: bool = False) -> Files:
     """Return what belongs to a job's code.
 

@@ -25,8 +25,9 @@ from urllib.parse import unquote
 import tomllib
 from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.resolution import MALWARE, SOURCES, path_of
 from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import without_credentials
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import MEBIBYTE, MOST_MB, measured
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.project_files import not_made
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.project_files import RESULTS, not_made
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import listed
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
@@ -54,6 +55,14 @@ VALUED = re.compile(
     r"(?:\s*=\s*|\s+|(?<=^-[rcefi])(?=\S))(?P<value>.+)"
 )
 """An option whose value is a path or a URL."""
+WORD = r"(?:'[^']*'|\"[^\"]*\"|\S)++"
+"""Without a space outside of quotes."""
+QUOTED = re.compile(r"^(['\"])((?:(?!\1).)*)\1$")
+SURPLUS = re.compile(
+    rf"(?P<option>--(?:pre|prefer-binary|no-index|require-hashes)|-[rcefi]\s*+=?+\s*+{WORD}|--[a-z-]+(?>\s*=\s*|\s+){WORD})"
+    r"\s+(?P<rest>.+)"
+)
+"""An option with its value, if it takes one, and what stands behind."""
 UNHEEDED = re.compile(r"\s--((use-feature|trusted-host)[ =]\S+|prefer-binary|pre|require-hashes|no-index)(?=\s|$)")
 """Options that pip takes behind a package, and pays no heed to there."""
 UNHEEDED_PLACE = re.compile(r"\s(-[fi]|--(?:extra-)?index-url|--find-links)(?:\s*=\s*|\s+)\S+")
@@ -115,7 +124,7 @@ CONVERTED = {
 
 @dataclass(frozen=True)
 class Line:
-    """A logical line: what pip sees, without comments, several lines joined by backslashes as one.
+    """A logical line: what pip sees, without comments, several joined by backslashes as one; each option is one.
 
     Attributes:
         file: where it stands.
@@ -144,7 +153,7 @@ class Requirements:
         lines: for uv, with SOURCES for the folder of what they name on this machine.
         constraints: likewise, of ``-c``.
         sources: what lies on this machine, in the order of its numbers.
-        hashes: by package, those that are allowed; empty if the files give none.
+        hashes: by package, those that are allowed, of constraints too; empty if the files give none.
         indexes: URLs in the files, of indexes and pages of links, as written there.
         soft: lines that often cannot be installed, and what to do about each; see ``faults``.
         contents: by file, its SHA-256.
@@ -177,14 +186,18 @@ class Requirements:
         options = "\n".join(one for one in (*self.lines, *self.constraints) if one.startswith("-"))
         return {name: os.environ[name] for name in re.findall(r"\$\{(\w+)\}", options) if name in os.environ}
 
-    def digest(self, settings: Mapping[str, Any]) -> str:
+    def digest(self, settings: Mapping[str, Any], max_mb: int = MOST_MB) -> str:
         """Return what is the same as long as the resolution may stay as it is, in hex.
 
         Args:
             settings: whatever else decides it; a password in a URL does not.
+            max_mb: the most that the files of a local project may have together, in MiB.
+
+        Raises:
+            JobError: one has more.
         """
         own = [self.path.parent] if self.is_built else []
-        trees = [tree_digest(path) for path in (*self.sources, *self.beside, *own)]
+        trees = [tree_digest(path, max_mb) for path in (*self.sources, *self.beside, *own)]
         known = {"files": sorted(self.contents.values()), "trees": trees, "arguments": self.arguments}
         text = without_credentials(json.dumps({**known, "settings": settings}, sort_keys=True, default=str))
         return hashlib.sha256(text.encode()).hexdigest()
@@ -240,9 +253,20 @@ def logical_lines(path: Path, text: str, constrains: bool) -> Iterator[Line]:
             joined += line[:-1]
             continue
         whole = COMMENT.sub("", joined + (f" {line}" if is_comment else line)).strip()
-        if whole:
-            yield Line(path, first, whole, constrains)
+        for text in _options(whole) if whole.startswith("-") else [whole] if whole else []:
+            yield Line(path, first, text, constrains)
         joined, first = "", 0
+
+
+def _options(line: str) -> list[str]:
+    """Return the options of a line, each with what stands behind it."""
+    found: list[str] = []
+    for word in re.findall(WORD, line):
+        if word.startswith("-"):
+            found.append(word)
+        else:
+            found[-1] += f" {word}"
+    return found
 
 
 def read(path: Path, extras: Sequence[str] = (), groups: Sequence[str] = (), has_sources: bool = True) -> Requirements:
@@ -493,8 +517,16 @@ def _collect(result: Requirements, lines: Sequence[Line]) -> None:
     """
     faults: list[tuple[Line, str]] = []
     soft: list[tuple[Line, str]] = []
-    hashed: list[bool] = []
+    demanding: list[Line] = []
     for line in lines:
+        if secret := _secret(line.text):
+            faults.append((line, secret))
+            continue
+        surplus = SURPLUS.fullmatch(line.text)
+        if surplus and not (surplus["rest"].startswith(";") and surplus["option"].startswith(("-e", "--editable"))):
+            remark = "has {} behind the option {}, where pip pays no heed to it; write it into a line of its own"
+            faults.append((line, remark.format(surplus["rest"], re.split(r"[\s=]", surplus["option"])[0])))
+            continue
         text = HASH.sub("", line.text).strip()
         binary = [f"--{which}-binary {name}" for which, names in BINARY.findall(text) for name in names.split(",")]
         for one in binary:
@@ -509,11 +541,8 @@ def _collect(result: Requirements, lines: Sequence[Line]) -> None:
                 remark = "has the option {} behind a package, where it does not count; write it into a line of its own"
                 soft.append((line, remark.format(place[1])))
             text = UNHEEDED_PLACE.sub("", text)
-        if secret := _secret(line.text):
-            faults.append((line, secret))
-            continue
         option = VALUED.fullmatch(text)
-        flag, value = (option["flag"], option["value"].strip().strip("'\"")) if option else ("", text)
+        flag, value = (option["flag"], QUOTED.sub(r"\2", option["value"].strip())) if option else ("", text)
         if flag in ("-i", "--index-url", "--extra-index-url"):
             result.indexes.append(value)
             text = f"{'--extra-index-url' if flag == '--extra-index-url' else '--index-url'} {value}"
@@ -532,22 +561,26 @@ def _collect(result: Requirements, lines: Sequence[Line]) -> None:
                 faults.append((line, fault))
             elif remark := _doubtful(text):
                 soft.append((line, remark))
-            if not line.constrains:
-                hashed.append(bool(HASH.search(line.text)))
-                for one in HASH.findall(line.text):
-                    result.hashes.setdefault(_name_of(text), []).append(one)
+            for one in HASH.findall(line.text):
+                result.hashes.setdefault(_name_of(text), []).append(one)
         elif text == "--pre":
             result.takes_prereleases = True
             continue
-        elif text.startswith(("--trusted-host", "--use-feature", "--prefer-binary", "--require-hashes")):
+        elif text == "--require-hashes":
+            demanding.append(line)
+            continue
+        elif text.startswith(("--trusted-host", "--use-feature", "--prefer-binary")):
             continue  # pip's alone, or so anyway
         elif not text.startswith(FOR_UV):
             option_name = re.split(r"[\s=]", text)[0]
             faults.append((line, f"has the option {option_name}, which is not taken from a file; leave it out"))
         result.places.setdefault(text, str(line))
         (result.constraints if line.constrains else result.lines).append(text)
-    if not any(hashed):
-        result.hashes.clear()
+    if not result.hashes:
+        remark = (
+            "requires hashes, and no line of a package has one; uv pip compile --generate-hashes writes such a file"
+        )
+        faults += [(line, remark) for line in demanding]
     result.soft = [f"{line}: {words}" for line, words in soft]
     if faults:
         listing = [f"{line} {words}" for line, words in faults]
@@ -767,39 +800,73 @@ def project_name(path: Path) -> str:
     return str(name)
 
 
-def files_of(project: Path) -> list[str]:
-    """Return the files of a project, relative to it: what git tracks, and of the rest all but what was made there."""
+def files_of(project: Path, within: Sequence[Path] = ()) -> list[str]:
+    """Return the files of a project, relative to it: what git tracks, and of the rest all but what was made there.
+
+    Those of folders that links lead to are among them; ``within`` is what has led to this one.
+    """
     tracked = _listed_by_git(project, "--cached", "--recurse-submodules")
     others = None if tracked is None else _listed_by_git(project, "--others", "--exclude-standard") or []
     names = not_made(project, others)
-    left = [one for one in ("build", "dist") if not os.path.exists(project / one / "__init__.py")]  # else a package
-    is_built = re.compile(rf"({'|'.join(['(.*/)?[^/]*[.]egg-info', *left])})/")
-    kept = {*(tracked or ()), *(name for name in names if not is_built.match(name))}
+    folders = ("build", "dist", *sorted(RESULTS))
+    left = [one for one in folders if not os.path.exists(project / one / "__init__.py")]  # else a package
+    is_left = re.compile(rf"({'|'.join(['(.*/)?[^/]*[.]egg-info', *left])})/")
+    kept = {*(tracked or ()), *(name for name in names if not is_left.match(name))}
+    top = Path(os.path.realpath(project))
+    for link in [name for name in kept if os.path.islink(project / name) and os.path.isdir(project / name)]:
+        target = Path(os.path.realpath(project / link))
+        is_circle = top.is_relative_to(target) or target in within
+        is_data = "/" not in link and link not in (tracked or ()) and not target.is_relative_to(top)
+        if not is_circle and not (is_data and not os.path.exists(target / "__init__.py")):
+            kept.update(f"{link}/{name}" for name in files_of(target, (*within, top)))
     return sorted(name for name in kept if os.path.isfile(project / name))
 
 
 def _listed_by_git(project: Path, *which: str) -> list[str] | None:
-    listing = ["git", "-C", str(project), "ls-files", "-z", *which]
+    told = _told_by_git(project, "ls-files", "-z", *which)
+    return None if told is None else [name for name in told.split("\0") if name]
+
+
+def _told_by_git(project: Path, *arguments: str) -> str | None:
+    """Return what git says, or None if it says nothing of this folder."""
+    command = ["git", "-C", str(project), *arguments]
     try:
-        found = subprocess.run(listing, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+        found = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     except OSError:
         return None
-    return [os.fsdecode(name) for name in found.stdout.split(b"\0") if name] if found.returncode == 0 else None
+    return os.fsdecode(found.stdout) if found.returncode == 0 else None
 
 
-def tree_digest(path: Path) -> str:
-    """Return what is the same as long as a file or folder is."""
-    digest = hashlib.sha256()
+def tree_digest(path: Path, max_mb: int) -> str:
+    """Return what is the same as long as a file or folder is.
+
+    Raises:
+        JobError: it is a project with more than max_mb MiB of files.
+    """
     if path.is_file():
-        digest.update(path.read_bytes())
-    elif is_project(path):
-        for name in files_of(path):
-            content = hashlib.sha256((path / name).read_bytes()).hexdigest()
-            digest.update(f"{name}\0{content}\n".encode("utf-8", "surrogateescape"))
+        return file_digest(path)
+    digest = hashlib.sha256()
+    if is_project(path):
+        names = files_of(path)
+        total, largest = measured(path, names, follow_symlinks=True)
+        if total > max_mb * MEBIBYTE:
+            raise JobError(
+                f"{path} has {total / MEBIBYTE:.1f} MB of files, and a local project that is built may have "
+                f"{max_mb} MB (job_bundle_max_mb); the largest are {largest}; add data and results to the .gitignore "
+                "of its git repository, or raise the limit"
+            )
+        for name in names:
+            digest.update(f"{name}\0{file_digest(path / name)}\n".encode("utf-8", "surrogateescape"))
     else:
         for entry in sorted(path.iterdir()):
             digest.update(f"{entry.name}\0{entry.stat().st_size}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Return a file's SHA-256, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def has_version_of_git(project: Path) -> bool:
@@ -827,10 +894,26 @@ def lay_out(requirements: Requirements, folder: Path, has_history: bool = True) 
             _copy_project(path, place)
         elif path.is_dir() and is_project(path):
             _copy_files(path, place)
-            if (path / ".git").exists():
-                (place / ".git").symlink_to(path / ".git")
+            _give_history(path, place)
         else:
             place.symlink_to(path)
+
+
+def _give_history(project: Path, place: Path) -> None:
+    """Have git's history of a project count in a copy of it."""
+    repository = project / ".git"
+    if repository.is_dir():
+        (place / ".git").symlink_to(repository)
+    elif repository.is_file() and (
+        told := _told_by_git(project, "rev-parse", "--absolute-git-dir", "--git-common-dir")
+    ):
+        # A submodule or worktree: its own settings say where its files lie, and not for one more worktree.
+        own, common = told.splitlines()
+        (place / ".git").mkdir()
+        for name in ("HEAD", "index"):
+            if (path := Path(own, name)).exists():
+                shutil.copy(path, place / ".git")
+        (place / ".git" / "commondir").write_text(f"{(project / common).resolve()}\n")
 
 
 def lay_out_project(requirements: Requirements, folder: Path) -> None:

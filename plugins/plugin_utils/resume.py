@@ -17,9 +17,8 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.desk import De
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang, Identity
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.history import described_by_nodes
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.named import HERE, find_named, is_absolute
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.named_checkpoint import HERE, find_named, is_absolute
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import Record, who
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
 
 
 @dataclass(frozen=True)
@@ -102,16 +101,12 @@ def find_origin(job: str, named: str, runs: Path, desk: Desk) -> Origin:
     about = {**described_by_nodes(view.spec), **(known.data if known else {})}
     if named:
         if is_absolute(named):
-            gang = Gang(gang.identity, list({**gang.settings, **settings_of(desk)}.values()), desk.open_channel)
+            settings = {**gang.settings, **{one.host: one for one in desk.settings}}
+            gang = Gang(gang.identity, list(settings.values()), desk.open_channel)
         return _named(named, about, gang, desk)
     found = checkpoints.find(gang)
     words = f"step {found.step} of {job}, which {found.host} had"
     return Origin(about, gang, found.path, found.step, [found], words, found.notes)
-
-
-def settings_of(desk: Desk) -> dict[str, NodeSettings]:
-    """Return the settings of the hosts that take part, by name."""
-    return {one.host: one for one in desk.settings}
 
 
 def _named(named: str, about: Mapping[str, Any], gang: Gang, desk: Desk) -> Origin:

@@ -17,13 +17,13 @@ from ansible.release import __version__ as ansible_version
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.command_line import without_values
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.desk import Desk
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.expansion import require_known
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.history import earlier_job, store_bundle
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.interrupts import Interrupted
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.launch import Launch
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.noticed import world_size
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import Order, described, make_job
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import Record
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.script_variables import require_known
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import counted
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def plan(order: Order, desk: Desk) -> tuple[Launch, Origin | None]:
 
         origin = find_origin(order.resume, order.checkpoint, order.runs, desk)
         earlier = earlier or origin.about
-    job = make_job(order, earlier, origin.path if origin else "")
+    job = make_job(order, earlier, origin.path if origin else "", desk.settings[0].env)
     require_known(job.args, job.env, {one.host: one.env for one in desk.settings}, job.checkpoint)
     return Launch(job, desk.settings, desk.open_channel, desk.members), origin
 

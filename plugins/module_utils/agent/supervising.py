@@ -332,21 +332,14 @@ def job_environment(user: User, python: bytes, variables: list[bytes]) -> dict[b
 
 def expanded(word: bytes, variables: dict[bytes, bytes]) -> bytes:
     """Return a word of a command with $NAME and ${NAME} replaced, and $$ by a dollar; any other dollar stays."""
-    done = b""
-    while b"$" in word:
-        before, _dollar, word = word.partition(b"$")
-        if word.startswith(b"{"):
-            name, _brace, rest = word[1:].partition(b"}")
-        else:
-            end = 0
-            while word[end : end + 1].isalnum() or word[end : end + 1] == b"_":
-                end += 1
-            name, rest = word[:end], word[end:]
-        if name in variables:
-            done, word = done + before + variables[name], rest
-        else:
-            done, word = done + before + b"$", word.removeprefix(b"$")
-    return done + word
+    if b"$" not in word:
+        return word
+    import re  # which takes 10 ms, and most jobs' words have no dollar
+
+    def value(found: re.Match[bytes]) -> bytes:
+        return b"$" if found[0] == b"$$" else variables.get(found[1] or found[2], found[0])
+
+    return re.sub(rb"\$(?:\$|(\w+)|\{(\w+)\})", value, word)
 
 
 def sweep() -> None:

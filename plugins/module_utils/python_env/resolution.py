@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import lzma
@@ -11,19 +12,22 @@ import os
 import platform
 import re
 import shutil
+import ssl
 import subprocess
 import sys
 import tarfile
+import urllib.request
 import zipfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.node import uv_platform
 from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import (
     NO_SOLUTION,
     PYPI,
+    REACH_SECONDS,
     Failure,
     Uv,
     because,
@@ -60,6 +64,8 @@ OLDEST_IN_ZIP = "315532800"
 """1980-01-01, in seconds since 1970: a zip file, which a wheel is, has no earlier time."""
 GIT_URL = re.compile(r"(git\+[a-z]+://[^\s/#]*/[^\s#@]*)(?:@([^\s#]+))?")
 """A repository's URL, and what is taken of it."""
+NAMED_FILE = re.compile(r"(?m)^\s*(?:-r|-c|--requirement|--constraint)\s*=?\s*['\"]?([^\s'\"]+)")
+"""In requirements, another file of them."""
 
 
 def resolve(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,6 +149,7 @@ class Resolution:
         self._write("constraints.in", self._text(self.request["constraints"]) + BARRED)
         if lines.strip() or self.request["arguments"]:
             self._require_indexes()
+        self._require_no_hashes(lines + self._text(self.request["constraints"]))
         # The oldest Python first: its versions are more often fit for the others than theirs for it.
         oldest_first = sorted(targets.items(), key=lambda one: [int(part) for part in one[1]["python"].split(".")])
         locks = {name: self._lock(name, target, lines) for name, target in oldest_first}
@@ -163,6 +170,52 @@ class Resolution:
         if self.from_where.get("UV_DEFAULT_INDEX", PYPI).rstrip("/") != PYPI:
             known = [one for one in known if one != PYPI]
         self.uv.require_reachable(known, [one for one in self.named if one not in known])
+
+    def _require_no_hashes(self, lines: str) -> None:
+        """Raise Failure if a file that lines name by its URL has what uv, which reads it, does not heed there."""
+        urls = self._named_files("", lines)
+        for url in urls:  # which grows
+            try:
+                text = re.sub(r"(?m)(^|\s)#.*", "", re.sub(r"\\\r?\n", " ", self._text_at(url)))
+            except (OSError, ValueError) as error:
+                raise Failure(
+                    f"{redacted(url)} is not to be had ({redacted(str(error))}), so whether it has hashes is not "
+                    "known; correct that line, or fetch that file and name it by its path"
+                ) from None
+            if re.search(r"(?m)(^|\s)--(hash|require-hashes)\b|^[ \t]*-.*[ \t]-", text):
+                raise Failure(
+                    f"{redacted(url)}, a file of requirements that is named by its URL, has hashes or several options "
+                    "on one line, which count only in a file on the controller; fetch that file and name it by its path"
+                )
+            urls += [one for one in self._named_files(url, text) if one not in urls]
+
+    def _named_files(self, base: str, lines: str) -> list[str]:
+        known = self.uv.environment
+        found = [urljoin(base, one) for one in NAMED_FILE.findall(lines)]
+        return [re.sub(r"\$\{(\w+)\}", lambda name: known.get(name[1], name[0]), one) for one in found]
+
+    def _text_at(self, url: str) -> str:
+        """Return the content at a URL, asked as uv asks.
+
+        Raises:
+            OSError: it is not to be had.
+            ValueError: it is no URL that can be asked.
+        """
+        parts = urlsplit(url)
+        user, at, host = parts.netloc.rpartition("@")
+        request = urllib.request.Request(parts._replace(netloc=host).geturl())
+        if at:
+            secret = base64.b64encode(unquote(user).encode()).decode()
+            request.add_unredirected_header("Authorization", f"Basic {secret}")
+        proxy = self.uv.proxy_for(url)
+        context = ssl.create_default_context(cafile=self.uv.environment.get("SSL_CERT_FILE") or None)
+        opener = urllib.request.build_opener(
+            urllib.request.ProxyHandler({"http": proxy, "https": proxy} if proxy else {}),
+            urllib.request.HTTPSHandler(context=context),
+        )
+        with opener.open(request, timeout=REACH_SECONDS) as answer:
+            content: bytes = answer.read()
+        return content.decode("utf-8", "replace")
 
     def _variables(self, lines: str) -> dict[str, str]:
         """Return the indexes and folders of lines as variables for a build: process lists show arguments."""

@@ -432,7 +432,7 @@ class Uv:
             return
         places: dict[tuple[str, int], str] = {}
         for url in (*urls, *named):
-            parts = urlsplit(self._proxy_for(url) or url)
+            parts = urlsplit(self.proxy_for(url) or url)
             try:
                 port = parts.port or {"https": 443, "http": 80}.get(parts.scheme, 1080)
             except ValueError:
@@ -451,7 +451,7 @@ class Uv:
             if thread.is_alive():
                 problem = f"{place[0]} port {place[1]} gives no answer within {REACH_SECONDS} s"
             if problem:
-                proxy = self._proxy_for(url)
+                proxy = self.proxy_for(url)
                 through = " through its proxy" if proxy else ""
                 remedy = INDEX_REMEDY if url != TORCH_INDEX else TORCH_INDEX_REMEDY
                 if url in named:
@@ -460,7 +460,8 @@ class Uv:
                     remedy = "correct python_env_proxy, or the machine's own setting"
                 raise Failure(f"it does not reach the index {redacted(url)}{through}: {problem}; {remedy}")
 
-    def _proxy_for(self, url: str) -> str:
+    def proxy_for(self, url: str) -> str:
+        """Return the proxy on the way to a URL, or ""."""
         parts = urlsplit(url)
         env = self.environment
         found = {name: env.get(name) or env.get(name.upper()) or "" for name in PROXY_VARIABLES}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils import environment, left_behind
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils import environment, missing_files
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import Bundle
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
 
@@ -61,8 +61,7 @@ class Code:
 
     def explained(self, why: str) -> str:
         """Return a clause on a failed import that has its cause in the project, or ""."""
-        missing = left_behind.explained(why, self.project, self.bundle.paths, self.script)
-        return missing or left_behind.elsewhere(why, self.bundle.paths)
+        return missing_files.explained(why, self.project, self.bundle.paths, self.script)
 
 
 def trial(code: Code | None) -> dict[str, Any]:

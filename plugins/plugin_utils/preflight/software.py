@@ -26,7 +26,7 @@ CHECKS = {
     "software.versions": "Python, torch with its CUDA build, lightning and NCCL are the same on every node",
     "software.packages": "whatever else is installed is the same on every node",
     "software.lock": "what is installed is what the requirements were resolved into at setup, on every node the same",
-    "software.imports": "what the script imports can be imported on every node (with `-e script=…`)",
+    "software.imports": "what the script imports can be imported on every node (with `-e script=…` or `-e module=…`)",
 }
 OPTIONS: dict[str, dict[str, Any]] = {"import_timeout_seconds": {"type": "int", "default": 60}}
 LIGHTNING = ("pytorch-lightning", "lightning")
@@ -166,7 +166,9 @@ def lock(cluster: Cluster) -> Verdict:
         kinds = {host: counted(len(list(pinned(text))), "pinned package") for host, text in texts.items()}
         sentence = f"the nodes were set up with different requirements: {divided(kinds)}; {SETUP}"
         return Verdict("software.lock", "failed", sentence)
-    return Verdict("software.lock", "ok", f"what is installed on {every(texts)} is what requirements.txt says")
+    return Verdict(
+        "software.lock", "ok", f"what is installed on {every(texts)} is what the requirements were resolved into"
+    )
 
 
 def _origin(text: str) -> str:
@@ -207,7 +209,7 @@ def imports(cluster: Cluster) -> Verdict:
         if broken:
             remedies.append(f"look at {listed(list(broken), 3)}, or move the import to where it is needed")
         if is_missing:
-            remedies.append(f"add what is missing to requirements.txt (python_env_requirements), and {SETUP}")
+            remedies.append(f"add what is missing to what python_env_requirements names, and {SETUP}")
         sentence = "; ".join([each(wrong), *remedies])
         return Verdict("software.imports", "failed", sentence, {"hosts": list(wrong)})
     if not tried:

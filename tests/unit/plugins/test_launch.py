@@ -793,7 +793,7 @@ def test_torchrun(
         [
             *("PYTHON", "-m", "torch.distributed.run"),
             *("--nnodes=2", f"--node-rank={rank}", f"--nproc-per-node={expected}"),
-            *("--rdzv-backend=static", "--rdzv-id=job-1", "--max-restarts=0"),
+            *("--rdzv-backend=static", "--rdzv-id=job-1", "--max-restarts=0", "--log-dir=../torchrun"),
             *("--master-addr=127.0.0.1", f"--master-port={nodes[0].master_port}"),
             *("train.py", "--lr", "a b"),
         ]

@@ -231,8 +231,10 @@ def test_a_rerun_needs_the_values_that_are_not_kept(tmp_path: Path) -> None:
         make_job(again, earlier_job(again.rerun, again.runs, ["node0", "node1"]), "")
     assert str(caught.value) == (
         "job 20260101-000000-train-0000 had environment variables whose values are not kept: B, TOKEN; give them again "
-        "with -e '{\"env\": {...}}'"
+        'with -e \'{"env": {...}}\', or another value, or ""'
     )
+    with pytest.raises(JobError, match="had environment variables whose values are not kept: A, B, TOKEN; give"):
+        make_job(order(tmp_path, resume=again.rerun), {"env_names": ["A", "B", "TOKEN"], "script": "train.py"}, "")
 
 
 @pytest.mark.parametrize("hosts", [["node0"], ["node1", "node0"], ["node0", "node1", "node2"]])
@@ -282,6 +284,18 @@ def test_a_rerun_of_a_job_whose_logs_alone_are_here(tmp_path: Path) -> None:
     Record(one.runs, one.rerun).create(ranks=[{"host": "node0"}], **known)
     with pytest.raises(JobError, match="was started from elsewhere"):
         earlier_job(one.rerun, one.runs, ["node0"])
+
+
+def test_going_on_from_a_job_that_was_started_from_elsewhere(tmp_path: Path) -> None:
+    """The product's own example was taken for its project."""
+    known = described_by_nodes({"script": "train.py", "args": ["--lr", "1"]})
+    resume = "20260101-000000-train-0000"
+    with pytest.raises(JobError, match=r"started from elsewhere; give it with -e project_dir=$"):
+        make_job(order(tmp_path, resume=resume), known, "last.ckpt")
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "train.py").touch()
+    one = order(tmp_path, resume=resume, project_dir=tmp_path / "project")
+    assert make_job(one, known, "last.ckpt").args == ["--lr", "1"]
 
 
 def test_a_rerun_of_what_is_no_job(tmp_path: Path) -> None:

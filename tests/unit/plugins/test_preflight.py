@@ -273,7 +273,7 @@ DEFECTS: dict[str, tuple[Defect, str, str, str]] = {
         lambda: running(say(healthy(), "node2", environment={"failed": {"model.py, line 3": NO_WANDB}})),
         *("software.imports", "failed"),
         "node2 cannot import what model.py, line 3 asks for (ModuleNotFoundError: No module named 'wandb'); add what "
-        "is missing to requirements.txt (python_env_requirements), and run: ansible-playbook setup.yml",
+        "is missing to what python_env_requirements names, and run: ansible-playbook setup.yml",
     ),
     "crashing-import": (
         lambda: running(say(healthy(), "node2", environment={"failed": {"train.py, line 9": CRASH}})),
@@ -286,7 +286,7 @@ DEFECTS: dict[str, tuple[Defect, str, str, str]] = {
         *("software.imports", "failed"),
         "node2 cannot import what a.py asks for (ModuleNotFoundError: No module named 'wandb'), what b.py asks for "
         "(was killed by SIGSEGV); look at b.py, or move the import to where it is needed; add what is missing to "
-        "requirements.txt (python_env_requirements), and run: ansible-playbook setup.yml",
+        "what python_env_requirements names, and run: ansible-playbook setup.yml",
     ),
     "import-from-elsewhere-in-the-project": (
         lambda: running(say(healthy(), "node2", environment={"failed": {"a.py": "No module named 'train'"}})),

@@ -718,7 +718,7 @@ def test_malware_gets_in_by_no_way(site: Site, text: str, encoding: str, message
     """R5: what is checked is what is installed. The package here is an empty one of that name."""
     digest = make_wheel(site.folder / "simple" / "lightning", "lightning", "2.6.2")
     make_wheel(site.folder / "simple" / "wants", "wants", requires="lightning==2.6.2")
-    (site.folder / "bad.txt").write_text(f"lightning==2.6.2 --hash=sha256:{digest}\n")
+    (site.folder / "bad.txt").write_text("lightning==2.6.2\n")
     index = site.url.removesuffix("/simple/").replace(PASSWORD, "${BAD_PASSWORD}")
     path = site.folder / "encoded.txt"
     path.write_text(text.replace("HASH", digest).replace("INDEX", index), encoding)

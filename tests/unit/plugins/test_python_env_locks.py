@@ -295,3 +295,17 @@ def test_an_index_of_only_the_packages_that_name_it(
     plan = controller.plan({"node0": settings})
     result = plan.resolve({"node0": {**NODE, "complete": False}}, lambda *_arguments: resolution("mine==1\n"), False)
     assert result["hosts"]["node0"]["indexes"] == []
+
+
+def test_a_local_project_has_the_limit_of_the_inventory(controller: Controller) -> None:
+    """That of a job's code."""
+    (controller.folder / "pyproject.toml").touch()
+    (controller.folder / "requirements.txt").write_text("-e .\n")
+    (controller.folder / "data.bin").write_bytes(bytes(2**20))
+    controller.plan({"node1": {"job_bundle_max_mb": "2"}})
+    for given, message in {
+        1: r"has 1\.\d MB of files, and a local project that",
+        "x": "of node1 is x, no number of",
+    }.items():
+        with pytest.raises(JobError, match=message):
+            controller.plan({"node1": {"job_bundle_max_mb": given}})

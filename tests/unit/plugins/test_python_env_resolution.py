@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import http.server
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -383,6 +385,50 @@ def test_an_index_that_a_uv_lock_spells_differently(bench: Bench, locked: str, e
 
 
 OF_ALL_INDEXES = "--index-strategy=unsafe-best-match"
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("-r {site}/plain.txt", ""),
+        ("-r {site}/plain@v1.txt", ""),
+        ("-r {login}/locked.txt", "http://…@127.0.0.1:{port}/locked.txt, a file of requirements"),
+        ("-c {site}/locked.txt", "{site}/locked.txt, a file of requirements that is named by its URL, has hashes or"),
+        ("-r {site}/options.txt", "{site}/options.txt, a file of requirements that is named by its URL, has hashes or"),
+        (
+            "--requirement={site}/outer.txt",
+            "{site}/sub/inner.txt, a file of requirements that is named by its URL, has",
+        ),
+        ("-r {site}/none.txt", "{site}/none.txt is not to be had (HTTP Error 404: File not found)"),
+    ],
+)
+def test_hashes_in_a_file_that_is_named_by_its_url(bench: Bench, line: str, why: str) -> None:
+    """Read by uv alone, which does not heed them."""
+    (bench.folder / "sub").mkdir()
+    locked = "tiny==1.0 \\\n    --hash=sha256:00\n"
+    files = {
+        "plain@v1.txt": "--pre\n--no-index\n",
+        "options.txt": "--extra-index-url x \\\n  --trusted-host y\n",
+        "plain.txt": "-r plain.txt # --hash=sha256:00\ntiny\n",
+        "locked.txt": locked,
+        "sub/inner.txt": locked,
+    }
+    for name, text in {**files, "outer.txt": "-c 'sub/inner.txt'\n"}.items():
+        (bench.folder / name).write_text(text)
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(bench.folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        places = {
+            "site": f"http://127.0.0.1:{server.server_port}",
+            "login": f"http://user:p@127.0.0.1:{server.server_port}",
+            "port": server.server_port,
+        }
+        request = bench.request(
+            ["six"], settings={**SETTINGS, "index_url": "none"}, constraints=[line.format(**places)]
+        )
+        with pytest.raises(Failure, match=re.escape(why.format(**places))) if why else contextlib.nullcontext():
+            resolve(request)
+        server.shutdown()
 
 
 def test_of_all_indexes_nothing_is_built(bench: Bench) -> None:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import tempfile
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,75 @@ def test_files_include_others_relative_to_themselves(tmp_path: Path) -> None:
 
 
 def test_options_that_are_pips_alone(tmp_path: Path) -> None:
-    text = "--pre\n--prefer-binary\n--trusted-host example.org\n--require-hashes\n--use-feature=fast-deps\nsix\n"
+    text = "--pre\n--prefer-binary\n--trusted-host example.org\n--use-feature=fast-deps\nsix\n"
     found = read(file(tmp_path, text))
     assert (found.lines, found.takes_prereleases) == (["six"], True)
+
+
+def test_several_options_on_one_line(tmp_path: Path) -> None:
+    """Pip takes each."""
+    for name in ("one.txt", "limits.txt"):
+        file(tmp_path, f"{name[:3]}\n", name)
+    (tmp_path / "my wheels").mkdir()
+    text = "--extra-index-url https://a.example.org/ --trusted-host a.example.org\n"
+    text += "-i https://b.example.org/ --extra-index-url=https://c.example.org/ --pre # a comment\n"
+    text += "-r one.txt -c limits.txt -f'my wheels' --no-index --no-binary six,idna --only-binary=yarl\n"
+    text += "--no-index \\\n -f 'https://d.example.org/a b'\n"
+    found = read(file(tmp_path, text))
+    expected = ["--extra-index-url https://a.example.org/", "--index-url https://b.example.org/"]
+    expected += ["--extra-index-url https://c.example.org/", "one", f"--find-links {SOURCES}/0/my_wheels", "--no-index"]
+    expected += ["--no-binary six", "--no-binary idna", "--only-binary yarl", "--no-index"]
+    assert found.lines == [*expected, "--find-links https://d.example.org/a b"]
+    assert (found.constraints, found.takes_prereleases) == (["lim"], True)
+    urls = [f"https://{name}.example.org/" for name in ("a", "b", "c")]
+    assert found.indexes == [*urls, "https://d.example.org/a b"]
+
+
+@pytest.mark.parametrize(
+    ("option", "rest"),
+    [
+        ("-i https://example.org/", "six"),
+        ("-i = https://example.org/", "six"),
+        ("--extra-index-url https://example.org/", "https://b.example.org/"),
+        ("--extra-index-url https://example.org/", "; python_version > '3'"),
+        ("-r https://example.org/r.txt", "six"),
+        ("-e git+https://example.org/r.git", "six"),
+        ("-f 'my wheels'", "six"),
+        ("--pre", "six idna"),
+        ("--no-index", "six"),
+        ("--trusted-host=example.org", "six"),
+        ("--no-binary a", "six"),
+    ],
+)
+def test_what_stands_behind_an_option(tmp_path: Path, option: str, rest: str) -> None:
+    """Pip passes over it without a word."""
+    (tmp_path / "my wheels").mkdir()
+    name = option.replace("=", " ").split()[0]
+    assert refused(tmp_path, f"six\n{option} {rest}\n") == (
+        f"requirements.txt line 2 has {rest} behind the option {name}, where pip pays no heed to it; write it into a "
+        "line of its own"
+    )
+
+
+def test_hashes_of_constraints(tmp_path: Path) -> None:
+    """As pip-compile writes them; pip heeds them."""
+    file(
+        tmp_path,
+        "six==1.0 \\\n    --hash=sha256:00 \\\n    --hash=sha256:11\nIdna==1.0 --hash=sha256:22\n",
+        "locked.txt",
+    )
+    found = read(file(tmp_path, "six --hash=sha256:33\n-c locked.txt\n"))
+    assert found.hashes == {"six": ["sha256:33", "sha256:00", "sha256:11"], "idna": ["sha256:22"]}
+    assert (found.lines, found.constraints) == (["six"], ["six==1.0", "Idna==1.0"])
+
+
+def test_hashes_that_are_required(tmp_path: Path) -> None:
+    file(tmp_path, "six==1.0 --hash=sha256:00\n", "locked.txt")
+    assert read(file(tmp_path, "--require-hashes\nsix\n-c locked.txt\n")).lines == ["six"]
+    assert refused(tmp_path, "six==1.0\n--require-hashes\n") == (
+        "requirements.txt line 2 requires hashes, and no line of a package has one; uv pip compile "
+        "--generate-hashes writes such a file"
+    )
 
 
 def test_files_that_include_each_other(tmp_path: Path) -> None:
@@ -70,6 +137,9 @@ def test_files_that_include_each_other(tmp_path: Path) -> None:
         ("--editable=libs/x[extra]", f"mine[extra] @ file://{SOURCES}/0/x"),
         ("./libs/x ; python_version > '3'", f"mine @ file://{SOURCES}/0/x ; python_version > '3'"),
         ("-e libs/old[extra]", f"file://{SOURCES}/0/old[extra]"),
+        ("-e ./libs/x ; python_version > '3'", f"mine @ file://{SOURCES}/0/x ; python_version > '3'"),
+        ("-e \"./libs/x ; sys_platform > '3'\"", f"mine @ file://{SOURCES}/0/x ; sys_platform > '3'"),
+        ("--index-url = https://example.org/simple", "--index-url https://example.org/simple"),
         ("mine @ file:./libs/x", f"mine @ file://{SOURCES}/0/x"),
         ("mine[extra] @ file://{folder}/libs/x", f"mine[extra] @ file://{SOURCES}/0/x"),
         ("libs/mine-1.0.tar.gz", f"file://{SOURCES}/0/mine-1.0.tar.gz"),
@@ -284,6 +354,8 @@ def test_malware_in_a_lock(lock: str, is_malware: bool) -> None:
         ("-i https://token:@example.org/simple", True),
         ("git+https://git@github.com/o/r.git", False),
         ("git+ssh://me@github.com/o/r.git", False),
+        ("-i https://example.org/simple https://user:token@example.org/", True),
+        ("--pre -i https://example.org/simple -f https://user:token@example.org/", True),
         ("--index-url https://${TOKEN}@example.org/simple", False),
         ("--index-url https://${TOKEN}:@example.org/simple", False),
         ("--index-url https://__token__:${TOKEN}@example.org/simple", False),
@@ -520,6 +592,113 @@ def test_what_tools_and_jobs_have_made_is_no_part_of_a_project(tmp_path: Path, i
     assert files_of(tmp_path) == ["mine/__init__.py", "mine/checkpoints/small.json", "pyproject.toml"]
 
 
+@pytest.mark.parametrize("git", ["none", "init", "add"])
+def test_a_linked_folder_is_part_of_a_project(tmp_path: Path, git: str) -> None:
+    """Of what it leads to, in the project or outside, the same counts as of the project; a circle does no harm."""
+    app = tmp_path / "app"
+    project(app)
+    for name in (
+        "app/conf/a.yaml",
+        "app/conf/ignored/big.bin",
+        "shared/b.yaml",
+        "shared/.mypy_cache/x",
+        "shared/venv/pyvenv.cfg",
+    ):
+        file(tmp_path, "1", name)
+    file(app, "ignored/\n", ".gitignore")
+    links = {"app/mine/conf": "../conf", "app/mine/shared": str(tmp_path / "shared"), "shared/more": "../app/conf"}
+    links |= {"app/mine/up": "..", "app/conf/again": "../mine/shared", "app/mine/gone": "nowhere"}
+    for name, target in links.items():
+        (tmp_path / name).symlink_to(target)
+    if git != "none":
+        subprocess.run(["git", "init", "-q", app], check=True)
+    if git == "add":
+        subprocess.run(["git", "-C", app, "add", "-A"], check=True)
+    found = set(files_of(app)) - {"conf/ignored/big.bin", "mine/conf/ignored/big.bin"}
+    expected = {
+        ".gitignore",
+        "pyproject.toml",
+        "mine/__init__.py",
+        "conf/a.yaml",
+        "mine/conf/a.yaml",
+        "mine/shared/b.yaml",
+    }
+    assert expected <= found
+    assert not [one for one in found if ".mypy_cache" in one or "venv" in one or "/up/" in one]
+    assert git == "none" or not [one for one in files_of(app) if "ignored/" in one and "shared" not in one]
+    path = file(tmp_path, "-e app\n")
+    first = digest(path)
+    file(tmp_path, "2", "shared/b.yaml")
+    assert digest(path) != first
+    for place, has_history in (("here", True), ("there", False)):
+        (tmp_path / place).mkdir()
+        lay_out(read(path), tmp_path / place, has_history)
+        assert (tmp_path / place / "0/app/mine/conf/a.yaml").read_text() == "1"
+        assert (tmp_path / place / "0/app/mine/shared/b.yaml").read_text() == "2"
+        assert not [one for one in (tmp_path / place / "0/app").rglob("*") if one.is_symlink() and one.name != ".git"]
+
+
+@pytest.mark.parametrize("git", ["none", "init", "add"])
+def test_a_link_to_data_is_no_part_of_a_project(tmp_path: Path, git: str) -> None:
+    """As data/ in a .gitignore does not mean it; one that git tracks, or a package, is a part."""
+    project(tmp_path / "app")
+    for name in ("set/0.bin", "package/__init__.py"):
+        file(tmp_path, "", name)
+    for name in ("set", "package"):
+        (tmp_path / "app" / name).symlink_to(tmp_path / name)
+    if git != "none":
+        subprocess.run(["git", "init", "-q", tmp_path / "app"], check=True)
+    if git == "add":
+        subprocess.run(["git", "-C", tmp_path / "app", "add", "-A"], check=True)
+    expected = ["mine/__init__.py", "package/__init__.py", "pyproject.toml", *(["set/0.bin"] if git == "add" else [])]
+    assert files_of(tmp_path / "app") == expected
+
+
+@pytest.mark.parametrize("in_git", [False, True])
+def test_results_are_no_part_of_a_project(tmp_path: Path, in_git: bool) -> None:
+    """A folder of such a name that is a package, or lies in one, is."""
+    project(tmp_path)
+    made = ["checkpoints/big.ckpt", "lightning_logs/version_0/metrics.csv", "runs/events", "wandb/run"]
+    for name in (*made, "mine/checkpoints/small.json"):
+        file(tmp_path, "", name)
+    if in_git:
+        subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    assert files_of(tmp_path) == ["mine/__init__.py", "mine/checkpoints/small.json", "pyproject.toml"]
+    file(tmp_path, "", "runs/__init__.py")
+    assert {"runs/__init__.py", "runs/events"} <= set(files_of(tmp_path))
+
+
+@pytest.mark.parametrize("content", ["-e mine\n", "mine @ file:mine\n"])
+def test_a_project_with_data(tmp_path: Path, content: str) -> None:
+    """It would be copied whole, and read at every setup."""
+    project(tmp_path / "mine")
+    for size in range(1, 5):
+        file(tmp_path, "", f"mine/data/{size}.bin")
+        os.truncate(tmp_path / f"mine/data/{size}.bin", size * 2**20)
+    found = read(file(tmp_path, content))
+    assert found.digest({}, 11) == found.digest({}, 100)
+    with pytest.raises(JobError) as caught:
+        found.digest({}, 10)
+    assert str(caught.value) == (
+        f"{tmp_path}/mine has 10.0 MB of files, and a local project that is built may have 10 MB (job_bundle_max_mb); "
+        "the largest are data/4.bin (4.0 MB), data/3.bin (3.0 MB), data/2.bin (2.0 MB); add data and results to the "
+        ".gitignore of its git repository, or raise the limit"
+    )
+
+
+def test_no_file_is_read_whole(tmp_path: Path) -> None:
+    """Of a project or an archive it may be larger than the memory."""
+    project(tmp_path / "mine")
+    for name in ("mine/big.bin", "mine-1.0.tar.gz"):
+        file(tmp_path, "", name)
+        os.truncate(tmp_path / name, 64 * 2**20)
+    found = read(file(tmp_path, "-e mine\n./mine-1.0.tar.gz\n"))
+    tracemalloc.start()
+    found.digest({})
+    assert tracemalloc.get_traced_memory()[1] < 8 * 2**20
+    tracemalloc.stop()
+
+
 def test_a_submodule_is_part_of_a_project(tmp_path: Path) -> None:
     """R2: its code is built too."""
     git = ["git", "-c", "user.name=n", "-c", "user.email=n@example.org", "-c", "protocol.file.allow=always"]
@@ -531,6 +710,33 @@ def test_a_submodule_is_part_of_a_project(tmp_path: Path) -> None:
     subprocess.run([*git, "-C", tmp_path / "mine", *add], check=True)
     own, vendored = ["mine/__init__.py", "pyproject.toml"], ["vendor/mine/__init__.py", "vendor/pyproject.toml"]
     assert files_of(tmp_path / "mine") == [".gitmodules", *own, *vendored]
+
+
+@pytest.mark.parametrize("kind", ["submodule", "worktree"])
+def test_a_project_whose_history_lies_elsewhere(tmp_path: Path, kind: str) -> None:
+    """Its .git is a file, and may be relative; its version comes from there."""
+    git = ["git", "-c", "user.name=n", "-c", "user.email=n@example.org", "-c", "protocol.file.allow=always"]
+    project(tmp_path / "vendored")
+    subprocess.run(["git", "init", "-q", tmp_path / "main"], check=True)
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "all"], ["tag", "-a", "v1.2", "-m", "one"]):
+        subprocess.run([*git, "-C", tmp_path / "vendored", *command], check=True)
+    if kind == "submodule":
+        add = ["-C", tmp_path / "main", "submodule", "--quiet", "add", tmp_path / "vendored", "lib"]
+    else:
+        add = ["-C", tmp_path / "vendored", "worktree", "add", "-q", tmp_path / "main/lib"]
+    subprocess.run([*git, *add], check=True)
+    (tmp_path / "here").mkdir()
+    lay_out(read(file(tmp_path, "-e main/lib\n")), tmp_path / "here")
+    for folder in (tmp_path / "main/lib", tmp_path / "here/0/lib"):
+        told = [
+            subprocess.run([*git, "-C", folder, *command], check=True, capture_output=True, text=True).stdout.strip()
+            for command in (["describe", "--dirty"], ["rev-parse", "--show-toplevel"], ["ls-files"])
+        ]
+        assert told == ["v1.2", str(folder), "mine/__init__.py\npyproject.toml"]
+    file(tmp_path, "gitdir: ../gone\n", "main/lib/.git")  # copied without what it belongs to
+    (tmp_path / "there").mkdir()
+    lay_out(read(tmp_path / "requirements.txt"), tmp_path / "there")
+    assert {one.name for one in (tmp_path / "there/0/lib").iterdir()} == {"mine", "pyproject.toml"}
 
 
 @pytest.mark.parametrize(

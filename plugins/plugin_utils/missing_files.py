@@ -10,9 +10,9 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import names_in
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.entry import search_path
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.entry_point import search_path
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.project_files import bringing, git
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.project_files import bringing, git, with_python_path
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import Record
 
 _MISSING = re.compile(
@@ -34,12 +34,11 @@ def of_job(reason: str, record: Record) -> str:
         clause = explained(reason, project, travelled, str(record.data.get("script", "")))
     except (OSError, KeyError, TypeError, ValueError):  # the reason is whatever a rank has printed
         return ""
-    clause = clause or elsewhere(reason, travelled)
     return f" ({clause})" if clause else ""
 
 
 def explained(reason: str, project: Path, travelled: Collection[str], script: str) -> str:
-    """Return a clause that names what lies in the project and did not travel, and how to bring it; else "".
+    """Return a clause on what of the project did not travel, or lies where it is not looked for, and the remedy; or "".
 
     Args:
         reason: what the rank said last.
@@ -62,10 +61,10 @@ def explained(reason: str, project: Path, travelled: Collection[str], script: st
             ignored = None
         why = "git ignores it, so it was" if ignored else "it was"
         return f"{name} lies in the project, but {why} no part of the job's code; bring it with {bringing(pattern)}"
-    return ""
+    return _elsewhere(reason, travelled)
 
 
-def elsewhere(reason: str, travelled: Collection[str]) -> str:
+def _elsewhere(reason: str, travelled: Collection[str]) -> str:
     """Return a clause that says where in the code a module lies that Python did not find; "" if it does not."""
     for found in _MODULE.finditer(reason):
         place = found[1].replace(".", "/")
@@ -76,10 +75,8 @@ def elsewhere(reason: str, travelled: Collection[str]) -> str:
             above = folder.strip("/") or "."
             # What is in a package is not meant by its own name alone.
             if slash and path.endswith(".py") and f"{above}/__init__.py" not in travelled:
-                return (
-                    f"{path} lies in the project, where Python does not look for it; add -e "
-                    f'\'{{"env": {{"PYTHONPATH": "{above}"}}}}\''
-                )
+                add = with_python_path(above)
+                return f"{path} lies in the project, where Python does not look for it; add {add}"
     return ""
 
 

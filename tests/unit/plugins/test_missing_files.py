@@ -6,7 +6,7 @@ from unittest.mock import Mock
 
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import make_bundle, names_in
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.left_behind import elsewhere, explained, of_job
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.missing_files import explained, of_job
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import Record
 from local_nodes import IS_ROOT, NOBODY, closed
 
@@ -76,7 +76,7 @@ def test_what_git_ignores_is_named(project: Path, reason: str, name: str, patter
     )
     brought = names_in(make_bundle(project, "src/train.py", 1, include=[pattern]).content)
     assert any(path == name or path.startswith(f"{name}/") for path in brought)
-    assert explained(reason, project, brought, "src/train.py") == ""
+    assert "bring it" not in explained(reason, project, brought, "src/train.py")
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,6 @@ def test_what_git_ignores_is_named(project: Path, reason: str, name: str, patter
     [
         "KeyError: 'train.bin'",
         "ModuleNotFoundError: No module named 'einops'",
-        "ModuleNotFoundError: No module named 'top'",  # which travelled: it is not on the path
         "ModuleNotFoundError: No module named '..'",
         "FileNotFoundError: [Errno 2] No such file or directory: '/etc/hosts'",
         "FileNotFoundError: [Errno 2] No such file or directory: '../../train.bin'",
@@ -114,12 +113,13 @@ def test_what_is_no_file_of_the_project_that_was_left_out(project: Path, reason:
         ("conf", "", ""),  # has no module
     ],
 )
-def test_a_module_that_lies_where_python_does_not_look(module: str, path: str, above: str) -> None:
+def test_a_module_that_lies_where_python_does_not_look(tmp_path: Path, module: str, path: str, above: str) -> None:
     """S4: not what requirements.txt lacks."""
     travelled = {"src/deep/model.py", "pkg/__init__.py", "pkg/inside.py", "conf/a.yaml"}
     remedy = f'add -e \'{{"env": {{"PYTHONPATH": "{above}"}}}}\''
     sentence = f"{path} lies in the project, where Python does not look for it; {remedy}" if path else ""
-    assert elsewhere(f"ModuleNotFoundError: No module named '{module}'", travelled) == sentence
+    reason = f"ModuleNotFoundError: No module named '{module}'"
+    assert explained(reason, tmp_path, travelled, "train.py") == sentence
 
 
 def test_a_module_in_a_folder_that_the_user_may_not_enter() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import check_script
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.try_imports import needed
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.project_files import with_python_path
 
 _MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 
@@ -76,7 +77,7 @@ def check_module(project: Path, module: str, env: Mapping[str, str]) -> str:
         if any(os.path.isfile(folder / one) for one in (f"{path}.py", f"{path}/__main__.py")):
             raise JobError(
                 f"module {module} lies in {folder.name}/ of project_dir {project}, where Python does not look; add "
-                f'-e \'{{"env": {{"PYTHONPATH": "{folder.name}"}}}}\''
+                f"{with_python_path(folder.name)}"
             )
     if os.path.isfile(project / path / "__init__.py"):
         raise JobError(f"module {module} is a package without a __main__.py; name the module of it that is to run")
@@ -114,4 +115,4 @@ def _as_module(project: Path, script: str) -> str:
     module = ".".join(path.relative_to(folder).with_suffix("").parts)
     if folder == project:
         return f"-e module={module}"
-    return f'-e module={module} -e \'{{"env": {{"PYTHONPATH": "{folder.relative_to(project)}"}}}}\''
+    return f"-e module={module} {with_python_path(str(folder.relative_to(project)))}"

@@ -3,7 +3,11 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node imp
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.supervising import expanded, job_environment
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.environment import OURS
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.expansion import ACCOUNT, require_known, variables_of
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.script_variables import (
+    ACCOUNT,
+    require_known,
+    variables_of,
+)
 
 
 def refused(*args: str, checkpoint: str = "", **env: str) -> str:
@@ -72,7 +76,7 @@ def test_the_account_s_variables() -> None:
         (b"$$$A", b"$b"),
         (b"$E.", b"$A."),
         (b"\xff$A\xff", b"\xffb\xff"),
-        (b"${A", b"b"),
+        (b"${A", b"${A"),
     ],
 )
 def test_a_word_with_variables(word: bytes, value: bytes) -> None:

@@ -146,6 +146,16 @@ def test_a_folder_of_which_each_node_has_a_part(nodes: list[LocalNode], tmp_path
     ]
 
 
+def test_a_file_that_each_node_has_its_own_of(nodes: list[LocalNode], tmp_path: Path) -> None:
+    """Of the same size: one was taken, and nothing said of the other."""
+    for rank, node in enumerate(nodes):
+        leave(node, JOB, {"c/last.pt": f"{rank}".encode(), "c/same.pt": b"same"}, spec(nodes, rank))
+    for path, files, others in (("c", 2, True), ("c/last.pt", 1, True), ("c/same.pt", 1, False)):
+        origin = resume.find_origin(JOB, path, tmp_path, desk_of(nodes))
+        assert [file.host for file in origin.files] == ["node0"] * files
+        assert origin.notes == ("other files of these names on node1 were passed over",) * others
+
+
 @pytest.mark.parametrize("path", [".ckpts/last.pt", "./.ckpts/../.ckpts/last.pt", ".last.pt", "..ckpts/last.pt"])
 def test_a_hidden_one_is_put_at_the_same_place(nodes: list[LocalNode], tmp_path: Path, path: str) -> None:
     place = os.path.normpath(path)

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.entry import (
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.entry_point import (
     check_module,
     require_no_relative_imports,
     search_path,
@@ -35,6 +35,13 @@ def test_modules(tmp_path: Path, module: str, env: dict[str, str], script: str) 
     (tmp_path / "tool").mkdir()
     (tmp_path / "tool" / "__main__.py").write_text("")
     assert check_module(tmp_path, module, env) == script
+
+
+def test_a_module_where_the_inventorys_pythonpath_leads(tmp_path: Path) -> None:
+    folder = project(tmp_path / "project", src__pkg__train="import lightning as L\n\nL.Trainer()")
+    inherited = {"PYTHONPATH": "src"}
+    job = make_job(order(tmp_path, project_dir=folder, module="pkg.train"), {}, "", inherited)
+    assert (job.script, job.launcher, job.env) == ("src/pkg/train.py", "lightning", {})
 
 
 @pytest.mark.parametrize(

@@ -130,17 +130,18 @@ def _put_together(
     target = os.path.normpath(path)
     if target.partition("/")[0] in ("", "..", "~"):  # it lies outside the job's folder
         target = os.path.join(FOLDER, os.path.basename(target))
-    taken: dict[str, tuple[str, int]] = {}
+    taken: dict[str, tuple[str, int, int]] = {}
     others: set[str] = set()
+    unread: dict[str, list[str]] = {}
     for host, reply in replies.items():
-        for name, size, *_more in reply["files"]:
-            if taken.setdefault(name, (host, size))[1] != size:
+        for name, size, mtime_ns, _sha256 in reply["files"]:
+            holder, holders_size, holders_mtime_ns = taken.setdefault(name, (host, size, mtime_ns))
+            if size != holders_size:
                 others.add(host)
-    files = []
-    for host, reply in replies.items():
-        names = [name for name, (holder, _size) in taken.items() if holder == host]
-        if not names:
-            continue
+            elif host == holder or mtime_ns != holders_mtime_ns:  # on a shared disk it is the same file
+                unread.setdefault(host, []).append(name)
+    files: dict[str, Checkpoint] = {}
+    for host, names in unread.items():
         seconds = max(LOOK_SECONDS, timeout_seconds) + sum(taken[name][1] for name in names) / SLOWEST_DISK
         answers, errors = gang.ask("named", seconds, [host], path=path, digests=names)
         if errors:
@@ -149,14 +150,17 @@ def _put_together(
         if read.keys() != set(names):
             raise JobError(f"checkpoint {shown(path)} on {host} changes while it is read; end what writes to it")
         for name in names:
-            goes_to, source = os.path.join(target, name) if is_folder else target, os.path.join(reply["top"], name)
-            files.append(Checkpoint(host, goes_to, -1, *read[name], source=source))
-    size = sum(file.bytes for file in files)
-    hosts = list(dict.fromkeys(file.host for file in files))
+            goes_to = os.path.join(target, name) if is_folder else target
+            source = os.path.join(replies[host]["top"], name)
+            file = files.setdefault(name, Checkpoint(host, goes_to, -1, *read[name], source=source))
+            if file.sha256 != read[name][1]:
+                others.add(host)
+    size = sum(file.bytes for file in files.values())
+    hosts = list(dict.fromkeys(file.host for file in files.values()))
     if others:
         notes = [*notes, f"other files of these names on {listed(sorted(others))} were passed over"]
     words = f"{counted(len(files), 'file')}, {amount(size)}, from {listed(hosts)}"
-    return Named(target, tuple(files), words, tuple(notes))
+    return Named(target, tuple(files.values()), words, tuple(notes))
 
 
 def _from_here(path: Path, notes: Sequence[str]) -> Named:
