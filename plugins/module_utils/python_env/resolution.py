@@ -487,6 +487,7 @@ class Resolution:
         if place in map(without_credentials, on_nodes):
             return
         if re.match("https?://", place):
+            place = place.replace(" ", "%20").replace(",", "%2C")  # a comma ends a URL in uv's variable
             self.find_links += [place] if place not in self.find_links else []
         else:
             self.links.append(os.path.join(self.cwd, path_of(place)))

@@ -146,6 +146,12 @@ def test_a_node_that_comes_later_gets_the_same_commit(bench: Bench, ref: str) ->
     assert (bench.folder / "requirements.in").read_text() == f"mine @ {url}@{first}#egg=mine\n"
 
 
+def test_a_page_of_links_with_odd_characters(bench: Bench) -> None:
+    """uv's variable takes several, with commas between them."""
+    lock = "--find-links https://u:${TOKEN}@example.org/a b,c\n--find-links https://example.org/a b,c\n"
+    assert resolve(bench.request(["x"], lock))["find_links"] == ["https://example.org/a%20b%2Cc"]
+
+
 def test_a_commit_that_no_branch_has(bench: Bench) -> None:
     """As of a pull request; a clone does not have it."""
     repository = bench.folder / "repository"
