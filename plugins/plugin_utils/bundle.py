@@ -73,9 +73,8 @@ def check_script(project: Path, script: str) -> str:
         raise JobError(f"{outside}, so name the script relative to it, or set -e project_dir=")
     path = project / os.path.normpath(script)
     if not os.path.isfile(path):
-        raise JobError(
-            f"script {script} does not exist in project_dir {project}; check its name, or set -e project_dir="
-        )
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise JobError(f"script {script} {what} in project_dir {project}; check its name, or set -e project_dir=")
     if not path.resolve().is_relative_to(project.resolve()):
         raise JobError(f"{outside}, and it is a link to {path.resolve()}; put the file itself into the project")
     # Through a linked folder: git lists the file where it is.

@@ -33,11 +33,22 @@ def find_entry(project: Path, script: str, module: str, env: Mapping[str, str]) 
     """
     if script and module:
         raise JobError(f"both script ({script}) and module ({module}) are given, and a job starts one; leave one out")
+    require_no_home(project)
     if module:
         return check_module(project, module, env)
     path = check_script(project, script)
     require_no_relative_imports(project, path)
     return path
+
+
+def require_no_home(project: Path) -> None:
+    """Raise JobError for a folder that holds a home: its keys and passwords would travel to every node."""
+    home = Path(os.path.expanduser("~")).resolve()
+    if home.is_relative_to(project.resolve()):
+        raise JobError(
+            f"project_dir {project} holds your home {home}, and with it keys and passwords that no node is to have; put "
+            "the project into a folder of its own, and set -e project_dir= to that"
+        )
 
 
 def search_path(project: Path, script: str, module: str, env: Mapping[str, str]) -> list[Path]:

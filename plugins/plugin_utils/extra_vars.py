@@ -75,7 +75,10 @@ def require_meant(given: Mapping[str, Any], read: Collection[str], others: Colle
         JobError: a word belongs to no variable (of ``-e "script_args=--max-epochs 3"`` Ansible drops the 3), a job's
             id is empty, an option has another name now, or a name that is not read is nearly one that is.
     """
-    if (stray := given.get(STRAY)) and "include" in given:
+    for name, now in RENAMED.items():
+        if name in given and now in read:
+            raise JobError(f"-e was given {name}, a name that Ansible reserves for itself; write {now}")
+    if (stray := given.get(STRAY)) and "include" in given and "script_args" not in given:
         raise JobError(
             f"-e was given {stray!r}, which belongs to no variable; between the patterns of include write commas, as "
             "in -e include='*.bin,.env'"
@@ -85,9 +88,6 @@ def require_meant(given: Mapping[str, Any], read: Collection[str], others: Colle
             f"-e was given {stray!r}, which belongs to no variable; quote a value with spaces once more, as in "
             '-e "script_args=\'--max-epochs 3\'", or give JSON: -e \'{"script_args": ["--max-epochs", "3"]}\''
         )
-    for name, now in RENAMED.items():
-        if name in given and now in read:
-            raise JobError(f"-e was given {name}, a name that Ansible reserves for itself; write {now}")
     for name, what in NAMING.items():
         if given.get(name) == "":
             raise JobError(f"{name} is empty; give {what}, or leave it out")
@@ -97,6 +97,8 @@ def require_meant(given: Mapping[str, Any], read: Collection[str], others: Colle
     import difflib  # most do not come here
 
     def likeness(name: str, meant: str) -> float:
+        if sorted(name) == sorted(meant):
+            return 1  # letters changed places
         return difflib.SequenceMatcher(None, _without_dashes(name), _without_dashes(meant)).ratio()
 
     for name in unknown:

@@ -21,6 +21,7 @@ _MISSING = re.compile(
     re.IGNORECASE,
 )
 _MODULE = re.compile(r"No module named '([\w.]+)'")
+_LACKS = re.compile(r"ModuleNotFoundError: No module named '[^'.]+'$")
 _NAME = re.compile(r"cannot import name '(\w+)' from (?:partially initialized module )?'([\w.]+)'")
 _PATH = re.compile(r"'([^']+)'|\"([^\"]+)\"|([^\s:'\"]+)(?=: cannot open)")
 _WORK = re.compile(r".*/jobs/[^/]+/work/")
@@ -34,6 +35,11 @@ def of_job(reason: str, record: Record) -> str:
         clause = explained(reason, project, travelled, str(record.data.get("script", "")))
     except (OSError, KeyError, TypeError, ValueError):  # the reason is whatever a rank has printed
         return ""
+    if not clause and _LACKS.search(reason):
+        clause = (
+            "no node has a package with that module; add it to what python_env_requirements names, and run: "
+            "ansible-playbook setup.yml"
+        )
     return f" ({clause})" if clause else ""
 
 

@@ -661,8 +661,8 @@ def test_script(tmp_path: Path, script: str, expected: str) -> None:
             "nowhere.py",
             "script nowhere.py does not exist in project_dir PROJECT; check its name, or set -e project_dir=",
         ),
-        ("lib", "script lib does not exist in project_dir PROJECT; check its name, or set -e project_dir="),
-        (".", "script . does not exist in project_dir PROJECT; check its name, or set -e project_dir="),
+        ("lib", "script lib is a folder in project_dir PROJECT; check its name, or set -e project_dir="),
+        (".", "script . is a folder in project_dir PROJECT; check its name, or set -e project_dir="),
         ("broken.py", "script broken.py does not exist in project_dir PROJECT; check its name, or set -e project_dir="),
         ("/etc/passwd", "script /etc/passwd is an absolute path; name it relative to project_dir PROJECT"),
         *[

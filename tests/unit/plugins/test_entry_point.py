@@ -37,6 +37,18 @@ def test_modules(tmp_path: Path, module: str, env: dict[str, str], script: str) 
     assert check_module(tmp_path, module, env) == script
 
 
+@pytest.mark.parametrize("home", ["project", "project/me"])
+@pytest.mark.parametrize("started", [{"script": "train.py"}, {"module": "train"}])
+def test_a_home_is_no_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: str, started: dict[str, str]
+) -> None:
+    """Its keys went to every node."""
+    folder = project(tmp_path / "project", train="", me__a="")
+    monkeypatch.setenv("HOME", str(tmp_path / home))
+    with pytest.raises(JobError, match=f"^project_dir {folder} holds your home {tmp_path / home}, and with it keys"):
+        make_job(order(tmp_path, project_dir=folder, **started), {}, "")
+
+
 def test_a_module_where_the_inventorys_pythonpath_leads(tmp_path: Path) -> None:
     folder = project(tmp_path / "project", src__pkg__train="import lightning as L\n\nL.Trainer()")
     inherited = {"PYTHONPATH": "src"}

@@ -175,7 +175,21 @@ def test_patterns_with_spaces_between() -> None:
     )
 
 
+def test_words_that_belong_to_one_of_two() -> None:
+    """Patterns of include are not named where script_args may be meant."""
+    with pytest.raises(JobError, match=r'quote a value with spaces once more, as in -e "script_args='):
+        require_meant({"include": "*.bin", "script_args": "--epochs", STRAY: "60"}, {"include", "script_args"})
+
+
+def test_letters_that_changed_places() -> None:
+    """A job that was not meant was stopped."""
+    with pytest.raises(JobError, match=r"^-e was given jbo, which this playbook does not read; write job, or give"):
+        require_meant({"jbo": "20260101-000000-train-0000"}, READ["stop"])
+
+
 def test_a_name_that_ansible_reserves() -> None:
     with pytest.raises(JobError) as caught:
         require_meant({"args": "--lr 1"}, READ["run"])
     assert str(caught.value) == "-e was given args, a name that Ansible reserves for itself; write script_args"
+    with pytest.raises(JobError, match=r"^-e was given args, a name"):
+        require_meant({"args": "--lr", STRAY: "1"}, READ["run"])

@@ -143,6 +143,11 @@ def test_whatever_a_rank_prints_the_job_s_end_is_said(project: Path, monkeypatch
     (project / "runs" / ".bundles" / bundle.sha256).write_bytes(bundle.content)
     record.data = {"project_dir": str(project), "bundle": {"sha256": bundle.sha256}, "script": "src/train.py"}
     assert "git ignores it" in of_job("No such file or directory: 'train.bin'", record)
+    assert of_job("ModuleNotFoundError: No module named 'einops'", record) == (
+        " (no node has a package with that module; add it to what python_env_requirements names, and run: "
+        "ansible-playbook setup.yml)"
+    )
+    assert of_job("ModuleNotFoundError: No module named 'torch.no_such'", record) == ""
     for error in (OSError(36, "File name too long"), ValueError("embedded null byte")):
         monkeypatch.setattr(os.path, "lexists", Mock(side_effect=error))
         assert of_job("No such file or directory: 'train.bin'", record) == ""
