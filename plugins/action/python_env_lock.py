@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import Failure
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils import locks, resolutions
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils import check_resolution, locks
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.inventory import Inventory
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import shown_lines
@@ -74,9 +74,9 @@ class ActionModule(ActionBase):
             )
         self._remove_tmp_path(self._connection._shell.tmpdir)
         if done.get("failed") or done.get("unreachable"):
-            why = str(done.get("msg") or "it gave no answer")[: resolutions.MOST_SHOWN]
-            raise Failure(why, str(done.get("said", ""))[-resolutions.MOST_SHOWN :], resolutions.unmet(done))
-        resolution, contents = resolutions.checked(done, request["targets"])
+            why = str(done.get("msg") or "it gave no answer")[: check_resolution.MOST_SHOWN]
+            raise Failure(why, str(done.get("said", ""))[-check_resolution.MOST_SHOWN :], check_resolution.unmet(done))
+        resolution, contents = check_resolution.checked(done, request["targets"])
         (workshop / "wheels").mkdir(exist_ok=True)
         for name, content in contents.items():
             (workshop / "wheels" / name).write_bytes(content)

@@ -46,8 +46,8 @@ def require_no_home(project: Path) -> None:
     home = Path(os.path.expanduser("~")).resolve()
     if home.is_relative_to(project.resolve()):
         raise JobError(
-            f"project_dir {project} holds your home {home}, and with it keys and passwords that no node is to have; put "
-            "the project into a folder of its own, and set -e project_dir= to that"
+            f"project_dir {project} holds your home {home}, and with it keys and passwords that no node is to have; "
+            "put the project into a folder of its own, and set -e project_dir= to that"
         )
 
 
