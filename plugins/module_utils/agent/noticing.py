@@ -17,16 +17,16 @@ if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's sta
 FIRST_SECONDS = 0.4
 """Until the first look, from the script's start: to import torch takes longer, and the look 4 ms of CPU, for which the
 scripts of nodes that share a machine would wait."""
-OFTEN_SECONDS = 0.1
-"""How often sockets are looked at while a script is young: it may meet the others and be gone within a second."""
+OFTEN_SECONDS = 0.02
+"""How often sockets are looked at while a script is young: one that only reduces a number is connected for 45 ms."""
 YOUNG_SECONDS = 60
 SELDOM_SECONDS = 1
-COUNT_SECONDS = 1.5
+COUNT_SECONDS = 0.5
 """How often it is looked which processes there are: of torch, one takes longer than that until it connects."""
 SHARE = 0.004
 """The most of a core that looking may take, besides CREDIT_SECONDS of it; then it is done less often."""
-CREDIT_SECONDS = 0.05
-TRIES = 3
+CREDIT_SECONDS = 0.25
+TRIES = 8
 """How often a socket is looked for in the kernel's table: one of TCP is not there before it listens or connects."""
 _LISTENS = "0A"
 _CONNECTING = "02"
@@ -34,6 +34,9 @@ _CONNECTING = "02"
 
 class Opened:
     """Whether a file is opened from now on, by whomever."""
+
+    pause = float("inf")
+    """Seconds until the next look that must not be late: the kernel keeps what happened meanwhile."""
 
     def __init__(self, path: bytes) -> None:
         """Begin to look; a file that cannot be watched is never seen to be opened.
@@ -81,6 +84,11 @@ class Rendezvous:
         self._tries: dict[str, int] = {}  # by inode
         self._others: set[str] | None = None  # connections that are not the job's; None: not looked yet
 
+    @property
+    def pause(self) -> float:
+        """Seconds until the next look; infinite once it was seen."""
+        return float("inf") if self.seen else max(0.0, self._next - time.monotonic())
+
     def look(self, last: bool = False) -> None:
         """See whether one does, or (``last``, when all have ended) whether one did a moment ago."""
         now = time.monotonic()
@@ -104,16 +112,18 @@ class Rendezvous:
         if not (self._untried(own | others) or is_first):
             return False
         sockets = list(self._sockets())
+        there = set(sockets)
         if any(inode not in own | others | {"0"} and end not in self._others for end, _state, inode in sockets):
             self._pids = descendants(os.getpid())  # it may be that of a process which began since
             own, others = self._held()
+            there &= set(self._sockets())  # or one that was closed before it was looked whose it is
         new = self._untried(own | others)
         for end, state, inode in sockets:
             if inode in own and (state == _LISTENS if self._listens else state != _CONNECTING):
                 return True
             if inode in own:
                 new.discard(inode)  # it is about to connect
-            elif inode != "0" or is_first:
+            elif is_first or (inode != "0" and (end, state, inode) in there):
                 self._others.add(end)
         for inode in new:
             self._tries[inode] = self._tries.get(inode, 0) + 1

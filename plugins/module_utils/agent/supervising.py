@@ -198,10 +198,11 @@ class Supervisor:
             self._wait()
 
     def _wait(self) -> None:
+        seconds = min([POLL_SECONDS, *(one.pause for one in self._noticing.values())])
         if not self._watch:
-            return time.sleep(POLL_SECONDS)
+            return time.sleep(seconds)
         try:
-            self._watch.wait(POLL_SECONDS)
+            self._watch.wait(seconds)
         except Exception:  # the script matters more than the watch
             import traceback
 

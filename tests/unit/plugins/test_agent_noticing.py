@@ -194,6 +194,39 @@ def test_a_connection_of_a_process_that_is_not_counted_yet_is_no_strangers(
     assert one.seen
 
 
+def test_a_connection_that_ends_while_it_is_looked_whose_it_is(
+    store: socket.socket, opens: Callable[[], subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was taken for a stranger's, as no process was seen to have it."""
+    agent = opens()
+    one = Rendezvous(store.getsockname()[1], False, agent.pid)
+    connect(agent, one)
+    look(one, counts=True)
+    script = opens()
+    connect(script, one)
+    connect(agent, one)
+
+    def descendants(_pid: int) -> list[int]:
+        script.communicate()
+        return [agent.pid]
+
+    monkeypatch.setattr(noticing, "descendants", descendants)
+    look(one, counts=False)
+    assert not one.seen
+    one.look(last=True)
+    assert one.seen
+
+
+def test_a_look_every_twentieth_of_a_second_is_too_seldom(store: socket.socket) -> None:
+    """A script that only reduces a number is connected for 45 ms, and who closes last keeps no trace of it."""
+    one = Rendezvous(store.getsockname()[1], True, None)
+    look(one, counts=True)
+    assert 0 < one.pause <= 0.02
+    one._pids = [os.getpid()]
+    look(one, counts=False)
+    assert (one.seen, one.pause) == (True, float("inf"))
+
+
 def test_connections_of_torchruns_here_are_not_the_scripts(
     store: socket.socket, opens: Callable[[], subprocess.Popen[bytes]]
 ) -> None:
