@@ -55,7 +55,7 @@ lint: $(VENV)/.test ## ruff, mypy --strict, yamllint, ansible-lint (production, 
 
 .PHONY: unit
 unit: $(VENV)/.test ## Unit tests of plugins/ and train/
-	pytest tests/unit/plugins
+	pytest --numprocesses 3 --dist loadfile tests/unit/plugins # most of a test is waiting
 	pytest tests/unit/train # apart: Ansible replaces sys.intern, and torch cannot be imported after it
 
 .PHONY: molecule

@@ -352,7 +352,7 @@ class Uv:
     def _environment(self, cache: str) -> dict[str, str]:
         pip = self.machine.pip
         dropped = ["VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONPATH", "PYTHONHOME"]
-        dropped += ["UV_PYTHON", "UV_PROJECT", "UV_PROJECT_ENVIRONMENT"]
+        dropped += ["UV_PYTHON", "UV_PROJECT", "UV_PROJECT_ENVIRONMENT", "COLUMNS"]  # to which it would break its lines
         env = {name: value for name, value in os.environ.items() if name not in dropped}
         env.update({"UV_PYTHON_DOWNLOADS": "never", "UV_NO_PROGRESS": "1"})
         if not env.get("SSL_CERT_FILE"):

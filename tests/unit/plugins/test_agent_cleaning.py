@@ -390,6 +390,7 @@ def test_a_running_job_keeps_its_environment(linked: LocalNode) -> None:
         (OLD, time.time(), True),  # complete; the link is about to be switched
         (time.time(), OLD, True),
     ],
+    ids=["old", "half made", "being built", "complete", "changed"],
 )
 def test_an_environment_of_today_stays(linked: LocalNode, mtime: float, marked: float | None, stays: bool) -> None:
     env(linked, ENVS[1], mtime, marked)

@@ -103,7 +103,8 @@ def test_what_only_a_project_may_have_is_no_matter(controller: Controller) -> No
     assert "mine==1.0" in result["locks"]["here"]
 
 
-def test_a_setting_that_only_a_project_may_have(controller: Controller) -> None:
+def test_a_setting_that_only_a_project_may_have(controller: Controller, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")  # at which uv would break its lines
     with pytest.raises(Failure, match=r"python_env_uv_settings has what no uv\.toml may have"):
         controller.resolve("mine\n", "requirements.txt", uv_settings={"package": False})
 
