@@ -20,6 +20,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv 
 
 MEBIBYTE = 2**20
 OTHERWISE = "uv could not install the lock"
+NO_WHEEL = re.compile(r"Wheels are required for `([^`]+)` because building from source is disabled")
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 """What a file system says that has no locks."""
 
@@ -73,7 +74,6 @@ class Environment:
 
     def _install(self, lock: str, backend: str, needs_torch: list[str], wheels: str, folder: str) -> str:
         path = os.path.join(folder, "lock.txt")
-        write(path, lock)
         arguments = ["pip", "install", "--python", os.path.join(self.path, "bin", "python"), "--no-deps"]
         arguments += ["--require-hashes", "--requirements", path]
         if backend != "none":
@@ -87,17 +87,27 @@ class Environment:
             # An argument would take the place of the other folders.
             links = [self.uv.environment.get("UV_FIND_LINKS", ""), pathlib.Path(wheels).as_uri()]
             variables["UV_FIND_LINKS"] = ",".join(filter(None, links))
-        # From all indexes: hashes say which package is meant. What a build needs has none, so nothing is built then.
-        of_all_indexes = ["--index-strategy", "unsafe-best-match", "--no-build"]
-        try:
-            return self.uv.run(*arguments, *of_all_indexes, otherwise=OTHERWISE, **variables)[1]
-        except Failure as failure:
-            if "building from source is disabled" not in failure.said:
-                raise
-        # What has no wheel for this node is built, with the very torch that it will run with.
-        torch = re.search(r"(?m)^torch==[^\s\\]+", lock)
         more = {"otherwise": OTHERWISE, **variables}
-        return self.uv.run_building(*arguments, torch=torch[0] if torch else "", needs=list(needs_torch), **more)[1]
+        # Wheels come from all indexes: hashes say which one is meant. What a build needs has no hash.
+        of_all_indexes = ["--index-strategy", "unsafe-best-match", "--no-build"]
+        entries = {re.split(r"[ =@]", entry, maxsplit=1)[0]: entry for entry in re.split(r"\n(?=\S)", lock.strip())}
+        without: list[str] = []
+        while True:
+            write(path, "\n".join(entry for name, entry in entries.items() if name not in without))
+            try:
+                said = self.uv.run(*arguments, *of_all_indexes, **more)[1] if len(without) < len(entries) else ""
+                break
+            except Failure as failure:
+                found = set(NO_WHEEL.findall(failure.said)) & entries.keys() - set(without)
+                if not found:
+                    raise
+                without += found
+        if without:  # for this node they have no wheel, and are built with the very torch that they will run with
+            write(path, "\n".join(entries[name] for name in without))
+            torch = re.search(r"(?m)^torch==[^\s\\]+", lock)
+            needs = list(needs_torch)
+            said += self.uv.run_building(*arguments, torch=torch[0] if torch else "", needs=needs, **more)[1]
+        return said
 
     def switch(self, link: str, leads_to: str) -> bool:
         """Have a link lead to it, in one step; return whether it did not."""

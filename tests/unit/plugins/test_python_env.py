@@ -787,6 +787,19 @@ def test_what_a_build_needs_comes_from_the_first_index(site: Site) -> None:
     assert not mark.exists()
 
 
+def test_a_build_beside_a_wheel_of_another_index(site: Site) -> None:
+    """As torch, of an index that another has with other versions, beside a package that has no wheel."""
+    for name in ("alone", "lonely"):
+        make_sdist(site.folder / "simple" / name, name, "")
+    make_wheel(site.folder / "first" / "tiny", "tiny", "0.9")
+    folder = site.folder / "node-pip.conf"
+    folder.write_text(f"[global]\nextra-index-url = {site.url.replace('/simple/', '/first/')}\n")
+    (site.folder / "requirements.txt").write_text("tiny==1.0\nalone\nlonely\n")
+    # The node asks its own index first, which has another tiny.
+    result = play(site.folder, "setup.yml", "--tags", "python_env", **site.caches, PIP_CONFIG_FILE=str(folder))
+    assert (result.returncode, site.installed) == (0, {"tiny", "alone", "lonely"}), result.stdout
+
+
 def certified(folder: Path) -> Path:
     """Make a company's CA and a certificate of it for this machine; return the folder."""
     folder.mkdir()
