@@ -116,7 +116,8 @@ class Rendezvous:
         if any(inode not in own | others | {"0"} and end not in self._others for end, _state, inode in sockets):
             self._pids = descendants(os.getpid())  # it may be that of a process which began since
             own, others = self._held()
-            there &= set(self._sockets())  # or one that was closed before it was looked whose it is
+            if self._launcher is None:  # torchrun's agents have short ones, too
+                there &= set(self._sockets())  # or one that was closed before it was looked whose it is
         new = self._untried(own | others)
         for end, state, inode in sockets:
             if inode in own and (state == _LISTENS if self._listens else state != _CONNECTING):

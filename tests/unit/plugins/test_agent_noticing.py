@@ -198,23 +198,22 @@ def test_a_connection_that_ends_while_it_is_looked_whose_it_is(
     store: socket.socket, opens: Callable[[], subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was taken for a stranger's, as no process was seen to have it."""
-    agent = opens()
-    one = Rendezvous(store.getsockname()[1], False, agent.pid)
-    connect(agent, one)
-    look(one, counts=True)
-    script = opens()
-    connect(script, one)
-    connect(agent, one)
+    for launcher in (None, 1):  # torchrun's agents have short connections of their own
+        one = Rendezvous(store.getsockname()[1], False, launcher)
+        look(one, counts=True)
+        script = opens()
+        connect(script, one)
+        one._pids = [os.getpid()]  # which has another socket
 
-    def descendants(_pid: int) -> list[int]:
-        script.communicate()
-        return [agent.pid]
+        def descendants(_pid: int, script: subprocess.Popen[bytes] = script) -> list[int]:
+            script.communicate()
+            return [os.getpid()]
 
-    monkeypatch.setattr(noticing, "descendants", descendants)
-    look(one, counts=False)
-    assert not one.seen
-    one.look(last=True)
-    assert one.seen
+        monkeypatch.setattr(noticing, "descendants", descendants)
+        look(one, counts=False)
+        assert not one.seen
+        one.look(last=True)
+        assert one.seen is (launcher is None)
 
 
 def test_a_look_every_twentieth_of_a_second_is_too_seldom(store: socket.socket) -> None:
