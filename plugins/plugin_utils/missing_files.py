@@ -24,7 +24,9 @@ _MODULE = re.compile(r"No module named '([\w.]+)'")
 _LACKS = re.compile(r"ModuleNotFoundError: No module named '[^'.]+'$")
 _NAME = re.compile(r"cannot import name '(\w+)' from (?:partially initialized module )?'([\w.]+)'")
 _PATH = re.compile(r"'([^']+)'|\"([^\"]+)\"|([^\s:'\"]+)(?=: cannot open)")
-_WORK = re.compile(r".*/jobs/[^/]+/work/")
+WORK = "work"
+"""The folder of a job on a node in which its script runs."""
+_IN_JOB = re.compile(rf".*/jobs/[^/]+/{WORK}/")
 
 
 def of_job(reason: str, record: Record) -> str:
@@ -90,7 +92,7 @@ def _named(reason: str, roots: Collection[Path], project: Path) -> Iterator[Path
     """Yield the files and folders of the project that the words may mean."""
     modules = [found[1] for found in _MODULE.finditer(reason)]
     modules += [f"{found[2]}.{found[1]}" for found in _NAME.finditer(reason)]
-    paths = [_WORK.sub("", found[1] or found[2] or found[3]) for found in _PATH.finditer(reason)]
+    paths = [_IN_JOB.sub("", found[1] or found[2] or found[3]) for found in _PATH.finditer(reason)]
     for root in roots:
         for module in modules:
             place = root.joinpath(*module.split("."))

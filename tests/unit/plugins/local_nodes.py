@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import directory, jobs, processes
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import ephemeral_ports
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import ephemeral_ports, has_systemd
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import Bundle, make_bundle
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import Channel, NodeError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Identity
@@ -33,8 +33,11 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings impor
 
 PYTHON = os.path.realpath(sys.executable)
 IS_ROOT = os.geteuid() == 0
-# An ordinary user has one account: there is nothing to be tested then. CI runs as root.
-as_root = pytest.mark.skipif(not IS_ROOT, reason="only root can act as another account")
+NO_OTHER = "only root can act as another account"
+as_root = pytest.mark.skipif(not IS_ROOT, reason=NO_OTHER)  # a user has one account, so nothing to test; CI is root
+REFUSED = "where there is systemd, root runs no jobs as root"
+# The agent refuses them there: test_agent_launching shows that it does, and tests/molecule runs jobs there.
+starts_jobs = pytest.mark.skipif(IS_ROOT and has_systemd(), reason=REFUSED)  # as an ordinary user, or without systemd
 NOBODY = pwd.getpwnam("nobody").pw_uid
 ME = pwd.getpwuid(os.geteuid()).pw_name
 SLEEP = "import time\nprint('ready')\ntime.sleep(600)\n"

@@ -1,7 +1,6 @@
 """The actions as users run them: ansible-playbook, an inventory with two nodes on this machine, the real playbooks."""
 
 import json
-import os
 import re
 import shutil
 import stat
@@ -15,16 +14,10 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import node as machine
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import environment, extra_vars
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight import examine
-from local_nodes import PYTHON, free_port
+from local_nodes import PYTHON, free_port, starts_jobs
 from playing import ROOT, play
-
-# As root under systemd the agent refuses them; test_agent_launching shows that it does, tests/molecule runs them there.
-starts_jobs = pytest.mark.skipif(
-    os.geteuid() == 0 and machine.has_systemd(), reason="where there is systemd, root runs no jobs as root"
-)
 
 PREFIXES = ("cluster_", "job_", "preflight_", "python_env_", "firewall_", "node_env_")
 JOB_ENV = {

@@ -14,7 +14,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils import checkpo
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.desk import Desk
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from left_jobs import gang_on, leave
-from local_nodes import IS_ROOT, ME, Altered, Connection, LocalNode, node_of_nobody, opener, refused
+from local_nodes import ME, Altered, Connection, LocalNode, as_root, node_of_nobody, opener, refused
 from orders import Undisturbed
 
 TRANSFORMERS = {"out/checkpoint-10/trainer_state.json": b"{}", "out/checkpoint-10/optimizer.pt": b"1"}
@@ -392,8 +392,7 @@ def test_a_folder_that_is_no_checkpoint(
         resume.find_origin("", "many", tmp_path / "runs", desk_of(nodes))
 
 
-# An ordinary user has one account: there is nothing to be tested then. CI runs as root.
-@pytest.mark.skipif(not IS_ROOT, reason="only root acts as somebody else")
+@as_root
 def test_what_the_jobs_account_may_not_read() -> None:
     with node_of_nobody() as node:
         secret = node.directory.parent / "secret.pt"

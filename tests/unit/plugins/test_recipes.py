@@ -4,7 +4,6 @@ Each project is a folder of tests/field/ with its recipe's name. Nodes use the e
 """
 
 import json
-import os
 import re
 import shlex
 import shutil
@@ -17,13 +16,10 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import node as machine
-from local_nodes import LocalNode, free_port, until
+from local_nodes import LocalNode, free_port, starts_jobs, until
 from playing import ROOT, play
 
-pytestmark = pytest.mark.skipif(
-    os.geteuid() == 0 and machine.has_systemd(), reason="where there is systemd, root runs no jobs as root"
-)
+pytestmark = starts_jobs
 
 FIELD = ROOT / "tests" / "field"
 
@@ -175,7 +171,7 @@ def test_src_layout(recipe: Recipe) -> None:
 def test_hydra(recipe: Recipe) -> None:
     ended = recipe.type()
     (line,) = ended.printed()
-    found = re.fullmatch(r"lr 0\.2, writes to /.*/work/(outputs/\S+)", line)
+    found = re.fullmatch(r"lr 0\.2, writes to /.*\bwork/(outputs/\S+)", line)
     assert found, line
     assert ended.artifacts[f"{found[1]}/model.txt"] == "a model"
     assert ended.artifacts[f"{found[1]}/.hydra/overrides.yaml"] == "- lr=0.2\n"
@@ -292,9 +288,8 @@ def test_core_dump(recipe: Recipe) -> None:
     ended = recipe.type()
     assert "was killed by SIGSEGV" in ended.cause
     assert ended.artifacts == {}
-    cores = list(
-        recipe.home.glob(f"nodes/node0/jobs/{ended.job}/work/core*")
-    )  # where the machine's core_pattern says so
+    job = recipe.home / "nodes" / "node0" / "jobs" / ended.job
+    cores = list((job / "work").glob("core*"))  # where the machine's core_pattern says so
     words = "not collected from node0, because they are core dumps, which stay in the job's work directory there: core"
     assert (words in ended.text) is bool(cores)
 

@@ -42,10 +42,10 @@ def test_batch_that_the_ranks_cannot_share(tmp_path, monkeypatch: pytest.MonkeyP
     assert not list(tmp_path.iterdir())
 
 
-# The error is what a node without a GPU says; on one that has a GPU there is none to be seen.
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_gpu_that_is_not_there(tmp_path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)  # of which Lightning asks, also where there is a GPU
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(SystemExit) as ending:
         build_trainer(parse_options(["--accelerator", "gpu"]), Progress())
     assert str(ending.value).startswith("train.py: --accelerator or --devices asks for what this node lacks: ")
