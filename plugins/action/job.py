@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import runner
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.cluster_action import (
     ATTENDING,
+    OPTIONS,
     Arguments,
     AttendingAction,
 )
@@ -28,6 +29,7 @@ class ActionModule(AttendingAction):
     """Runs a job."""
 
     ARGUMENTS: ClassVar[Arguments] = {
+        **OPTIONS,
         "script": {"type": "str", "default": ""},
         "module": {"type": "str", "default": ""},
         "script_args": {"type": "raw", "default": ""},

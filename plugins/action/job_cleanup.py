@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import housekeeping
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.cluster_action import (
+    OPTIONS,
     Arguments,
     ClusterAction,
     display,
@@ -22,6 +23,7 @@ class ActionModule(ClusterAction):
     """Cleans every node."""
 
     ARGUMENTS: ClassVar[Arguments] = {
+        **OPTIONS,
         "keep": {"type": "int", "default": 10},
         "all_users": {"type": "bool", "default": False},
     }

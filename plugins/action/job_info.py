@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import roster
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.cluster_action import (
+    OPTIONS,
     Arguments,
     ClusterAction,
     display,
@@ -22,6 +23,7 @@ class ActionModule(ClusterAction):
     """Looks at all jobs."""
 
     ARGUMENTS: ClassVar[Arguments] = {
+        **OPTIONS,
         "job": {"type": "str", "default": ""},
         "format": {"type": "str", "choices": ["table", "json", "none"], "default": "none"},
     }

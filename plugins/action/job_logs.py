@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from ansible_collections.thunderhead.cluster.plugins.action.job import as_order
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.cluster_action import (
     ATTENDING,
+    OPTIONS,
     Arguments,
     AttendingAction,
 )
@@ -25,6 +26,7 @@ class ActionModule(AttendingAction):
 
     _supports_check_mode = False
     ARGUMENTS: ClassVar[Arguments] = {
+        **OPTIONS,
         "job": {"type": "str", "default": ""},
         "offset": {"type": "int"},
         **ATTENDING,

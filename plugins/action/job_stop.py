@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.cluster_action import (
     ATTENDING,
+    OPTIONS,
     Arguments,
     ClusterAction,
     display,
@@ -25,6 +26,7 @@ class ActionModule(ClusterAction):
 
     _supports_check_mode = False
     ARGUMENTS: ClassVar[Arguments] = {
+        **OPTIONS,
         "job": {"type": "str", "default": ""},
         **{name: ATTENDING[name] for name in ("runs_dir", "stop_grace_seconds")},
     }

@@ -14,7 +14,11 @@ from typing import Any, ClassVar
 from ansible.utils.color import ANSIBLE_COLOR
 from ansible.utils.display import Display
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import make_bundle
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.cluster_action import Arguments, ClusterAction
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.cluster_action import (
+    OPTIONS,
+    Arguments,
+    ClusterAction,
+)
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.entry_point import find_entry, search_path
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.environment import as_environment
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.frameworks import fit
@@ -36,6 +40,7 @@ class ActionModule(ClusterAction):
     """Looks at everything that a job depends on."""
 
     ARGUMENTS: ClassVar[Arguments] = {
+        **OPTIONS,
         "script": {"type": "str", "default": ""},
         "module": {"type": "str", "default": ""},
         "project_dir": {"type": "path"},

@@ -25,6 +25,7 @@ options:
     description: Count and remove everybody's jobs.
     type: bool
     default: false
+extends_documentation_fragment: [thunderhead.cluster.options]
 attributes:
   check_mode:
     support: full

@@ -20,6 +20,7 @@ options:
     type: str
     choices: [table, json, none]
     default: none
+extends_documentation_fragment: [thunderhead.cluster.options]
 attributes:
   check_mode:
     support: full

@@ -26,6 +26,7 @@ options:
     description: The time between SIGTERM and SIGKILL when the job is stopped.
     type: int
     default: 10
+extends_documentation_fragment: [thunderhead.cluster.options]
 attributes:
   check_mode:
     support: none

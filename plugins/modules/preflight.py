@@ -99,6 +99,7 @@ options:
     description: The least number of files that a job may open.
     type: int
     default: 4096
+extends_documentation_fragment: [thunderhead.cluster.options]
 attributes:
   check_mode:
     support: full

@@ -21,6 +21,9 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import s
 Arguments = Mapping[str, dict[str, Any]]
 """An argument spec."""
 
+OPTIONS: Arguments = {"options": {"type": "dict", "default": {}}}
+"""The argument of every action that a playbook has options for, described in plugins/doc_fragments."""
+
 ATTENDING: Arguments = {
     "logs": {"type": "str", "choices": ["head", "all", "none"], "default": "head"},
     "collect": {"type": "str", "choices": ["head", "all", "none"], "default": "head"},
@@ -52,6 +55,8 @@ class ClusterAction(ActionBase):
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Check the arguments, and have ``act`` do the rest."""
         result: dict[str, Any] = super().run(tmp, task_vars)
+        if isinstance(options := self._task.args.get("options"), dict):
+            self._task.args = {**self._task.args, "options": {}, **options}
         for name, now in extra_vars.RENAMED.items():
             if name in self._task.args and now in self.ARGUMENTS:
                 raise AnsibleActionFail(f"{name} is called {now}, for Ansible reserves {name}; write {now}")

@@ -27,13 +27,14 @@ RENAMED = {"args": "script_args"}
 COLLECTION = Path(__file__).parents[2]
 
 _WITH_DEFAULT = re.compile(r"[({=]\s*(\w+)(?=\s*\|\s*default\()")
-_LOOKED_UP = re.compile(r"thunderhead\.cluster\.option\W+(\w+)")
+_LOOKED_UP = re.compile(r"thunderhead\.cluster\.options\b([^)]*)")
 _ROLE = re.compile(r"(?:role|name): thunderhead\.cluster\.(\w+)")
 
 
 def options_of(text: str) -> set[str]:
     """Return the names that a task's or a playbook's text reads and that need not be given."""
-    return {*_WITH_DEFAULT.findall(text), *_LOOKED_UP.findall(text)}
+    looked_up = (name for names in _LOOKED_UP.findall(text) for name in re.findall(r"\w+", names))
+    return {*_WITH_DEFAULT.findall(text), *looked_up}
 
 
 def variables_of(playbook: Path) -> set[str]:

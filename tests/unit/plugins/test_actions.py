@@ -165,6 +165,23 @@ def test_short_names_of_an_inventory_are_somebody_elses(cluster: Cluster) -> Non
     done("teardown.yml", "--check")
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"script": "absent.py", "keep": 3}, "script absent.py does not exist"),  # the task itself says train.py
+        ({"script": "train.py", "scrpt": "x"}, "module: scrpt. Supported parameters"),
+        (["script"], "argument 'options' is of type list and we were unable"),
+    ],
+)
+def test_options_of_a_task(cluster: Cluster, options: Any, said: str) -> None:
+    arguments = {"script": "train.py", "project_dir": str(cluster.folder), "options": options}
+    play = {"hosts": "cluster", "gather_facts": False, "tasks": [{"thunderhead.cluster.job": arguments}]}
+    (cluster.folder / "own.yml").write_text(yaml.safe_dump([play]))
+    result = cluster.playbook(str(cluster.folder / "own.yml"))
+    assert result.returncode == 2
+    assert said in result.stdout + result.stderr
+
+
 def test_a_node_that_does_not_answer_makes_no_other_unreachable(cluster: Cluster) -> None:
     hosts = yaml.safe_load((cluster.folder / "hosts.yml").read_text())
     hosts["cluster"]["hosts"]["node1"] |= {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 9}

@@ -71,10 +71,11 @@ def test_the_options_of_a_task() -> None:
         "name": "not this",
         "module": {"a": "{{ given | default(omit) }}", "b": "{{ short | default(long | default(omit)) }}"},
         "vars": {"found": "{{ registered.jobs | first | default('') }}"},
-        "b": "{{ lookup('thunderhead.cluster.option', 'skip', default=preflight_skip | default(omit)) }}",
-        "c": '{{ lookup("thunderhead.cluster.option", "keep", default=omit) }}',
+        "b": "{{ lookup('thunderhead.cluster.options', 'skip', 'env') }}",
+        "c": '{{ lookup("thunderhead.cluster.options", "keep").keep | default(other) }}',
+        "d": "{{ preflight_skip | default(omit) }}",
     }
-    assert options_of(str(task)) == {"given", "short", "long", "skip", "preflight_skip", "keep"}
+    assert options_of(str(task)) == {"given", "short", "long", "skip", "env", "keep", "preflight_skip"}
 
 
 def test_what_somebody_elses_playbook_reads_is_not_known(tmp_path: Path) -> None:

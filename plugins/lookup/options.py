@@ -1,0 +1,51 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""Lookup ``thunderhead.cluster.options``: what was given with ``-e``, whatever an inventory calls by the same name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ansible.plugins.lookup import LookupBase
+from ansible.utils.vars import load_extra_vars
+
+DOCUMENTATION = """
+name: options
+author: The Thunderhead developers
+short_description: Options of the command line
+description:
+  - Returns the variables of some names that were given with C(-e), as C(name=value), as JSON or YAML, or in a file.
+  - A variable of such a name in an inventory, a play or a role, or a fact, is somebody else's and does not count.
+options:
+  _terms:
+    description: Names of options.
+    type: list
+    elements: str
+    required: true
+"""
+
+EXAMPLES = """
+- name: Run the script that the command line names
+  thunderhead.cluster.job:
+    options: "{{ lookup('thunderhead.cluster.options', 'script', 'script_args') }}"
+"""
+
+RETURN = """
+_raw:
+  description: One mapping, of the names that were given to their values; templates in them are resolved.
+  type: list
+  elements: dict
+"""
+
+
+class LookupModule(LookupBase):
+    """Looks at the command line alone."""
+
+    def run(
+        self, terms: Sequence[str], variables: dict[str, Any] | None = None, **options: Any
+    ) -> list[dict[str, Any]]:
+        """Return the options that were given, in one mapping."""
+        self.set_options(var_options=variables, direct=options)
+        given = load_extra_vars(self._loader)
+        return [{name: self._templar.template(given[name]) for name in terms if name in given}]
