@@ -101,6 +101,7 @@ class Node:
     def __init__(self, module: AnsibleModule) -> None:
         self._module = module
         self.ask = functools.partial(ask, module)
+        self.is_active = functools.cache(self._is_active)
         self._rule_sets = functools.cache(lambda: iptables.rule_sets(self.ask, module.get_bin_path))
         self.restored = [name for name, path in RESTORING.items() if os.path.exists(path)]
 
@@ -108,7 +109,7 @@ class Node:
         """Return whether a firewall is installed."""
         return self._module.get_bin_path(PROGRAMS[name]) is not None
 
-    def is_active(self, name: str) -> bool:
+    def _is_active(self, name: str) -> bool:
         """Return whether a firewall filters incoming packets now."""
         if name == "firewalld":
             return self.ask("firewall-cmd", "--state") is not None

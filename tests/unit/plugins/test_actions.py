@@ -7,7 +7,7 @@ import stat
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,40 @@ def test_the_role_renders_what_the_engine_renders(cluster: Cluster) -> None:
         assert path.read_bytes().decode() == text
         assert environment.parse(text)["LINES"] == JOB_ENV["LINES"]
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_second_setup_only_looks(cluster: Cluster) -> None:
+    result = cluster.playbook("setup.yml", "--tags", "node_env")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "build.yml" not in result.stdout
+    assert result.stdout.count("changed=0") == 2
+
+
+def remade_as_link(path: Path) -> None:
+    path.rename(path.with_suffix(".moved"))
+    path.symlink_to(path.with_suffix(".moved"))
+
+
+@pytest.mark.parametrize(
+    ("damaged", "damage"),
+    [
+        ("node.env", Path.unlink),
+        ("node.env", lambda path: path.chmod(0o644)),
+        ("node.env", lambda path: path.write_bytes(path.read_bytes().replace(b"RANK=1", b"RANK=0"))),
+        ("node.env", remade_as_link),
+        ("bundles", Path.rmdir),
+    ],
+    ids=["gone", "readable", "changed", "link", "folder"],
+)
+def test_a_setup_mends_what_is_damaged(cluster: Cluster, damaged: str, damage: Callable[[Path], None]) -> None:
+    env = cluster.folder / "nodes" / "node1" / "node.env"
+    before = env.read_bytes()
+    damage(cluster.folder / "nodes" / "node1" / damaged)
+    result = cluster.playbook("setup.yml", "--tags", "node_env")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "node_env/tasks/build.yml for node1" in result.stdout
+    assert (env.read_bytes(), stat.S_IMODE(env.stat().st_mode), env.is_symlink()) == (before, 0o600, False)
+    assert (cluster.folder / "nodes" / "node1" / "bundles").is_dir()
 
 
 @starts_jobs
