@@ -79,6 +79,7 @@ import os
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.firewalls import managed_firewalls
 from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall import files as restoring
 from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall import firewalld, iptables, nftables, ufw
 from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall.opening import networks, required_spans
@@ -102,6 +103,7 @@ class Node:
         self._module = module
         self.ask = functools.partial(ask, module)
         self.is_active = functools.cache(self._is_active)
+        self._managed = managed_firewalls()
         self._rule_sets = functools.cache(lambda: iptables.rule_sets(self.ask, module.get_bin_path))
         self.restored = [name for name, path in RESTORING.items() if os.path.exists(path)]
 
@@ -111,6 +113,8 @@ class Node:
 
     def _is_active(self, name: str) -> bool:
         """Return whether a firewall filters incoming packets now."""
+        if name in ("firewalld", "ufw") and name not in self._managed:
+            return False
         if name == "firewalld":
             return self.ask("firewall-cmd", "--state") is not None
         if name == "ufw":
@@ -142,7 +146,7 @@ class Node:
                 (self.ask("firewall-cmd", "--get-default-zone") or "").strip(),
                 rules if is_chosen else [],
             )
-        zones = self.ask("firewall-offline-cmd", "--list-all-zones") or ""
+        zones = (self.ask("firewall-offline-cmd", "--list-all-zones") or "") if firewalld.is_named_in_files() else ""
         return firewalld.compare({}, firewalld.parse_zones(zones), "", [])
 
     def in_ufw(self, sources: list[str], ports: list[tuple[int, int]]) -> ufw.Differences:

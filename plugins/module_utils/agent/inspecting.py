@@ -13,6 +13,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.director
     require_open_to,
     require_usable,
 )
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.firewalls import managed_firewalls
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import (
     FAREWELL_SECONDS,
     POLL_SECONDS,
@@ -28,7 +29,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node imp
     uid_of,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.processes import end_of_session
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, operation, suppress
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, operation
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's start
@@ -74,20 +75,6 @@ def inspect(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
         "network_disks": network_disks(),
         "job": lasting_job(request["directory"]),
     }, b""
-
-
-def managed_firewalls() -> list[str]:
-    """Return which of the firewalls are active that Ansible has modules for, in collections that may not be there."""
-    found = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        with suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
-            if any(word.endswith(b"/firewalld") for word in file.read(4096).split(b"\0")[:4]):
-                found.append("firewalld")
-                break
-    with suppress(OSError), open("/etc/ufw/ufw.conf", errors="replace") as settings:
-        if any(line.strip().lower() == "enabled=yes" for line in settings):
-            found.append("ufw")
-    return found
 
 
 def lasting_job(directory: str) -> dict[str, str] | None:

@@ -8,6 +8,7 @@ as firewalld lists it, so that the two can be compared.
 
 from __future__ import annotations
 
+import os
 import re
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall.opening import written
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
     from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall.opening import Span
 
 Differences = dict[str, list[dict[str, str]]]
-OURS = 'rule priority="-29500" '
+PRIORITY = 'priority="-29500"'
+OURS = f"rule {PRIORITY} "
+ZONES = "/etc/firewalld/zones"
+"""Where firewalld keeps what was changed of a zone, a file each."""
 
 
 class Zone:
@@ -28,6 +32,22 @@ class Zone:
     def __init__(self, is_active: bool) -> None:
         self.is_active = is_active
         self.rules: list[str] = []
+
+
+def is_named_in_files() -> bool:
+    """Return whether firewalld's files name the cluster's rules; one that does not run takes a fifth of a second to."""
+    try:
+        names = os.listdir(ZONES)
+    except OSError:
+        return False
+    for name in names:
+        try:
+            with open(os.path.join(ZONES, name), errors="replace") as file:
+                if PRIORITY in file.read():
+                    return True
+        except OSError:
+            continue
+    return False
 
 
 def rules(networks: Iterable[str], ports: Sequence[Span]) -> list[str]:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import inspecting
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import firewalls, inspecting
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import node as machine
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.replies import flaw
@@ -98,5 +98,5 @@ def test_firewalls_that_need_a_collection(
     def opened(path: str, mode: str = "r", **_more: Any) -> Any:
         return io.StringIO(settings) if path == "/etc/ufw/ufw.conf" else io.BytesIO(command)
 
-    monkeypatch.setattr(inspecting, "open", opened, raising=False)
-    assert inspecting.managed_firewalls() == active
+    monkeypatch.setattr(firewalls, "open", opened, raising=False)
+    assert firewalls.managed_firewalls() == active

@@ -12,7 +12,7 @@ from ansible.parsing.dataloader import DataLoader
 from ansible.playbook.play_context import PlayContext
 from ansible.playbook.task import Task
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.directory import identity, network_disks
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.inspecting import managed_firewalls
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.firewalls import managed_firewalls
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import ephemeral_ports, uid_of
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import MARK
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import (

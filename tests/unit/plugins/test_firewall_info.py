@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,8 +22,11 @@ RICH = 'rule priority="-29500" family="ipv4" source address="198.18.0.1" port po
 class Machine:
     """What the module meets: commands and what they print; one that is not here fails."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], zones: Path) -> None:
         self.answers: dict[str, str] = {}
+        self.asked: list[str] = []
+        self.running: set[str] = set()
+        self.zones = zones
         self.installed: set[str] = set()
         self.capsys = capsys
         monkeypatch.setattr(module.os, "geteuid", lambda: 0)
@@ -31,16 +35,20 @@ class Machine:
             AnsibleModule, "get_bin_path", lambda _, name, **__: name if name in self.installed else None
         )
         monkeypatch.setattr(AnsibleModule, "run_command", self.run_command)
+        monkeypatch.setattr(module, "managed_firewalls", lambda: self.running)
+        monkeypatch.setattr(module.firewalld, "ZONES", self.zones)
 
     def run_command(self, argv: list[str], environ_update: dict[str, str]) -> tuple[int, str, str]:
         assert environ_update == {"LC_ALL": "C"}
-        answer = self.answers.get(" ".join(argv))
+        self.asked.append(" ".join(argv))
+        answer = self.answers.get(self.asked[-1])
         return (0, answer, "") if answer is not None else (1, "", "no")
 
     def has(self, *firewalls: str) -> Machine:
         """Install these; those with a ! are active."""
         for firewall in firewalls:
             name, active = firewall.rstrip("!"), firewall.endswith("!")
+            self.running = self.running | {name} if active else self.running - {name}
             if name == "firewalld":
                 self.installed |= {"firewall-cmd", "firewall-offline-cmd"}
                 if active:
@@ -69,8 +77,8 @@ class Machine:
 
 
 @pytest.fixture
-def machine(monkeypatch, capsys):
-    return Machine(monkeypatch, capsys)
+def machine(monkeypatch, capsys, tmp_path):
+    return Machine(monkeypatch, capsys, tmp_path / "zones")
 
 
 @pytest.mark.parametrize(
@@ -118,6 +126,8 @@ def test_only_the_chosen_one_lacks_rules_and_the_others_have_too_many(machine):
 
 def test_rules_in_a_firewall_that_rests(machine):
     machine.has("firewalld", "ufw").answers["firewall-offline-cmd --list-all-zones"] = f"{ZONES}\t{RICH}\n"
+    machine.zones.mkdir()
+    (machine.zones / "public.xml").write_text('<zone><rule family="ipv4" priority="-29500"><accept/></rule></zone>')
     nothing = {"missing": [], "stale": []}
     found = machine.run()
     assert (found["provider"], found["firewalld"], found["ufw"]) == ("none", nothing, nothing)
@@ -126,6 +136,15 @@ def test_rules_in_a_firewall_that_rests(machine):
     stale = {"missing": [], "stale": [{"zone": "public", "rule": RICH}]}
     assert machine.run(provider="none")["firewalld"] == stale
     assert machine.has("ufw!").run()["firewalld"] == stale
+
+
+@pytest.mark.parametrize("files", [[], ["public.xml"]])
+def test_firewalls_that_rest_are_not_asked_in_vain(machine, files):
+    machine.has("firewalld", "ufw").zones.mkdir()
+    for name in files:
+        (machine.zones / name).write_text('<zone><rule family="ipv4" priority="-1"><accept/></rule></zone>')
+    machine.run(provider="none")
+    assert machine.asked == ["ufw show added"]
 
 
 @pytest.mark.parametrize(("said", "speaks"), [("", True), ("IPV6=yes\n", True), ("# IPV6=yes\nIPV6=no\n", False)])

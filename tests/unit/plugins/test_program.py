@@ -52,7 +52,16 @@ def test_frame(payload: bytes) -> None:
 
 
 def test_a_request_is_sent_the_modules_that_it_needs_and_no_others() -> None:
-    assert names("inspect") == {"directory", "inspecting", "jobs", "limits", "node", "processes", "protocol"}
+    assert names("inspect") == {
+        "directory",
+        "firewalls",
+        "inspecting",
+        "jobs",
+        "limits",
+        "node",
+        "processes",
+        "protocol",
+    }
     assert names("follow") == {"protocol", "limits", "node", "jobs", "records", "following"}
     assert "watching" in names("prepare"), "what a function imports is needed too"
     assert "collecting" not in names("prepare")

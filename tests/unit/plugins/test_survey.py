@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import inspecting
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import firewalls
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import node as machine
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import Channel
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
@@ -60,7 +60,7 @@ def test_the_whole_cluster_changes_nothing(open_path: Path) -> None:
                 "directory": str(tmp_path / f"node{rank}"),
                 "user": "train" if rank == 1 else "",
                 "port_range": machine.ephemeral_ports(),
-                "firewalls": inspecting.managed_firewalls(),
+                "firewalls": firewalls.managed_firewalls(),
                 "job": "",
             }
             for rank in range(3)
