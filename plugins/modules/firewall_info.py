@@ -79,7 +79,7 @@ import os
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.firewalls import managed_firewalls
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.firewalls import runs_firewalld
 from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall import files as restoring
 from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall import firewalld, iptables, nftables, ufw
 from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall.opening import networks, required_spans
@@ -103,7 +103,6 @@ class Node:
         self._module = module
         self.ask = functools.partial(ask, module)
         self.is_active = functools.cache(self._is_active)
-        self._managed = managed_firewalls()
         self._rule_sets = functools.cache(lambda: iptables.rule_sets(self.ask, module.get_bin_path))
         self.restored = [name for name, path in RESTORING.items() if os.path.exists(path)]
 
@@ -113,10 +112,8 @@ class Node:
 
     def _is_active(self, name: str) -> bool:
         """Return whether a firewall filters incoming packets now."""
-        if name in ("firewalld", "ufw") and name not in self._managed:
-            return False
         if name == "firewalld":
-            return self.ask("firewall-cmd", "--state") is not None
+            return runs_firewalld() and self.ask("firewall-cmd", "--state") is not None
         if name == "ufw":
             return "Status: active" in (self.ask("ufw", "status") or "")
         if name == "iptables":

@@ -26,8 +26,8 @@ options:
     description: The account that jobs run as; empty means that of Ansible.
     type: str
     default: ""
-  content:
-    description: What C(node.env) is to hold.
+  checksum:
+    description: SHA-256 of what C(node.env) is to hold.
     type: str
     required: true
 attributes:
@@ -42,8 +42,7 @@ EXAMPLES = r"""
     directory: /opt/thunderhead
     parts: [jobs, bundles]
     user: thunderhead
-    content: "{{ lookup('ansible.builtin.template', 'node.env.j2') }}"
-  no_log: true
+    checksum: "{{ lookup('ansible.builtin.template', 'node.env.j2') | hash('sha256') }}"
 """
 
 RETURN = r"""
@@ -57,22 +56,24 @@ is_complete:
   type: bool
 """
 
+import hashlib
 import os
 import pwd
 import stat
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.directory import make
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import open_regular
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, said
 
 
-def has_file(path: str, content: str, owner: int | None) -> bool:
+def has_file(path: str, checksum: str, owner: int | None) -> bool:
     """Return whether a file holds just that, is nobody else's to read, and belongs to an account; None for any."""
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+        with open(open_regular(path), "rb") as file:
             about = os.fstat(file.fileno())
-            is_private = stat.S_ISREG(about.st_mode) and stat.S_IMODE(about.st_mode) == 0o600
-            return is_private and owner in (None, about.st_uid) and file.read() == content.encode()
+            is_private = stat.S_IMODE(about.st_mode) == 0o600 and owner in (None, about.st_uid)
+            return is_private and hashlib.sha256(file.read()).hexdigest() == checksum
     except OSError:
         return False
 
@@ -84,7 +85,7 @@ def main() -> None:
             "directory": {"type": "path", "required": True},
             "parts": {"type": "list", "elements": "str", "required": True},
             "user": {"type": "str", "default": ""},
-            "content": {"type": "str", "required": True, "no_log": True},
+            "checksum": {"type": "str", "required": True},
         },
         supports_check_mode=True,
     )
@@ -100,7 +101,7 @@ def main() -> None:
         has_user = True
     except KeyError:
         owner, has_user = None, False
-    is_written = has_file(os.path.join(directory, "node.env"), module.params["content"], owner)
+    is_written = has_file(os.path.join(directory, "node.env"), module.params["checksum"], owner)
     module.exit_json(changed=False, has_user=has_user, is_complete=has_user and is_written and not to_make)
 
 

@@ -55,8 +55,12 @@ class ClusterAction(ActionBase):
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Check the arguments, and have ``act`` do the rest."""
         result: dict[str, Any] = super().run(tmp, task_vars)
-        if isinstance(options := self._task.args.get("options"), dict):
-            self._task.args = {**self._task.args, "options": {}, **options}
+        options = self._task.args.pop("options", {})
+        if not isinstance(options, dict):
+            raise AnsibleActionFail(
+                "options has to be a mapping of arguments, such as what the lookup of its name returns"
+            )
+        self._task.args.update(options)  # a new mapping would be shown whole, with secrets, where a value is wrong
         for name, now in extra_vars.RENAMED.items():
             if name in self._task.args and now in self.ARGUMENTS:
                 raise AnsibleActionFail(f"{name} is called {now}, for Ansible reserves {name}; write {now}")

@@ -1,6 +1,6 @@
 # Copyright (c) The Thunderhead developers
 # Licensed under the Apache License, Version 2.0 (see LICENSE)
-"""Which firewalls this machine runs, without asking them: a program of firewalld takes a seventh of a second."""
+"""Firewalls of this machine, without asking their programs: firewalld's takes a seventh of a second to start."""
 
 from __future__ import annotations
 
@@ -10,14 +10,22 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol
 
 
 def managed_firewalls() -> list[str]:
-    """Return which of the firewalls are active that Ansible has modules for, in collections that may not be there."""
-    found = []
+    """Return those that run or are enabled, and that Ansible has modules for in collections that may not be there."""
+    return ["firewalld"] * runs_firewalld() + ["ufw"] * enables_ufw()
+
+
+def runs_firewalld() -> bool:
+    """Return whether a process is firewalld's; it may not be ready yet."""
     for pid in filter(str.isdigit, os.listdir("/proc")):
         with suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
             if any(word.endswith(b"/firewalld") for word in file.read(4096).split(b"\0")[:4]):
-                found.append("firewalld")
-                break
+                return True
+    return False
+
+
+def enables_ufw() -> bool:
+    """Return whether ufw is loaded when the machine starts, by its settings, which are read as ufw reads them."""
     with suppress(OSError), open("/etc/ufw/ufw.conf", errors="replace") as settings:
-        if any(line.strip().lower() == "enabled=yes" for line in settings):
-            found.append("ufw")
-    return found
+        words = (line.partition("#")[0].lower().partition("=") for line in settings)
+        return any(name.strip() == "enabled" and value.strip().strip("'\"") == "yes" for name, _is, value in words)
+    return False

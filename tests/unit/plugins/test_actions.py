@@ -1,6 +1,7 @@
 """The actions as users run them: ansible-playbook, an inventory with two nodes on this machine, the real playbooks."""
 
 import json
+import os
 import re
 import shutil
 import stat
@@ -113,6 +114,11 @@ def remade_as_link(path: Path) -> None:
     path.symlink_to(path.with_suffix(".moved"))
 
 
+def remade_as_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 @pytest.mark.parametrize(
     ("damaged", "damage"),
     [
@@ -120,9 +126,10 @@ def remade_as_link(path: Path) -> None:
         ("node.env", lambda path: path.chmod(0o644)),
         ("node.env", lambda path: path.write_bytes(path.read_bytes().replace(b"RANK=1", b"RANK=0"))),
         ("node.env", remade_as_link),
+        ("node.env", remade_as_pipe),
         ("bundles", Path.rmdir),
     ],
-    ids=["gone", "readable", "changed", "link", "folder"],
+    ids=["gone", "readable", "changed", "link", "pipe", "folder"],
 )
 def test_a_setup_mends_what_is_damaged(cluster: Cluster, damaged: str, damage: Callable[[Path], None]) -> None:
     env = cluster.folder / "nodes" / "node1" / "node.env"
@@ -204,7 +211,8 @@ def test_short_names_of_an_inventory_are_somebody_elses(cluster: Cluster) -> Non
     [
         ({"script": "absent.py", "keep": 3}, "script absent.py does not exist"),  # the task itself says train.py
         ({"script": "train.py", "scrpt": "x"}, "module: scrpt. Supported parameters"),
-        (["script"], "argument 'options' is of type list and we were unable"),
+        (["script"], "options has to be a mapping of arguments"),
+        ("script=train.py", "options has to be a mapping of arguments"),
     ],
 )
 def test_options_of_a_task(cluster: Cluster, options: Any, said: str) -> None:
@@ -214,6 +222,14 @@ def test_options_of_a_task(cluster: Cluster, options: Any, said: str) -> None:
     result = cluster.playbook(str(cluster.folder / "own.yml"))
     assert result.returncode == 2
     assert said in result.stdout + result.stderr
+
+
+def test_a_wrong_option_shows_no_others(cluster: Cluster) -> None:
+    options = {"script": "train.py", "env": {"TOKEN": "secret-of-env"}, "logs": "bogus"}
+    result = cluster.playbook("run.yml", "-e", json.dumps(options))
+    assert result.returncode == 2
+    assert "value of logs must be one of: head, all, none, got: bogus" in result.stdout + result.stderr
+    assert "secret-of-env" not in result.stdout + result.stderr
 
 
 def test_a_node_that_does_not_answer_makes_no_other_unreachable(cluster: Cluster) -> None:

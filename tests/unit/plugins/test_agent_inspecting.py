@@ -89,6 +89,7 @@ def test_jobs_that_cannot_be_looked_at(tmp_path: Path) -> None:
     [
         ("# ENABLED=yes\nENABLED=no\n", b"nginx\0", []),
         ("LOGLEVEL=low\nENABLED=yes\n", b"nginx\0", ["ufw"]),
+        ('# since the audit\n ENABLED = "Yes" # at boot\n', b"nginx\0", ["ufw"]),
         ("ENABLED=no\n", b"/usr/bin/python3\0/usr/sbin/firewalld\0--nofork\0", ["firewalld"]),
     ],
 )
