@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ansible.errors import AnsibleError
 from ansible.plugins.lookup import LookupBase
 from ansible.utils.vars import load_extra_vars
 
@@ -48,4 +49,10 @@ class LookupModule(LookupBase):
         """Return the options that were given, in one mapping."""
         self.set_options(var_options=variables, direct=options)
         given = load_extra_vars(self._loader)
-        return [{name: self._templar.template(given[name]) for name in terms if name in given}]
+        return [{name: self._resolved(name, given[name]) for name in terms if name in given}]
+
+    def _resolved(self, name: str, value: Any) -> Any:
+        try:
+            return self._templar.template(value)
+        except AnsibleError as error:
+            raise AnsibleError(f"The option {name} cannot be resolved.") from error

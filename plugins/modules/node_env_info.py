@@ -90,6 +90,9 @@ def main() -> None:
         supports_check_mode=True,
     )
     directory, user = module.params["directory"], module.params["user"]
+    path = os.path.join(directory, "node.env")
+    if os.path.isdir(path):
+        module.fail_json(msg=f"This node has a folder as {path}, which is to be a file; move it away.")
     try:
         to_make = make(directory, module.params["parts"], dry=True)
     except Refusal as refusal:
@@ -101,7 +104,7 @@ def main() -> None:
         has_user = True
     except KeyError:
         owner, has_user = None, False
-    is_written = has_file(os.path.join(directory, "node.env"), module.params["checksum"], owner)
+    is_written = has_file(path, module.params["checksum"], owner)
     module.exit_json(changed=False, has_user=has_user, is_complete=has_user and is_written and not to_make)
 
 

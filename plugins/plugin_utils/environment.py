@@ -38,11 +38,10 @@ def as_environment(value: Any, subject: str) -> dict[str, str]:
         try:
             value = _parse(value) if value.strip() else {}
         except yaml.YAMLError:
-            raise JobError(
-                f'{subject} is no mapping of names to values; give it as -e \'{{"env": {{"NAME": "value"}}}}\''
-            ) from None
+            value = None
     if not isinstance(value, Mapping):
-        raise JobError(f'{subject} is no mapping of names to values; give it as -e \'{{"env": {{"NAME": "value"}}}}\'')
+        example = json.dumps({subject.rpartition(" ")[2]: {"NAME": "value"}})
+        raise JobError(f"{subject} is no mapping of names to values; give it as -e '{example}'")
     return {str(name): _value(name, item, subject) for name, item in value.items()}
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ipaddress
 import posixpath
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -80,6 +81,11 @@ class NodeSettings:
         if values["job_user"] == "root":
             raise JobError(
                 f"{host}: job_user is root, but jobs run unprivileged; name another account in the inventory"
+            )
+        if re.match(r"-|\d+\Z|.*[:\n]", values["job_user"]):
+            raise JobError(
+                f"{host}: job_user is {shown(values['job_user'])}, which is no name of an account; "
+                "set one in the inventory"
             )
         directory = values["cluster_dir"]
         if not (directory.startswith("/") and directory.isprintable() and ".." not in directory.split("/")):

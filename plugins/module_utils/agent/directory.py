@@ -434,6 +434,8 @@ def make(directory: str, parts: list[str], dry: bool) -> list[str]:
     for part in parts:
         place = os.path.join(path, part)
         if not os.path.isdir(place):
+            if os.path.lexists(place):
+                raise Refusal(f"has something in {directory} as {part}, which is to be a folder; move it away")
             made.append(os.path.join(directory, part))
             if not dry:
                 make_folder(place, MODES[part])

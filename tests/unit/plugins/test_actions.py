@@ -142,6 +142,23 @@ def test_a_setup_mends_what_is_damaged(cluster: Cluster, damaged: str, damage: C
     assert (cluster.folder / "nodes" / "node1" / "bundles").is_dir()
 
 
+def test_a_folder_in_the_place_of_the_environment_file_is_refused(cluster: Cluster) -> None:
+    env = cluster.folder / "nodes" / "node1" / "node.env"
+    moved = env.rename(env.with_suffix(".moved"))
+    env.mkdir()
+    result = cluster.playbook("setup.yml", "--tags", "node_env")
+    env.rmdir()
+    moved.rename(env)
+    assert result.returncode == 2
+    assert f"This node has a folder as {env}, which is to be a file; move it away." in result.stdout + result.stderr
+
+
+def test_no_variables_for_jobs(cluster: Cluster) -> None:
+    result = cluster.playbook("setup.yml", "--tags", "node_env", "--check", "-e", '{"job_env": null}')
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "changed: [node1]" in result.stdout
+
+
 @starts_jobs
 def test_run(cluster: Cluster) -> None:
     script = (
@@ -211,8 +228,8 @@ def test_short_names_of_an_inventory_are_somebody_elses(cluster: Cluster) -> Non
     [
         ({"script": "absent.py", "keep": 3}, "script absent.py does not exist"),  # the task itself says train.py
         ({"script": "train.py", "scrpt": "x"}, "module: scrpt. Supported parameters"),
-        (["script"], "options has to be a mapping of arguments"),
-        ("script=train.py", "options has to be a mapping of arguments"),
+        (["script"], "options has to be a mapping"),
+        ("script=train.py", "options has to be a mapping"),
     ],
 )
 def test_options_of_a_task(cluster: Cluster, options: Any, said: str) -> None:
@@ -271,6 +288,11 @@ def test_check_mode_starts_nothing(cluster: Cluster) -> None:
             ["-e", "script=train.py", "-e", "args=--max-epochs"],
             "hosts.yml",
             "-e was given args, a name that Ansible reserves for itself; write script_args",
+        ),
+        (
+            ["-e", "script=train.py", "-e", "keep={{ nowhere }}"],
+            "hosts.yml",
+            "The option keep cannot be resolved",
         ),
         (
             ["-e", "script=train.py"],

@@ -194,6 +194,17 @@ def test_a_folder_with_other_things_in_it(tmp_path: Path, names: list[str]) -> N
     assert tree(tmp_path) == before
 
 
+@pytest.mark.parametrize("dry", [True, False])
+@pytest.mark.parametrize("make", [Path.touch, lambda path: path.symlink_to("nowhere")], ids=["file", "link"])
+def test_something_else_in_the_place_of_a_folder(tmp_path: Path, make: Callable[[Path], None], dry: bool) -> None:
+    place = tmp_path / "place"
+    directory.make(str(place), [], dry=False)
+    make(place / "jobs")
+    with pytest.raises(Refusal) as caught:
+        directory.make(str(place), ["bundles", "jobs"], dry)
+    assert str(caught.value) == f"has something in {place} as jobs, which is to be a folder; move it away"
+
+
 @pytest.mark.parametrize("marker", ["link", "other text", "folder"])
 def test_what_is_no_marker(tmp_path: Path, marker: str) -> None:
     place = tmp_path / "place"

@@ -109,8 +109,15 @@ def test_a_template_that_cannot_be_resolved(name: str) -> None:
         ],
         (
             {"job_env": ["A=1"]},
-            'gpu-1: job_env is no mapping of names to values; give it as -e \'{"env": {"NAME": "value"}}\'',
+            'gpu-1: job_env is no mapping of names to values; give it as -e \'{"job_env": {"NAME": "value"}}\'',
         ),
+        *[
+            (
+                {"job_user": user},
+                f"gpu-1: job_user is {user}, which is no name of an account; set one in the inventory",
+            )
+            for user in ("65534", "-x", "a:b")
+        ],
         (
             {"job_env": {"LOCAL_RANK": "0"}},
             "gpu-1: job_env sets LOCAL_RANK, which makes Lightning start no ranks and hang; remove it",
