@@ -18,8 +18,13 @@ sys.path.insert(0, {path!r})
 from {module} import Interrupted, Interrupts
 import {module} as interrupts_module
 interrupts_module.SECOND_SECONDS = 1.5
+def on_interrupt(*_):
+    os.write(2, b"parent interrupted\\n")
+    os._exit(99)
+before = signal.signal(signal.SIGINT, on_interrupt)  # first: the child may be fast
 child = os.fork()
 if child == 0:
+    signal.signal(signal.SIGINT, before)
     os.setsid()
     def wait(condition):
         while not condition(): time.sleep(0.01)
@@ -33,10 +38,6 @@ if child == 0:
     except BaseException as error:
         note("raised %r" % error)
     os._exit(0)
-def on_interrupt(*_):
-    os.write(2, b"parent interrupted\\n")
-    os._exit(99)
-signal.signal(signal.SIGINT, on_interrupt)
 while True: time.sleep(0.05)
 """
 
