@@ -143,8 +143,8 @@ class Node:
                 (self.ask("firewall-cmd", "--get-default-zone") or "").strip(),
                 rules if is_chosen else [],
             )
-        zones = (self.ask("firewall-offline-cmd", "--list-all-zones") or "") if firewalld.is_named_in_files() else ""
-        return firewalld.compare({}, firewalld.parse_zones(zones), "", [])
+        zones = self.ask("firewall-offline-cmd", "--list-all-zones") if firewalld.is_named_in_files() else None
+        return firewalld.compare({}, firewalld.parse_zones(zones or ""), "", [])
 
     def in_ufw(self, sources: list[str], ports: list[tuple[int, int]]) -> ufw.Differences:
         """Return what ufw lacks and what it has too much."""

@@ -99,11 +99,11 @@ def main() -> None:
         module.fail_json(msg=f"This node {refusal}.")
     except OSError as error:
         module.fail_json(msg=f"{directory} could not be looked at: {said(error)}")
+    owner, has_user = None, True
     try:
         owner = pwd.getpwnam(user).pw_uid if user else None
-        has_user = True
     except KeyError:
-        owner, has_user = None, False
+        has_user = False
     is_written = has_file(path, module.params["checksum"], owner)
     module.exit_json(changed=False, has_user=has_user, is_complete=has_user and is_written and not to_make)
 

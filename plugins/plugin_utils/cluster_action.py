@@ -57,9 +57,7 @@ class ClusterAction(ActionBase):
         result: dict[str, Any] = super().run(tmp, task_vars)
         options = self._task.args.pop("options", {})
         if not isinstance(options, dict):
-            raise AnsibleActionFail(
-                "options has to be a mapping of arguments, such as what the lookup of its name returns"
-            )
+            raise AnsibleActionFail("options has to be a mapping of arguments' names to their values")
         self._task.args.update(options)  # a new mapping would be shown whole, with secrets, where a value is wrong
         for name, now in extra_vars.RENAMED.items():
             if name in self._task.args and now in self.ARGUMENTS:

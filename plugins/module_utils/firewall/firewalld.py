@@ -8,8 +8,8 @@ as firewalld lists it, so that the two can be compared.
 
 from __future__ import annotations
 
-import os
 import re
+from pathlib import Path
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall.opening import written
 
@@ -35,19 +35,9 @@ class Zone:
 
 
 def is_named_in_files() -> bool:
-    """Return whether firewalld's files name the cluster's rules; one that does not run takes a fifth of a second to."""
-    try:
-        names = os.listdir(ZONES)
-    except OSError:
-        return False
-    for name in names:
-        try:
-            with open(os.path.join(ZONES, name), errors="replace") as file:
-                if PRIORITY in file.read():
-                    return True
-        except OSError:
-            continue
-    return False
+    """Return whether firewalld's files have rules of the cluster; its program would take a fifth of a second."""
+    files = (path for path in Path(ZONES).glob("*.xml") if path.is_file())
+    return any(PRIORITY in path.read_text("utf-8", "replace") for path in files)
 
 
 def rules(networks: Iterable[str], ports: Sequence[Span]) -> list[str]:

@@ -33,11 +33,9 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings impor
 
 PYTHON = os.path.realpath(sys.executable)
 IS_ROOT = os.geteuid() == 0
-NO_OTHER = "only root can act as another account"
-as_root = pytest.mark.skipif(not IS_ROOT, reason=NO_OTHER)  # a user has one account, so nothing to test; CI is root
-REFUSED = "where there is systemd, root runs no jobs as root"
+as_root = pytest.mark.skipif(not IS_ROOT, reason="only root can act as another account; CI runs the tests as root")
 # The agent refuses them there: test_agent_launching shows that it does, and tests/molecule runs jobs there.
-starts_jobs = pytest.mark.skipif(IS_ROOT and has_systemd(), reason=REFUSED)  # as an ordinary user, or without systemd
+starts_jobs = pytest.mark.skipif(IS_ROOT and has_systemd(), reason="under systemd, root runs no jobs as root")
 NOBODY = pwd.getpwnam("nobody").pw_uid
 ME = pwd.getpwuid(os.geteuid()).pw_name
 SLEEP = "import time\nprint('ready')\ntime.sleep(600)\n"
