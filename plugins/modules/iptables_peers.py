@@ -53,7 +53,6 @@ msg:
   sample: "peers let in through iptables-nft: 2"
 """
 
-import functools
 import os
 import re
 from typing import NamedTuple
@@ -75,7 +74,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall.openi
     networks,
     required_spans,
 )
-from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall.programs import ask, show_unit
+from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall.programs import show_unit
 
 UNIT = "/etc/systemd/system/thunderhead-iptables.service"
 PLUGIN = "/usr/share/netfilter-persistent/plugins.d/95-thunderhead"
@@ -209,7 +208,7 @@ def main() -> None:
         module.fail_json(msg=str(error))
     files = restoring.read((SCRIPT, UNIT, PLUGIN))
 
-    live = rule_sets(functools.partial(ask, module), module.get_bin_path)
+    live = rule_sets()
     if present and not live:
         module.fail_json(
             msg="No rules of iptables can be read; install iptables and run this as root (become: true), or set "
@@ -217,7 +216,7 @@ def main() -> None:
         )
     wanted = {program: rules(program, sources, spans) for program in [*live, *known_programs(files[SCRIPT])]}
     plan = make_plan(live, wanted, files, os.path.isdir(os.path.dirname(PLUGIN)))
-    unit = show_unit(module, os.path.basename(UNIT), "UnitFileState", "ActiveState")
+    unit = show_unit(os.path.basename(UNIT), "UnitFileState", "ActiveState")
     is_off = bool(unit and plan.files[UNIT]) and unit != {"UnitFileState": "enabled", "ActiveState": "active"}
     rewritten = [path for path in files if files[path] != plan.files[path]]
     diff = [{"before_header": "live rules", "after_header": "live rules", "before": plan.before, "after": plan.after}]

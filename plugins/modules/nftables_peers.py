@@ -54,7 +54,6 @@ msg:
   sample: "peers let in through inet filter input: 2"
 """
 
-import functools
 import json
 import os
 import re
@@ -74,7 +73,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall.openi
     required_spans,
     written,
 )
-from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall.programs import ask, show_unit
+from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall.programs import show_unit
 
 JUMP = f'jump {NAME} comment "{NAME}"'
 DROP_IN = "/etc/systemd/system/nftables.service.d/thunderhead.conf"
@@ -297,12 +296,12 @@ def main() -> None:
     files = restoring.read((SCRIPT, DROP_IN))
     if not present and os.geteuid() and not any(files.values()):
         module.exit_json(changed=False, chains=[], msg="no rules of the cluster are installed")
-    by_iptables = iptables.nft_families(iptables.rule_sets(functools.partial(ask, module), module.get_bin_path))
+    by_iptables = iptables.nft_families(iptables.rule_sets())
     try:
         plan = make_plan(live_ruleset(module), rules, files, by_iptables)
     except ValueError as error:
         module.fail_json(msg=str(error))
-    systemd = show_unit(module, "nftables.service", "UnitFileState", "DropInPaths")
+    systemd = show_unit("nftables.service", "UnitFileState", "DropInPaths")
     stale = bool(systemd) and (DROP_IN in systemd["DropInPaths"]) != (plan.files[DROP_IN] is not None)
     rewritten = [path for path in files if files[path] != plan.files[path]]
     diff = [{"before_header": "live rules", "after_header": "live rules", "before": plan.before, "after": plan.after}]

@@ -1,21 +1,22 @@
 # Copyright (c) The Thunderhead developers
 # Licensed under the Apache License, Version 2.0 (see LICENSE)
-# ruff: noqa: E402 (in a module the documentation comes first)
-"""What a node has of all that the role node_env makes."""
-
-from __future__ import annotations
+"""Documentation of the action ``thunderhead.cluster.node_env_info``; the code is in plugins/action."""
 
 DOCUMENTATION = r"""
 module: node_env_info
-short_description: Looks at the account, the directories and the environment file of a node
+short_description: Looks at the account, the directories and the environment file of every node
 version_added: 0.1.0
 author: The Thunderhead developers
 description:
   - Changes nothing.
+  - Asks all hosts of the play at once, with the arguments that the task has for each; a failure on one fails the task
+    for all.
+  - What C(node.env) is to hold follows from the variables C(node_env_node) and C(node_env_variables) of the role
+    node_env. They are no arguments, for these are shown and recorded, and a variable may be a secret.
 options:
   directory:
     description: The node's cluster directory.
-    type: path
+    type: str
     required: true
   parts:
     description: The folders that it is to have.
@@ -26,10 +27,6 @@ options:
     description: The account that jobs run as; empty means that of Ansible.
     type: str
     default: ""
-  checksum:
-    description: SHA-256 of what C(node.env) is to hold.
-    type: str
-    required: true
 attributes:
   check_mode:
     support: full
@@ -37,76 +34,25 @@ attributes:
 """
 
 EXAMPLES = r"""
-- name: Look at the node
+- name: Look at every node
   thunderhead.cluster.node_env_info:
-    directory: /opt/thunderhead
+    directory: "{{ cluster_dir }}"
     parts: [jobs, bundles]
     user: thunderhead
-    checksum: "{{ lookup('ansible.builtin.template', 'node.env.j2') | hash('sha256') }}"
+  register: found
+  run_once: true
 """
 
 RETURN = r"""
-has_user:
-  description: Whether the account is there, or none is needed.
+nodes:
+  description: By host, what it has.
   returned: success
-  type: bool
-is_complete:
-  description: Whether the account, the folders and the file are there and as they are to be.
-  returned: success
-  type: bool
+  type: dict
+  contains:
+    has_user:
+      description: Whether the account is there, or none is needed.
+      type: bool
+    is_complete:
+      description: Whether the account, the folders and the file are there and as they are to be.
+      type: bool
 """
-
-import hashlib
-import os
-import pwd
-import stat
-
-from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.directory import make
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import open_regular
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, said
-
-
-def has_file(path: str, checksum: str, owner: int | None) -> bool:
-    """Return whether a file holds just that, is nobody else's to read, and belongs to an account; None for any."""
-    try:
-        with open(open_regular(path), "rb") as file:
-            about = os.fstat(file.fileno())
-            is_private = stat.S_IMODE(about.st_mode) == 0o600 and owner in (None, about.st_uid)
-            return is_private and hashlib.sha256(file.read()).hexdigest() == checksum
-    except OSError:
-        return False
-
-
-def main() -> None:
-    """Look at it."""
-    module = AnsibleModule(
-        argument_spec={
-            "directory": {"type": "path", "required": True},
-            "parts": {"type": "list", "elements": "str", "required": True},
-            "user": {"type": "str", "default": ""},
-            "checksum": {"type": "str", "required": True},
-        },
-        supports_check_mode=True,
-    )
-    directory, user = module.params["directory"], module.params["user"]
-    path = os.path.join(directory, "node.env")
-    if os.path.isdir(path):
-        module.fail_json(msg=f"This node has a folder as {path}, which is to be a file; move it away.")
-    try:
-        to_make = make(directory, module.params["parts"], dry=True)
-    except Refusal as refusal:
-        module.fail_json(msg=f"This node {refusal}.")
-    except OSError as error:
-        module.fail_json(msg=f"{directory} could not be looked at: {said(error)}")
-    owner, has_user = None, True
-    try:
-        owner = pwd.getpwnam(user).pw_uid if user else None
-    except KeyError:
-        has_user = False
-    is_written = has_file(path, module.params["checksum"], owner)
-    module.exit_json(changed=False, has_user=has_user, is_complete=has_user and is_written and not to_make)
-
-
-if __name__ == "__main__":
-    main()

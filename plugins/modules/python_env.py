@@ -114,7 +114,7 @@ EXAMPLES = r"""
 - name: Install the environment
   thunderhead.cluster.python_env:
     directory: /opt/thunderhead
-    node: "{{ probe.node }}"
+    node: "{{ found.nodes[inventory_hostname] }}"
     lock: "{{ locks.hosts[inventory_hostname].lock }}"
     digest: "{{ locks.hosts[inventory_hostname].digest }}"
 """

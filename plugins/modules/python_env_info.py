@@ -1,22 +1,21 @@
 # Copyright (c) The Thunderhead developers
 # Licensed under the Apache License, Version 2.0 (see LICENSE)
-# ruff: noqa: E402 (in a module the documentation comes first)
-"""What a node is for its Python environment."""
-
-from __future__ import annotations
+"""Documentation of the action ``thunderhead.cluster.python_env_info``; the code is in plugins/action."""
 
 DOCUMENTATION = r"""
 module: python_env_info
-short_description: Looks at a node's Python, platform, GPU driver and environments
+short_description: Looks at every node's Python, platform, GPU driver and environments
 version_added: 0.1.0
 description:
-  - Says which environment this node should have, by a checksum of all that decides its content, and whether it has it.
+  - Says which environment each node should have, by a checksum of all that decides its content, and whether it has it.
+  - Asks all hosts of the play at once, with the arguments that the task has for each; a failure on one fails the task
+    for all.
   - Refuses a node that can have none, with no Python from 3.10 to 3.13, or with a cluster directory whose programs
     cannot run.
 options:
   directory:
     description: The cluster directory, absolute.
-    type: path
+    type: str
     required: true
   python:
     description: The node's Python, by name or path.
@@ -47,15 +46,18 @@ author: The Thunderhead developers
 """
 
 EXAMPLES = r"""
-- name: Look at the node's Python
+- name: Look at every node's Python
   thunderhead.cluster.python_env_info:
-    directory: /opt/thunderhead
+    directory: "{{ cluster_dir }}"
     digest: 0f3a
+  register: found
+  run_once: true
 """
 
 RETURN = r"""
-node:
-  description: What M(thunderhead.cluster.python_env_lock) and M(thunderhead.cluster.python_env) need to know.
+nodes:
+  description: >-
+    By host, what M(thunderhead.cluster.python_env_lock) and M(thunderhead.cluster.python_env) need to know of it.
   returned: success
   type: dict
   contains:
@@ -104,33 +106,3 @@ node:
       description: Whether these are there.
       type: bool
 """
-
-from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.node import Unusable, probe
-
-
-def main() -> None:
-    """Look at it."""
-    module = AnsibleModule(
-        argument_spec={
-            "directory": {"type": "path", "required": True},
-            "python": {"type": "str", "default": "python3"},
-            "backend": {"type": "str", "default": "auto"},
-            "digest": {"type": "str", "required": True},
-            "tools": {"type": "str", "default": ""},
-            "find_links": {"type": "list", "elements": "str", "default": []},
-        },
-        supports_check_mode=True,
-    )
-    given = module.params
-    try:
-        node = probe(*(given[name] for name in ("directory", "python", "backend", "digest", "tools", "find_links")))
-    except Unusable as why:
-        module.fail_json(msg=f"This node {why}.")
-    except OSError as error:
-        module.fail_json(msg=f"This node could not be looked at: {error}.")
-    module.exit_json(changed=False, node=node)
-
-
-if __name__ == "__main__":
-    main()

@@ -15,8 +15,10 @@ class Stopped(JobError):
     """The job was stopped on request: it neither failed nor succeeded."""
 
 
-def in_one(errors: Iterable[Exception], consequence: str) -> JobError:
+def in_one(errors: Iterable[Exception], consequence: str = "") -> JobError:
     """Join what went wrong on several nodes into one error, a line each, ending with what that means for the job."""
     # What this machine cannot do is the same for all nodes.
     lines = list(dict.fromkeys(getattr(error, "why", "") or str(error) for error in errors))
+    if not consequence:
+        return JobError("\n".join(lines))
     return JobError("\n".join([*lines, consequence]) if len(lines) > 1 else f"{lines[0]}. {consequence}")

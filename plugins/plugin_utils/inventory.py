@@ -41,19 +41,29 @@ class Inventory:
         chosen = set(self._task_vars["ansible_play_hosts_all"])
         return [host for host in self.cluster if host in chosen]
 
+    @property
+    def batch(self) -> list[str]:
+        """The hosts of the play that its next task runs for."""
+        return list(self._task_vars["ansible_play_batch"])
+
     def settings(self, hosts: Sequence[str]) -> list[NodeSettings]:
         """Read and check what the inventory says about ``hosts``."""
         return [self._settings(host) for host in hosts]
 
     def _check(self, host: str) -> NodeSettings:
-        variables = self._variables(host)
-        templar = Templar(loader=self._action._loader, variables=variables)
-        return NodeSettings.from_variables(host, variables, templar.template)
+        return NodeSettings.from_variables(host, self._variables(host), self._templar(host).template)
 
     def value(self, host: str, name: str, default: Any) -> Any:
         """Return a variable of one host."""
-        variables = self._variables(host)
-        return Templar(loader=self._action._loader, variables=variables).template(variables.get(name, default))
+        return self._templar(host).template(self._variables(host).get(name, default))
+
+    def _templar(self, host: str) -> Templar:
+        return Templar(loader=self._action._loader, variables=self._variables(host))
+
+    def arguments(self, host: str) -> dict[str, Any]:
+        """Return the task's arguments as they are for one host."""
+        found: dict[str, Any] = self._templar(host).template(self._task.args)
+        return found
 
     def open_channel(self, host: str) -> Channel:
         """Return a new channel to ``host``; nothing is sent yet."""

@@ -78,18 +78,6 @@ DECISIVE = (
     "uv_version",
 )
 """What decides the content of an environment, beside the files."""
-FORMS = {
-    "python": r"3\.[0-9]{1,2}",
-    "machine": r"[a-z0-9_]{1,20}",
-    "platform": r"[a-z0-9_-]{1,50}",
-    "wheel_platform": r"(manylinux2014|macosx_11_0)_[a-z0-9_]{1,20}",
-    "backend": r"[a-z0-9.]{1,10}",
-    "driver": r"[0-9.]{0,20}",
-    "uv": r"[0-9a-z.+]{0,30}",
-    "complete": r"True|False",
-    "free": r"[0-9]{1,20}",
-}
-"""What a node may say of itself."""
 BUILDER = ("executable", "python", "machine", "platform")
 """What a node that resolves is told of the Python that it does so with, as it has said itself."""
 NO_TORCH = (
@@ -327,8 +315,6 @@ class Plan:
         Raises:
             JobError: it cannot be done.
         """
-        for host, said in nodes.items():
-            require_form(host, said)
         require_python(self.groups, nodes)
         hosts: dict[str, Any] = {}
         diffs = []
@@ -472,16 +458,6 @@ def require_known_settings(settings: Mapping[str, Any]) -> None:
         toml(settings)
     except TypeError as error:
         raise JobError(f"python_env_uv_settings cannot be written as TOML: {error}; correct it") from None
-
-
-def require_form(host: str, node: Mapping[str, Any]) -> None:
-    """Raise JobError if a node says of itself what cannot be: some of it becomes names of files here."""
-    for name, form in FORMS.items():
-        if not re.fullmatch(form, str(node.get(name))):
-            raise JobError(
-                f"{host} says that its {name} is {json.dumps(str(node.get(name)))}, which is none; find out what "
-                "answers there"
-            )
 
 
 def require_python(groups: Sequence[Group], nodes: Mapping[str, Mapping[str, Any]]) -> None:

@@ -19,7 +19,9 @@ from importlib.machinery import SourceFileLoader
 from importlib.util import MAGIC_NUMBER
 from pathlib import Path
 
+from ansible_collections.thunderhead.cluster.plugins import module_utils
 from ansible_collections.thunderhead.cluster.plugins.module_utils import agent
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import protocol
 
 # Python's -I and -S leave the user's environment and site-packages out, which also halves the time that an interpreter
 # takes to start.
@@ -47,56 +49,70 @@ class Sent:
         sent = Sent.modules[module.__name__]
         exec(sent if Sent.compiled else compile(sent, module.__name__, 'exec'), vars(module))
 sys.meta_path.insert(0, Sent)
-sys.modules[{package!r}] = type(sys)({package!r})
-sys.modules[{package!r}].__path__ = []
+for name in {packages}:
+    sys.modules[name] = type(sys)(name)
+    sys.modules[name].__path__ = []
 from {module} import operation
-from {package}.protocol import answer
+from {protocol} import answer
 """
+_IMPORT = re.compile(rf"^ *from ({re.escape(module_utils.__name__)}(?:\.\w+)+) import ([\w ,]*)", re.MULTILINE)
 _PACKING = threading.Lock()
 FASTEST = 1
 """Level of compression: it must not take longer than what it saves on the way."""
 
 
+def _place(name: str) -> Path:
+    """Return where a module or a package of module_utils lies, without the ending."""
+    return Path(module_utils.__path__[0], *name.removeprefix(f"{module_utils.__name__}.").split("."))
+
+
 @functools.cache
-def _texts() -> dict[str, str]:
-    """The agent's modules, by their names in full."""
-    return {f"{agent.__name__}.{path.stem}": path.read_text() for path in Path(agent.__path__[0]).glob("[a-z]*.py")}
+def _text(name: str) -> str:
+    return _place(name).with_suffix(".py").read_text()
 
 
 def answering(op: str) -> str:
-    """Return the name of the module that answers requests of the name ``op``."""
-    (found,) = (name for name, text in _texts().items() if f"@operation\ndef {op}(" in text)
+    """Return the name of the module of the agent that answers requests of the name ``op``."""
+    names = (f"{agent.__name__}.{path.stem}" for path in Path(agent.__path__[0]).glob("[a-z]*.py"))
+    (found,) = (name for name in names if f"@operation\ndef {op}(" in _text(name))
     return found
 
 
 def needed(module: str) -> list[str]:
-    """Return the names of a module of the agent and of those that it may import, directly or not."""
+    """Return the names of a module of module_utils and of those there that it may import, directly or not."""
     found = [module]
     for name in found:
-        imported = re.findall(rf"^ *from ({re.escape(agent.__name__)}\.\w+) import", _texts()[name], re.MULTILINE)
-        found += [one for one in dict.fromkeys(imported) if one not in found]
+        for imported, names in _IMPORT.findall(_text(name)):
+            # Of a package they are modules, else what lies in a module.
+            modules = [f"{imported}.{one.split()[0]}" for one in names.split(",")] if _place(imported).is_dir() else []
+            found += [one for one in modules or [imported] if one not in found]
     return found
 
 
 def _compiled(name: str) -> object:
-    path = str(Path(agent.__path__[0], f"{name.rpartition('.')[2]}.py"))
-    return SourceFileLoader(name, path).get_code(name)
+    return SourceFileLoader(name, str(_place(name).with_suffix(".py"))).get_code(name)
 
 
 def packed(names: Iterable[str]) -> tuple[bytes, bytes]:
-    """Return modules of the agent compiled and as text, compressed."""
+    """Return modules compiled and as text, compressed."""
     names = list(names)
     code = marshal.dumps({name: _compiled(name) for name in names})
-    text = ascii({name: _texts()[name] for name in names})
+    text = ascii({name: _text(name) for name in names})
     return zlib.compress(code, FASTEST), zlib.compress(text.encode(), FASTEST)
 
 
 @functools.cache
 def _program_once(op: str) -> tuple[bytes, bytes]:
     module = answering(op)
-    code, text = packed(needed(module))
-    lengths = len(code), len(text)
-    installer = INSTALLER.format(lengths=lengths, magic=MAGIC_NUMBER, package=agent.__name__, module=module)
+    names = needed(module)
+    code, text = packed(names)
+    installer = INSTALLER.format(
+        lengths=(len(code), len(text)),
+        magic=MAGIC_NUMBER,
+        packages=sorted({name[:at] for name in names for at, character in enumerate(name) if character == "."}),
+        module=module,
+        protocol=protocol.__name__,
+    )
     return installer.encode(), code + text
 
 

@@ -184,6 +184,8 @@ _TRIED = fields(
 _ROOM = {"free": is_size}
 _PACKAGES = {"python": is_text, "installed": many(is_text)}
 _PLACE = {"address": is_address, "interface": is_interface}
+_FIREWALL = matches(re.compile("firewalld|ufw|iptables|nftables|none"))
+_KEYED = matches(re.compile("(envs|tools)/[0-9a-f]{16}"))
 _RESOURCES = {"clock": row(is_number, is_number), "shm": fields({**_ROOM, "size": is_size})}
 
 REPLIES: Mapping[str, tuple[Mapping[str, Check], Mapping[str, Check]]] = {
@@ -237,6 +239,16 @@ REPLIES: Mapping[str, tuple[Mapping[str, Check], Mapping[str, Check]]] = {
         },
         {},
     ),
+    "firewall_info": (
+        {
+            "provider": _FIREWALL,
+            "msg": is_sentence,
+            "restored": many(_FIREWALL),
+            "firewalld": fields(dict.fromkeys(("missing", "stale"), many(table(is_text, is_text)))),
+            "ufw": fields(dict.fromkeys(("missing", "stale"), many(table(is_text, either(is_text, none_or(is_size)))))),
+        },
+        {},
+    ),
     "follow": ({**_STATE, "more": is_flag, "offset": is_size}, {**_MORE_OF_STATE, "trouble": is_sentence}),
     "inspect": (
         {
@@ -277,6 +289,7 @@ REPLIES: Mapping[str, tuple[Mapping[str, Check], Mapping[str, Check]]] = {
         },
         {"why": is_sentence},
     ),
+    "node_env_info": ({"has_user": is_flag, "is_complete": is_flag}, {}),
     "place": ({"placed": is_flag}, {}),
     "prepare": (
         {
@@ -293,6 +306,24 @@ REPLIES: Mapping[str, tuple[Mapping[str, Check], Mapping[str, Check]]] = {
             "watch_port": is_port,
         },
         {"stale": fields(_HOLDER)},
+    ),
+    "python_env_info": (
+        {
+            # Some of this becomes names of files here.
+            "python": matches(re.compile(r"3\.[0-9]{1,2}")),
+            "machine": matches(re.compile(r"[a-z0-9_]{1,20}")),
+            "platform": matches(re.compile(r"[a-z0-9_-]{1,50}")),
+            "wheel_platform": matches(re.compile(r"(manylinux2014|macosx_11_0)_[a-z0-9_]{1,20}")),
+            "backend": matches(re.compile(r"[a-z0-9.]{1,10}")),
+            "driver": matches(re.compile(r"[0-9.]{0,20}")),
+            "uv": matches(re.compile(r"[0-9a-z.+]{0,30}")),
+            "free": is_size,
+            "executable": is_absolute_path,
+            "target": _KEYED,
+            "tools": _KEYED,
+            **dict.fromkeys(("complete", "current", "tools_current"), is_flag),
+        },
+        {},
     ),
     "reach": (
         {

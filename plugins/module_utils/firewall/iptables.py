@@ -7,14 +7,13 @@ from __future__ import annotations
 import re
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall.opening import multiports
+from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall.programs import ask, find
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall.opening import Span
-
-    Ask = Callable[..., "str | None"]
 
 Chains = dict[str, list[str]]
 """Each chain's rules as `iptables -S` writes them after `-A CHAIN`, a built-in chain's policy as its last."""
@@ -34,14 +33,11 @@ _FOR_ALL = re.compile(
 )
 
 
-def programs(find: Callable[[str], str | None]) -> list[str]:
+def programs() -> list[str]:
     """Return the programs that show a set of rules of their own, IPv4 before IPv6.
 
     iptables is either iptables-nft or iptables-legacy under another name; both sets can be in force at once. The legacy
     programs are asked only where legacy tables exist, for asking makes them.
-
-    Args:
-        find: gives the path of a program, or None.
     """
     found = []
     for name, table_names in TABLE_NAMES.items():
@@ -61,14 +57,9 @@ def legacy_tables(path: str) -> list[str]:
         return []
 
 
-def rule_sets(ask: Ask, find: Callable[[str], str | None]) -> dict[str, Chains]:
-    """Return each program's chains; one that cannot be asked (no IPv6, no rights) is left out.
-
-    Args:
-        ask: runs a program and gives what it printed, or None.
-        find: gives the path of a program, or None.
-    """
-    listings = {program: ask(program, "--wait", "-S") for program in programs(find)}
+def rule_sets() -> dict[str, Chains]:
+    """Return each program's chains; one that cannot be asked (no IPv6, no rights) is left out."""
+    listings = {program: ask(program, "--wait", "-S") for program in programs()}
     return {program: parse_chains(listing) for program, listing in listings.items() if listing is not None}
 
 

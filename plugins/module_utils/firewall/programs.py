@@ -4,21 +4,39 @@
 
 from __future__ import annotations
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from ansible.module_utils.basic import AnsibleModule
+import os
+import shutil
+import subprocess
+
+ROOTS = ("/usr/local/sbin", "/usr/sbin", "/sbin")
+"""Where programs for root lie, which are not on everybody's path."""
 
 
-def ask(module: AnsibleModule, program: str, *arguments: str) -> str | None:
+def find(program: str) -> str | None:
+    """Return the path of a program, or None if it is not installed."""
+    return shutil.which(program, path=os.pathsep.join([os.environ.get("PATH", os.defpath), *ROOTS]))
+
+
+def ask(program: str, *arguments: str) -> str | None:
     """Return what a program prints, or None if it is not installed or fails."""
-    path = module.get_bin_path(program)
+    path = find(program)
     if path is None:
         return None
-    status, out, _ = module.run_command([path, *arguments], environ_update={"LC_ALL": "C"})
-    return None if status else out
+    try:
+        done = subprocess.run(
+            [path, *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            env={**os.environ, "LC_ALL": "C"},
+        )
+    except OSError:
+        return None
+    return done.stdout if done.returncode == 0 else None
 
 
-def show_unit(module: AnsibleModule, unit: str, *properties: str) -> dict[str, str]:
+def show_unit(unit: str, *properties: str) -> dict[str, str]:
     """Return what systemd knows about a unit; nothing where systemd does not run."""
-    listing = ask(module, "systemctl", "show", f"--property={','.join(properties)}", unit)
+    listing = ask("systemctl", "show", f"--property={','.join(properties)}", unit)
     return dict(line.split("=", 1) for line in (listing or "").splitlines())

@@ -14,6 +14,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal
+
 OLDEST, NEWEST = (3, 10), (3, 13)
 """The Pythons that environments may have."""
 GLIBC_MINORS = (17, 28, *range(31, 41))
@@ -24,10 +26,6 @@ ABOUT = (
 )
 """For Python 2.7 and later, so that one which is too old can be named."""
 SHOWN = ("executable", "python", "version", "machine", "system", "libc")
-
-
-class Unusable(Exception):
-    """Why this node cannot have an environment: a clause without its name."""
 
 
 def probe(
@@ -44,20 +42,20 @@ def probe(
         find_links: folders that have to be here, or URLs.
 
     Returns:
-        See modules/python_env_info.
+        What modules/python_env_info describes as ``nodes``.
 
     Raises:
-        Unusable: there can be no environment here.
+        Refusal: there can be no environment here.
     """
     about = _about(python)
     if not OLDEST <= tuple(about["version"]) <= NEWEST:
-        raise Unusable(
+        raise Refusal(
             f"has Python {about['python']} as {python}, but 3.10 to 3.13 is needed; install one, or name it in "
             "python_env_python"
         )
     missing = [folder for folder in find_links if "://" not in folder and not os.path.exists(folder)]
     if missing:
-        raise Unusable(f"has no folder {missing[0]}; make it there, or correct python_env_find_links")
+        raise Refusal(f"has no folder {missing[0]}; make it there, or correct python_env_find_links")
     require_executable(directory)
     driver = nvidia_driver()
     if backend == "auto" and driver is None:
@@ -116,7 +114,7 @@ def _about(python: str) -> dict[str, Any]:
     except OSError as error:
         done, why = None, str(error.strerror)
     if done is None or done.returncode != 0:
-        raise Unusable(
+        raise Refusal(
             f"has no Python that runs as {python}{f' ({why})' if why else ''}; install one from 3.10 to 3.13, or name "
             "it in python_env_python"
         )
@@ -125,7 +123,7 @@ def _about(python: str) -> dict[str, Any]:
     try:
         return dict(zip(SHOWN, ast.literal_eval(done.stdout.strip().splitlines()[-1])))
     except (ValueError, SyntaxError, IndexError):
-        raise Unusable(f"has something as {python} that is no Python; name one in python_env_python") from None
+        raise Refusal(f"has something as {python} that is no Python; name one in python_env_python") from None
 
 
 def uv_platform(system: str, machine: str, libc: Sequence[str]) -> str:
@@ -200,9 +198,9 @@ def free_bytes(directory: str) -> int:
 
 
 def require_executable(directory: str) -> None:
-    """Raise Unusable where the cluster directory lies, or will lie, on a file system whose programs cannot be run."""
+    """Raise Refusal where the cluster directory lies, or will lie, on a file system whose programs cannot be run."""
     if sys.platform == "linux" and disk_of(directory).f_flag & os.ST_NOEXEC:
-        raise Unusable(
+        raise Refusal(
             f"has the cluster_dir {directory} on a file system that is mounted noexec, so that no program in it runs; "
             "set cluster_dir in the inventory to a folder on another, or mount it with exec"
         )

@@ -99,6 +99,19 @@ def honest(request: Mapping[str, Any], rank: int = 0) -> Answer:
             },
             b"",
         ),
+        "firewall_info": (
+            {
+                "provider": "ufw",
+                "msg": "ufw, for it is active",
+                "restored": ["nftables"],
+                "firewalld": {"missing": [{"zone": "public", "rule": "rule accept"}], "stale": []},
+                "ufw": {
+                    "missing": [{"network": "198.18.0.1", "ports": "29500", "position": 1}],
+                    "stale": [{"network": "198.18.0.2", "ports": "29500"}],
+                },
+            },
+            b"",
+        ),
         "inspect": (
             {
                 **place,
@@ -121,6 +134,7 @@ def honest(request: Mapping[str, Any], rank: int = 0) -> Answer:
             {"top": "/data", "folder": False, "files": [("last.pt", len(CONTENT), 10**18, DIGEST)]},
             b"",
         ),
+        "node_env_info": ({"has_user": True, "is_complete": False}, b""),
         "place": ({"placed": True}, b""),
         "prepare": (
             {
@@ -133,6 +147,15 @@ def honest(request: Mapping[str, Any], rank: int = 0) -> Answer:
                     "limits": {"nofile": 1048576},
                 },
                 **{"gpus": 0, "has_bundle": True, "watch_port": 40000},
+            },
+            b"",
+        ),
+        "python_env_info": (
+            {
+                **{"python": "3.11", "executable": "/usr/bin/python3", "machine": "x86_64", "backend": "cpu"},
+                **{"platform": "x86_64-manylinux_2_36", "wheel_platform": "manylinux2014_x86_64", "driver": ""},
+                **{"uv": "0.13.9", "free": 2**40, "complete": True, "current": True, "tools_current": False},
+                **{"target": "envs/0123456789abcdef", "tools": "tools/0123456789abcdef"},
             },
             b"",
         ),

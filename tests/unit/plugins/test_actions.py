@@ -150,7 +150,7 @@ def test_a_folder_in_the_place_of_the_environment_file_is_refused(cluster: Clust
     env.rmdir()
     moved.rename(env)
     assert result.returncode == 2
-    assert f"This node has a folder as {env}, which is to be a file; move it away." in result.stdout + result.stderr
+    assert f"node1 has a folder as {env}, which is to be a file; move it away" in result.stdout + result.stderr
 
 
 def test_no_variables_for_jobs(cluster: Cluster) -> None:

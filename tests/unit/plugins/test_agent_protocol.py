@@ -7,8 +7,11 @@ import time
 from pathlib import Path
 
 import pytest
+from ansible_collections.thunderhead.cluster.plugins import module_utils
 from ansible_collections.thunderhead.cluster.plugins.module_utils import agent
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils import program
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError, Refused
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.replies import REPLIES
 from local_nodes import SLEEP, Altered, LocalNode, code, refused, until
 
 
@@ -133,13 +136,17 @@ def test_a_reply_that_nobody_takes_does_not_hold_the_agent(node: LocalNode, tmp_
 
 
 MODULES = sorted(Path(agent.__path__[0]).glob("*.py"))
+SENT = sorted(
+    {program._place(name).with_suffix(".py") for op in REPLIES for name in program.needed(program.answering(op))}
+)
 
 
-def test_the_agent_is_found() -> None:
-    assert {"__init__.py", "protocol.py", "launching.py", "supervising.py"} <= {path.name for path in MODULES}
+def test_what_is_sent_is_found() -> None:
+    assert {*MODULES} - {*SENT} == {Path(agent.__file__)}
+    assert {"protocol.py", "launching.py", "supervising.py", "ufw.py"} <= {path.name for path in SENT}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", SENT, ids=lambda path: f"{path.parent.name}.{path.stem}")
 def test_the_agent_needs_nothing_but_itself_and_the_standard_library_of_python_3_9(path: Path) -> None:
     tree = ast.parse(path.read_text(), feature_version=(3, 9))
     imported = {
@@ -148,7 +155,7 @@ def test_the_agent_needs_nothing_but_itself_and_the_standard_library_of_python_3
         if isinstance(node, (ast.Import, ast.ImportFrom))
         for alias in node.names
     }
-    others = {name for name in imported if not name.startswith(f"{agent.__name__}.")}
+    others = {name for name in imported if not name.startswith(f"{module_utils.__name__}.")}
     assert {name.split(".")[0] for name in others} <= sys.stdlib_module_names
 
 

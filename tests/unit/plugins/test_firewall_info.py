@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.testing import patch_module_args
-from ansible_collections.thunderhead.cluster.plugins.modules import firewall_info as module
+from ansible_collections.thunderhead.cluster.plugins.action import firewall_info as action
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal
+from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall import iptables, node
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 
 DROPS = "-P INPUT DROP\n"
+LOADED = "-N ufw-user-input\n"
 IDLE = "-P INPUT ACCEPT\n"
 CHAIN = {"family": "inet", "name": "input", "type": "filter", "hook": "input"}
 ZONES = "public (active)\n  rich rules: \n"
@@ -20,29 +22,27 @@ RICH = 'rule priority="-29500" family="ipv4" source address="198.18.0.1" port po
 
 
 class Machine:
-    """What the module meets: commands and what they print; one that is not here fails."""
+    """What the agent meets: commands and what they print; one that is not here fails."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], zones: Path) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, zones: Path) -> None:
         self.answers: dict[str, str] = {}
         self.asked: list[str] = []
         self.running: set[str] = set()
         self.zones = zones
         self.installed: set[str] = set()
-        self.capsys = capsys
-        monkeypatch.setattr(module.os, "geteuid", lambda: 0)
-        monkeypatch.setattr(module, "RESTORING", {})
-        monkeypatch.setattr(
-            AnsibleModule, "get_bin_path", lambda _, name, **__: name if name in self.installed else None
-        )
-        monkeypatch.setattr(AnsibleModule, "run_command", self.run_command)
-        monkeypatch.setattr(module, "runs_firewalld", lambda: "firewalld" in self.running)
-        monkeypatch.setattr(module.firewalld, "ZONES", self.zones)
+        self.ufw_rules = zones / "user.rules"
+        monkeypatch.setattr(node.os, "geteuid", lambda: 0)
+        monkeypatch.setattr(node, "RESTORING", {})
+        for owner in (node, iptables):
+            monkeypatch.setattr(owner, "ask", self.ask)
+            monkeypatch.setattr(owner, "find", lambda name: name if name in self.installed else None)
+        monkeypatch.setattr(node, "runs_firewalld", lambda: "firewalld" in self.running)
+        monkeypatch.setattr(node.firewalld, "ZONES", self.zones)
+        monkeypatch.setattr(node.ufw, "RULES", [str(self.ufw_rules)])
 
-    def run_command(self, argv: list[str], environ_update: dict[str, str]) -> tuple[int, str, str]:
-        assert environ_update == {"LC_ALL": "C"}
-        self.asked.append(" ".join(argv))
-        answer = self.answers.get(self.asked[-1])
-        return (0, answer, "") if answer is not None else (1, "", "no")
+    def ask(self, *command: str) -> str | None:
+        self.asked.append(" ".join(command))
+        return self.answers.get(self.asked[-1])
 
     def has(self, *firewalls: str) -> Machine:
         """Install these; those with a ! are active."""
@@ -61,24 +61,32 @@ class Machine:
             elif name == "ufw":
                 self.installed |= {"ufw"}
                 self.answers["ufw status"] = "Status: active\n" if active else "Status: inactive\n"
+                if active:
+                    self.installed |= {"iptables"}
+                    self.answers["iptables --wait -S"] = LOADED + self.answers.get("iptables --wait -S", IDLE)
             elif name == "iptables":
                 self.installed |= {"iptables"}
-                self.answers["iptables --wait -S"] = DROPS if active else IDLE
+                self.answers["iptables --wait -S"] = (LOADED if "ufw" in self.running else "") + (
+                    DROPS if active else IDLE
+                )
             else:
                 self.installed |= {"nft"}
                 self.answers["nft -j list chains"] = json.dumps({"nftables": [{"chain": CHAIN}] if active else []})
         return self
 
-    def run(self, **args: Any) -> dict[str, Any]:
-        with patch_module_args({"peers": ["198.18.0.1"], "ports": ["29500"], **args}), pytest.raises(SystemExit):
-            module.main()
-        result: dict[str, Any] = json.loads(self.capsys.readouterr().out)
-        return result
+    def remember_in_ufw(self) -> None:
+        """Have ufw's file name the rule OURS as ufw 0.36 does."""
+        self.zones.mkdir(exist_ok=True)
+        comment = b"thunderhead".hex()
+        self.ufw_rules.write_text(f"### tuple ### allow tcp 29500 0.0.0.0/0 any 198.18.0.9 in comment={comment}\n")
+
+    def run(self, provider: str = "auto", sources: tuple[str, ...] = ("198.18.0.1",)) -> dict[str, Any]:
+        return node.look(provider, sources, [(29500, 29500)])
 
 
 @pytest.fixture
-def machine(monkeypatch, capsys, tmp_path):
-    return Machine(monkeypatch, capsys, tmp_path / "zones")
+def machine(monkeypatch, tmp_path):
+    return Machine(monkeypatch, tmp_path / "zones")
 
 
 @pytest.mark.parametrize(
@@ -103,7 +111,7 @@ def test_what_is_active_is_chosen(machine, firewalls, provider, why):
 
 
 def test_one_that_is_out_of_force_for_the_moment(machine, monkeypatch, tmp_path):
-    monkeypatch.setattr(module, "RESTORING", {"iptables": str(tmp_path / "none"), "nftables": str(tmp_path)})
+    monkeypatch.setattr(node, "RESTORING", {"iptables": str(tmp_path / "none"), "nftables": str(tmp_path)})
     found = machine.has("nftables").run()
     assert (found["provider"], found["restored"]) == ("nftables", ["nftables"])
     assert found["msg"] == "nftables, for it was active before (nftables filters nothing)"
@@ -112,6 +120,7 @@ def test_one_that_is_out_of_force_for_the_moment(machine, monkeypatch, tmp_path)
 
 def test_only_the_chosen_one_lacks_rules_and_the_others_have_too_many(machine):
     machine.has("firewalld!", "ufw").answers["ufw show added"] = OURS
+    machine.remember_in_ufw()
     found = machine.run()
     assert found["firewalld"] == {"missing": [{"zone": "public", "rule": RICH}], "stale": []}
     assert found["ufw"] == {"missing": [], "stale": [{"network": "198.18.0.9", "ports": "29500"}]}
@@ -147,11 +156,16 @@ def test_a_firewalld_that_rests_is_not_asked_in_vain(machine, files):
     assert not [command for command in machine.asked if command.startswith("firewall")]
 
 
+def test_a_ufw_that_is_inactive_is_not_asked_in_vain(machine):
+    machine.has("ufw", "iptables").run()
+    assert not [command for command in machine.asked if command.startswith("ufw")]
+
+
 @pytest.mark.parametrize(("said", "speaks"), [("", True), ("IPV6=yes\n", True), ("# IPV6=yes\nIPV6=no\n", False)])
 def test_ufw_without_ipv6(machine, monkeypatch, tmp_path, said, speaks):
-    monkeypatch.setattr(module.ufw, "DEFAULTS", str(tmp_path / "ufw"))
+    monkeypatch.setattr(node.ufw, "DEFAULTS", str(tmp_path / "ufw"))
     (tmp_path / "ufw").write_text(said)
-    found = machine.has("ufw!").run(peers=["198.18.0.1", "fd00::1"])
+    found = machine.has("ufw!").run(sources=("198.18.0.1", "fd00::1"))
     assert [rule["network"] for rule in found["ufw"]["missing"]] == ["fd00::1"] * speaks + ["198.18.0.1"]
     assert ("IPv6 addresses are left out, for" in found["msg"]) is not speaks
 
@@ -165,21 +179,35 @@ def test_ufw_without_ipv6(machine, monkeypatch, tmp_path, said, speaks):
     ],
 )
 def test_one_that_was_named_and_is_not_active(machine, firewalls, provider, words):
-    assert machine.has(*firewalls).run(provider=provider)["msg"] == (
-        f"firewall_provider is {provider} for this host, but {words} there; start it, or set firewall_provider to auto "
-        "in the inventory."
+    with pytest.raises(Refusal) as caught:
+        machine.has(*firewalls).run(provider=provider)
+    assert str(caught.value) == (
+        f"has firewall_provider {provider}, but {words} there; start it, or set firewall_provider to auto in the "
+        "inventory"
     )
 
 
 def test_an_ordinary_user(machine, monkeypatch):
-    monkeypatch.setattr(module.os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(node.os, "geteuid", lambda: 1000)
     assert machine.run(provider="none")["provider"] == "none"
-    assert machine.run()["msg"].startswith("The firewall can be seen and changed only as root; ")
+    with pytest.raises(Refusal, match="has a firewall that only root may look at and change; set ansible_become"):
+        machine.run()
 
 
 @pytest.mark.parametrize(
-    ("args", "message"),
-    [({"peers": ["gpu-1"]}, "'gpu-1' in peers is not an IPv4"), ({"ports": []}, "ports is empty although")],
+    ("peers", "ports", "message"),
+    [
+        (["gpu-1"], ["29500"], "'gpu-1' in peers is not an IPv4"),
+        (["198.18.0.1"], [], "ports is empty although"),
+    ],
 )
-def test_bad_input(machine, args, message):
-    assert machine.run(**args)["msg"].startswith(message)
+def test_bad_input_is_told_before_any_node_is_asked(peers: list[str], ports: list[str], message: str) -> None:
+    with pytest.raises(JobError, match=message):
+        action.opening(tuple(peers), tuple(ports))
+
+
+def test_what_is_the_same_on_many_nodes_is_said_once() -> None:
+    nodes = {f"gpu-{number}": {"msg": "ufw, for it is active"} for number in range(1, 8)}
+    assert action.chosen({**nodes, "head": {"msg": "none, for nothing filters"}}) == (
+        "gpu-1, gpu-2, gpu-3, gpu-4, gpu-5 and 2 more: ufw, for it is active\nhead: none, for nothing filters"
+    )

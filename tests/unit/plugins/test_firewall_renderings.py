@@ -227,7 +227,8 @@ def test_legacy_programs_are_asked_only_where_there_are_legacy_tables(monkeypatc
 
     def programs(tables: list[str], installed: set[str] = both) -> list[str]:
         monkeypatch.setattr(iptables, "legacy_tables", lambda _path: tables)
-        return iptables.programs(lambda name: name if name in installed else None)
+        monkeypatch.setattr(iptables, "find", lambda name: name if name in installed else None)
+        return iptables.programs()
 
     assert programs([]) == ["iptables-nft", "ip6tables-nft"]
     assert programs(["nat"]) == ["iptables-nft", "ip6tables-nft"]

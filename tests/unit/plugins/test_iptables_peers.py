@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall import iptables
+from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall import iptables, programs
 from ansible_collections.thunderhead.cluster.plugins.modules import iptables_peers as module
 
 PEERS = ["198.18.22.10", "198.18.22.11", "fd00::10"]
@@ -151,21 +151,22 @@ class Machine:
         for name, path in self.files.items():
             monkeypatch.setattr(module, name, str(path))
         monkeypatch.setattr(AnsibleModule, "run_command", self.run_command)
+        monkeypatch.setattr(iptables, "ask", self.ask)
+        monkeypatch.setattr(iptables, "find", lambda name: name if name in self.programs else None)
+        monkeypatch.setattr(programs, "ask", self.ask)
         monkeypatch.setattr(
             AnsibleModule, "get_bin_path", lambda _, name, **__: name if name in self.programs else None
         )
 
-    def run_command(
-        self,
-        argv: list[str],
-        data: str | None = None,
-        check_rc: bool = False,
-        environ_update: dict[str, str] | None = None,
-    ) -> tuple[int, str, str]:
-        if argv == ["iptables-nft", "--wait", "-S"]:
-            return 0, self.listing, ""
-        if argv[:2] == ["systemctl", "show"]:
-            return 0, "UnitFileState={}\nActiveState={}\n".format(*self.unit), ""
+    def ask(self, *command: str) -> str | None:
+        if command[0] not in self.programs:
+            return None
+        if command[:2] == ("systemctl", "show"):
+            return "UnitFileState={}\nActiveState={}\n".format(*self.unit)
+        assert command == ("iptables-nft", "--wait", "-S")
+        return self.listing
+
+    def run_command(self, argv: list[str], data: str | None = None, check_rc: bool = False) -> tuple[int, str, str]:
         assert check_rc or argv == ["/bin/sh"], f"unknown command {argv}"
         self.script = data or self.script
         self.calls.append(argv)

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
+from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall import iptables, programs
 from ansible_collections.thunderhead.cluster.plugins.modules import nftables_peers as module
 
 RULESETS: dict[str, list[dict[str, Any]]] = json.loads(
@@ -310,21 +311,19 @@ class Machine:
         monkeypatch.setattr(module, "DROP_IN", str(self.drop_in))
         monkeypatch.setattr(module.os, "geteuid", lambda: 0)
         monkeypatch.setattr(AnsibleModule, "run_command", self.run_command)
+        monkeypatch.setattr(iptables, "rule_sets", dict)
+        monkeypatch.setattr(programs, "ask", self.ask)
         monkeypatch.setattr(AnsibleModule, "get_bin_path", lambda _, name, **__: self.programs.get(name))
 
-    def run_command(
-        self,
-        argv: list[str],
-        data: str | None = None,
-        check_rc: bool = False,
-        environ_update: dict[str, str] | None = None,
-    ) -> tuple[int, str, str]:
+    def ask(self, *command: str) -> str | None:
+        if "systemctl" not in self.programs:
+            return None
+        assert command == ("systemctl", "show", "--property=UnitFileState,DropInPaths", "nftables.service")
+        return f"UnitFileState={self.unit}\nDropInPaths={self.loaded}\n"
+
+    def run_command(self, argv: list[str], data: str | None = None, check_rc: bool = False) -> tuple[int, str, str]:
         if argv == ["nft", "-j", "list", "ruleset"]:
             return self.nft_status, json.dumps({"nftables": self.ruleset}), "Operation not\n permitted"
-        if argv[1:] == ["--wait", "-S"]:
-            return 1, "", "incompatible"
-        if argv == ["systemctl", "show", "--property=UnitFileState,DropInPaths", "nftables.service"]:
-            return 0, f"UnitFileState={self.unit}\nDropInPaths={self.loaded}\n", ""
         assert argv in APPLY, f"unknown command {argv}"
         assert check_rc or argv == APPLY[0]
         self.stdin = data or self.stdin

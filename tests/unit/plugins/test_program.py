@@ -6,6 +6,7 @@ from importlib.util import MAGIC_NUMBER
 from pathlib import Path
 
 import pytest
+from ansible_collections.thunderhead.cluster.plugins.module_utils import agent
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import program
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.program import (
     LOADER,
@@ -18,7 +19,9 @@ from local_nodes import PYTHON, Connection, LocalNode, code, gang_of
 
 REQUEST = ascii({"op": "inspect", "directory": "/nowhere", "user": "", "address": "127.0.0.1", "master_port": None})
 OPERATIONS = sorted(
-    name for text in program._texts().values() for name in re.findall(r"^@operation\ndef (\w+)\(", text, re.MULTILINE)
+    name
+    for path in Path(agent.__path__[0]).glob("*.py")
+    for name in re.findall(r"^@operation\ndef (\w+)\(", path.read_text(), re.MULTILINE)
 )
 SLOW = {"collections", "contextlib", "functools", "hashlib", "json", "re", "signal", "socket", "subprocess"}
 """Modules that take milliseconds to import, or bring along what does."""
@@ -65,6 +68,7 @@ def test_a_request_is_sent_the_modules_that_it_needs_and_no_others() -> None:
     assert names("follow") == {"protocol", "limits", "node", "jobs", "records", "following"}
     assert "watching" in names("prepare"), "what a function imports is needed too"
     assert "collecting" not in names("prepare")
+    assert {"node", "opening", "ufw", "firewalls"} <= names("firewall_info"), "other packages' modules are sent, too"
 
 
 @pytest.mark.parametrize("op", OPERATIONS)

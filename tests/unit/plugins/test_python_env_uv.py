@@ -5,7 +5,6 @@ import errno
 import fcntl
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -19,6 +18,7 @@ from typing import Any
 import pytest
 import tomllib
 from ansible_collections.thunderhead.cluster.plugins.action.python_env import indexes, links
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal
 from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env import node, uv
 from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.installation import (
     Environment,
@@ -27,7 +27,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.ins
     recorded,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import Failure, Machine, Uv, because
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.locks import FORMS
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils import replies
 
 SETTINGS: dict[str, Any] = {"index_url": "", "extra_index_urls": [], "find_links": [], "proxy": "", "uv_settings": {}}
 
@@ -527,7 +527,7 @@ def test_a_cluster_directory_whose_programs_cannot_run(monkeypatch: pytest.Monke
         f_flag = os.ST_NOEXEC
 
     monkeypatch.setattr(node.os, "statvfs", lambda _place: Mounted)
-    with pytest.raises(node.Unusable, match=r"/no/such on a file system that is mounted noexec.*set cluster_dir"):
+    with pytest.raises(Refusal, match=r"/no/such on a file system that is mounted noexec.*set cluster_dir"):
         node.require_executable("/no/such")
 
 
@@ -538,7 +538,7 @@ def test_the_room_that_there_is(monkeypatch: pytest.MonkeyPatch, uid: int, block
     monkeypatch.setattr(node.os, "statvfs", lambda _place: disk)
     monkeypatch.setattr(node.os, "geteuid", lambda: uid)
     assert node.free_bytes("/no/such") == expected
-    assert re.fullmatch(FORMS["free"], str(expected))
+    assert replies.is_size(expected)
 
 
 @pytest.mark.parametrize(
@@ -550,12 +550,12 @@ def test_the_room_that_there_is(monkeypatch: pytest.MonkeyPatch, uid: int, block
     ],
 )
 def test_no_python(tmp_path: Path, python: str, message: str) -> None:
-    with pytest.raises(node.Unusable, match=message):
+    with pytest.raises(Refusal, match=message):
         node.probe(str(tmp_path), python, "cpu", "", "", [])
 
 
 def test_a_folder_of_wheels_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(node.Unusable, match="has no folder /no/such; make it there, or correct python_env_find_links"):
+    with pytest.raises(Refusal, match="has no folder /no/such; make it there, or correct python_env_find_links"):
         node.probe(str(tmp_path), sys.executable, "cpu", "", "", ["https://example.org/", "/no/such"])
 
 

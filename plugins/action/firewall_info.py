@@ -1,0 +1,61 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""Action ``thunderhead.cluster.firewall_info``: each node's active firewall, and what it has of the cluster's rules."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall.opening import networks, required_spans
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.every_node import EveryNodeAction
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.inventory import Inventory
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import listed
+
+
+class ActionModule(EveryNodeAction):
+    """See the module of its name for arguments and results."""
+
+    ARGUMENTS: ClassVar[dict[str, dict[str, Any]]] = {
+        "provider": {
+            "type": "str",
+            "choices": ["auto", "firewalld", "ufw", "iptables", "nftables", "none"],
+            "default": "auto",
+        },
+        "peers": {"type": "list", "elements": "str", "required": True},
+        "ports": {"type": "list", "elements": "str", "required": True},
+    }
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Say what was chosen, too."""
+        result = super().run(tmp, task_vars)
+        return {**result, "msg": chosen(result["nodes"])}
+
+    def request(self, host: str, arguments: dict[str, Any], inventory: Inventory) -> dict[str, Any]:
+        """Return what the agent is asked."""
+        sources, ports = opening(tuple(arguments["peers"]), tuple(arguments["ports"]))
+        return {"op": "firewall_info", "provider": arguments["provider"], "sources": sources, "ports": ports}
+
+
+@functools.cache
+def opening(peers: Sequence[str], ports: Sequence[str]) -> tuple[list[str], list[tuple[int, int]]]:
+    """Return who is to be let in to what, the same for all nodes, as networks and spans of ports.
+
+    Raises:
+        JobError: it cannot be used.
+    """
+    try:
+        sources = networks(peers)
+        return sources, required_spans(sources, ports)
+    except ValueError as error:
+        raise JobError(str(error).removesuffix(".")) from None
+
+
+def chosen(nodes: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return what was chosen, and why, a line for all nodes of which that is the same."""
+    alike: dict[str, list[str]] = {}
+    for host, one in nodes.items():
+        alike.setdefault(one["msg"], []).append(host)
+    return "\n".join(f"{listed(hosts)}: {why}" for why, hosts in alike.items())

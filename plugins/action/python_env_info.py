@@ -1,0 +1,27 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""Action ``thunderhead.cluster.python_env_info``: which environment each node should have, and whether it has it."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.every_node import EveryNodeAction
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.inventory import Inventory
+
+
+class ActionModule(EveryNodeAction):
+    """See the module of its name for arguments and results."""
+
+    ARGUMENTS: ClassVar[dict[str, dict[str, Any]]] = {
+        "directory": {"type": "str", "required": True},
+        "python": {"type": "str", "default": "python3"},
+        "backend": {"type": "str", "default": "auto"},
+        "digest": {"type": "str", "required": True},
+        "tools": {"type": "str", "default": ""},
+        "find_links": {"type": "list", "elements": "str", "default": []},
+    }
+
+    def request(self, host: str, arguments: dict[str, Any], inventory: Inventory) -> dict[str, Any]:
+        """Return what the agent is asked."""
+        return {"op": "python_env_info", **arguments}
