@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any, ClassVar
 
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.environment import render
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.environment import as_environment, as_text, variables
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.every_node import EveryNodeAction
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.inventory import Inventory
 
@@ -23,6 +23,7 @@ class ActionModule(EveryNodeAction):
 
     def request(self, host: str, arguments: dict[str, Any], inventory: Inventory) -> dict[str, Any]:
         """Return what the agent is asked."""
-        node, variables = (inventory.value(host, f"node_env_{name}", {}) for name in ("node", "variables"))
-        checksum = hashlib.sha256(render(node, variables).encode()).hexdigest()
+        node, given = (inventory.value(host, f"node_env_{name}", {}) for name in ("node", "variables"))
+        text = as_text(variables(node, as_environment(given, f"{host}: node_env_variables")))
+        checksum = hashlib.sha256(text.encode()).hexdigest()
         return {"op": "node_env_info", "checksum": checksum, **arguments}

@@ -1,22 +1,17 @@
 # Copyright (c) The Thunderhead developers
 # Licensed under the Apache License, Version 2.0 (see LICENSE)
-"""A job's environment: what a user may add, and templates/node.env.j2, which writes it all."""
+"""The environment of a node and of a job there: what is ours, and what a user may add."""
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 import shlex
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import jinja2
 import yaml
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
-
-TEMPLATE = Path(__file__).parents[2] / "templates" / "node.env.j2"
 
 OURS = frozenset(["MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "NODE_RANK", "NUM_NODES", "JOB_ID", "JOB_DIR"])
 """Written from the inventory; a second opinion about them is how ranks come to disagree."""
@@ -74,29 +69,37 @@ def _value(name: Any, value: Any, subject: str) -> str:
     raise JobError(f"{subject} gives {name} a value that is neither text nor a number; give it a string")
 
 
-@functools.cache
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(trim_blocks=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
-    environment.filters["quote"] = lambda value: shlex.quote(str(value))  # as ansible.builtin.quote
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-
-
-def render(node: Mapping[str, Any], variables: Mapping[str, str], job: Mapping[str, Any] | None = None) -> str:
-    """Return the text of one node's node.env, NAME=value lines quoted for a shell.
+def variables(
+    node: Mapping[str, Any], given: Mapping[str, str], job: Mapping[str, Any] | None = None
+) -> dict[str, str]:
+    """Return the environment of one node, or of a job there.
 
     Args:
         node: rank, world_size, master_addr, master_port, interface.
-        variables: the user's, merged last.
-        job: for a job's own file: id, dir, checkpoint (path or ""), commit (of its code, or ""), gang (whether its
-            nodes work together) and framework (what a framework that the script uses takes from the environment
-            besides).
+        given: the user's, which win.
+        job: its id, dir, checkpoint (path or ""), commit (of its code, or ""), gang (whether its nodes work together)
+            and framework (what a framework that the script uses takes from the environment besides).
     """
-    return _template().render(
-        node_env_node=node, **({"node_env_job": job} if job else {}), node_env_variables=variables
-    )
+    ours = {
+        "MASTER_ADDR": node["master_addr"],
+        "MASTER_PORT": node["master_port"],
+        "WORLD_SIZE": node["world_size"],
+        "NODE_RANK": node["rank"],
+        "NUM_NODES": node["world_size"],
+    }
+    if job is None or job["gang"]:
+        ours |= dict.fromkeys(("PL_TRAINER_NUM_NODES", "LT_NUM_NODES"), node["world_size"])
+    ours |= {"GLOO_SOCKET_IFNAME": node["interface"], "NCCL_SOCKET_IFNAME": f"={node['interface']}"}
+    if job:
+        ours |= {"JOB_ID": job["id"], "JOB_DIR": job["dir"], "JOB_GIT_COMMIT": job["commit"], **job["framework"]}
+        if job["checkpoint"]:
+            ours["CKPT_PATH"] = job["checkpoint"]
+    return {name: str(value) for name, value in {**ours, **dict(sorted(given.items()))}.items()}
 
 
-def parse(text: str) -> dict[str, str]:
-    """Return the mapping in a node.env, as a shell would read it: the last of several values counts."""
-    pairs = [word.partition("=") for word in shlex.split(text, comments=True)]
-    return {name: value for name, _equals, value in pairs}
+def as_text(environment: Mapping[str, str]) -> str:
+    """Return what a node.env holds: a line NAME=value for each variable, quoted for a shell.
+
+    For a node's own file roles/node_env/templates/node.env.j2 writes the same.
+    """
+    return "".join(f"{name}={shlex.quote(value)}\n" for name, value in environment.items())

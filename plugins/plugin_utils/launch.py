@@ -323,7 +323,6 @@ class Launch:
         Raises:
             JobError: a node could not start it; those that had are stopped again.
         """
-        # Made before the nodes' threads begin: each would compile the template anew, 9 ms that all others wait for.
         orders = {node.host: (node.host, sealed(self._order(node))) for node in self.gang.topology.nodes}
         _replies, errors = fan_out(orders, self._tell_to_start, PREPARE_SECONDS)
         if not errors:
@@ -348,14 +347,8 @@ class Launch:
         prepared = self._prepared[node.host]
         job_dir = prepared["job_dir"]
         checkpoint = posixpath.join(job_dir, "work", job.checkpoint) if job.checkpoint else ""
-        text = environment.render(
-            {
-                "rank": node.rank,
-                "world_size": topology.world_size,
-                "master_addr": topology.head.address,
-                "master_port": topology.head.settings.master_port,
-                "interface": node.interface,
-            },
+        variables = environment.variables(
+            topology.place_of(node),
             {**node.settings.env, **job.env},
             {
                 "id": self.gang.job_id,
@@ -384,9 +377,9 @@ class Launch:
         own = {"rank": node.rank, "python": prepared["python"]}
         spec = f"{self._shared_spec[:-1]}, {json.dumps(own)[1:]}\n"
         argv = self._command(node, prepared["python"])
-        variables = [f"{name}={value}" for name, value in environment.parse(text).items()]
+        words = [f"{name}={value}" for name, value in variables.items()]
         lines = "\n".join(f"{name}={value}" for name, value in settings.items())
-        fields = [lines, text, spec, str(len(argv)), *argv, *variables]
+        fields = [lines, environment.as_text(variables), spec, str(len(argv)), *argv, *words]
         return b"".join(os.fsencode(field) + b"\0" for field in fields)
 
     @functools.cached_property

@@ -25,7 +25,7 @@ def variables_of(given: Mapping[str, str], checkpoint: str) -> set[str]:
         checkpoint: path of the one that the job goes on from, or "".
     """
     job = {"id": "", "dir": "", "checkpoint": checkpoint, "commit": "", "gang": True, "framework": {}}
-    return {*ACCOUNT, *environment.parse(environment.render(_NODE, given, job))}
+    return {*ACCOUNT, *environment.variables(_NODE, given, job)}
 
 
 def require_known(

@@ -66,6 +66,16 @@ class Topology:
         """The nodes as job.json and spec.json list them: rank, host and address of each."""
         return [{"rank": node.rank, "host": node.host, "address": node.address} for node in self.nodes]
 
+    def place_of(self, node: Node) -> dict[str, Any]:
+        """Return what a node's environment says of its place; see ``environment.variables``."""
+        return {
+            "rank": node.rank,
+            "world_size": self.world_size,
+            "master_addr": self.head.address,
+            "master_port": self.head.settings.master_port,
+            "interface": node.interface,
+        }
+
 
 def require_hosts(hosts: Sequence[str]) -> None:
     """Raise JobError if no host takes part."""

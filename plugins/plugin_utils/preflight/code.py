@@ -54,10 +54,12 @@ class Code:
             "master_port": head.master_port,
             "interface": "lo",
         }
-        job = {"id": "preflight", "dir": "/", "commit": self.bundle.described_commit, "gang": True, "framework": {}}
-        text = environment.render(about, {**node.env, **self.env}, job)
+        job = {
+            **{"id": "preflight", "dir": "/", "commit": self.bundle.described_commit},
+            **{"checkpoint": "", "gang": True, "framework": {}},
+        }
         ranks = _ONE_RANK if self.launcher == "torchrun" else {}
-        return {**ranks, **environment.parse(text)}
+        return {**ranks, **environment.variables(about, {**node.env, **self.env}, job)}
 
     def explained(self, why: str) -> str:
         """Return a clause on a failed import that has its cause in the project, or ""."""

@@ -170,12 +170,5 @@ def rehearse(gang: Gang, port: int, seconds: float, fraction: float) -> Rehearsa
 
 def _variables(topology: Topology, node: Node) -> list[str]:
     """Return what a job's environment on a node would hold."""
-    about = {
-        "rank": node.rank,
-        "world_size": topology.world_size,
-        "master_addr": topology.head.address,
-        "master_port": topology.head.settings.master_port,
-        "interface": node.interface,
-    }
-    text = environment.render(about, node.settings.env)
-    return [f"{name}={value}" for name, value in environment.parse(text).items()]
+    variables = environment.variables(topology.place_of(node), node.settings.env)
+    return [f"{name}={value}" for name, value in variables.items()]

@@ -30,6 +30,11 @@ JOB_ENV = {
     "BACKSLASH": "C:\\temp\\",
     "UNICODE": "Zürich 日本 🚀",
     "HASH": "# no comment",
+    "lower": "after upper case",
+    "NUMBER": 3,
+    "FRACTION": 1.50,
+    "FLAG": True,
+    "PL_TRAINER_NUM_NODES": "2",
 }
 
 
@@ -96,9 +101,8 @@ def test_the_role_renders_what_the_engine_renders(cluster: Cluster) -> None:
             "master_port": cluster.port,
             "interface": "lo",
         }
-        text = environment.render(place, {**JOB_ENV, "HOST": f"node{rank}"})
-        assert path.read_bytes().decode() == text
-        assert environment.parse(text)["LINES"] == JOB_ENV["LINES"]
+        given = environment.as_environment({**JOB_ENV, "HOST": f"node{rank}"}, "job_env")
+        assert path.read_bytes().decode() == environment.as_text(environment.variables(place, given))
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
@@ -174,7 +178,7 @@ def test_run(cluster: Cluster) -> None:
     for rank in (0, 1):
         expected = {"TOKEN": "hush $1", "NODE_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": None}
         assert json.loads(printed[f"[{rank} node{rank}]"]) == [
-            {**JOB_ENV, "HOST": f"node{rank}", **expected},
+            {**environment.as_environment(JOB_ENV, "job_env"), "HOST": f"node{rank}", **expected},
             ["--lr", "0.1"],
         ]
     (run,) = (cluster.folder / "runs").glob("*-*")
