@@ -12,7 +12,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall.openi
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.every_node import EveryNodeAction
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.inventory import Inventory
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import listed
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import listed, shown
 
 
 class ActionModule(EveryNodeAction):
@@ -54,8 +54,10 @@ def opening(peers: Sequence[str], ports: Sequence[str]) -> tuple[list[str], list
 
 
 def chosen(nodes: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return what was chosen, and why, a line for all nodes of which that is the same."""
+    """Return what was chosen, and why, a line for all nodes of which that is the same; the most are not all named."""
     alike: dict[str, list[str]] = {}
     for host, one in nodes.items():
-        alike.setdefault(one["msg"], []).append(host)
-    return "\n".join(f"{listed(hosts)}: {why}" for why, hosts in alike.items())
+        alike.setdefault(shown(one["msg"]), []).append(host)
+    most = max(map(len, alike.values()), default=0)
+    lines = (f"{listed(hosts, 5 if len(hosts) == most else len(hosts))}: {why}" for why, hosts in alike.items())
+    return "\n".join(lines)

@@ -8,7 +8,8 @@ import hashlib
 from typing import Any, ClassVar
 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.environment import as_environment, as_text, variables
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.every_node import EveryNodeAction
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.every_node import EveryNodeAction, require_absolute
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.inventory import Inventory
 
 
@@ -23,7 +24,10 @@ class ActionModule(EveryNodeAction):
 
     def request(self, host: str, arguments: dict[str, Any], inventory: Inventory) -> dict[str, Any]:
         """Return what the agent is asked."""
+        require_absolute(arguments["directory"])
         node, given = (inventory.value(host, f"node_env_{name}", {}) for name in ("node", "variables"))
-        text = as_text(variables(node, as_environment(given, f"{host}: node_env_variables")))
-        checksum = hashlib.sha256(text.encode()).hexdigest()
-        return {"op": "node_env_info", "checksum": checksum, **arguments}
+        try:
+            text = as_text(variables(node, as_environment(given, "node_env_variables")))
+        except KeyError as missing:
+            raise JobError(f"node_env_node has no {missing.args[0]}") from None
+        return {"op": "node_env_info", "checksum": hashlib.sha256(text.encode()).hexdigest(), **arguments}

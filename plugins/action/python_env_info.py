@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.every_node import EveryNodeAction
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.every_node import EveryNodeAction, require_absolute
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.inventory import Inventory
 
 
@@ -24,4 +24,5 @@ class ActionModule(EveryNodeAction):
 
     def request(self, host: str, arguments: dict[str, Any], inventory: Inventory) -> dict[str, Any]:
         """Return what the agent is asked."""
+        require_absolute(arguments["directory"])
         return {"op": "python_env_info", **arguments}

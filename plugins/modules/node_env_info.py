@@ -41,6 +41,9 @@ EXAMPLES = r"""
     user: thunderhead
   register: found
   run_once: true
+  vars:
+    node_env_node: {rank: 0, world_size: 2, master_addr: 192.0.2.11, master_port: 29500, interface: eth0}
+    node_env_variables: {NCCL_DEBUG: WARN}
 """
 
 RETURN = r"""

@@ -100,6 +100,6 @@ def variables(
 def as_text(environment: Mapping[str, str]) -> str:
     """Return what a node.env holds: a line NAME=value for each variable, quoted for a shell.
 
-    For a node's own file roles/node_env/templates/node.env.j2 writes the same.
+    A node's own is written by the template of the role node_env.
     """
     return "".join(f"{name}={shlex.quote(value)}\n" for name, value in environment.items())

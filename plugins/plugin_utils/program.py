@@ -55,7 +55,9 @@ for name in {packages}:
 from {module} import operation
 from {protocol} import answer
 """
-_IMPORT = re.compile(rf"^ *from ({re.escape(module_utils.__name__)}(?:\.\w+)+) import ([\w ,]*)", re.MULTILINE)
+_IMPORT = re.compile(
+    rf"^ *from ({re.escape(module_utils.__name__)}(?:\.\w+)+) import (?:\(([\w\s,]*)\)|([\w ,]*))", re.MULTILINE
+)
 _PACKING = threading.Lock()
 FASTEST = 1
 """Level of compression: it must not take longer than what it saves on the way."""
@@ -82,10 +84,11 @@ def needed(module: str) -> list[str]:
     """Return the names of a module of module_utils and of those there that it may import, directly or not."""
     found = [module]
     for name in found:
-        for imported, names in _IMPORT.findall(_text(name)):
+        for imported, *names in _IMPORT.findall(_text(name)):
             # Of a package they are modules, else what lies in a module.
-            modules = [f"{imported}.{one.split()[0]}" for one in names.split(",")] if _place(imported).is_dir() else []
-            found += [one for one in modules or [imported] if one not in found]
+            words = [one.split()[0] for one in "".join(names).split(",") if one.strip()]
+            modules = [f"{imported}.{one}" for one in words] if _place(imported).is_dir() else [imported]
+            found += [one for one in modules if one not in found]
     return found
 
 

@@ -185,6 +185,8 @@ _ROOM = {"free": is_size}
 _PACKAGES = {"python": is_text, "installed": many(is_text)}
 _PLACE = {"address": is_address, "interface": is_interface}
 _FIREWALL = matches(re.compile("firewalld|ufw|iptables|nftables|none"))
+_RICH_RULE = fields({"zone": is_text, "rule": is_text})
+_UFW_RULE = fields({"network": is_text, "ports": is_text}, {"position": none_or(is_size)})
 _KEYED = matches(re.compile("(envs|tools)/[0-9a-f]{16}"))
 _RESOURCES = {"clock": row(is_number, is_number), "shm": fields({**_ROOM, "size": is_size})}
 
@@ -243,9 +245,9 @@ REPLIES: Mapping[str, tuple[Mapping[str, Check], Mapping[str, Check]]] = {
         {
             "provider": _FIREWALL,
             "msg": is_sentence,
-            "restored": many(_FIREWALL),
-            "firewalld": fields(dict.fromkeys(("missing", "stale"), many(table(is_text, is_text)))),
-            "ufw": fields(dict.fromkeys(("missing", "stale"), many(table(is_text, either(is_text, none_or(is_size)))))),
+            "restored": many(matches(re.compile("iptables|nftables"))),
+            "firewalld": fields(dict.fromkeys(("missing", "stale"), many(_RICH_RULE))),
+            "ufw": fields(dict.fromkeys(("missing", "stale"), many(_UFW_RULE))),
         },
         {},
     ),

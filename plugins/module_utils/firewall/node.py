@@ -115,8 +115,9 @@ def look(provider: str, sources: Sequence[str], ports: Sequence[Span]) -> dict[s
     if os.geteuid():
         if provider != "none":
             raise Refusal(
-                "has a firewall that only root may look at and change; set ansible_become to true for it in the "
-                "inventory, or firewall_provider to none and see to it yourself that its peers can connect"
+                "is used as an account that is not root, and only root may look at a firewall and change it; set "
+                "ansible_become to true for it in the inventory, or firewall_provider to none and see to it yourself "
+                "that its peers can connect"
             )
         return {"provider": "none", "msg": "no rules are wanted", "restored": [], "firewalld": nothing, "ufw": nothing}
     here = Firewalls()

@@ -53,8 +53,9 @@ def test_every_host_is_asked_with_its_own_arguments(tmp_path: Path) -> None:
     ("wrong", "words"),
     [
         ({"wheels": ["/no/such"]}, ["b has no folder /no/such; make it there", "c has no folder /no/such"]),
-        ({"wheels": {"a": 1}}, ["find_links"]),
-        ({"place": "{{ nowhere }}"}, ["'nowhere' is undefined"]),
+        ({"wheels": {"a": 1}}, ["b: argument 'find_links' is of type dict", "c: argument 'find_links'"]),
+        ({"place": "{{ nowhere }}"}, ["b: 'nowhere' is undefined; correct it in the inventory", "c: 'nowhere' is"]),
+        ({"place": "below"}, ["b: directory is below, which is no absolute path; correct it in the inventory"]),
         ({"ansible_python_interpreter": "/no/python"}, ["b has no usable Python: /no/python was not found"]),
     ],
 )
@@ -65,4 +66,4 @@ def test_what_is_wrong_with_a_host_is_told_in_one_sentence(tmp_path: Path, wrong
     assert result.returncode == 2, output
     assert all(word in output for word in words), output
     assert "Traceback" not in output
-    assert "\na has" not in output
+    assert "a has" not in output and "a: " not in output

@@ -190,7 +190,7 @@ def test_one_that_was_named_and_is_not_active(machine, firewalls, provider, word
 def test_an_ordinary_user(machine, monkeypatch):
     monkeypatch.setattr(node.os, "geteuid", lambda: 1000)
     assert machine.run(provider="none")["provider"] == "none"
-    with pytest.raises(Refusal, match="has a firewall that only root may look at and change; set ansible_become"):
+    with pytest.raises(Refusal, match="only root may look at a firewall and change it; set ansible_become"):
         machine.run()
 
 
@@ -208,6 +208,9 @@ def test_bad_input_is_told_before_any_node_is_asked(peers: list[str], ports: lis
 
 def test_what_is_the_same_on_many_nodes_is_said_once() -> None:
     nodes = {f"gpu-{number}": {"msg": "ufw, for it is active"} for number in range(1, 8)}
-    assert action.chosen({**nodes, "head": {"msg": "none, for nothing filters"}}) == (
-        "gpu-1, gpu-2, gpu-3, gpu-4, gpu-5 and 2 more: ufw, for it is active\nhead: none, for nothing filters"
+    others = {f"cpu-{number}": {"msg": "none, for nothing filters"} for number in range(1, 7)}
+    assert action.chosen({**nodes, **others, "liar": {"msg": "ufw\ngpu-1: \u202enone"}}) == (
+        "gpu-1, gpu-2, gpu-3, gpu-4, gpu-5 and 2 more: ufw, for it is active\n"
+        "cpu-1, cpu-2, cpu-3, cpu-4, cpu-5, cpu-6: none, for nothing filters\n"
+        "liar: ufw\\ngpu-1: \\u202enone"
     )

@@ -6,6 +6,7 @@ from importlib.util import MAGIC_NUMBER
 from pathlib import Path
 
 import pytest
+from ansible_collections.thunderhead.cluster.plugins import module_utils
 from ansible_collections.thunderhead.cluster.plugins.module_utils import agent
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import program
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.program import (
@@ -143,3 +144,17 @@ def test_a_start_waits_for_no_import_that_takes_long(nodes: list[LocalNode], tmp
         assert {"fcntl", "ctypes"} <= seen, "what is imported was not seen"
         assert "json" in after, "what the supervisor imports was not seen"
         assert not seen & SLOW, node.host
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import ufw, iptables as other",
+        "import ufw, iptables  # both",
+        "import (\n    iptables,\n    ufw as other,\n)\n",
+    ],
+)
+def test_modules_of_a_package_are_found_however_they_are_imported(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = f"{module_utils.__name__}.firewall"
+    monkeypatch.setattr(program, "_text", lambda name: f"from {package} {line}\n" if name == "one" else "")
+    assert {*needed("one")} == {"one", f"{package}.ufw", f"{package}.iptables"}

@@ -392,7 +392,7 @@ def test_the_tools_come_apart_from_the_environment(site: Site) -> None:
     assert list(link.glob("lib/*/site-packages/tiny-1.0.dist-info"))
     again = site.setup(*asked).stdout
     assert "changed=0" in again
-    assert "Resolve the requirements" not in again, "it is one look at each node"
+    assert "Resolve the requirements" not in again, "nothing is missing on any node"
     environment = (site.folder / "node" / "env").readlink()
     link.unlink()
     again = site.setup(*asked)
