@@ -8,7 +8,7 @@ short_description: Lists the jobs on the cluster
 version_added: 0.1.0
 author: The Thunderhead developers
 description:
-  - Asks every host of group C(cluster) for its jobs, the newest 20 of each, whoever started them.
+  - Asks every host of group C(cluster) for its jobs, the newest 10 of each, whoever started them.
   - Runs once for all hosts.
 options:
   job:
