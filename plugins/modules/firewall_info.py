@@ -8,8 +8,7 @@ short_description: Finds the firewall that is active on every node, and what it 
 version_added: 0.1.0
 description:
   - Reads, and changes nothing.
-  - Asks all hosts of the play at once, with the arguments that the task has for each; a failure on one fails the task
-    for all.
+  - Asks all hosts of the play at once, with the arguments that the task has for each.
   - Active is what filters incoming packets now; what is installed and does not run is not. Of several, the one that
     manages the others is chosen, firewalld before ufw before iptables before nftables.
   - A firewall that is not chosen should have no rule of the cluster; any that it has is stale. Only where V(auto) finds
@@ -47,6 +46,11 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+errors:
+  description: By host, why it could not be looked at. The task fails where an error on one host ends the play for all
+    (C(any_errors_fatal)), and where no host could be looked at.
+  returned: success
+  type: dict
 msg:
   description: What was chosen, and why; a line for all hosts of which that is the same.
   returned: success

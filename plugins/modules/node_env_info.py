@@ -9,8 +9,7 @@ version_added: 0.1.0
 author: The Thunderhead developers
 description:
   - Changes nothing.
-  - Asks all hosts of the play at once, with the arguments that the task has for each; a failure on one fails the task
-    for all.
+  - Asks all hosts of the play at once, with the arguments that the task has for each.
   - What C(node.env) is to hold follows from the variables C(node_env_node) and C(node_env_variables) of the role
     node_env. They are no arguments, for these are shown and recorded, and a variable may be a secret.
 options:
@@ -47,6 +46,11 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+errors:
+  description: By host, why it could not be looked at. The task fails where an error on one host ends the play for all
+    (C(any_errors_fatal)), and where no host could be looked at.
+  returned: success
+  type: dict
 nodes:
   description: By host, what it has.
   returned: success

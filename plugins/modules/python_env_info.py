@@ -8,8 +8,7 @@ short_description: Looks at every node's Python, platform, GPU driver and enviro
 version_added: 0.1.0
 description:
   - Says which environment each node should have, by a checksum of all that decides its content, and whether it has it.
-  - Asks all hosts of the play at once, with the arguments that the task has for each; a failure on one fails the task
-    for all.
+  - Asks all hosts of the play at once, with the arguments that the task has for each.
   - Refuses a node that can have none, with no Python from 3.10 to 3.13, or with a cluster directory whose programs
     cannot run.
 options:
@@ -55,6 +54,11 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+errors:
+  description: By host, why it could not be looked at. The task fails where an error on one host ends the play for all
+    (C(any_errors_fatal)), and where no host could be looked at.
+  returned: success
+  type: dict
 nodes:
   description: >-
     By host, what M(thunderhead.cluster.python_env_lock) and M(thunderhead.cluster.python_env) need to know of it.

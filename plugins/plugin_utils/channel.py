@@ -82,9 +82,26 @@ class Channel:
     """Requests to one host's agent. Each call is one ``exec_command``; a channel serves one thread at a time."""
 
     def __init__(
-        self, host: str, connection: Any, python: str, executable: str, entrance: Entrance | None = None
+        self,
+        host: str,
+        connection: Any,
+        python: str,
+        executable: str,
+        entrance: Entrance | None = None,
+        environment: str = "",
     ) -> None:
+        """Keep what a call needs; nothing is sent.
+
+        Args:
+            host: inventory name.
+            connection: Ansible's, with its become and shell plugins.
+            python: the interpreter there.
+            executable: the shell there.
+            entrance: where new connections wait for their turn.
+            environment: variables for the interpreter, as the shell takes them in front of a command.
+        """
         self.host = host
+        self._environment = environment
         self._entrance = entrance
         self._connection = connection
         self._python = python
@@ -100,7 +117,7 @@ class Channel:
             Refused: the agent says no.
             NodeError: the node cannot run the agent, or the agent failed.
         """
-        command = f"{shlex.quote(self._python)} -I -S -c {shlex.quote(LOADER)}"
+        command = f"{self._environment} {shlex.quote(self._python)} -I -S -c {shlex.quote(LOADER)}".lstrip()
         return self._parse(request, *self._execute(command, frame(request["op"], ascii(dict(request)), payload)))
 
     def put(self, path: str, data: bytes) -> None:
@@ -262,6 +279,8 @@ class Channel:
             return NodeError(self.host, f"has no usable Python: {self._python} was built without zlib; {remedy}")
         if code == 255:  # ssh's own
             return self._unreachable(errors)
+        if code in (0, 2, 126):  # of another program, or of a file that is none
+            return NodeError(self.host, f"has no usable Python: {self._python} is none, {_last_line(errors)}; {remedy}")
         return NodeError(self.host, f"could not run Thunderhead's agent (exit code {code}): {_last_line(errors)}")
 
 

@@ -88,6 +88,9 @@ class Access:
         become = self._value("ansible_become")
         self._becomes = boolean(become) if become is not None else own.become
         self._method = str(self._value("ansible_become_method") or own.become_method)
+        self._environment: dict[str, Any] = {}
+        for given in own.environment or []:
+            self._environment.update(self._templar.template(given) or {})
         self._python = str(self._value("ansible_python_interpreter") or C.config.get_config_value("INTERPRETER_PYTHON"))
 
     def _value(self, name: str) -> Any:
@@ -117,7 +120,9 @@ class Access:
         except AnsibleError as error:
             raise self._unusable(error) from error
         python = self._python if not self._python.startswith("auto") else "python3"
-        return Channel(self._host, connection, python, str(self._context.executable or "/bin/sh"), self._entrance)
+        prefix = connection._shell.env_prefix(**self._environment) if self._environment else ""
+        executable = str(self._context.executable or "/bin/sh")
+        return Channel(self._host, connection, python, executable, self._entrance, prefix)
 
     def _options(self, kind: str, name: str) -> dict[str, Any]:
         """Return those of the host's variables that a plugin asks for."""

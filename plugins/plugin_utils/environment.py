@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import yaml
+from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.limits import is_encodable
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 
 OURS = frozenset(["MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "NODE_RANK", "NUM_NODES", "JOB_ID", "JOB_DIR"])
@@ -65,6 +66,8 @@ def _value(name: Any, value: Any, subject: str) -> str:
     if isinstance(value, (str, int, float)):
         if "\0" in str(value):
             raise JobError(f"{subject} gives {name} a value with a null byte, which no environment can hold")
+        if not is_encodable(str(value)):
+            raise JobError(f"{subject} gives {name} a value with half a character, which UTF-8 cannot hold; correct it")
         return str(value)
     raise JobError(f"{subject} gives {name} a value that is neither text nor a number; give it a string")
 

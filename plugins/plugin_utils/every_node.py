@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.plugins.action import ActionBase
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import Channel, NodeError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError, in_one
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.fan_out import fan_out
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.inventory import Inventory
@@ -33,33 +33,32 @@ class EveryNodeAction(ActionBase):
     ARGUMENTS: ClassVar[Mapping[str, dict[str, Any]]] = {}
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Return what each host replies, as ``nodes``."""
+        """Return what each host replies, as ``nodes``, and why another could not be looked at, as ``errors``.
+
+        Where an error on one host ends the play for all, and where there is one on each, they are raised together.
+        """
         result: dict[str, Any] = super().run(tmp, task_vars)
         inventory = Inventory(self, task_vars or {})
-        try:
-            requests = self._requests(inventory)
-            nodes, errors = fan_out(
-                {host: (inventory.open_channel(host), requests[host]) for host in requests},
-                lambda asked: asked[0].call(asked[1])[0],
-                TIMEOUT_SECONDS,
-            )
-            if errors:
-                raise in_one(errors.values())
-        except (JobError, NodeError) as error:
-            raise AnsibleActionFail(shown_lines(str(error))) from None
-        return {**result, "changed": False, "nodes": nodes}
+        requests, wrong = self._requests(inventory)
+        nodes, failed = fan_out(requests, lambda asked: asked[0].call(asked[1])[0], TIMEOUT_SECONDS)
+        errors = {host: shown_lines(str(error)) for host, error in {**wrong, **failed}.items()}
+        if errors and (self._task.any_errors_fatal or not nodes):
+            raise AnsibleActionFail(shown_lines(str(in_one({**wrong, **failed}.values()))))
+        return {**result, "changed": False, "nodes": nodes, "errors": errors}
 
-    def _requests(self, inventory: Inventory) -> dict[str, dict[str, Any]]:
-        """Return what is asked of each host; raise JobError with all hosts whose arguments cannot be used."""
-        requests, errors = {}, []
+    def _requests(self, inventory: Inventory) -> tuple[dict[str, tuple[Channel, dict[str, Any]]], dict[str, Exception]]:
+        """Return whom to ask what, and of which hosts that cannot be made, each by host."""
+        requests: dict[str, tuple[Channel, dict[str, Any]]] = {}
+        errors: dict[str, Exception] = {}
         for host in inventory.batch:
             try:
-                requests[host] = self.request(host, self._checked(inventory.arguments(host)), inventory)
+                request = self.request(host, self._checked(inventory.arguments(host)), inventory)
+                requests[host] = inventory.open_channel(host), request
+            except NodeError as error:
+                errors[host] = error
             except (AnsibleError, JobError) as error:
-                errors.append(JobError(f"{host}: {error}; correct it in the inventory"))
-        if errors:
-            raise in_one(errors)
-        return requests
+                errors[host] = JobError(f"{host}: {error}; correct it in the inventory")
+        return requests, errors
 
     def _checked(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Return one host's arguments; raise JobError if they are not what ARGUMENTS says."""

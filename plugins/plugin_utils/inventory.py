@@ -88,4 +88,7 @@ class Inventory:
             _hosts=self._task_vars["ansible_play_batch"],
             _hosts_all=self._task_vars["ansible_play_hosts_all"],
         )
+        # As Ansible's executor has it, for lookups of files.
+        folders = self._task.get_search_path()
+        variables["ansible_search_path"] = list(dict.fromkeys([*folders, self._action._loader.get_basedir()]))
         return variables

@@ -25,6 +25,8 @@ ABOUT = (
     "platform.machine(), sys.platform, list(platform.libc_ver())])"
 )
 """For Python 2.7 and later, so that one which is too old can be named."""
+ANSWER_SECONDS = 20
+"""How long a Python or a uv may take to say what it is."""
 SHOWN = ("executable", "python", "version", "machine", "system", "libc")
 
 
@@ -57,6 +59,10 @@ def probe(
     if missing:
         raise Refusal(f"has no folder {missing[0]}; make it there, or correct python_env_find_links")
     require_executable(directory)
+    for name in ("env", "tools/env", "bin/uv"):
+        path = os.path.join(directory, name)
+        if os.path.isdir(path) and not os.path.islink(path):
+            raise Refusal(f"has a folder as {path}, where setup makes a link or a program; move it away")
     driver = nvidia_driver()
     if backend == "auto" and driver is None:
         backend = "cpu"
@@ -106,13 +112,26 @@ def _is_tools_link(directory: str, target: str) -> bool:
 
 
 def _about(python: str) -> dict[str, Any]:
+    if not python:
+        raise Refusal("has an empty python_env_python; name a Python from 3.10 to 3.13 there, or leave it out")
     try:
         done = subprocess.run(
-            [python, "-c", ABOUT], stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", cwd="/"
+            [python, "-c", ABOUT],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            cwd="/",
+            timeout=ANSWER_SECONDS,
         )
         why = (done.stderr.strip().splitlines() or [""])[-1]
     except OSError as error:
         done, why = None, str(error.strerror)
+    except subprocess.TimeoutExpired:
+        raise Refusal(
+            f"has something as {python} that does not answer within {ANSWER_SECONDS} s, as a Python does; name one in "
+            "python_env_python"
+        ) from None
     if done is None or done.returncode != 0:
         raise Refusal(
             f"has no Python that runs as {python}{f' ({why})' if why else ''}; install one from 3.10 to 3.13, or name "
@@ -172,16 +191,24 @@ def nvidia_driver() -> str | None:
 def uv_version(uv: str) -> str:
     """Return the version of the uv at this path, empty if it does not run."""
     try:
-        done = subprocess.run([uv, "--version"], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True)
-        return done.stdout.split()[1]
-    except (OSError, subprocess.CalledProcessError, IndexError):
+        done = subprocess.run(
+            [uv, "--version"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=ANSWER_SECONDS,
+        )
+    except (OSError, subprocess.SubprocessError):
         return ""
+    found = re.match(r"uv (\d+\.\d+\.\d+)\b", done.stdout)
+    return found[1] if found and done.returncode == 0 else ""
 
 
 def disk_of(directory: str) -> os.statvfs_result:
     """Return what is known of the file system that the cluster directory lies on, or will."""
-    place = directory
-    while not os.path.isdir(place) and place != "/":
+    place = os.path.abspath(directory)
+    while not os.path.isdir(place):
         place = os.path.dirname(place)
     return os.statvfs(place)
 

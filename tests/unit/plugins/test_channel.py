@@ -122,7 +122,13 @@ def test_a_refusal_begins_with_the_node() -> None:
             "could not run Thunderhead's agent (exit code 1): ValueError: a defect",
         ),
         (137, b"\xff", NodeError, "could not run Thunderhead's agent (exit code 137): \ufffd"),
-        (0, b"", NodeError, "could not run Thunderhead's agent (exit code 0): it said nothing"),
+        (0, b"", NodeError, f"has no usable Python: python3 is none, it said nothing; {REMEDY}"),
+        (
+            2,
+            b"sh: Illegal option -I",
+            NodeError,
+            f"has no usable Python: python3 is none, sh: Illegal option -I; {REMEDY}",
+        ),
     ],
 )
 def test_no_reply(code: int, errors: bytes, kind: type[NodeError], message: str) -> None:

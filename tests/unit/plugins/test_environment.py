@@ -124,6 +124,7 @@ def test_values(value: Any, expected: str) -> None:
         ([1], "env gives A a value that is neither text nor a number; give it a string"),
         ({"a": 1}, "env gives A a value that is neither text nor a number; give it a string"),
         ("a\0b", "env gives A a value with a null byte, which no environment can hold"),
+        ("a\ud800b", "env gives A a value with half a character, which UTF-8 cannot hold; correct it"),
     ],
 )
 def test_values_that_are_none(value: Any, message: str) -> None:

@@ -554,6 +554,36 @@ def test_no_python(tmp_path: Path, python: str, message: str) -> None:
         node.probe(str(tmp_path), python, "cpu", "", "", [])
 
 
+def test_a_python_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = tmp_path / "python"
+    slow.write_text("#!/bin/sh\nexec sleep 60\n")
+    slow.chmod(0o755)
+    monkeypatch.setattr(node, "ANSWER_SECONDS", 0.2)
+    with pytest.raises(Refusal, match=r"has something as /\S+/python that does not answer within 0.2 s, as a Python"):
+        node.probe(str(tmp_path), str(slow), "cpu", "", "", [])
+
+
+@pytest.mark.parametrize("name", ["env", "tools/env", "bin/uv"])
+def test_a_folder_where_setup_makes_something_else(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir(parents=True)
+    with pytest.raises(Refusal, match=f"has a folder as {tmp_path}/{name}, where setup makes a link or a program"):
+        node.probe(str(tmp_path), sys.executable, "cpu", "", "", [])
+
+
+@pytest.mark.parametrize(
+    ("said", "version"),
+    [("uv 0.13.9", "0.13.9"), ("uv 0.13.9 (4ac1 2026-01-01)", "0.13.9"), ("uv 1/2_X", ""), ("uv \\377", ""), ("", "")],
+)
+def test_what_is_no_version_of_uv(tmp_path: Path, said: str, version: str) -> None:
+    (tmp_path / "uv").write_text(f"#!/bin/sh\nprintf '{said}'\n")
+    (tmp_path / "uv").chmod(0o755)
+    assert node.uv_version(str(tmp_path / "uv")) == version
+
+
+def test_a_path_that_leads_nowhere_ends() -> None:
+    assert node.free_bytes("no/such/folder") > 0
+
+
 def test_a_folder_of_wheels_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(Refusal, match="has no folder /no/such; make it there, or correct python_env_find_links"):
         node.probe(str(tmp_path), sys.executable, "cpu", "", "", ["https://example.org/", "/no/such"])
