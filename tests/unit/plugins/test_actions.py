@@ -106,6 +106,12 @@ def test_the_role_renders_what_the_engine_renders(cluster: Cluster) -> None:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
+def test_nodes_that_meet_on_loopback_pass_no_firewall(cluster: Cluster) -> None:
+    result = cluster.playbook("setup.yml", "--tags", "firewall", "-e", "firewall_provider=auto")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "change.yml" not in result.stdout
+
+
 def test_variables_for_jobs_as_text(cluster: Cluster) -> None:
     result = cluster.playbook("setup.yml", "--tags", "node_env", "--check", "--diff", "-e", 'job_env={"A":"b"}')
     assert result.returncode == 0, result.stdout + result.stderr

@@ -54,12 +54,24 @@ def test_one_host_that_cannot_be_looked_at(tmp_path: Path) -> None:
     )
 
 
-def test_a_role_that_leaves_the_first_host_out(tmp_path: Path) -> None:
-    role = {"role": "thunderhead.cluster.node_env", "when": "inventory_hostname != 'a'", "vars": ROLE}
-    result = played(tmp_path, {"roles": [role]}, **{name: {"token": "1"} for name in "abc"})
+FIREWALL = {"firewall_provider": "none", "firewall_peers": [], "firewall_ports": []}
+
+
+@pytest.mark.parametrize(("name", "variables"), [("node_env", ROLE), ("firewall", FIREWALL)])
+def test_a_role_that_leaves_the_first_host_out(tmp_path: Path, name: str, variables: dict[str, Any]) -> None:
+    role = {"role": f"thunderhead.cluster.{name}", "when": "inventory_hostname != 'a'", "vars": variables}
+    result = played(tmp_path, {"roles": [role]}, **{host: {"token": "1"} for host in "abc"})
     assert result.returncode == 2
     assert result.stdout.count("fatal: ") == 2
-    assert "not looked at, for the first host of the play does without the role node_env" in result.stdout
+    assert f"not looked at, for the first host of the play does without the role {name}" in result.stdout
+
+
+@pytest.mark.parametrize(("name", "variables"), [("node_env", ROLE), ("firewall", FIREWALL)])
+def test_a_role_that_leaves_all_hosts_out(tmp_path: Path, name: str, variables: dict[str, Any]) -> None:
+    role = {"role": f"thunderhead.cluster.{name}", "when": "inventory_hostname == 'd'", "vars": variables}
+    result = played(tmp_path, {"roles": [role]}, **{host: {"token": "1"} for host in "abc"})
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.count("changed=0") == 3
 
 
 @pytest.mark.parametrize("given", [{"A": "b"}, '{"A": "b"}', "A: b"])
