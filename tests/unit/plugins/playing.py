@@ -36,6 +36,7 @@ def play(
         "ANSIBLE_REMOTE_TMP": str(folder / "tmp"),
         "ANSIBLE_NOCOLOR": "1",
         "COLUMNS": "1000",
+        "PYTHONUNBUFFERED": "1",  # else what is printed into a file may be read at the end only
     }
     path = ROOT / playbook if playbook.endswith(".yml") else playbook
     command = [*within, sys.executable, "-m", "ansible", "playbook", "-i", inventory, path, *arguments]
