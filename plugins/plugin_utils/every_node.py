@@ -41,9 +41,10 @@ class EveryNodeAction(ActionBase):
         inventory = Inventory(self, task_vars or {})
         requests, wrong = self._requests(inventory)
         nodes, failed = fan_out(requests, lambda asked: asked[0].call(asked[1])[0], TIMEOUT_SECONDS)
-        errors = {host: shown_lines(str(error)) for host, error in {**wrong, **failed}.items()}
-        if errors and (self._task.any_errors_fatal or not nodes):
-            raise AnsibleActionFail(shown_lines(str(in_one({**wrong, **failed}.values()))))
+        failures = {**wrong, **failed}
+        if failures and (self._task.any_errors_fatal or not nodes):
+            raise AnsibleActionFail(shown_lines(str(in_one(failures.values()))))
+        errors = {host: shown_lines(str(error)) for host, error in failures.items()}
         return {**result, "changed": False, "nodes": nodes, "errors": errors}
 
     def _requests(self, inventory: Inventory) -> tuple[dict[str, tuple[Channel, dict[str, Any]]], dict[str, Exception]]:

@@ -25,6 +25,9 @@ class Inventory:
         self._action = action
         self._task_vars = task_vars
         self._task = as_written(action._task)
+        # As Ansible's executor has it, for lookups of files.
+        folders = [*self._task.get_search_path(), action._loader.get_basedir()]
+        self._search_path = list(dict.fromkeys(folders))
         self._variables = functools.cache(self._read)
         self._settings = functools.cache(self._check)
         self._access = functools.cache(self._resolve)
@@ -88,7 +91,5 @@ class Inventory:
             _hosts=self._task_vars["ansible_play_batch"],
             _hosts_all=self._task_vars["ansible_play_hosts_all"],
         )
-        # As Ansible's executor has it, for lookups of files.
-        folders = self._task.get_search_path()
-        variables["ansible_search_path"] = list(dict.fromkeys([*folders, self._action._loader.get_basedir()]))
+        variables["ansible_search_path"] = self._search_path
         return variables

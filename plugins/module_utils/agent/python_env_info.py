@@ -11,10 +11,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # the typing module would cost a twentieth of the agent's start
     from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Reply, Request
 
-ARGUMENTS = ("directory", "python", "backend", "digest", "tools", "find_links")
-
 
 @operation
 def python_env_info(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     """Request: see ``probe``. Reply: see there."""
-    return probe(**{name: request[name] for name in ARGUMENTS}), b""
+    return probe(**{name: value for name, value in request.items() if name != "op"}), b""
