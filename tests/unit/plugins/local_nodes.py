@@ -33,10 +33,10 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings impor
 
 PYTHON = os.path.realpath(sys.executable)
 IS_ROOT = os.geteuid() == 0
-# Whoever is not root can neither make nor become the accounts that these tests are about. CI runs them, as root.
-as_root = pytest.mark.skipif(not IS_ROOT, reason="only root can act as another account")  # nothing can stand in for it
-# test_agent_launching shows that the agent refuses such jobs, and tests/molecule runs jobs under systemd, as an account.
-starts_jobs = pytest.mark.skipif(IS_ROOT and has_systemd(), reason="root runs no jobs there")  # the agent refuses them
+# Whoever is not root can neither make nor become the accounts that these tests are about.
+as_root = pytest.mark.skipif(not IS_ROOT, reason="only root can act as another account")  # CI runs them, as root
+# test_agent_launching shows that the agent refuses such jobs; tests/molecule runs jobs under systemd, as an account.
+starts_jobs = pytest.mark.skipif(IS_ROOT and has_systemd(), reason="root runs no jobs there")  # they are refused
 NOBODY = pwd.getpwnam("nobody").pw_uid
 ME = pwd.getpwuid(os.geteuid()).pw_name
 SLEEP = "import time\nprint('ready')\ntime.sleep(600)\n"
