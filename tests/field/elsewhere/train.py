@@ -7,5 +7,8 @@ from pathlib import Path
 out = Path(sys.argv[1])
 start = Path(os.environ["CKPT_PATH"]).read_text() if "CKPT_PATH" in os.environ else "the beginning"
 out.mkdir(parents=True, exist_ok=True)
-(out / "last.pt").write_text("step 10")
+# Nodes that share the folder read the old file or the new one, never half of one.
+new = out / f"last.pt.{os.environ['NODE_RANK']}"
+new.write_text("step 10")
+new.replace(out / "last.pt")
 print("from", start, flush=True)
