@@ -5,11 +5,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from ansible.plugins.loader import module_loader
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils import survey
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.cluster_action import ClusterAction
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils import role_settings, survey
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.cluster_action import Arguments, ClusterAction
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.inventory import Inventory
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import require_hosts
@@ -21,10 +21,15 @@ MODULES = {"firewalld": "ansible.posix.firewalld", "ufw": "community.general.ufw
 class ActionModule(ClusterAction):
     """Looks at every node."""
 
+    ARGUMENTS: ClassVar[Arguments] = {"roles": {"type": "list", "elements": "str", "default": []}}
+
     def act(self, arguments: dict[str, Any], inventory: Inventory) -> dict[str, Any]:
         """Return what the hosts that take part look like."""
         require_hosts(inventory.cluster)
         settings = inventory.settings(inventory.cluster)
+        role_settings.require_valid(
+            arguments["roles"], inventory.taking_part, lambda host, name: inventory.value(host, name, None)
+        )
         found = survey.survey(settings, inventory.taking_part, inventory.open_channel)
         for host, node in found["nodes"].items():
             require_collections(host, node["firewalls"], inventory.value(host, "firewall_provider", "auto"))

@@ -13,7 +13,14 @@ description:
     inventory gives it, or has a C(cluster_dir) that holds anything but what setup makes; and where a
     collection is missing that a node's firewall needs.
   - Ranks follow the order of all hosts in group C(cluster), also of those that C(--limit) leaves out.
-options: {}
+options:
+  roles:
+    description: >-
+      Roles of this collection. What the inventory says to them is held against their argument specs, for all hosts
+      before any is reached.
+    type: list
+    elements: str
+    default: []
 attributes:
   check_mode:
     support: full

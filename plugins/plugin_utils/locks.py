@@ -33,7 +33,6 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv 
     SETTINGS,
     TORCH_INDEX,
     Failure,
-    toml,
 )
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import MOST_MB
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError, in_one
@@ -78,6 +77,11 @@ DECISIVE = (
     "uv_version",
 )
 """What decides the content of an environment, beside the files."""
+READ_SETTINGS: dict[str, tuple[type, str]] = {
+    **dict.fromkeys(("index", "extra-index-url", "find-links"), (list, "list")),
+    "extra-build-dependencies": (dict, "mapping"),
+}
+"""What is read of uv's settings before uv reads them, and what uv takes there."""
 BUILDER = ("executable", "python", "machine", "platform")
 """What a node that resolves is told of the Python that it does so with, as it has said itself."""
 NO_TORCH = (
@@ -254,9 +258,10 @@ class Plan:
                     break
             else:
                 values = one.values
-                require_known_settings(values["uv_settings"])
+                require_usable_settings(values["uv_settings"], "python_env_uv_settings")
                 has_sources = not values["uv_settings"].get("no-sources")
                 requirements = read(Path(values["requirements"]), values["extras"], values["groups"], has_sources)
+                require_usable_settings(requirements.uv_settings, f"the settings of uv for {requirements.path}")
                 digest = requirements.digest({name: values[name] for name in DECISIVE}, one.max_mb)
                 self.groups.append(Group([host], one, requirements, digest))
 
@@ -452,12 +457,11 @@ def unresolved(requirements: Requirements, where: str, failure: Failure, folder:
     return "\n".join([*lines, *(["The end of what uv said:", "", said[-1500:]] if said else [])])
 
 
-def require_known_settings(settings: Mapping[str, Any]) -> None:
-    """Raise JobError if settings of uv cannot be written."""
-    try:
-        toml(settings)
-    except TypeError as error:
-        raise JobError(f"python_env_uv_settings cannot be written as TOML: {error}; correct it") from None
+def require_usable_settings(settings: Mapping[str, Any], where: str) -> None:
+    """Raise JobError for settings of uv that are read before uv reads them, and are not what uv takes there."""
+    for name, (kind, expected) in READ_SETTINGS.items():
+        if not isinstance(settings.get(name) or kind(), kind):
+            raise JobError(f"{where}: {name} is no {expected}, which uv expects; correct it")
 
 
 def require_python(groups: Sequence[Group], nodes: Mapping[str, Mapping[str, Any]]) -> None:

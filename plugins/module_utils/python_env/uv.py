@@ -237,7 +237,7 @@ def toml(value: Any) -> str:
 
 def uv_toml(settings: Mapping[str, Any]) -> str:
     """Return a uv.toml."""
-    return "".join(f"{toml(str(key))} = {toml(value)}\n" for key, value in settings.items())
+    return "".join(f"{toml(str(key))} = {toml(value)}\n" for key, value in settings.items() if value is not None)
 
 
 class Machine:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.action.python_env_lock import ActionModule
-from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import Failure
+from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import Failure, uv_toml
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import locks
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.locks import Plan, Wanted
@@ -110,6 +110,27 @@ def test_settings_of_uv_that_are_no_mapping(controller: Controller, given: Any) 
         JobError, match="python_env_uv_settings of node0 is no mapping of settings to values; correct it"
     ):
         controller.plan({"node0": {"uv_settings": given}})
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "expected"),
+    [
+        ("index", 5, "list"),
+        ("extra-index-url", "https://one.example/simple", "list"),
+        ("find-links", {"a": "b"}, "list"),
+        ("extra-build-dependencies", ["a"], "mapping"),
+    ],
+)
+def test_a_setting_of_uv_of_another_form(controller: Controller, name: str, given: Any, expected: str) -> None:
+    words = f": {name} is no {expected}, which uv expects; correct it"
+    with pytest.raises(JobError, match=f"^python_env_uv_settings{words}$"):
+        controller.plan({"node0": {"uv_settings": {name: given}}})
+    controller.plan({"node0": {"uv_settings": {name: None}}})
+    (controller.folder / "uv.toml").write_text(uv_toml({name: given}))
+    project = controller.folder / "pyproject.toml"
+    project.write_text('[project]\nname = "mine"\nversion = "1"\ndependencies = []\n')
+    with pytest.raises(JobError, match=f"^the settings of uv for {project}{words}$"):
+        controller.plan({"node0": {"requirements": str(project)}})
 
 
 def test_a_home_that_cannot_be_written(controller: Controller, monkeypatch: pytest.MonkeyPatch) -> None:
