@@ -78,4 +78,4 @@ def test_setup_looks_for_it_before_it_changes_anything(monkeypatch: pytest.Monke
     )
     action = cluster_info.ActionModule.__new__(cluster_info.ActionModule)
     with pytest.raises(JobError, match=r"^node0 has ufw, which needs the collection community.general, "):
-        action.act({}, inventory)
+        action.act({"roles": []}, inventory)
