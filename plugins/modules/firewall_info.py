@@ -77,8 +77,8 @@ nodes:
         - The rules that are C(missing) and C(stale), each with its C(network) and C(ports).
         - What is missing has the C(position) at which it belongs, none where there is no other rule of its family.
       type: dict
-    restored:
-      description: Those of iptables and nftables for which a file of the cluster restores rules.
+    concerned:
+      description: The firewalls in which there may be something to do, the one that is to let the peers in first.
       type: list
       elements: str
 """

@@ -245,7 +245,7 @@ REPLIES: Mapping[str, tuple[Mapping[str, Check], Mapping[str, Check]]] = {
         {
             "provider": _FIREWALL,
             "msg": is_sentence,
-            "restored": many(matches(re.compile("iptables|nftables"))),
+            "concerned": many(matches(re.compile("firewalld|ufw|iptables|nftables"))),
             "firewalld": fields(dict.fromkeys(("missing", "stale"), many(_RICH_RULE))),
             "ufw": fields(dict.fromkeys(("missing", "stale"), many(_UFW_RULE))),
         },

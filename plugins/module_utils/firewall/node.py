@@ -119,7 +119,7 @@ def look(provider: str, sources: Sequence[str], ports: Sequence[Span]) -> dict[s
                 "ansible_become to true for it in the inventory, or firewall_provider to none and see to it yourself "
                 "that its peers can connect"
             )
-        return {"provider": "none", "msg": "no rules are wanted", "restored": [], "firewalld": nothing, "ufw": nothing}
+        return {"provider": "none", "msg": "no rules are wanted", "concerned": [], "firewalld": nothing, "ufw": nothing}
     here = Firewalls()
     is_auto = provider == "auto"
     if is_auto:
@@ -145,4 +145,9 @@ def look(provider: str, sources: Sequence[str], ports: Sequence[Span]) -> dict[s
         if resting := [name for name, differences in found.items() if differences["stale"]]:
             why += f"; the cluster's rules in {' and '.join(resting)} stay"
         found = dict.fromkeys(found, nothing)
-    return {"provider": provider, "msg": why, "restored": here.restored, **found}
+    # The chosen one opens before the others close: a change of provider cuts no connection off. Those that have modules
+    # of ours see for themselves whether there is something to do.
+    differ = {name for name, differences in found.items() if differences["missing"] or differences["stale"]}
+    to_see = differ | {*here.restored} | ({provider} & RESTORING.keys())
+    concerned = [name for name in dict.fromkeys([provider, *PROGRAMS]) if name in to_see]
+    return {"provider": provider, "msg": why, "concerned": concerned, **found}

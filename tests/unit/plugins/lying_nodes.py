@@ -103,7 +103,7 @@ def honest(request: Mapping[str, Any], rank: int = 0) -> Answer:
             {
                 "provider": "ufw",
                 "msg": "ufw, for it is active",
-                "restored": ["nftables"],
+                "concerned": ["ufw", "firewalld", "nftables"],
                 "firewalld": {"missing": [{"zone": "public", "rule": "rule accept"}], "stale": []},
                 "ufw": {
                     "missing": [{"network": "198.18.0.1", "ports": "29500", "position": 1}],

@@ -113,9 +113,9 @@ def test_what_is_active_is_chosen(machine, firewalls, provider, why):
 def test_one_that_is_out_of_force_for_the_moment(machine, monkeypatch, tmp_path):
     monkeypatch.setattr(node, "RESTORING", {"iptables": str(tmp_path / "none"), "nftables": str(tmp_path)})
     found = machine.has("nftables").run()
-    assert (found["provider"], found["restored"]) == ("nftables", ["nftables"])
+    assert (found["provider"], found["concerned"]) == ("nftables", ["nftables"])
     assert found["msg"] == "nftables, for it was active before (nftables filters nothing)"
-    assert machine.has("ufw!").run()["provider"] == "ufw"
+    assert machine.has("ufw!").run()["concerned"] == ["ufw", "nftables"], "the chosen one opens first"
 
 
 def test_only_the_chosen_one_lacks_rules_and_the_others_have_too_many(machine):
@@ -124,6 +124,7 @@ def test_only_the_chosen_one_lacks_rules_and_the_others_have_too_many(machine):
     found = machine.run()
     assert found["firewalld"] == {"missing": [{"zone": "public", "rule": RICH}], "stale": []}
     assert found["ufw"] == {"missing": [], "stale": [{"network": "198.18.0.9", "ports": "29500"}]}
+    assert found["concerned"] == ["firewalld", "ufw"]
 
     machine.answers["firewall-cmd --list-all-zones"] = f"{ZONES}\t{RICH}\n"
     for provider in ("ufw", "none"):
@@ -131,6 +132,7 @@ def test_only_the_chosen_one_lacks_rules_and_the_others_have_too_many(machine):
         found = machine.run(provider=provider)
         assert found["firewalld"] == {"missing": [], "stale": [{"zone": "public", "rule": RICH}]}
         assert len(found["ufw"]["missing"]) == (provider == "ufw") and len(found["ufw"]["stale"]) == 1
+        assert found["concerned"] == (["ufw", "firewalld"] if provider == "ufw" else ["firewalld", "ufw"])
 
 
 def test_rules_in_a_firewall_that_rests(machine):
@@ -139,7 +141,7 @@ def test_rules_in_a_firewall_that_rests(machine):
     (machine.zones / "public.xml").write_text('<zone><rule family="ipv4" priority="-29500"><accept/></rule></zone>')
     nothing = {"missing": [], "stale": []}
     found = machine.run()
-    assert (found["provider"], found["firewalld"], found["ufw"]) == ("none", nothing, nothing)
+    assert (found["provider"], found["firewalld"], found["ufw"], found["concerned"]) == ("none", nothing, nothing, [])
     assert found["msg"].endswith("(firewalld does not run, ufw is inactive); the cluster's rules in firewalld stay")
 
     stale = {"missing": [], "stale": [{"zone": "public", "rule": RICH}]}
