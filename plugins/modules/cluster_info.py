@@ -61,6 +61,10 @@ addresses:
   type: list
   elements: str
   returned: success
+on_loopback:
+  description: Whether all hosts of the play meet on the loopback interface of one machine, where no firewall is passed.
+  type: bool
+  returned: success
 peers:
   description: All addresses on the interfaces that hold those, IPv6 too. Of a host that C(--limit) leaves out only what
     the inventory says.
@@ -68,9 +72,10 @@ peers:
   elements: str
   returned: success
 nodes:
-  description: Each host of the play to its C(rank), C(address), C(interface), C(directory), C(user),
-    C(port_range), C(firewalls), those of firewalld and ufw that are active, and C(job), the id of the job that holds
-    it, or empty.
+  description:
+    - Each host of the play to its C(address), C(directory), C(user) and C(port_range).
+    - Its C(place) (rank, world_size, master_addr, master_port and interface) is as the role node_env takes it.
+    - C(firewalls) are those of firewalld and ufw that are active, C(job) is the id of the job that holds it, or empty.
   type: dict
   returned: success
 """

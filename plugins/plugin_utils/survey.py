@@ -28,11 +28,11 @@ def survey(settings: Sequence[NodeSettings], taking_part: Sequence[str], open_ch
         open_channel: gives a channel to a host.
 
     Returns:
-        world_size, head, master_addr, master_port, addresses (in rank order), peers (what connections between nodes
-        may come from: all addresses on the interfaces of those), warnings (what a user should know, a sentence each),
-        and nodes: each host that takes part to its rank, address, interface, directory, user, port_range (first and
-        last ephemeral port), firewalls (of firewalld and ufw, those that are active) and job (the id of the job that
-        holds it, or "").
+        world_size, head, master_addr, master_port, addresses (in rank order), on_loopback (whether all that take part
+        meet on one machine's loopback interface), peers (what connections between nodes may come from: all addresses on
+        the interfaces of those), warnings (what a user should know, a sentence each), and nodes: each host that takes
+        part to its place (see ``Topology.place_of``), address, directory, user, port_range (first and last ephemeral
+        port), firewalls (of firewalld and ufw, those that are active) and job (the id of the job that holds it, or "").
 
     Raises:
         JobError: a node could not be looked at, two have the same folder, or the inventory contradicts itself or one.
@@ -62,6 +62,7 @@ def survey(settings: Sequence[NodeSettings], taking_part: Sequence[str], open_ch
     }
     located = {**from_inventory, **seen}
     topology = rank_nodes(settings, located)
+    nodes = [node for node in topology.nodes if node.host in taking_part]
     return {
         "warnings": [shown(warning) for warning in _warnings(seen)],
         "world_size": topology.world_size,
@@ -69,20 +70,19 @@ def survey(settings: Sequence[NodeSettings], taking_part: Sequence[str], open_ch
         "master_addr": topology.head.address,
         "master_port": topology.head.settings.master_port,
         "addresses": [node.address for node in topology.nodes],
+        "on_loopback": {node.interface for node in nodes} == {"lo"},
         "peers": [address for node in topology.nodes for address in located[node.host]["addresses"]],
         "nodes": {
             node.host: {
-                "rank": node.rank,
+                "place": topology.place_of(node),
                 "address": node.address,
-                "interface": node.interface,
                 "directory": node.settings.directory,
                 "user": node.settings.user,
                 "port_range": seen[node.host]["port_range"],
                 "firewalls": seen[node.host]["firewalls"],
                 "job": shown((seen[node.host]["job"] or {"id": ""})["id"]),
             }
-            for node in topology.nodes
-            if node.host in taking_part
+            for node in nodes
         },
     }
 

@@ -51,12 +51,18 @@ def test_the_whole_cluster_changes_nothing(open_path: Path) -> None:
         "master_addr": "127.0.0.1",
         "master_port": nodes[0].master_port,
         "addresses": ["127.0.0.1", "127.0.0.2", "127.0.0.3"],
+        "on_loopback": True,
         "peers": ["127.0.0.1", "127.0.0.2", "127.0.0.3"],
         "nodes": {
             f"node{rank}": {
-                "rank": rank,
+                "place": {
+                    "rank": rank,
+                    "world_size": 3,
+                    "master_addr": "127.0.0.1",
+                    "master_port": nodes[0].master_port,
+                    "interface": "lo",
+                },
                 "address": f"127.0.0.{rank + 1}",
-                "interface": "lo",
                 "directory": str(tmp_path / f"node{rank}"),
                 "user": "train" if rank == 1 else "",
                 "port_range": machine.ephemeral_ports(),
@@ -78,7 +84,7 @@ def test_those_left_out_keep_their_rank_and_are_not_asked(tmp_path: Path) -> Non
         "node0",
         ["127.0.0.1", "127.0.0.2", "127.0.0.3"],
     )
-    assert {host: node["rank"] for host, node in found["nodes"].items()} == {"node2": 2}
+    assert {host: node["place"]["rank"] for host, node in found["nodes"].items()} == {"node2": 2}
     assert reached == ["node2"]
 
 
