@@ -155,6 +155,12 @@ def test_what_is_refused_leaves_nothing_behind(site: Site, requirements: str, me
     assert ({path for path in site.folder.glob("node/envs/*/") if path.is_dir()}, site.installed) == before
 
 
+def test_an_address_in_a_comment_is_no_password(site: Site) -> None:
+    """R6; nor is the user of a git repository, which test_requirements tries."""
+    result = site.setup("tiny==1.0 # see https://example.com?mail=a@b and https://user:pass@example.com\n", "--check")
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
 def test_a_wrong_password_is_not_shown_either(site: Site) -> None:
     wrong = site.url.replace(PASSWORD, "a-$$wrong-password-0815")
     result = site.setup("third==1.0\n", "-vvv", "-e", f"python_env_index_url={wrong}")

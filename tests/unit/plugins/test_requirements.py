@@ -369,7 +369,7 @@ def test_malware_in_a_lock(lock: str, is_malware: bool) -> None:
     ],
 )
 def test_passwords(tmp_path: Path, line: str, holds_some: bool | None) -> None:
-    """None: a variable where uv fills in none."""
+    """R6. None: a variable where uv fills in none."""
     if holds_some is None:
         said = refused(tmp_path, f"idna\n{line}\n")
         assert said.startswith("requirements.txt line 2 has a variable in the URL of a package, which is not filled in")
