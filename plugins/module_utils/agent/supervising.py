@@ -69,7 +69,9 @@ def supervise(request: Request, user: User, listener: Socket | None) -> None:
     """Start the script when told, see it out, and leave nothing behind. ``listener`` is the head's, for the watch."""
     import ctypes
 
-    order = wait_at_gate(request)
+    told: list[float] = []
+    signal.signal(signal.SIGTERM, lambda *_signal: told.append(time.monotonic()))
+    order = wait_at_gate(request, told)
     if order is None:
         return
     write_file(started_path(job_directory(request)), request["job"]["user"].encode(errors="replace"), 0o644)
@@ -79,25 +81,24 @@ def supervise(request: Request, user: User, listener: Socket | None) -> None:
     unit = unit_name(request) if os.geteuid() == 0 and has_systemd() else None
     user.become()
     os.umask(0o022)
-    Supervisor(job_directory(request), order, listener).run(user, unit)
+    Supervisor(job_directory(request), order, listener, told).run(user, unit)
 
 
 class Supervisor:
     """The parent of a job's processes on this node."""
 
-    def __init__(self, job_dir: str, order: Order, listener: Socket | None) -> None:
-        """Do nothing yet."""
+    def __init__(self, job_dir: str, order: Order, listener: Socket | None, told: list[float]) -> None:
+        """Do nothing yet. ``told`` is when this process was told to stop, on the monotonic clock; more are added."""
         self._job_dir = job_dir
         self._order = order
         self._listener = listener
         self._watch: Watch | None = None
-        self._told_at: float | None = None  # to stop, on the monotonic clock
+        self._told = told
         self._noticing: dict[str, Opened | Rendezvous] = {}  # by the name in state.json of what is looked for
         self._state: dict[str, Any] = {"state": "running", "pid": os.getpid(), "started": time.time()}
 
     def run(self, user: User, unit: str | None) -> None:
         """Start the script, wait for it, and say how it ended."""
-        signal.signal(signal.SIGTERM, self._tell_to_stop)
         killed_before = killed_for_memory()
         try:
             if unit:
@@ -166,9 +167,6 @@ class Supervisor:
                 news[name] = one.seen
         return news
 
-    def _tell_to_stop(self, *_signal: Any) -> None:
-        self._told_at = self._told_at or time.monotonic()
-
     def _see_out(self, script: int, started: float) -> int:
         """Wait for the script and return its status; once it is to stop: TERM to all processes, the grace, KILL."""
         stopping = False
@@ -176,16 +174,16 @@ class Supervisor:
             pid, status = os.waitpid(-1, os.WNOHANG)  # orphans of the job too
             if pid == script:
                 return status
-            if self._watch and self._watch.verdict is not None:
-                self._tell_to_stop()
-            if self._told_at and not stopping:
+            if self._watch and self._watch.verdict is not None and not self._told:
+                self._told.append(time.monotonic())
+            if self._told and not stopping:
                 stopping = True
                 self._state["stopping"] = time.monotonic() - started
                 self._state["because"] = self._reason()
                 signal_processes(descendants(os.getpid()), signal.SIGTERM)
                 if self._watch:
                     self._watch.end(self._state["because"])
-            elif self._told_at and time.monotonic() - self._told_at > self._order.grace_seconds:
+            elif self._told and time.monotonic() - self._told[0] > self._order.grace_seconds:
                 signal_processes(descendants(os.getpid()), signal.SIGKILL)
             if not self._watch and self._order.world_size > 1 and time.monotonic() - started > WATCH_AFTER_SECONDS:
                 self._watch = self._open_watch()
@@ -234,7 +232,7 @@ class Supervisor:
         self._watch = self._watch or self._open_watch()
         if why is not None:
             self._watch.end(why)
-        self._watch.leave(lambda: self._told_at is not None and why is None)
+        self._watch.leave(lambda: bool(self._told) and why is None)
 
     def _save(self, **changes: Any) -> None:
         """Write state.json. Padded, so that the last word fits into the first one's place when the disk is full."""
@@ -277,8 +275,8 @@ def killed_for_memory() -> int:
     return 0
 
 
-def wait_at_gate(request: Request) -> Order | None:
-    """Wait until the job is started, and return the order; None if it is discarded or forgotten."""
+def wait_at_gate(request: Request, told: list[float]) -> Order | None:
+    """Wait until the job is started, and return the order; None if it is discarded, forgotten or told to stop."""
     import zlib  # hashlib would take each node 3 ms, between the word and the start
 
     while True:
@@ -287,6 +285,8 @@ def wait_at_gate(request: Request) -> Order | None:
             # Less is what a connection that broke has left of it: no start.
             if seal == b"%d %d" % (len(fields), zlib.crc32(fields)):
                 return Order(fields)
+        if told:
+            return None
         try:
             touched = os.stat(job_directory(request)).st_mtime  # when a checkpoint was put in place last, or at first
         except FileNotFoundError:

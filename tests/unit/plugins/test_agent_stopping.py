@@ -1,10 +1,12 @@
 import os
+import re
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import supervising
-from local_nodes import DAEMON, SLEEP, Altered, LocalNode, alive, code, daemon_of, until
+from local_nodes import DAEMON, SLEEP, Altered, LocalNode, alive, code, daemon_of, gang_of, until
 
 DEAF = "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('deaf')\ntime.sleep(600)\n"
 
@@ -68,6 +70,28 @@ def test_a_job_that_was_just_told_to_start_is_stopped(node: LocalNode, tmp_path:
         node.start(code(tmp_path / "code", SLEEP), job=job)
         assert node.ask("stop", job=job, grace_seconds=5)["state"] == "stopped"
         assert node.supervisor() is None
+
+
+def test_a_stop_that_comes_before_the_word_to_start_is_read(node: LocalNode, tmp_path: Path) -> None:
+    """The script is started, and stopped: "lost" would be a failure."""
+    launch = gang_of([node], code(tmp_path / "code", SLEEP))
+    launch.prepare()
+    supervisor = node.supervisor()
+    assert supervisor
+    os.kill(supervisor, signal.SIGSTOP)
+    launch.start()
+    with ThreadPoolExecutor() as pool:
+        stopping = pool.submit(node.ask, "stop", grace_seconds=5)
+        until(lambda: is_told(supervisor))
+        os.kill(supervisor, signal.SIGCONT)
+        state = stopping.result()
+    assert (state["state"], state["left"]) == ("stopped", [])
+
+
+def is_told(process: int) -> bool:
+    """Return whether a TERM waits for a process."""
+    pending = re.findall(r"(?m)^(?:Sig|Shd)Pnd:\s(\w+)$", Path(f"/proc/{process}/status").read_text())
+    return any(int(mask, 16) >> (signal.SIGTERM - 1) & 1 for mask in pending)
 
 
 def test_what_outlived_a_supervisor_is_ended(node: LocalNode, tmp_path: Path) -> None:

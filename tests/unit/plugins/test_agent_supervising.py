@@ -229,6 +229,6 @@ def test_what_a_job_does_to_its_folder_does_not_hide_how_it_ended(node: LocalNod
 
 
 def test_another_nodes_reason_is_kept_short() -> None:
-    supervisor = supervising.Supervisor("/nowhere", SimpleNamespace(), None)  # type: ignore[arg-type]
+    supervisor = supervising.Supervisor("/nowhere", SimpleNamespace(), None, [])  # type: ignore[arg-type]
     supervisor._watch = SimpleNamespace(verdict="x" * 1_000_000)  # type: ignore[assignment]
     assert supervisor._reason() == "x" * supervising.LONGEST_REASON
