@@ -21,15 +21,21 @@ MODULES = {"firewalld": "ansible.posix.firewalld", "ufw": "community.general.ufw
 class ActionModule(ClusterAction):
     """Looks at every node."""
 
-    ARGUMENTS: ClassVar[Arguments] = {"roles": {"type": "list", "elements": "str", "default": []}}
+    ARGUMENTS: ClassVar[Arguments] = {
+        "roles": {
+            "type": "list",
+            "elements": "str",
+            "choices": ["python_env", "firewall", "node_env"],
+            "default": [],
+        }
+    }
 
     def act(self, arguments: dict[str, Any], inventory: Inventory) -> dict[str, Any]:
         """Return what the hosts that take part look like."""
         require_hosts(inventory.cluster)
         settings = inventory.settings(inventory.cluster)
-        role_settings.require_valid(
-            arguments["roles"], inventory.taking_part, lambda host, name: inventory.value(host, name, None)
-        )
+        hosts = {host: inventory.variables(host) for host in inventory.taking_part}
+        role_settings.require_valid(arguments["roles"], hosts, inventory.resolve)
         found = survey.survey(settings, inventory.taking_part, inventory.open_channel)
         for host, node in found["nodes"].items():
             require_collections(host, node["firewalls"], inventory.value(host, "firewall_provider", "auto"))

@@ -9,6 +9,7 @@ version_added: 0.1.0
 author: The Thunderhead developers
 description:
   - Reaches every host of the play once, at the same time, and changes nothing.
+  - Fails with one sentence for each value that a role of O(roles) refuses, with the hosts that have it.
   - Fails with one sentence per node that is unreachable, has no usable Python, does not hold the address that the
     inventory gives it, or has a C(cluster_dir) that holds anything but what setup makes; and where a
     collection is missing that a node's firewall needs.
@@ -17,9 +18,10 @@ options:
   roles:
     description: >-
       Roles of this collection. What the inventory says to them is held against their argument specs, for all hosts
-      before any is reached.
+      before any is reached. What a role has to be given comes from the playbook, and is not looked at.
     type: list
     elements: str
+    choices: [python_env, firewall, node_env]
     default: []
 attributes:
   check_mode:

@@ -60,6 +60,15 @@ class Inventory:
         """Return a variable of one host."""
         return self._templar(host).template(self._variables(host).get(name, default))
 
+    def variables(self, host: str) -> Mapping[str, Any]:
+        """Return one host's variables, as they are written."""
+        return self._variables(host)
+
+    def resolve(self, host: str, name: str, others: Mapping[str, Any]) -> Any:
+        """Return a variable that a host has, with ``others`` in its reach that the host's own come before."""
+        variables = {**others, **self._variables(host)}
+        return Templar(loader=self._action._loader, variables=variables).template(variables[name])
+
     def _templar(self, host: str) -> Templar:
         return Templar(loader=self._action._loader, variables=self._variables(host))
 

@@ -48,6 +48,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.requirements i
     read,
     secret_among,
 )
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.uv_settings import require_usable
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import amount, listed
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
@@ -77,11 +78,6 @@ DECISIVE = (
     "uv_version",
 )
 """What decides the content of an environment, beside the files."""
-READ_SETTINGS: dict[str, tuple[type, str]] = {
-    **dict.fromkeys(("index", "extra-index-url", "find-links"), (list, "list")),
-    "extra-build-dependencies": (dict, "mapping"),
-}
-"""What is read of uv's settings before uv reads them, and what uv takes there."""
 BUILDER = ("executable", "python", "machine", "platform")
 """What a node that resolves is told of the Python that it does so with, as it has said itself."""
 NO_TORCH = (
@@ -258,10 +254,9 @@ class Plan:
                     break
             else:
                 values = one.values
-                require_usable_settings(values["uv_settings"], "python_env_uv_settings")
+                require_usable(values["uv_settings"], f"python_env_uv_settings of {host}")
                 has_sources = not values["uv_settings"].get("no-sources")
                 requirements = read(Path(values["requirements"]), values["extras"], values["groups"], has_sources)
-                require_usable_settings(requirements.uv_settings, f"the settings of uv for {requirements.path}")
                 digest = requirements.digest({name: values[name] for name in DECISIVE}, one.max_mb)
                 self.groups.append(Group([host], one, requirements, digest))
 
@@ -455,13 +450,6 @@ def unresolved(requirements: Requirements, where: str, failure: Failure, folder:
     if is_contradiction(said) or failure.unmet or TORCH_INDEX in why:
         lines += requirements.soft
     return "\n".join([*lines, *(["The end of what uv said:", "", said[-1500:]] if said else [])])
-
-
-def require_usable_settings(settings: Mapping[str, Any], where: str) -> None:
-    """Raise JobError for settings of uv that are read before uv reads them, and are not what uv takes there."""
-    for name, (kind, expected) in READ_SETTINGS.items():
-        if not isinstance(settings.get(name) or kind(), kind):
-            raise JobError(f"{where}: {name} is no {expected}, which uv expects; correct it")
 
 
 def require_python(groups: Sequence[Group], nodes: Mapping[str, Mapping[str, Any]]) -> None:

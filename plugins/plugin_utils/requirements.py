@@ -28,6 +28,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import MEBIBYTE, MOST_MB, measured
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.project_files import RESULTS, not_made
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.uv_settings import require_usable
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import listed
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
@@ -416,7 +417,7 @@ def _take_settings(result: Requirements) -> None:
     """Take the settings that uv finds for a pyproject.toml: the first uv.toml, or tool.uv, from its workspace upwards.
 
     Raises:
-        JobError: they hold a password.
+        JobError: they hold a password, or what uv does not take.
     """
     start = [*_workspace_of(result.path), result.path][0].parent
     for folder in (start, *start.parents):
@@ -426,6 +427,7 @@ def _take_settings(result: Requirements) -> None:
             settings = _within(_table(path), "tool", "uv")
         if settings:
             _require_no_secret(path)
+            require_usable(settings, f"{path}, settings of uv")
             _remember(result, path, decoded(path))
             result.uv_settings = {
                 name: _placed(name, value, folder) for name, value in settings.items() if name not in OF_A_PROJECT

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +15,35 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import listed
 
 ROLES = Path(__file__).parents[2] / "roles"
+Resolve = Callable[[str, str, Mapping[str, Any]], Any]
+"""Returns a host's variable by its name, with others that count where the host has none of that name."""
 
 
-def require_valid(roles: Sequence[str], hosts: Sequence[str], value: Callable[[str, str], Any]) -> None:
+def require_valid(roles: Sequence[str], hosts: Mapping[str, Mapping[str, Any]], resolve: Resolve) -> None:
     """Raise JobError for what a role's argument spec refuses, each fault once for all hosts that have it.
 
     Args:
         roles: names of roles of this collection.
-        hosts: inventory names.
-        value: returns a host's variable, None where it has none.
+        hosts: inventory names to the host's variables, as they are written.
+        resolve: resolves one of them.
     """
+    specs = {role: _read(role, "meta/argument_specs.yml")["argument_specs"]["main"]["options"] for role in roles}
+    from_playbook = {name for spec in specs.values() for name, option in spec.items() if option.get("required")}
+    defaults = {name: value for role in roles for name, value in _read(role, "defaults/main.yml").items()}
     faults: dict[str, list[str]] = {}
-    for role in roles:
-        spec = arguments(role)
-        validator = ArgumentSpecValidator(spec)
-        for host in hosts:
-            for fault in validator.validate(_given(host, spec, value)).error_messages:
+    for role, spec in specs.items():
+        checked = {name: option for name, option in spec.items() if name not in from_playbook and _is_refusable(option)}
+        validator = ArgumentSpecValidator(checked)
+        others = {"role_path": str(ROLES / role), **defaults}
+        for host, variables in hosts.items():
+            given: dict[str, Any] = {}
+            for name in [name for name in checked if name in variables]:
+                try:
+                    given[name] = resolve(host, name, others)
+                except AnsibleError as error:
+                    if not any(f"'{needed}' is undefined" in str(error) for needed in from_playbook):
+                        faults.setdefault(f"{name} cannot be resolved: {error}", []).append(host)
+            for fault in validator.validate(given).error_messages:
                 faults.setdefault(fault, []).append(host)
     if faults:
         raise JobError(
@@ -38,20 +51,11 @@ def require_valid(roles: Sequence[str], hosts: Sequence[str], value: Callable[[s
         )
 
 
-def arguments(role: str) -> dict[str, dict[str, Any]]:
-    """Return the argument spec of a role; what has to be given comes from the playbook, so nothing is required here."""
-    document = DataLoader().load_from_file(str(ROLES / role / "meta" / "argument_specs.yml"))
-    options: Mapping[str, dict[str, Any]] = document["argument_specs"]["main"]["options"]
-    return {name: {**option, "required": False} for name, option in options.items()}
+def _read(role: str, file: str) -> dict[str, Any]:
+    found: dict[str, Any] = DataLoader().load_from_file(str(ROLES / role / file), trusted_as_template=True)
+    return found
 
 
-def _given(host: str, names: Collection[str], value: Callable[[str, str], Any]) -> dict[str, Any]:
-    """Return what a host has of the arguments; one that is made of others has to wait for the role."""
-    found = {}
-    for name in names:
-        try:
-            found[name] = value(host, name)
-        except AnsibleError as error:
-            if not any(repr(other) in str(error) for other in names):
-                raise JobError(f"{host}: {name} cannot be resolved: {error}; correct it in the inventory") from error
-    return {name: one for name, one in found.items() if one is not None}
+def _is_refusable(option: Mapping[str, Any]) -> bool:
+    """Return whether there are values that its spec refuses: anything is text."""
+    return "choices" in option or option.get("type", "str") not in ("str", "path", "raw")

@@ -223,11 +223,12 @@ def because(said: str, otherwise: str, package: str = "") -> str:
 
 
 def toml(value: Any) -> str:
-    """Return a value as TOML has it; a mapping as an inline table."""
+    """Return a value as TOML has it; a mapping as an inline table. TOML has no null: one in it is left out."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{toml(str(key))} = {toml(one)}" for key, one in value.items()) + "}"
+        given = ((key, one) for key, one in value.items() if one is not None)
+        return "{" + ", ".join(f"{toml(str(key))} = {toml(one)}" for key, one in given) + "}"
     if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(map(toml, value)) + "]"
+        return "[" + ", ".join(toml(one) for one in value if one is not None) + "]"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, (int, float)):

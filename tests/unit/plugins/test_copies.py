@@ -74,6 +74,8 @@ def test_setup_looks_for_it_before_it_changes_anything(monkeypatch: pytest.Monke
         taking_part=["node0"],
         open_channel=None,
         settings=lambda hosts: [],
+        variables=lambda host: {},
+        resolve=None,
         value=lambda host, name, default: default,
     )
     action = cluster_info.ActionModule.__new__(cluster_info.ActionModule)

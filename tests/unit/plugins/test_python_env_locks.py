@@ -112,25 +112,37 @@ def test_settings_of_uv_that_are_no_mapping(controller: Controller, given: Any) 
         controller.plan({"node0": {"uv_settings": given}})
 
 
+NO_NEEDS = (
+    "extra-build-dependencies is no mapping of packages to lists of requirements, which uv expects; correct it, as in: "
+    "{package: [setuptools]}"
+)
+
+
 @pytest.mark.parametrize(
-    ("name", "given", "expected"),
+    ("name", "given", "words"),
     [
-        ("index", 5, "list"),
-        ("extra-index-url", "https://one.example/simple", "list"),
-        ("find-links", {"a": "b"}, "list"),
-        ("extra-build-dependencies", ["a"], "mapping"),
+        ("index", 5, "index is no list, which uv expects; correct it"),
+        ("extra-index-url", "https://one.example/simple", "extra-index-url is no list, which uv expects; correct it"),
+        ("find-links", {"a": "b"}, "find-links is no list, which uv expects; correct it"),
+        ("extra-build-dependencies", ["a"], NO_NEEDS),
+        ("extra-build-dependencies", {"mine": "torch"}, NO_NEEDS),
+        ("extra-build-dependencies", {"mine": [5]}, NO_NEEDS),
+        ("extra-build-dependencies", {"mine": [{"match-runtime": True}]}, NO_NEEDS),
     ],
 )
-def test_a_setting_of_uv_of_another_form(controller: Controller, name: str, given: Any, expected: str) -> None:
-    words = f": {name} is no {expected}, which uv expects; correct it"
-    with pytest.raises(JobError, match=f"^python_env_uv_settings{words}$"):
+@pytest.mark.parametrize("file", ["uv.toml", "pyproject.toml"])
+def test_a_setting_of_uv_of_another_form(controller: Controller, name: str, given: Any, words: str, file: str) -> None:
+    with pytest.raises(JobError) as caught:
         controller.plan({"node0": {"uv_settings": {name: given}}})
+    assert str(caught.value) == f"python_env_uv_settings of node0: {words}"
     controller.plan({"node0": {"uv_settings": {name: None}}})
-    (controller.folder / "uv.toml").write_text(uv_toml({name: given}))
     project = controller.folder / "pyproject.toml"
-    project.write_text('[project]\nname = "mine"\nversion = "1"\ndependencies = []\n')
-    with pytest.raises(JobError, match=f"^the settings of uv for {project}{words}$"):
+    project.write_text('[project]\nname = "mine"\nversion = "1"\ndependencies = []\n[tool.uv]\n')
+    with (controller.folder / file).open("a") as settings:
+        settings.write(uv_toml({name: given}))
+    with pytest.raises(JobError) as caught:
         controller.plan({"node0": {"requirements": str(project)}})
+    assert str(caught.value) == f"{controller.folder / file}, settings of uv: {words}"
 
 
 def test_a_home_that_cannot_be_written(controller: Controller, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -201,6 +201,8 @@ def test_settings_become_a_uv_toml(root: Path) -> None:
         "extra-build-dependencies": {"flash-attn": ["torch"]},
     }
     assert tomllib.loads(uv.uv_toml(settings)) == settings
+    nothing = {"proxy": None, "index": [None, {"name": "a", "default": None}]}
+    assert tomllib.loads(uv.uv_toml(nothing)) == {"index": [{"name": "a"}]}
     script = root / "uv"
     script.write_text('#!/bin/sh\ncat "$UV_PROJECT/uv.toml"; stat -c %a "$UV_PROJECT/uv.toml"\n')
     script.chmod(0o755)

@@ -169,13 +169,9 @@ def role_defaults() -> dict[str, Any]:
 
 
 def given_by_playbooks() -> set[str]:
-    """Names that playbooks hand to roles."""
-    names: set[str] = set()
-    for path in ROOT.glob("playbooks/*.yml"):
-        for play in yaml.safe_load(path.read_text(encoding="utf-8")):
-            for role in play.get("roles", []):
-                names |= set(role.get("vars", {}))
-    return names
+    """Names that setup.yml hands to roles."""
+    _looks, changes = yaml.safe_load((ROOT / "playbooks" / "setup.yml").read_text(encoding="utf-8"))
+    return {name for task in changes["tasks"] for name in task["vars"]}
 
 
 def read_by_playbooks() -> set[str]:

@@ -100,6 +100,8 @@ def test_those_left_out_are_asked_for_an_address_that_nobody_wrote_down(tmp_path
     assert set(found["peers"]) >= set(found["addresses"])
     assert sorted(reached) == ["node0", "node1"]
     assert list(found["nodes"]) == ["node0"]
+    assert found["on_loopback"]
+    assert not survey(settings, ["node0", "node1"], opener(nodes, reached))["on_loopback"]
 
 
 def test_every_node_that_cannot_is_named(tmp_path: Path) -> None:
