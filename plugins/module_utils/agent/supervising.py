@@ -280,12 +280,13 @@ def wait_at_gate(request: Request, told: list[float]) -> Order | None:
     import zlib  # hashlib would take each node 3 ms, between the word and the start
 
     while True:
+        was_told = bool(told)  # before the look: whoever stops a started job has seen the word to start
         with suppress(FileNotFoundError), open(gate_path(request), "rb") as gate:
             seal, _newline, fields = gate.read().partition(b"\n")
             # Less is what a connection that broke has left of it: no start.
             if seal == b"%d %d" % (len(fields), zlib.crc32(fields)):
                 return Order(fields)
-        if told:
+        if was_told:
             return None
         try:
             touched = os.stat(job_directory(request)).st_mtime  # when a checkpoint was put in place last, or at first
