@@ -33,10 +33,9 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings impor
 
 PYTHON = os.path.realpath(sys.executable)
 IS_ROOT = os.geteuid() == 0
-# Whoever is not root can neither make nor become the accounts that these tests are about.
-as_root = pytest.mark.skipif(not IS_ROOT, reason="only root can act as another account")  # CI runs them, as root
-# test_agent_launching shows that the agent refuses such jobs; tests/molecule runs jobs under systemd, as an account.
-starts_jobs = pytest.mark.skipif(IS_ROOT and has_systemd(), reason="root runs no jobs there")  # they are refused
+as_root = pytest.mark.skipif(not IS_ROOT, reason="only root can act as another account; CI runs the tests as root")
+# The agent refuses them there: test_agent_launching shows that it does, and tests/molecule runs jobs there.
+starts_jobs = pytest.mark.skipif(IS_ROOT and has_systemd(), reason="under systemd, root runs no jobs as root")
 NOBODY = pwd.getpwnam("nobody").pw_uid
 ME = pwd.getpwuid(os.geteuid()).pw_name
 SLEEP = "import time\nprint('ready')\ntime.sleep(600)\n"
