@@ -1,6 +1,6 @@
 # Copyright (c) The Thunderhead developers
 # Licensed under the Apache License, Version 2.0 (see LICENSE)
-"""Action ``thunderhead.cluster.cluster_info``: arguments in, engine, result out."""
+"""Rank the nodes and say what the roles need to know of each; run by setup.yml and teardown.yml."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from ansible.plugins.loader import module_loader
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils import role_settings, survey
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.cluster_action import Arguments, ClusterAction
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.inventory import Inventory
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import require_hosts
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster import inspect
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.topology import require_hosts
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller import role_settings
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.cluster_action import (
+    Arguments,
+    ClusterAction,
+)
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.inventory import Inventory
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
 
 MODULES = {"firewalld": "ansible.posix.firewalld", "ufw": "community.general.ufw"}
 """What the role firewall speaks to a firewall with, where that comes in another collection."""
@@ -33,10 +37,10 @@ class ActionModule(ClusterAction):
     def act(self, arguments: dict[str, Any], inventory: Inventory) -> dict[str, Any]:
         """Return what the hosts that take part look like."""
         require_hosts(inventory.cluster)
-        settings = inventory.settings(inventory.cluster)
+        cluster = inventory.nodes(inventory.cluster)
         hosts = {host: inventory.variables(host) for host in inventory.taking_part}
         role_settings.require_valid(arguments["roles"], hosts, inventory.resolve)
-        found = survey.survey(settings, inventory.taking_part, inventory.open_channel)
+        found = inspect.inspect_cluster(cluster, inventory.taking_part)
         for host, node in found["nodes"].items():
             require_collections(host, node["firewalls"], inventory.value(host, "firewall_provider", "auto"))
         return {"changed": False, **found}

@@ -1,6 +1,6 @@
 # Copyright (c) The Thunderhead developers
 # Licensed under the Apache License, Version 2.0 (see LICENSE)
-"""Action ``thunderhead.cluster.firewall_info``: each node's active firewall, and what it has of the cluster's rules."""
+"""Look up each node's active firewall and which of the cluster's rules it has."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall.opening import networks, required_spans
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.every_node import EveryNodeAction
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.inventory import Inventory
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import listed, shown
+from ansible_collections.thunderhead.cluster.plugins.module_utils._firewall.opening import networks, required_spans
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.every_node_action import (
+    EveryNodeAction,
+)
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.inventory import Inventory
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import escape, join_names
 
 
 class ActionModule(EveryNodeAction):
@@ -57,7 +59,7 @@ def chosen(nodes: Mapping[str, Mapping[str, Any]]) -> str:
     """Return what was chosen, and why, a line for all nodes of which that is the same; the most are not all named."""
     alike: dict[str, list[str]] = {}
     for host, one in nodes.items():
-        alike.setdefault(shown(one["msg"]), []).append(host)
+        alike.setdefault(escape(one["msg"]), []).append(host)
     most = max(map(len, alike.values()), default=0)
-    lines = (f"{listed(hosts, 5 if len(hosts) == most else len(hosts))}: {why}" for why, hosts in alike.items())
+    lines = (f"{join_names(hosts, 5 if len(hosts) == most else len(hosts))}: {why}" for why, hosts in alike.items())
     return "\n".join(lines)

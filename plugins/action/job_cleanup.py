@@ -1,22 +1,22 @@
 # Copyright (c) The Thunderhead developers
 # Licensed under the Apache License, Version 2.0 (see LICENSE)
-"""Action ``thunderhead.cluster.job_cleanup``: arguments in, engine, result out."""
+"""Remove old jobs from the nodes; run by clean.yml."""
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils import housekeeping
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.cluster_action import (
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.job_identity import who
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.topology import require_hosts
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.cluster_action import (
     OPTIONS,
     Arguments,
     ClusterAction,
     display,
 )
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import in_one
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.inventory import Inventory
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import who
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import require_hosts
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.inventory import Inventory
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import join_errors
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs import cleanup
 
 
 class ActionModule(ClusterAction):
@@ -34,14 +34,12 @@ class ActionModule(ClusterAction):
         require_hosts(hosts)
         dry = bool(self._task.check_mode)
         owner = None if arguments["all_users"] else who()
-        cleaned, errors = housekeeping.clean(
-            inventory.settings(hosts), inventory.open_channel, arguments["keep"], owner, dry
-        )
-        said = housekeeping.summed_up(cleaned, dry)
+        cleaned, errors = cleanup.remove_old_jobs(inventory.nodes(hosts), arguments["keep"], owner, dry)
+        said = cleanup.summarize(cleaned, dry)
         if errors:
-            found = {"failed": True, "msg": str(in_one(errors.values(), f"On the other nodes: {said}."))}
+            found = {"failed": True, "msg": str(join_errors(errors.values(), f"On the other nodes: {said}."))}
         else:
             found = {"msg": said}
-            for line in (said, *housekeeping.left_over(cleaned)):
+            for line in (said, *cleanup.describe_leftovers(cleaned)):
                 display(line)
-        return {**found, "changed": housekeeping.removes(cleaned), "nodes": cleaned}
+        return {**found, "changed": cleanup.removed_anything(cleaned), "nodes": cleaned}

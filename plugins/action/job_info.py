@@ -1,6 +1,6 @@
 # Copyright (c) The Thunderhead developers
 # Licensed under the Apache License, Version 2.0 (see LICENSE)
-"""Action ``thunderhead.cluster.job_info``: arguments in, engine, result out."""
+"""List the jobs on the cluster; run by status.yml."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import json
 import shutil
 from typing import Any, ClassVar
 
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils import roster
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.cluster_action import (
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.topology import require_hosts
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.cluster_action import (
     OPTIONS,
     Arguments,
     ClusterAction,
     display,
 )
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.inventory import Inventory
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import require_hosts
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.inventory import Inventory
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs import listing
 
 
 class ActionModule(ClusterAction):
@@ -31,13 +31,13 @@ class ActionModule(ClusterAction):
     def act(self, arguments: dict[str, Any], inventory: Inventory) -> dict[str, Any]:
         """Return what the nodes say about their jobs, and show it."""
         require_hosts(inventory.cluster)
-        settings = inventory.settings(inventory.cluster)
-        views, errors = roster.look(settings, inventory.open_channel, only=arguments["job"] or None)
+        cluster = inventory.nodes(inventory.cluster)
+        views, errors = listing.list_jobs(cluster, only=arguments["job"] or None)
         if arguments["job"]:
-            roster.choose(arguments["job"], views, errors)
-        data = roster.as_data(views, errors)
+            listing.choose_job(arguments["job"], views, errors)
+        data = listing.as_data(views, errors)
         if arguments["format"] == "table":
-            display(roster.as_table(views, errors, shutil.get_terminal_size((160, 24)).columns))
+            display(listing.as_table(views, errors, shutil.get_terminal_size((160, 24)).columns))
         elif arguments["format"] == "json":
             display(json.dumps(data))
         return {"changed": False, **data}

@@ -1,27 +1,29 @@
 # Copyright (c) The Thunderhead developers
 # Licensed under the Apache License, Version 2.0 (see LICENSE)
-"""Action ``thunderhead.cluster.job_logs``: arguments in, engine, result out."""
+"""Follow an earlier job again; run by logs.yml."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from ansible_collections.thunderhead.cluster.plugins.action.job import as_order
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.cluster_action import (
-    ATTENDING,
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.topology import require_hosts
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.commands.logs import follow_earlier_job
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.cluster_action import (
     OPTIONS,
     Arguments,
-    AttendingAction,
+    FollowingAction,
 )
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.desk import Desk
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.interrupts import Interrupts
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.inventory import Inventory
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.reattach import follow_again
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import require_hosts
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.context import CommandContext
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.interrupts import Interrupts
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.inventory import Inventory
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.options import (
+    FOLLOW_OPTIONS,
+    FollowOptions,
+)
 
 
-class ActionModule(AttendingAction):
+class ActionModule(FollowingAction):
     """Follows a job again."""
 
     _supports_check_mode = False
@@ -29,15 +31,17 @@ class ActionModule(AttendingAction):
         **OPTIONS,
         "job": {"type": "str", "default": ""},
         "offset": {"type": "int"},
-        **ATTENDING,
+        **FOLLOW_OPTIONS,
     }
 
-    def attend(
+    def follow(
         self, arguments: dict[str, Any], inventory: Inventory, interrupts: Interrupts, say: Callable[[str], None]
     ) -> dict[str, Any]:
         """Follow it to its end."""
         require_hosts(inventory.cluster)
-        cluster = inventory.settings(inventory.cluster)
-        desk = Desk(say, interrupts, cluster, inventory.taking_part, inventory.open_channel)
-        followed = follow_again(as_order(arguments), desk, arguments["job"], arguments["offset"])
+        cluster = inventory.nodes(inventory.cluster)
+        context = CommandContext(say, interrupts, cluster, inventory.taking_part)
+        followed = follow_earlier_job(
+            FollowOptions.from_arguments(arguments), context, arguments["job"], arguments["offset"]
+        )
         return {"changed": False, **followed}

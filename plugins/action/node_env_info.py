@@ -1,16 +1,23 @@
 # Copyright (c) The Thunderhead developers
 # Licensed under the Apache License, Version 2.0 (see LICENSE)
-"""Action ``thunderhead.cluster.node_env_info``: what each node has of all that the role node_env makes."""
+"""Look up what each node has of what the role node_env makes."""
 
 from __future__ import annotations
 
 import hashlib
 from typing import Any, ClassVar
 
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.environment import as_environment, as_text, variables
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.every_node import EveryNodeAction, require_absolute
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.inventory import Inventory
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import environment_text
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.node_env import (
+    as_environment,
+    variables,
+)
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.every_node_action import (
+    EveryNodeAction,
+    require_absolute,
+)
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.inventory import Inventory
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
 
 
 class ActionModule(EveryNodeAction):
@@ -27,7 +34,7 @@ class ActionModule(EveryNodeAction):
         require_absolute(arguments["directory"])
         node, given = (inventory.value(host, f"node_env_{name}", {}) for name in ("node", "variables"))
         try:
-            text = as_text(variables(node, as_environment(given, "node_env_variables")))
+            text = environment_text(variables(node, as_environment(given, "node_env_variables")))
         except KeyError as missing:
             raise JobError(f"node_env_node has no {missing.args[0]}") from None
         return {"op": "node_env_info", "checksum": hashlib.sha256(text.encode()).hexdigest(), **arguments}

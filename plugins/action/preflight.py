@@ -1,39 +1,41 @@
 # Copyright (c) The Thunderhead developers
 # Licensed under the Apache License, Version 2.0 (see LICENSE)
-"""Action ``thunderhead.cluster.preflight``: arguments in, engine, result out."""
+"""Check what would make a job fail; run by preflight.yml."""
 
 from __future__ import annotations
 
 import json
 import os
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from ansible.utils.color import ANSIBLE_COLOR
 from ansible.utils.display import Display
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import make_bundle
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.cluster_action import (
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.node_env import as_environment
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.node_group import NodeGroup
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.topology import require_hosts
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.cluster_action import (
     OPTIONS,
     Arguments,
     ClusterAction,
 )
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.entry_point import find_entry, search_path
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.environment import as_environment
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.frameworks import fit
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.inventory import Inventory
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import (
-    EXAMPLES,
-    PROJECT_FILES,
-    count_devices,
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.inventory import Inventory
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.make_job import count_devices
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.options import (
+    PROJECT_OPTIONS,
     split_patterns,
 )
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight import examine, report
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.code import Code
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import require_hosts
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import shown
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.paths import EXAMPLES
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight import report, run_checks
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.code import Code
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.bundle import make_bundle
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.entry_point import (
+    find_entry,
+    search_path,
+)
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.frameworks import fit
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import escape
 
 
 class ActionModule(ClusterAction):
@@ -41,31 +43,27 @@ class ActionModule(ClusterAction):
 
     ARGUMENTS: ClassVar[Arguments] = {
         **OPTIONS,
-        "script": {"type": "str", "default": ""},
-        "module": {"type": "str", "default": ""},
-        "project_dir": {"type": "path"},
-        "env": {"type": "raw", "default": {}},
-        **PROJECT_FILES,
+        **PROJECT_OPTIONS,
         "skip": {"type": "list", "elements": "str", "default": []},
         "format": {"type": "str", "choices": ["table", "json", "none"], "default": "none"},
-        **examine.OPTIONS,
+        **run_checks.OPTIONS,
     }
 
     def act(self, arguments: dict[str, Any], inventory: Inventory) -> dict[str, Any]:
         """Make the checks, show what they found, and fail if one did."""
         began = time.monotonic()
         skip = [name.strip() for name in arguments["skip"] if name.strip()]
-        examine.require_known(skip)
+        run_checks.require_known(skip)
         code = _code(arguments, inventory) if arguments["script"] or arguments["module"] else None
         for note in code.bundle.notes if code else ():
-            Display().display(shown(note))
+            Display().display(escape(note))
 
-        def read() -> Sequence[NodeSettings]:
+        def read() -> NodeGroup:
             require_hosts(inventory.taking_part)
-            return inventory.settings(inventory.taking_part)
+            return inventory.nodes(inventory.taking_part)
 
-        verdicts = examine.examine(
-            *(read, inventory.cluster, inventory.open_channel),
+        verdicts = run_checks.run_checks(
+            *(read, inventory.cluster),
             {**arguments, "skip": skip, "devices": count_devices(arguments["devices"])},
             code,
         )
@@ -77,7 +75,7 @@ class ActionModule(ClusterAction):
             Display().display(report.as_table(verdicts, seconds, width))
         elif arguments["format"] == "json":
             Display().display(json.dumps(data))
-        summary = report.summed_up(verdicts, seconds)
+        summary = report.summarize(verdicts, seconds)
         if failed := report.failed(verdicts):
             return {"changed": False, "failed": True, "msg": f"{summary}: {', '.join(failed)}"}
         return {"changed": False, "msg": summary, **data}

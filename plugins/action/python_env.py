@@ -1,6 +1,6 @@
 # Copyright (c) The Thunderhead developers
 # Licensed under the Apache License, Version 2.0 (see LICENSE)
-"""Action ``thunderhead.cluster.python_env``: the lock and the indexes, with their passwords, go to the module."""
+"""Give the module python_env the lock, and the indexes with their passwords."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ansible.plugins.action import ActionBase
-from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import SETTINGS, without_credentials
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.requirements import expanded
+from ansible_collections.thunderhead.cluster.plugins.module_utils._python_env.uv import SETTINGS, without_credentials
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requirements.requirements import expanded
 
 
 class ActionModule(ActionBase):

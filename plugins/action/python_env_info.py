@@ -1,13 +1,16 @@
 # Copyright (c) The Thunderhead developers
 # Licensed under the Apache License, Version 2.0 (see LICENSE)
-"""Action ``thunderhead.cluster.python_env_info``: which environment each node should have, and whether it has it."""
+"""Look up which environment each node should have, and whether it has it."""
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.every_node import EveryNodeAction, require_absolute
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.inventory import Inventory
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.every_node_action import (
+    EveryNodeAction,
+    require_absolute,
+)
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.inventory import Inventory
 
 
 class ActionModule(EveryNodeAction):

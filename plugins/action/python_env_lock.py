@@ -1,6 +1,6 @@
 # Copyright (c) The Thunderhead developers
 # Licensed under the Apache License, Version 2.0 (see LICENSE)
-"""Action ``thunderhead.cluster.python_env_lock``: what is installed is read and resolved, once for all hosts."""
+"""Read the requirements and resolve them into locks, once for all hosts."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any, ClassVar
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
-from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import Failure
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils import check_resolution, locks
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.inventory import Inventory
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import shown_lines
+from ansible_collections.thunderhead.cluster.plugins.module_utils._python_env.uv import Failure
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.inventory import Inventory
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requirements import check_resolution, locks
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import escape_lines
 
 
 class ActionModule(ActionBase):
@@ -50,9 +50,9 @@ class ActionModule(ActionBase):
                 return {**result, **done}
             return {**result, "changed": False, **plan.read()}
         except JobError as error:
-            raise AnsibleActionFail(shown_lines(str(error))) from None
+            raise AnsibleActionFail(escape_lines(str(error))) from None
         except (OSError, ValueError, tarfile.TarError) as error:
-            raise AnsibleActionFail(shown_lines(locks.explained(error))) from None
+            raise AnsibleActionFail(escape_lines(locks.explained(error))) from None
 
     def _on_node(self, workshop: Path, request: Mapping[str, Any], task_vars: dict[str, Any] | None) -> dict[str, Any]:
         """Have the node that this task is delegated to resolve; bring the wheels home that it built.

@@ -1,6 +1,6 @@
 # Copyright (c) The Thunderhead developers
 # Licensed under the Apache License, Version 2.0 (see LICENSE)
-"""Filter ``thunderhead.cluster.node_environment``: the environment of one node, as a mapping."""
+"""Return the environment variables of one node as a mapping."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.environment import as_environment, variables
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.node_env import (
+    as_environment,
+    variables,
+)
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
 
 DOCUMENTATION = """
 name: node_environment

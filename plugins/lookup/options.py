@@ -1,6 +1,6 @@
 # Copyright (c) The Thunderhead developers
 # Licensed under the Apache License, Version 2.0 (see LICENSE)
-"""Lookup ``thunderhead.cluster.options``: what was given with ``-e``, whatever an inventory calls by the same name."""
+"""Return the options that were given with ``-e``, whatever an inventory calls by the same name."""
 
 from __future__ import annotations
 

@@ -63,9 +63,9 @@ left:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.cleaning import unmake
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.directory import make
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal, said
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.cluster_directory import make
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import Refusal, error_text
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.operations.clean import remove_own_parts
 
 
 def main() -> None:
@@ -84,11 +84,11 @@ def main() -> None:
         if module.params["state"] == "present":
             changes = make(path, parts, module.check_mode)
         else:
-            changes, left = unmake(path, parts, module.check_mode)
+            changes, left = remove_own_parts(path, parts, module.check_mode)
     except Refusal as refusal:
         module.fail_json(msg=f"This node {refusal}.")
     except OSError as error:
-        module.fail_json(msg=f"{path} could not be changed: {said(error)}")
+        module.fail_json(msg=f"{path} could not be changed: {error_text(error)}")
     lines = "".join(f"{change}\n" for change in changes)
     before, after = ("", lines) if module.params["state"] == "present" else (lines, "")
     module.exit_json(changed=bool(changes), left=left, diff={"before": before, "after": after})

@@ -58,8 +58,8 @@ import re
 from typing import NamedTuple
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall import files as restoring
-from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall.iptables import (
+from ansible_collections.thunderhead.cluster.plugins.module_utils._firewall import files as restoring
+from ansible_collections.thunderhead.cluster.plugins.module_utils._firewall.iptables import (
     CHAIN,
     JUMP,
     SCRIPT,
@@ -68,13 +68,13 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall.iptab
     rule_sets,
     rules,
 )
-from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall.opening import (
+from ansible_collections.thunderhead.cluster.plugins.module_utils._firewall.opening import (
     ARGUMENTS,
     REQUIRED_IF,
     networks,
     required_spans,
 )
-from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall.programs import show_unit
+from ansible_collections.thunderhead.cluster.plugins.module_utils._firewall.programs import show_unit
 
 UNIT = "/etc/systemd/system/thunderhead-iptables.service"
 PLUGIN = "/usr/share/netfilter-persistent/plugins.d/95-thunderhead"

@@ -137,7 +137,7 @@ options:
     description: The least number of files that a job may open before it is said.
     type: int
     default: 4096
-extends_documentation_fragment: [thunderhead.cluster.attending, thunderhead.cluster.options]
+extends_documentation_fragment: [thunderhead.cluster.follow_options, thunderhead.cluster.options]
 attributes:
   check_mode:
     support: full

@@ -23,7 +23,7 @@ options:
       - From which byte of the logs on they are shown, V(0) being their beginning.
       - By default from where the copy in O(runs_dir) ends; from the beginning, if it is complete.
     type: int
-extends_documentation_fragment: [thunderhead.cluster.attending, thunderhead.cluster.options]
+extends_documentation_fragment: [thunderhead.cluster.follow_options, thunderhead.cluster.options]
 attributes:
   check_mode:
     support: none

@@ -62,10 +62,10 @@ from collections.abc import Container
 from typing import Any, NamedTuple
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall import files as restoring
-from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall import iptables
-from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall.nftables import SCRIPT, is_of_iptables
-from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall.opening import (
+from ansible_collections.thunderhead.cluster.plugins.module_utils._firewall import files as restoring
+from ansible_collections.thunderhead.cluster.plugins.module_utils._firewall import iptables
+from ansible_collections.thunderhead.cluster.plugins.module_utils._firewall.nftables import SCRIPT, is_of_iptables
+from ansible_collections.thunderhead.cluster.plugins.module_utils._firewall.opening import (
     ARGUMENTS,
     NAME,
     REQUIRED_IF,
@@ -73,7 +73,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall.openi
     required_spans,
     written,
 )
-from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall.programs import show_unit
+from ansible_collections.thunderhead.cluster.plugins.module_utils._firewall.programs import show_unit
 
 JUMP = f'jump {NAME} comment "{NAME}"'
 DROP_IN = "/etc/systemd/system/nftables.service.d/thunderhead.conf"

@@ -135,7 +135,7 @@ import tempfile
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.installation import (
+from ansible_collections.thunderhead.cluster.plugins.module_utils._python_env.installation import (
     Environment,
     alone,
     bound_cache,
@@ -143,7 +143,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.ins
     recorded,
     write,
 )
-from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import Failure, Uv
+from ansible_collections.thunderhead.cluster.plugins.module_utils._python_env.uv import Failure, Uv
 
 
 def read(path: str) -> str:

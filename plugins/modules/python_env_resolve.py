@@ -57,9 +57,13 @@ import tarfile
 import tempfile
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.directory import account, is_open, trusted
-from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.resolution import resolve
-from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import Failure
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.cluster_directory import (
+    account,
+    is_open,
+    trusted,
+)
+from ansible_collections.thunderhead.cluster.plugins.module_utils._python_env.resolution import resolve
+from ansible_collections.thunderhead.cluster.plugins.module_utils._python_env.uv import Failure
 
 FOLDER = ".thunderhead-resolve"
 """In the account's home; its lock is held as long as it is used."""

@@ -10,8 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang, Identity
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import rank_nodes
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.gang import Gang
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.job_identity import Identity
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.node_group import NodeGroup
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.topology import rank_nodes
 from local_nodes import LocalNode, opener
 
 LIGHTNING = {"pytorch-lightning_version": "2.6.6", "state_dict": {}, "loops": {}, "optimizer_states": []}
@@ -59,10 +61,9 @@ def nested(folder: Path, levels: int) -> Iterator[None]:
 def gang_on(nodes: Sequence[LocalNode], job: str = "job-1") -> Gang:
     """Return the nodes of a job."""
     settings = [node.settings() for node in nodes]
-    gang = Gang(Identity("2026-11-22T17:30:00+01:00", job, "trainer"), settings, opener(nodes))
     located = {node.host: {"address": node.address, "interface": "lo"} for node in nodes}
-    gang.topology = rank_nodes(settings, located)
-    return gang
+    identity = Identity("2026-11-22T17:30:00+01:00", job, "trainer")
+    return Gang(identity, NodeGroup(settings, opener(nodes)), rank_nodes(settings, located))
 
 
 def checkpoint(

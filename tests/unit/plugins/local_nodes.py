@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-import marshal
+import json
 import os
 import pwd
 import random
@@ -22,14 +22,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import directory, jobs, processes
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import ephemeral_ports, has_systemd
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import Bundle, make_bundle
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import Channel, NodeError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Identity
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.launch import Job, Launch
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.program import LOADER
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent import contract
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base import (
+    cluster_directory,
+    files,
+    node_lock,
+    processes,
+)
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.machine import has_systemd
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.ports import ephemeral_ports
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.job_identity import Identity
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.node_group import NodeGroup
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.settings import NodeSettings
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.job import Job
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.launch import Launch
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.bundle import Bundle, make_bundle
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.channel import Channel, NodeError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.payload import LOADER
+from requests_on_the_wire import taken_apart
 
 PYTHON = os.path.realpath(sys.executable)
 IS_ROOT = os.geteuid() == 0
@@ -54,28 +64,24 @@ while not os.path.exists("daemon.pid"): time.sleep(0.01)
 """
 
 
-COMPILING = threading.Lock()
+COMPRESSING = threading.Lock()
 
 
 def rewritten(data: bytes, changes: tuple[tuple[str, str], ...]) -> bytes:
     """Return what an agent's interpreter is given, with changes (old, new) to the text of the modules."""
-    head, _newline, rest = data.partition(b"\n")
-    program, rest = rest[: int(head)], rest[int(head) :]
-    (lengths,) = re.findall(rb"^lengths = \((\d+), (\d+)\)$", program, re.MULTILINE)
-    code, text = map(int, lengths)
-    with COMPILING:
-        own_code, own_text = compiled_anew(rest[code : code + text], changes)
-    program = program.replace(b"= (%b, %b)" % lengths, b"= (%d, %d)" % (len(own_code), len(own_text)))
-    return b"%d\n%b%b%b%b" % (len(program), program, own_code, own_text, rest[code + text :])
+    start, sent, rest = taken_apart(data)
+    with COMPRESSING:
+        own = compressed_anew(sent, changes)
+    head, _newline, asked = rest.partition(b"\n")
+    return b"%d\n%b%d %b\n%b%b" % (len(start), start, len(own), head.split()[1], own, asked)
 
 
 @functools.cache
-def compiled_anew(packed: bytes, changes: tuple[tuple[str, str], ...]) -> tuple[bytes, bytes]:
-    texts: dict[str, str] = eval(zlib.decompress(packed))
+def compressed_anew(modules: bytes, changes: tuple[tuple[str, str], ...]) -> bytes:
+    texts: dict[str, str] = json.loads(zlib.decompress(modules))
     for old, new in changes:
         texts = {name: text.replace(old, new) for name, text in texts.items()}
-    code = marshal.dumps({name: compile(text, name, "exec") for name, text in texts.items()})
-    return zlib.compress(code), zlib.compress(ascii(texts).encode())
+    return zlib.compress(json.dumps(texts).encode())
 
 
 class Connection:
@@ -102,7 +108,7 @@ class Altered(Connection):
 
     def __init__(self, *changes: tuple[str, str]) -> None:
         super().__init__()
-        agent = [path.read_text() for path in Path(jobs.__file__).parent.glob("*.py")]
+        agent = [path.read_text() for path in Path(contract.__file__).parent.rglob("*.py")]
         assert all(any(old in text for text in agent) for old, _new in changes), "what is to be altered is nowhere"
         self.changes = (*Connection.changes, *changes)
 
@@ -138,7 +144,7 @@ class LocalNode:
         """Do what setup.yml does, as far as jobs need it."""
         for name in ("env/bin", "jobs", "bundles", "tools/env/bin"):
             (self.directory / name).mkdir(parents=True)
-        (self.directory / directory.MARKER).write_text(directory.MARKER_TEXT.decode())
+        (self.directory / cluster_directory.MARKER).write_text(cluster_directory.MARKER_TEXT.decode())
         (self.directory / "env" / "bin" / "python").symlink_to(self.python)
         return self
 
@@ -155,7 +161,7 @@ class LocalNode:
 
     def state(self, job: str = "job-1") -> dict[str, Any]:
         """Return what the supervisor wrote last; nobody on the node is asked."""
-        return jobs.read_json(str(self.job_dir(job) / "state.json")) or {}
+        return files.read_json(str(self.job_dir(job) / "state.json")) or {}
 
     @property
     def jobs(self) -> list[str]:
@@ -165,8 +171,8 @@ class LocalNode:
 
     def supervisor(self) -> int | None:
         """The process that holds this node for a job."""
-        holder = jobs.read_current(str(self.directory / "jobs"))["id"]
-        return jobs.Holder(self.request("", job=holder)).pid()
+        holder = node_lock.read_holder(str(self.directory / "jobs"))["id"]
+        return node_lock.LockHolder(self.request("", job=holder)).pid()
 
     def request(self, op: str, bundle: Bundle | None = None, job: str = "job-1", **more: Any) -> dict[str, Any]:
         return {
@@ -224,7 +230,7 @@ class LocalNode:
         """Return the last state of a job and its whole log."""
         log, state = b"", {"state": "running", "more": False}
         deadline = time.monotonic() + 30
-        while state["state"] in jobs.GOING_ON or state["more"]:
+        while state["state"] in contract.GOING_ON or state["more"]:
             assert time.monotonic() < deadline, f"the job does not end: {state}"
             state, data = self.follow(len(log), job)
             log += data
@@ -262,7 +268,7 @@ def gang_of(nodes: Sequence[LocalNode], bundle: Bundle, **changes: Any) -> Launc
     }
     identity = Identity(start=about.pop("start"), id=about.pop("id"), user=about.pop("user"))
     settings = [node.settings() for node in nodes]
-    return Launch(Job(identity=identity, **about), settings, opener(nodes))
+    return Launch(Job(identity=identity, **about), NodeGroup(settings, opener(nodes)))
 
 
 def opener(nodes: Sequence[LocalNode]) -> Callable[[str], Channel]:

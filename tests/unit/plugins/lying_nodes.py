@@ -1,16 +1,17 @@
 """Nodes that were broken into: whatever is asked of them, they reply what their new owner likes."""
 
-import ast
 import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import MARK
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import MARK
+from requests_on_the_wire import request_in
 
 if TYPE_CHECKING:  # a liar is started for every request, and Ansible takes its time to import
-    from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import Channel
-    from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
+    from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.settings import NodeSettings
+    from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.channel import Channel
 
 JOB = "20261122-173005-train-1a2b"
 LOG = b"hello\n"
@@ -55,19 +56,19 @@ def honest(request: Mapping[str, Any], rank: int = 0) -> Answer:
     op = request["op"]
     address = request.get("address") or "127.0.0.1"
     place = {"address": address, "interface": "lo"}
-    paths = {"python": "/x/env/bin/python", "job_dir": "/x/jobs/y", "gate": "/x/jobs/y.start"}
+    paths = {"python": "/x/env/bin/python", "job_dir": "/x/jobs/y", "start_file": "/x/jobs/y.start"}
     if op == "follow":
         data = LOG[request["offset"] :]
         return {**ENDED, "more": False, "offset": request["offset"] + len(data)}, data
-    if op == "read":
+    if op == "read_files":
         parts = [CONTENT[offset : offset + length] for _path, offset, length in request["parts"]]
-        return {"parts": [(len(part), len(CONTENT), 10**18) for part in parts]}, b"".join(parts)
+        return {"parts": [[len(part), len(CONTENT), 10**18] for part in parts]}, b"".join(parts)
     spec = {**SPEC, "rank": rank}
     resources = {"clock": (1.5, 1.5), "shm": {"size": 2**30, "free": 2**30}}
     packages = {"python": "3.11", "installed": ["torch-2.13.0"]}
     answers: dict[str, Answer] = {
-        "artifacts": ({"more": False, "cores": []}, b"result\0%d\0%d\0" % (len(CONTENT), 10**18)),
-        "checkpoints": (
+        "list_artifacts": ({"more": False, "cores": []}, b"result\0%d\0%d\0" % (len(CONTENT), 10**18)),
+        "list_checkpoints": (
             {
                 "found": [("last.ckpt", 5, len(CONTENT), 1.5)],
                 "refused": [("a.ckpt", "is empty")],
@@ -126,16 +127,16 @@ def honest(request: Mapping[str, Any], rank: int = 0) -> Answer:
             },
             b"",
         ),
-        "jobs": (
-            {"jobs": [{"id": JOB, "spec": spec, "state": ENDED, "size": len(LOG), "last_line": b"hello", **USER}]},
+        "list_jobs": (
+            {"jobs": [{"id": JOB, "spec": spec, "state": ENDED, "size": len(LOG), "last_line": "hello", **USER}]},
             b"",
         ),
-        "named": (
+        "describe_checkpoint": (
             {"top": "/data", "folder": False, "files": [("last.pt", len(CONTENT), 10**18, DIGEST)]},
             b"",
         ),
         "node_env_info": ({"has_user": True, "is_complete": False}, b""),
-        "place": ({"placed": True}, b""),
+        "place_file": ({"placed": True}, b""),
         "prepare": (
             {
                 **{
@@ -159,7 +160,7 @@ def honest(request: Mapping[str, Any], rank: int = 0) -> Answer:
             },
             b"",
         ),
-        "reach": (
+        "try_connections": (
             {
                 **{"failed": {"node1": "refused"}, "master": "no route", "taken": None},
                 **{"trips": [100, {"node1": 200}], "mtu": 1500},
@@ -167,17 +168,18 @@ def honest(request: Mapping[str, Any], rank: int = 0) -> Answer:
             b"",
         ),
         "receive": ({"has": 4096}, b""),
-        "rehearse": ({"told": [{"step": "import", "seconds": 60}], "words": "", "late": False}, b""),
+        "try_program": ({"told": [{"step": "import", "seconds": 60}], "words": "", "late": False}, b""),
         "stacks": ({"processes": [PROCESS], "seconds": 1.0, "missing": None, "free_port": 40001}, STACK),
         "stop": ({**ENDED, "left": []}, b""),
-        "verify": ({"why": "", "bytes": len(CONTENT), "sha256": DIGEST}, b""),
+        "verify_checkpoint": ({"why": "", "bytes": len(CONTENT), "sha256": DIGEST}, b""),
     }
-    return answers[op]
+    reply, payload = answers[op]
+    return json.loads(json.dumps(reply)), payload  # with lists for tuples, as it comes over the line
 
 
 def written(reply: Any, payload: bytes) -> bytes:
     """Return a reply as it comes over the line."""
-    text = reply if isinstance(reply, bytes) else ascii(reply).encode()
+    text = reply if isinstance(reply, bytes) else json.dumps(reply).encode()
     return b"%s %d %d\n" % (MARK.encode(), len(text), len(payload)) + text + payload
 
 
@@ -192,21 +194,19 @@ class LyingNode:
     asked: list[str] = field(default_factory=list)
 
     def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
-        head, _newline, rest = in_data.partition(b"\n")
-        if not head.isdigit():  # the word to start, which is put into a file
+        if not in_data.partition(b"\n")[0].isdigit():  # the word to start, which is put into a file
             return 0, b"", b""
-        call = rest[: int(head)].rpartition(b"\nanswer(")[2]
-        request = ast.literal_eval(call.rstrip().removesuffix(b")").decode())
+        request = request_in(in_data)
         self.asked.append(request["op"])
         reply, payload = honest(request, int(self.host[4:]))
         return 0, written(*self.lie(request, {"ok": True, **reply}, payload)), b""
 
     def channel(self) -> "Channel":
-        from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import Channel
+        from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.channel import Channel
 
         return Channel(self.host, self, "python3", "/bin/sh")
 
     def settings(self) -> "NodeSettings":
-        from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
+        from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.settings import NodeSettings
 
         return NodeSettings(self.host, self.address, "/opt/thunderhead", 29500, "", {})

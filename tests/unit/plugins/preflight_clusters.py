@@ -4,17 +4,17 @@ import copy
 import dataclasses
 from typing import Any
 
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import make_bundle
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import EXAMPLES
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight import examine
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.check import Verdict
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.cluster import Cluster
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.code import Code
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.settings import NodeSettings
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.paths import EXAMPLES
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight import run_checks
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.check import Verdict
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.cluster import ClusterFacts
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.code import Code
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.bundle import make_bundle
 
 HOSTS = ("node0", "node1", "node2")
 OPTIONS: dict[str, Any] = {
-    **{name: about["default"] for name, about in examine.OPTIONS.items()},
+    **{name: about["default"] for name, about in run_checks.OPTIONS.items()},
     "devices": None,
 }
 SMI_FIELDS = [
@@ -78,16 +78,16 @@ def facts(number: int) -> dict[str, Any]:
     }
 
 
-def healthy() -> Cluster:
+def healthy() -> ClusterFacts:
     """Return three healthy nodes without GPUs; each call gives new ones, which may be changed."""
     settings = [
         NodeSettings(host, f"198.18.0.1{number}", "/opt/thunderhead", 29500, "thunderhead", env={})
         for number, host in enumerate(HOSTS)
     ]
-    return Cluster(settings, {host: facts(number) for number, host in enumerate(HOSTS)}, HOSTS, dict(OPTIONS))
+    return ClusterFacts(settings, {host: facts(number) for number, host in enumerate(HOSTS)}, HOSTS, dict(OPTIONS))
 
 
-def with_gpus(count: int = 2, row: str = A100) -> Cluster:
+def with_gpus(count: int = 2, row: str = A100) -> ClusterFacts:
     """Return three healthy nodes with GPUs."""
     cluster = healthy()
     for host in HOSTS:
@@ -99,7 +99,7 @@ def with_gpus(count: int = 2, row: str = A100) -> Cluster:
     return cluster
 
 
-def say(cluster: Cluster, host: str, **changes: Any) -> Cluster:
+def say(cluster: ClusterFacts, host: str, **changes: Any) -> ClusterFacts:
     """Have a node say something else; a mapping is merged into what it said."""
     known: Any = cluster.facts[host]
     for name, value in changes.items():
@@ -107,16 +107,16 @@ def say(cluster: Cluster, host: str, **changes: Any) -> Cluster:
     return cluster
 
 
-def asked(cluster: Cluster, **options: Any) -> Cluster:
+def asked(cluster: ClusterFacts, **options: Any) -> ClusterFacts:
     """Return the cluster under other options."""
     return dataclasses.replace(cluster, options={**cluster.options, **options})
 
 
-def running(cluster: Cluster) -> Cluster:
+def running(cluster: ClusterFacts) -> ClusterFacts:
     """Return the cluster, asked to try what the example imports."""
     return dataclasses.replace(cluster, code=Code(EXAMPLES, make_bundle(EXAMPLES, "train.py", 1), "train.py"))
 
 
-def judge(cluster: Cluster) -> dict[str, Verdict]:
+def judge(cluster: ClusterFacts) -> dict[str, Verdict]:
     """Return the verdicts of all checks that need only what the nodes said."""
-    return {verdict.check: verdict for group in examine.LOOKING for verdict in group.checks(cluster)}
+    return {verdict.check: verdict for group in run_checks.LOOKING for verdict in group.checks(cluster)}

@@ -5,10 +5,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError, Unreachable
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.logs import printable
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import Topology, rank_nodes
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.settings import NodeSettings
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.topology import Topology, rank_nodes
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.lines import printable
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.channel import (
+    NodeError,
+    Unreachable,
+)
 
 FOLDER = Path(__file__).parent / "stacks"
 Answer = tuple[dict[str, Any], bytes] | NodeError

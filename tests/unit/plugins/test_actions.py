@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils import environment, extra_vars
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight import examine
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster import node_env
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller import extra_vars
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight import run_checks
 from local_nodes import PYTHON, free_port, starts_jobs
 from playing import ROOT, play
 
@@ -101,8 +102,8 @@ def test_the_role_renders_what_the_engine_renders(cluster: Cluster) -> None:
             "master_port": cluster.port,
             "interface": "lo",
         }
-        given = environment.as_environment({**JOB_ENV, "HOST": f"node{rank}"}, "job_env")
-        assert path.read_bytes().decode() == environment.as_text(environment.variables(place, given))
+        given = node_env.as_environment({**JOB_ENV, "HOST": f"node{rank}"}, "job_env")
+        assert path.read_bytes().decode() == node_env.as_text(node_env.variables(place, given))
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
@@ -190,7 +191,7 @@ def test_run(cluster: Cluster) -> None:
     for rank in (0, 1):
         expected = {"TOKEN": "hush $1", "NODE_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": None}
         assert json.loads(printed[f"[{rank} node{rank}]"]) == [
-            {**environment.as_environment(JOB_ENV, "job_env"), "HOST": f"node{rank}", **expected},
+            {**node_env.as_environment(JOB_ENV, "job_env"), "HOST": f"node{rank}", **expected},
             ["--lr", "0.1"],
         ]
     (run,) = (cluster.folder / "runs").glob("*-*")
@@ -388,7 +389,7 @@ def test_preflight_of_a_cluster_that_can_train(trainable: Cluster) -> None:
     result = trainable.playbook("preflight.yml", "-e", "format=json", "-e", "script=train.py")
     assert result.returncode == 0, result.stdout + result.stderr
     found = verdicts(result)
-    assert list(found) == list(examine.CHECKS)
+    assert list(found) == list(run_checks.CHECKS)
     assert {name: one["sentence"] for name, one in found.items() if one["status"] in ("failed", "warning")} == {}
     assert found["software.imports"]["sentence"] == "what train.py imports is there on both nodes"
     assert found["collective.gloo"]["status"] == "ok"
@@ -423,7 +424,9 @@ def test_preflight_of_a_cluster_that_cannot(cluster: Cluster) -> None:
     result = cluster.playbook("preflight.yml", "-e", "skip=reach,collective,hardware.shm")
     environment_file.write_text(text)
     assert result.returncode == 2
-    rows = dict(line.split(maxsplit=1) for line in result.stdout.splitlines() if line.startswith(tuple(examine.CHECKS)))
+    rows = dict(
+        line.split(maxsplit=1) for line in result.stdout.splitlines() if line.startswith(tuple(run_checks.CHECKS))
+    )
     assert rows["inventory.ranks"] == (
         "failed   node1 was set up as rank 0 of 2, but the inventory has 2 hosts now, or in another order: node.env "
         "and the firewalls are of an earlier one; run: ansible-playbook setup.yml"

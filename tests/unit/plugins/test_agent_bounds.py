@@ -13,13 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import limits
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import read_json
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.records import SPEC, STATE, believed
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.spying import look_at
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils import literals, roster
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.replies import REPLIES, flaw
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent import contract
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.files import read_json
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_state import valid_fields
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import SPEC, STATE
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.operations.stacks import look_at
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.node_group import NodeGroup
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs import listing
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.channel import NodeError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.reply_schemas import (
+    REPLIES,
+    find_flaw,
+    parse,
+)
 from left_jobs import gang_on, leave
 from local_nodes import SLEEP, LocalNode, code, gang_of, opener, until
 from lying_nodes import honest
@@ -41,7 +47,7 @@ def wide_node() -> Iterator[LocalNode]:
 
 
 def listed(node: LocalNode, **more: Any) -> list[dict[str, Any]]:
-    request = {"op": "jobs", "directory": str(node.directory), "user": "", "newest": 10, "only": None, **more}
+    request = {"op": "list_jobs", "directory": str(node.directory), "user": "", "newest": 10, "only": None, **more}
     jobs: list[dict[str, Any]] = node.channel().call(request)[0]["jobs"]
     return jobs
 
@@ -65,11 +71,11 @@ def test_whatever_is_in_a_reply_it_can_be_read(op: str) -> None:
     chance = random.Random(op)
     for _round in range(20):
         reply = extreme({"ok": True, **honest(REQUESTS[op])[0]}, chance)
-        fitted = limits.fitted(reply)
+        fitted = contract.fit_to_limits(reply)
         assert fitted.keys() == reply.keys()
-        assert literals.parse(ascii(fitted)) == fitted
+        assert parse(json.dumps(fitted).encode()) == fitted
         assert str(fitted).encode()
-        assert limits.fitted(fitted) == fitted
+        assert contract.fit_to_limits(fitted) == fitted
 
 
 @pytest.mark.parametrize(
@@ -83,20 +89,20 @@ def test_whatever_is_in_a_reply_it_can_be_read(op: str) -> None:
         (True, True),
         ("a\ud800", "a\\ud800"),
         ("x" * 5000, "x" * 4095 + "…"),
-        (limits.Document("x" * 5000), "x" * 5000),
+        (contract.Document("x" * 5000), "x" * 5000),
         ([1] * 100_001, [1] * 100_000),
-        ({"\ud800": [(None, b"x")]}, {"\\ud800": [(None, b"x")]}),
+        ({"\ud800": [(None, "x")]}, {"\\ud800": [[None, "x"]]}),
     ],
 )
 def test_bounds(value: Any, expected: Any) -> None:
-    assert limits.fitted(value) == expected
+    assert contract.fit_to_limits(value) == expected
 
 
 def test_what_lies_too_deep_is_left_out() -> None:
     deep: Any = []
     for _level in range(100):
         deep = [deep]
-    assert literals.parse(ascii(limits.fitted(deep))) == limits.fitted(deep)
+    assert parse(json.dumps(contract.fit_to_limits(deep)).encode()) == contract.fit_to_limits(deep)
 
 
 # -------------------------------------------------------------------------------------------------- what jobs can write
@@ -117,11 +123,11 @@ def test_files_of_8_pebibytes(wide_node: LocalNode, tmp_path: Path) -> None:
     assert wide_node.run(script, tmp_path / "code")[0]["state"] == "succeeded"
     for name in ("file", "last.ckpt"):
         os.utime(wide_node.job_dir() / "work" / name, ns=(2**63 - 1, 2**63 - 1))
-    _reply, listing = wide_node.channel().call(wide_node.request("artifacts", after="", most=10))
+    _reply, listing = wide_node.channel().call(wide_node.request("list_artifacts", after="", most=10))
     assert listing.startswith(b"file\0%d\0" % (2**63 - 2**21))
-    reply, data = wide_node.channel().call(wide_node.request("read", parts=[("file", 2**62, 5)]))
-    assert (reply["parts"][0][:2], data) == ((5, 2**63 - 2**21), bytes(5))
-    assert wide_node.ask("checkpoints")["refused"] == [("last.ckpt", "is not in torch's zip format")]
+    reply, data = wide_node.channel().call(wide_node.request("read_files", parts=[("file", 2**62, 5)]))
+    assert (reply["parts"][0][:2], data) == ([5, 2**63 - 2**21], bytes(5))
+    assert wide_node.ask("list_checkpoints")["refused"] == [["last.ckpt", "is not in torch's zip format"]]
 
 
 def test_paths_that_are_long_and_odd(wide_node: LocalNode) -> None:
@@ -138,11 +144,11 @@ def test_paths_that_are_long_and_odd(wide_node: LocalNode) -> None:
     os.close(folder)
     for odd in (b"\xff.ckpt", b"a\nb.ckpt", "\u202e.ckpt".encode(), b"'\"\\.ckpt", b"\xff.ckpt.d", b"\xfe.txt"):
         (work / os.fsdecode(odd)).write_bytes(b"")
-    refused = dict(wide_node.ask("checkpoints")["refused"])
+    refused = dict(wide_node.ask("list_checkpoints")["refused"])
     assert refused["\\udcff.ckpt"] == "has a name that is not UTF-8; rename it"
     assert refused["a\nb.ckpt"] == "is empty"
     assert max(map(len, refused)) > 3000
-    _reply, listing = wide_node.channel().call(wide_node.request("artifacts", after="", most=100))
+    _reply, listing = wide_node.channel().call(wide_node.request("list_artifacts", after="", most=100))
     assert b"\xfe.txt\0" in listing
     shutil.rmtree(work)
 
@@ -153,14 +159,14 @@ def test_more_checkpoints_than_a_reply_names(wide_node: LocalNode) -> None:
         folder = work / ("\U0001f600" * 60 + f"{number}") / ("\U0001f600" * 60) / "x.ckpt"
         folder.mkdir(parents=True)
         (folder / "part").touch()
-    refused = wide_node.ask("checkpoints")["refused"]
+    refused = wide_node.ask("list_checkpoints")["refused"]
     assert 500 < len(refused) < 3000
 
 
 def test_a_path_of_5000_bytes_that_is_asked_for(wide_node: LocalNode) -> None:
     leave(wide_node, state="")
-    with pytest.raises(NodeError, match=r"^node0 failed at verify: File name too long: x{1000}"):
-        wide_node.ask("verify", path="x" * 5000)
+    with pytest.raises(NodeError, match=r"^node0 failed at verify_checkpoint: File name too long: x{1000}"):
+        wide_node.ask("verify_checkpoint", path="x" * 5000)
 
 
 @pytest.mark.parametrize("rank", ["1e17", "1" + "0" * 17, "1" + "0" * 5000, "-1", "", "\udcff", "0x1", " 1"])
@@ -206,9 +212,9 @@ def test_what_is_believed_is_taken_by_the_controller(kinds: Any, tmp_path: Path)
             for value in (one, [one], [{"rank": 1, "host": one, "address": one}]):
                 with open(path, "w") as file:
                     file.write(f'{{"{name}": {jsons(value) if value is one else json.dumps(value)}}}')
-                known = believed(read_json(str(path)), kinds)
+                known = valid_fields(read_json(str(path)), kinds)
                 if known:
-                    sent = literals.parse(ascii(limits.fitted(known)))
+                    sent = parse(json.dumps(contract.fit_to_limits(known)).encode())
                     assert all(kinds[field](found) for field, found in sent.items()), (name, value)
 
 
@@ -270,12 +276,12 @@ def test_halves_of_characters_in_every_field_of_a_job(nodes: list[LocalNode]) ->
     job = "20260101-120000-train-abcd"
     leave(nodes[0], job, spec={**spec, "args": [text], "ranks": ranks, "rank": 0, "world_size": 1})
     (nodes[0].job_dir(job) / "state.json").write_text(json.dumps({"state": "failed", "because": text, "error": text}))
-    views, errors = roster.look([node.settings() for node in nodes], opener(nodes))
+    views, errors = listing.list_jobs(NodeGroup([node.settings() for node in nodes], opener(nodes)))
     assert not errors
-    json.dumps(roster.as_data(views, errors), ensure_ascii=False).encode()
-    assert roster.as_table(views, errors, 200).encode()
+    json.dumps(listing.as_data(views, errors), ensure_ascii=False).encode()
+    assert listing.as_table(views, errors, 200).encode()
 
 
 def test_a_node_that_sends_one_is_not_believed() -> None:
     reply, payload = honest(REQUESTS["follow"])
-    assert flaw(REQUESTS["follow"], {"ok": True, **reply, "because": "\ud800"}, payload) == "field because"
+    assert find_flaw(REQUESTS["follow"], {"ok": True, **reply, "because": "\ud800"}, payload) == "field because"

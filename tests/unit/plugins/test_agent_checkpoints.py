@@ -9,24 +9,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import checkpoints
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.collecting import PLACED_MTIME
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import BUNDLE_MTIME
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base import checkpoint_files
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.working_directory import (
+    BUNDLE_MTIME,
+    PLACED_MTIME,
+)
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.operations import list_checkpoints
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.channel import NodeError
 from left_jobs import LIGHTNING, checkpoint, leave, nested
 from local_nodes import SLEEP, LocalNode, as_root, code, node_of_nobody, refused
 
 
 def listing(node: LocalNode) -> tuple[dict[str, int], dict[str, str]]:
     """What a node has: steps by path, and reasons by path."""
-    reply = node.ask("checkpoints")
+    reply = node.ask("list_checkpoints")
     return {path: step for path, step, _bytes, _mtime in reply["found"]}, dict(reply["refused"])
 
 
 def why(node: LocalNode, path: str = "a.ckpt") -> str:
     """Why a checkpoint is refused, be it at the first look or when it is read whole; "" if it is whole."""
     _found, refused = listing(node)
-    return refused.get(path) or node.ask("verify", path=path)["why"]
+    return refused.get(path) or node.ask("verify_checkpoint", path=path)["why"]
 
 
 def test_checkpoints_of_a_job(node: LocalNode) -> None:
@@ -34,13 +37,13 @@ def test_checkpoints_of_a_job(node: LocalNode) -> None:
     content = checkpoint(work / "checkpoints" / "last.ckpt", step=70)
     longer = checkpoint(work / "deep" / "er" / "epoch=1-step=70000.ckpt", step=70_000)
     checkpoint(work / "none.ckpt.part")
-    reply = node.ask("checkpoints")
+    reply = node.ask("list_checkpoints")
     assert sorted(reply["found"]) == [
-        ("checkpoints/last.ckpt", 70, len(content), 2_000_000_000.0),
-        ("deep/er/epoch=1-step=70000.ckpt", 70_000, len(longer), 2_000_000_000.0),
+        ["checkpoints/last.ckpt", 70, len(content), 2_000_000_000.0],
+        ["deep/er/epoch=1-step=70000.ckpt", 70_000, len(longer), 2_000_000_000.0],
     ]
     assert reply["refused"] == []
-    whole = node.ask("verify", path="checkpoints/last.ckpt")
+    whole = node.ask("verify_checkpoint", path="checkpoints/last.ckpt")
     assert whole == {"why": "", "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
@@ -74,14 +77,14 @@ def test_of_very_many_only_the_latest_are_looked_at(node: LocalNode, monkeypatch
         checkpoint(work / f"{number}.ckpt", step=number)
         os.utime(work / f"{number}.ckpt", (10**9 + number, 10**9 + number))
     request = {"directory": str(node.directory), "job": {"id": "job-1"}}
-    monkeypatch.setattr(checkpoints, "MOST_LISTED", 2)
-    reply, _payload = checkpoints.checkpoints(request, b"")
+    monkeypatch.setattr(list_checkpoints, "MOST_LISTED", 2)
+    reply, _payload = list_checkpoints.list_checkpoints(request, b"")
     assert [found[0] for found in reply["found"]] == ["5.ckpt", "4.ckpt"]
 
 
 def test_a_job_that_still_runs(node: LocalNode, tmp_path: Path) -> None:
     node.start(code(tmp_path / "code", SLEEP))
-    assert refused(node, "checkpoints") == (
+    assert refused(node, "list_checkpoints") == (
         "node0 runs job job-1 still; wait for it, or end it with: ansible-playbook stop.yml -e job=job-1"
     )
 
@@ -108,12 +111,12 @@ def test_a_job_that_nested_folders_deep(node: LocalNode) -> None:
 @pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
 def test_the_step_in_a_pickle_of_any_protocol(step: int, protocol: int) -> None:
     data = {"epoch": 3, "global_step": step, **LIGHTNING}
-    assert checkpoints.step_in(pickle.dumps(data, protocol)) == step
+    assert checkpoint_files.step_in(pickle.dumps(data, protocol)) == step
 
 
 @pytest.mark.parametrize("step", ["7", None, 7.0, -1, 2**63, 2**9000, [7], {"global_step": 7}])
 def test_what_is_no_step(step: Any) -> None:
-    assert checkpoints.step_in(pickle.dumps({"global_step": step}, 2)) is None
+    assert checkpoint_files.step_in(pickle.dumps({"global_step": step}, 2)) is None
 
 
 def test_a_pickle_is_never_executed(tmp_path: Path) -> None:
@@ -122,7 +125,7 @@ def test_a_pickle_is_never_executed(tmp_path: Path) -> None:
             return os.mkdir, (str(tmp_path / "sprung"),)
 
     for data in ({"a": Trap(), "global_step": 5}, {"global_step": 5, "z": Trap()}):
-        assert checkpoints.step_in(pickle.dumps(data, 2)) == 5
+        assert checkpoint_files.step_in(pickle.dumps(data, 2)) == 5
     assert not (tmp_path / "sprung").exists()
 
 
@@ -269,7 +272,7 @@ def place(node: LocalNode, content: bytes, piece_bytes: int, path: str = "checkp
     answers = []
     for offset in range(0, len(content), piece_bytes):
         answers.append(
-            node.ask("place", payload=content[offset : offset + piece_bytes], offset=offset, **about)["placed"]
+            node.ask("place_file", payload=content[offset : offset + piece_bytes], offset=offset, **about)["placed"]
         )
     assert not any(answers[:-1])
     return answers[-1]
@@ -297,7 +300,7 @@ def test_pieces_that_come_twice_do_no_harm(node: LocalNode) -> None:
     content = b"0123456789"
     about = {"path": "a.ckpt", "total": 10, "sha256": hashlib.sha256(content).hexdigest()}
     pieces = [(0, b"012"), (0, b"012"), (3, b"3456"), (3, b"3456"), (7, b"789"), (7, b"789")]
-    answers = [node.ask("place", payload=piece, offset=offset, **about)["placed"] for offset, piece in pieces]
+    answers = [node.ask("place_file", payload=piece, offset=offset, **about)["placed"] for offset, piece in pieces]
     assert answers == [False, False, False, False, True, True]
     assert (work / "a.ckpt").read_bytes() == content
     assert place(node, content, 100, path="a.ckpt")  # all of it once more
@@ -306,18 +309,18 @@ def test_pieces_that_come_twice_do_no_harm(node: LocalNode) -> None:
 def test_pieces_that_are_missing(node: LocalNode) -> None:
     work = leave(node, state="")
     about = {"path": "a.ckpt", "total": 10, "sha256": "0" * 64}
-    node.ask("place", payload=b"01", offset=0, **about)
-    assert refused(node, "place", payload=b"45", offset=4, **about) == (
+    node.ask("place_file", payload=b"01", offset=0, **about)
+    assert refused(node, "place_file", payload=b"45", offset=4, **about) == (
         "node0 lost a part of the checkpoint; run the playbook again"
     )
     (work / f".{'0' * 64}.part").unlink()
-    assert "failed at place: No such file" in refused(node, "place", payload=b"45", offset=4, **about)
-    assert node.ask("place", payload=b"89", offset=8, **about) == {"placed": False}
+    assert "failed at place_file: No such file" in refused(node, "place_file", payload=b"45", offset=4, **about)
+    assert node.ask("place_file", payload=b"89", offset=8, **about) == {"placed": False}
 
 
 def test_what_arrives_damaged_is_not_put_in_place(node: LocalNode) -> None:
     work = leave(node, files={"a.ckpt": b"older"}, state="")
-    words = refused(node, "place", payload=b"0123", offset=0, path="a.ckpt", total=4, sha256="0" * 64)
+    words = refused(node, "place_file", payload=b"0123", offset=0, path="a.ckpt", total=4, sha256="0" * 64)
     assert words == "node0 received a checkpoint that does not match its SHA-256; run the playbook again"
     assert {path.name: path.read_bytes() for path in work.iterdir()} == {"a.ckpt": b"older"}
 
@@ -325,7 +328,7 @@ def test_what_arrives_damaged_is_not_put_in_place(node: LocalNode) -> None:
 @pytest.mark.parametrize("path", ["../escaped", "/tmp/escaped", "a/../../escaped", "..", "a//b", "."])
 def test_a_path_that_leaves_the_folder(node: LocalNode, path: str) -> None:
     work = leave(node, state="")
-    words = refused(node, "place", payload=b"x", offset=0, path=path, total=1, sha256="")
+    words = refused(node, "place_file", payload=b"x", offset=0, path=path, total=1, sha256="")
     assert words == f"node0 was asked for {path!r}, which is no path below {work}; report this"
     assert not list(node.directory.rglob("escaped*"))
 
@@ -356,19 +359,19 @@ def test_a_planted_part_is_not_written_through(node: LocalNode, tmp_path: Path) 
     (work / f".{sha256}.part").symlink_to(tmp_path / "mine")
     about = {"path": "a.ckpt", "total": 4, "sha256": sha256}
     with pytest.raises(Exception, match="belongs; rename"):
-        node.ask("place", payload=b"23", offset=2, **about)
+        node.ask("place_file", payload=b"23", offset=2, **about)
     assert (tmp_path / "mine").read_bytes() == b"untouched"
 
 
 def test_a_job_that_has_started(node: LocalNode) -> None:
     leave(node, state="running")
-    words = refused(node, "place", payload=b"x", offset=0, path="a", total=1, sha256="")
+    words = refused(node, "place_file", payload=b"x", offset=0, path="a", total=1, sha256="")
     assert words == "node0 has started job job-1 already; report this"
 
 
 def test_a_disk_too_small(node: LocalNode) -> None:
     work = leave(node, state="")
-    words = refused(node, "place", payload=b"x", offset=0, path="a", total=2**60, sha256="")
+    words = refused(node, "place_file", payload=b"x", offset=0, path="a", total=2**60, sha256="")
     assert words.startswith(f"node0 has too little disk space in {work} (")
     assert list(work.iterdir()) == []
 
@@ -382,7 +385,7 @@ def test_each_piece_tells_the_supervisor_that_the_controller_is_there(node: Loca
 
 def from_job(node: LocalNode, content: bytes, job: str = "job-0") -> bool:
     about = {"path": "c/last.ckpt", "total": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    return bool(node.ask("place", from_job=job, **about)["placed"])
+    return bool(node.ask("place_file", from_job=job, **about)["placed"])
 
 
 def test_a_checkpoint_that_is_here_already_is_copied(node: LocalNode) -> None:
@@ -422,14 +425,14 @@ def test_as_root_all_is_done_with_the_rights_of_the_jobs_account() -> None:
             subprocess.run(["chown", "-R", "--no-dereference", "nobody", node.job_dir(job)], check=True)
         for path in (secret, node.job_dir() / "work" / "locked"):
             os.chown(path, 0, 0)
-        reply = node.ask("checkpoints", job="job-0")
+        reply = node.ask("list_checkpoints", job="job-0")
         assert [path for path, *_rest in reply["found"]] == ["own.ckpt"]
         refused_too = {path: why for path, why in reply["refused"]}
         assert refused_too == {name: "cannot be read: Permission denied" for name in ("linked.ckpt", "locked.ckpt")}
         about = {"path": "c/own.ckpt", "total": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        assert node.ask("place", payload=content, offset=0, **about) == {"placed": True}
+        assert node.ask("place_file", payload=content, offset=0, **about) == {"placed": True}
         placed = node.job_dir() / "work" / "c" / "own.ckpt"
         assert {placed.owner(), placed.parent.owner()} == {"nobody"}
-        assert node.ask("place", from_job="job-0", **{**about, "path": "own.ckpt"}) == {"placed": True}
+        assert node.ask("place_file", from_job="job-0", **{**about, "path": "own.ckpt"}) == {"placed": True}
         with pytest.raises(NodeError, match="Permission denied"):
-            node.ask("place", payload=content, offset=0, **{**about, "path": "locked/own.ckpt"})
+            node.ask("place_file", payload=content, offset=0, **{**about, "path": "locked/own.ckpt"})

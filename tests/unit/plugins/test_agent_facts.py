@@ -6,12 +6,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import facts as agent_facts
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import resources
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.limits import LARGEST, fitted
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import ephemeral_ports
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.code import trial
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.replies import is_size
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base import resources
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.ports import ephemeral_ports
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import LARGEST, fit_to_limits
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.operations import facts as agent_facts
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.code import trial
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.reply_schemas import is_size
 from local_nodes import SLEEP, Altered, LocalNode, code, free_port
 
 NODE_ENV = """\
@@ -169,9 +169,9 @@ def test_a_disk_without_end(
 ) -> None:
     room = SimpleNamespace(f_blocks=blocks, f_bavail=blocks, f_frsize=2**20, f_files=inodes[0], f_favail=inodes[1])
     monkeypatch.setattr(os, "statvfs", lambda _path: room)
-    found = fitted(agent_facts._disk("/"))
+    found = fit_to_limits(agent_facts._disk("/"))
     assert found == expected
-    sizes = (*found.values(), *fitted(resources.shared_memory()).values())
+    sizes = (*found.values(), *fit_to_limits(resources.shared_memory()).values())
     assert all(size is None or is_size(size) for size in sizes)
 
 

@@ -4,8 +4,11 @@ import socket
 from typing import Any
 
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import ephemeral_ports, reserved_ports
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.ports import free_port
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.ports import (
+    ephemeral_ports,
+    free_port,
+    reserved_ports,
+)
 
 
 def test_a_free_port() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import processes
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base import processes
 from local_nodes import PYTHON, alive, until
 
 FAMILY = """\

@@ -8,11 +8,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils import artifacts
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.artifacts import File
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError, Refused, Unreachable
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang, Replies
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import Record
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.gang import Gang, Replies
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs import artifacts
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.artifacts import File
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.record import Record
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.channel import (
+    NodeError,
+    Refused,
+    Unreachable,
+)
 from left_jobs import gang_on, leave
 from local_nodes import LocalNode
 
@@ -189,7 +193,7 @@ def test_a_node_that_was_lost_is_not_waited_for(
         "what rank 0 (node0) wrote is not complete here: node0 is away; it is in the job's work directory there; "
         + REMEDY
     )
-    assert gang.asked.count(("artifacts", "node0")) == 1 and contents(record) == {"rank1-node1/who": b"node1"}
+    assert gang.asked.count(("list_artifacts", "node0")) == 1 and contents(record) == {"rank1-node1/who": b"node1"}
 
 
 def test_from_a_node_that_is_back_again_is_collected(nodes: list[LocalNode], record: Record) -> None:
@@ -206,7 +210,7 @@ def test_an_interrupted_transfer_goes_on(node: LocalNode, record: Record) -> Non
     content = random.Random(3).randbytes(5500)
     leave(node, files={"a": b"small", "big": content, "z": b"last"})
     broken = Watched(
-        gang_on([node]), lambda op, host, n: Refused(host, "fell asleep") if (op, n) == ("read", 4) else None
+        gang_on([node]), lambda op, host, n: Refused(host, "fell asleep") if (op, n) == ("read_files", 4) else None
     )
     assert collect(broken, record) == [
         "what rank 0 (node0) wrote is not complete here: node0 fell asleep; it is in the job's work directory there; "
@@ -235,7 +239,7 @@ def test_a_file_that_changes_while_it_is_read_is_read_again(node: LocalNode, rec
     work = leave(node, files={"big": bytes(5500), "other": b"x"})
 
     def change(op: str, host: str, n: int) -> None:
-        if (op, n) == ("read", 3):
+        if (op, n) == ("read_files", 3):
             (work / "big").write_bytes(b"1" * 4000)
 
     assert collect(Watched(gang_on([node]), change), record) == []
@@ -246,7 +250,7 @@ def test_a_file_that_vanishes_meanwhile(node: LocalNode, record: Record) -> None
     work = leave(node, files={"a": b"1", "big": bytes(5500), "z": b"2"})
 
     def remove(op: str, host: str, n: int) -> None:
-        if (op, n) == ("read", 3):
+        if (op, n) == ("read_files", 3):
             (work / "big").unlink()
 
     assert collect(Watched(gang_on([node]), remove), record) == []
@@ -258,7 +262,7 @@ def test_a_file_that_never_stays_as_it_is(node: LocalNode, record: Record) -> No
     work = leave(node, files={"growing": bytes(3000), "z": b"2"})
 
     def grow(op: str, host: str, n: int) -> None:
-        if op == "read":
+        if op == "read_files":
             with open(work / "growing", "ab") as file:
                 file.write(b"more")
 
@@ -364,7 +368,7 @@ class Liar:
         )
 
     def ask(self, op: str, timeout: float, hosts: Sequence[str], **more: Any) -> tuple[Any, dict[str, NodeError]]:
-        if op == "artifacts":
+        if op == "list_artifacts":
             listed = b"".join(os.fsencode(name) + b"\0%d\x007\0" % len(data) for name, data in self.files.items())
             return {"node0": ({"more": False, "cores": []}, listed)}, {}
         parts = [self.files[name][offset : offset + length] for name, offset, length in more["parts"]]
@@ -424,7 +428,7 @@ def test_a_list_too_long_to_remember_is_asked_for_again(
     gang = Watched(gang_on([node]))
     assert collect(gang, record) == []
     assert contents(record) == FILES
-    assert gang.asked.count(("artifacts", "node0")) == 2 * -(-len(FILES) // 3)
+    assert gang.asked.count(("list_artifacts", "node0")) == 2 * -(-len(FILES) // 3)
 
 
 def test_a_few_nodes_at_a_time(record: Record) -> None:
@@ -463,7 +467,7 @@ def test_pieces_fit_the_line(node: LocalNode, monkeypatch: pytest.MonkeyPatch) -
         times = iter([0.0, 0.0, seconds])
         monkeypatch.setattr(artifacts.time, "monotonic", lambda times=times: next(times))
         sizes.append(source.batch_bytes)
-        source.ask("read")
+        source.ask("read_files")
     monkeypatch.undo()
     mebibyte = 2**20
     assert sizes[:5] == [mebibyte, 2 * mebibyte, 4 * mebibyte, 8 * mebibyte, 8 * mebibyte]

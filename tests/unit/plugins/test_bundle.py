@@ -14,13 +14,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import BUNDLE_MTIME
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.launching import unpack
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils import project_files
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import Bundle, check_script, make_bundle
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import split_patterns
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.project_files import RESULTS, TOOLS
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.unpack import unpack_bundle
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.working_directory import BUNDLE_MTIME
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.options import split_patterns
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project import project_files
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.bundle import (
+    Bundle,
+    check_script,
+    make_bundle,
+)
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.project_files import RESULTS, TOOLS
 from local_nodes import IS_ROOT, NOBODY, closed
 
 
@@ -63,7 +67,7 @@ def entries(bundle: Bundle) -> dict[str, tuple[str, Any]]:
             os.makedirs(os.path.join(folder, name))
         Path(folder, "bundles", bundle.sha256).write_bytes(zlib.decompress(bundle.content))
         me = SimpleNamespace(acting=contextlib.nullcontext)
-        unpack({"directory": folder, "job": {"id": "job"}, "bundle": bundle.sha256}, me)  # type: ignore[arg-type]
+        unpack_bundle({"directory": folder, "job": {"id": "job"}, "bundle": bundle.sha256}, me)  # type: ignore[arg-type]
         work = Path(folder, "jobs", "job", "work")
         for path in sorted(work.rglob("*")):
             if path.is_symlink():

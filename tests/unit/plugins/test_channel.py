@@ -1,3 +1,4 @@
+import json
 import shlex
 import stat
 import sys
@@ -11,20 +12,24 @@ from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.parsing.dataloader import DataLoader
 from ansible.playbook.play_context import PlayContext
 from ansible.playbook.task import Task
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.directory import identity, network_disks
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.firewalls import managed_firewalls
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import ephemeral_ports, uid_of
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import MARK
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import (
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.active_firewalls import managed_firewalls
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.cluster_directory import (
+    identity,
+    network_disks,
+)
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.ports import ephemeral_ports
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.user import uid_of
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import MARK
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.channel import (
     Channel,
     NodeError,
     Unreachable,
 )
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.connect import Access
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.program import LOADER
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.connect import ConnectionSettings
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.payload import LOADER
 from local_nodes import PYTHON, Connection, LocalNode
 
-FOLLOWED = b"{'ok': True, 'state': 'running', 'more': False, 'offset': %d}"
+FOLLOWED = b'{"ok": true, "state": "running", "more": false, "offset": %d}'
 INSPECTED = {
     **{"address": "198.18.0.9", "interface": "eth0"},
     **{"addresses": ["198.18.0.9"], "port_range": (32768, 60999), "folder": "1", "firewalls": [], "session": ""},
@@ -86,7 +91,7 @@ def test_noise_behind_a_reply_is_not_its_payload() -> None:
 
 def test_a_refusal_begins_with_the_node() -> None:
     with pytest.raises(NodeError) as caught:
-        call(0, reply(b"{'ok': False, 'refusal': 'has no job x'}"))
+        call(0, reply(b'{"ok": false, "refusal": "has no job x"}'))
     assert str(caught.value) == "gpu-1 has no job x"
     assert caught.value.host == "gpu-1"
     assert not isinstance(caught.value, Unreachable)
@@ -200,7 +205,7 @@ def test_a_round_trip(tmp_path: Path) -> None:
     place = {"address": "127.0.0.1", "interface": "lo", "addresses": ["127.0.0.1"]}
     about = {"folder": identity(str(tmp_path)), "firewalls": managed_firewalls(), "session": ""}
     account = {"uid": uid_of(""), "network_disks": network_disks()}
-    assert found == {**place, **about, **account, "port_range": ephemeral_ports(), "job": None}
+    assert found == {**place, **about, **account, "port_range": list(ephemeral_ports()), "job": None}
     assert payload == b""
 
 
@@ -245,7 +250,7 @@ def test_an_old_python(tmp_path: Path) -> None:
 def test_a_defect_in_the_agent_is_told(tmp_path: Path) -> None:
     with pytest.raises(NodeError) as caught:
         LocalNode(tmp_path).channel().call({"op": "inspect"})
-    assert str(caught.value).startswith("node0 failed at inspect: KeyError in inspecting, line ")
+    assert str(caught.value).startswith("node0 failed at inspect: KeyError in inspect, line ")
 
 
 @pytest.mark.parametrize("data", [b"", b"text\n", bytes(range(256)) * 1000])
@@ -284,7 +289,7 @@ def opened(variables: Mapping[str, Any], become: bool = False) -> Channel:
         loader=DataLoader(),
     )
     variables = {"inventory_hostname": "gpu-1", **variables}
-    return Access("gpu-1", variables, task=task, play_context=PlayContext(), loader=DataLoader()).open()
+    return ConnectionSettings("gpu-1", variables, task=task, play_context=PlayContext(), loader=DataLoader()).open()
 
 
 def command_of(channel: Channel) -> str:
@@ -294,7 +299,7 @@ def command_of(channel: Channel) -> str:
     def execute(command: str, in_data: bytes, sudoable: bool = False) -> tuple[int, bytes, bytes]:
         assert sudoable == ("BECOME-SUCCESS" in command), "else community.docker's does not answer sudo"
         commands.append(command)
-        return 0, reply(ascii({"ok": True, **INSPECTED}).encode()), b""
+        return 0, reply(json.dumps({"ok": True, **INSPECTED}).encode()), b""
 
     channel._connection.exec_command = execute
     channel.call({"op": "inspect"})

@@ -4,8 +4,11 @@ import base64
 from typing import Any
 
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import Failure
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.check_resolution import checked, unmet
+from ansible_collections.thunderhead.cluster.plugins.module_utils._python_env.uv import Failure
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requirements.check_resolution import (
+    checked,
+    unmet,
+)
 
 TARGET = "3.11-x86_64_manylinux_2_28-cpu"
 WHEEL = "mine-1.0-py3-none-any.whl"

@@ -7,11 +7,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils import artifacts, checkpoints
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError, Refused, Unreachable
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.checkpoints import Checkpoint, newest
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang, Replies
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.gang import Gang, Replies
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs import artifacts, checkpoints
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.checkpoints import Checkpoint, newest
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.channel import (
+    NodeError,
+    Refused,
+    Unreachable,
+)
 from left_jobs import checkpoint, gang_on, leave
 from local_nodes import LocalNode
 
@@ -141,7 +145,7 @@ def test_a_node_that_cannot_be_asked_is_said(nodes: list[LocalNode], monkeypatch
     monkeypatch.setattr(checkpoints, "SLOWEST_DISK", 1e9)
     monkeypatch.setattr(checkpoints, "RETRY_SECONDS", 1)
     monkeypatch.setattr(artifacts, "RETRY_SECONDS", 1)
-    for op in ("checkpoints", "verify"):
+    for op in ("list_checkpoints", "verify_checkpoint"):
         gang = Watched(gang_on(nodes), lambda asked, host, n, op=op: away if (asked, host) == (op, "node0") else None)
         found = checkpoints.find(gang, 5)  # type: ignore[arg-type]
         assert (found.host, found.step, found.notes) == ("node1", 5, (note,))
@@ -290,7 +294,7 @@ def test_every_node_gets_the_checkpoint(prepared: Prepared) -> None:
     gang = Watched(gang_on(nodes, "job-2"))
     checkpoints.distribute(gang, file, found, "job-1")  # type: ignore[arg-type]
     assert [placed(node) for node in nodes] == [file.read_bytes()] * 2
-    assert gang.asked == [("place", "node0"), ("place", "node1"), ("place", "node0")]  # one had it
+    assert gang.asked == [("place_file", "node0"), ("place_file", "node1"), ("place_file", "node0")]  # one had it
 
 
 def test_nodes_are_sent_the_same_piece_at_once(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from ansible_collections.thunderhead.cluster.plugins.action import cluster_info
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
 from playing import ROOT
 
 PLAYBOOKS = sorted(path.stem for path in ROOT.glob("playbooks/*.yml") if path.stem != "incomplete")
@@ -68,12 +68,13 @@ def test_a_collection_that_a_firewall_needs(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_setup_looks_for_it_before_it_changes_anything(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster_info.module_loader, "find_plugin", lambda name: None)
-    monkeypatch.setattr(cluster_info.survey, "survey", lambda *_about: {"nodes": {"node0": {"firewalls": ["ufw"]}}})
+    monkeypatch.setattr(
+        cluster_info.inspect, "inspect_cluster", lambda *_about: {"nodes": {"node0": {"firewalls": ["ufw"]}}}
+    )
     inventory = SimpleNamespace(
         cluster=["node0"],
         taking_part=["node0"],
-        open_channel=None,
-        settings=lambda hosts: [],
+        nodes=lambda hosts: [],
         variables=lambda host: {},
         resolve=None,
         value=lambda host, name, default: default,

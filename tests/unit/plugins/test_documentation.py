@@ -135,6 +135,16 @@ def test_a_playbook_passes_every_argument_of_its_action(playbook: str, name: str
     assert task["run_once"] is True
 
 
+@pytest.mark.parametrize("playbook", ["run", "logs", "status", "stop", "clean", "preflight", "teardown"])
+def test_a_playbook_says_which_options_it_has(playbook: str) -> None:
+    text = (ROOT / "playbooks" / f"{playbook}.yml").read_text()
+    comment = text[: text.index("\n- ")]
+    looked_up = re.search(r"thunderhead\.cluster\.options'([^)]*)", text)
+    assert looked_up
+    for option in re.findall(r"'(\w+)'", looked_up[1]):
+        assert re.search(rf"""{option}=|"{option}"|\b{option}\b""", comment), f"{option} is not in the comment"
+
+
 @pytest.mark.parametrize("name", ["job_logs", "job_stop", "job_cleanup"])
 def test_actions_agree_about_what_they_share_with_run(name: str) -> None:
     arguments = importlib.import_module(f"{PLUGINS}.action.{name}").ActionModule.ARGUMENTS

@@ -1,14 +1,14 @@
 from pathlib import Path
 
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.entry_point import (
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.make_job import describe_job, make_job
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.entry_point import (
     check_module,
     require_no_relative_imports,
     search_path,
 )
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import described, make_job
-from orders import order
+from user_options import run_options
 
 
 def project(folder: Path, **files: str) -> Path:
@@ -46,13 +46,13 @@ def test_a_home_is_no_project(
     folder = project(tmp_path / "project", train="", me__a="")
     monkeypatch.setenv("HOME", str(tmp_path / home))
     with pytest.raises(JobError, match=f"^project_dir {folder} holds your home {tmp_path / home}, and with it keys"):
-        make_job(order(tmp_path, project_dir=folder, **started), {}, "")
+        make_job(run_options(tmp_path, project_dir=folder, **started), {}, "")
 
 
 def test_a_module_where_the_inventorys_pythonpath_leads(tmp_path: Path) -> None:
     folder = project(tmp_path / "project", src__pkg__train="import lightning as L\n\nL.Trainer()")
     inherited = {"PYTHONPATH": "src"}
-    job = make_job(order(tmp_path, project_dir=folder, module="pkg.train"), {}, "", inherited)
+    job = make_job(run_options(tmp_path, project_dir=folder, module="pkg.train"), {}, "", inherited)
     assert (job.script, job.launcher, job.env) == ("src/pkg/train.py", "lightning", {})
 
 
@@ -109,13 +109,13 @@ def test_a_script_with_relative_imports_is_told_before_anything_starts(
     (folder / script).parent.mkdir(parents=True, exist_ok=True)
     (folder / script).write_text("import os\nif __name__ == '__main__':\n    from ..models import net\n")
     with pytest.raises(JobError) as caught:
-        make_job(order(tmp_path, project_dir=folder, script=script), {}, "")
+        make_job(run_options(tmp_path, project_dir=folder, script=script), {}, "")
     assert str(caught.value) == (
         f"script {script} has a relative import in line 3, which works only in a module of a package; start it as one: "
         f"{remedy.replace('PARENT', str(tmp_path))} instead of script="
     )
     if "PARENT" not in remedy and "PYTHONPATH" not in remedy:
-        make_job(order(tmp_path, project_dir=folder, module=remedy.partition("=")[2]), {}, "")
+        make_job(run_options(tmp_path, project_dir=folder, module=remedy.partition("=")[2]), {}, "")
 
 
 def test_relative_imports_that_may_fail(tmp_path: Path) -> None:
@@ -125,19 +125,19 @@ def test_relative_imports_that_may_fail(tmp_path: Path) -> None:
 
 def test_a_job_with_a_module(tmp_path: Path) -> None:
     folder = project(tmp_path / "proj", pkg__train="from .loop import fit", pkg__loop="from lightning import Trainer")
-    one = order(tmp_path, project_dir=folder, module="pkg.train")
+    one = run_options(tmp_path, project_dir=folder, module="pkg.train")
     job = make_job(one, {}, "")
     assert (job.module, job.script, job.launcher, job.reason) == (
         *("pkg.train", "pkg/train.py", "lightning"),
         "pkg/loop.py uses Lightning's Trainer",
     )
     assert "-train-" in job.identity.id
-    earlier = described(job, one)
-    again = make_job(order(tmp_path, project_dir=folder, resume="20260101-000000-train-0000"), earlier, "")
+    earlier = describe_job(job, one)
+    again = make_job(run_options(tmp_path, project_dir=folder, resume="20260101-000000-train-0000"), earlier, "")
     assert (again.module, again.script) == ("pkg.train", "pkg/train.py")
     (folder / "other.py").write_text("")
     other = make_job(
-        order(tmp_path, project_dir=folder, resume="20260101-000000-train-0000", script="other.py"), earlier, ""
+        run_options(tmp_path, project_dir=folder, resume="20260101-000000-train-0000", script="other.py"), earlier, ""
     )
     assert (other.module, other.script) == ("", "other.py")
 
@@ -149,5 +149,5 @@ def test_the_launcher_is_seen_through_what_the_script_puts_on_its_path(tmp_path:
         src__train="import sys\nsys.path.append('.')\nimport src.loop",
         src__loop="from lightning import Trainer",
     )
-    assert make_job(order(tmp_path, project_dir=folder, script="src/train.py"), {}, "").launcher == "lightning"
+    assert make_job(run_options(tmp_path, project_dir=folder, script="src/train.py"), {}, "").launcher == "lightning"
     assert search_path(folder, "src/train.py", "", {"PYTHONPATH": ".:src"}) == [folder / "src", folder]

@@ -1,5 +1,5 @@
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import in_one
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import join_errors
 
 
 @pytest.mark.parametrize(
@@ -10,4 +10,4 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import 
     ],
 )
 def test_in_one(sentences: list[str], expected: str) -> None:
-    assert str(in_one((Exception(sentence) for sentence in sentences), "Nothing was started.")) == expected
+    assert str(join_errors((Exception(sentence) for sentence in sentences), "Nothing was started.")) == expected

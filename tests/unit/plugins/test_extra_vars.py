@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.extra_vars import (
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.settings import SPEC
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.extra_vars import (
     STRAY,
     options_of,
     require_meant,
     variables_beside,
     variables_of,
 )
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import SPEC
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
 from jinja2 import Environment
 from jinja2.nodes import Name
 

@@ -2,8 +2,11 @@ import threading
 import time
 
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError, Unreachable
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.fan_out import fan_out
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.channel import (
+    NodeError,
+    Unreachable,
+)
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.fan_out import fan_out
 
 
 def test_results_are_in_the_order_given_whoever_is_first() -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.action import firewall_info as action
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal
-from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall import iptables, node
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import Refusal
+from ansible_collections.thunderhead.cluster.plugins.module_utils._firewall import iptables, node
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
 
 DROPS = "-P INPUT DROP\n"
 LOADED = "-N ufw-user-input\n"

@@ -1,8 +1,8 @@
 """One list of peers and ports in the words of every firewall; listings are as the programs of Debian 12 print them."""
 
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall import firewalld, iptables, nftables, ufw
-from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall.opening import (
+from ansible_collections.thunderhead.cluster.plugins.module_utils._firewall import firewalld, iptables, nftables, ufw
+from ansible_collections.thunderhead.cluster.plugins.module_utils._firewall.opening import (
     multiports,
     networks,
     required_spans,

@@ -12,16 +12,18 @@ from typing import Any
 
 import pytest
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils import follow as follow_module
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.follow import Ending, Following
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.launch import Launch
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.logs import RankLog
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import Node
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.topology import Node
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis.ending import RankEnding
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis.stall import StallReport
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following import follow as follow_module
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following.follow import JobFollower
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.launch import Launch
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.rank_log import RankLog
 from local_nodes import SLEEP, Altered, Connection, LocalNode, by_rank, code, gang_of, until
 
 
-class Onlooker:
+class JobObserver:
     """Each rank's log in a folder, what was shown live, and when the job was looked at."""
 
     def __init__(self, folder: Path, nodes: list[LocalNode]) -> None:
@@ -30,13 +32,13 @@ class Onlooker:
         self.looks: list[tuple[dict[str, int], list[str]]] = []
         self.said: list[str] = []
 
-    def output(self, node: Node, data: bytes, offset: int) -> None:
-        self.shown[node.host] += data
+    def output(self, node: Node) -> None:
+        self.shown[node.host] = self.read(node.host)
 
     def hear(self, node: Node, state: Mapping[str, Any]) -> None:
         pass
 
-    def look(self, written: Mapping[str, int], endings: Mapping[str, Ending]) -> str | None:
+    def look(self, written: Mapping[str, int], endings: Mapping[str, RankEnding]) -> StallReport | None:
         self.looks.append((dict(written), list(endings)))
         return None
 
@@ -47,20 +49,20 @@ class Onlooker:
         return self.files[host].path.read_bytes()
 
 
-def following(launch: Launch, onlooker: Onlooker, live: str = "node0") -> Following:
+def following(launch: Launch, observer: JobObserver, live: str = "node0") -> JobFollower:
     job = launch.job
-    return Following(
+    return JobFollower(
         launch.gang,
-        onlooker.files,
+        observer.files,
         lambda node: node.host in live,
-        onlooker,
+        observer,
         job.node_timeout_seconds,
         job.grace_seconds,
     )
 
 
-def followed(launch: Launch, onlooker: Onlooker, live: str = "node0") -> dict[str, Ending]:
-    endings = following(launch, onlooker, live).run(lambda: False)
+def followed(launch: Launch, observer: JobObserver, live: str = "node0") -> dict[str, RankEnding]:
+    endings = following(launch, observer, live).run(lambda: False)
     assert endings is not None
     return endings
 
@@ -90,14 +92,14 @@ def unwatched(nodes: list[LocalNode]) -> list[LocalNode]:
 
 def test_success(nodes: list[LocalNode], tmp_path: Path) -> None:
     launch = launched(nodes, tmp_path, "import os\nprint(os.environ['NODE_RANK'])")
-    onlooker = Onlooker(tmp_path, nodes)
-    endings = followed(launch, onlooker)
+    observer = JobObserver(tmp_path, nodes)
+    endings = followed(launch, observer)
     assert list(endings) == ["node0", "node1"]
     for ending in endings.values():
         assert (ending.state, ending.exit_code, ending.signal, ending.note) == ("succeeded", 0, None, "")
         assert (ending.because, ending.stopping, ending.oom) == ("", None, 0)
-    assert [onlooker.read(node.host) for node in nodes] == [b"0\n", b"1\n"]
-    assert onlooker.shown == {"node0": b"0\n", "node1": b""}
+    assert [observer.read(node.host) for node in nodes] == [b"0\n", b"1\n"]
+    assert observer.shown == {"node0": b"0\n", "node1": b""}
 
 
 @pytest.mark.parametrize("kept", ["nodes", "unwatched"])
@@ -105,8 +107,8 @@ def test_the_first_that_fails_ends_the_others(kept: str, request: pytest.Fixture
     both = request.getfixturevalue(kept)
     script = by_rank("print('waiting'); time.sleep(600)", "time.sleep(0.5); raise SystemExit(7)")
     launch = launched(both, tmp_path, script)
-    began, onlooker = time.monotonic(), Onlooker(tmp_path, both)
-    endings = followed(launch, onlooker)
+    began, observer = time.monotonic(), JobObserver(tmp_path, both)
+    endings = followed(launch, observer)
     assert time.monotonic() - began < 6
     assert list(endings) == ["node0", "node1"]
     assert [(one.state, one.exit_code, one.signal) for one in endings.values()] == [
@@ -117,7 +119,7 @@ def test_the_first_that_fails_ends_the_others(kept: str, request: pytest.Fixture
     assert endings["node0"].stopping is not None and endings["node0"].stopping > 0.4
     assert endings["node1"].arrived < endings["node0"].arrived
     assert endings["node1"].seconds is not None and 0.4 < endings["node1"].seconds < 5
-    assert onlooker.shown == {"node0": b"waiting\n", "node1": b""}
+    assert observer.shown == {"node0": b"waiting\n", "node1": b""}
 
 
 def test_order_of_causes_is_that_of_the_ends_not_of_the_news(nodes: list[LocalNode], tmp_path: Path) -> None:
@@ -126,35 +128,38 @@ def test_order_of_causes_is_that_of_the_ends_not_of_the_news(nodes: list[LocalNo
     class Late(Connection):
         def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
             answer = super().exec_command(command, in_data)
-            if b"'op': 'follow'" in in_data:
+            if b'"op": "follow"' in in_data:
                 time.sleep(1)
             return answer
 
     nodes[0].connection = Late()
     launch = launched(nodes, tmp_path, by_rank("raise SystemExit(1)", "time.sleep(0.4); raise SystemExit(2)"))
-    endings = followed(launch, Onlooker(tmp_path, nodes))
+    endings = followed(launch, JobObserver(tmp_path, nodes))
     assert endings["node0"].arrived < endings["node1"].arrived
 
 
-def test_what_the_observer_sees_and_its_word_counts(unwatched: list[LocalNode], tmp_path: Path) -> None:
-    class Tired(Onlooker):
-        def look(self, written: Mapping[str, int], endings: Mapping[str, Ending]) -> str | None:
+def test_a_stall_ends_the_job_if_it_is_hopeless(unwatched: list[LocalNode], tmp_path: Path) -> None:
+    class Tired(JobObserver):
+        def look(self, written: Mapping[str, int], endings: Mapping[str, RankEnding]) -> StallReport | None:
             super().look(written, endings)
-            return "it stands still" if written == {"node0": 6, "node1": 6} else None
+            if written != {"node0": 6, "node1": 6}:
+                return None
+            return StallReport("it stands still", True) if self.said else StallReport("it waits", False)
 
-    onlooker = Tired(tmp_path, unwatched)
-    endings = followed(launched(unwatched, tmp_path, SLEEP), onlooker)
+    observer = Tired(tmp_path, unwatched)
+    endings = followed(launched(unwatched, tmp_path, SLEEP), observer)
     assert [(one.state, one.because) for one in endings.values()] == [("stopped", "it stands still")] * 2
-    assert onlooker.looks[0] == ({"node0": 0, "node1": 0}, [])
-    assert onlooker.looks[-1][0] == {"node0": 6, "node1": 6}
+    assert observer.said == ["it waits"]
+    assert observer.looks[0] == ({"node0": 0, "node1": 0}, [])
+    assert observer.looks[-1][0] == {"node0": 6, "node1": 6}
 
 
 def test_a_stop_on_request_is_no_failure(nodes: list[LocalNode], tmp_path: Path) -> None:
     launch = launched(nodes, tmp_path, SLEEP)
-    onlooker = Onlooker(tmp_path, nodes)
+    observer = JobObserver(tmp_path, nodes)
     until(lambda: all(node.state() for node in nodes))
     threading.Timer(0.3, launch.gang.stop, (2,)).start()
-    endings = followed(launch, onlooker)
+    endings = followed(launch, observer)
     assert [(one.state, one.because, one.note) for one in endings.values()] == [("stopped", "", "")] * 2
 
 
@@ -174,7 +179,7 @@ class EverySecond(Connection):
     polls = 0
 
     def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
-        if b"'op': 'follow'" not in in_data:
+        if b'"op": "follow"' not in in_data:
             return super().exec_command(command, in_data)
         self.polls += 1
         kind = self.polls % 6
@@ -205,11 +210,11 @@ def test_a_bad_connection_loses_and_repeats_nothing(
     for node in nodes:
         node.connection = EverySecond()
     launch = launched(nodes, tmp_path, script)
-    onlooker = Onlooker(tmp_path, nodes)
-    endings = followed(launch, onlooker, live="node0 node1")
+    observer = JobObserver(tmp_path, nodes)
+    endings = followed(launch, observer, live="node0 node1")
     assert [ending.state for ending in endings.values()] == ["succeeded", "succeeded"]
-    assert [onlooker.read(node.host) for node in nodes] == [noise, noise]
-    assert [onlooker.shown[node.host] for node in nodes] == [noise, noise]
+    assert [observer.read(node.host) for node in nodes] == [noise, noise]
+    assert [observer.shown[node.host] for node in nodes] == [noise, noise]
     assert all(node.connection.polls > 6 for node in nodes)
 
 
@@ -245,25 +250,25 @@ def test_a_node_that_only_this_machine_cannot_reach_is_not_lost(
 ) -> None:
     cut = cut_at_the_next_poll(nodes[1], monkeypatch)
     launch = launched(nodes, tmp_path, WAITS, node_timeout_seconds=1)
-    onlooker = Onlooker(tmp_path, nodes)
+    observer = JobObserver(tmp_path, nodes)
     cut.cut = True
 
     def mend() -> None:
-        until(lambda: onlooker.said)
+        until(lambda: observer.said)
         time.sleep(1.5)
         cut.cut = False
-        until(lambda: len(onlooker.said) > 1)
+        until(lambda: len(observer.said) > 1)
         let_go(*nodes)
 
     threading.Thread(target=mend).start()
-    endings = followed(launch, onlooker)
+    endings = followed(launch, observer)
     assert [(one.state, one.exit_code) for one in endings.values()] == [("succeeded", 0), ("succeeded", 0)]
-    assert onlooker.said == [
+    assert observer.said == [
         f"this machine has heard nothing of rank 1 (node1) for 1 s: {CUT_OFF}. The job runs on, as far as is known; "
         "it is tried again",
         "rank 1 (node1) is heard of again",
     ]
-    assert onlooker.read("node1") == b"over\n"
+    assert observer.read("node1") == b"over\n"
 
 
 @pytest.mark.usefixtures("_impatient")
@@ -281,7 +286,7 @@ def test_who_does_not_know_how_it_ends_says_so(
     let_go(*some[:-1])
     began = time.monotonic()
     with pytest.raises(JobError) as caught:
-        followed(launch, Onlooker(tmp_path, some))
+        followed(launch, JobObserver(tmp_path, some))
     assert 2 < time.monotonic() - began < 8
     assert str(caught.value) == (
         f"this machine has heard nothing of rank {live - 1} (node1) for 2 s: {CUT_OFF}. Whether the job runs on is not "
@@ -290,7 +295,7 @@ def test_who_does_not_know_how_it_ends_says_so(
     assert nodes[1].state()["state"] == "running"
     cut.cut = False
     let_go(*some)
-    again = Onlooker(tmp_path, some)
+    again = JobObserver(tmp_path, some)
     assert all(ending.state == "succeeded" for ending in followed(launch, again).values())
 
 
@@ -305,7 +310,7 @@ def test_this_machine_is_cut_off_from_all(
     for cut in cuts:
         cut.cut = True
     with pytest.raises(JobError) as caught:
-        followed(launch, Onlooker(tmp_path, nodes))
+        followed(launch, JobObserver(tmp_path, nodes))
     assert str(caught.value) == (
         f"this machine has heard nothing of rank 0 (node0), rank 1 (node1) for 2 s: {CUT_OFF.replace('1', '0', 1)}. "
         "The job runs on, as far as is known; to follow it again: ansible-playbook logs.yml -e job=job-1"
@@ -334,7 +339,7 @@ def test_a_node_that_the_others_have_given_up_is_lost(
     cut.cut = True
     halt(nodes[victim])
     began = time.monotonic()
-    endings = followed(launch, Onlooker(tmp_path, nodes))
+    endings = followed(launch, JobObserver(tmp_path, nodes))
     assert 1 < time.monotonic() - began < 8
     lost, other = endings[f"node{victim}"], endings[f"node{1 - victim}"]
     head = "" if victim else ", the head,"
@@ -354,7 +359,7 @@ class Frozen(Connection):
         self.thaw = threading.Event()
 
     def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
-        if b"'op': 'follow'" in in_data or b"'op': 'stop'" in in_data:
+        if b'"op": "follow"' in in_data or b'"op": "stop"' in in_data:
             self.thaw.wait(30)
         return super().exec_command(command, in_data)
 
@@ -366,7 +371,7 @@ def test_a_node_that_freezes_is_lost(nodes: list[LocalNode], tmp_path: Path) -> 
     time.sleep(2)
     halt(nodes[1])
     began = time.monotonic()
-    endings = followed(launch, Onlooker(tmp_path, nodes))
+    endings = followed(launch, JobObserver(tmp_path, nodes))
     assert time.monotonic() - began < 8
     frozen.thaw.set()
     assert [(one.state, one.note) for one in endings.values()] == [
@@ -395,7 +400,7 @@ def no_connection() -> tuple[int, bytes, bytes]:
     raise AnsibleConnectionFailure("Failed to connect to the host via ssh: Connection refused")
 
 
-FORGED = b"{'ok': True, 'state': 'failed', 'offset': 77, 'more': False}"
+FORGED = b'{"ok": true, "state": "failed", "offset": 77, "more": false}'
 
 
 FAILING: list[Callable[[], tuple[int, bytes, bytes]]] = [
@@ -413,7 +418,7 @@ FAILING: list[Callable[[], tuple[int, bytes, bytes]]] = [
     lambda: (0, b"", b""),
     lambda: (0, b"thunderhead-reply 60 0\n" + FORGED, b""),
     lambda: (0, b"thunderhead-reply 60 900\n" + FORGED, b""),
-    lambda: (0, b"thunderhead-reply 62 0\n{'ok': False, 'refusal': 'failed at follow: Too many open files'}", b""),
+    lambda: (0, b'thunderhead-reply 65 0\n{"ok": false, "refusal": "failed at follow: Too many open files"}', b""),
 ]
 
 
@@ -430,7 +435,7 @@ def test_no_failing_poll_ends_a_job(
 
     class Failing(Connection):
         def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
-            if b"'op': 'follow'" in in_data:
+            if b'"op": "follow"' in in_data:
                 if left:
                     return left.pop(0)()
                 let_go(*some)
@@ -439,11 +444,11 @@ def test_no_failing_poll_ends_a_job(
     some = nodes[-count:]
     some[-1].connection = Failing()
     launch = launched(some, tmp_path, WAITS, node_timeout_seconds=1)
-    onlooker = Onlooker(tmp_path, some)
-    endings = followed(launch, onlooker)
+    observer = JobObserver(tmp_path, some)
+    endings = followed(launch, observer)
     assert [(one.state, one.exit_code, one.note) for one in endings.values()] == [("succeeded", 0, "")] * count
-    assert [onlooker.read(node.host) for node in some] == [b"over\n"] * count
-    assert onlooker.said[0].startswith(f"this machine has heard nothing of rank {count - 1} (node1) for 1 s: ")
+    assert [observer.read(node.host) for node in some] == [b"over\n"] * count
+    assert observer.said[0].startswith(f"this machine has heard nothing of rank {count - 1} (node1) for 1 s: ")
 
 
 @pytest.mark.usefixtures("_impatient")
@@ -460,7 +465,7 @@ def test_a_thread_that_cannot_be_started_is_started_later(
 
     launch = launched(nodes, tmp_path, "print(1)")
     monkeypatch.setattr(threading.Thread, "start", start)
-    endings = followed(launch, Onlooker(tmp_path, nodes))
+    endings = followed(launch, JobObserver(tmp_path, nodes))
     assert [one.state for one in endings.values()] == ["succeeded", "succeeded"]
     assert len(failures) == 5
 
@@ -472,15 +477,15 @@ def test_asking_again_does_not_hammer(nodes: list[LocalNode], tmp_path: Path, mo
 
     class Counting(Connection):
         def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
-            if b"'op': 'follow'" in in_data:
-                polls.append(float(re.findall(rb"'pace_seconds': ([0-9.]+)", in_data)[0]))
+            if b'"op": "follow"' in in_data:
+                polls.append(float(re.findall(rb'"pace_seconds": ([0-9.]+)', in_data)[0]))
                 if len(polls) <= 6:
                     raise AnsibleConnectionFailure("Connection refused")
             return super().exec_command(command, in_data)
 
     nodes[0].connection = Counting()
     launch = launched(nodes[:1], tmp_path, WAITS)
-    one = following(launch, Onlooker(tmp_path, nodes[:1]))
+    one = following(launch, JobObserver(tmp_path, nodes[:1]))
     wait = threading.Event.wait
 
     def paused(event: threading.Event, timeout: float | None = None) -> bool:
@@ -503,7 +508,7 @@ class Deaf(Connection):
     times = 1_000_000
 
     def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
-        if b"'op': 'stop'" in in_data and self.times:
+        if b'"op": "stop"' in in_data and self.times:
             self.times -= 1
             raise AnsibleConnectionFailure("Connection refused")
         return super().exec_command(command, in_data)
@@ -523,15 +528,15 @@ def test_a_node_that_cannot_be_told_to_stop(
     unwatched[0].connection = DeafAndUnwatched(("WATCH_AFTER_SECONDS = 1", "WATCH_AFTER_SECONDS = 9"))
     script = by_rank("time.sleep(600)", "raise SystemExit(1)")
     launch = launched(unwatched, tmp_path, script, grace_seconds=1)
-    began, onlooker = time.monotonic(), Onlooker(tmp_path, unwatched)
-    endings = followed(launch, onlooker)
+    began, observer = time.monotonic(), JobObserver(tmp_path, unwatched)
+    endings = followed(launch, observer)
     assert time.monotonic() - began < 25
     assert (endings["node0"].state, endings["node0"].note, endings["node0"].unknown) == (
         "lost",
         "could not be told to stop (node0 is unreachable: Connection refused), and may be running there still",
         True,
     )
-    assert onlooker.said == [
+    assert observer.said == [
         "rank 0 (node0) could not be told to stop: node0 is unreachable: Connection refused; it is tried again"
     ]
 
@@ -541,20 +546,20 @@ def test_a_stop_that_failed_is_tried_again(unwatched: list[LocalNode], tmp_path:
     deaf = unwatched[0].connection = DeafAndUnwatched(("WATCH_AFTER_SECONDS = 1", "WATCH_AFTER_SECONDS = 9"))
     deaf.times = 3
     launch = launched(unwatched, tmp_path, by_rank("time.sleep(600)", "raise SystemExit(1)"), grace_seconds=1)
-    onlooker = Onlooker(tmp_path, unwatched)
-    endings = followed(launch, onlooker)
+    observer = JobObserver(tmp_path, unwatched)
+    endings = followed(launch, observer)
     assert [(one.state, one.unknown) for one in endings.values()] == [("stopped", False), ("failed", False)]
-    assert len(onlooker.said) == 1
+    assert len(observer.said) == 1
 
 
 def test_what_a_stop_leaves_is_said(unwatched: list[LocalNode], tmp_path: Path) -> None:
     change = ("    left = end_leftovers(request)\n", "    left = [4711]\n")
     unwatched[0].connection = Altered(("WATCH_AFTER_SECONDS = 1", "WATCH_AFTER_SECONDS = 9"), change)
     launch = launched(unwatched, tmp_path, by_rank(SLEEP, "raise SystemExit(1)"), grace_seconds=1)
-    onlooker = Onlooker(tmp_path, unwatched)
-    followed(launch, onlooker)
-    until(lambda: onlooker.said)
-    assert onlooker.said == ["node0 still runs processes of the job that cannot be ended: 4711; it is tried again"]
+    observer = JobObserver(tmp_path, unwatched)
+    followed(launch, observer)
+    until(lambda: observer.said)
+    assert observer.said == ["node0 still runs processes of the job that cannot be ended: 4711; it is tried again"]
 
 
 @pytest.mark.usefixtures("_impatient")
@@ -565,14 +570,14 @@ def test_a_stop_on_request_that_nobody_confirms_is_none(
     launch = launched(nodes[:1], tmp_path, SLEEP, node_timeout_seconds=1)
     cut.cut = True
     with pytest.raises(JobError) as caught:
-        following(launch, Onlooker(tmp_path, nodes[:1])).run(lambda: False, stop=True)
+        following(launch, JobObserver(tmp_path, nodes[:1])).run(lambda: False, stop=True)
     assert str(caught.value) == (
         f"rank 0 (node0) could not be told to stop ({CUT_OFF.replace('1', '0', 1)}), and may be running there still. "
         "Whether the job runs on is not known; to stop it: ansible-playbook stop.yml -e job=job-1"
     )
     cut.cut = False
     assert nodes[0].state()["state"] == "running"
-    endings = following(launch, Onlooker(tmp_path, nodes[:1])).run(lambda: False, stop=True)
+    endings = following(launch, JobObserver(tmp_path, nodes[:1])).run(lambda: False, stop=True)
     assert endings is not None and (endings["node0"].state, endings["node0"].because) == ("stopped", "")
 
 
@@ -582,12 +587,12 @@ def test_a_supervisor_that_was_killed(unwatched: list[LocalNode], tmp_path: Path
     state, data = unwatched[1].follow(wait_seconds=0)
     for pid in (state["pid"], int(data)):
         os.kill(pid, signal.SIGKILL)
-    endings = followed(launch, Onlooker(tmp_path, unwatched))
+    endings = followed(launch, JobObserver(tmp_path, unwatched))
     assert [(one.state, one.exit_code, one.note) for one in endings.values()] == [
         ("stopped", 143, ""),
-        ("lost", None, "lost the process that looked after it"),
+        ("lost", None, "lost its supervisor process"),
     ]
-    assert endings["node0"].because == "rank 1 (node1) lost the process that looked after it"
+    assert endings["node0"].because == "rank 1 (node1) lost its supervisor process"
 
 
 def test_a_job_whose_folder_is_gone(unwatched: list[LocalNode], tmp_path: Path) -> None:
@@ -596,11 +601,11 @@ def test_a_job_whose_folder_is_gone(unwatched: list[LocalNode], tmp_path: Path) 
     launch = launched(unwatched, tmp_path, script, node_timeout_seconds=1)
     unwatched[1].wait()
     shutil.rmtree(unwatched[1].job_dir())
-    onlooker = Onlooker(tmp_path, unwatched)
+    observer = JobObserver(tmp_path, unwatched)
     threading.Timer(3, let_go, unwatched[:1]).start()
-    endings = followed(launch, onlooker)
+    endings = followed(launch, observer)
     assert [(one.state, one.note) for one in endings.values()] == [("succeeded", ""), ("lost", "has no job job-1")]
-    assert len(onlooker.said) == 1
+    assert len(observer.said) == 1
 
 
 def test_a_script_that_cannot_start_is_said(nodes: list[LocalNode], tmp_path: Path) -> None:
@@ -608,7 +613,7 @@ def test_a_script_that_cannot_start_is_said(nodes: list[LocalNode], tmp_path: Pa
     launch.prepare()
     launch._prepared["node1"]["python"] = "/no/such/python"
     launch.start()
-    endings = followed(launch, Onlooker(tmp_path, nodes))
+    endings = followed(launch, JobObserver(tmp_path, nodes))
     note = "did not start: No such file or directory: /no/such/python"
     assert [(one.state, one.note) for one in endings.values()] == [("stopped", ""), ("failed", note)]
     assert endings["node0"].because == f"rank 1 (node1) {note}"
@@ -620,10 +625,10 @@ def test_a_full_disk_here_is_the_end_of_following(unwatched: list[LocalNode], tm
             raise OSError(28, "No space left on device")
 
     launch = launched(unwatched, tmp_path, SLEEP)
-    onlooker = Onlooker(tmp_path, unwatched)
-    onlooker.files["node1"] = Full(tmp_path / "full.log")
+    observer = JobObserver(tmp_path, unwatched)
+    observer.files["node1"] = Full(tmp_path / "full.log")
     with pytest.raises(JobError) as caught:
-        followed(launch, onlooker)
+        followed(launch, observer)
     assert str(caught.value) == (
         "the log of rank 1 (node1) cannot be written: [Errno 28] No space left on device. The job runs on; to follow "
         "it again: ansible-playbook logs.yml -e job=job-1"
@@ -632,8 +637,8 @@ def test_a_full_disk_here_is_the_end_of_following(unwatched: list[LocalNode], tm
 
 
 def test_a_defect_is_seen(nodes: list[LocalNode], tmp_path: Path) -> None:
-    class Broken(Onlooker):
-        def output(self, node: Node, data: bytes, offset: int) -> None:
+    class Broken(JobObserver):
+        def output(self, node: Node) -> None:
             raise ZeroDivisionError
 
     launch = launched(nodes, tmp_path, "print(1)")
@@ -647,16 +652,18 @@ def test_what_the_controller_holds_is_bounded(
     monkeypatch.setattr(follow_module, "CHUNK_BYTES", 10_000)
     sizes = []
 
-    class Measuring(Onlooker):
-        def output(self, node: Node, data: bytes, offset: int) -> None:
-            sizes.append(len(data))
-            super().output(node, data, offset)
+    write = RankLog.write
 
+    def measured(log: RankLog, data: bytes, offset: int) -> None:
+        sizes.append(len(data))
+        write(log, data, offset)
+
+    monkeypatch.setattr(RankLog, "write", measured)
     launch = launched(nodes, tmp_path, "print('x' * 199_999)")
-    onlooker = Measuring(tmp_path, nodes)
-    followed(launch, onlooker)
+    observer = JobObserver(tmp_path, nodes)
+    followed(launch, observer)
     assert max(sizes) <= 10_000
-    assert [len(onlooker.read(node.host)) for node in nodes] == [200_000, 200_000]
+    assert [len(observer.read(node.host)) for node in nodes] == [200_000, 200_000]
 
 
 # ----------------------------------------------------------------------------------------- given up, and taken up again
@@ -664,8 +671,8 @@ def test_what_the_controller_holds_is_bounded(
 
 def test_who_gives_up_leaves_the_job_alone(nodes: list[LocalNode], tmp_path: Path) -> None:
     launch = launched(nodes, tmp_path, SLEEP)
-    onlooker = Onlooker(tmp_path, nodes)
-    assert following(launch, onlooker).run(lambda: b"ready" in onlooker.shown["node0"]) is None
+    observer = JobObserver(tmp_path, nodes)
+    assert following(launch, observer).run(lambda: b"ready" in observer.shown["node0"]) is None
     assert [node.follow(wait_seconds=0)[0]["state"] for node in nodes] == ["running", "running"]
 
 
@@ -676,7 +683,7 @@ def test_who_has_given_up_writes_nothing_any_more(nodes: list[LocalNode], tmp_pa
     class Slow(Connection):
         def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
             answer = super().exec_command(command, in_data)
-            if b"'op': 'follow'" in in_data and b"later" in answer[1]:
+            if b'"op": "follow"' in in_data and b"later" in answer[1]:
                 given_up.wait(10)
                 answered.set()
             return answer
@@ -687,38 +694,38 @@ def test_who_has_given_up_writes_nothing_any_more(nodes: list[LocalNode], tmp_pa
         "import os, time\nprint('first')\nwhile not os.path.exists('go'): time.sleep(0.01)\nprint('later')\n" + SLEEP
     )
     launch = launched(nodes, tmp_path, script)
-    onlooker = Onlooker(tmp_path, nodes)
+    observer = JobObserver(tmp_path, nodes)
 
     def interrupted() -> bool:
-        if onlooker.shown["node0"] and not given_up.is_set():
+        if observer.shown["node0"] and not given_up.is_set():
             (nodes[0].job_dir() / "work" / "go").touch()
             until(lambda: b"later" in (nodes[0].job_dir() / "log").read_bytes())
             time.sleep(0.5)  # for the poll to have it
             return True
         return False
 
-    one = following(launch, onlooker)
+    one = following(launch, observer)
     assert one.run(interrupted) is None
     threads = [thread for thread in threading.enumerate() if thread.name == "node0"]
     given_up.set()
     assert answered.wait(10)
     for thread in threads:
         thread.join(10)
-    assert onlooker.read("node0") == onlooker.shown["node0"] == b"first\n"
+    assert observer.read("node0") == observer.shown["node0"] == b"first\n"
 
 
 def test_the_next_goes_on_at_the_offset_of_the_last(nodes: list[LocalNode], tmp_path: Path) -> None:
     script = "import os, time\nprint('first')\nwhile not os.path.exists('go'): time.sleep(0.01)\nprint('then')\n"
     launch = launched(nodes, tmp_path, script)
-    onlooker = Onlooker(tmp_path, nodes)
+    observer = JobObserver(tmp_path, nodes)
     live = "node0 node1"
-    assert following(launch, onlooker, live).run(lambda: all(onlooker.shown.values())) is None
+    assert following(launch, observer, live).run(lambda: all(observer.shown.values())) is None
     for node in nodes:
         (node.job_dir() / "work" / "go").touch()
-    again = Onlooker(tmp_path, nodes)
+    again = JobObserver(tmp_path, nodes)
     endings = followed(launch, again, live)
     assert [one.state for one in endings.values()] == ["succeeded", "succeeded"]
-    assert again.shown == {node.host: b"then\n" for node in nodes}
+    assert again.shown == {node.host: b"first\nthen\n" for node in nodes}
     assert [again.read(node.host) for node in nodes] == [b"first\nthen\n"] * 2
 
 
@@ -733,13 +740,13 @@ def test_a_job_that_has_ended_is_followed_too(nodes: list[LocalNode], tmp_path: 
     )
     for node in nodes:
         node.wait()
-    onlooker = Onlooker(tmp_path, nodes)
+    observer = JobObserver(tmp_path, nodes)
     before = time.monotonic()
-    endings = followed(launch, onlooker)
+    endings = followed(launch, observer)
     assert [(one.state, one.exit_code) for one in endings.values()] == [("stopped", 143), ("failed", 3)]
     assert endings["node1"].arrived < endings["node0"].arrived < before
     assert endings["node0"].because == "rank 1 (node1) exited with code 3"
-    assert onlooker.shown["node0"] == b"0\n"
+    assert observer.shown["node0"] == b"0\n"
 
 
 def test_several_may_follow_a_job_at_once(nodes: list[LocalNode], tmp_path: Path) -> None:
@@ -749,7 +756,7 @@ def test_several_may_follow_a_job_at_once(nodes: list[LocalNode], tmp_path: Path
     onlookers = []
     for number in range(2):
         (tmp_path / str(number)).mkdir()
-        onlookers.append(Onlooker(tmp_path / str(number), nodes))
+        onlookers.append(JobObserver(tmp_path / str(number), nodes))
     threads = [threading.Thread(target=followed, args=(launch, one, "node0 node1")) for one in onlookers]
     for thread in threads:
         thread.start()
@@ -764,6 +771,6 @@ def test_a_node_that_answers_late_is_no_silent_one(nodes: list[LocalNode], tmp_p
     """Whoever shows must not block; even so, a poll that took long is a sign of life when it comes."""
     waits: Callable[[], bool] = lambda: False  # noqa: E731
     launch = launched(nodes, tmp_path, "import time\nfor n in range(60):\n    print(n)\n    time.sleep(0.05)")
-    endings = following(launch, Onlooker(tmp_path, nodes), "node0 node1").run(waits)
+    endings = following(launch, JobObserver(tmp_path, nodes), "node0 node1").run(waits)
     assert endings is not None
     assert [(one.state, one.note) for one in endings.values()] == [("succeeded", ""), ("succeeded", "")]

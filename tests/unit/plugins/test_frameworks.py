@@ -2,10 +2,10 @@ import time
 from pathlib import Path
 
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.frameworks import fit
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import make_job
-from orders import order
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.make_job import make_job
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.frameworks import fit
+from user_options import run_options
 
 FIELD = Path(__file__).parents[2] / "field"
 
@@ -96,21 +96,21 @@ def test_a_project_without_end_is_not_read_to_its_end(tmp_path: Path) -> None:
 
 def test_the_choice_is_kept(tmp_path: Path) -> None:
     text = (FIELD / "reads_rank.py").read_text()
-    job = make_job(order(tmp_path, text), {}, "")
+    job = make_job(run_options(tmp_path, text), {}, "")
     assert (job.launcher, job.uses, job.reason) == ("torchrun", "distributed", f"train.py {DISTRIBUTED}")
     earlier = {"launcher": "python", "script": "train.py", "project_dir": str(tmp_path / "project")}
-    again = make_job(order(tmp_path, resume="20260101-000000-train-0000"), earlier, "x.ckpt")
+    again = make_job(run_options(tmp_path, resume="20260101-000000-train-0000"), earlier, "x.ckpt")
     assert (again.launcher, again.uses, again.reason) == ("python", "distributed", "")
-    anew = make_job(order(tmp_path, resume="20260101-000000-train-0000", launcher="auto"), earlier, "x.ckpt")
+    anew = make_job(run_options(tmp_path, resume="20260101-000000-train-0000", launcher="auto"), earlier, "x.ckpt")
     assert (anew.launcher, anew.reason) == ("torchrun", f"train.py {DISTRIBUTED}")
 
 
 def test_devices_go_with_torchrun_however_it_was_chosen(tmp_path: Path) -> None:
-    assert make_job(order(tmp_path, (FIELD / "reads_rank.py").read_text(), devices="2"), {}, "").devices == 2
+    assert make_job(run_options(tmp_path, (FIELD / "reads_rank.py").read_text(), devices="2"), {}, "").devices == 2
     for name, ending in (
         ("trainer.py", f"lightning (train.py {LIGHTNING}) the script's Trainer(devices=...) decides"),
         ("one_machine.py", f"python ({PLAIN}) there is one per node"),
     ):
         with pytest.raises(JobError) as caught:
-            make_job(order(tmp_path, (FIELD / name).read_text(), devices="2"), {}, "")
+            make_job(run_options(tmp_path, (FIELD / name).read_text(), devices="2"), {}, "")
         assert str(caught.value) == f"devices is 2, but only launcher=torchrun takes it; with launcher={ending}"

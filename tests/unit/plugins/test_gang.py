@@ -2,14 +2,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang, Identity
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.gang import Gang
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.job_identity import Identity
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.node_group import NodeGroup
 from local_nodes import SLEEP, LocalNode, code, gang_of, opener, until
 
 IDENTITY = Identity("2026-11-22T17:30:00+01:00", "job-1", "trainer")
 
 
 def gang(nodes: list[LocalNode]) -> Gang:
-    return Gang(IDENTITY, [node.settings() for node in nodes], opener(nodes))
+    return Gang(IDENTITY, NodeGroup([node.settings() for node in nodes], opener(nodes)))
 
 
 def test_of_two_jobs_the_earlier_is_the_smaller() -> None:
@@ -31,7 +33,7 @@ def test_what_every_request_of_a_job_has(nodes: list[LocalNode]) -> None:
 
 
 def test_the_topology_is_known_once_the_job_is_prepared(nodes: list[LocalNode], tmp_path: Path) -> None:
-    with pytest.raises(AssertionError, match="not prepared yet"):
+    with pytest.raises(RuntimeError, match="not prepared yet"):
         gang(nodes).topology  # noqa: B018
     launch = gang_of(nodes, code(tmp_path / "code", ""))
     assert launch.prepare() is launch.gang.topology
@@ -55,7 +57,7 @@ class Recorder:
 def test_ask(nodes: list[LocalNode]) -> None:
     asked: list[Any] = []
     settings = [node.settings() for node in nodes]
-    one = Gang(IDENTITY, settings, lambda host: Recorder(host, asked))  # type: ignore[arg-type,return-value]
+    one = Gang(IDENTITY, NodeGroup(settings, lambda host: Recorder(host, asked)))  # type: ignore[arg-type,return-value]
     replies, errors = one.ask("op", 5, payload=b"x", a=1, b=lambda host: f"of {host}")
     assert (replies, errors) == ({host: ({"from": host}, b"X") for host in ("node0", "node1")}, {})
     assert sorted((host, request["a"], request["b"], payload) for host, request, payload in asked) == [

@@ -1,6 +1,5 @@
 """A node that lies: nothing outside the job's record is written, nothing reaches the terminal, and the user is told."""
 
-import ast
 import json
 import os
 import random
@@ -11,44 +10,49 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.module_utils import agent
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils import (
+from ansible_collections.thunderhead.cluster.plugins.module_utils import _agent as agent
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster import inspect
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.gang import Gang
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.job_identity import Identity
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.node_group import NodeGroup
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.topology import rank_nodes
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.commands import run as runner
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.commands.logs import follow_earlier_job
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.commands.stop import stop
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.context import CommandContext
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.interrupts import Interrupted
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis import stall
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following import follow
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs import (
     artifacts,
     checkpoints,
-    follow,
-    housekeeping,
-    roster,
-    runner,
-    stall,
-    survey,
+    cleanup,
+    listing,
 )
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.desk import Desk
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang, Identity
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.interrupts import Interrupted
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.logs import RankLog
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight import examine, report
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.reattach import follow_again
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.replies import REPLIES, flaw
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.stopping import stop
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import rank_nodes
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import shown_lines
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.rank_log import RankLog
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight import report, run_checks
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import escape_lines
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.channel import NodeError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.reply_schemas import (
+    REPLIES,
+    find_flaw,
+)
 from lying_nodes import JOB, TRIED, Answer, LyingNode, honest, written
-from orders import Undisturbed, order
+from user_options import Undisturbed, run_options
 
 WORDS = [
     *("", "\x1b]0;owned\x07\x1b[2J", "fine\nnode0: all is well", "\u202egnihton", "\udc80", "\0", "x" * 100_000),
     *("../../../../victim", "/tmp/victim", "..", "{{ lookup('pipe', 'touch victim') }}", "{0.__class__} %s %n"),
     *("127.0.0.1\nwatch_key=00", "0.0.0.0/0", "10.0.0.1, 0.0.0.0/0", "a/../../b", "~/.ssh/authorized_keys"),
 ]
-VALUES = [*WORDS, None, True, -1, 0, 2**40, 2**70, 1.5, 1e300, b"\x1b[2J", [], {}, ["\x1b[2J"], {"\x1b[2J": 1}]
+VALUES = [*WORDS, None, True, -1, 0, 2**40, 2**70, 1.5, 1e300, [], {}, ["\x1b[2J"], {"\x1b[2J": 1}]
 REQUESTS: dict[str, dict[str, Any]] = {
     **{op: {"op": op} for op in REPLIES},
     "facts": {"op": "facts", "imports": {}},
-    "artifacts": {"op": "artifacts", "after": "", "most": 2000},
+    "list_artifacts": {"op": "list_artifacts", "after": "", "most": 2000},
     "follow": {"op": "follow", "offset": 0, "max_bytes": 100},
-    "read": {"op": "read", "parts": [("result", 0, 8)]},
+    "read_files": {"op": "read_files", "parts": [("result", 0, 8)]},
 }
 
 
@@ -81,14 +85,8 @@ def refusals() -> Iterator[Any]:
 
 
 def test_every_operation_of_the_agent_has_a_form_for_its_reply() -> None:
-    sources = [path.read_text() for path in Path(agent.__path__[0]).glob("*.py")]
-    trees = [node for source in sources for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
-    operations = {
-        node.name
-        for node in trees
-        if any(isinstance(one, ast.Name) and one.id == "operation" for one in node.decorator_list)
-    }
-    assert operations == REPLIES.keys()
+    folder = Path(agent.__path__[0]) / "operations"
+    assert {path.stem for path in folder.glob("*.py")} - {"__init__"} == REPLIES.keys()
 
 
 # ---------------------------------------------------------------------------------------------------- a reply by itself
@@ -125,10 +123,10 @@ def test_a_reply_is_believed_or_refused_in_a_sentence(op: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        *(b"", b"\xff\xfe", b"{", b"__import__('os').system('touch victim')", b"{'ok': True", b"{1: 2}", b"{'a'}"),
-        *(b"[" * 100_000, b"-" * 100_000, b"1+" * 100_000 + b"1", b"{'ok':" * 100_000, b"'" + b"\\" * 99_999),
-        *(b"9" * 100_000, b"1e999999999", b"'\\N{DIGIT ONE}'", b"'\\777'", b"f'{x}'", b"'a' 'b'", b"lambda: 0", b"1_0"),
-        *(b"[" + b"1," * 2**22 + b"1]", b"nan", b"...", b"{'ok': True} {'ok': True}", b"[1 2]", b"[,]"),
+        *(b"", b"\xff\xfe", b"{", b"__import__('os').system('touch victim')", b'{"ok": true', b"{1: 2}", b'{"a"}'),
+        *(b"[" * 100_000, b"-" * 100_000, b"1+" * 100_000 + b"1", b'{"ok":' * 100_000, b'"' + b"\\" * 99_999),
+        *(b"9" * 100_000, b"1e999999999", b'"\\x41"', b"{'ok': True}", b'"a" "b"', b"1_0", b"[" * 900 + b"]" * 900),
+        *(b"[" + b"1," * 2**22 + b"1]", b"NaN", b"...", b'{"ok": true} {"ok": true}', b"[1 2]", b"[,]"),
     ],
     ids=lambda text: repr(text[:20]),
 )
@@ -137,7 +135,7 @@ def test_what_is_no_reply_at_all(text: bytes) -> None:
     outcome = replied("inspect", text)
     assert isinstance(outcome, str)
     assert_a_sentence(outcome)
-    assert "sent a reply that Thunderhead's agent never gives (to inspect, by its form" in outcome
+    assert "sent an invalid reply to inspect (form" in outcome
     assert time.monotonic() - began < 5
 
 
@@ -162,8 +160,8 @@ def test_what_does_not_even_look_like_one(output: bytes) -> None:
 def test_what_is_wrong_is_named() -> None:
     true, _payload = honest(REQUESTS["inspect"])
     assert replied("inspect", {"ok": True, **true, "address": "0.0.0.0/0"}) == (
-        "node0 sent a reply that Thunderhead's agent never gives (to inspect, by its field address); something else "
-        "may have answered for it: find out what before you use that machine again"
+        "node0 sent an invalid reply to inspect (field address); another program than Thunderhead's agent may have "
+        "answered: find out which before you use that machine again"
     )
 
 
@@ -181,7 +179,7 @@ def test_a_node_has_the_address_that_the_inventory_gives_it(op: str) -> None:
 def test_a_node_may_lack_the_address_that_the_inventory_gives_it() -> None:
     true, _payload = honest(REQUESTS["facts"])
     lacking = {"ok": True, **true, "address": {"problem": "does not hold it"}}
-    assert flaw({**REQUESTS["facts"], "address": "198.18.0.5"}, lacking, b"") is None
+    assert find_flaw({**REQUESTS["facts"], "address": "198.18.0.5"}, lacking, b"") is None
 
 
 UNTRIED = {"failed": {}}
@@ -203,7 +201,7 @@ def test_an_environment_is_tried_if_that_was_asked_for(
     imports: dict[str, Any] | None, environment: dict[str, Any], wrong: bool
 ) -> None:
     true, _payload = honest(REQUESTS["facts"])
-    found = flaw({"op": "facts", "imports": imports}, {"ok": True, **true, "environment": environment}, b"")
+    found = find_flaw({"op": "facts", "imports": imports}, {"ok": True, **true, "environment": environment}, b"")
     assert found == ("field environment" if wrong else None)
 
 
@@ -213,9 +211,7 @@ def test_a_preflight_of_nodes_that_leave_out_what_was_asked(tmp_path: Path) -> N
 
     scene = Scene(tmp_path, tell)
     scene.play("preflight")
-    assert "node1 sent a reply that Thunderhead's agent never gives (to facts, by its field environment)" in str(
-        scene.said
-    )
+    assert "node1 sent an invalid reply to facts (field environment)" in str(scene.said)
 
 
 # ------------------------------------------------------------------------------------------------------- whole commands
@@ -230,7 +226,7 @@ class Scene:
         self.said: list[str] = []
         (folder / "victim").write_text("precious")
         (folder / "victim.part").write_text("precious")
-        self.order = order(
+        self.options = run_options(
             *(folder, "pass"), collect="all", logs="all", runs_dir=folder / "runs", node_timeout_seconds=2, keep=5
         )
 
@@ -241,60 +237,60 @@ class Scene:
     def settings(self) -> list[Any]:
         return [node.settings() for node in self.nodes]
 
-    def desk(self) -> Desk:
-        return Desk(self.said.append, Undisturbed(), self.settings, ["node0", "node1"], self.open)
+    @property
+    def nodes_there(self) -> NodeGroup:
+        return NodeGroup(self.settings, self.open)
+
+    def context(self) -> CommandContext:
+        return CommandContext(self.said.append, Undisturbed(), self.nodes_there, ["node0", "node1"])
 
     def gang(self) -> Gang:
-        gang = Gang(Identity("2026-11-22T17:30:05+01:00", JOB, "trainer"), self.settings, self.open)
-        gang.topology = rank_nodes(
-            self.settings, {n.host: {"address": n.address, "interface": "lo"} for n in self.nodes}
-        )
-        return gang
+        located = {n.host: {"address": n.address, "interface": "lo"} for n in self.nodes}
+        identity = Identity("2026-11-22T17:30:05+01:00", JOB, "trainer")
+        return Gang(identity, self.nodes_there, rank_nodes(self.settings, located))
 
     def run(self) -> None:
-        runner.run(self.order, self.desk())
+        runner.run(self.options, self.context())
 
     def resume(self) -> None:
-        runner.run(order(self.folder, "pass", runs_dir=self.folder / "runs", resume=JOB), self.desk())
+        runner.run(run_options(self.folder, "pass", runs_dir=self.folder / "runs", resume=JOB), self.context())
 
     def logs(self) -> None:
-        follow_again(self.order, self.desk(), JOB, None)
+        follow_earlier_job(self.options.follow, self.context(), JOB, None)
 
     def stop(self) -> None:
-        desk = self.desk()
-        stop(desk.say, self.settings, self.open, JOB, self.folder / "runs", 1)
+        context = self.context()
+        stop(context.say, self.nodes_there, JOB, self.folder / "runs", 1)
 
     def status(self) -> None:
-        views, errors = roster.look(self.settings, self.open)
-        desk = self.desk()
-        desk.say(roster.as_table(views, errors, 160))
-        desk.say(str(roster.as_data(views, errors)))
+        views, errors = listing.list_jobs(self.nodes_there)
+        context = self.context()
+        context.say(listing.as_table(views, errors, 160))
+        context.say(str(listing.as_data(views, errors)))
 
     def clean(self) -> None:
-        cleaned, errors = housekeeping.clean(self.settings, self.open, 5, None)
-        desk = self.desk()
-        for line in (housekeeping.summed_up(cleaned), *housekeeping.left_over(cleaned), *map(str, errors.values())):
-            desk.say(line)
+        cleaned, errors = cleanup.remove_old_jobs(self.nodes_there, 5, None)
+        context = self.context()
+        for line in (cleanup.summarize(cleaned), *cleanup.describe_leftovers(cleaned), *map(str, errors.values())):
+            context.say(line)
 
     def setup(self) -> None:
-        found = survey.survey(self.settings, ["node0", "node1"], self.open)
+        found = inspect.inspect_cluster(self.nodes_there, ["node0", "node1"])
         assert [*found["nodes"]] == ["node0", "node1"]
 
     def stall(self) -> None:
         gang, runs = self.gang(), self.folder / "runs"
         runs.mkdir()
         logs = {node.host: RankLog(runs / node.host) for node in self.nodes}
-        stacks = stall.gather(gang, runs / "stacks")
-        self.desk().say(stall.explain(gang.topology, stacks, logs, gang).sentence)
+        stacks = stall.gather_stacks(gang, runs / "stacks")
+        self.context().say(stall.explain(gang.topology, stacks, logs, gang).sentence)
 
     def preflight(self, *skip: str) -> None:
-        options = {name: about.get("default") for name, about in examine.OPTIONS.items()}
-        verdicts = examine.examine(
-            lambda: self.settings, ["node0", "node1"], self.open, {**options, "skip": list(skip)}
-        )
-        desk = self.desk()
-        desk.say(report.as_table(verdicts, 1.0, None))
-        desk.say(json.dumps(report.as_data(verdicts, 1.0)))
+        options = {name: about.get("default") for name, about in run_checks.OPTIONS.items()}
+        verdicts = run_checks.run_checks(lambda: self.nodes_there, ["node0", "node1"], {**options, "skip": list(skip)})
+        context = self.context()
+        context.say(report.as_table(verdicts, 1.0, None))
+        context.say(json.dumps(report.as_data(verdicts, 1.0)))
 
     def collective(self) -> None:
         self.preflight("reach")  # where that fails nobody is asked to try more
@@ -305,7 +301,7 @@ class Scene:
         try:
             getattr(self, command)()
         except (JobError, NodeError) as error:  # in the action this goes to Ansible as it is here
-            self.said.append(shown_lines(str(error)))
+            self.said.append(escape_lines(str(error)))
         except Interrupted:
             raise AssertionError("nobody pressed anything") from None
         assert self.outside() == before
@@ -333,23 +329,23 @@ def _nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 MOST_LIES = 60
 """Of those about one operation, for each command that asks for it."""
 COMMANDS = {
-    "run": ["prepare", "follow", "artifacts", "read", "clean"],
-    "resume": ["jobs", "checkpoints", "verify", "read", "place"],
-    "logs": ["jobs", "follow", "artifacts", "read"],
-    "stop": ["jobs", "stop"],
-    "status": ["jobs"],
+    "run": ["prepare", "follow", "list_artifacts", "read_files", "clean"],
+    "resume": ["list_jobs", "list_checkpoints", "verify_checkpoint", "read_files", "place_file"],
+    "logs": ["list_jobs", "follow", "list_artifacts", "read_files"],
+    "stop": ["list_jobs", "stop"],
+    "status": ["list_jobs"],
     "clean": ["clean"],
     "setup": ["inspect"],
-    "stall": ["stacks", "reach"],
-    "preflight": ["facts", "reach"],
-    "collective": ["rehearse"],
+    "stall": ["stacks", "try_connections"],
+    "preflight": ["facts", "try_connections"],
+    "collective": ["try_program"],
 }
 
 
 def believable(op: str) -> list[Any]:
     """Return lies in the form of a true reply, and one that is not: those all come to the same."""
     true, payload = honest(REQUESTS[op])
-    found = [reply for reply in altered({"ok": True, **true}) if flaw(REQUESTS[op], reply, payload) is None]
+    found = [reply for reply in altered({"ok": True, **true}) if find_flaw(REQUESTS[op], reply, payload) is None]
     words = [{"ok": False, "refusal": word} for word in WORDS[1:5]]
     few = random.Random(1).sample(found, min(len(found), MOST_LIES))
     return [*few, *words, {"ok": True, "\x1b[2J": "\x1b[2J"}]
@@ -395,7 +391,7 @@ NAMES = [
 @pytest.mark.parametrize("names", [[name] for name in NAMES] + [NAMES], ids=lambda names: repr(names[0][:12]))
 def test_files_with_names_that_lead_elsewhere(names: list[str], tmp_path: Path) -> None:
     def tell(request: Mapping[str, Any], reply: Any, payload: bytes) -> Answer:
-        if request["op"] == "artifacts":
+        if request["op"] == "list_artifacts":
             files = sorted({"result", *names}, key=lambda name: name.split("/"))
             lines = b"".join(b"%b\0%d\0%d\0" % (name.encode(errors="surrogateescape"), 8, 10**18) for name in files)
             return reply, lines
@@ -414,28 +410,32 @@ def test_files_with_names_that_lead_elsewhere(names: list[str], tmp_path: Path) 
 @pytest.mark.parametrize(("size", "mtime_ns"), [(2**62, 1), (0, 2**63 - 1), (8, -(2**63) + 1), (2**64, 1), (8, 2**64)])
 def test_files_that_cannot_be(size: int, mtime_ns: int, tmp_path: Path) -> None:
     def tell(request: Mapping[str, Any], reply: Any, payload: bytes) -> Answer:
-        return reply, b"result\0%d\0%d\0" % (size, mtime_ns) if request["op"] == "artifacts" else payload
+        return reply, b"result\0%d\0%d\0" % (size, mtime_ns) if request["op"] == "list_artifacts" else payload
 
     Scene(tmp_path, tell).play("run")
 
 
 def test_a_checkpoint_whose_checksum_is_a_path(tmp_path: Path) -> None:
     def tell(request: Mapping[str, Any], reply: Any, payload: bytes) -> Answer:
-        if request["op"] == "checkpoints":
+        if request["op"] == "list_checkpoints":
             return {**reply, "found": [("last.ckpt", 10**6, 8, 2.0)]}, b""
-        return ({**reply, "sha256": str(tmp_path / "victim")}, b"") if request["op"] == "verify" else (reply, payload)
+        return (
+            ({**reply, "sha256": str(tmp_path / "victim")}, b"")
+            if request["op"] == "verify_checkpoint"
+            else (reply, payload)
+        )
 
     scene = Scene(tmp_path, tell)
     scene.play("resume")
-    assert "verify" in scene.nodes[1].asked, "it has the newest"
+    assert "verify_checkpoint" in scene.nodes[1].asked, "it has the newest"
 
 
 def test_a_node_that_never_comes_to_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(artifacts, "MOST_FILES", 5000)
-    monkeypatch.setattr(housekeeping, "MOST_ROUNDS", 20)
+    monkeypatch.setattr(cleanup, "MOST_ROUNDS", 20)
 
     def tell(request: Mapping[str, Any], reply: Any, payload: bytes) -> Answer:
-        if request["op"] == "artifacts":
+        if request["op"] == "list_artifacts":
             first = int(request["after"] or 10**9) + 1
             payload = b"".join(b"%d\x000\x001\0" % number for number in range(first, first + request["most"]))
         return {**reply, **({"more": True} if "more" in reply else {})}, payload
@@ -477,4 +477,4 @@ def test_stacks_that_keep_a_reader_busy(tmp_path: Path) -> None:
 
 
 def test_what_is_written_is_what_is_sent() -> None:
-    assert written({"ok": True}, b"x") == b"thunderhead-reply 12 1\n{'ok': True}x"
+    assert written({"ok": True}, b"x") == b'thunderhead-reply 12 1\n{"ok": true}x'

@@ -31,14 +31,14 @@ def lie(request, reply, payload):
         lies = {{"interface": "{{{{7*7}}}}", "folder": POISON + node.host, "session": POISON}}
         return {{**reply, **lies, "job": {{**reply["job"], "id": POISON}}}}, payload
     if op == "prepare":
-        return {{**reply, "gate": "VICTIM"[:-6] + "nodes/gate" + node.host}}, payload
+        return {{**reply, "start_file": "VICTIM"[:-6] + "nodes/start_file" + node.host}}, payload
     if op == "follow":
         return {{**reply, "because": POISON, "error": POISON}}, payload
-    if op == "jobs":
+    if op == "list_jobs":
         (job,) = reply["jobs"]
         spec = {{**job["spec"], "user": POISON, "script": POISON}}
-        return {{**reply, "jobs": [{{**job, "spec": spec, "last_line": POISON.encode()}}]}}, payload
-    if op == "artifacts":
+        return {{**reply, "jobs": [{{**job, "spec": spec, "last_line": POISON}}]}}, payload
+    if op == "list_artifacts":
         return reply, POISON.encode() + b"\\0" + b"8\\0" + b"1\\0"
     if op == "clean":
         return {{**reply, "jobs": [POISON], "left": [(POISON, POISON)]}}, payload

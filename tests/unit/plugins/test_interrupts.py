@@ -155,7 +155,7 @@ def test_who_says_what(tmp_path: Path) -> None:
     family = Family(
         tmp_path,
         """
-        say = interrupts.sayer(lambda text: note("display " + text))
+        say = interrupts.printer(lambda text: note("display " + text))
         say("before")
         wait(lambda: interrupts.came)
         say("after ü")

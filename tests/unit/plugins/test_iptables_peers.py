@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall import iptables, programs
+from ansible_collections.thunderhead.cluster.plugins.module_utils._firewall import iptables, programs
 from ansible_collections.thunderhead.cluster.plugins.modules import iptables_peers as module
 
 PEERS = ["198.18.22.10", "198.18.22.11", "fd00::10"]

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 from ansible.errors import AnsibleConnectionFailure
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.supervising import Order
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils import launch as launch_module
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import Bundle, make_bundle
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.launch import Launch
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor import supervise
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs import launch as launch_module
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.launch import Launch
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.bundle import Bundle, make_bundle
 from local_nodes import SLEEP, Altered, Connection, LocalNode, alive, code, gang_of, until
 
 NEVER_STARTED = "Nothing was started on any node."
@@ -79,7 +79,7 @@ class Losing(Connection):
 
     def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
         for op, left in self.losses.items():
-            if (f"'op': '{op}'".encode() in in_data or op in command) and left:
+            if (f'"op": "{op}"'.encode() in in_data or op in command) and left:
                 self.losses[op] -= 1
                 if self.done:
                     super().exec_command(command, in_data)
@@ -116,7 +116,7 @@ class Breaking(Connection):
         self.op, self.losses = op, losses
 
     def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
-        if f"'op': '{self.op}'".encode() not in in_data:
+        if f'"op": "{self.op}"'.encode() not in in_data:
             return super().exec_command(command, in_data)
         if not self.losses:
             raise OSError(errno.EMFILE, "Too many open files")
@@ -192,7 +192,7 @@ class Thin(Connection):
         self.offsets: list[int] = []
 
     def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
-        found = re.search(rb"'op': 'receive', 'offset': (\d+)", in_data)
+        found = re.search(rb'"op": "receive", "offset": (\d+)', in_data)
         if found:
             if not self.left:
                 raise AnsibleConnectionFailure("the line broke")
@@ -241,12 +241,12 @@ def test_who_has_given_up_sends_no_more(node: LocalNode, tmp_path: Path) -> None
     """M15, M18: else the node is held for a cancelled job until all of its code has come."""
     node.connection = Thin()
 
-    def look_up() -> None:
+    def check_interrupt() -> None:
         if len(node.connection.offsets) == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        gang_of([node], large(tmp_path / "code")).prepare(look_up=look_up)
+        gang_of([node], large(tmp_path / "code")).prepare(check_interrupt=check_interrupt)
     assert node.connection.offsets == [0, 0] and node.jobs == []
 
 
@@ -272,11 +272,11 @@ def test_half_a_word_to_start_is_none(node: LocalNode, tmp_path: Path, kept: int
     """A shell that reads it sees the end of a connection that broke as the end of the file."""
     launch = gang_of([node], code(tmp_path / "code", "print('trained')"))
     prepared = launch.prepare() and launch._prepared[node.host]
-    whole = launch_module.sealed(launch._order(launch.gang.topology.head))
-    node.channel().put(prepared["gate"], whole[:kept])
+    whole = launch_module.with_checksum(launch._order(launch.gang.topology.head))
+    node.channel().put(prepared["start_file"], whole[:kept])
     time.sleep(0.3)
     assert node.state() == {} and node.supervisor()
-    node.channel().put(prepared["gate"], whole)
+    node.channel().put(prepared["start_file"], whole)
     assert node.wait()[1] == "trained\n"
 
 
@@ -287,7 +287,7 @@ def test_a_user_who_gives_up_leaves_nothing(nodes: list[LocalNode], tmp_path: Pa
     class Interrupted(Connection):
         def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
             answer = super().exec_command(command, in_data)
-            if b"'op': 'prepare'" in in_data:
+            if b'"op": "prepare"' in in_data:
                 raise GivenUp
             return answer
 
@@ -305,13 +305,13 @@ def test_a_user_who_gives_up_before_a_node_was_reached(nodes: list[LocalNode], t
 
     class Interrupting(Connection):
         def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
-            if b"'op': 'prepare'" in in_data:
+            if b'"op": "prepare"' in in_data:
                 raise GivenUp
             return super().exec_command(command, in_data)
 
     class Slow(Connection):
         def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
-            if b"'op': 'prepare'" in in_data:
+            if b'"op": "prepare"' in in_data:
                 time.sleep(2)
             return super().exec_command(command, in_data)
 
@@ -574,8 +574,8 @@ def test_a_hold_of_a_supervisor_that_was_killed_is_void(nodes: list[LocalNode], 
     launch.prepare()
     assert not alive(script), "what it left running has the GPUs"
     assert launch.notes == [
-        "node1 still counted as taken by job crashed-job, which trainer started at 2026-11-22T17:30:00+01:00: it ended "
-        "there without a last word, by a crash or a reboot; its hold was void"
+        "node1 was still locked by job crashed-job, which trainer started at 2026-11-22T17:30:00+01:00 and which a "
+        "crash or a reboot ended there; the lock was removed"
     ]
     launch.start()
     assert [node.wait()[1] for node in nodes] == ["1\n", "1\n"]
@@ -733,9 +733,9 @@ def test_what_a_node_keeps_of_the_job(nodes: list[LocalNode], tmp_path: Path) ->
         }
 
 
-def gate(launch: Launch, rank: int = 0) -> Order:
-    """Return what a node's supervisor would read at its gate."""
-    return Order(launch._order(launch.gang.topology.nodes[rank]))
+def start_file(launch: Launch, rank: int = 0) -> supervise.StartOrder:
+    """Return what a node's supervisor would read at its start_file."""
+    return supervise.StartOrder(**json.loads(launch._order(launch.gang.topology.nodes[rank])))
 
 
 def test_a_supervisor_understands_what_it_is_told(nodes: list[LocalNode], tmp_path: Path) -> None:
@@ -743,15 +743,15 @@ def test_a_supervisor_understands_what_it_is_told(nodes: list[LocalNode], tmp_pa
         nodes, code(tmp_path / "code", ""), args=["", "two\nlines"], env={"A": "=\n'\""}, node_timeout_seconds=7
     )
     launch.prepare()
-    first, second = gate(launch), gate(launch, 1)
+    first, second = start_file(launch), start_file(launch, 1)
     assert (first.grace_seconds, first.node_timeout_seconds) == (2, 7)
     assert (first.rank, second.rank, second.world_size) == (0, 1, 2)
     assert (first.name, second.name, second.head_name) == ("rank 0 (node0)", "rank 1 (node1)", "rank 0 (node0)")
-    assert first.watch_key == second.watch_key and len(first.watch_key) == 32
+    assert first.watch_key == second.watch_key and len(bytes.fromhex(first.watch_key)) == 32
     assert (second.watch_address, second.watch_port) == ("127.0.0.1", first.watch_port)
     assert first.watch_port
-    assert [os.fsdecode(word) for word in first.argv[1:]] == ["train.py", "", "two\nlines"]
-    assert b"A==\n'\"" in first.variables
+    assert first.argv[1:] == ["train.py", "", "two\nlines"]
+    assert first.environment["A"] == "=\n'\""
 
 
 def test_two_jobs_have_two_keys_and_one_node_needs_no_watch(node: LocalNode, tmp_path: Path) -> None:
@@ -759,7 +759,7 @@ def test_two_jobs_have_two_keys_and_one_node_needs_no_watch(node: LocalNode, tmp
     orders = []
     for launch in launches:
         launch.prepare()
-        orders.append(gate(launch))
+        orders.append(start_file(launch))
         launch.discard()
     assert orders[0].watch_key != orders[1].watch_key
     assert [one.watch_port for one in orders] == [0, 0]
@@ -884,7 +884,7 @@ def test_what_a_framework_is_told(
     """S1, S9: beside the number of nodes, which every job's environment has; a CLI, the checkpoint it goes on from."""
     launch = gang_of(nodes, code(tmp_path / "code", ""), **changes)
     launch.prepare()
-    told = dict(variable.decode().split("=", 1) for variable in gate(launch, 1).variables)
+    told = start_file(launch, 1).environment
     launch.discard()
     ours = ("LT_NUM_NODES", "PL_TRAINER_NUM_NODES")
     assert {name: value for name, value in told.items() if name.startswith(("LT_", "PL_", "JSON"))} == {

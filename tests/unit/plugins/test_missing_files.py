@@ -5,9 +5,9 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import make_bundle, names_in
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.missing_files import explained, of_job
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import Record
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.record import Record
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.bundle import make_bundle, names_in
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.missing_files import explained, of_job
 from local_nodes import IS_ROOT, NOBODY, closed
 
 IGNORED = [
@@ -142,15 +142,20 @@ def test_whatever_a_rank_prints_the_job_s_end_is_said(project: Path, monkeypatch
     (project / "runs" / ".bundles").mkdir(parents=True)
     (project / "runs" / ".bundles" / bundle.sha256).write_bytes(bundle.content)
     record.data = {"project_dir": str(project), "bundle": {"sha256": bundle.sha256}, "script": "src/train.py"}
-    assert "git ignores it" in of_job("No such file or directory: 'train.bin'", record)
-    assert of_job("ModuleNotFoundError: No module named 'einops'", record) == (
+    assert "git ignores it" in of_job(
+        "No such file or directory: 'train.bin'", record.data, record.path.parent / ".bundles"
+    )
+    assert of_job("ModuleNotFoundError: No module named 'einops'", record.data, record.path.parent / ".bundles") == (
         " (no node has a package with that module; add it to what python_env_requirements names, and run: "
         "ansible-playbook setup.yml)"
     )
-    assert of_job("ModuleNotFoundError: No module named 'torch.no_such'", record) == ""
+    assert (
+        of_job("ModuleNotFoundError: No module named 'torch.no_such'", record.data, record.path.parent / ".bundles")
+        == ""
+    )
     for error in (OSError(36, "File name too long"), ValueError("embedded null byte")):
         monkeypatch.setattr(os.path, "lexists", Mock(side_effect=error))
-        assert of_job("No such file or directory: 'train.bin'", record) == ""
+        assert of_job("No such file or directory: 'train.bin'", record.data, record.path.parent / ".bundles") == ""
 
 
 def test_a_job_of_whose_code_nothing_is_known(tmp_path: Path) -> None:
@@ -158,4 +163,4 @@ def test_a_job_of_whose_code_nothing_is_known(tmp_path: Path) -> None:
     reason = "FileNotFoundError: [Errno 2] No such file or directory: 'train.bin'"
     for about in ({}, {"project_dir": None}, {"project_dir": str(tmp_path)}, {"bundle": {"sha256": "0" * 64}}):
         record.data = about
-        assert of_job(reason, record) == ""
+        assert of_job(reason, record.data, record.path.parent / ".bundles") == ""

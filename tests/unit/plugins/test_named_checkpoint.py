@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 from ansible.errors import AnsibleConnectionFailure
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.jobs import BUNDLE_MTIME
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils import checkpoints, resume
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.desk import Desk
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.working_directory import BUNDLE_MTIME
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.node_group import NodeGroup
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.commands import resume
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.context import CommandContext
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs import checkpoints
 from left_jobs import gang_on, leave
 from local_nodes import ME, Altered, Connection, LocalNode, as_root, node_of_nobody, opener, refused
-from orders import Undisturbed
+from user_options import Undisturbed
 
 TRANSFORMERS = {"out/checkpoint-10/trainer_state.json": b"{}", "out/checkpoint-10/optimizer.pt": b"1"}
 OF_TORCH = "a checkpoint of torch.distributed.checkpoint"
@@ -23,7 +25,7 @@ A_FILE = "a file such as torch.save writes"
 
 
 def others(node: LocalNode) -> dict[str, str]:
-    return dict(node.ask("checkpoints")["others"])
+    return dict(node.ask("list_checkpoints")["others"])
 
 
 @pytest.mark.parametrize(
@@ -87,14 +89,14 @@ def test_resume_says_what_it_saw_and_what_to_do(nodes: list[LocalNode]) -> None:
 # ------------------------------------------------------------------------------------------------------ taken by name
 
 
-def desk_of(nodes: list[LocalNode]) -> Desk:
+def desk_of(nodes: list[LocalNode]) -> CommandContext:
     settings = [node.settings() for node in nodes]
-    return Desk(print, Undisturbed(), settings, [node.host for node in nodes], opener(nodes), [])
+    return CommandContext(print, Undisturbed(), NodeGroup(settings, opener(nodes)), [node.host for node in nodes], [])
 
 
 def go_on(path: str, nodes: list[LocalNode], tmp_path: Path, job: str = "") -> tuple[list[str], list[dict[str, bytes]]]:
     """Prepare job-2 from the checkpoint; return what is said, and what each node's job has then."""
-    origin = resume.find_origin(job, path, tmp_path / "runs", desk_of(nodes))
+    origin = resume.find_resume_point(job, path, tmp_path / "runs", desk_of(nodes))
     files = origin.fetch(tmp_path / "runs")
     for node in nodes:
         leave(node, "job-2", {"train.py": b""}, state="")
@@ -151,7 +153,7 @@ def test_a_file_that_each_node_has_its_own_of(nodes: list[LocalNode], tmp_path: 
     for rank, node in enumerate(nodes):
         leave(node, JOB, {"c/last.pt": f"{rank}".encode(), "c/same.pt": b"same"}, spec(nodes, rank))
     for path, files, others in (("c", 2, True), ("c/last.pt", 1, True), ("c/same.pt", 1, False)):
-        origin = resume.find_origin(JOB, path, tmp_path, desk_of(nodes))
+        origin = resume.find_resume_point(JOB, path, tmp_path, desk_of(nodes))
         assert [file.host for file in origin.files] == ["node0"] * files
         assert origin.notes == ("other files of these names on node1 were passed over",) * others
 
@@ -172,7 +174,7 @@ def test_a_folder_without_a_name(nodes: list[LocalNode], tmp_path: Path, path: s
     for rank, node in enumerate(nodes):
         leave(node, JOB, {"last.pt": b"1"}, spec(nodes, rank))
     with pytest.raises(JobError) as caught:
-        resume.find_origin(job, path, tmp_path / "runs", desk_of(nodes))
+        resume.find_resume_point(job, path, tmp_path / "runs", desk_of(nodes))
     assert str(caught.value) == (
         f"checkpoint {path} is not the name of a file or a folder; name the checkpoint itself, as in: "
         "-e checkpoint=out/checkpoint-10"
@@ -209,11 +211,11 @@ def test_folders_that_links_lead_to_come_along(
     assert lacking == expected
     (above / "c" / "circle").symlink_to(".")
     with pytest.raises(JobError, match=r"cannot (read it|be read): Too many levels of symbolic links: .*circle"):
-        resume.find_origin(JOB if on_nodes else "", "c", tmp_path / "runs", desk_of(nodes))
+        resume.find_resume_point(JOB if on_nodes else "", "c", tmp_path / "runs", desk_of(nodes))
     (above / "c" / "circle").unlink()
     (above / "c" / "tokenizer" / "merges").symlink_to("../blobs/pruned")
     with pytest.raises(JobError, match=r"cannot (read it|be read): No such file or directory: .*tokenizer/merges"):
-        resume.find_origin(JOB if on_nodes else "", "c", tmp_path / "runs", desk_of(nodes))
+        resume.find_resume_point(JOB if on_nodes else "", "c", tmp_path / "runs", desk_of(nodes))
 
 
 def test_an_absolute_one_on_one_node(three: list[LocalNode], tmp_path: Path) -> None:
@@ -292,7 +294,7 @@ def test_one_in_a_home_that_every_node_has(nodes: list[LocalNode], tmp_path: Pat
     for node in nodes:
         node.connection = Altered((HOME[0], HOME[1].format(str(tmp_path / "home"))))
     for path, there in (("~/out/last.pt", "out/last.pt"), ("~/out", "out")):
-        (words,) = resume.find_origin("", path, tmp_path / "runs", desk_of(nodes)).distribute(gang_on(nodes), [])
+        (words,) = resume.find_resume_point("", path, tmp_path / "runs", desk_of(nodes)).distribute(gang_on(nodes), [])
         assert words == f"CKPT_PATH is {tmp_path}/home/{there} (6 B, which every node has there)"
 
 
@@ -327,7 +329,7 @@ def test_one_that_nobody_has(nodes: list[LocalNode], tmp_path: Path, monkeypatch
         ("", "gone.pt", f"not on this machine ({tmp_path}/gone.pt)"),
     ):
         with pytest.raises(JobError) as caught:
-            resume.find_origin(job, path, tmp_path / "runs", desk_of(nodes))
+            resume.find_resume_point(job, path, tmp_path / "runs", desk_of(nodes))
         assert str(caught.value) == f"checkpoint {path} is {where}; {remedy}"
 
 
@@ -350,21 +352,21 @@ def test_a_node_that_does_not_answer(nodes: list[LocalNode], tmp_path: Path, mon
     away = "node1 is unreachable: no route to host"
     for job, path in ((JOB, "c"), ("", f"{tmp_path}/c")):
         with pytest.raises(JobError) as caught:
-            resume.find_origin(job, path, tmp_path / "runs", desk_of(nodes))
+            resume.find_resume_point(job, path, tmp_path / "runs", desk_of(nodes))
         assert str(caught.value) == (
             f"checkpoint {path} is a folder, of which node1 may have a part too, but {away}; have it answer, or if it "
             "has none, leave it out of the inventory"
         )
     for path, source in (("last.pt", "node0"), ("here.pt", f"{tmp_path}/here.pt on this machine")):
-        found = resume.find_origin(JOB, path, tmp_path / "runs", desk_of(nodes))
+        found = resume.find_resume_point(JOB, path, tmp_path / "runs", desk_of(nodes))
         assert found.words.endswith(f", from {source}")
         assert found.notes == (f"whether node1 has checkpoint {path} is not known: {away}",)
     stat = "        os.stat(path)\n    except PermissionError:"
     nodes[1].connection = Altered((stat, stat.replace("os.stat(path)", "raise PermissionError")))
-    found = resume.find_origin("", f"{tmp_path}/c", tmp_path / "runs", desk_of(nodes))
+    found = resume.find_resume_point("", f"{tmp_path}/c", tmp_path / "runs", desk_of(nodes))
     assert found.notes == (f"node1 does not let {ME}, as whom jobs run, look at {tmp_path}/c",)
     nodes[0].connection = nodes[1].connection = Lost()
-    found = resume.find_origin("", f"{tmp_path}/c", tmp_path / "runs", desk_of(nodes))
+    found = resume.find_resume_point("", f"{tmp_path}/c", tmp_path / "runs", desk_of(nodes))
     assert found.words.endswith(f", from {tmp_path}/c on this machine")
     assert found.notes == tuple(
         f"whether {host} has checkpoint {tmp_path}/c is not known: {host} is unreachable: no route to host"
@@ -377,19 +379,19 @@ def test_a_folder_that_is_no_checkpoint(
 ) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(JobError, match=r"empty is a folder without files on node0, node1; name another$"):
-        resume.find_origin("", str(tmp_path / "empty"), tmp_path / "runs", desk_of(nodes))
+        resume.find_resume_point("", str(tmp_path / "empty"), tmp_path / "runs", desk_of(nodes))
     (tmp_path / "many").mkdir()
     for number in range(2001):
         (tmp_path / "many" / str(number)).touch()
     with pytest.raises(
         JobError, match=r"^node0 has more than 2000 files in .*many, and a checkpoint may not; name the fol"
     ):
-        resume.find_origin("", str(tmp_path / "many"), tmp_path / "runs", desk_of(nodes))
+        resume.find_resume_point("", str(tmp_path / "many"), tmp_path / "runs", desk_of(nodes))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
         JobError, match=r"^checkpoint many has more than 2000 files, and a checkpoint may not; name the fol"
     ):
-        resume.find_origin("", "many", tmp_path / "runs", desk_of(nodes))
+        resume.find_resume_point("", "many", tmp_path / "runs", desk_of(nodes))
 
 
 @as_root
@@ -399,17 +401,17 @@ def test_what_the_jobs_account_may_not_read() -> None:
         secret.write_bytes(b"secret")
         secret.chmod(0o600)
         words = f"has {secret}, but nobody, as whom jobs run, cannot read it: Permission denied: {secret}"
-        assert refused(node, "named", path=str(secret), digests=[]) == f"node0 {words}"
+        assert refused(node, "describe_checkpoint", path=str(secret), digests=[]) == f"node0 {words}"
         whole = node.directory.parent / "whole"
         (whole / "optimizer").mkdir(parents=True)
         (whole / "weights").write_bytes(b"w")
         (whole / "optimizer").chmod(0o700)
         words = f"has {whole}, but nobody, as whom jobs run, cannot read it: Permission denied: {whole}/optimizer"
-        assert refused(node, "named", path=str(whole), digests=[]) == f"node0 {words}"
+        assert refused(node, "describe_checkpoint", path=str(whole), digests=[]) == f"node0 {words}"
         closed = node.directory.parent / "closed"
         closed.mkdir(mode=0o700)
         nothing = {"top": "", "folder": False, "files": []}
         words = f"does not let nobody, as whom jobs run, look at {closed}/last.pt"
-        assert node.ask("named", path=f"{closed}/last.pt", digests=[]) == {**nothing, "why": words}
-        part = node.channel().call(node.request("read", top=str(secret.parent), parts=[("secret.pt", 0, 6)]))
+        assert node.ask("describe_checkpoint", path=f"{closed}/last.pt", digests=[]) == {**nothing, "why": words}
+        part = node.channel().call(node.request("read_files", top=str(secret.parent), parts=[("secret.pt", 0, 6)]))
         assert part == ({"parts": [(0, 0, 0)]}, b"")

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.thunderhead.cluster.plugins.module_utils.firewall import iptables, programs
+from ansible_collections.thunderhead.cluster.plugins.module_utils._firewall import iptables, programs
 from ansible_collections.thunderhead.cluster.plugins.modules import nftables_peers as module
 
 RULESETS: dict[str, list[dict[str, Any]]] = json.loads(

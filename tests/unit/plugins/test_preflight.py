@@ -7,19 +7,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError, Unreachable
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight import brief, clocks, examine, inventory
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.cluster import Cluster
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.software import NO_TORCH
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight import (
+    clocks,
+    inventory,
+    quick,
+    run_checks,
+)
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.cluster import ClusterFacts
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.software import NO_TORCH
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.channel import (
+    NodeError,
+    Unreachable,
+)
 from preflight_clusters import A100, HOSTS, PACKAGES, RTX, asked, healthy, judge, running, say, with_gpus
 
 ROOT = Path(__file__).parents[3]
 CRASH = "was killed by SIGSEGV"
 NO_WANDB = "ModuleNotFoundError: No module named 'wandb'"
 
-Defect = Callable[[], Cluster]
-LOOKED_AT = {name for group in examine.LOOKING for name in group.CHECKS}
+Defect = Callable[[], ClusterFacts]
+LOOKED_AT = {name for group in run_checks.LOOKING for name in group.CHECKS}
 
 
 def said(host: str, **changes: Any) -> Defect:
@@ -30,7 +38,7 @@ def said_with_gpus(host: str, **changes: Any) -> Defect:
     return lambda: say(with_gpus(), host, **changes)
 
 
-def by_design(cluster: Cluster) -> Cluster:
+def by_design(cluster: ClusterFacts) -> ClusterFacts:
     """All nodes on one machine, in folders of their own, as in inventory/local."""
     for number, host in enumerate(HOSTS):
         address = f"127.0.0.{number + 1}"
@@ -418,18 +426,18 @@ DEFECTS: dict[str, tuple[Defect, str, str, str]] = {
 }
 
 
-def foreign_address() -> Cluster:
+def foreign_address() -> ClusterFacts:
     held = "(it has: 198.18.0.11 (eth0)); set cluster_address for it in the inventory to the address its peers reach"
     return replaced("node1", address={"problem": f"does not hold the address 198.18.0.99 on any interface {held}"})
 
 
-def replaced(host: str, **changes: Any) -> Cluster:
+def replaced(host: str, **changes: Any) -> ClusterFacts:
     cluster = healthy()
     cluster.facts[host].update(changes)  # type: ignore[attr-defined]  # a dict, made for this test
     return cluster
 
 
-def without_node_env(host: str, **changes: Any) -> Cluster:
+def without_node_env(host: str, **changes: Any) -> ClusterFacts:
     return say(replaced(host, node_env=None, master=[]), host, **changes)
 
 
@@ -505,20 +513,20 @@ def test_what_is_skipped_is_not_made(skipped: list[str]) -> None:
 
 
 def test_an_unknown_name_to_skip_is_refused() -> None:
-    examine.require_known(["names", "hardware.shm"])
+    run_checks.require_known(["names", "hardware.shm"])
     with pytest.raises(JobError) as caught:
-        examine.require_known(["hardware.shn"])
+        run_checks.require_known(["hardware.shn"])
     message = str(caught.value)
     assert message.startswith("skip has hardware.shn, which is no check; the groups are inventory, names, reach,")
-    assert all(check in message for check in examine.CHECKS)
+    assert all(check in message for check in run_checks.CHECKS)
 
 
 def test_an_inventory_that_cannot_be_used() -> None:
     def read() -> Any:
         raise JobError("no host is in group cluster; list your machines")
 
-    verdicts = examine.examine(read, [], lambda host: pytest.fail("nobody is asked"), {"skip": ["time"]})
-    assert [one.check for one in verdicts] == list(examine.CHECKS)
+    verdicts = run_checks.run_checks(read, [], {"skip": ["time"]})
+    assert [one.check for one in verdicts] == list(run_checks.CHECKS)
     assert (verdicts[0].status, verdicts[0].sentence) == ("failed", "no host is in group cluster; list your machines")
     assert {one.status for one in verdicts[1:]} == {"skipped"}
     assert verdicts[-1].sentence == "on request"
@@ -526,9 +534,9 @@ def test_an_inventory_that_cannot_be_used() -> None:
 
 def test_every_check_is_described() -> None:
     text = (ROOT / "docs" / "preflight.md").read_text()
-    for name, about in examine.CHECKS.items():
+    for name, about in run_checks.CHECKS.items():
         assert f"| `{name}` | {about} |" in text
-    for name, option in examine.OPTIONS.items():
+    for name, option in run_checks.OPTIONS.items():
         # devices is an option of run.yml too
         assert name == "devices" or f"| `preflight_{name}` | {option['default']:g} |" in text
 
@@ -536,7 +544,7 @@ def test_every_check_is_described() -> None:
 # ----------------------------------------------------------------------------------------------------------- short form
 
 
-def prepared(cluster: Cluster) -> dict[str, Any]:
+def prepared(cluster: ClusterFacts) -> dict[str, Any]:
     """What ``prepare`` tells of all that."""
     return {
         host: {name: facts[name] for name in ("clock", "packages", "node_env", "shm", "limits")}
@@ -545,16 +553,16 @@ def prepared(cluster: Cluster) -> dict[str, Any]:
 
 
 def test_the_short_form_has_nothing_to_say_of_healthy_nodes() -> None:
-    assert brief.judge(healthy().settings, prepared(healthy()), {}) == []
+    assert quick.check_prepared_nodes(healthy().settings, prepared(healthy()), {}) == []
 
 
 def test_the_short_form_warns_with_the_same_sentences() -> None:
     cluster = say(say(healthy(), "node1", shm={"size": 64 * 2**20}), "node2", clock=(3600.0, 3600.5))
     full = judge(cluster)
-    assert brief.judge(cluster.settings, prepared(cluster), {}) == [
+    assert quick.check_prepared_nodes(cluster.settings, prepared(cluster), {}) == [
         f"{check}: {full[check].sentence}" for check in ("hardware.shm", "time.clocks")
     ]
-    assert brief.judge(cluster.settings, prepared(cluster), {"skip": ["time"], "shm_min_mb": 60}) == []
+    assert quick.check_prepared_nodes(cluster.settings, prepared(cluster), {"skip": ["time"], "shm_min_mb": 60}) == []
 
 
 def test_the_short_form_is_as_fast_for_hundreds_of_nodes() -> None:
@@ -562,20 +570,20 @@ def test_the_short_form_is_as_fast_for_hundreds_of_nodes() -> None:
     one["packages"] = {"python": "3.11", "installed": [f"package-{number}" for number in range(200)]}
     settings = [dataclasses.replace(healthy().settings[0], host=f"node{number}") for number in range(500)]
     began = time.monotonic()
-    assert brief.judge(settings, {node.host: one for node in settings}, {}) == []
+    assert quick.check_prepared_nodes(settings, {node.host: one for node in settings}, {}) == []
     assert time.monotonic() - began < 2  # it takes a hundredth of that; minutes, if nodes were compared in pairs
 
 
 def test_the_short_form_shows_nothing_that_acts_upon_a_terminal() -> None:
     cluster = say(healthy(), "node2", packages={"installed": ["torch-\x1b[2J"]})
     with pytest.raises(JobError) as caught:
-        brief.judge(cluster.settings, prepared(cluster), {})
+        quick.check_prepared_nodes(cluster.settings, prepared(cluster), {})
     assert r"\x1b[2J (node2)" in str(caught.value)
 
 
 def test_the_short_form_refuses_what_cannot_train_together() -> None:
     cluster = DEFECTS["other-torch"][0]()
     with pytest.raises(JobError) as caught:
-        brief.judge(cluster.settings, prepared(cluster), {})
+        quick.check_prepared_nodes(cluster.settings, prepared(cluster), {})
     assert str(caught.value) == f"{judge(cluster)['software.versions'].sentence}. Nothing was started on any node."
-    assert brief.judge(cluster.settings, prepared(cluster), {"skip": ["software"]}) == []
+    assert quick.check_prepared_nodes(cluster.settings, prepared(cluster), {"skip": ["software"]}) == []

@@ -6,13 +6,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang, Identity
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.all_reduce import expected, opponent, turns
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.check import Verdict
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.cluster import Cluster
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.collective import CHECKS, OPTIONS, checks
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import rank_nodes
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.gang import Gang
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.job_identity import Identity
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.node_group import NodeGroup
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.topology import rank_nodes
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.check import Verdict
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.cluster import ClusterFacts
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.collective import (
+    CHECKS,
+    OPTIONS,
+    checks,
+)
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.on_node.all_reduce import (
+    expected,
+    opponent,
+    turns,
+)
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.channel import NodeError
 from local_nodes import LocalNode, free_port, opener
 from stacks_of_jobs import FakeGang, topology_of
 
@@ -34,7 +44,7 @@ def with_gpus(told: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{"gpus": 8} if "gpus" in words else words for words in told]
 
 
-def cluster_of(count: int, replies: Mapping[str, Any]) -> Cluster:
+def cluster_of(count: int, replies: Mapping[str, Any]) -> ClusterFacts:
     """A cluster whose nodes got done but for ``replies``."""
     topology = topology_of(count)
 
@@ -42,9 +52,9 @@ def cluster_of(count: int, replies: Mapping[str, Any]) -> Cluster:
         reply = replies.get(host, said(DONE))
         return reply if isinstance(reply, Exception) else (reply, b"")
 
-    gang: Any = FakeGang(topology, rehearse=answer)
+    gang: Any = FakeGang(topology, try_program=answer)
     settings = [node.settings for node in topology.nodes]
-    return Cluster(settings, dict.fromkeys((one.host for one in settings), WELL), options=DEFAULTS, gang=gang)
+    return ClusterFacts(settings, dict.fromkeys((one.host for one in settings), WELL), options=DEFAULTS, gang=gang)
 
 
 def judged(count: int, replies: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
@@ -266,10 +276,12 @@ def with_torch(node: LocalNode) -> LocalNode:
 
 def real(nodes: list[LocalNode], **options: Any) -> dict[str, Verdict]:
     settings = [node.settings() for node in nodes]
-    gang = Gang(Identity("2026-11-22T17:30:00+01:00", "preflight-1", "trainer"), settings, opener(nodes))
-    gang.topology = rank_nodes(settings, {one.host: {"address": one.address, "interface": "lo"} for one in settings})
+    gang = Gang(Identity("2026-11-22T17:30:00+01:00", "preflight-1", "trainer"), NodeGroup(settings, opener(nodes)))
+    gang = gang.ranked(
+        rank_nodes(settings, {one.host: {"address": one.address, "interface": "lo"} for one in settings})
+    )
     facts = {one.host: {**WELL, "free_port": free_port()} for one in settings}
-    cluster = Cluster(settings, facts, options={**DEFAULTS, **options}, gang=gang)
+    cluster = ClusterFacts(settings, facts, options={**DEFAULTS, **options}, gang=gang)
     return {verdict.check: verdict for verdict in checks(cluster)}
 
 

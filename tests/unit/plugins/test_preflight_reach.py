@@ -4,11 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.gang import Gang, Identity
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.check import Verdict
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.cluster import Cluster
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.reach import CHECKS, OPTIONS, checks
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import rank_nodes
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.gang import Gang
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.job_identity import Identity
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.node_group import NodeGroup
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.topology import rank_nodes
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.check import Verdict
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.cluster import ClusterFacts
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.reach import CHECKS, OPTIONS, checks
 from local_nodes import LocalNode, free_port, opener
 from stacks_of_jobs import FakeGang, topology_of, unreachable
 
@@ -16,7 +18,7 @@ DEFAULTS = {name: spec["default"] for name, spec in OPTIONS.items()}
 SETUP = "run: ansible-playbook setup.yml"
 
 
-def cluster_of(count: int, replies: Mapping[str, Any], **more: Any) -> Cluster:
+def cluster_of(count: int, replies: Mapping[str, Any], **more: Any) -> ClusterFacts:
     """A cluster of which each node has found all well but for ``replies``: by host what its agent says besides."""
     topology = topology_of(count)
     hosts = [node.host for node in topology.nodes]
@@ -27,9 +29,9 @@ def cluster_of(count: int, replies: Mapping[str, Any], **more: Any) -> Cluster:
         met = {"failed": {}, "master": None, "taken": None, "trips": trips, "mtu": 1500}
         return said if isinstance(said, Exception) else ({**met, **said}, b"")
 
-    gang: Any = FakeGang(topology, reach=answer)
+    gang: Any = FakeGang(topology, try_connections=answer)
     facts = {host: {"free_port": 47011} for host in hosts}
-    return Cluster([node.settings for node in topology.nodes], facts, options=DEFAULTS, gang=gang, **more)
+    return ClusterFacts([node.settings for node in topology.nodes], facts, options=DEFAULTS, gang=gang, **more)
 
 
 def judged(count: int, replies: Mapping[str, Any], check: str) -> Verdict:
@@ -55,7 +57,7 @@ def test_checks_that_are_not_wanted() -> None:
 
 
 def test_addresses_that_are_not_known() -> None:
-    found = checks(Cluster([], {}, options=DEFAULTS))
+    found = checks(ClusterFacts([], {}, options=DEFAULTS))
     assert {(verdict.status, verdict.sentence) for verdict in found} == {
         ("skipped", "the nodes' addresses are not known")
     }
@@ -160,18 +162,22 @@ def test_a_busy_moment_is_no_distance(trips: list[Any]) -> None:
 
 def test_real_nodes(three: list[LocalNode]) -> None:
     settings = [node.settings() for node in three]
-    gang = Gang(Identity("2026-11-22T17:30:00+01:00", "preflight-1", "trainer"), settings, opener(three))
-    gang.topology = rank_nodes(settings, {one.host: {"address": one.address, "interface": "lo"} for one in settings})
+    gang = Gang(Identity("2026-11-22T17:30:00+01:00", "preflight-1", "trainer"), NodeGroup(settings, opener(three)))
+    gang = gang.ranked(
+        rank_nodes(settings, {one.host: {"address": one.address, "interface": "lo"} for one in settings})
+    )
     facts = {one.host: {"free_port": free_port()} for one in settings}
-    found = checks(Cluster(settings, facts, options=DEFAULTS, gang=gang))
+    found = checks(ClusterFacts(settings, facts, options=DEFAULTS, gang=gang))
     assert {verdict.check: verdict.status for verdict in found} == dict.fromkeys(CHECKS, "ok"), found
 
 
 def test_one_real_node(tmp_path: Path) -> None:
     node = LocalNode(tmp_path / "node0").set_up()
-    gang = Gang(Identity("2026-11-22T17:30:00+01:00", "preflight-1", "trainer"), [node.settings()], opener([node]))
-    gang.topology = rank_nodes([node.settings()], {"node0": {"address": node.address, "interface": "lo"}})
+    gang = Gang(
+        Identity("2026-11-22T17:30:00+01:00", "preflight-1", "trainer"), NodeGroup([node.settings()], opener([node]))
+    )
+    gang = gang.ranked(rank_nodes([node.settings()], {"node0": {"address": node.address, "interface": "lo"}}))
     facts = {"node0": {"free_port": free_port()}}
-    found = checks(Cluster([node.settings()], facts, options=DEFAULTS, gang=gang))
+    found = checks(ClusterFacts([node.settings()], facts, options=DEFAULTS, gang=gang))
     assert [verdict.status for verdict in found] == ["ok", "ok", "ok", "skipped"]
     assert found[0].sentence.startswith("there is one node")

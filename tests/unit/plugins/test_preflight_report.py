@@ -1,9 +1,13 @@
 import json
 
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight import report
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.check import Verdict
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.sentences import divided, each, every
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight import report
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.check import Verdict
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import (
+    all_nodes,
+    describe_hosts,
+    hosts_by_value,
+)
 
 VERDICTS = [
     Verdict("inventory.group", "ok", "2 of 2 hosts take part"),
@@ -51,9 +55,13 @@ def test_for_machines() -> None:
 
 def test_sentences_about_many_nodes_are_short() -> None:
     hosts = {f"node{number}": "lacks X" for number in range(300)}
-    assert each(hosts) == "each of node0, node1, node2, node3, node4 and 295 more lacks X"
-    assert each({f"node{number}": f"has {number}" for number in range(300)}) == (
+    assert describe_hosts(hosts) == "each of node0, node1, node2, node3, node4 and 295 more lacks X"
+    assert describe_hosts({f"node{number}": f"has {number}" for number in range(300)}) == (
         "node0 has 0; node1 has 1; node2 has 2; node3 has 3; and so on for 296 more"
     )
-    assert divided({"a": "2.12", "b": "2.13", "c": "2.13"}) == "2.13 (b, c), 2.12 (a)"
-    assert [every(["a"]), every(["a", "b"]), every(["a", "b", "c"])] == ["the node", "both nodes", "all 3 nodes"]
+    assert hosts_by_value({"a": "2.12", "b": "2.13", "c": "2.13"}) == "2.13 (b, c), 2.12 (a)"
+    assert [all_nodes(["a"]), all_nodes(["a", "b"]), all_nodes(["a", "b", "c"])] == [
+        "the node",
+        "both nodes",
+        "all 3 nodes",
+    ]

@@ -24,10 +24,10 @@ from urllib.parse import urlsplit
 
 import pytest
 import yaml
-from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import Failure
+from ansible_collections.thunderhead.cluster.plugins.module_utils._python_env.uv import Failure
 from ansible_collections.thunderhead.cluster.plugins.modules import python_env_resolve
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.fetch_uv import HASHES, fetch
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requirements.fetch_uv import HASHES, fetch
 from packages import make_wheel
 from playing import ROOT, play
 
@@ -177,7 +177,7 @@ def test_a_node_whose_platform_is_a_path(site: Site, platform_name: str) -> None
     node.chmod(0o755)
     result = site.setup("tiny==1.0\n", "-e", f"python_env_python={node}")
     assert result.returncode != 0
-    assert "node0 sent a reply that Thunderhead's agent never gives (to python_env_info, by its field" in result.stdout
+    assert "node0 sent an invalid reply to python_env_info (field" in result.stdout
     assert not list(site.folder.parent.rglob("evil"))
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.action.python_env_lock import ActionModule
-from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import Failure, uv_toml
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils import locks
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.locks import Plan, Wanted
+from ansible_collections.thunderhead.cluster.plugins.module_utils._python_env.uv import Failure, uv_toml
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requirements import locks
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requirements.locks import Plan, Wanted
 
 NODE = {
     "python": "3.11",

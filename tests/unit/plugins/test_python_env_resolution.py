@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env import uv
-from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.resolution import resolve
-from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import Failure
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.locks import Kept
+from ansible_collections.thunderhead.cluster.plugins.module_utils._python_env import uv
+from ansible_collections.thunderhead.cluster.plugins.module_utils._python_env.resolution import resolve
+from ansible_collections.thunderhead.cluster.plugins.module_utils._python_env.uv import Failure
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requirements.locks import Kept
 
 SETTINGS: dict[str, Any] = {"index_url": "", "extra_index_urls": [], "find_links": [], "proxy": "", "uv_settings": {}}
 TARGET = {

@@ -18,16 +18,16 @@ from typing import Any
 import pytest
 import tomllib
 from ansible_collections.thunderhead.cluster.plugins.action.python_env import indexes, links
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol import Refusal
-from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env import node, uv
-from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.installation import (
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import Refusal
+from ansible_collections.thunderhead.cluster.plugins.module_utils._python_env import node, uv
+from ansible_collections.thunderhead.cluster.plugins.module_utils._python_env.installation import (
     Environment,
     alone,
     bound_cache,
     recorded,
 )
-from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import Failure, Machine, Uv, because
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils import replies
+from ansible_collections.thunderhead.cluster.plugins.module_utils._python_env.uv import Failure, Machine, Uv, because
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport import reply_schemas
 
 SETTINGS: dict[str, Any] = {"index_url": "", "extra_index_urls": [], "find_links": [], "proxy": "", "uv_settings": {}}
 
@@ -540,7 +540,7 @@ def test_the_room_that_there_is(monkeypatch: pytest.MonkeyPatch, uid: int, block
     monkeypatch.setattr(node.os, "statvfs", lambda _place: disk)
     monkeypatch.setattr(node.os, "geteuid", lambda: uid)
     assert node.free_bytes("/no/such") == expected
-    assert replies.is_size(expected)
+    assert reply_schemas.is_size(expected)
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env import uv
-from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.resolution import resolve
-from ansible_collections.thunderhead.cluster.plugins.module_utils.python_env.uv import Failure
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.locks import lay_out
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.requirements import read
+from ansible_collections.thunderhead.cluster.plugins.module_utils._python_env import uv
+from ansible_collections.thunderhead.cluster.plugins.module_utils._python_env.resolution import resolve
+from ansible_collections.thunderhead.cluster.plugins.module_utils._python_env.uv import Failure
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requirements.locks import lay_out
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requirements.requirements import read
 from packages import make_index
 from test_python_env_resolution import SETTINGS, TARGET
 

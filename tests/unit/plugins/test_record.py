@@ -5,10 +5,11 @@ import re
 from pathlib import Path
 
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.directory import is_job_id
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import Record, new_job_id
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import rank_nodes
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import is_job_id
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.job_identity import new_job_id
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.settings import NodeSettings
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.topology import rank_nodes
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.record import Record
 
 NOW = datetime.datetime(2026, 11, 22, 17, 30, 5)
 

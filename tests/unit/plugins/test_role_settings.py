@@ -8,8 +8,11 @@ import pytest
 import yaml
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.role_settings import ROLES, require_valid
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.role_settings import (
+    ROLES,
+    require_valid,
+)
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
 from playing import ROOT, play
 
 NAMES = ["python_env", "firewall", "node_env"]

@@ -1,23 +1,35 @@
+import re
 import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from ansible.utils import color
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils import logs, screen
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.screen import BACKLOG_BYTES, PIECE_BYTES, Screen
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output import lines as lines_module
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output import screen as screen_module
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.rank_log import RankLog
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.screen import (
+    FAR_BEHIND_BYTES,
+    NEWEST_BYTES,
+    Screen,
+    ShownLog,
+)
 
 LONG = 60
 """Seconds after which a test that waits has failed."""
+GAP = re.compile(r"… (\d+(?:\.\d)?) (\w+) of rank (\d) are not shown here, for the terminal is too slow; they are in ")
 
 
 class Terminal:
-    """What is printed on it, and a hold on it."""
+    """What is printed on it, a hold on it, and a job's logs."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.printed: list[str] = []
         self.calls = 0
+        self.logs: dict[int, RankLog] = {}
         self.reached = threading.Event()
         self.open = threading.Event()
         self.open.set()
@@ -28,6 +40,22 @@ class Terminal:
         self.calls += 1
         self.printed += text.split("\n")
 
+    def screen(self, *hosts: str, world_size: int = 0, starts: int | None = None) -> Screen:
+        """Return a screen that shows the logs of these hosts, ranks 0 and on."""
+        for rank, host in enumerate(hosts):
+            self.logs.setdefault(rank, RankLog(self.folder / f"rank{rank}-{host}.log"))
+        sizes = {rank: self.logs[rank].size for rank in self.logs}
+        shown = [
+            ShownLog(rank, host, self.logs[rank], sizes[rank] if starts is None else starts, sizes[rank])
+            for rank, host in enumerate(hosts)
+        ]
+        return Screen(self.say, world_size or len(hosts), shown)
+
+    def write(self, rank: int, data: bytes, shown: Screen | None = None) -> None:
+        self.logs[rank].write(data, self.logs[rank].size)
+        if shown:
+            shown.look()
+
     def stand_still(self, shown: Screen) -> None:
         """Take one line of the engine's, and then no more until ``open`` is set."""
         self.open.clear()
@@ -37,9 +65,9 @@ class Terminal:
 
 
 @pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
+def terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
     monkeypatch.setattr(color, "ANSIBLE_COLOR", False)
-    one = Terminal()
+    one = Terminal(tmp_path)
     yield one
     one.open.set()
 
@@ -56,25 +84,23 @@ def numbered(first: int, count: int) -> bytes:
     return b"".join(b"%099d\n" % number for number in range(first, first + count))
 
 
-def left_out(lines: list[str]) -> int:
-    """How many lines the terminal says were left out."""
-    return sum(int(line.split()[1].replace(",", "")) for line in lines if line.startswith("… "))
-
-
-def numbers(lines: list[str]) -> list[int]:
-    return [int(line.rpartition("] ")[2]) for line in lines if line.endswith(tuple("0123456789"))]
+def numbers(lines: list[str], rank: int = 0) -> list[int]:
+    return [int(line.rpartition("] ")[2]) for line in lines if line.startswith(f"[{rank} ")]
 
 
 # ------------------------------------------------------------------------------------------------------------ prefixes
 
 
 def test_lines_of_ranks_and_of_the_engine_in_order(terminal: Terminal) -> None:
-    shown = Screen(terminal.say, 2)
+    shown = terminal.screen("node0", "node1")
     shown.say("job: train.py on 2 nodes")
-    shown.show(0, "node0", b"one\ntw")
-    shown.show(1, "node1", b"other\n")
+    await_true(lambda: len(terminal.printed) == 1)
+    terminal.write(0, b"one\ntw", shown)
+    await_true(lambda: len(terminal.printed) == 2)
+    terminal.write(1, b"other\n", shown)
     shown.say("between")
-    shown.show(0, "node0", b"o\nthree")
+    await_true(lambda: len(terminal.printed) == 4)
+    terminal.write(0, b"o\nthree", shown)
     shown.close(LONG)
     shown.say("after the end")
     assert terminal.printed == [
@@ -89,18 +115,18 @@ def test_lines_of_ranks_and_of_the_engine_in_order(terminal: Terminal) -> None:
 
 
 def test_text_lines_up(terminal: Terminal) -> None:
-    shown = Screen(terminal.say, 16, hosts=["a", "gpu-10"])
-    shown.show(0, "a", b"x\n")
-    shown.show(15, "gpu-10", b"x\n")
+    shown = terminal.screen("a", "gpu-10", world_size=16)
+    terminal.write(0, b"x\n")
+    terminal.write(1, b"x\n")
     shown.close(LONG)
-    assert terminal.printed == ["[ 0 a]      x", "[15 gpu-10] x"]
+    assert terminal.printed == ["[ 0 a]      x", "[ 1 gpu-10] x"]
 
 
 def test_ranks_have_colors_on_a_terminal_that_has_them(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(color, "ANSIBLE_COLOR", True)
-    shown = Screen(terminal.say, 9)
+    shown = terminal.screen(*"nnnnnnnnn")
     for rank in range(9):
-        shown.show(rank, "n", b"\x1b[31mtext\x1b[0m\n")
+        terminal.write(rank, b"\x1b[31mtext\x1b[0m\n")
     shown.close(LONG)
     assert terminal.printed[0] == "\x1b[0;36m[0 n]\x1b[0m text"
     prefixes = [line.split("[", 2)[1] for line in terminal.printed]
@@ -115,129 +141,83 @@ def test_a_terminal_that_stands_still_keeps_nobody_waiting_and_costs_little(
     terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked_at = []
-    feed = logs.LineReader.feed
-    monkeypatch.setattr(logs.LineReader, "feed", lambda reader, data: looked_at.append(len(data)) or feed(reader, data))
-    shown = Screen(terminal.say, 2)
+    feed = lines_module.LineReader.feed
+    monkeypatch.setattr(
+        lines_module.LineReader, "feed", lambda reader, data: looked_at.append(len(data)) or feed(reader, data)
+    )
+    shown = terminal.screen("n")
     terminal.stand_still(shown)
     block = numbered(0, 10_000)
     tracemalloc.start()
     try:
         for _ in range(100):
-            shown.show(0, "n", block)
+            terminal.write(0, block, shown)
             shown.say("never left out")
-        assert tracemalloc.get_traced_memory()[1] < BACKLOG_BYTES + 2 * len(block)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
     finally:
         tracemalloc.stop()
     terminal.open.set()
     shown.close(LONG)
-    ranks = [line for line in terminal.printed if line.startswith("[")]
-    assert sum(looked_at) == 100 * len(ranks) < BACKLOG_BYTES, "what is left out is not even decoded"
-    assert len(ranks) + left_out(terminal.printed) == 1_000_000
+    (gap,) = [line for line in terminal.printed if GAP.match(line)]
+    assert (
+        gap
+        == f"… 99.9 MB of rank 0 are not shown here, for the terminal is too slow; they are in {terminal.logs[0].path}"
+    )
+    found = numbers(terminal.printed)
+    assert found == list(range(10_000 - len(found), 10_000)), "the newest lines, whole"
+    assert sum(looked_at) == 100 * len(found) <= NEWEST_BYTES, "what is left out is not even decoded"
     assert terminal.printed.count("never left out") == 100
     assert terminal.calls < 1000, "not a call for each line"
 
 
-def test_what_is_shown_are_whole_lines_and_the_gaps_say_how_many_are_missing(terminal: Terminal) -> None:
-    shown = Screen(terminal.say, 1)
-    for first in range(0, 200_000, 40_000):
-        terminal.stand_still(shown)
-        data = numbered(first, 40_000)
-        for start in range(0, len(data), 70_001):  # whatever was read in one go
-            shown.show(0, "n", data[start : start + 70_001])
-        terminal.open.set()
-        await_true(lambda: not shown._items)
-    shown.close(LONG)
-    expected, gaps = 0, 0
-    for line in terminal.printed:
-        if line.startswith("[0 n] "):
-            assert line == f"[0 n] {expected:099d}"
-            expected += 1
-        elif line.startswith("… "):
-            expected += left_out([line])
-            gaps += 1
-    assert expected == 200_000
-    assert 3 <= gaps <= 6, "few and large ones"
-
-
-def test_the_words_for_what_is_left_out(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(screen, "BACKLOG_BYTES", 1000)
-    shown = Screen(terminal.say, 2)
+def test_what_is_not_far_behind_is_shown_whole(terminal: Terminal) -> None:
+    shown = terminal.screen("n")
     terminal.stand_still(shown)
-    shown.show(0, "n", numbered(0, 12_345))
-    shown.show(1, "n", b"x" * 1000 + b"\n")
+    terminal.write(0, numbered(0, FAR_BEHIND_BYTES // 100), shown)
     terminal.open.set()
     shown.close(LONG)
-    assert terminal.printed[1:] == [
-        f"[0 n] {0:099d}",
-        f"[0 n] {1:099d}",
-        "… 12,343 lines of rank 0 are not shown here, for they came too fast; they are in its log",
-        "… 1 line of rank 1 is not shown here, for it came too fast; it is in its log",
-    ]
+    assert numbers(terminal.printed) == list(range(FAR_BEHIND_BYTES // 100))
 
 
-def test_a_line_that_was_begun_before_a_gap_is_left_out_whole(
-    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(screen, "BACKLOG_BYTES", 2000)
-    shown = Screen(terminal.say, 1)
-    shown.show(0, "n", b"one\ntwo begins")
+def test_a_line_that_was_begun_before_a_gap_is_left_out(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(screen_module, "FAR_BEHIND_BYTES", 2000)
+    monkeypatch.setattr(screen_module, "NEWEST_BYTES", 30)
+    shown = terminal.screen("n")
+    terminal.write(0, b"one\ntwo begins", shown)
+    await_true(lambda: terminal.printed == ["[0 n] one"])
     terminal.stand_still(shown)
-    shown.show(0, "n", b"x" * 2000)
-    shown.show(0, "n", b"x" * 2000 + b" two ends\nthree\nfour beg")
+    terminal.write(0, b"x" * 4000 + b" two ends\nthree\nfour beg", shown)
     terminal.open.set()
-    await_true(lambda: not shown._items)
-    shown.show(0, "n", b"ins")
-    shown.show(0, "n", b" four ends\nfive\nsix")
+    await_true(lambda: len(terminal.printed) == 4)
+    terminal.write(0, b"ins\nfive", shown)
     shown.close(LONG)
-    assert terminal.printed == [
-        "[0 n] one",
-        "stands still",
-        "… 1 line of rank 0 is not shown here, for it came too fast; it is in its log",
-        "[0 n] three",
-        "[0 n] four begins four ends",
-        "[0 n] five",
-        "[0 n] six",
-    ]
+    assert GAP.match(terminal.printed.pop(2))
+    assert terminal.printed == ["[0 n] one", "stands still", "[0 n] three", "[0 n] four begins", "[0 n] five"]
 
 
 def test_a_rank_that_prints_without_end_leaves_room_for_others(terminal: Terminal) -> None:
-    shown = Screen(terminal.say, 3)
+    shown = terminal.screen("n", "n", "n")
     terminal.stand_still(shown)
     for number in range(100):
-        shown.show(0, "n", numbered(0, 10_000))
-        shown.show(1, "n", numbered(0, 10_000))
-        shown.show(2, "n", b"%d\n" % number)
+        terminal.write(0, numbered(0, 10_000))
+        terminal.write(1, numbered(0, 10_000))
+        terminal.write(2, b"%d\n" % number, shown)
     terminal.open.set()
     shown.close(LONG)
-    assert numbers([line for line in terminal.printed if line.startswith("[2 ")]) == list(range(100))
-    for rank in (0, 1):
-        assert len([line for line in terminal.printed if line.startswith(f"[{rank} ")]) > 10_000
-
-
-def test_many_small_pieces_count_for_what_they_take(terminal: Terminal) -> None:
-    shown = Screen(terminal.say, 1)
-    terminal.stand_still(shown)
-    tracemalloc.start()
-    try:
-        for number in range(100_000):
-            shown.show(0, "n", b"%d\n" % number)
-        assert tracemalloc.get_traced_memory()[1] < BACKLOG_BYTES
-    finally:
-        tracemalloc.stop()
-    terminal.open.set()
-    shown.close(LONG)
-    assert len(numbers(terminal.printed)) + left_out(terminal.printed) == 100_000
+    assert numbers(terminal.printed, 2) == list(range(100))
+    assert [GAP.match(line)[3] for line in terminal.printed if GAP.match(line)] == ["0", "1"]  # type: ignore[index]
 
 
 def test_a_bar_comes_back_after_a_gap(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(screen, "BACKLOG_BYTES", 2000)
-    shown = Screen(terminal.say, 1)
+    monkeypatch.setattr(screen_module, "FAR_BEHIND_BYTES", 2000)
+    monkeypatch.setattr(screen_module, "NEWEST_BYTES", 100)
+    shown = terminal.screen("n")
     terminal.stand_still(shown)
-    shown.show(0, "n", b"".join(b"\r%3d%%" % percent for percent in range(90)) * 20)
+    terminal.write(0, b"".join(b"\r%3d%%" % percent for percent in range(90)) * 20, shown)
     terminal.open.set()
-    await_true(lambda: not shown._items)
-    shown.show(0, "n", b"\r 90%\r 95%")
-    shown.show(0, "n", b"\r100%\n")
+    await_true(lambda: len(terminal.printed) > 1)
+    terminal.write(0, b"\r 90%\r 95%", shown)
+    terminal.write(0, b"\r100%\n", shown)
     shown.close(LONG)
     assert terminal.printed[-1] == "[0 n] 100%"
 
@@ -245,102 +225,92 @@ def test_a_bar_comes_back_after_a_gap(terminal: Terminal, monkeypatch: pytest.Mo
 # ------------------------------------------------------------------------------------------------- waiting, and the end
 
 
-def test_output_that_can_wait_is_shown_whole(terminal: Terminal) -> None:
-    shown = Screen(terminal.say, 1)
-    terminal.stand_still(shown)
-    for first in range(0, 100_000, 10_000):
-        shown.show(0, "n", numbered(first, 10_000))
-        if first == 0:
-            assert not shown.await_room(0.01)
-            terminal.open.set()
-        assert shown.await_room(LONG)
+def test_what_was_there_before_is_shown_whole(terminal: Terminal) -> None:
+    terminal.screen("n").close(LONG)
+    terminal.write(0, numbered(0, 100_000))
+    terminal.open.clear()
+    shown = terminal.screen("n", starts=0)
+    assert not shown.await_shown(0.01)
+    terminal.open.set()
+    assert shown.await_shown(LONG)
     shown.close(LONG)
     assert numbers(terminal.printed) == list(range(100_000))
+
+
+def test_a_beginning_may_be_left_out(terminal: Terminal) -> None:
+    terminal.screen("n").close(LONG)
+    terminal.write(0, b"one\ntwo\n")
+    terminal.screen("n", starts=4).close(LONG)
+    shown = terminal.screen("n", starts=10)
+    terminal.write(0, b"three\n", shown)
+    shown.close(LONG)
+    assert terminal.printed == ["[0 n] two", "[0 n] ree"]
 
 
 def test_a_bar_that_goes_slowly_is_shown_while_nothing_else_comes(
     terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logs, "BAR_SECONDS", 0.01)
-    shown = Screen(terminal.say, 1)
-    shown.show(0, "n", b"\r 10%|\r 20%|")
+    monkeypatch.setattr(lines_module, "BAR_SECONDS", 0.01)
+    shown = terminal.screen("n")
+    terminal.write(0, b"\r 10%|\r 20%|", shown)
     await_true(lambda: terminal.printed == ["[0 n]  20%|"])
-    shown.show(0, "n", b"\r 30%|")
+    terminal.write(0, b"\r 30%|", shown)
     await_true(lambda: terminal.printed == ["[0 n]  20%|", "[0 n]  30%|"])
     shown.close(LONG)
     assert terminal.printed == ["[0 n]  20%|", "[0 n]  30%|"]
 
 
 def test_the_end_waits_for_the_terminal_only_so_long(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(screen, "LAST_WORDS_SECONDS", 0.01)
-    shown = Screen(terminal.say, 2)
+    monkeypatch.setattr(screen_module, "LAST_LINES_SECONDS", 0.01)
+    shown = terminal.screen("n", "n")
     terminal.stand_still(shown)
-    shown.show(0, "n", numbered(0, 1000))
-    shown.show(1, "n", b"one\ntwo")
+    terminal.write(0, numbered(0, 1500), shown)
+    terminal.write(1, b"one\ntwo", shown)
     shown.say("in the middle")
-    shown.show(0, "n", numbered(1000, 500))
     shown.close(0.01)
     shown.say("the result")
+    for log in terminal.logs.values():
+        log.close()
     assert terminal.printed == []
     terminal.open.set()
     await_true(lambda: len(terminal.printed) == 5)
-    assert terminal.printed == [
-        "stands still",
-        "in the middle",
-        "… 1,500 lines of rank 0 are not shown here, for they came too fast; they are in its log",
-        "… 2 lines of rank 1 are not shown here, for they came too fast; they are in its log",
-        "the result",
-    ]
+    gaps = [GAP.match(line) for line in terminal.printed[1:3]]
+    assert [gap and gap.groups() for gap in gaps] == [("150", "kB", "0"), ("7", "B", "1")]
+    assert [line for line in terminal.printed if not GAP.match(line)] == ["stands still", "in the middle", "the result"]
     await_true(lambda: not shown._thread.is_alive())
 
 
-def test_giving_up_counts_what_was_left_out_before(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(screen, "LAST_WORDS_SECONDS", 0.01)
-    shown = Screen(terminal.say, 1)
-    terminal.stand_still(shown)
-    for number in range(20):
-        shown.show(0, "n", numbered(number * 10_000, 10_000))
-    shown.show(0, "n", b"one without its end")
-    assert any(isinstance(item, screen._Gap) for item in shown._items)
-    shown.close(0.01)
-    assert shown._held == 0
-    terminal.open.set()
-    await_true(lambda: len(terminal.printed) == 2)
-    assert left_out(terminal.printed) == 200_001
-
-
 def test_an_empty_end(terminal: Terminal) -> None:
-    shown = Screen(terminal.say, 1)
-    shown.show(0, "n", b"")
+    shown = terminal.screen("n")
     shown.close(LONG)
     assert terminal.printed == []
     assert not shown._thread.is_alive()
 
 
-def test_a_terminal_that_is_gone_is_no_reason_to_fail() -> None:
+def test_a_terminal_that_is_gone_is_no_reason_to_fail(terminal: Terminal) -> None:
     calls = []
 
     def say(text: str) -> None:
         calls.append(text)
         raise BrokenPipeError
 
-    shown = Screen(say, 1)
+    terminal.say = say  # type: ignore[method-assign]
+    shown = terminal.screen("n")
     shown.say("one")
-    await_true(lambda: shown.gone)
-    shown.show(0, "n", numbered(0, 1000))
+    await_true(lambda: bool(calls))
+    terminal.write(0, numbered(0, 1000), shown)
     shown.close(LONG)
     shown.say("two")
     assert calls == ["one"]
-    assert not shown._items
 
 
 def test_followers_in_many_threads_lose_no_line(terminal: Terminal) -> None:
-    shown = Screen(terminal.say, 8)
+    shown = terminal.screen(*"nnnnnnnn")
 
     def follow(rank: int) -> None:
         data = numbered(0, 2000)
         for start in range(0, len(data), 1234 + rank):
-            shown.show(rank, "n", data[start : start + 1234 + rank])
+            terminal.write(rank, data[start : start + 1234 + rank], shown)
             shown.say("between")
 
     threads = [threading.Thread(target=follow, args=(rank,)) for rank in range(8)]
@@ -350,7 +320,4 @@ def test_followers_in_many_threads_lose_no_line(terminal: Terminal) -> None:
         thread.join()
     shown.close(LONG)
     for rank in range(8):
-        lines = [line for line in terminal.printed if line.startswith((f"[{rank} ", f"… {rank}"))]
-        assert left_out(terminal.printed) or numbers(lines) == list(range(2000))
-    assert len(numbers(terminal.printed)) + left_out(terminal.printed) == 16_000
-    assert PIECE_BYTES < 2000 * 100
+        assert numbers(terminal.printed, rank) == list(range(2000))

@@ -1,9 +1,9 @@
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.node import User
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.supervising import expanded, job_environment
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.environment import OURS
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.script_variables import (
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.user import User, job_environment
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.supervise import expand_variables
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.node_env import OURS
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.script_variables import (
     ACCOUNT,
     require_known,
     variables_of,
@@ -27,7 +27,7 @@ def test_names_that_a_job_has() -> None:
 )
 def test_dollars_that_name_no_variable_stay(word: str) -> None:
     require_known([word], {}, {"node0": {}}, "")
-    assert expanded(word.encode(), {b"A": b"b"}) == word.replace("$$", "$").encode()
+    assert expand_variables(word.encode(), {b"A": b"b"}) == word.replace("$$", "$").encode()
 
 
 def test_a_name_that_no_variable_has() -> None:
@@ -80,4 +80,4 @@ def test_the_account_s_variables() -> None:
     ],
 )
 def test_a_word_with_variables(word: bytes, value: bytes) -> None:
-    assert expanded(word, {b"A": b"b", b"E": b"$A"}) == value
+    assert expand_variables(word, {b"A": b"b", b"E": b"$A"}) == value

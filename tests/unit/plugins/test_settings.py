@@ -7,8 +7,8 @@ import yaml
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar
 from ansible_collections.thunderhead.cluster.plugins.action import job
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import SPEC, NodeSettings
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.settings import SPEC, NodeSettings
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
 
 ROOT = Path(__file__).parents[3]
 SAMPLE = ROOT / "inventory" / "sample" / "hosts.yml"

@@ -1,7 +1,7 @@
 import dataclasses
 
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.stacks import (
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis.stacks import (
     Frame,
     Process,
     activity,

@@ -5,11 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils import stall
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.channel import NodeError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.launch import Launch
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.stacks import Process, parse
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.stall import Silence, Stacks, StallWatch, Verdict
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis import stall
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis.stacks import Process, parse
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis.stall import (
+    Silence,
+    Stacks,
+    StallDetector,
+    Verdict,
+)
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.launch import Launch
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.channel import NodeError
 from local_nodes import LocalNode, by_rank, code, gang_of, until
 from stacks_of_jobs import Answer, FakeGang, Log, log_of, reply_of, topology_of, unreachable
 
@@ -24,15 +29,15 @@ class Clock:
         return self.now
 
 
-def told(watch: StallWatch, clock: Clock, seconds: float, printed: int = 0, ended: int = 0) -> Silence | None:
+def told(watch: StallDetector, clock: Clock, seconds: float, printed: int = 0, ended: int = 0) -> Silence | None:
     """What the watch says ``seconds`` after its begin."""
     clock.now = 1000.0 + seconds
     return watch.look({"node0": printed, "node1": 0}, ended)
 
 
-def watch_of(stall_timeout: float | None, rendezvous_timeout: float | None) -> tuple[StallWatch, Clock]:
+def watch_of(stall_timeout: float | None, rendezvous_timeout: float | None) -> tuple[StallDetector, Clock]:
     clock = Clock()
-    return StallWatch(stall_timeout, rendezvous_timeout, clock), clock
+    return StallDetector(stall_timeout, rendezvous_timeout, clock), clock
 
 
 def test_a_stall_is_told_once_per_silence() -> None:
@@ -65,7 +70,7 @@ def test_a_rendezvous_is_told_again_when_the_job_is_twice_as_old() -> None:
 def test_who_comes_later_counts_from_the_jobs_start() -> None:
     """The next look is when the job is twice as old, not when the follower is."""
     clock = Clock()
-    watch = StallWatch(None, 120, clock, age_seconds=280)
+    watch = StallDetector(None, 120, clock, age_seconds=280)
     assert told(watch, clock, 0) is None
     assert told(watch, clock, 120) == Silence(120, stall=False, rendezvous=True)
     assert told(watch, clock, 519) is None
@@ -134,7 +139,7 @@ def test_off(off: int | None) -> None:
     ],
 )
 def test_progress(lines: list[str], expected: str) -> None:
-    assert stall.progress(lines) == expected
+    assert stall.describe_progress(lines) == expected
 
 
 # ------------------------------------------------------------------------------------------------------------ gathering
@@ -144,7 +149,7 @@ def test_gather(tmp_path: Path) -> None:
     def answer(host: str, _request: Mapping[str, Any]) -> Answer:
         return unreachable(host) if host == "node2" else reply_of("numbers", host)
 
-    found = stall.gather(FakeGang(topology_of(3), stacks=answer), tmp_path / "runs" / "stacks")  # type: ignore[arg-type]
+    found = stall.gather_stacks(FakeGang(topology_of(3), stacks=answer), tmp_path / "runs" / "stacks")  # type: ignore[arg-type]
     assert found.folder == tmp_path / "runs" / "stacks"
     assert {host: len(processes) for host, processes in found.processes.items()} == {"node0": 2, "node1": 2}
     assert found.errors == {"node2": "is unreachable: Connection timed out"}
@@ -159,7 +164,7 @@ def test_gather(tmp_path: Path) -> None:
 def test_gather_where_nothing_can_be_written(tmp_path: Path) -> None:
     (tmp_path / "stacks").write_text("a file in the way")
     gang = FakeGang(topology_of(1), stacks=lambda host, request: reply_of("mesh", host))
-    found = stall.gather(gang, tmp_path / "stacks")  # type: ignore[arg-type]
+    found = stall.gather_stacks(gang, tmp_path / "stacks")  # type: ignore[arg-type]
     assert found.folder is None
     assert len(found.processes["node0"]) == 1
 
@@ -180,7 +185,7 @@ def explained(
         found.processes[node.host] = parse(*reply_of(case, node.host))
         texts[node.host] = Log(logs[node.host]) if logs and node.host in logs else log_of(case, node.host)
     replies = {**dict.fromkeys(texts, REACHED), **(reach or {})}
-    gang = FakeGang(topology, reach=lambda host, _request: (dict(replies[host]), b""))
+    gang = FakeGang(topology, try_connections=lambda host, _request: (dict(replies[host]), b""))
     verdict = stall.explain(topology, found, texts, gang)  # type: ignore[arg-type]
     end = "; what every rank is doing: STACKS"
     assert verdict.sentence.endswith(end)
@@ -398,12 +403,12 @@ def test_different_collectives() -> None:
 
 def test_all_in_the_same_collective() -> None:
     processes: list[list[Process] | str] = [ranks(REDUCING), ranks(REDUCING)]
-    gang = FakeGang(topology_of(2), reach=lambda host, request: (dict(REACHED), b""))
+    gang = FakeGang(topology_of(2), try_connections=lambda host, request: (dict(REACHED), b""))
     assert said(processes, gang=gang).sentence == (
         "all ranks wait in all_reduce at train.py:3; all nodes can connect to each other"
     )
     assert said(processes).sentence == "all ranks wait in all_reduce at train.py:3"
-    deaf = FakeGang(topology_of(2), reach=lambda host, request: unreachable(host))
+    deaf = FakeGang(topology_of(2), try_connections=lambda host, request: unreachable(host))
     assert said(processes, gang=deaf).sentence == "all ranks wait in all_reduce at train.py:3"
     assert said([*processes, "does not run job job-1 any more"]).sentence == (
         "ranks 0, 1 wait in all_reduce at train.py:3; rank 2 (node2) does not run job job-1 any more"
@@ -474,7 +479,7 @@ EXPECTS = "; the script may expect more than the 2 ranks that there are"
 )
 def test_a_world_size_without_a_rank(call: str, local_rank: int | None, hint: str) -> None:
     processes: list[list[Process] | str] = [[replaced(ranks(call)[0], local_rank=local_rank)]] * 2
-    gang = FakeGang(topology_of(2), reach=lambda host, request: (dict(REACHED), b""))
+    gang = FakeGang(topology_of(2), try_connections=lambda host, request: (dict(REACHED), b""))
     verdict = said(processes, gang=gang)
     assert (verdict.rendezvous, verdict.open) == (True, False)
     assert verdict.sentence == (
@@ -521,7 +526,7 @@ def test_while_it_trains_lightning_prints_on_rank_0_only() -> None:
 
 def test_errors_have_no_name_in_front() -> None:
     gang = FakeGang(topology_of(1), stacks=lambda host, request: NodeError(host, "does not run job job-1 any more"))
-    assert stall.gather(gang, Path("/dev/null/x")).errors == {"node0": "does not run job job-1 any more"}  # type: ignore[arg-type]
+    assert stall.gather_stacks(gang, Path("/dev/null/x")).errors == {"node0": "does not run job job-1 any more"}  # type: ignore[arg-type]
 
 
 def launched(nodes: list[LocalNode], folder: Path, script: str) -> tuple[Launch, dict[str, Log]]:
@@ -546,7 +551,7 @@ def launched(nodes: list[LocalNode], folder: Path, script: str) -> tuple[Launch,
 def test_real_nodes(nodes: list[LocalNode], tmp_path: Path) -> None:
     """A job of two nodes, looked into from end to end."""
     launch, texts = launched(nodes, tmp_path, "distributed_c10d.all_reduce()\n")
-    found = stall.gather(launch.gang, tmp_path / "stacks")
+    found = stall.gather_stacks(launch.gang, tmp_path / "stacks")
     assert stall.explain(launch.gang.topology, found, texts, launch.gang) == Verdict(  # type: ignore[arg-type]
         False,
         True,
@@ -559,7 +564,7 @@ def test_real_nodes(nodes: list[LocalNode], tmp_path: Path) -> None:
 def test_a_real_rank_0_that_prepares(prepares: str, is_open: bool, nodes: list[LocalNode], tmp_path: Path) -> None:
     prepare = f"import time\n\ndef prepare():\n    print('ready', flush=True)\n    {prepares}\n"
     launch, texts = launched(nodes, tmp_path, prepare + by_rank("prepare()", "distributed_c10d.init_process_group()"))
-    found = stall.gather(launch.gang, tmp_path / "stacks", seconds=2)
+    found = stall.gather_stacks(launch.gang, tmp_path / "stacks", seconds=2)
     verdict = stall.explain(launch.gang.topology, found, texts, launch.gang)  # type: ignore[arg-type]
     assert (verdict.rendezvous, verdict.open) == (True, is_open)
     words = ", and works (" if is_open else "rank 0 (node0) never came to it, but is in prepare at train.py:8; "

@@ -1,13 +1,13 @@
 import dataclasses
 
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.settings import NodeSettings
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.topology import (
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.settings import NodeSettings
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.topology import (
     rank_nodes,
     require_distinct,
     require_hosts,
 )
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
 
 
 def settings(host: str) -> NodeSettings:

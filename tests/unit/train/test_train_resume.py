@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from ansible_collections.thunderhead.cluster.plugins.module_utils.agent import checkpoints
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base import checkpoint_files
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.operations import verify_checkpoint
 from train_nodes import run_nodes
 
 STEPS_PER_EPOCH = 13  # 1,259 digits in batches of 96
@@ -81,18 +82,18 @@ def test_the_agent_reads_what_lightning_writes(tmp_path: Path):
     def look(data: bytes) -> int:
         path.write_bytes(data)
         with open(path, "rb") as file:
-            archive = checkpoints.open_archive(file)
-            step = checkpoints.find_step(archive)
-            checkpoints.check_parts(archive)
+            archive = checkpoint_files.open_archive(file)
+            step = checkpoint_files.find_step(archive)
+            verify_checkpoint.check_parts(archive)
         return step
 
     for length in range(0, len(content), len(content) // 50):
-        with pytest.raises(checkpoints.Unfit, match=r"is (truncated|empty)|not in torch's zip format"):
+        with pytest.raises(checkpoint_files.Unfit, match=r"is (truncated|empty)|not in torch's zip format"):
             look(content[:length])
     assert look(content) == 2 * STEPS_PER_EPOCH
     weight = torch.load(path, weights_only=True)["state_dict"]["net.6.weight"]
     flipped = bytearray(content)
     flipped[content.index(weight.numpy().tobytes()) + 100] ^= 1
-    with pytest.raises(checkpoints.Unfit, match=r"^has a damaged part data/\d+$"):
+    with pytest.raises(checkpoint_files.Unfit, match=r"^has a damaged part data/\d+$"):
         look(bytes(flipped))
     torch.load(path, weights_only=True)  # torch itself does not notice

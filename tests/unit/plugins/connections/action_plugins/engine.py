@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.plugins.action import ActionBase
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.inventory import Inventory
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.inventory import Inventory
 from settled import settled
 
 

@@ -1,0 +1,56 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""Name the files and folders of a job."""
+
+from __future__ import annotations
+
+import os
+
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import Request
+
+
+def unit_name(request: Request) -> str:
+    """Return the name of the request's job as a systemd unit."""
+    return f"thunderhead-{request['job']['id']}.scope"
+
+
+def job_directory(request: Request) -> str:
+    """Return the folder of the request's job."""
+    return os.path.join(request["directory"], "jobs", request["job"]["id"])
+
+
+def start_file_path(request: Request) -> str:
+    """Return the file whose appearance starts the request's prepared job; only the agent's own user can write it."""
+    return job_directory(request) + ".start"
+
+
+def reason_path(job_dir: str) -> str:
+    """Return the file beside a job's folder that says why it was stopped: written as root, read by its supervisor."""
+    return job_dir + ".because"
+
+
+def started_path(job_dir: str) -> str:
+    """Return the file beside a job's folder that says who started it; unlike what is in it, not the job's own."""
+    return job_dir + ".started"
+
+
+def started_by(job_dir: str) -> str | None:
+    """Return who started a job, "" if that is not known; None for one that was never started."""
+    try:
+        with open(started_path(job_dir), encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
+
+
+def log_path(job_dir: str) -> str:
+    """Return the second name of a job's log, out of the job's reach: whatever it does to the first, the log is there.
+
+    A file system without such names has none, and neither has a job that an older Thunderhead has started.
+    """
+    return job_dir + ".log"
+
+
+def bundle_path(request: Request) -> str:
+    """Return where the request's bundle lies once this node has it."""
+    return os.path.join(request["directory"], "bundles", request["bundle"])

@@ -1,0 +1,54 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""Import the agent's modules from standard input, and answer the request that follows them there.
+
+The first text that an interpreter on a node executes; ``__init__.py`` describes what it reads.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import zlib
+from importlib.machinery import ModuleSpec
+from typing import Any
+
+AGENT = "ansible_collections.thunderhead.cluster.plugins.module_utils._agent"
+
+
+class SentModules:
+    """Find and load modules whose source texts are at hand; an entry of ``sys.meta_path``."""
+
+    def __init__(self, texts: dict[str, str]) -> None:
+        """Keep the source text of each module, by its full name."""
+        self._texts = texts
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        """Return how to load a module, or a package that any of the modules lies in; None for any other."""
+        is_package = any(other.startswith(f"{name}.") for other in self._texts)
+        return ModuleSpec(name, self, is_package=is_package) if is_package or name in self._texts else None  # type: ignore[arg-type]
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        """Have Python make the module as usual."""
+
+    def exec_module(self, module: Any) -> None:
+        """Execute a module's text; a package has none."""
+        exec(compile(self._texts.get(module.__name__, ""), module.__name__, "exec"), vars(module))
+
+
+def main() -> None:
+    """Read modules and request, and answer it."""
+    lengths = [int(length) for length in sys.stdin.buffer.readline().split()]
+    modules, asked = (sys.stdin.buffer.read(length) for length in lengths)
+    if [len(modules), len(asked)] != lengths:
+        sys.exit("the request broke off")
+    sys.meta_path.insert(0, SentModules(json.loads(zlib.decompress(modules))))
+    request = json.loads(asked)
+    operation = importlib.import_module(f"{AGENT}.operations.{request['op']}")
+    answer = importlib.import_module(f"{AGENT}.base.answer").answer
+    answer(request, getattr(operation, request["op"]))
+
+
+if __name__ == "__main__":
+    main()

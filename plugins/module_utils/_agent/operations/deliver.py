@@ -1,0 +1,42 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""Store a job's code and unpack it."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import Refusal
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.files import write_file
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_paths import bundle_path
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.release import undo_prepare
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.unpack import part_path, unpack_bundle
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.user import User
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import Reply, Request
+
+
+def deliver(request: Request, payload: bytes) -> tuple[Reply, bytes]:
+    """Store the bundle, ``payload`` compressed, and unpack it into the prepared job.
+
+    Request: as for ``prepare``, packed (as for ``receive``, if that has brought the payload; else None).
+    """
+    import hashlib
+    import zlib
+
+    try:
+        if request["packed"]:
+            with open(part_path(request), "rb") as file:
+                payload = file.read()
+            os.unlink(part_path(request))
+        archive = b""
+        with suppress(zlib.error):  # what is damaged does not match either
+            archive = zlib.decompress(payload)
+        if hashlib.sha256(archive).hexdigest() != request["bundle"]:
+            raise Refusal("received a bundle that does not match its SHA-256; run the playbook again")
+        write_file(bundle_path(request), archive, 0o600, durable=True)
+        unpack_bundle(request, User(request["user"]))
+    except BaseException:
+        undo_prepare(request)
+        raise
+    return {}, b""

@@ -1,0 +1,13 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""Look up what the role firewall needs to know of this machine."""
+
+from __future__ import annotations
+
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import Reply, Request
+from ansible_collections.thunderhead.cluster.plugins.module_utils._firewall.node import look
+
+
+def firewall_info(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
+    """Request: provider, sources, ports. Reply: see there."""
+    return look(request["provider"], request["sources"], request["ports"]), b""

@@ -1,0 +1,13 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""Look up what the role python_env needs to know of this machine."""
+
+from __future__ import annotations
+
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import Reply, Request
+from ansible_collections.thunderhead.cluster.plugins.module_utils._python_env.node import probe
+
+
+def python_env_info(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
+    """Request: see ``probe``. Reply: see there."""
+    return probe(**{name: value for name, value in request.items() if name != "op"}), b""

@@ -1,0 +1,240 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""Look up what the processes of a job are doing, by py-spy."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from contextlib import suppress
+from typing import Any
+
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import Refusal, error_text
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_paths import job_directory
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.node_lock import LockHolder
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.ports import free_port
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.processes import descendants
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.user import User, owner_of
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import Reply, Request
+
+SPY_SECONDS = 5
+"""How long the stacks of all processes may take; one takes 15 ms."""
+SPY_ATTEMPTS = 5
+"""A process that is not halted may change while it is looked at; of a very busy one, a tenth of the attempts fail."""
+MOST_LISTED = 1000
+"""The most processes that are looked at, oldest first."""
+MOST_SPIED = 64
+"""The most processes whose stacks are taken, oldest first."""
+LONGEST_DUMP = 2**18
+LONGEST_COMMAND = 200
+LONGEST_RANK = len("LOCAL_RANK=123456789")
+"""Bytes of a variable that names a local rank; in a longer one stands something else."""
+
+
+def stacks(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
+    """Take the Python stacks of the job's processes, without halting one, and see how much they work meanwhile.
+
+    Request: seconds (how long to look at what they use; 0: not at all). Reply: processes, oldest first, each {pid,
+    parent, command, local_rank (or None), state (R, S, D, ...), python, dumped, bytes (of its part of the payload), cpu
+    (seconds used in that time) and io (bytes read and written), with those of children that came or went}; seconds (how
+    long that was); missing (where py-spy was looked for in vain, or None); free_port (an ephemeral one; 0 if there is
+    none). Payload: the stacks as text; where there is none, what the kernel says.
+    """
+    began = time.monotonic()
+    supervisor = LockHolder(request).pid()
+    if supervisor is None:
+        raise Refusal(f"does not run job {request['job']['id']} any more")
+    job_dir = job_directory(request)
+    owner = owner_of(job_dir)
+    with acting(owner):  # where it lacks CAP_SYS_PTRACE, root sees less of a user's processes than the user
+        found = [one for one in map(look_at, descendants(supervisor)) if one]
+        before = used(descendants(supervisor))
+    found.sort(key=lambda one: (one.pop("start"), one["pid"]))
+    del found[MOST_LISTED:]
+    spy = os.path.realpath(os.path.join(request["directory"], "tools", "env", "bin", "py-spy"))
+    missing = None if os.path.isfile(spy) else spy
+    pids = [one["pid"] for one in found if one["python"]]
+    taken = {} if missing else take_stacks(pids[:MOST_SPIED], spy, owner)
+    payload = b""
+    for one in found:
+        one["dumped"], text = taken.get(one["pid"], (False, b""))
+        if not one["dumped"]:
+            with acting(owner):
+                text += kernels_view(one["pid"])
+        rank = "" if one["local_rank"] is None else f", local rank {one['local_rank']}"
+        head = f"==== process {one['pid']}{rank}, state {one['state']}: {one['command']}\n".encode(errors="replace")
+        one["bytes"] = len(head) + len(text) + 1
+        payload += head + text + b"\n"
+    time.sleep(max(0, began + request["seconds"] - time.monotonic()))
+    with acting(owner):
+        after = used(descendants(supervisor))
+    add_work(found, before, after)
+    seconds = time.monotonic() - began
+    return {"processes": found, "seconds": seconds, "missing": missing, "free_port": free_port()}, payload
+
+
+def used(pids: list[int]) -> dict[int, tuple[int, float, int]]:
+    """Return of processes their parent, the CPU time (seconds) and the bytes read and written so far; see proc(5).
+
+    Those of children that have ended, and were waited for, count too.
+    """
+    found = {}
+    for pid in pids:
+        cpu, transferred, parent = 0.0, 0, 0
+        with suppress(OSError), open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+            parent, cpu = int(fields[1]), sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+        with suppress(OSError), open(f"/proc/{pid}/io", "rb") as file:
+            counters = dict(line.split(b": ") for line in file.read().splitlines())
+            transferred = sum(int(counters[name]) for name in (b"rchar", b"wchar", b"read_bytes"))
+        found[pid] = (parent, cpu, transferred)
+    return found
+
+
+def add_work(
+    found: list[dict[str, Any]],
+    before: dict[int, tuple[int, float, int]],
+    after: dict[int, tuple[int, float, int]],
+) -> None:
+    """Note at each process what it has used between two looks; a process that came meanwhile counts at its parent."""
+    known = {one["pid"]: one for one in found}
+    for one in found:
+        one["cpu"], one["io"] = 0.0, 0
+    for pid, (parent, cpu, transferred) in after.items():
+        _parent, cpu_before, transferred_before = before.get(pid, (0, 0.0, 0))
+        while pid not in known and parent in after:
+            pid, parent = parent, after[parent][0]
+        if pid in known:
+            known[pid]["cpu"] += max(0.0, cpu - cpu_before)
+            known[pid]["io"] += max(0, transferred - transferred_before)
+
+
+def acting(user: User | None) -> contextlib.AbstractContextManager[None]:
+    """Look as ``user``, or as who this agent is."""
+    return user.acting() if user else contextlib.nullcontext()
+
+
+def look_at(pid: int) -> dict[str, Any] | None:
+    """Return what /proc says about a process, or None if it has ended; see proc(5)."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            words = os.fsdecode(file.read(4096)).split("\0")
+    except OSError:
+        return None
+    program, rank = words[0], None
+    with suppress(OSError):
+        program = os.readlink(f"/proc/{pid}/exe")
+    with suppress(OSError, ValueError), open(f"/proc/{pid}/environ", "rb") as file:
+        for variable in file.read().split(b"\0"):
+            if variable.startswith(b"LOCAL_RANK=") and variable[11:].isdigit() and len(variable) < LONGEST_RANK:
+                rank = int(variable[11:])
+    if fields[0] == b"Z":
+        return None
+    return {
+        "pid": pid,
+        "parent": int(fields[1]),
+        "start": int(fields[19]),
+        "command": " ".join(words).strip()[:LONGEST_COMMAND],
+        "local_rank": rank,
+        "state": fields[0].decode(),
+        "python": any(os.path.basename(name).startswith("python") for name in (program, words[0])),
+    }
+
+
+def take_stacks(pids: list[int], spy: str, owner: User | None) -> dict[int, tuple[bool, bytes]]:
+    """Run py-spy on each process at once; return by process whether that went well, and what it said.
+
+    As this agent's user first: root may look at all, unless in a container without CAP_SYS_PTRACE. Else as the owner,
+    who may look at what is his own, unless Yama's ptrace_scope forbids it.
+    """
+    deadline = time.monotonic() + SPY_SECONDS
+    taken: dict[int, tuple[bool, bytes]] = {}
+    if owner is None or is_roots(spy):
+        taken = run_spy(pids, spy, None, deadline)
+    failed = [pid for pid in pids if not taken.get(pid, (False, b""))[0]]
+    if owner and failed:
+        again = run_spy(failed, spy, owner, time.monotonic() + SPY_SECONDS)
+        taken.update({pid: result for pid, result in again.items() if result[0] or pid not in taken})
+    return taken
+
+
+def is_roots(path: str) -> bool:
+    """Return whether nobody but root can have put the program there; ``path`` has no links in it."""
+    while True:
+        status = os.lstat(path)
+        if status.st_uid != 0 or status.st_mode & 0o022:
+            return False
+        if path == "/":
+            return True
+        path = os.path.dirname(path)
+
+
+def run_spy(pids: list[int], spy: str, user: User | None, deadline: float) -> dict[int, tuple[bool, bytes]]:
+    """Run py-spy as ``user``, or as this agent's user, on each process until it succeeds or the time is over."""
+    import subprocess
+
+    # Without halting the process: a halted one stays so if py-spy is killed at the wrong moment.
+    options = ["dump", "--nonblocking", "--full-filenames", "--pid"]
+    account: dict[str, Any] = {}
+    if user:
+        account = {"user": user.uid, "group": user.gid, "extra_groups": os.getgrouplist(user.name, user.gid)}
+    results: dict[int, tuple[bool, bytes]] = {}
+    running: dict[int, tuple[subprocess.Popen[bytes], int]] = {}
+    attempts = dict.fromkeys(pids, 0)
+
+    def start(pid: int) -> None:
+        attempts[pid] += 1
+        output = os.memfd_create("stack")
+        running[pid] = (
+            subprocess.Popen(
+                [spy, *options, str(pid)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd="/",
+                env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
+                **account,
+            ),
+            output,
+        )
+
+    def end(pid: int, ended: bool) -> bool:
+        process, output = running.pop(pid)
+        if not ended:
+            process.kill()
+        code = process.wait()
+        text = os.pread(output, LONGEST_DUMP, 0)
+        os.close(output)
+        lines = [line.strip() for line in text.partition(b"Stack backtrace:")[0].split(b"\n") if line.strip()]
+        why = b" ".join(lines) if ended else b"it took too long"
+        results[pid] = (code == 0, text if code == 0 else b"py-spy: %b\n" % why[:500])
+        return code == 0 or b"ermission" in text or b"not permitted" in text
+
+    try:
+        for pid in pids:
+            start(pid)
+        while running and time.monotonic() < deadline:
+            for pid, (process, _output) in list(running.items()):
+                if process.poll() is not None and not end(pid, True) and attempts[pid] < SPY_ATTEMPTS:
+                    start(pid)
+            time.sleep(0.005)
+    except OSError as error:  # it cannot be run at all
+        results = {pid: (False, f"{spy}: {error_text(error)}\n".encode()) for pid in pids}
+    for pid in list(running):
+        end(pid, False)
+    return results
+
+
+def kernels_view(pid: int) -> bytes:
+    """Return what the kernel says about a process: better than nothing."""
+    text = b""
+    with suppress(OSError), open(f"/proc/{pid}/wchan", "rb") as file:
+        place = file.read()
+        text += b"Waits in the kernel at: %b\n" % (place if place not in (b"", b"0") else b"(not known)")
+    with suppress(OSError), open(f"/proc/{pid}/status", "rb") as file:
+        wanted = (b"State", b"Threads", b"VmRSS", b"voluntary_ctxt_switches")
+        text += b"".join(line for line in file if line.split(b":")[0] in wanted)
+    return text

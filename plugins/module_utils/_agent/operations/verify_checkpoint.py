@@ -1,0 +1,47 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""Read a checkpoint whole and say whether it is complete."""
+
+from __future__ import annotations
+
+import os
+from zipfile import ZipFile
+
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.checkpoint_files import (
+    Unfit,
+    blocks,
+    digest,
+    find_step,
+    open_archive,
+)
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.user import become_job_owner
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.working_directory import open_file
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import Reply, Request
+
+
+def verify_checkpoint(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
+    """Read a checkpoint whole. Request: path. Reply: why it is not complete, or ""; then also its bytes and sha256."""
+    with open(open_file(os.path.join(become_job_owner(request), "work"), request["path"]), "rb") as file:
+        try:
+            archive = open_archive(file)
+            find_step(archive)
+            check_parts(archive)
+        except Unfit as why:
+            return {"why": str(why)}, b""
+        file.seek(0)
+        return {"why": "", "bytes": os.fstat(file.fileno()).st_size, "sha256": digest(file)}, b""
+
+
+def check_parts(archive: ZipFile) -> None:
+    """Read all parts.
+
+    Raises:
+        Unfit: one differs from what was written; the first is named.
+    """
+    for part in archive.infolist():
+        try:
+            with archive.open(part) as content:
+                for _block in blocks(content):  # at its end it compares the checksum
+                    pass
+        except Exception:
+            raise Unfit(f"has a damaged part {part.filename.partition('/')[2] or part.filename}") from None

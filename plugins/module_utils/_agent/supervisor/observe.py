@@ -1,0 +1,167 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""Observe from outside whether a script's ranks meet, and whether it reads its checkpoint."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.processes import descendants
+
+FIRST_SECONDS = 0.4
+"""Until the first look, from the script's start: to import torch takes longer, and the look 4 ms of CPU, for which the
+scripts of nodes that share a machine would wait."""
+OFTEN_SECONDS = 0.02
+"""How often sockets are looked at while a script is young: one that only reduces a number is connected for 45 ms."""
+YOUNG_SECONDS = 60
+SELDOM_SECONDS = 1
+COUNT_SECONDS = 0.5
+"""How often it is looked which processes there are: of torch, one takes longer than that until it connects."""
+SHARE = 0.004
+"""The most of a core that looking may take, besides CREDIT_SECONDS of it; then it is done less often."""
+CREDIT_SECONDS = 0.25
+TRIES = 8
+"""How often a socket is looked for in the kernel's table: one of TCP is not there before it listens or connects."""
+_LISTENS = "0A"
+_CONNECTING = "02"
+
+
+class FileReadObserver:
+    """Whether a file is opened from now on, by whomever."""
+
+    pause = float("inf")
+    """Seconds until the next look that must not be late: the kernel keeps what happened meanwhile."""
+
+    def __init__(self, path: bytes) -> None:
+        """Begin to look; a file that cannot be watched is never seen to be opened.
+
+        Raises:
+            OSError: this machine watches no more files.
+        """
+        import ctypes
+
+        self.seen = False
+        libc = ctypes.CDLL(None, use_errno=True)
+        self._descriptor = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        if self._descriptor < 0 or libc.inotify_add_watch(self._descriptor, path, 0x20) < 0:  # IN_OPEN
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+    def look(self, last: bool = False) -> None:
+        """See whether it was opened."""
+        with suppress(BlockingIOError):
+            self.seen = self.seen or bool(os.read(self._descriptor, 4096))
+
+
+class RendezvousObserver:
+    """Whether a process of the job takes part in the rendezvous at MASTER_PORT, by the kernel's table of TCP sockets.
+
+    Started once per node, the script itself listens there on the head, and connects to it elsewhere. Torchrun's agents
+    do so whatever the script does: there, a process below the agent has to connect, on the head too.
+    """
+
+    def __init__(self, port: int, listens: bool, launcher: int | None) -> None:
+        """Begin to look.
+
+        Args:
+            port: MASTER_PORT.
+            listens: whether the script is to listen there; else, to connect.
+            launcher: id of torchrun's process, which does not count; None without torchrun.
+        """
+        self.seen = False
+        self._port = f":{port:04X}"
+        self._listens = listens
+        self._launcher = launcher
+        self._began = time.monotonic()
+        self._next = self._next_count = self._began + FIRST_SECONDS
+        self._spent = 0.0
+        self._pids: list[int] = []
+        self._tries: dict[str, int] = {}  # by inode
+        self._others: set[str] | None = None  # connections that are not the job's; None: not looked yet
+
+    @property
+    def pause(self) -> float:
+        """Seconds until the next look; infinite once it was seen."""
+        return float("inf") if self.seen else max(0.0, self._next - time.monotonic())
+
+    def look(self, last: bool = False) -> None:
+        """See whether one does, or (``last``, when all have ended) whether one did a moment ago."""
+        now = time.monotonic()
+        if self.seen or (now < self._next and not last):
+            return
+        before = time.process_time()
+        with suppress(OSError):
+            self.seen = self._left() if last else self._takes_part(now)
+        self._spent += time.process_time() - before
+        often = OFTEN_SECONDS if now < self._began + YOUNG_SECONDS else SELDOM_SECONDS
+        self._next = max(now + often, self._began + (self._spent - CREDIT_SECONDS) / SHARE)
+
+    def _takes_part(self, now: float) -> bool:
+        """Whether a process of the job has such a socket. The table, which takes long, is read for new ones only."""
+        if now >= self._next_count:
+            self._pids = descendants(os.getpid())
+            self._next_count = now + COUNT_SECONDS
+        own, others = self._held()
+        is_first = self._others is None
+        self._others = self._others or set()
+        if not (self._untried(own | others) or is_first):
+            return False
+        sockets = list(self._sockets())
+        there = set(sockets)
+        if any(inode not in own | others | {"0"} and end not in self._others for end, _state, inode in sockets):
+            self._pids = descendants(os.getpid())  # it may be that of a process which began since
+            own, others = self._held()
+            if self._launcher is None:  # torchrun's agents have short ones, too
+                there &= set(self._sockets())  # or one that was closed before it was looked whose it is
+        new = self._untried(own | others)
+        for end, state, inode in sockets:
+            if inode in own and (state == _LISTENS if self._listens else state != _CONNECTING):
+                return True
+            if inode in own:
+                new.discard(inode)  # it is about to connect
+            elif is_first or (inode != "0" and (end, state, inode) in there):
+                self._others.add(end)
+        for inode in new:
+            self._tries[inode] = self._tries.get(inode, 0) + 1
+        return False
+
+    def _held(self) -> tuple[set[str], set[str]]:
+        """Return the inodes of the sockets that the job's processes have, and that the launcher has."""
+        own: set[str] = set()
+        launchers: set[str] = set()
+        for pid in self._pids:
+            with suppress(OSError):  # it has ended, or is not this user's
+                (launchers if pid == self._launcher else own).update(_sockets_of(pid))
+        return own, launchers
+
+    def _untried(self, inodes: set[str]) -> set[str]:
+        return {inode for inode in inodes if self._tries.get(inode, 0) < TRIES}
+
+    def _left(self) -> bool:
+        """Whether there is a closed connection that nobody was seen to have; the kernel keeps each for a minute."""
+        return self._others is not None and any(
+            end not in self._others and inode == "0" for end, _state, inode in self._sockets()
+        )
+
+    def _sockets(self) -> Iterator[tuple[str, str, str]]:
+        """Yield each socket at the port: a name for its connection, its state and its inode ("0": it is closed)."""
+        own = 1 if self._listens else 2
+        for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+            with suppress(OSError), open(table) as file:
+                for line in file:
+                    if self._port in line:
+                        fields = line.split()
+                        if fields[own].endswith(self._port):
+                            yield fields[1] + fields[2], fields[3], fields[9]
+
+
+def _sockets_of(pid: int) -> Iterator[str]:
+    """Yield the inodes of a process's sockets."""
+    folder = f"/proc/{pid}/fd/"
+    for descriptor in os.listdir(folder):
+        with suppress(OSError):
+            link = os.readlink(folder + descriptor)
+            if link.startswith("socket:["):
+                yield link[8:-1]

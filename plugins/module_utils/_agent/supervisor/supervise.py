@@ -1,0 +1,366 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""Start the script when told to, wait for its end, and end all of its processes."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import re
+import signal
+import socket
+import time
+import zlib
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import Refusal, error_text
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.files import write_file
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_paths import (
+    job_directory,
+    log_path,
+    reason_path,
+    start_file_path,
+    started_path,
+    unit_name,
+)
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.machine import has_systemd
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.node_lock import POLL_SECONDS
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.processes import (
+    descendants,
+    how_it_ended,
+    signal_processes,
+)
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.user import User, job_environment
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import (
+    START_SECONDS,
+    Request,
+    environment_text,
+)
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.observe import (
+    FileReadObserver,
+    RendezvousObserver,
+)
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.watch import Head, Peer, Watch
+
+WATCH_AFTER_SECONDS = 1
+"""The watch is taken up this long after the script's start: right then the nodes are busy."""
+NOTICE_SECONDS = 45
+"""What a script was not seen to do for this long is said: within a minute, for some seconds pass until it is heard."""
+LONGEST_REASON = 300
+"""Characters of a reason for a stop that are kept."""
+STATE_BYTES = 4000
+"""More than state.json ever has, whatever is escaped in it."""
+
+
+class StartOrder(NamedTuple):
+    """What a supervisor is told to start; the fields of the JSON object in its start file.
+
+    Attributes:
+        argv: the command; a node replaces $NAME in its words but the first.
+        environment: the job's variables.
+        spec: what spec.json is to say.
+        rank: NODE_RANK.
+        world_size: how many nodes take part.
+        name: what this node is called in a sentence.
+        head_name: what the head is.
+        launcher: what starts the script's processes, such as torchrun.
+        gang: whether the nodes work together.
+        resumes: whether the job goes on from a checkpoint.
+        master_port: TCP port of the rendezvous.
+        watch_address: where the head's supervisor listens for the others'.
+        watch_port: at which port.
+        watch_key: what proves that a supervisor belongs to the job, in hexadecimal digits.
+        node_timeout_seconds: a node silent for this long is lost.
+        grace_seconds: between TERM and KILL.
+    """
+
+    argv: list[str]
+    environment: dict[str, str]
+    spec: dict[str, Any]
+    rank: int
+    world_size: int
+    name: str
+    head_name: str
+    launcher: str
+    gang: bool
+    resumes: bool
+    master_port: int
+    watch_address: str
+    watch_port: int
+    watch_key: str
+    node_timeout_seconds: float
+    grace_seconds: float
+
+
+def supervise(request: Request, user: User, listener: socket.socket | None) -> None:
+    """Start the script when told, see it out, and leave nothing behind. ``listener`` is the head's, for the watch."""
+    told: list[float] = []
+    signal.signal(signal.SIGTERM, lambda *_signal: told.append(time.monotonic()))
+    order = wait_for_start(request, told)
+    if order is None:
+        return
+    write_file(started_path(job_directory(request)), request["job"]["user"].encode(errors="replace"), 0o644)
+    os.unlink(start_file_path(request))
+    # Orphans of the job become children of this process (PR_SET_CHILD_SUBREAPER), so none escapes the final sweep.
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
+    unit = unit_name(request) if os.geteuid() == 0 and has_systemd() else None
+    user.become()
+    os.umask(0o022)
+    Supervisor(job_directory(request), order, listener, told).run(user, unit)
+
+
+class Supervisor:
+    """The parent of a job's processes on this node."""
+
+    def __init__(self, job_dir: str, order: StartOrder, listener: socket.socket | None, told: list[float]) -> None:
+        """Do nothing yet. ``told`` is when this process was told to stop, on the monotonic clock; more are added."""
+        self._job_dir = job_dir
+        self._order = order
+        self._world_size = order.world_size  # 1 once the watch has failed
+        self._listener = listener
+        self._watch: Watch | None = None
+        self._told = told
+        self._observers: dict[
+            str, FileReadObserver | RendezvousObserver
+        ] = {}  # by the name in state.json of what is looked for
+        self._state: dict[str, Any] = {"state": "running", "pid": os.getpid(), "started": time.time()}
+
+    def run(self, user: User, unit: str | None) -> None:
+        """Start the script, wait for it, and say how it ended."""
+        killed_before = count_oom_kills()
+        try:
+            if unit:
+                await_unit(unit)
+            os.chdir(os.path.join(self._job_dir, "work"))
+            for name, content in (
+                ("node.env", environment_text(self._order.environment)),
+                ("spec.json", json.dumps(self._order.spec) + "\n"),
+                ("state.json", state_text(self._state)),
+            ):
+                write_file(os.path.join(self._job_dir, name), content.encode(errors="surrogateescape"), 0o600)
+            environment = job_environment(user, self._order.argv[0], self._order.environment)
+            argv = [word.encode(errors="surrogateescape") for word in self._order.argv]
+            argv[1:] = [expand_variables(word, environment) for word in argv[1:]]
+            if self._order.resumes:
+                self._observe_checkpoint(environment[b"CKPT_PATH"])
+            # Python ignores these two signals; a script expects the default.
+            script = os.posix_spawn(argv[0], argv, environment, setsigdef=[signal.SIGPIPE, signal.SIGXFSZ])
+        except (OSError, Refusal) as error:
+            self._save(state="failed", ended=time.time(), error=f"did not start: {error_text(error)}")
+            self._leave_watch(f"{self._order.name} did not start: {error_text(error)}")
+            return
+        try:
+            self._run_to_end(script, time.monotonic(), killed_before)
+        except BaseException:  # a defect: no script may be left that nobody looks after
+            signal_processes(descendants(os.getpid()), signal.SIGKILL)
+            raise
+
+    def _run_to_end(self, script: int, started: float, killed_before: int) -> None:
+        """Wait for the script, tell the others, leave nothing behind, and say how it ended."""
+        if self._order.gang and self._world_size > 1:
+            self._observe_rendezvous(script)
+        code = os.waitstatus_to_exitcode(self._wait_for_script(script, started))
+        self._state["ended"] = time.time()
+        self._state["oom"] = count_oom_kills() - killed_before
+        state = "stopped" if "stopping" in self._state else "succeeded" if code == 0 else "failed"
+        if state == "failed" and self._watch:  # at once: the others wait for this rank in vain
+            self._watch.end(f"{self._order.name} {how_it_ended(code)}")
+        end_leftover_processes()
+        exit_code, number = (code, None) if code >= 0 else (128 - code, -code)
+        self._save(state=state, exit_code=exit_code, signal=number, **self._observe(last=True))
+        self._leave_watch(f"{self._order.name} {how_it_ended(code)}" if state == "failed" else None)
+
+    def _observe_checkpoint(self, path: bytes) -> None:
+        with suppress(OSError):  # then nothing is known of it
+            self._observers["checkpoint_read"] = FileReadObserver(path)
+
+    def _observe_rendezvous(self, script: int) -> None:
+        order = self._order
+        torchrun = order.launcher == "torchrun"
+        self._observers["met"] = RendezvousObserver(
+            order.master_port, order.rank == 0 and not torchrun, script if torchrun else None
+        )
+
+    def _observe(self, last: bool = False) -> dict[str, bool]:
+        """Look, and return what is new for state.json; what was not seen is new only at the end (``last``), or late."""
+        late = last or time.time() - self._state["started"] > NOTICE_SECONDS
+        news = {}
+        for name, one in self._observers.items():
+            one.look(last)
+            if self._state.get(name) != one.seen and (one.seen or late):
+                news[name] = one.seen
+        return news
+
+    def _wait_for_script(self, script: int, started: float) -> int:
+        """Wait for the script and return its status; once it is to stop: TERM to all processes, the grace, KILL."""
+        stopping = False
+        while True:
+            pid, status = os.waitpid(-1, os.WNOHANG)  # orphans of the job too
+            if pid == script:
+                return status
+            if self._watch and self._watch.verdict is not None and not self._told:
+                self._told.append(time.monotonic())
+            if self._told and not stopping:
+                stopping = True
+                self._state["stopping"] = time.monotonic() - started
+                self._state["because"] = self._reason()
+                signal_processes(descendants(os.getpid()), signal.SIGTERM)
+                if self._watch:
+                    self._watch.end(self._state["because"])
+            elif self._told and time.monotonic() - self._told[0] > self._order.grace_seconds:
+                signal_processes(descendants(os.getpid()), signal.SIGKILL)
+            if not self._watch and self._world_size > 1 and time.monotonic() - started > WATCH_AFTER_SECONDS:
+                self._watch = self._open_watch()
+            if pid:
+                continue
+            news = self._observe()
+            if news:
+                with suppress(OSError):  # a full disk: said at the end
+                    self._save(**news)
+            self._wait()
+
+    def _wait(self) -> None:
+        seconds = min([POLL_SECONDS, *(one.pause for one in self._observers.values())])
+        if not self._watch:
+            return time.sleep(seconds)
+        try:
+            self._watch.wait(seconds)
+        except Exception:  # the script matters more than the watch
+            import traceback
+
+            traceback.print_exc()  # into the job's log
+            self._watch, self._world_size = None, 1
+        return None
+
+    def _reason(self) -> str:
+        """Why this node is told to stop: the watch's word, or the controller's; "" for a stop on request."""
+        if self._watch and self._watch.verdict is not None:
+            return self._watch.verdict[:LONGEST_REASON]  # another node's words
+        with suppress(OSError), open(reason_path(self._job_dir), errors="replace") as file:
+            return file.read(LONGEST_REASON)
+        return f"{self._order.name} was told to stop by its own node, as at a shutdown"
+
+    def _open_watch(self) -> Watch:
+        order = self._order
+        key = bytes.fromhex(order.watch_key)
+        if order.rank == 0 and self._listener:
+            return Head(self._listener, key, order.node_timeout_seconds, self._world_size)
+        target = (order.watch_address, order.watch_port)
+        return Peer(*target, key, order.node_timeout_seconds, order.rank, order.name, order.head_name)
+
+    def _leave_watch(self, why: str | None) -> None:
+        """Leave the watch; with a reason for all others to end, if this rank ended badly."""
+        if self._world_size == 1:
+            return
+        self._watch = self._watch or self._open_watch()
+        if why is not None:
+            self._watch.end(why)
+        self._watch.leave(lambda: bool(self._told) and why is None)
+
+    def _save(self, **changes: Any) -> None:
+        """Write state.json. Padded, so that the last word fits into the first one's place when the disk is full."""
+        self._state.update(changes)
+        data = state_text(self._state).encode()
+        path = os.path.join(self._job_dir, "state.json")
+        try:
+            try:
+                write_file(path, data, 0o600, durable="ended" in self._state)
+            except OSError:
+                make_room(path)
+                write_file(path, data, 0o600, durable="ended" in self._state)
+        except OSError:
+            with open(path, "r+b") as file:
+                file.write(data)
+
+
+def make_room(path: str) -> None:
+    """Have a file's folder be there and open, and no folder in the file's place; the job may do there as it likes."""
+    folder = os.path.dirname(path)
+    os.makedirs(folder, 0o700, exist_ok=True)
+    os.chmod(folder, 0o700)
+    if os.path.isdir(path) and not os.path.islink(path):
+        os.rename(path, f"{path}.{time.time()}")
+
+
+def state_text(state: dict[str, Any]) -> str:
+    """Return what state.json holds, as long as it ever is."""
+    return json.dumps(state).ljust(STATE_BYTES) + "\n"
+
+
+def count_oom_kills() -> int:
+    """Return how many processes this machine's kernel has killed for want of memory, in a control group or at large."""
+    with suppress(OSError), open("/proc/vmstat") as file:
+        for line in file:
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0
+
+
+def wait_for_start(request: Request, told: list[float]) -> StartOrder | None:
+    """Wait until the job is started, and return the order; None if it is discarded, forgotten or told to stop."""
+    while True:
+        was_told = bool(told)  # before the look: whoever stops a started job has seen the word to start
+        with suppress(FileNotFoundError), open(start_file_path(request), "rb") as start_file:
+            seal, _newline, order = start_file.read().partition(b"\n")
+            # Less is what a connection that broke has left of it: no start.
+            if seal == b"%d %d" % (len(order), zlib.crc32(order)):
+                return StartOrder(**json.loads(order))
+        if was_told:
+            return None
+        try:
+            touched = os.stat(job_directory(request)).st_mtime  # when a checkpoint was put in place last, or at first
+        except FileNotFoundError:
+            return None
+        if time.time() - touched > START_SECONDS:
+            import shutil
+
+            for path in (
+                log_path(job_directory(request)),
+                start_file_path(request),
+                start_file_path(request) + ".part",
+            ):
+                with suppress(OSError):
+                    os.unlink(path)
+            shutil.rmtree(job_directory(request), ignore_errors=True)
+            return None
+        time.sleep(0.01)
+
+
+def await_unit(unit: str) -> None:
+    """Return when this process is in its unit: systemd takes it there some time after it was asked to."""
+    deadline = time.monotonic() + 5
+    while True:
+        with open("/proc/self/cgroup") as file:
+            if unit in file.read():
+                return
+        if time.monotonic() > deadline:
+            raise Refusal(f"systemd did not put the job into its unit {unit} within 5 s")
+        time.sleep(0.005)
+
+
+def expand_variables(word: bytes, variables: dict[bytes, bytes]) -> bytes:
+    """Return a word of a command with $NAME and ${NAME} replaced, and $$ by a dollar; any other dollar stays."""
+    if b"$" not in word:
+        return word
+
+    def value(found: re.Match[bytes]) -> bytes:
+        return b"$" if found[0] == b"$$" else variables.get(found[1] or found[2], found[0])
+
+    return re.sub(rb"\$(?:\$|(\w+)|\{(\w+)\})", value, word)
+
+
+def end_leftover_processes() -> None:
+    """End what the script left behind: TERM, a second to comply, KILL."""
+    began = time.monotonic()
+    signal_processes(descendants(os.getpid()), signal.SIGTERM)
+    while time.monotonic() < began + 5:  # a setuid child may stay; the unit's control group holds it
+        try:
+            pid, _status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if time.monotonic() > began + 1:
+            signal_processes(descendants(os.getpid()), signal.SIGKILL)
+        if not pid:
+            time.sleep(0.01)

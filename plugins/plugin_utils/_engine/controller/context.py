@@ -1,0 +1,40 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""Hold what every command that starts or follows a job works with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.node_group import NodeGroup
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.interrupts import Interrupts
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import escape_lines
+
+
+@dataclass(frozen=True)
+class CommandContext:
+    """A command's surroundings.
+
+    Attributes:
+        terminal: shows text at once, as it is.
+        interrupts: what the user did to the playbook meanwhile.
+        cluster: the nodes that the command may ask.
+        hosts: names of those that take part.
+        members: names of all hosts of the cluster, in inventory order.
+    """
+
+    terminal: Callable[[str], None]
+    interrupts: Interrupts
+    cluster: NodeGroup
+    hosts: Sequence[str]
+    members: Sequence[str] = ()
+
+    def say(self, text: str) -> None:
+        """Show text at once; what nodes have put into it does not act upon the terminal."""
+        self.terminal(escape_lines(text))
+
+    @property
+    def nodes(self) -> NodeGroup:
+        """The nodes that take part."""
+        return self.cluster.only(self.hosts)

@@ -1,0 +1,228 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""Follow a started job to its end, handle interrupts, and collect what it left."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.gang import Gang
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.topology import Node
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.context import CommandContext
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.interrupts import (
+    Interrupted,
+    Interrupts,
+)
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis import failure, job_warnings
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis.ending import RankEnding
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError, Stopped
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following.follow import JobFollower
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following.observer import JobObserver
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs import artifacts, cleanup
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.history import BUNDLES
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.options import FollowOptions
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.record import Record
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.rank_log import RankLog
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.screen import Screen, ShownLog
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project import missing_files
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import escape_lines
+
+SCREEN_SECONDS = 10
+"""How long the end of a job waits for a slow terminal."""
+
+SHOWN_SECONDS = 0.2
+"""How often it is looked for an interrupt while the terminal shows what is here already."""
+
+SHOWN: Mapping[str, Callable[[Node], bool]] = {
+    "all": lambda node: True,
+    "head": lambda node: node.rank == 0,
+    "none": lambda node: False,
+}
+"""Whose output is shown live, by the option's value."""
+
+
+def follow_to_end(
+    options: FollowOptions,
+    context: CommandContext,
+    gang: Gang,
+    record: Record,
+    logs: Mapping[str, RankLog],
+    starts: Mapping[str, int],
+) -> dict[str, Any]:
+    """Follow a started job; ``starts`` says from which byte on a shown log that is here already is shown again."""
+    interrupts = context.interrupts
+    stopped = False
+
+    def interrupted() -> bool:
+        return not stopped and bool(interrupts.came)
+
+    def shown_log(node: Node) -> ShownLog:
+        log = logs[node.host]
+        return ShownLog(node.rank, node.host, log, starts.get(node.host, log.size), log.size)
+
+    while True:
+        shown = [node for node in gang.topology.nodes if SHOWN[options.logs](node)]
+        try:
+            screen = Screen(context.terminal, gang.topology.world_size, map(shown_log, shown))
+        except RuntimeError as error:
+            raise JobError(
+                f"this machine cannot follow the job: {error}. {still_running_message(gang.job_id)}"
+            ) from None
+        observer = JobObserver(
+            gang,
+            logs,
+            screen,
+            record.path / "stacks",
+            options.stall_timeout_seconds,
+            options.rendezvous_timeout_seconds,
+            record.data,
+        )
+        while not screen.await_shown(SHOWN_SECONDS) and not interrupted():
+            pass  # what is here already is shown whole, however slow the terminal is
+        following = JobFollower(
+            gang, logs, SHOWN[options.logs], observer, options.node_timeout_seconds, options.stop_grace_seconds
+        )
+        try:
+            endings = following.run(interrupted, stop=stopped)
+        except JobError as error:
+            if interrupts.came:  # and nobody will show it
+                interrupts.say(escape_lines(str(error)))
+            raise
+        finally:
+            screen.close(SCREEN_SECONDS)
+        if endings is not None:
+            break
+        if not _wants_stop(options, interrupts, gang.job_id):
+            interrupts.say(still_running_message(gang.job_id))
+            raise Interrupted
+        starts, stopped = {}, True
+    for log in logs.values():
+        log.close()
+    try:
+        return _finish(options, context.say, gang, record, logs, endings, observer, following.verdict)
+    except JobError as error:
+        if interrupts.came:  # and nobody will show it
+            interrupts.say(escape_lines(str(error)))
+        raise
+
+
+def _wants_stop(options: FollowOptions, interrupts: Interrupts, job_id: str) -> bool:
+    if options.on_interrupt != "stop":
+        if interrupts.came == "gone":
+            return False
+        interrupts.say(f"\n{job_id} runs on; press Ctrl-C once more to stop it")
+        if not interrupts.again():
+            return False
+    interrupts.say(f"stopping {job_id}")
+    return True
+
+
+def _finish(
+    options: FollowOptions,
+    say: Callable[[str], None],
+    gang: Gang,
+    record: Record,
+    logs: Mapping[str, RankLog],
+    endings: Mapping[str, RankEnding],
+    observer: JobObserver,
+    verdict: str,
+) -> dict[str, Any]:
+    """Write down how the job ended, collect, clean up, and say it."""
+    topology = gang.topology
+    observer.tell_of_checkpoint()  # a short job ends before anybody looks
+    explanation = failure.explain(
+        topology, endings, logs, lambda reason: missing_files.of_job(reason, record.data, record.path.parent / BUNDLES)
+    )
+    # Ranks that all ended well in spite of a verdict that they stand still have proved it wrong.
+    state = ("failed" if verdict else explanation.state) if explanation else "succeeded"
+    cause = (verdict or explanation.sentence) if explanation else None
+    if _is_news(record, topology.nodes, endings):
+        seen = dict(observer.parts)
+        ranks = merge_ranks(
+            record, [_rank(node, endings[node.host], logs[node.host], seen[node.host]) for node in topology.nodes]
+        )
+        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        ended = record.data.get("ended", now)
+        parts = [(str(rank["host"]), rank) for rank in ranks]
+        met = job_warnings.met(record.data, parts)
+        record.note(
+            say,
+            ended=ended,
+            nodes=len(ranks),
+            world_size=job_warnings.world_size(len(ranks), record.data.get("gang", True), met),
+            met=met,
+            checkpoint_read=job_warnings.checkpoint_read(parts),
+            state=state,
+            cause=cause,
+            warning=job_warnings.warning(record.data, parts, ended=True) if state == "succeeded" else "",
+            ranks=ranks,
+        )
+    else:
+        state, cause = record.data["state"], record.data.get("cause")
+    lost = {host for host, ending in endings.items() if ending.state == "lost"}
+    if explanation and state == "failed" and lost:  # at once: what a lost node wrote is waited for in vain
+        say(f"{cause}")
+    notes = artifacts.collect(gang, options.collect, record, options.node_timeout_seconds, lost)
+    if options.keep is not None:
+        notes += cleanup.keep_newest(gang, options.keep, lost)
+    record.note(say, notes=notes)
+    for note in notes:
+        say(note)
+    if record.data.get("warning"):
+        say(f"warning: {record.data['warning']}")
+    say(f"logs: {record.path / 'logs'}")
+    if options.collect != "none":
+        say(f"artifacts: {record.path / 'artifacts'}")
+    if state == "stopped":
+        raise Stopped(f"job {gang.job_id} was stopped: {cause}")
+    if state != "succeeded":
+        tail = "".join(f"\n  | {line}" for line in explanation.tail) if explanation and not verdict else ""
+        raise JobError(f"{cause}{tail}")
+    return command_result(record)
+
+
+def _is_news(record: Record, nodes: Sequence[Node], endings: Mapping[str, RankEnding]) -> bool:
+    """Whether these endings say more than the record of a job that has ended."""
+    known = {rank["rank"]: rank.get("state") for rank in record.data.get("ranks", [])}
+    return "ended" not in record.data or any(
+        endings[node.host].state not in ("lost", known.get(node.rank)) for node in nodes
+    )
+
+
+def _rank(node: Node, ending: RankEnding, log: RankLog, seen: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "rank": node.rank,
+        "host": node.host,
+        "address": node.address,
+        "state": ending.state,
+        "exit_code": ending.exit_code,
+        "signal": ending.signal,
+        "seconds": ending.seconds,
+        "note": ending.note,
+        "because": ending.because,
+        "met": seen.get("met"),
+        "checkpoint_read": seen.get("checkpoint_read"),
+        "log": str(log.path),
+    }
+
+
+def merge_ranks(record: Record, ranks: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return what is known of these ranks, and what the record says of those whose nodes have the job no more."""
+    known = {rank["rank"]: rank for rank in [*record.data.get("ranks", []), *ranks]}
+    return [known[rank] for rank in sorted(known)]
+
+
+def still_running_message(job_id: str) -> str:
+    """Return how to find a job again."""
+    return (
+        f"{job_id} runs on. Its output again: ansible-playbook logs.yml -e job={job_id} - all jobs: ansible-playbook "
+        f"status.yml - to stop it: ansible-playbook stop.yml -e job={job_id}"
+    )
+
+
+def command_result(record: Record) -> dict[str, Any]:
+    """Return what a command says of its job."""
+    names = ("nodes", "world_size", "state", "warning")
+    return {"job": record.data["id"], "path": str(record.path), **{name: record.data.get(name) for name in names}}

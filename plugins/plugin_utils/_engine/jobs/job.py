@@ -1,0 +1,62 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""Describe a job that is to run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.job_identity import (
+    Identity,
+)
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.bundle import Bundle
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.frameworks import PLAIN
+
+LAUNCHERS = ("lightning", "torchrun", "python")
+"""Lightning's own and plain Python start a script once per node, torchrun once per device."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to run.
+
+    Attributes:
+        identity: which job.
+        bundle: the code.
+        script: relative path in the bundle.
+        module: name of the module that the script is, if it is started as one; else "".
+        project: folder here that the code is of, as it is or was; None if that is not known.
+        args: the script's arguments.
+        env: environment variables besides those of the inventory; they win over these.
+        node_timeout_seconds: a node silent for this long is lost.
+        grace_seconds: between TERM and KILL when the job is stopped.
+        wait_seconds: how long to wait for nodes that run another job.
+        launcher: one of LAUNCHERS.
+        devices: ranks per node under torchrun; None means as many as there are GPUs, or one.
+        checkpoint: path relative to the working directory of the checkpoint to go on from, or "".
+        preflight: thresholds, and checks to be skipped; see preflight.brief.
+        gang: whether the nodes work together; else each runs the script for itself.
+        uses: what the script uses, of frameworks.KINDS.
+        reason: why this launcher was chosen, a clause; "" if the user named it.
+    """
+
+    identity: Identity
+    bundle: Bundle
+    script: str
+    args: Sequence[str]
+    env: Mapping[str, str]
+    node_timeout_seconds: int
+    grace_seconds: int
+    wait_seconds: int = 0
+    launcher: str = LAUNCHERS[0]
+    devices: int | None = None
+    checkpoint: str = ""
+    preflight: Mapping[str, Any] = field(default_factory=dict)
+    gang: bool = True
+    uses: str = PLAIN
+    reason: str = ""
+    module: str = ""
+    project: Path | None = None

@@ -1,0 +1,448 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""Prepare a job on all nodes or on none, then start it on all at once."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import posixpath
+import secrets
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import START_SECONDS
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster import node_env
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.gang import (
+    DISCARD_SECONDS,
+    Gang,
+)
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.job_identity import Identity
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.node_group import NodeGroup
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.topology import (
+    Node,
+    Topology,
+    rank_nodes,
+    require_distinct,
+)
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError, join_errors
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.job import Job
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight import quick
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.clocks import ahead
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.frameworks import (
+    CLI,
+    FABRIC,
+    FABRIC_LAUNCHED,
+)
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import format_bytes, join_names
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.channel import (
+    NodeError,
+    Refused,
+    Unable,
+    Unreachable,
+)
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.connection_slots import (
+    renew_deadline,
+)
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.fan_out import fan_out
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.open_files import (
+    allow_files_for_nodes,
+    too_few_files,
+)
+
+PREPARE_SECONDS = 120
+"""After this long without an answer a node counts as unreachable before the start."""
+RIVAL_SECONDS = 10
+"""How long a job waits for one that came at the same moment to give way."""
+RETRY_SECONDS = 1
+"""How often a job that waits for nodes asks again."""
+PIECE_BYTES = 2**20
+"""A compressed bundle that is larger goes to a node in pieces, which grow on a quick line."""
+LONGEST_PIECE_BYTES = 2**24
+QUICK_SECONDS = 2
+PROGRESS_SECONDS = 10
+KEEP_SECONDS = 60
+"""How often nodes that are ready are told to wait for those that are not yet."""
+LOOK_SECONDS = 0.02
+"""How often it is looked whether a node that is about to be released has answered."""
+PREPARE_TRIES = 3
+"""How often a node is asked whose answer is lost with the connection."""
+
+
+def with_checksum(order: bytes) -> bytes:
+    """Return what a supervisor is told with its length and CRC-32 in front: of less it takes no notice."""
+    return b"%d %d\n%b" % (len(order), zlib.crc32(order), order)
+
+
+class Launch:
+    """Brings a job onto its nodes. Methods are called from one thread, in the order prepare, start."""
+
+    def __init__(self, job: Job, nodes: NodeGroup, members: Sequence[str] = ()) -> None:
+        """Reach nobody yet.
+
+        Args:
+            job: what is to run.
+            nodes: those that take part, in inventory order: the first is the head.
+            members: all hosts of the cluster, in inventory order, those that do not take part too.
+        """
+        require_distinct({one.host: one.address for one in nodes.settings})
+        self.job = job
+        self.gang = Gang(job.identity, nodes)
+        self.notes = list(job.bundle.notes)
+        self._members = members
+        self._head = nodes.settings[0].host
+        self._open = functools.cache(nodes.open_channel)  # each host is talked to by one thread at a time
+        self._prepared: dict[str, dict[str, Any]] = {}
+        self._asked: set[str] = set()  # to hold their node, which they do or may do
+        self._asking: set[str] = set()  # whose answer to that is awaited
+        self._given_up = False
+        self._watch_key = secrets.token_hex(32)
+        self._say: Callable[[str], None] = lambda line: None
+        self._check_interrupt: Callable[[], None] = lambda: None
+        self._telling = threading.Lock()
+        self._told = self._kept = time.monotonic()
+
+    def prepare(
+        self,
+        dry: bool = False,
+        say: Callable[[str], None] = lambda line: None,
+        check_interrupt: Callable[[], None] = lambda: None,
+    ) -> Topology:
+        """Make every node ready, or none: checks, the hold on it, the code.
+
+        Args:
+            dry: only check; hold and copy nothing.
+            say: is told that the job waits for nodes, and how far the code is if that takes long.
+            check_interrupt: is called while it takes long; what it raises, from any thread, ends that.
+
+        Raises:
+            JobError: names every node that could not, with its reason; the others are as they were before.
+        """
+        at_once, files = allow_files_for_nodes(len(self.gang.settings))
+        if at_once < len(self.gang.settings):  # each is followed all the time
+            raise JobError(f"{too_few_files(files)}. Nothing was started on any node.")
+        self._say, self._check_interrupt = say, check_interrupt
+        with self.undo_on_failure(say):
+            self._prepare_all(dry, say)
+            self.gang = self.gang.ranked(rank_nodes(list(self.gang.settings.values()), self._prepared))
+            self._require_alike()
+            settings = list(self.gang.settings.values())
+            self.notes += quick.check_prepared_nodes(settings, self._prepared, self.job.preflight, self._members)
+        for host, reply in self._prepared.items():
+            if "stale" in reply:
+                self.notes.append(
+                    "{host} was still locked by job {id}, which {user} started at {start} and which a crash or a "
+                    "reboot "
+                    "ended there; the lock was removed".format(host=host, **reply["stale"])
+                )
+        return self.gang.topology
+
+    def _prepare_all(self, dry: bool, say: Callable[[str], None]) -> None:
+        began = time.monotonic()
+        waiting = False
+        while True:
+            hosts = {host: host for host in self.gang.settings if host not in self._prepared}
+            replies, errors = fan_out(hosts, functools.partial(self._prepare_one, dry), PREPARE_SECONDS)
+            self._prepared.update(replies)
+            if not errors:
+                return
+            waited = time.monotonic() - began
+            if dry or not all("busy" in error.facts for error in errors.values()):
+                patience = 0.0
+            elif all(self._is_rival(error) for error in errors.values()):
+                patience = RIVAL_SECONDS
+            else:  # others may want what this job holds
+                patience = self.job.wait_seconds
+                if waited < patience:
+                    self.discard()
+                    self._prepared = {}
+            if waited >= patience:
+                raise join_errors(errors.values(), "Nothing was started on any node.")
+            if not waiting and patience == self.job.wait_seconds:
+                say(f"waiting for up to {patience:.0f} s: {next(iter(errors.values()))}")
+                waiting = True
+            time.sleep(RETRY_SECONDS)
+            self._check_interrupt()
+
+    def _is_rival(self, error: NodeError) -> bool:
+        """Whether a node is held by a job that is not started yet and will see that this one was first."""
+        busy = error.facts["busy"]
+        return bool(busy["prepared"]) and Identity(busy["start"], busy["id"], busy["user"]) > self.job.identity
+
+    def _prepare_one(self, dry: bool, host: str) -> dict[str, Any]:
+        one = self.gang.settings[host]
+        request = self.gang.request(
+            "prepare",
+            host,
+            host=host,
+            address=one.address,
+            master_port=one.master_port if host == self._head else None,
+            watched=host == self._head and len(self.gang.settings) > 1,
+            bundle=self.job.bundle.sha256,
+            size=self.job.bundle.size,
+            dry=dry,
+        )
+        self._asking.add(host)
+        if not dry:
+            self._asked.add(host)
+        try:
+            reply = self._ask_to_prepare(request, host)
+        finally:
+            self._asking.discard(host)
+        self._deliver(request, host, reply, dry)
+        return reply
+
+    def _ask_to_prepare(self, request: dict[str, Any], host: str) -> dict[str, Any]:
+        for number in range(PREPARE_TRIES):
+            before = time.time()
+            try:
+                reply, _payload = self._open(host).call(request)
+            except NodeError as error:
+                is_unasked = isinstance(error, Unable) or error.facts.get("unsent", False)
+                # It has undone what it did, or was not reached; but of an earlier try nothing is known.
+                if (is_unasked or isinstance(error, Refused)) and not number:
+                    self._asked.discard(host)
+                is_lost = isinstance(error, Unreachable) and not is_unasked
+                if not is_lost or number == PREPARE_TRIES - 1 or self._given_up:
+                    raise
+                time.sleep(RETRY_SECONDS)  # then it takes its own earlier hold back
+            else:
+                reply["clock"] = ahead(before, reply["clock"], time.time())
+                return reply
+        raise AssertionError
+
+    def _deliver(self, request: dict[str, Any], host: str, reply: dict[str, Any], dry: bool) -> None:
+        if not dry and not reply["has_bundle"]:
+            if not self.job.bundle.content:  # an earlier job's, which is nowhere else
+                raise NodeError(host, "does not have that job's code any more; run the script anew, without rerun")
+            # The same for all nodes with the same settings, so that they share one copy of it.
+            delivery = {name: request[name] for name in ("directory", "user", "job", "bundle")}
+            if len(self.job.bundle.content) <= PIECE_BYTES:
+                self._open(host).call({**delivery, "op": "deliver", "packed": None}, self.job.bundle.content)
+            else:
+                self._send_pieces(host, {**delivery, "packed": self._packed})
+                self._open(host).call({**delivery, "op": "deliver", "packed": self._packed})
+
+    @functools.cached_property
+    def _packed(self) -> str:
+        return hashlib.sha256(self.job.bundle.content).hexdigest()
+
+    def _send_pieces(self, host: str, delivery: dict[str, Any]) -> None:
+        """Send a large bundle, from where an earlier try ended, however long it takes, as long as pieces arrive."""
+        content, has, size, losses = self.job.bundle.content, 0, 0, 0  # first it is asked what it has
+        while has < len(content):
+            self._check_interrupt()
+            began = time.monotonic()
+            piece = content[has : has + size]
+            try:
+                reply, _payload = self._open(host).call({**delivery, "op": "receive", "offset": has}, piece)
+            except Unreachable:
+                losses += 1
+                if losses == PREPARE_TRIES:
+                    raise
+                time.sleep(RETRY_SECONDS)
+                continue
+            if piece and reply["has"] <= has:
+                raise NodeError(host, f"keeps no more than {format_bytes(reply['has'])} of the code that it is sent")
+            renew_deadline()
+            is_quick = time.monotonic() - began < QUICK_SECONDS
+            size = max(PIECE_BYTES, min(2 * size, LONGEST_PIECE_BYTES) if is_quick else size // 2)
+            has, losses = reply["has"], 0
+            self._tell_progress(f"sending the code: {host} has {format_bytes(has)} of {format_bytes(len(content))}")
+
+    def _tell_progress(self, line: str) -> None:
+        """Say now and then how far it is, and have the nodes that wait for slower ones wait on."""
+        with self._telling:
+            now = time.monotonic()
+            is_due, is_time_to_ask = now > self._told + PROGRESS_SECONDS, now > self._kept + KEEP_SECONDS
+            self._told = now if is_due else self._told
+            self._kept = now if is_time_to_ask else self._kept
+        if is_due:
+            self._say(line)
+        if is_time_to_ask:
+            waiting = [host for host in self.gang.settings if host in self._asked]
+            self.gang.ask(
+                "receive", KEEP_SECONDS, waiting, bundle=self.job.bundle.sha256, packed=self._packed, offset=None
+            )
+
+    def _require_alike(self) -> None:
+        """Every node must run as many ranks: the global rank is node rank x devices + local rank."""
+        gpus = {host: reply["gpus"] for host, reply in self._prepared.items()}
+        if self.job.launcher == "torchrun" and self.job.devices is None and len(set(gpus.values())) > 1:
+            counted = ", ".join(f"{host} has {count}" for host, count in gpus.items())
+            raise JobError(
+                f"devices is auto, but the nodes have different numbers of GPUs ({counted}), and every node runs as "
+                "many ranks; set -e devices=N, or leave nodes out with --limit"
+            )
+
+    def start(self) -> None:
+        """Start the prepared job on all nodes at the same time.
+
+        Raises:
+            JobError: a node could not start it; those that had are stopped again.
+        """
+        orders = {node.host: (node.host, with_checksum(self._order(node))) for node in self.gang.topology.nodes}
+        _replies, errors = fan_out(orders, self._tell_to_start, PREPARE_SECONDS)
+        if not errors:
+            return
+        _ended, left = self.gang.end(self.job.grace_seconds, f"{next(iter(errors))} could not start")
+        if not left:
+            raise join_errors(errors.values(), "The job was stopped on every other node.")
+        stop = f"ansible-playbook stop.yml -e job={self.gang.job_id}"
+        more = [error for host, error in left.items() if str(error) != str(errors.get(host))]
+        raise join_errors(
+            [*errors.values(), *more],
+            f"The job was stopped on every node but {join_names(list(left))}, where it may run; stop it there: {stop}",
+        )
+
+    def _tell_to_start(self, told: tuple[str, bytes]) -> None:
+        host, order = told
+        self._open(host).put(self._prepared[host]["start_file"], order)
+
+    def _order(self, node: Node) -> bytes:
+        """Return what the supervisor on a node is told, as JSON; see ``Order`` in the agent's ``supervise``."""
+        topology, job = self.gang.topology, self.job
+        prepared = self._prepared[node.host]
+        job_dir = prepared["job_dir"]
+        checkpoint = posixpath.join(job_dir, "work", job.checkpoint) if job.checkpoint else ""
+        variables = node_env.variables(
+            topology.place_of(node),
+            {**node.settings.env, **job.env},
+            {
+                "id": self.gang.job_id,
+                "dir": job_dir,
+                "checkpoint": checkpoint,
+                "commit": job.bundle.described_commit,
+                "gang": job.gang,
+                "framework": self._framework(node, checkpoint),
+            },
+        )
+        order = {
+            "argv": self._command(node, prepared["python"]),
+            "environment": variables,
+            "spec": {**self._shared_spec, "rank": node.rank, "python": prepared["python"]},
+            "rank": node.rank,
+            "world_size": topology.world_size,
+            "name": node.name,
+            "head_name": topology.head.name,
+            "launcher": job.launcher,
+            "gang": job.gang,
+            "resumes": bool(job.checkpoint),
+            "master_port": topology.head.settings.master_port,
+            "watch_address": topology.head.address,
+            "watch_port": self._prepared[topology.head.host]["watch_port"],
+            "watch_key": self._watch_key,
+            "node_timeout_seconds": job.node_timeout_seconds,
+            "grace_seconds": job.grace_seconds,
+        }
+        return json.dumps(order).encode()
+
+    @functools.cached_property
+    def _shared_spec(self) -> dict[str, Any]:
+        """What spec.json says on all nodes."""
+        topology, job = self.gang.topology, self.job
+        return {
+            "id": job.identity.id,
+            "user": job.identity.user,
+            "start": job.identity.start,
+            "script": job.script,
+            "module": job.module,
+            "args": list(job.args),
+            "launcher": job.launcher,
+            "devices": job.devices,
+            "gang": job.gang,
+            "uses": job.uses,
+            "bundle": job.bundle.sha256,
+            "grace_seconds": job.grace_seconds,
+            "node_timeout_seconds": job.node_timeout_seconds,
+            "world_size": topology.world_size,
+            "master_addr": topology.head.address,
+            "master_port": topology.head.settings.master_port,
+            "ranks": topology.ranks,
+        }
+
+    def _command(self, node: Node, python: str) -> list[str]:
+        job, topology = self.job, self.gang.topology
+        script = job.script if not job.script.startswith("-") else f"./{job.script}"
+        # A node replaces variables in these words.
+        start = ["-m", job.module, *job.args] if job.module else [script.replace("$", "$$"), *job.args]
+        if job.launcher != "torchrun":
+            return [python, *start]
+        together = (topology.world_size, node.rank, topology.head.address)
+        nodes, rank, master = together if job.gang else (1, 0, "127.0.0.1")
+        return [
+            *(python, "-m", "torch.distributed.run"),
+            *(f"--nnodes={nodes}", f"--node-rank={rank}", f"--nproc-per-node={self._devices(node)}"),
+            *("--rdzv-backend=static", f"--rdzv-id={job.identity.id}", "--max-restarts=0"),
+            "--log-dir=../torchrun",  # beside the working directory; else each job leaves a folder in /tmp
+            f"--master-addr={master}",
+            f"--master-port={topology.head.settings.master_port}",
+            *start,
+        ]
+
+    @property
+    def launch_method(self) -> str:
+        """How the script is started, and why so, in words."""
+        job = self.job
+        words = {"torchrun": "with torchrun", "lightning": "by Lightning's own launching", "python": "once per node"}
+        alone = "" if job.gang else ", each for itself"
+        return f"{words[job.launcher]}{f', for {job.reason}' if job.reason else ''}{alone}"
+
+    def _devices(self, node: Node) -> int:
+        """How many ranks torchrun starts on a node."""
+        return self.job.devices or max(1, self._prepared[node.host]["gpus"])
+
+    def _framework(self, node: Node, checkpoint: str) -> dict[str, str | int]:
+        """What a job's environment has besides for what its script uses, so that it takes part in it by default."""
+        job, nodes = self.job, self.gang.topology.world_size
+        if job.uses == CLI and (job.gang or checkpoint):
+            # It gives its Trainer every argument, PL_TRAINER_NUM_NODES or not, but its parser too has its defaults from
+            # the environment, if it is told so. An argument and a configuration file win, as with the others.
+            prefixes = [f"PL_{command}__" for command in ("FIT", "VALIDATE", "TEST", "PREDICT")]
+            defaults: dict[str, str | int] = {"JSONARGPARSE_DEFAULT_ENV": "true"}
+            if job.gang:
+                defaults |= {f"{prefix}TRAINER__NUM_NODES": nodes for prefix in ("PL_", *prefixes)}
+            if checkpoint:
+                defaults |= {f"{prefix}CKPT_PATH": checkpoint for prefix in prefixes}
+            return defaults
+        if job.uses in (FABRIC, FABRIC_LAUNCHED) and job.launcher == "torchrun":
+            # As `fabric run` does; of a script that it starts, Fabric refuses to start processes itself.
+            used = {"LT_CLI_USED": 1} if job.uses == FABRIC else {}
+            return {"LT_DEVICES": self._devices(node), **used}
+        return {}
+
+    def discard(self) -> str:
+        """Undo ``prepare`` on every node where the job has not started; where nothing was prepared, nothing happens.
+
+        Returns:
+            A line for each node that may still be held, with why and the remedy; "" if there is none.
+        """
+        deadline = time.monotonic() + DISCARD_SECONDS
+        while self._asking and time.monotonic() < deadline:  # a hold that came after would stay
+            time.sleep(LOOK_SECONDS)
+        left = self.gang.discard([host for host in self.gang.settings if host in self._asked])
+        self._asked = set(left)
+        return "\n".join(
+            f"{host} could not be released, and may be held for this job for up to {START_SECONDS // 60} minutes "
+            f"({error}); release it: ansible-playbook stop.yml -e job={self.gang.job_id}"
+            for host, error in left.items()
+        )
+
+    @contextlib.contextmanager
+    def undo_on_failure(self, say: Callable[[str], None]) -> Iterator[None]:
+        """Discard the job if what runs inside fails; the error names the nodes that stay held, or else ``say`` does."""
+        try:
+            yield
+        except BaseException as error:
+            self._given_up = True
+            held = self.discard()
+            if held and isinstance(error, JobError):
+                raise JobError(f"{error}\n{held}") from None
+            if held:
+                say(held)
+            raise

@@ -1,0 +1,353 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""List the jobs on the cluster, as the nodes know them."""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import GOING_ON, is_job_id
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.gang import Gang
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.job_identity import (
+    Identity,
+    check_job_id,
+)
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.node_group import NodeGroup
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.settings import NodeSettings
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.topology import Node, Topology
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis import job_warnings
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.lines import printable
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import escape, join_names
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.channel import NodeError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.fan_out import fan_out
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.reply_schemas import is_address
+
+LOOK_SECONDS = 30
+"""After this long without an answer a node counts as unreachable."""
+NEWEST = 10
+"""How many jobs of each node are looked at."""
+MOST_RANKS = 10_000
+"""A job that claims to have more has no unknown ranks filled in."""
+
+
+@dataclass
+class Part:
+    """One rank's part of a job, as its node knows it.
+
+    Attributes:
+        host: inventory name; "" if only rank 0, which did not answer, could say it.
+        state: prepared, running, succeeded, failed, stopped, lost, unknown (its node did not answer), or removed
+            (it did, but the job lies there no more).
+        record: the node's words: started, ended, exit_code, signal, because, error.
+        last_line: of its log.
+        log_bytes: of its log.
+    """
+
+    host: str
+    state: str
+    record: Mapping[str, Any] = field(default_factory=dict)
+    last_line: str = ""
+    log_bytes: int = 0
+
+
+@dataclass
+class JobView:
+    """A job, put together from its nodes.
+
+    Attributes:
+        id: the job's.
+        spec: as the launch wrote it on each node; empty for a job that was never started.
+        parts: by rank.
+        user: who started it; "" if no node can say so.
+    """
+
+    id: str
+    spec: Mapping[str, Any]
+    parts: dict[int, Part]
+    user: str = ""
+
+    @property
+    def state(self) -> str:
+        """The job's, from its ranks'."""
+        # A rank that was stopped because of another says so: that one's node may be gone.
+        states = {"failed" if part.record.get("because") else part.state for part in self.parts.values()}
+        states.discard("removed")
+        for state in ("running", "prepared", "failed", "lost", "unknown", "stopped"):
+            if state in states:
+                return "failed" if state == "lost" else state
+        return "succeeded"
+
+    @property
+    def warning(self) -> str:
+        """What its ranks, running or ended well, were not seen to do; "" if there is nothing."""
+        if self.state not in ("running", "succeeded"):
+            return ""
+        return job_warnings.warning(self.spec, self._noticed, ended=self.state == "succeeded")
+
+    @property
+    def met(self) -> bool | None:
+        """Whether all its ranks met; None if that is not known."""
+        return job_warnings.met(self.spec, self._noticed)
+
+    @property
+    def _noticed(self) -> job_warnings.Parts:
+        return [(part.host, part.record) for part in self.parts.values()]
+
+    @property
+    def since(self) -> float | None:
+        """When it came to this state, seconds since 1970, by its nodes' clocks; None if no rank has started."""
+        records = [part.record for part in self.parts.values()]
+        started = [record["started"] for record in records if record.get("started")]
+        ended = [record["ended"] for record in records if record.get("ended")]
+        return max(ended) if ended and self.state not in GOING_ON else min(started, default=None)
+
+    @property
+    def ranks(self) -> str:
+        """How its ranks fare, in words: ``4 running`` or ``1 failed, 3 stopped``."""
+        counts: dict[str, int] = {}
+        for part in self.parts.values():
+            counts[part.state] = counts.get(part.state, 0) + 1
+        return ", ".join(f"{count} {state}" for state, count in counts.items())
+
+
+def list_jobs(nodes: NodeGroup, only: str | None = None) -> tuple[list[JobView], dict[str, NodeError]]:
+    """Ask all nodes for their jobs.
+
+    Args:
+        nodes: the cluster's.
+        only: one job's id; None means the newest of every node.
+
+    Returns:
+        The jobs, the newest first, and the nodes that did not answer. What nodes say is ready to be shown.
+
+    Raises:
+        JobError: ``only`` is no job's id.
+    """
+    if only is not None:
+        check_job_id(only)
+
+    def ask(one: NodeSettings) -> list[dict[str, Any]]:
+        request = {"op": "list_jobs", "directory": one.directory, "user": one.user, "newest": NEWEST, "only": only}
+        reply, _payload = nodes.open_channel(one.host).call(request)
+        jobs: list[dict[str, Any]] = reply["jobs"]
+        return jobs
+
+    answers, errors = fan_out({one.host: one for one in nodes.settings}, ask, LOOK_SECONDS)
+    found: dict[str, list[tuple[Part, dict[str, Any]]]] = {}
+    users: dict[str, str] = {}
+    for host, jobs in answers.items():
+        for job in jobs:
+            spec = _readable(job["spec"] or {})
+            if not is_job_id(job["id"]) or only not in (None, job["id"]) or not _has_rank(spec):
+                continue
+            state = _readable(job["state"])
+            part = Part(host, state["state"], state, printable(job["last_line"].encode()), job["size"])
+            found.setdefault(job["id"], []).append((part, spec))
+            # While a job holds a node, that is written down where the job cannot change it.
+            users[job["id"]] = escape(job["user"]) or users.get(job["id"], "") or spec.get("user", "")
+    views = [_view(job, users[job], parts, answers.keys(), bool(errors)) for job, parts in found.items()]
+    return sorted(views, key=lambda view: view.id, reverse=True), errors
+
+
+def _readable(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a node says of a job, ready to be shown, without a start that is no time, and unsound ranks."""
+    known: dict[str, Any] = {name: escape(value) if isinstance(value, str) else value for name, value in said.items()}
+    if "ranks" in known and not _are_sound(known["ranks"], known.get("world_size")):
+        del known["ranks"]
+    try:
+        datetime.datetime.fromisoformat(known.get("start", "")).timestamp()
+    except (ValueError, OverflowError):
+        known.pop("start", None)
+    return known
+
+
+def _are_sound(ranks: Sequence[Mapping[str, Any]], world_size: Any) -> bool:
+    """Whether each rank of the world has a host and an address of its own; the job's user can write anything."""
+    return (
+        sorted(one["rank"] for one in ranks) == list(range(min(len(ranks), MOST_RANKS)))
+        and len(ranks) == world_size
+        and all(is_address(one["address"]) for one in ranks)
+        and all(len({one[name] for one in ranks}) == len(ranks) for name in ("host", "address"))
+    )
+
+
+def _has_rank(spec: Mapping[str, Any]) -> bool:
+    """Whether its rank is one of its world's; a job that was never started has none yet."""
+    return not spec or (type(spec.get("rank")) is int and 0 <= spec["rank"] < spec.get("world_size", 0))
+
+
+def _view(
+    job: str, user: str, found: Sequence[tuple[Part, dict[str, Any]]], answered: Collection[str], silent: bool
+) -> JobView:
+    """Put a job together from what its nodes say; ``silent``: other nodes did not answer."""
+    specs = [spec for _part, spec in found if spec]
+    spec = next((spec for spec in specs if "ranks" in spec), specs[0] if specs else {})
+    parts: dict[int, Part] = {}
+    for part, own in found:
+        if own:
+            parts.setdefault(own["rank"], part)
+    ranks = {one["host"]: one["rank"] for one in spec.get("ranks", [])}
+    for part, own in found:
+        if not own:
+            free = next(rank for rank in itertools.count() if rank not in parts)
+            rank = ranks.get(part.host, free)
+            parts[free if rank in parts else rank] = part
+    for host, rank in ranks.items():
+        parts.setdefault(rank, Part(escape(host), "removed" if host in answered else "unknown"))
+    if specs and "ranks" not in spec and len(parts) < min(spec["world_size"], MOST_RANKS):
+        for rank in range(spec["world_size"]):
+            parts.setdefault(rank, Part("", "unknown" if silent else "removed"))
+    return JobView(job, spec, dict(sorted(parts.items())), user)
+
+
+def choose_job(
+    job: str,
+    views: Sequence[JobView],
+    errors: Mapping[str, NodeError],
+    me: str = "",
+    going_on: bool = False,
+    hosts: Collection[str] | None = None,
+) -> JobView:
+    """Return the job of that id; of an empty one, the user's latest.
+
+    Args:
+        job: id, or "".
+        views: the newest first.
+        errors: nodes that did not answer.
+        me: who asks, as ``record.who`` says it.
+        going_on: only jobs that have not ended are meant by "the latest"; one that may have is the last choice.
+        hosts: only jobs with a part on one of them are meant by "the latest"; None means all.
+
+    Raises:
+        JobError: there is none, or only others'.
+    """
+    silent = "".join(f"; {error}" for error in errors.values())
+    if job:
+        for view in views:
+            if view.id == job:
+                return view
+        raise JobError(f"no node has a job {job}; ansible-playbook status.yml lists them{silent}")
+    meant = [view for view in views if (view.state in (*GOING_ON, "unknown") if going_on else view.spec)]
+    if hosts is not None:
+        meant = [view for view in meant if any(part.host in hosts for part in view.parts.values())]
+    if going_on:
+        meant.sort(key=lambda view: view.state == "unknown")
+    for view in meant:
+        if view.user == me:
+            return view
+    if meant:
+        raise JobError(
+            f"no job that {'runs' if going_on else 'is'} on these nodes was started by {me}; the latest is "
+            f"{meant[0].id}, which {meant[0].user or 'somebody else'} started; if you mean that one, give -e "
+            f"job={meant[0].id}{silent}"
+        )
+    if going_on:
+        raise JobError(f"no job runs on these nodes; ansible-playbook status.yml lists those that have ended{silent}")
+    raise JobError(f"no job is on these nodes; start one: ansible-playbook run.yml -e script=…{silent}")
+
+
+def gang_of(view: JobView, cluster: NodeGroup) -> tuple[Gang, list[str]]:
+    """Return the gang of a job that was started earlier, and notes on whom it leaves out.
+
+    Left out are hosts that are not in the inventory, and those where the job lies no more.
+
+    Raises:
+        JobError: nobody is left.
+    """
+    known = {one.host: one for one in cluster.settings}
+    addresses = {one["rank"]: one["address"] for one in view.spec.get("ranks", [])}
+    nodes = []
+    foreign = []
+    for rank, part in view.parts.items():
+        if part.host not in known:
+            if part.state != "removed":
+                foreign.append(part.host or f"the host of rank {rank}")
+        elif part.state != "removed":
+            nodes.append(Node(rank, known[part.host], addresses.get(rank, ""), ""))
+    notes = []
+    if foreign:
+        verb = "is" if len(foreign) == 1 else "are"
+        notes = [
+            f"job {view.id} names {join_names(foreign)}, which {verb} not in the inventory and left out; add with -i"
+        ]
+    if not nodes:
+        raise JobError(f"no node in the inventory has a part of job {view.id}; name its nodes with -i")
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    spec = {"start": now, "user": "", **view.spec}
+    group = cluster.of([node.settings for node in nodes])
+    return Gang(Identity(spec["start"], view.id, spec["user"]), group, Topology(nodes)), notes
+
+
+def as_data(views: Sequence[JobView], errors: Mapping[str, NodeError]) -> dict[str, Any]:
+    """Return what is known, for machines."""
+    return {
+        "jobs": [
+            {
+                "id": view.id,
+                "script": view.spec.get("script"),
+                "user": view.user or None,
+                "started": view.spec.get("start"),
+                "state": view.state,
+                "since": view.since,
+                "nodes": len(view.parts),
+                "world_size": job_warnings.world_size(len(view.parts), view.spec.get("gang", True), view.met),
+                "met": view.met,
+                "warning": view.warning or None,
+                "ranks": [
+                    {
+                        "rank": rank,
+                        "host": part.host,
+                        "state": part.state,
+                        "exit_code": part.record.get("exit_code"),
+                        "signal": part.record.get("signal"),
+                        "because": part.record.get("because"),
+                        "log_bytes": part.log_bytes,
+                        "last_line": part.last_line,
+                    }
+                    for rank, part in view.parts.items()
+                ],
+            }
+            for view in views
+        ],
+        # Of a result's "unreachable" Ansible takes it that the host which ran the task is.
+        "silent": {host: str(error) for host, error in errors.items()},
+    }
+
+
+def _clock(seconds: float | None) -> str:
+    try:
+        return datetime.datetime.fromtimestamp(seconds).strftime("%m-%d %H:%M:%S") if seconds else "-"
+    except (ValueError, OverflowError, OSError):  # a job's user can write any number
+        return "-"
+
+
+def as_table(views: Sequence[JobView], errors: Mapping[str, NodeError], width: int) -> str:
+    """Return what is known as a table of at most ``width`` columns, which the last line of rank 0 fills."""
+    rows = [("JOB", "SCRIPT", "USER", "STATE", "SINCE", "RANKS", "LAST LINE")]
+    for view in views:
+        since = _clock(view.since)
+        last = next((part.last_line for part in view.parts.values() if part.last_line), "")
+        spec = view.spec
+        rows.append((view.id, spec.get("script", "-"), view.user or "-", view.state, since, view.ranks, last))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(size) for cell, size in zip(row, widths, strict=False)]
+        lines.append("  ".join([*cells, row[-1]])[:width].rstrip())
+    lines += [f"{view.id}: {view.warning}" for view in views if view.warning]
+    if not views:
+        lines = ["no jobs on the nodes that answered"] if errors else ["no jobs"]
+    return "\n".join([*lines, *map(str, errors.values())])
+
+
+def with_ranks(view: JobView, cluster: NodeGroup) -> JobView:
+    """Return a job with its ranks' hosts and addresses, which in the list of all jobs only rank 0 says."""
+    if "ranks" in view.spec:
+        return view
+    views, errors = list_jobs(cluster, only=view.id)
+    return choose_job(view.id, views, errors)

@@ -1,0 +1,178 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""Make a job of the user's options, as far as that is possible without the nodes."""
+
+from __future__ import annotations
+
+import datetime
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.job_identity import (
+    Identity,
+    new_job_id,
+    who,
+)
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.node_env import as_environment
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.history import stored_bundle
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.job import Job
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.options import RunOptions
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.paths import EXAMPLES
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.bundle import make_bundle
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.entry_point import (
+    find_entry,
+    search_path,
+)
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.frameworks import PLAIN, Fit, fit
+
+AUTO = "auto"
+"""The launcher that fits what the script uses."""
+
+
+def split_args(args: Any) -> list[str]:
+    """Return the script's arguments.
+
+    Raises:
+        JobError: unbalanced quotes, a null byte, or neither a string nor a list of scalars.
+    """
+    if isinstance(args, str):
+        try:
+            words = shlex.split(args)
+        except ValueError as error:
+            raise JobError(f"script_args has unbalanced quotes ({error}): {args}; close them, or give a list") from None
+    elif isinstance(args, Sequence) and all(isinstance(word, (str, int, float)) for word in args):
+        words = [str(word) for word in args]
+    else:
+        raise JobError(f"script_args is {args!r}; give a string such as '--max-epochs 3', or a list of words")
+    if any("\0" in word for word in words):
+        raise JobError("script_args has a word with a null byte, which no command line can hold; remove it")
+    return words
+
+
+def count_devices(devices: str) -> int | None:
+    """Return how many ranks each node has, None for one for each GPU; raises JobError for what is no number."""
+    if devices in ("", "auto"):
+        return None
+    if not devices.isdecimal() or int(devices) < 1:
+        raise JobError(f"devices is {devices}; set auto, or the number of ranks on each node")
+    return int(devices)
+
+
+def count_torchrun_devices(devices: str, launcher: str, reason: str = "") -> int | None:
+    """Return how many ranks torchrun starts per node, None for as many as there are GPUs.
+
+    Args:
+        devices: the user's word.
+        launcher: which starts the script.
+        reason: why that one was chosen; "" if the user named it.
+
+    Raises:
+        JobError: no number, or a number for a launcher that starts the script once per node.
+    """
+    if launcher != "torchrun" and devices not in ("", "auto"):
+        why = f" ({reason})" if reason else ""
+        decides = "the script's Trainer(devices=...) decides" if launcher == "lightning" else "there is one per node"
+        raise JobError(
+            f"devices is {devices}, but only launcher=torchrun takes it; with launcher={launcher}{why} {decides}"
+        )
+    return count_devices(devices)
+
+
+def make_job(
+    options: RunOptions, earlier: Mapping[str, Any], checkpoint: str, inherited: Mapping[str, str] | None = None
+) -> Job:
+    """Check all that can be checked without the nodes, snapshot the code, and return the job.
+
+    Args:
+        options: the user's.
+        earlier: what job.json or spec.json say of the job to run again or to go on from, else empty.
+        checkpoint: path of the checkpoint to go on from, relative to the working directory, or "".
+        inherited: variables of the inventory's for its jobs, as the head has them.
+
+    Raises:
+        JobError: bad input.
+    """
+    args = split_args(options.script_args if options.script_args not in ("", None) else earlier.get("args", ""))
+    env = as_environment(options.env, "env")
+    module = options.module or ("" if options.script else earlier.get("module") or "")
+    project = Path(earlier["project_dir"]) if earlier.get("project_dir") else None
+    if missing := set(earlier.get("env_names", ())) - env.keys():
+        raise JobError(
+            f"job {options.rerun or options.resume} had environment variables whose values are not kept: "
+            f'{", ".join(sorted(missing))}; give them again with -e \'{{"env": {{...}}}}\', or another value, or ""'
+        )
+    if options.rerun:
+        script, bundle = earlier["script"], stored_bundle(options.follow.runs_dir, earlier)
+        found = Fit(earlier.get("uses", PLAIN), script)
+    else:
+        if options.resume and earlier and not (options.project_dir or project):
+            raise JobError(
+                f"which project job {options.resume} had is not known here, for it was started from elsewhere; give it "
+                "with -e project_dir="
+            )
+        project = options.project_dir or project or EXAMPLES
+        variables = {**(inherited or {}), **env}
+        named = options.script or ("" if module else earlier.get("script", ""))
+        script = find_entry(project, named, module, variables)
+        include = options.include or earlier.get("include", [])
+        everything = (options.project_files or earlier.get("project_files")) == "all"
+        bundle = make_bundle(project, script, options.bundle_max_mb, include, everything)
+        found = fit(project, script, search_path(project, script, module, variables), bundle.paths)
+    wanted = options.launcher or earlier.get("launcher") or AUTO
+    launcher, reason = (found.launcher, found.reason) if wanted == AUTO else (wanted, "")
+    devices = count_torchrun_devices(options.devices, launcher, reason) if options.devices else earlier.get("devices")
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return Job(
+        identity=Identity(
+            now.isoformat(timespec="seconds"), new_job_id(module.rpartition(".")[2] or script, now), who()
+        ),
+        bundle=bundle,
+        script=script,
+        args=args,
+        env=env,
+        node_timeout_seconds=options.follow.node_timeout_seconds,
+        grace_seconds=options.follow.stop_grace_seconds,
+        wait_seconds=options.wait,
+        launcher=launcher,
+        devices=devices,
+        checkpoint=checkpoint,
+        preflight=options.preflight,
+        gang=earlier.get("gang", True) if options.gang is None else options.gang,
+        uses=found.kind,
+        reason=reason,
+        module=module,
+        project=project,
+    )
+
+
+def describe_job(job: Job, options: RunOptions) -> dict[str, Any]:
+    """Return what job.json says of a job: enough to run it again but for the values of its environment."""
+    return {
+        "script": job.script,
+        "module": job.module or None,
+        "args": list(job.args),
+        "launcher": job.launcher,
+        "devices": job.devices,
+        "gang": job.gang,
+        "uses": job.uses,
+        "checkpoint": job.checkpoint or None,
+        "project_dir": str(job.project) if job.project else None,
+        "include": list(job.bundle.include),
+        "project_files": "all" if job.bundle.everything else "git",
+        "env_names": sorted(job.env),  # names only: values may be secrets
+        "user": job.identity.user,
+        "started": job.identity.start,
+        "resumed": options.resume or None,
+        "rerun": options.rerun or None,
+        "node_timeout_seconds": job.node_timeout_seconds,
+        "grace_seconds": job.grace_seconds,
+        "commit": job.bundle.commit,
+        "dirty": job.bundle.dirty,
+        "bundle": {
+            "sha256": job.bundle.sha256,
+            "bytes": job.bundle.size,
+        },
+    }

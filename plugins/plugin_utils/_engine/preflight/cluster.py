@@ -1,0 +1,74 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""Hold what the checks look at: the inventory, what each node said, and what was asked for.
+
+Each group of checks is a module of this package with
+
+    CHECKS   its checks' names in full, in the order of the table, each with what it looks at
+    OPTIONS  its thresholds, a part of the action's argument spec
+    checks   a function of a Cluster that returns one Verdict for each check that is wanted
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.gang import Gang
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.settings import NodeSettings
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.topology import Topology
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.check import Verdict
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.code import Code
+
+
+@dataclass(frozen=True)
+class ClusterFacts:
+    """The cluster as it is.
+
+    Attributes:
+        settings: of the hosts that take part, in inventory order.
+        facts: what each host that answered said of itself, as the agent's ``facts`` documents it, but ``clock``: by how
+            many seconds its clock is ahead of the controller's, at least and at most.
+        members: all hosts of the cluster, in inventory order, those that do not take part too.
+        options: the action's arguments, with their defaults.
+        skipped: groups and names of checks that are not wanted.
+        failed: names of the checks that failed before.
+        gang: the nodes that can be asked for more, all of which hold the address that their peers know; None as long
+            as it is not known which they are.
+        code: what a job would run, if that was named.
+    """
+
+    settings: Sequence[NodeSettings]
+    facts: Mapping[str, Mapping[str, Any]]
+    members: Sequence[str] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    skipped: Collection[str] = ()
+    failed: Collection[str] = ()
+    gang: Gang | None = None
+    code: Code | None = None
+
+    @property
+    def nodes(self) -> Gang:
+        """The nodes, to be asked for more."""
+        assert self.gang is not None, "only what is said of the nodes is known yet"
+        return self.gang
+
+    @property
+    def topology(self) -> Topology:
+        """Their ranks and addresses."""
+        return self.nodes.topology
+
+    def wants(self, check: str) -> bool:
+        """Whether a check is wanted, by its name in full."""
+        return is_wanted(check, self.skipped)
+
+
+def is_wanted(check: str, skipped: Collection[str]) -> bool:
+    """Whether neither a check nor its group is among the skipped."""
+    return check not in skipped and check.partition(".")[0] not in skipped
+
+
+def make_checks(cluster: ClusterFacts, judges: Mapping[str, Callable[[ClusterFacts], Verdict]]) -> list[Verdict]:
+    """Have each check that is wanted judge the cluster."""
+    return [judge(cluster) for check, judge in judges.items() if cluster.wants(check)]

@@ -1,0 +1,66 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""Print the verdicts, as a table or as JSON."""
+
+from __future__ import annotations
+
+import textwrap
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from ansible.utils.color import stringc
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.check import Verdict
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import escape, pluralize
+
+COLORS = {"ok": "green", "warning": "yellow", "failed": "red", "skipped": "cyan"}
+NARROWEST = 30
+"""Columns that a sentence gets, however narrow the terminal is."""
+
+
+def as_table(verdicts: Sequence[Verdict], seconds: float, width: int | None) -> str:
+    """Return a row for each check, and a line that sums them up.
+
+    Args:
+        verdicts: in the order to be shown.
+        seconds: what it all took.
+        width: columns of the terminal, where sentences are broken; None for no terminal, where each has one line.
+    """
+    heads = ("CHECK", "STATUS")
+    first, second = (
+        max(map(len, column))
+        for column in ((heads[0], *(one.check for one in verdicts)), (heads[1], *(one.status for one in verdicts)))
+    )
+    margin = first + second + 4
+    lines = [f"{heads[0]:{first}}  {heads[1]:{second}}  FOUND"]
+    for one in verdicts:
+        sentence = escape(one.sentence)
+        found = textwrap.wrap(sentence, max(NARROWEST, width - margin)) if width else [sentence]
+        status = stringc(f"{one.status:{second}}", COLORS[one.status])
+        lines.append(f"{one.check:{first}}  {status}  {found[0] if found else ''}")
+        lines += [" " * margin + more for more in found[1:]]
+    return "\n".join([*lines, summarize(verdicts, seconds)])
+
+
+def summarize(verdicts: Sequence[Verdict], seconds: float) -> str:
+    """Return "27 checks in 4.2 s: 25 ok, 1 warning, 1 failed"."""
+    counts: Counter[str] = Counter(one.status for one in verdicts)
+    parts = [f"{counts[status]} {status}" for status in COLORS if counts[status]]
+    return f"{pluralize(len(verdicts), 'check')} in {seconds:.1f} s: {', '.join(parts)}"
+
+
+def as_data(verdicts: Sequence[Verdict], seconds: float) -> dict[str, Any]:
+    """Return the same for machines."""
+    return {
+        "ok": not failed(verdicts),
+        "seconds": round(seconds, 2),
+        "checks": [
+            {"check": one.check, "status": one.status, "sentence": escape(one.sentence), "data": dict(one.data)}
+            for one in verdicts
+        ],
+    }
+
+
+def failed(verdicts: Sequence[Verdict]) -> list[str]:
+    """Return the names of the checks that failed."""
+    return [one.check for one in verdicts if one.status == "failed"]

@@ -1,0 +1,41 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""Find the project's files that a module imports; nothing is run."""
+
+from __future__ import annotations
+
+import ast
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+Import = tuple[str, str]
+"""A module, and a name in it that is wanted, or ""."""
+
+
+def own_files(root: Path, module: str, name: str) -> list[Path]:
+    """Return the files of the project that an import runs; none if the module is not the project's."""
+    words = [word for word in [*module.split("."), name] if word]
+    files: list[Path] = []
+    folder = root
+    for word in words:
+        if os.path.isfile(folder / f"{word}.py"):
+            return [*files, folder / f"{word}.py"]
+        folder = folder / word
+        if not os.path.isdir(folder):
+            break
+        initial = folder / "__init__.py"
+        files.append(initial if os.path.isfile(initial) else folder)
+    return files
+
+
+def imported_by(nodes: Iterable[ast.AST], path: Path, root: Path) -> Iterator[Import]:
+    """Yield what statements in the file ``path`` import; those that import nothing are passed over."""
+    package = path.parent.relative_to(root).parts
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, "") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            yield from ((module, "" if alias.name == "*" else alias.name) for alias in node.names)

@@ -1,0 +1,61 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""Explain why sudo, or another become method, did not work."""
+
+from __future__ import annotations
+
+import re
+
+WITHOUT = "or work without it: ansible_become: false and job_user: ''"
+
+BECOME_FAILURES: tuple[tuple[str, str], ...] = (
+    (
+        r"Missing \S+ password|: a (password|terminal) is required|no askpass program",
+        "asks for a password for {method}, and none was given: set ansible_become_password (from a vault), give "
+        "--ask-become-pass, or let the account there use {method} without one (NOPASSWD in sudoers); one "
+        "that may not use {method} at all is asked too",
+    ),
+    (
+        r"Incorrect \S+ password|Duplicate become password prompt|incorrect password attempt|^{method}: Authentication",
+        "does not take the password for {method}: correct ansible_become_password, or what --ask-become-pass is given; "
+        "an account that may not use {method} at all is asked for one too",
+    ),
+    (
+        r"not in the sudoers file|is not allowed to (execute|run)|may not run sudo",
+        "does not let Ansible's account use {method} ({line}): allow it there, name one that may with ansible_user, "
+        f"{WITHOUT}",
+    ),
+    (
+        r"must have a tty|no tty present",
+        "does not let {method} be used without a terminal ({line}): take requiretty out of its sudoers, for this "
+        "account at least (Defaults:NAME !requiretty)",
+    ),
+    (
+        r"waiting for (privilege escalation prompt|become success)",
+        "took too long over {method} ({line}): where it waits for a name server, put the node's own name into its "
+        "/etc/hosts; else give it longer with ansible_timeout",
+    ),
+    (
+        r"\b{method}: (command )?not found|{method}: No such file|: {method}: inaccessible or not found",
+        "has no {method}, with which Ansible's account would get its rights: install it there, set "
+        f"ansible_become_method to what there is, log in as root (ansible_user: root), {WITHOUT}",
+    ),
+)
+"""Patterns of a line, and what it means: a verb phrase. The first that fits counts."""
+
+
+def explain_become_failure(method: str, said: str) -> str | None:
+    """Return what keeps an account from another's rights, a verb phrase with a remedy; None if it is something else.
+
+    Args:
+        method: the become plugin's name, such as sudo.
+        said: the standard error of a command that did not run, or Ansible's error.
+    """
+    for pattern, words in BECOME_FAILURES:
+        for line in map(str.strip, said.splitlines()):
+            if re.search(pattern.replace("{method}", re.escape(method)), line, re.IGNORECASE):
+                return words.format(method=method, line=line.rstrip(": "))
+    last = said.strip().rpartition("\n")[2]
+    if last.startswith(f"{method}: ") and "unable to resolve" not in last:
+        return f"does not let Ansible's account get its rights ({last}): mend {method} there, {WITHOUT}"
+    return None

@@ -1,0 +1,315 @@
+# Copyright (c) The Thunderhead developers
+# Licensed under the Apache License, Version 2.0 (see LICENSE)
+"""Send requests to one node's agent through its Ansible connection, and read the replies."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import random
+import re
+import shlex
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from ansible import constants as C
+from ansible.errors import AnsibleConnectionFailure, AnsibleError
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import MARK
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import escape
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.become_errors import (
+    explain_become_failure,
+)
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.connection_slots import HostSlots
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.payload import LOADER, frame
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.reply_schemas import (
+    find_flaw,
+    parse,
+)
+
+_HEAD = re.compile(rb"%b ([0-9]{1,12}) ([0-9]{1,12})\n" % MARK.encode())
+_ANSIBLES_OWN = re.compile(
+    r"Failed to connect to the host via ssh: |Data could not be sent to remote host .*?over ssh: ", re.DOTALL
+)
+"""What Ansible puts before ssh's words."""
+_NO_WAY = re.compile(
+    r"ssh: connect to host |ssh: could not resolve |permission denied \(|too many authentication failures|no matching "
+    r"\S.* found|bad owner or permissions|bad configuration option|during banner exchange|open failed: ",
+    re.IGNORECASE | re.MULTILINE,
+)
+"""What ssh says when it does not reach a machine, or is not let in, whoever comes and when."""
+_CROWDED = re.compile(
+    r"(kex_exchange|ssh_exchange|banner)_?\S*: .*(closed|reset|line)|Connection (closed|reset) by \S+ port \d+",
+    re.IGNORECASE,
+)
+"""What it says when an sshd closed the connection before anybody had logged in, as one that has too many of them."""
+_UNSENT = re.compile(f"{_NO_WAY.pattern}|{_CROWDED.pattern}", re.IGNORECASE | re.MULTILINE)
+"""Nothing was asked of the node then."""
+CONNECT_TRIES = 12
+CONNECT_PAUSE_SECONDS = 0.3
+LONGEST_PAUSE_SECONDS = 4
+LONGEST_WORDS = 2000
+"""Characters of what a node says of itself, on its way into a sentence."""
+
+
+class NodeError(Exception):
+    """What one node could not do.
+
+    ``str()`` is a sentence that begins with the node's name, in one line that a terminal may show, whoever wrote
+    ``state``; ``facts`` are for code.
+    """
+
+    def __init__(self, host: str, state: str, **facts: Any) -> None:
+        words = escape(state)
+        super().__init__(f"{host} {words if len(words) <= LONGEST_WORDS else f'{words[:LONGEST_WORDS]}…'}")
+        self.host = host
+        self.facts = facts
+
+
+class Unreachable(NodeError):
+    """The node gave no reply: what happened there is not known."""
+
+
+class Unable(NodeError):
+    """This machine could not ask the node: nothing happened there. ``why`` says so without the node's name."""
+
+    def __init__(self, host: str, what: str) -> None:
+        self.why = f"this machine cannot {what}"
+        super().__init__(host, f"was not asked: {self.why}")
+
+
+class Refused(NodeError):
+    """The agent there says no, and has undone what it had begun."""
+
+
+class Channel:
+    """Requests to one host's agent. Each call is one ``exec_command``; a channel serves one thread at a time."""
+
+    def __init__(
+        self,
+        host: str,
+        connection: Any,
+        python: str,
+        executable: str,
+        entrance: HostSlots | None = None,
+        environment: str = "",
+    ) -> None:
+        """Keep what a call needs; nothing is sent.
+
+        Args:
+            host: inventory name.
+            connection: Ansible's, with its become and shell plugins.
+            python: the interpreter there.
+            executable: the shell there.
+            entrance: where new connections wait for their turn.
+            environment: variables for the interpreter, as the shell takes them in front of a command.
+        """
+        self.host = host
+        self._environment = environment
+        self._entrance = entrance
+        self._connection = connection
+        self._python = python
+        self._executable = executable
+
+    def call(self, request: Mapping[str, Any], payload: bytes = b"") -> tuple[dict[str, Any], bytes]:
+        """Send ``request`` and return the reply and its payload.
+
+        Raises:
+            Unreachable: no reply came; the node may or may not have done what was asked, unless ``facts`` says that
+                it was not reached at all (``unsent``).
+            Unable: this machine could not ask.
+            Refused: the agent says no.
+            NodeError: the node cannot run the agent, or the agent failed.
+        """
+        command = f"{self._environment} {shlex.quote(self._python)} -I -S -c {shlex.quote(LOADER)}".lstrip()
+        return self._parse(request, *self._execute(command, frame(request, payload)))
+
+    def put(self, path: str, data: bytes) -> None:
+        """Make the file ``path`` appear on the node, whole and readable by nobody else.
+
+        By a shell alone: where the moment matters, an interpreter would take longer to start than all the rest.
+
+        Raises:
+            Unreachable: no reply came; the file may or may not be there.
+            Unable: this machine could not ask.
+            NodeError: it could not be written.
+        """
+        part = shlex.quote(path + ".part")
+        command = f"umask 077 && cat > {part} && mv {part} {shlex.quote(path)}"
+        code, _output, errors = self._execute(command, data)
+        if code == 255:  # ssh's own
+            raise self._unreachable(errors)
+        if code:
+            raise self._become_failure(errors) or NodeError(self.host, f"could not write {path}: {_last_line(errors)}")
+
+    def _execute(self, command: str, data: bytes) -> tuple[int, bytes, str]:
+        """Execute a command; while no request has come through to this host, again if an sshd lets nobody in now."""
+        entrance = self._entrance
+        if not entrance or entrance.is_open:
+            return self._execute_once(command, data)
+        for number in range(CONNECT_TRIES):
+            if number:
+                # At random, so that those turned away together do not come back together.
+                time.sleep(min(CONNECT_PAUSE_SECONDS * 1.5**number, LONGEST_PAUSE_SECONDS) * random.uniform(0.5, 1.5))
+            with entrance.slot():
+                try:
+                    answer = self._execute_once(command, data)
+                except Unreachable as error:
+                    if "crowded" not in error.facts:
+                        raise
+                    said = error.facts["crowded"]
+                    entrance.refused()
+                else:
+                    entrance.is_open = True
+                    return answer
+        raise Unreachable(
+            self.host,
+            f"is unreachable: an sshd, its own or that of a machine on the way, closed the connection before it began, "
+            f"{CONNECT_TRIES} times ({said}); it may let in few new connections at once (MaxStartups): set "
+            "cluster_connections in the inventory to fewer, or raise MaxStartups in that machine's sshd_config",
+            unsent=True,
+        )
+
+    def _execute_once(self, command: str, data: bytes) -> tuple[int, bytes, str]:
+        rights: dict[str, bool] = {}
+        if self._connection.become and not _is_same_user(self._connection):
+            # For this one execution: the connection waits for the marker that the plugin has made up last.
+            command = self._connection.become.build_become_command(command, self._connection._shell)
+            rights["sudoable"] = True
+        try:
+            code, output, errors = self._connection.exec_command(
+                f"{self._executable} -c {shlex.quote(command)}", in_data=data, **rights
+            )
+        except AnsibleConnectionFailure as error:
+            raise self._become_failure(str(error)) or self._unreachable(str(error)) from error
+        except (AnsibleError, OSError) as error:
+            cause = error if isinstance(error, OSError) else error.__cause__
+            if isinstance(cause, OSError):
+                raise self._unable(cause) from error
+            raise self._become_failure(str(error)) or NodeError(self.host, f"cannot be talked to: {error}") from error
+        said = errors.decode(errors="replace")
+        if code == 255 and not output and _CROWDED.search(said):
+            raise self._unreachable(said)
+        return code, output, said
+
+    def _become_failure(self, said: str) -> NodeError | None:
+        """Return what keeps Ansible's account from its rights there, if that is what was said."""
+        why = explain_become_failure(self._connection.become.name, said) if self._connection.become else None
+        return NodeError(self.host, why, unsent=True) if why else None
+
+    def _unable(self, cause: OSError) -> Unable:
+        """Return what kept this machine from starting a process that leads to the node, and what helps."""
+        remedies = {
+            errno.EMFILE: "; raise the number of files a program may have open: ulimit -n 4096",
+            errno.ENFILE: "; raise the number of files it may have open: sysctl fs.file-max",
+            errno.EAGAIN: "; raise the number of processes a user may have: ulimit -u",
+            errno.ENOMEM: "; free some memory here",
+            errno.ENOENT: "; install it here",
+        }
+        what = f"{cause.strerror or cause}{f' ({cause.filename})' if cause.filename else ''}"
+        return Unable(self.host, f"start what connects to a node: {what}{remedies.get(cause.errno or 0, '')}")
+
+    def _parse(self, request: Mapping[str, Any], code: int, output: bytes, errors: str) -> tuple[dict[str, Any], bytes]:
+        # A login shell may print before the agent does, so the reply begins at the mark.
+        head = _HEAD.search(output)
+        if not head:
+            raise self._no_reply(code, errors)
+        payload = head.end() + int(head[1])
+        end = payload + int(head[2])
+        if len(output) < end:  # the connection broke: half a log would pass for a whole one
+            raise Unreachable(self.host, f"is unreachable: its reply broke off, {_last_line(errors)}")
+        try:
+            reply = parse(output[head.end() : payload])
+        except ValueError as error:
+            raise self._invalid_reply(request, f"form: {error}") from None
+        wrong = find_flaw(request, reply, output[payload:end])
+        if wrong:
+            raise self._invalid_reply(request, wrong)
+        if not reply.pop("ok"):
+            kind = NodeError if reply.get("failed") else Refused
+            raise kind(self.host, reply.pop("refusal"), **reply)
+        return reply, output[payload:end]
+
+    def _invalid_reply(self, request: Mapping[str, Any], what: str) -> NodeError:
+        return NodeError(
+            self.host,
+            f"sent an invalid reply to {request['op']} ({what}); another program than Thunderhead's agent may have "
+            "answered: find out which before you use that machine again",
+        )
+
+    def _unreachable(self, said: str) -> Unreachable:
+        """Return what ssh's words mean; of a host key, which it says much about, what to do."""
+        said = _ANSIBLES_OWN.sub("", said)
+        if "REMOTE HOST IDENTIFICATION HAS CHANGED" in said:
+            return Unreachable(
+                self.host,
+                "shows another SSH host key than the one you know it by: it was installed anew, or another machine "
+                "answers in its place; compare the fingerprint with its administrator's before you remove the old key: "
+                f"ssh-keygen -R {self._address}",
+                unsent=True,
+            )
+        if "Host key verification failed" in said:
+            return Unreachable(
+                self.host,
+                "shows an SSH host key that you do not know it by; log in to it once and compare the fingerprint: "
+                f"ssh {self._address}",
+                unsent=True,
+            )
+        line = _telling_line(said)
+        if "too long" in line and "ControlPath" in line:
+            line += "; set ansible_control_path_dir to a folder with a shorter name"
+        facts: dict[str, Any] = {"unsent": True} if _UNSENT.search(said) else {}
+        if _CROWDED.search(said) and not _NO_WAY.search(said):
+            facts["crowded"] = line
+        return Unreachable(self.host, f"is unreachable: {line}", **facts)
+
+    @property
+    def _address(self) -> str:
+        """Where the connection leads, as far as it says so."""
+        with contextlib.suppress(AttributeError, KeyError):
+            return str(self._connection.get_option("host"))
+        return self.host
+
+    def _no_reply(self, code: int, errors: str) -> NodeError:
+        barred = self._become_failure(errors) if code != 255 else None
+        if barred:
+            return barred
+        remedy = "install Python 3.10 to 3.13 there, or set ansible_python_interpreter for it in the inventory"
+        if code == 127:
+            return NodeError(self.host, f"has no usable Python: {self._python} was not found; {remedy}")
+        if "too old: Python" in errors:
+            return NodeError(self.host, f"has no usable Python: {self._python} is {_last_line(errors)}; {remedy}")
+        if "No module named 'zlib'" in errors:
+            return NodeError(self.host, f"has no usable Python: {self._python} was built without zlib; {remedy}")
+        if code == 255:  # ssh's own
+            return self._unreachable(errors)
+        if code in (0, 2, 126):  # of another program, or of a file that is none
+            return NodeError(self.host, f"has no usable Python: {self._python} is none, {_last_line(errors)}; {remedy}")
+        return NodeError(self.host, f"could not run Thunderhead's agent (exit code {code}): {_last_line(errors)}")
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
+    return lines[-1] if lines else "it said nothing"
+
+
+def _telling_line(said: str) -> str:
+    """Return the line of ssh's that says most: where it goes through another machine, the last is none of them."""
+    lines = [line.strip() for line in said.strip().splitlines() if line.strip()]
+    for pattern in (_NO_WAY, _CROWDED):
+        for line in lines:
+            if pattern.search(line):
+                return line
+    return _last_line(said)
+
+
+def _is_same_user(connection: Any) -> bool:
+    """As in Ansible: no sudo from root to root, unless the configuration asks for it."""
+    if C.config.get_config_value("BECOME_ALLOW_SAME_USER"):
+        return False
+    try:
+        login = connection.get_option("remote_user")
+    except KeyError:
+        login = None
+    wanted = connection.become.get_option("become_user", playcontext=None) or "root"
+    return (login or getattr(connection, "default_user", None)) == wanted

@@ -1,0 +1,306 @@
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor import observe
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.observe import (
+    FileReadObserver,
+    RendezvousObserver,
+)
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis import job_warnings
+from local_nodes import Altered, LocalNode, by_rank, code, free_port, gang_of, until
+
+LISTENS = """\
+import os, socket, time
+store = socket.create_server((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])))
+store.listen()
+meeting = store.accept()
+"""
+CONNECTS = """\
+import os, socket, time
+while True:
+    try:
+        store = socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])))
+        break
+    except OSError:
+        time.sleep(0.02)
+"""
+IMPORTS = "import time; time.sleep(1.2)\n"  # torch takes longer
+STAYS = "time.sleep(0.6)\n"
+ALONE = "time.sleep(0.5)\n"
+# As much of torchrun as is seen from outside: its agents meet at MASTER_PORT whatever the script does.
+AGENT = f"""\
+import os, socket, subprocess, sys, threading, time
+def serve():
+    store = socket.create_server((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])))
+    while True:
+        threading.Thread(target=lambda client: (client.recv(1), client.close()), args=store.accept()[:1]).start()
+rank = int(os.environ["NODE_RANK"])
+if rank == 0:
+    threading.Thread(target=serve, daemon=True).start()
+{CONNECTS}
+code = subprocess.run([sys.executable, sys.argv[-1]]).returncode
+if rank == 0:
+    time.sleep(1)  # the last agent to leave holds the store
+os._exit(code)
+"""
+
+
+def ended(launch: Any, nodes: list[LocalNode]) -> list[Any]:
+    """Run a launch to its end, and return whether each node's rank met the others, as state.json says."""
+    launch.prepare()
+    launch.start()
+    for node in nodes:
+        state, log = node.wait()
+        assert state["state"] == "succeeded", log
+    return [node.state().get("met") for node in nodes]
+
+
+def together(launcher: str, met: list[Any]) -> bool | None:
+    """Return what the controller makes of it."""
+    return job_warnings.met({"launcher": launcher}, [(f"node{rank}", {"met": one}) for rank, one in enumerate(met)])
+
+
+@pytest.mark.parametrize(
+    ("scripts", "met"),
+    [
+        ((LISTENS + STAYS, CONNECTS + STAYS), True),
+        ((LISTENS.replace('(os.environ["MASTER_ADDR"]', '(""') + STAYS, CONNECTS + STAYS), True),
+        ((IMPORTS + LISTENS + "time.sleep(0.2)", IMPORTS + CONNECTS), True),  # and gone
+        ((ALONE, ALONE), False),
+        (("", ""), False),
+        ((f"{LISTENS.replace('meeting = store.accept()', '')}{STAYS}", ALONE), False),
+    ],
+    ids=["together", "any address", "for a moment", "alone", "gone at once", "one alone"],
+)
+def test_ranks_that_meet(nodes: list[LocalNode], tmp_path: Path, scripts: tuple[str, str], met: bool) -> None:
+    """S1: what a script did is seen in the kernel's sockets; both nodes share them here, as in the demo."""
+    found = ended(gang_of(nodes, code(tmp_path / "code", by_rank(*scripts))), nodes)
+    assert together("lightning", found) is met, found
+
+
+@pytest.mark.parametrize(
+    ("script", "met"),
+    [
+        (IMPORTS + CONNECTS + STAYS, True),
+        (IMPORTS + CONNECTS, True),  # and gone
+        (IMPORTS, False),
+    ],
+)
+def test_torchruns_agents_do_not_count(nodes: list[LocalNode], tmp_path: Path, script: str, met: bool) -> None:
+    package = tmp_path / "code" / "torch" / "distributed"
+    package.mkdir(parents=True)
+    for name in ("__init__.py", "../__init__.py"):
+        (package / name).write_text("")
+    (package / "run.py").write_text(AGENT)
+    found = ended(gang_of(nodes, code(tmp_path / "code", script), launcher="torchrun"), nodes)
+    assert together("torchrun", found) is met, found
+
+
+def test_a_rank_that_meets_nobody_yet_is_told_in_time(nodes: list[LocalNode], tmp_path: Path) -> None:
+    for node in nodes:
+        node.connection = Altered(("NOTICE_SECONDS = 45", "NOTICE_SECONDS = 0.3"))
+    wait = "while not os.path.exists(os.path.join(os.environ['JOB_DIR'], 'work', 'go')): time.sleep(0.01)\n"
+    launch = gang_of(nodes, code(tmp_path / "code", by_rank(wait + LISTENS + STAYS, wait + CONNECTS + STAYS)))
+    launch.prepare()
+    launch.start()
+    until(lambda: [node.state().get("met") for node in nodes] == [False, False])
+    for node in nodes:
+        (node.job_dir() / "work" / "go").touch()
+    until(lambda: [node.state().get("met") for node in nodes] == [True, True])
+    assert [node.wait()[0]["met"] for node in nodes] == [True, True]
+
+
+def test_nobody_is_looked_for_where_nodes_work_for_themselves(nodes: list[LocalNode], tmp_path: Path) -> None:
+    """S2."""
+    assert ended(gang_of(nodes, code(tmp_path / "code", ""), gang=False), nodes) == [None, None]
+
+
+def test_one_node_meets_nobody(node: LocalNode, tmp_path: Path) -> None:
+    assert "met" not in node.run("pass", tmp_path / "code")[0]
+
+
+@pytest.fixture
+def store() -> Iterator[socket.socket]:
+    with socket.create_server(("::", free_port()), family=socket.AF_INET6, dualstack_ipv6=True) as one:
+        yield one
+
+
+def test_only_the_jobs_own_sockets_count(store: socket.socket) -> None:
+    """Those of processes below this one: it looks as a supervisor does."""
+    port = store.getsockname()[1]
+    one = RendezvousObserver(port, False, os.getpid())
+    with socket.create_connection(("127.0.0.1", port)):
+        connects = f"import socket, sys; s = socket.create_connection(('::1', {port})); sys.stdin.read()"
+        for begun in (False, True):
+            script = subprocess.Popen([sys.executable, "-c", connects if begun else "input()"], stdin=subprocess.PIPE)
+            try:
+                deadline = time.monotonic() + (10 if begun else 1.5)
+                while not one.seen and time.monotonic() < deadline:
+                    one.look()
+                    time.sleep(0.02)
+                assert one.seen is begun
+            finally:
+                script.communicate(b"\n")
+
+
+OPENS = "import socket, sys\nheld = [socket.create_connection(('127.0.0.1', int(sys.argv[1]))) for line in sys.stdin]"
+
+
+@pytest.fixture
+def opens(store: socket.socket) -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
+    """Starts a process below this one that opens a connection whenever it reads a line."""
+    started = []
+
+    def start() -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-c", OPENS, str(store.getsockname()[1])]
+        started.append(subprocess.Popen(command, stdin=subprocess.PIPE, bufsize=0))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.communicate()
+
+
+def connect(process: subprocess.Popen[bytes], one: RendezvousObserver) -> None:
+    """Have it open a connection."""
+    before = sum(1 for _ in one._sockets())
+    process.stdin.write(b"\n")  # type: ignore[union-attr]
+    until(lambda: sum(1 for _ in one._sockets()) > before)
+
+
+def look(one: RendezvousObserver, counts: bool) -> None:
+    """Look now, and at which processes there are only if that is asked for, or needed."""
+    one._next, one._next_count = 0, 0 if counts else time.monotonic() + 60
+    one.look()
+
+
+def test_a_connection_of_a_process_that_is_not_counted_yet_is_no_strangers(
+    store: socket.socket, opens: Callable[[], subprocess.Popen[bytes]]
+) -> None:
+    """Torchrun opens a connection of its own while the script that it just started has one."""
+    agent = opens()
+    one = RendezvousObserver(store.getsockname()[1], False, agent.pid)
+    connect(agent, one)
+    look(one, counts=True)
+    script = opens()
+    connect(script, one)
+    connect(agent, one)
+    look(one, counts=False)
+    assert one.seen
+
+
+def test_a_connection_that_ends_while_it_is_looked_whose_it_is(
+    store: socket.socket, opens: Callable[[], subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was taken for a stranger's, as no process was seen to have it."""
+    for launcher in (None, 1):  # torchrun's agents have short connections of their own
+        one = RendezvousObserver(store.getsockname()[1], False, launcher)
+        look(one, counts=True)
+        script = opens()
+        connect(script, one)
+        one._pids = [os.getpid()]  # which has another socket
+
+        def descendants(_pid: int, script: subprocess.Popen[bytes] = script) -> list[int]:
+            script.communicate()
+            return [os.getpid()]
+
+        monkeypatch.setattr(observe, "descendants", descendants)
+        look(one, counts=False)
+        assert not one.seen
+        one.look(last=True)
+        assert one.seen is (launcher is None)
+
+
+def test_a_look_every_twentieth_of_a_second_is_too_seldom(store: socket.socket) -> None:
+    """A script that only reduces a number is connected for 45 ms, and who closes last keeps no trace of it."""
+    one = RendezvousObserver(store.getsockname()[1], True, None)
+    look(one, counts=True)
+    assert one.pause <= 0.02
+    one._pids = [os.getpid()]
+    look(one, counts=False)
+    assert (one.seen, one.pause) == (True, float("inf"))
+
+
+def test_connections_of_torchruns_here_are_not_the_scripts(
+    store: socket.socket, opens: Callable[[], subprocess.Popen[bytes]]
+) -> None:
+    """Neither this node's nor those of other nodes on this machine, whose processes are not below this one."""
+    agent = opens()
+    one = RendezvousObserver(store.getsockname()[1], False, agent.pid)
+    with contextlib.ExitStack() as elsewhere:
+        for _time in range(3):
+            elsewhere.enter_context(socket.create_connection(("127.0.0.1", store.getsockname()[1])))
+            connect(agent, one)
+            look(one, counts=True)
+    agent.communicate()
+    one.look(last=True)
+    assert not one.seen
+
+
+def test_what_was_there_before_the_job_is_no_sign_of_it(store: socket.socket) -> None:
+    port = store.getsockname()[1]
+    with socket.create_connection(("127.0.0.1", port)):
+        pass
+    late = RendezvousObserver(port, False, None)
+    late.look(last=True)
+    assert not late.seen  # a script that ends before the first look is too short to import torch
+    time.sleep(observe.FIRST_SECONDS)
+    late.look()
+    late.look(last=True)
+    assert not late.seen
+    with socket.create_connection(("127.0.0.1", port)):
+        pass
+    late.look(last=True)
+    assert late.seen
+
+
+def test_looking_costs_little(store: socket.socket) -> None:
+    """Under half a percent of a core, beside what it may take at first, where sockets are opened all the time."""
+    one = RendezvousObserver(store.getsockname()[1], False, None)
+    one._spent = observe.CREDIT_SECONDS
+    opens = "import socket, time\nheld = []\nwhile True: held.append(socket.socket()); time.sleep(0.05)"
+    script = subprocess.Popen([sys.executable, "-c", opens])
+    began = time.monotonic()
+    while time.monotonic() < began + 5:
+        one.look()
+        time.sleep(0.1)
+    script.kill()
+    script.wait()
+    assert 0 < one._spent - observe.CREDIT_SECONDS < 5 * 0.005 + 0.01  # the last look of all
+
+
+# ------------------------------------------------------------------------------------------------------- the checkpoint
+
+
+@pytest.mark.parametrize(
+    ("script", "read"),
+    [
+        ("open(os.environ['CKPT_PATH']).close()", True),
+        ("os.path.exists(os.environ['CKPT_PATH'])", False),
+        ("import subprocess; subprocess.run(['cat', os.environ['CKPT_PATH']])", True),
+    ],
+)
+def test_whether_the_checkpoint_was_read(node: LocalNode, tmp_path: Path, script: str, read: bool) -> None:
+    """S9: that a job goes on is said only of a script that reads what it is given."""
+    launch = gang_of([node], code(tmp_path / "code", f"import os\n{script}"), checkpoint="last one.ckpt")
+    launch.prepare()
+    (node.job_dir() / "work" / "last one.ckpt").write_text("x")
+    launch.start()
+    assert node.wait()[0]["checkpoint_read"] is read
+
+
+def test_a_file_that_cannot_be_watched(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        FileReadObserver(os.fsencode(tmp_path / "none"))
+
+
+def test_without_a_checkpoint_nothing_is_said_of_it(node: LocalNode, tmp_path: Path) -> None:
+    assert "checkpoint_read" not in node.run("pass", tmp_path / "code")[0]

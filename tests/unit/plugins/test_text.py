@@ -1,0 +1,17 @@
+import pytest
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import escape, escape_lines
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "lines"),
+    [
+        ("Zürich 日本 🚀", "Zürich 日本 🚀", "Zürich 日本 🚀"),
+        ("a\x1b[2Jé", "a\\x1b[2Jé", "a\\x1b[2Jé"),
+        ("one\ntwo\tthree\r", "one\\ntwo\\tthree\\r", "one\ntwo\tthree\\r"),
+        ("\u202egnp\x9b\udc80", "\\u202egnp\\x9b\\udc80", "\\u202egnp\\x9b\\udc80"),
+        ("a\xa0b", "a\\xa0b", "a\xa0b"),
+    ],
+)
+def test_foreign_words_on_a_terminal(text: str, name: str, lines: str) -> None:
+    assert escape(text) == name
+    assert escape_lines(text) == lines
