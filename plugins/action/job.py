@@ -64,10 +64,9 @@ class ActionModule(AttendingAction):
         desk = Desk(say, interrupts, cluster, hosts, inventory.open_channel, inventory.cluster)
         if self._task.check_mode:
             world_size = runner.check(order, desk)
-            return {
-                "changed": True,
-                "msg": f"would start {order.module or order.script} on {counted(world_size, 'node')}",
-            }
+            msg = f"would start {order.module or order.script} on {counted(world_size, 'node')}"
+            say(msg)
+            return {"changed": True, "msg": msg}
         return {"changed": True, **runner.run(order, desk)}
 
 
