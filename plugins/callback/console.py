@@ -128,7 +128,7 @@ class CallbackModule(Default):
         self._in_step = True  # whether a task begins only when all nodes have ended the one before
         self._has_lines = False  # whether a task has got its line
         self._has_failed = False  # whether a node has failed at what was its own to do
-        self._progress = Progress() if ANSIBLE_COLOR and sys.stdout.isatty() else None
+        self._progress = Progress(self._display) if ANSIBLE_COLOR and sys.stdout.isatty() else None
 
     # -------------------------------------------------------------------------------------------- how far the play is
 
@@ -171,10 +171,12 @@ class CallbackModule(Default):
     def v2_playbook_on_stats(self, stats: Any) -> None:
         """Say how all nodes fared, if they were counted."""
         self._end_tasks()
+        if not self._has_lines:
+            return
         hosts = self._in_order(stats.processed)
         ends = {host: stats.summarize(host) for host in hosts}
         bad = {how: [host for host in hosts if ends[host][how]] for how in ("failures", "unreachable")}
-        if not self._has_lines or ((bad["failures"] or bad["unreachable"]) and not self._has_failed):
+        if (bad["failures"] or bad["unreachable"]) and not self._has_failed:
             return
         seconds = f"in {time.monotonic() - self._began:.0f} s"
         if self._has_failed:
@@ -284,15 +286,14 @@ class CallbackModule(Default):
         tally = self._tally(result.task)
         if not (how in ("ok", "changed") and isinstance(result.task, TaskInclude)):
             tally.end(result.host.get_name(), how)
-        if result.result.get("warnings") or result.result.get("deprecations"):
-            self._clear()
-            self._handle_warnings(result.result)
+        self._handle_warnings(result.result)
         self._draw(tally)
         return tally
 
     def _end_tasks(self) -> None:
         """Give each task its line, and name the nodes that had the same to say."""
-        self._clear()
+        if self._progress:
+            self._progress.clear()
         for tally in self._tallies.values():
             alike = {  # several items of a loop may be alike on the same nodes
                 (label, hosts[0], *self._in_order(hosts[1:])): None
@@ -358,18 +359,13 @@ class CallbackModule(Default):
         self._show(f"{label}{text}", C.COLOR_ERROR if label else None, bool(label))
 
     def _show(self, text: str, color: str | None = None, is_error: bool = False) -> None:
-        self._clear()
         self._display.display(text, color=color, stderr=is_error and self.get_option("display_failed_stderr"))
 
     def _draw(self, tally: Tally) -> None:
         if self._progress and tally.has_line:
             ended = sum(tally.counts.values())
             begun = ended + len(tally.running)
-            self._progress.draw(self._display, tally.name, ended, begun, [*itertools.islice(tally.running, 3)])
-
-    def _clear(self) -> None:
-        if self._progress:
-            self._progress.clear(self._display)
+            self._progress.draw(tally.name, ended, begun, [*itertools.islice(tally.running, 3)])
 
 
 def without(host: str, text: str) -> str:

@@ -10,22 +10,24 @@ import sys
 from collections.abc import Sequence
 
 from ansible.utils.display import Display
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.streams import LineStream
 
 BAR_COLUMNS = 20
 ERASE = "\r\x1b[2K"
 
 
 class Progress:
-    """One line at the bottom; the cursor waits at its beginning, so that what others print takes its place."""
+    """One line at the bottom, which goes when anything else is printed, and comes again when a node ends."""
 
-    def __init__(self) -> None:
+    def __init__(self, display: Display) -> None:
+        self._display = display
         self._drawn = False
+        LineStream.make_way = self.clear
 
-    def draw(self, display: Display, name: str, done: int, begun: int, running: Sequence[str]) -> None:
+    def draw(self, name: str, done: int, begun: int, running: Sequence[str]) -> None:
         """Draw the line.
 
         Args:
-            display: what is drawn through.
             name: of the task.
             done: how many nodes have ended.
             begun: how many have begun, these included.
@@ -39,14 +41,14 @@ class Progress:
             if len(count) + BAR_COLUMNS + len(name) + 2 <= columns:
                 bar = f"  {_bar(done, begun)}"
         room = columns - len(count) - (BAR_COLUMNS + 2 if bar else 0)
-        display.display(f"{ERASE}{name[: max(room, 0)]}{bar}{count}\r", screen_only=True, newline=False)
+        self._display.display(f"{ERASE}{name[: max(room, 0)]}{bar}{count}\r", screen_only=True, newline=False)
         self._drawn = True
 
-    def clear(self, display: Display) -> None:
+    def clear(self) -> None:
         """Take the line away."""
         if self._drawn:
-            display.display(ERASE, screen_only=True, newline=False)
             self._drawn = False
+            self._display.display(ERASE, screen_only=True, newline=False)
 
 
 def _bar(done: int, total: int) -> str:
