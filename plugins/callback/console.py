@@ -53,6 +53,8 @@ MOST_OUTPUT = 4000
 """Characters of what a failed program printed that are shown: the last ones."""
 MOST_NAMED = 10
 """Of more nodes than this that failed, the end names only the first."""
+ROLE = re.compile(r"^(?:\w+\.\w+\.)?(\w+) : ")
+"""What Ansible puts before the name of a role's task."""
 UNFORESEEN = "Task failed: "
 """What Ansible puts before an error that no action foresaw."""
 
@@ -274,7 +276,7 @@ class CallbackModule(Default):
         if task._uuid not in self._tallies:
             action = task.resolved_action or task.action
             self._tallies[task._uuid] = Tally(
-                name=shown_lines(task.get_name(include_role_fqcn=False).strip()).replace(" : ", ": ", 1),
+                name=shown_lines(ROLE.sub(r"\1: ", task.get_name().strip())),
                 has_line=action not in COMMANDS | WORDS,
                 alone=bool(task.run_once) or action in COMMANDS,
                 dry=bool(task.check_mode),

@@ -219,6 +219,20 @@ def test_a_setup_has_a_line_for_each_task(folder: Path) -> None:
     assert re.fullmatch(r"2 nodes done in \d+ s, 2 changed", lines[-1])
 
 
+def test_roles_that_are_included(command: Playing) -> None:
+    done = command("teardown.yml", "--check")
+    assert (done.returncode, done.stderr) == (0, "")
+    *lines, said, other, end = done.stdout.splitlines()
+    assert re.split(r" {2,}", lines[0]) == ["Find every node's interface, directory and job", "ok"]
+    assert re.split(r" {2,}", lines[1]) == [
+        "python_env: Remove the environments and what made them",
+        "2 nodes, 2 would change",
+    ]
+    assert re.match(r"gpu-[12]: no environment, no jobs' code and no node.env would be left; ", said)
+    assert re.fullmatch(r"gpu-[12]: the same as gpu-[12]", other)
+    assert end.endswith(" s, 2 would change")
+
+
 def test_the_same_fault_of_many_nodes_is_told_once(command: Playing, folder: Path) -> None:
     """Both in the sentences of one task for all, and in those of each node."""
     setup = command("setup.yml", "--tags", "python_env", "-e", "python_env_python=/no/python")
