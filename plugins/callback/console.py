@@ -127,6 +127,7 @@ class CallbackModule(Default):
         write_lines_at_once()
         self._began = time.monotonic()
         self._tallies: dict[str, Tally] = {}  # of the tasks that may still go on, by id
+        self._places: dict[str, int] = {}  # of the hosts in the inventory, as soon as they are needed
         self._in_step = True  # whether a task begins only when all nodes have ended the one before
         self._has_lines = False  # whether a task has got its line
         self._has_failed = False  # whether a node has failed at what was its own to do
@@ -142,7 +143,7 @@ class CallbackModule(Default):
     def v2_playbook_on_play_start(self, play: Any) -> None:
         """Remember the play."""
         self._end_tasks()
-        self._play = play
+        self._play, self._places = play, {}
         self._in_step = play.strategy.rpartition(".")[2] not in ("free", "host_pinned")
 
     @unless_verbose
@@ -178,16 +179,16 @@ class CallbackModule(Default):
         hosts = self._in_order(stats.processed)
         ends = {host: stats.summarize(host) for host in hosts}
         bad = {how: [host for host in hosts if ends[host][how]] for how in ("failures", "unreachable")}
-        if (bad["failures"] or bad["unreachable"]) and not self._has_failed:
-            return
         seconds = f"in {time.monotonic() - self._began:.0f} s"
-        if self._has_failed:
+        if any(bad.values()):
+            if not self._has_failed:  # but one node for all: its error is about all
+                return
             words = {"failures": "failed", "unreachable": "unreachable"}
             parts = [f"{len(bad[how])} {words[how]}: {listed(bad[how], MOST_NAMED)}" for how in words if bad[how]]
             self._show(f"of {counted(len(hosts), 'node')} {seconds}, {'; '.join(parts)}", C.COLOR_ERROR)
             return
         changed = sum(1 for host in hosts if ends[host]["changed"])
-        verb = "would change" if context.CLIARGS["check"] else "changed"
+        verb = "would change" if context.CLIARGS.get("check") else "changed"
         self._show(f"{counted(len(hosts), 'node')} done {seconds}, {changed or 'nothing'} {verb}", C.COLOR_OK)
 
     # ---------------------------------------------------------------------------------------------------- the results
@@ -314,18 +315,20 @@ class CallbackModule(Default):
                 self._show(f"{tally.name:{width}}  {tally}", color)
         self._tallies.clear()
 
-    def _places(self) -> dict[str, int]:
+    def _known(self) -> dict[str, int]:
         """Return the hosts and their places in the inventory, which is the order of the ranks, too."""
-        known = self._play.get_variable_manager().get_vars(play=self._play) if self._play else {}
-        return {host: place for place, host in enumerate(known.get("groups", {}).get("all", ()))}
+        if not self._places and self._play:
+            known = self._play.get_variable_manager().get_vars(play=self._play)
+            self._places = {host: place for place, host in enumerate(known["groups"]["all"])}
+        return self._places
 
     def _in_order(self, hosts: Iterable[str]) -> list[str]:
-        places = self._places()
+        places = self._known()
         return sorted(hosts, key=lambda host: places.get(host, len(places)))
 
     def _condensed(self, text: str) -> str:
         """Return a text in which lines about one node each that say the same are one."""
-        places = self._places()
+        places = self._known()
         alike: dict[str, list[str]] = {}
         first: dict[str, str] = {}
         for line in text.splitlines():

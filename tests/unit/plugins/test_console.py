@@ -312,6 +312,13 @@ def test_other_ways_through_a_play(command: Playing, folder: Path, keywords: dic
     assert done.stdout.endswith(" s, 2 changed\n")
 
 
+def test_a_fault_that_a_play_mends(command: Playing, folder: Path) -> None:
+    false = {"name": "Try", "ansible.builtin.command": "false", "changed_when": False}
+    done = command(own(folder, {"block": [false], "rescue": [{**false, "ansible.builtin.command": "true"}]}))
+    assert done.returncode == 0
+    assert re.search(r"^2 nodes done in \d+ s, nothing changed$", done.stdout, re.MULTILINE)
+
+
 def test_no_host_of_somebodys_own_play(command: Playing, folder: Path) -> None:
     done = command(own(folder, hosts="nobody"))
     assert (done.returncode, done.stdout) == (0, "Own: no host matches\n")
