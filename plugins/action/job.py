@@ -41,8 +41,7 @@ class ActionModule(FollowingAction):
         context = CommandContext(say, interrupts, cluster, hosts, inventory.cluster)
         if self._task.check_mode:
             world_size = run.check(options, context)
-            return {
-                "changed": True,
-                "msg": f"would start {options.module or options.script} on {pluralize(world_size, 'node')}",
-            }
+            msg = f"would start {options.module or options.script} on {pluralize(world_size, 'node')}"
+            say(msg)
+            return {"changed": True, "msg": msg}
         return {"changed": True, **run.run(options, context)}

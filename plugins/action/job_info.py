@@ -8,6 +8,8 @@ import json
 import shutil
 from typing import Any, ClassVar
 
+from ansible.utils.color import ANSIBLE_COLOR
+from ansible.utils.display import Display
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.topology import require_hosts
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.cluster_action import (
     OPTIONS,
@@ -37,7 +39,10 @@ class ActionModule(ClusterAction):
             listing.choose_job(arguments["job"], views, errors)
         data = listing.as_data(views, errors)
         if arguments["format"] == "table":
-            display(listing.as_table(views, errors, shutil.get_terminal_size((160, 24)).columns))
+            if ANSIBLE_COLOR:  # in this forked worker only Ansible itself knows whether there is a terminal
+                Display().display(listing.as_table(views, errors, Display().columns, is_terminal=True))
+            else:
+                display(listing.as_table(views, errors, shutil.get_terminal_size((160, 24)).columns))
         elif arguments["format"] == "json":
             display(json.dumps(data))
         return {"changed": False, **data}

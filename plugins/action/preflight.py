@@ -77,7 +77,9 @@ class ActionModule(ClusterAction):
             Display().display(json.dumps(data))
         summary = report.summarize(verdicts, seconds)
         if failed := report.failed(verdicts):
-            return {"changed": False, "failed": True, "msg": f"{summary}: {', '.join(failed)}"}
+            msg = f"{summary}: {', '.join(failed)}"
+            unsaid = {"unsaid": f"failed: {', '.join(failed)}"} if arguments["format"] == "table" else {}
+            return {"changed": False, "failed": True, "msg": msg, **unsaid}
         return {"changed": False, "msg": summary, **data}
 
 

@@ -8,7 +8,15 @@ from collections.abc import Iterable
 
 
 class JobError(Exception):
-    """One sentence: subject and state, what was expected, where it is set, what to do."""
+    """One sentence: subject and state, what was expected, where it is set, what to do.
+
+    Attributes:
+        unsaid: what is left to be said of it where the user has read it before; "" means all.
+    """
+
+    def __init__(self, sentence: str, unsaid: str = "") -> None:
+        super().__init__(sentence)
+        self.unsaid = unsaid
 
 
 class Stopped(JobError):

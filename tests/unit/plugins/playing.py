@@ -34,6 +34,7 @@ def play(
         "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
         "ANSIBLE_HOME": str(folder / "ansible"),
         "ANSIBLE_REMOTE_TMP": str(folder / "tmp"),
+        "ANSIBLE_DISPLAY_FAILED_STDERR": "0",  # what is printed is looked at in one place
         "ANSIBLE_NOCOLOR": "1",
         "COLUMNS": "1000",
         "PYTHONUNBUFFERED": "1",  # else what is printed into a file may be read at the end only

@@ -110,20 +110,20 @@ def test_the_role_renders_what_the_engine_renders(cluster: Cluster) -> None:
 def test_nodes_that_meet_on_loopback_pass_no_firewall(cluster: Cluster) -> None:
     result = cluster.playbook("setup.yml", "--tags", "firewall", "-e", "firewall_provider=auto")
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "change.yml" not in result.stdout
+    assert "firewall: " not in result.stdout
 
 
 def test_variables_for_jobs_as_text(cluster: Cluster) -> None:
     result = cluster.playbook("setup.yml", "--tags", "node_env", "--check", "--diff", "-e", 'job_env={"A":"b"}')
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "changed: [node1]" in result.stdout
+    assert "2 nodes, 2 would change\n" in result.stdout
 
 
 def test_a_second_setup_only_looks(cluster: Cluster) -> None:
     result = cluster.playbook("setup.yml", "--tags", "node_env")
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "build.yml" not in result.stdout
-    assert result.stdout.count("changed=0") == 2
+    assert "Make the directories" not in result.stdout
+    assert re.search(r"2 nodes done in \d+ s, nothing changed\n$", result.stdout)
 
 
 def remade_as_link(path: Path) -> None:
@@ -154,7 +154,7 @@ def test_a_setup_mends_what_is_damaged(cluster: Cluster, damaged: str, damage: C
     damage(cluster.folder / "nodes" / "node1" / damaged)
     result = cluster.playbook("setup.yml", "--tags", "node_env")
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "node_env/tasks/build.yml for node1" in result.stdout
+    assert re.search(r"Make the directories for jobs and their code  1 node(, 1 changed)?\n", result.stdout)
     assert (env.read_bytes(), stat.S_IMODE(env.stat().st_mode), env.is_symlink()) == (before, 0o600, False)
     assert (cluster.folder / "nodes" / "node1" / "bundles").is_dir()
 
@@ -173,7 +173,7 @@ def test_a_folder_in_the_place_of_the_environment_file_is_refused(cluster: Clust
 def test_no_variables_for_jobs(cluster: Cluster) -> None:
     result = cluster.playbook("setup.yml", "--tags", "node_env", "--check", "-e", '{"job_env": null}')
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "changed: [node1]" in result.stdout
+    assert "2 nodes, 2 would change\n" in result.stdout
 
 
 @starts_jobs
@@ -446,7 +446,7 @@ def test_preflight_of_a_cluster_that_cannot(cluster: Cluster) -> None:
         (["-e", "skip=hardware.shn"], "hosts.yml", "skip has hardware.shn, which is no check; the groups are"),
         (["-e", "script=gone.py"], "hosts.yml", "script gone.py does not exist in project_dir"),
         (["-e", "devices=two"], "hosts.yml", "devices is two; set auto, or the number of ranks on each node"),
-        ([], "nobody.yml", "failed   no host is in group cluster; list your machines under"),
+        ([], "nobody.yml", "no host is in group cluster; list your machines under"),
     ],
 )
 def test_a_preflight_that_cannot_be_meant(cluster: Cluster, arguments: list[str], inventory: str, message: str) -> None:

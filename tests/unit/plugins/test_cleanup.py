@@ -169,7 +169,7 @@ def playbook(folder: Path, nodes: list[LocalNode], *arguments: str) -> subproces
     }
     hosts = {node.host: {"cluster_address": node.address} for node in nodes}
     (folder / "hosts.yml").write_text(yaml.safe_dump({"cluster": {"hosts": hosts, "vars": variables}}))
-    return play(folder, "clean.yml", *arguments)
+    return play(folder, "clean.yml", *arguments, ANSIBLE_STDOUT_CALLBACK="default")  # with what has changed
 
 
 def test_the_playbook(nodes: list[LocalNode], tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ from ansible_collections.thunderhead.cluster.plugins.action import cluster_info
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
 from playing import ROOT
 
-PLAYBOOKS = sorted(path.stem for path in ROOT.glob("playbooks/*.yml") if path.stem != "incomplete")
+PLAYBOOKS = sorted(
+    path.stem for path in ROOT.glob("playbooks/*.yml") if path.stem not in ("incomplete", "require_nodes")
+)
 LINK = Path("collections", "ansible_collections", "thunderhead", "cluster")
 
 

@@ -38,7 +38,7 @@ def looked(
     about_all = {"any_errors_fatal": fatal, "environment": environment or {}}
     one = {"name": "Look", "hosts": "all", "gather_facts": False, **about_all, "tasks": [TASK, write]}
     (folder / "play.yml").write_text(yaml.safe_dump([one]))
-    return play(folder, str(folder / "play.yml"), *arguments)
+    return play(folder, str(folder / "play.yml"), *arguments, ANSIBLE_STDOUT_CALLBACK="default")
 
 
 def test_every_host_is_asked_with_its_own_arguments(tmp_path: Path) -> None:

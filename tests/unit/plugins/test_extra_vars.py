@@ -24,7 +24,16 @@ PLAYBOOKS = sorted((ROOT / "playbooks").glob("*.yml"))
 READ = {playbook.stem: variables_of(playbook) | SPEC.keys() for playbook in PLAYBOOKS}
 PREFIXES = ("cluster_", "job_", "preflight_", "python_env_", "firewall_", "node_env_")
 OPTIONS = {name for read in READ.values() for name in read if not name.startswith(PREFIXES)}
-MAGIC = {"groups", "inventory_hostname", "lookup", "omit", "playbook_dir"}
+MAGIC = {
+    "ansible_limit",
+    "ansible_play_hosts_all",
+    "groups",
+    "inventory_hostname",
+    "lookup",
+    "omit",
+    "playbook_dir",
+    "undef",
+}
 """What Ansible itself defines."""
 
 

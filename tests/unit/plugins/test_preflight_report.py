@@ -1,6 +1,8 @@
 import json
+import re
 
 import pytest
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output import tables
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight import report
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.check import Verdict
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import (
@@ -36,9 +38,16 @@ def test_the_table_of_a_terminal() -> None:
 
 
 def test_colours(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "stringc", lambda text, color: f"<{color}>{text}")
-    rows = report.as_table(VERDICTS, 1, None).splitlines()
-    assert [row.split("<")[1].split()[0] for row in rows[1:4]] == ["green>ok", "yellow>warning", "red>failed"]
+    monkeypatch.setattr(tables, "ANSIBLE_COLOR", True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    rows = report.as_table(VERDICTS, 1, 100).splitlines()
+    assert [re.findall(r"\x1b\[(\d+)m(\w+)", row) for row in rows[1:4]] == [
+        [("32", "ok")],
+        [("33", "warning")],
+        [("31", "failed")],
+    ]
+    assert "\x1b" not in report.as_table(VERDICTS, 1, None)
 
 
 def test_for_machines() -> None:

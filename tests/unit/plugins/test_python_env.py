@@ -237,9 +237,9 @@ def test_what_a_file_names_beside_itself_reaches_the_nodes(site: Site) -> None:
     ]
     assert not (site.folder / "node" / "wheels").exists()
     again = site.setup("", *asked)
-    assert "changed=0" in again.stdout
+    assert "1 node done in " in again.stdout and "nothing changed" in again.stdout
     (beside / "mine" / "backend.py").write_text(BACKEND.format(name="mine", imports="# changed"))
-    assert "changed=0" not in site.setup("", "--check", *asked).stdout
+    assert "1 node done in " in (said := site.setup("", "--check", *asked).stdout) and "nothing" not in said
 
 
 def test_a_project_of_ones_own_and_a_folder_of_wheels_on_the_nodes(site: Site) -> None:
@@ -383,7 +383,7 @@ def test_a_fault_is_told_once_before_any_node_is_changed(
     result = play(site.folder, "setup.yml", "--tags", "python_env", *check, inventory="two.yml", **site.caches)
     assert result.returncode != 0
     assert message in result.stdout
-    assert result.stdout.count("fatal: ") == 1
+    assert result.stdout.count("[ERROR]: ") == 1
     assert not list(site.folder.glob("two[12]"))
 
 
@@ -397,7 +397,7 @@ def test_the_tools_come_apart_from_the_environment(site: Site) -> None:
     link = site.folder / "node" / "tools" / "env"
     assert list(link.glob("lib/*/site-packages/tiny-1.0.dist-info"))
     again = site.setup(*asked).stdout
-    assert "changed=0" in again
+    assert "nothing changed" in again
     assert "Resolve the requirements" not in again, "nothing is missing on any node"
     environment = (site.folder / "node" / "env").readlink()
     link.unlink()
@@ -665,7 +665,7 @@ def test_the_project_that_a_file_lies_in(site: Site) -> None:
     for name in (f"runs/{JOB}/job.json", f"runs/{JOB}/logs/rank0.log", "venv/pyvenv.cfg", "venv/lib/x.py"):
         (mine / name).parent.mkdir(parents=True, exist_ok=True)
         (mine / name).touch()
-    assert "changed=0" in play(site.folder, *asked, **settings).stdout
+    assert "nothing changed" in play(site.folder, *asked, **settings).stdout
 
 
 def test_a_project_and_its_locks(site: Site) -> None:

@@ -24,7 +24,7 @@ def played(folder: Path, content: dict[str, Any], **hosts: dict[str, Any]) -> su
     machines = {"machines": {"hosts": {name: hosts.get(name, {}) for name in "abc"}, "vars": about}}
     (folder / "hosts.yml").write_text(yaml.safe_dump(machines))
     (folder / "own.yml").write_text(yaml.safe_dump([{"hosts": "machines", "gather_facts": False, **content}]))
-    return play(folder, str(folder / "own.yml"))
+    return play(folder, str(folder / "own.yml"), ANSIBLE_STDOUT_CALLBACK="default")
 
 
 def include(**more: Any) -> dict[str, Any]:

@@ -170,7 +170,7 @@ def role_defaults() -> dict[str, Any]:
 
 def given_by_playbooks() -> set[str]:
     """Names that setup.yml hands to roles."""
-    _looks, changes = yaml.safe_load((ROOT / "playbooks" / "setup.yml").read_text(encoding="utf-8"))
+    _required, _looks, changes = yaml.safe_load((ROOT / "playbooks" / "setup.yml").read_text(encoding="utf-8"))
     return {name for task in changes["tasks"] for name in task["vars"]}
 
 

@@ -58,7 +58,9 @@ class ClusterAction(ActionBase):
             self._require_meant(load_extra_vars(self._loader))
             return {**result, **self.act(arguments, Inventory(self, task_vars or {}))}
         except (JobError, NodeError) as error:
-            raise AnsibleActionFail(escape_lines(str(error))) from None  # Ansible shows a cause too, as it is
+            unsaid = escape_lines(getattr(error, "unsaid", ""))
+            more = {"unsaid": unsaid} if unsaid else {}
+            raise AnsibleActionFail(escape_lines(str(error)), result=more) from None  # a cause is shown too, as it is
 
     def _require_meant(self, given: Mapping[str, Any]) -> None:
         """Check what was given with ``-e``; the playbook is only read if its task does not read all of that."""

@@ -179,7 +179,7 @@ def _finish(
         raise Stopped(f"job {gang.job_id} was stopped: {cause}")
     if state != "succeeded":
         tail = "".join(f"\n  | {line}" for line in explanation.tail) if explanation and not verdict else ""
-        raise JobError(f"{cause}{tail}")
+        raise JobError(f"{cause}{tail}", unsaid=f"the job has failed, as said above{tail}" if lost else "")
     return command_result(record)
 
 

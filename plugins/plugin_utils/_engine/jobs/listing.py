@@ -22,7 +22,8 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluste
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis import job_warnings
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.lines import printable
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import escape, join_names
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.tables import laid_out
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import escape, escape_lines, join_names
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.channel import NodeError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.fan_out import fan_out
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.reply_schemas import is_address
@@ -31,6 +32,11 @@ LOOK_SECONDS = 30
 """After this long without an answer a node counts as unreachable."""
 NEWEST = 10
 """How many jobs of each node are looked at."""
+COLORS = {
+    **{"running": "cyan", "prepared": "cyan", "succeeded": "green", "stopped": "yellow"},
+    **{"failed": "red", "unknown": "magenta"},
+}
+"""Of a job's state on a terminal."""
 MOST_RANKS = 10_000
 """A job that claims to have more has no unknown ranks filled in."""
 
@@ -326,23 +332,23 @@ def _clock(seconds: float | None) -> str:
         return "-"
 
 
-def as_table(views: Sequence[JobView], errors: Mapping[str, NodeError], width: int) -> str:
+def as_table(views: Sequence[JobView], errors: Mapping[str, NodeError], width: int, is_terminal: bool = False) -> str:
     """Return what is known as a table of at most ``width`` columns, which the last line of rank 0 fills."""
-    rows = [("JOB", "SCRIPT", "USER", "STATE", "SINCE", "RANKS", "LAST LINE")]
+    rows = []
     for view in views:
         since = _clock(view.since)
         last = next((part.last_line for part in view.parts.values() if part.last_line), "")
         spec = view.spec
         rows.append((view.id, spec.get("script", "-"), view.user or "-", view.state, since, view.ranks, last))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
-    lines = []
-    for row in rows:
-        cells = [cell.ljust(size) for cell, size in zip(row, widths, strict=False)]
-        lines.append("  ".join([*cells, row[-1]])[:width].rstrip())
-    lines += [f"{view.id}: {view.warning}" for view in views if view.warning]
+    heads = ("JOB", "SCRIPT", "USER", "STATE", "SINCE", "RANKS", "LAST LINE")
+    if is_terminal:
+        lines = laid_out(heads, rows, width, COLORS, cut=True)
+    else:
+        lines = [line[:width].rstrip() for line in laid_out(heads, rows)]
     if not views:
         lines = ["no jobs on the nodes that answered"] if errors else ["no jobs"]
-    return "\n".join([*lines, *map(str, errors.values())])
+    warnings = [f"{view.id}: {view.warning}" for view in views if view.warning]
+    return "\n".join([*lines, *map(escape_lines, warnings), *map(str, errors.values())])
 
 
 def with_ranks(view: JobView, cluster: NodeGroup) -> JobView:

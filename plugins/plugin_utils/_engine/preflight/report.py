@@ -4,18 +4,15 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from ansible.utils.color import stringc
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.tables import laid_out
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.check import Verdict
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import escape, pluralize
 
 COLORS = {"ok": "green", "warning": "yellow", "failed": "red", "skipped": "cyan"}
-NARROWEST = 30
-"""Columns that a sentence gets, however narrow the terminal is."""
 
 
 def as_table(verdicts: Sequence[Verdict], seconds: float, width: int | None) -> str:
@@ -26,19 +23,8 @@ def as_table(verdicts: Sequence[Verdict], seconds: float, width: int | None) -> 
         seconds: what it all took.
         width: columns of the terminal, where sentences are broken; None for no terminal, where each has one line.
     """
-    heads = ("CHECK", "STATUS")
-    first, second = (
-        max(map(len, column))
-        for column in ((heads[0], *(one.check for one in verdicts)), (heads[1], *(one.status for one in verdicts)))
-    )
-    margin = first + second + 4
-    lines = [f"{heads[0]:{first}}  {heads[1]:{second}}  FOUND"]
-    for one in verdicts:
-        sentence = escape(one.sentence)
-        found = textwrap.wrap(sentence, max(NARROWEST, width - margin)) if width else [sentence]
-        status = stringc(f"{one.status:{second}}", COLORS[one.status])
-        lines.append(f"{one.check:{first}}  {status}  {found[0] if found else ''}")
-        lines += [" " * margin + more for more in found[1:]]
+    rows = [(one.check, one.status, one.sentence) for one in verdicts]
+    lines = laid_out(("CHECK", "STATUS", "FOUND"), rows, width, COLORS)
     return "\n".join([*lines, summarize(verdicts, seconds)])
 
 
