@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import environment_text
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster import node_env
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller import extra_vars
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight import run_checks
@@ -103,7 +104,7 @@ def test_the_role_renders_what_the_engine_renders(cluster: Cluster) -> None:
             "interface": "lo",
         }
         given = node_env.as_environment({**JOB_ENV, "HOST": f"node{rank}"}, "job_env")
-        assert path.read_bytes().decode() == node_env.as_text(node_env.variables(place, given))
+        assert path.read_bytes().decode() == environment_text(node_env.variables(place, given))
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 

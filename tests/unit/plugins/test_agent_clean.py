@@ -155,7 +155,7 @@ def test_a_job_whose_processes_outlived_its_supervisor(node: LocalNode) -> None:
         until(lambda: marker in Path(f"/proc/{process.pid}/environ").read_bytes())
         remedy = "end them with: ansible-playbook stop.yml -e job=" + JOBS[1]
         words = f"it has processes that its supervisor left behind; {remedy}"
-        assert clean(node) == {**FREED, "left": [(f"jobs/{JOBS[1]}", words)]}
+        assert clean(node) == {**FREED, "left": [[f"jobs/{JOBS[1]}", words]]}
         process.communicate(b"\n")
     assert clean(node) == {**FREED, "jobs": [JOBS[1]]}
 
@@ -208,7 +208,7 @@ def test_of_a_job_that_stays_nothing_goes(node: LocalNode) -> None:
     for path in beside:
         path.touch()
     (node.directory / "jobs").chmod(0o777)
-    assert clean(node)["left"] == [(f"jobs/{JOBS[1]}", "others than root and this account may write in jobs")]
+    assert clean(node)["left"] == [[f"jobs/{JOBS[1]}", "others than root and this account may write in jobs"]]
     assert all(path.exists() for path in beside)
     (node.directory / "jobs").chmod(0o711)
     assert clean(node)["jobs"] == [JOBS[1]]

@@ -11,7 +11,7 @@ import pytest
 from local_nodes import until
 
 ROOT = Path(__file__).parents[3]
-MODULE = "ansible_collections.thunderhead.cluster.plugins.plugin_utils.interrupts"
+MODULE = "ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.interrupts"
 FAMILY = """
 import os, signal, sys, time
 sys.path.insert(0, {path!r})

@@ -1,10 +1,10 @@
+import os
 import random
 import tracemalloc
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output import lines as logs
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.lines import (
     BAR_SECONDS,
     LONGEST_LINE,
@@ -327,13 +327,13 @@ def test_read(tmp_path: Path) -> None:
 
 
 def test_short_writes_are_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pwrite, sizes = logs.os.pwrite, []
+    pwrite, sizes = os.pwrite, []
 
     def short(file: int, data: memoryview, offset: int) -> int:
         sizes.append(pwrite(file, data[:7], offset))
         return sizes[-1]
 
-    monkeypatch.setattr(logs.os, "pwrite", short)
+    monkeypatch.setattr(os, "pwrite", short)
     log = RankLog(tmp_path / "log")
     log.write(b"0123456789" * 10, 0)
     assert len(sizes) == 15
@@ -341,7 +341,7 @@ def test_short_writes_are_gone_on_with(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_what_a_full_disk_took_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pwrite = logs.os.pwrite
+    pwrite = os.pwrite
 
     def full(file: int, data: memoryview, offset: int) -> int:
         if offset >= 8:
@@ -349,7 +349,7 @@ def test_what_a_full_disk_took_is_known(tmp_path: Path, monkeypatch: pytest.Monk
         return pwrite(file, data[: 8 - offset], offset)
 
     log = RankLog(tmp_path / "log")
-    monkeypatch.setattr(logs.os, "pwrite", full)
+    monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(OSError, match="No space left"):
         log.write(b"one\ntwo\nthree\n", 0)
     assert log.size == 8

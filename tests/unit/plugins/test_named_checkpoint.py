@@ -414,4 +414,4 @@ def test_what_the_jobs_account_may_not_read() -> None:
         words = f"does not let nobody, as whom jobs run, look at {closed}/last.pt"
         assert node.ask("describe_checkpoint", path=f"{closed}/last.pt", digests=[]) == {**nothing, "why": words}
         part = node.channel().call(node.request("read_files", top=str(secret.parent), parts=[("secret.pt", 0, 6)]))
-        assert part == ({"parts": [(0, 0, 0)]}, b"")
+        assert part == ({"parts": [[0, 0, 0]]}, b"")

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import environment_text
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.node_env import (
     NEVER,
     OURS,
     as_environment,
-    as_text,
     variables,
 )
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
@@ -180,19 +180,19 @@ def test_no_mapping(value: Any, message: str) -> None:
 def test_values_arrive_byte_for_byte(tmp_path: Path, value: str) -> None:
     found = variables(NODE, as_environment({"VALUE": value, "ZLAST": "end"}, "env"))
     expected = {**FIXED, "VALUE": value, "ZLAST": "end"}
-    assert found == source(as_text(found), tmp_path) == expected
+    assert found == source(environment_text(found), tmp_path) == expected
 
 
 def test_all_awkward_values_at_once(tmp_path: Path) -> None:
     given = {f"V{number}": value for number, value in enumerate(AWKWARD.values())}
     found = variables(NODE, given)
-    assert found == source(as_text(found), tmp_path) == {**FIXED, **given}
+    assert found == source(environment_text(found), tmp_path) == {**FIXED, **given}
 
 
 def test_a_job_has_its_name_and_folder_besides(tmp_path: Path) -> None:
     expected = {**FIXED, "JOB_ID": JOB["id"], "JOB_DIR": JOB["dir"], "JOB_GIT_COMMIT": "1a2b-dirty", "A": "1"}
     found = variables(NODE, {"A": "1"}, JOB)
-    assert found == source(as_text(found), tmp_path) == expected
+    assert found == source(environment_text(found), tmp_path) == expected
 
 
 def test_a_checkpoint_and_what_fabric_run_sets() -> None:
@@ -217,7 +217,7 @@ def test_the_user_wins_over_the_number_of_nodes_that_lightning_is_told() -> None
 
 def test_without_a_job_and_variables_only_what_is_ours() -> None:
     found = variables(NODE, {})
-    assert as_text(found) == "".join(f"{name}={value}\n" for name, value in FIXED.items())
+    assert environment_text(found) == "".join(f"{name}={value}\n" for name, value in FIXED.items())
     assert not [name for name in found if NEVER.match(name)]
 
 
@@ -228,7 +228,7 @@ def test_the_user_wins_over_the_interface() -> None:
 
 def test_the_text_does_not_depend_on_the_order_given() -> None:
     one, other = variables(NODE, {"B": "2", "a": "1", "A": "3"}), variables(NODE, {"A": "3", "B": "2", "a": "1"})
-    assert as_text(one) == as_text(other)
+    assert environment_text(one) == environment_text(other)
 
 
 def test_a_missing_fact_is_an_error_and_not_an_empty_value() -> None:

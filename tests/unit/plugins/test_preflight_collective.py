@@ -103,13 +103,14 @@ def test_a_healthy_cluster() -> None:
     assert (slow.status, slow.sentence) == ("ok", "the all-reduce is as fast as pairs of nodes let expect")
     gang: Any = cluster.gang
     ((_op, requests),) = gang.asked
-    assert requests["node2"]["order"] == {
+    assert requests["node2"]["arguments"] == {
         **{"address": "198.18.0.1", "port": 47011, "world_size": 4, "rank": 2, "seconds": 120, "fraction": 0.5}
     }
     assert {host: request["listen"] for host, request in requests.items() if request["listen"]} == {
         "node0": ["198.18.0.1", 47011]
     }
-    assert {"MASTER_ADDR=198.18.0.1", "NODE_RANK=2", "GLOO_SOCKET_IFNAME=eth0"} < set(requests["node2"]["variables"])
+    own = {"MASTER_ADDR": "198.18.0.1", "NODE_RANK": "2", "GLOO_SOCKET_IFNAME": "eth0"}
+    assert own.items() < requests["node2"]["variables"].items()
 
 
 @pytest.mark.parametrize(

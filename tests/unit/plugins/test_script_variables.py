@@ -62,7 +62,7 @@ def test_what_only_a_shell_can_do() -> None:
 
 def test_the_account_s_variables() -> None:
     me = User("")
-    assert {name.decode() for name in job_environment(me, b"/python", [])} == set(ACCOUNT)
+    assert {name.decode() for name in job_environment(me, "/python", {})} == set(ACCOUNT)
     assert variables_of({}, "") >= set(ACCOUNT) | OURS
 
 
