@@ -243,7 +243,7 @@ def apply(module: AnsibleModule, plan: Plan, rewritten: list[str], systemd: bool
         if plan.files[path] is not None:
             restoring.write(module, path, plan.files[path], 0o755 if path == PLUGIN else 0o644)
     if plan.script:
-        status, _, err = module.run_command(["/bin/sh"], data=plan.script)
+        status, _out, err = module.run_command(["/bin/sh"], data=plan.script)
         if status:
             module.fail_json(
                 msg=f"iptables refused the cluster's rules ({' '.join(err.split())}); run this again, in case somebody "

@@ -233,7 +233,7 @@ def make_plan(
             before += [f"rule {place} of {where}: jump {NAME}" for place in jumps]
             after += [f"rule {place} of {where}: jump {NAME}" for place in places]
             if list(jumps) != places:
-                commands += [*jumps.values(), *(f"insert rule {where} {JUMP}" for _ in places)]
+                commands += [*jumps.values(), *(f"insert rule {where} {JUMP}" for _place in places)]
         if not extended:
             commands += [f"flush chain {name}", f"delete chain {name}"]
     # Chains that the script knows and that are not live stay in: while nftables.service is stopped none of them is.
@@ -330,7 +330,7 @@ def apply(module: AnsibleModule, plan: Plan, rewritten: list[str], reload: bool)
             restoring.write(module, path, plan.files[path])
     if plan.commands:
         nft = module.get_bin_path("nft", required=True)
-        status, _, err = module.run_command([nft, "-f", "-"], data=plan.commands)
+        status, _out, err = module.run_command([nft, "-f", "-"], data=plan.commands)
         if status:
             module.fail_json(
                 msg=f"nft refused the cluster's rules, so none was changed ({' '.join(err.split())}); run this again, "

@@ -19,7 +19,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils.agent.protocol
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils import literals
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.program import LOADER, frame
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.replies import flaw
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.rights import bar
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.rights import obstacle
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.waves import Entrance
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import shown
 
@@ -190,7 +190,7 @@ class Channel:
 
     def _barred(self, said: str) -> NodeError | None:
         """Return what keeps Ansible's account from its rights there, if that is what was said."""
-        why = bar(self._connection.become.name, said) if self._connection.become else None
+        why = obstacle(self._connection.become.name, said) if self._connection.become else None
         return NodeError(self.host, why, unsent=True) if why else None
 
     def _unable(self, cause: OSError) -> Unable:

@@ -71,16 +71,17 @@ class Gang:
     @property
     def topology(self) -> Topology:
         """The nodes in rank order, known once the job is prepared."""
-        assert self._topology is not None, "the job is not prepared yet"
+        if self._topology is None:
+            raise AssertionError("the job is not prepared yet")
         return self._topology
 
     @topology.setter
     def topology(self, topology: Topology) -> None:
         self._topology = topology
 
-    def request(self, op: str, host: str, /, **more: Any) -> dict[str, Any]:
-        """Return a request to ``host``'s agent with the fields that all of this job's requests have."""
-        one = self.settings[host]
+    def request(self, op: str, receiver: str, /, **more: Any) -> dict[str, Any]:
+        """Return a request to a host's agent with the fields that all of this job's requests have."""
+        one = self.settings[receiver]
         return {"op": op, "directory": one.directory, "user": one.user, "job": asdict(self.identity), **more}
 
     def ask(

@@ -50,7 +50,9 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.requirements i
 )
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.uv_settings import require_usable
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.words import amount, listed
-from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
+with contextlib.suppress(ImportError):  # ansible-core needs it too; its sanity tests do without
+    from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 HERE = "localhost"
 VARIABLES: dict[str, Any] = {

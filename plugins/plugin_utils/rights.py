@@ -44,7 +44,7 @@ BARS: tuple[tuple[str, str], ...] = (
 """Patterns of a line, and what it means: a verb phrase. The first that fits counts."""
 
 
-def bar(method: str, said: str) -> str | None:
+def obstacle(method: str, said: str) -> str | None:
     """Return what keeps an account from another's rights, a verb phrase with a remedy; None if it is something else.
 
     Args:

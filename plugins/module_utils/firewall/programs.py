@@ -30,6 +30,7 @@ def ask(program: str, *arguments: str) -> str | None:
             text=True,
             errors="replace",
             env={**os.environ, "LC_ALL": "C"},
+            check=False,
         )
     except OSError:
         return None

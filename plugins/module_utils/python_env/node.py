@@ -123,6 +123,7 @@ def _about(python: str) -> dict[str, Any]:
             errors="replace",
             cwd="/",
             timeout=ANSWER_SECONDS,
+            check=False,
         )
         why = (done.stderr.strip().splitlines() or [""])[-1]
     except OSError as error:
@@ -181,6 +182,7 @@ def nvidia_driver() -> str | None:
             capture_output=True,
             text=True,
             timeout=30,
+            check=False,
         )
     except (OSError, subprocess.SubprocessError):
         return ""
@@ -198,6 +200,7 @@ def uv_version(uv: str) -> str:
             text=True,
             errors="replace",
             timeout=ANSWER_SECONDS,
+            check=False,
         )
     except (OSError, subprocess.SubprocessError):
         return ""

@@ -165,7 +165,9 @@ def rehearse(gang: Gang, port: int, seconds: float, fraction: float) -> Rehearsa
     other = errors[head].facts.get("taken") if head in errors else None
     if other:
         replies, errors = ask(other)
-    return Rehearsal(topology, {host: Outcome.read(reply, seconds) for host, (reply, _) in replies.items()}, errors)
+    return Rehearsal(
+        topology, {host: Outcome.read(reply, seconds) for host, (reply, _payload) in replies.items()}, errors
+    )
 
 
 def _variables(topology: Topology, node: Node) -> list[str]:
