@@ -17,15 +17,20 @@ description:
   - The chain is restored by C(/etc/thunderhead/iptables.sh). C(thunderhead-iptables.service) runs it at boot, and
     whenever C(netfilter-persistent.service), C(iptables.service), C(ip6tables.service) or C(nftables.service) is
     restarted or reloaded; a plugin of C(netfilter-persistent) runs it where that command is used by hand.
-extends_documentation_fragment: thunderhead.cluster.peers
+extends_documentation_fragment:
+  - thunderhead.cluster.peers
+  - ansible.builtin.action_common_attributes
 attributes:
   check_mode:
-    description: Says what would change, and changes nothing.
     support: full
+    details: Says what would change, and changes nothing.
   diff_mode:
-    description: Shows the rules and the files before and after.
     support: full
-author: The Thunderhead developers
+    details: Shows the rules and the files before and after.
+  platform:
+    support: full
+    platforms: linux
+author: The Thunderhead developers (!UNKNOWN)
 """
 
 EXAMPLES = r"""

@@ -18,15 +18,20 @@ description:
   - No other rule and no policy is touched. Where no chain filters incoming packets, nothing is done.
   - The rules are restored by C(/etc/thunderhead/nftables.sh), which a drop-in of C(nftables.service) runs after the
     administrator's rules have been loaded or reloaded. If it fails, the administrator's rules still stand.
-extends_documentation_fragment: thunderhead.cluster.peers
+extends_documentation_fragment:
+  - thunderhead.cluster.peers
+  - ansible.builtin.action_common_attributes
 attributes:
   check_mode:
-    description: Says what would change, and changes nothing.
     support: full
+    details: Says what would change, and changes nothing.
   diff_mode:
-    description: Shows the rules and the files before and after.
     support: full
-author: The Thunderhead developers
+    details: Shows the rules and the files before and after.
+  platform:
+    support: full
+    platforms: linux
+author: The Thunderhead developers (!UNKNOWN)
 """
 
 EXAMPLES = r"""

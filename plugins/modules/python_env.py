@@ -97,14 +97,26 @@ options:
     description: If the cache has more than this, it is emptied. In MiB, without what environments share with it.
     type: int
     default: 20480
+extends_documentation_fragment:
+  - ansible.builtin.action_common_attributes
+  - ansible.builtin.action_common_attributes.flow
 attributes:
   check_mode:
-    description: Says what would change.
     support: full
+    details: Says what would change.
   diff_mode:
-    description: Shows which packages change.
     support: full
-author: The Thunderhead developers
+    details: Shows which packages change.
+  action:
+    support: full
+  async:
+    support: none
+  bypass_host_loop:
+    support: none
+  platform:
+    support: full
+    platforms: linux
+author: The Thunderhead developers (!UNKNOWN)
 """
 
 EXAMPLES = r"""
