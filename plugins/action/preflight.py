@@ -24,7 +24,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.environment im
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.frameworks import fit
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.inventory import Inventory
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import (
-    EXAMPLES,
+    EXAMPLE,
     PROJECT_FILES,
     count_devices,
     split_patterns,
@@ -85,7 +85,7 @@ class ActionModule(ClusterAction):
 
 def _code(arguments: dict[str, Any], inventory: Inventory) -> Code:
     """Return what a job would run with the same options."""
-    project = Path(os.path.abspath(arguments["project_dir"])) if arguments["project_dir"] else EXAMPLES
+    project = Path(os.path.abspath(arguments["project_dir"])) if arguments["project_dir"] else EXAMPLE
     env = as_environment(arguments["env"], "env")
     module = arguments["module"]
     head = inventory.taking_part[:1]

@@ -22,7 +22,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils.launch import 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.project_files import CHOICES
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.record import new_job_id, who
 
-EXAMPLES = Path(__file__).parents[2] / "train"
+EXAMPLE = Path(__file__).parents[2] / "train"
 """The project of those who name none."""
 PROJECT_FILES: dict[str, dict[str, Any]] = {
     "include": {"type": "raw", "default": ""},
@@ -209,7 +209,7 @@ def make_job(
                 f"which project job {order.resume} had is not known here, for it was started from elsewhere; give it "
                 "with -e project_dir="
             )
-        project = order.project or project or EXAMPLES
+        project = order.project or project or EXAMPLE
         variables = {**(inherited or {}), **env}
         named = order.script or ("" if module else earlier.get("script", ""))
         script = find_entry(project, named, module, variables)

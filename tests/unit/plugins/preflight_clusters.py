@@ -5,7 +5,7 @@ import dataclasses
 from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.bundle import make_bundle
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import EXAMPLES
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils.order import EXAMPLE
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight import examine
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.check import Verdict
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils.preflight.cluster import Cluster
@@ -114,7 +114,7 @@ def asked(cluster: Cluster, **options: Any) -> Cluster:
 
 def running(cluster: Cluster) -> Cluster:
     """Return the cluster, asked to try what the example imports."""
-    return dataclasses.replace(cluster, code=Code(EXAMPLES, make_bundle(EXAMPLES, "train.py", 1), "train.py"))
+    return dataclasses.replace(cluster, code=Code(EXAMPLE, make_bundle(EXAMPLE, "train.py", 1), "train.py"))
 
 
 def judge(cluster: Cluster) -> dict[str, Verdict]:
