@@ -44,14 +44,19 @@ test: lint unit molecule chaos ## What CI runs: lint, unit tests, molecule and f
 test-all: test packets training preflight ## test, and what takes longer: each firewall, each defect of a preflight
 
 .PHONY: lint
-lint: $(VENV)/.test ## ruff, mypy --strict, yamllint, ansible-lint (production, strict)
+lint: $(VENV)/.test sanity ## ruff, mypy --strict, yamllint, ansible-lint (production, strict), ansible-test sanity
 	ruff check $(CODE)
 	ruff format --check $(CODE)
 	MYPYPATH=collections:train mypy -p ansible_collections.thunderhead.cluster.plugins
 	MYPYPATH=train mypy train
 	MYPYPATH=tests/bench mypy tests/docker tests/bench
+	MYPYPATH=tests/collection mypy tests/collection
 	yamllint --strict .
 	ansible-lint --strict --offline
+
+.PHONY: sanity
+sanity: $(VENV)/.test ## ansible-test sanity on the built collection, every test and no finding ignored; no Docker
+	python tests/collection/sanity.py
 
 .PHONY: unit
 unit: $(VENV)/.test ## Unit tests of plugins/ and train/
