@@ -44,7 +44,7 @@ test: lint unit molecule chaos ## What CI runs: lint, unit tests, molecule and f
 test-all: test packets training preflight ## test, and what takes longer: each firewall, each defect of a preflight
 
 .PHONY: lint
-lint: $(VENV)/.test sanity ## ruff, mypy --strict, yamllint, ansible-lint (production, strict), ansible-test sanity
+lint: $(VENV)/.test sanity ## ruff, mypy --strict, yamllint, ansible-lint, changelog, ansible-test sanity
 	ruff check $(CODE)
 	ruff format --check $(CODE)
 	MYPYPATH=collections:train mypy -p ansible_collections.thunderhead.cluster.plugins
@@ -53,6 +53,7 @@ lint: $(VENV)/.test sanity ## ruff, mypy --strict, yamllint, ansible-lint (produ
 	MYPYPATH=tests/collection mypy tests/collection
 	yamllint --strict .
 	ansible-lint --strict --offline
+	antsibull-changelog lint
 
 .PHONY: sanity
 sanity: $(VENV)/.test ## ansible-test sanity on the built collection, every test and no finding ignored; no Docker
@@ -151,6 +152,10 @@ $(VENV)/.test: pyproject.toml requirements.txt roles/python_env/files/tools.txt 
 	uv pip install --quiet --python $(BIN)/python --requirement requirements.txt --group field \
 		$(if $(UV_FIND_LINKS),,--torch-backend=cpu)
 	@touch $@
+
+.PHONY: changelog
+changelog: $(VENV)/.test ## Put the fragments in changelogs/ into CHANGELOG.rst, under the version of galaxy.yml
+	antsibull-changelog release --update-existing --reload-plugins
 
 .PHONY: clean
 clean: ## Remove what was built here: tools, local nodes, caches (not runs/)
