@@ -10,11 +10,12 @@ ROOT = Path(__file__).parents[2]
 def install(folder: Path) -> Path:
     """Build the collection and install it below a folder, which is made; return where it lies.
 
+    Nothing is asked of Galaxy: what it depends on comes with the package ansible.
+
     Args:
         folder: becomes what Ansible calls a collections path; outside the checkout, or Ansible finds that instead.
     """
     folder.mkdir()
-    # What it depends on comes with the package ansible: nothing is asked of Galaxy.
     quiet = {**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(folder)}
     quiet.pop("ANSIBLE_CONFIG", None)
 
@@ -24,5 +25,5 @@ def install(folder: Path) -> Path:
 
     galaxy("build", "--output-path", folder, ROOT)
     (archive,) = folder.glob("thunderhead-cluster-*.tar.gz")
-    galaxy("install", "--no-deps", "--offline", "--collections-path", folder, archive)
+    galaxy("install", "--offline", "--collections-path", folder, archive)
     return folder / "ansible_collections" / "thunderhead" / "cluster"
