@@ -38,7 +38,7 @@ demo: $(VENV)/.controller ## Train on two nodes on this machine, from nothing: n
 # ------------------------------------------------------------------------------------------------------------- testing
 
 .PHONY: test
-test: lint unit molecule chaos ## What CI runs: lint, unit tests, molecule and faults on real containers
+test: lint unit unit-newest collection molecule chaos ## What CI runs: lint, unit tests, molecule and faults on real containers
 
 .PHONY: test-all
 test-all: test packets training preflight ## test, and what takes longer: each firewall, each defect of a preflight
@@ -63,6 +63,14 @@ sanity: $(VENV)/.test ## ansible-test sanity on the built collection, every test
 unit: $(VENV)/.test ## Unit tests of plugins/ and train/
 	pytest --numprocesses 3 --dist loadfile tests/unit/plugins # most of a test is waiting
 	pytest tests/unit/train # apart: Ansible replaces sys.intern, and torch cannot be imported after it
+
+.PHONY: unit-newest
+unit-newest: $(VENV)/.test ## Unit tests of what talks to Ansible, with the newest ansible-core; Python 3.12 or newer
+	python tests/collection/newest.py
+
+.PHONY: collection
+collection: $(VENV)/.controller ## Build and install the collection elsewhere, and train with it on two nodes on this machine
+	python tests/collection/user.py
 
 .PHONY: molecule
 molecule: $(VENV)/.test ## A training behind nftables, and setups that have to fail, on containers with systemd and sshd
