@@ -4,7 +4,9 @@ All its tests run, with no file of findings to ignore; a Python that this machin
 Arguments are handed on to ansible-test: ``python tests/collection/sanity.py --test pylint``.
 """
 
+import importlib.resources
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -61,7 +63,9 @@ def prepare_home() -> None:
     """Have a home with the script that ansible-test would download, and pip's settings, of which it keeps none."""
     scripts = CACHE / ".ansible" / "test" / "cache"
     scripts.mkdir(parents=True, exist_ok=True)
-    shutil.copy(Path(__file__).with_name("get_pip.py"), scripts / "get_pip_24_2.py")
+    text = (importlib.resources.files("ansible_test") / "_internal" / "python_requirements.py").read_text()
+    (version,) = re.findall(r"^ +pip='([\d.]+)',$", text, re.MULTILINE)
+    shutil.copy(Path(__file__).with_name("get_pip.py"), scripts / f"get_pip_{version.replace('.', '_')}.py")
     given = {name: value for name, value in os.environ.items() if name.startswith("PIP_") and name != "PIP_CONFIG_FILE"}
     lines = [f"{name.removeprefix('PIP_').lower().replace('_', '-')} = {value}" for name, value in given.items()]
     (CACHE / ".pip").mkdir(exist_ok=True)

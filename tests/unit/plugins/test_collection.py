@@ -10,7 +10,7 @@ import yaml
 from playing import ROOT
 
 PARTS = {
-    *("CHANGELOG.rst", "CODE_OF_CONDUCT.md", "CONTRIBUTING.md", "COPYING", "FILES.json", "LICENSE", "LICENSES"),
+    *("CHANGELOG.rst", "CODE_OF_CONDUCT.md", "CONTRIBUTING.md", "FILES.json", "LICENSE", "LICENSES"),
     *("MANIFEST.json", "README.md", "REUSE.toml", "changelogs", "docs", "inventory", "meta", "playbooks", "plugins"),
     *("requirements.txt", "roles", "train"),
 }
