@@ -60,7 +60,7 @@ class Program:
         self._errors = os.memfd_create("errors")
         variables = [os.fsencode(variable) for variable in request["variables"]]
         try:
-            self.process = subprocess.Popen(
+            self.process = subprocess.Popen(  # pylint: disable=ansible-bad-function
                 [python, "-B", *arguments],
                 cwd=folder,
                 env=job_environment(user, os.fsencode(python), variables),
