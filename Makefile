@@ -44,7 +44,7 @@ test: lint unit unit-newest collection molecule chaos ## What CI runs: lint, uni
 test-all: test packets training preflight ## test, and what takes longer: each firewall, each defect of a preflight
 
 .PHONY: lint
-lint: $(VENV)/.test sanity ## ruff, mypy --strict, yamllint, ansible-lint, changelog, ansible-test sanity
+lint: $(VENV)/.test ## ruff, mypy --strict, yamllint, ansible-lint, changelog, ansible-test sanity
 	ruff check $(CODE)
 	ruff format --check $(CODE)
 	MYPYPATH=collections:train mypy -p ansible_collections.thunderhead.cluster.plugins
@@ -54,6 +54,7 @@ lint: $(VENV)/.test sanity ## ruff, mypy --strict, yamllint, ansible-lint, chang
 	yamllint --strict .
 	ansible-lint --strict --offline
 	antsibull-changelog lint
+	$(MAKE) --no-print-directory sanity
 
 .PHONY: sanity
 sanity: $(VENV)/.test ## ansible-test sanity on the built collection, every test and no finding ignored; no Docker

@@ -14,6 +14,7 @@ from sanity import pythons
 ENVIRONMENT = ROOT / ".cache" / "newest"
 OLDEST = (3, 11)
 """The only Python of the oldest ansible-core, by pyproject.toml."""
+NEWER = ("3.12", "3.13", "3.14")
 TESTS = (
     *("actions", "channel", "collection", "connect", "copies", "documentation", "every_node", "extra_vars"),
     *("host_keys", "hostile_playbooks", "interrupts", "iptables_peers", "nftables_peers", "role_settings", "roles"),
@@ -27,18 +28,19 @@ def main() -> int:
     if sys.version_info[:2] > OLDEST:
         print(f"Nothing to do: the unit tests run with the newest ansible-core under Python {sys.version.split()[0]}.")
         return 0
-    newer = {version: folder for version, folder in pythons().items() if version not in ("3.9", "3.10", "3.11")}
+    newer = pythons(NEWER)
     if not newer:
         print("NOT TESTED with the newest ansible-core, which needs Python 3.12 or newer: this machine has none.")
         return 0
-    version, folder = max(newer.items(), key=lambda one: int(one[0].partition(".")[2]))
+    version, folder = list(newer.items())[-1]
     python = ENVIRONMENT / "bin" / "python"
     if not python.exists():
         subprocess.run(["uv", "venv", "--quiet", "--python", folder / f"python{version}", ENVIRONMENT], check=True)
     groups = ["--group", "controller", "--group", "unit"]
     subprocess.run(["uv", "pip", "install", "--quiet", "--python", python, *groups], cwd=ROOT, check=True)
     environment = {**os.environ, "PATH": os.pathsep.join([str(python.parent), os.environ["PATH"]])}
-    subprocess.run([python, "-m", "ansible", "--version"], check=True)
+    release = "from ansible.release import __version__; print('ansible-core', __version__)"
+    subprocess.run([python, "-c", release], check=True)
     tests = [Path("tests", "unit", "plugins", f"test_{name}.py") for name in TESTS]
     pytest = ["-m", "pytest", "--numprocesses", "3", "--dist", "loadfile"]
     return subprocess.run([python, *pytest, *tests], cwd=ROOT, env=environment).returncode

@@ -76,14 +76,14 @@ def prepare_home() -> None:
         shutil.copy(own, CACHE / ".config" / "pip")
 
 
-def pythons() -> dict[str, Path]:
-    """Return the folders of the Pythons of this machine, by version.
+def pythons(versions: Sequence[str] = PYTHONS) -> dict[str, Path]:
+    """Return the folders of those Pythons that this machine has, by version.
 
     Those of pyenv are where it keeps them, for its commands on the search path answer for one version only.
     """
     kept = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions")
     found: dict[str, Path] = {}
-    for version in PYTHONS:
+    for version in versions:
         own = shutil.which(f"python{version}")
         for path in [*([Path(own)] if own else []), *sorted(kept.glob(f"{version}.*/bin/python{version}"))]:
             if version not in found and subprocess.run([path, "-c", ""], capture_output=True).returncode == 0:
