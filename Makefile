@@ -38,25 +38,40 @@ demo: $(VENV)/.controller ## Train on two nodes on this machine, from nothing: n
 # ------------------------------------------------------------------------------------------------------------- testing
 
 .PHONY: test
-test: lint unit molecule chaos ## What CI runs: lint, unit tests, molecule and faults on real containers
+test: lint unit unit-newest collection molecule chaos ## What CI runs: lint, unit tests, molecule and faults on real containers
 
 .PHONY: test-all
 test-all: test packets training preflight ## test, and what takes longer: each firewall, each defect of a preflight
 
 .PHONY: lint
-lint: $(VENV)/.test ## ruff, mypy --strict, yamllint, ansible-lint (production, strict)
+lint: $(VENV)/.test ## ruff, mypy --strict, yamllint, ansible-lint, changelog, ansible-test sanity
 	ruff check $(CODE)
 	ruff format --check $(CODE)
 	MYPYPATH=collections:train mypy -p ansible_collections.thunderhead.cluster.plugins
 	MYPYPATH=train mypy train
 	MYPYPATH=tests/bench mypy tests/docker tests/bench
+	MYPYPATH=tests/collection mypy tests/collection
 	yamllint --strict .
 	ansible-lint --strict --offline
+	antsibull-changelog lint
+	$(MAKE) --no-print-directory sanity
+
+.PHONY: sanity
+sanity: $(VENV)/.test ## ansible-test sanity on the built collection, every test and no finding ignored; no Docker
+	python tests/collection/sanity.py
 
 .PHONY: unit
 unit: $(VENV)/.test ## Unit tests of plugins/ and train/
 	pytest --numprocesses 3 --dist loadfile tests/unit/plugins # most of a test is waiting
 	pytest tests/unit/train # apart: Ansible replaces sys.intern, and torch cannot be imported after it
+
+.PHONY: unit-newest
+unit-newest: $(VENV)/.test ## Unit tests of what talks to Ansible, with the newest ansible-core; Python 3.12 or newer
+	python tests/collection/newest.py
+
+.PHONY: collection
+collection: $(VENV)/.controller ## Build and install the collection elsewhere, and train with it on two nodes on this machine
+	python tests/collection/user.py
 
 .PHONY: molecule
 molecule: $(VENV)/.test ## A training behind nftables, and setups that have to fail, on containers with systemd and sshd
@@ -146,6 +161,10 @@ $(VENV)/.test: pyproject.toml requirements.txt roles/python_env/files/tools.txt 
 	uv pip install --quiet --python $(BIN)/python --requirement requirements.txt --group field \
 		$(if $(UV_FIND_LINKS),,--torch-backend=cpu)
 	@touch $@
+
+.PHONY: changelog
+changelog: $(VENV)/.test ## Put the fragments in changelogs/ into CHANGELOG.rst, under the version of galaxy.yml
+	antsibull-changelog release --update-existing --reload-plugins
 
 .PHONY: clean
 clean: ## Remove what was built here: tools, local nodes, caches (not runs/)

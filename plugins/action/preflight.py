@@ -26,7 +26,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.o
     PROJECT_OPTIONS,
     split_patterns,
 )
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.paths import EXAMPLES
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.paths import EXAMPLE
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight import report, run_checks
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.code import Code
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.bundle import make_bundle
@@ -85,7 +85,7 @@ class ActionModule(ClusterAction):
 
 def _code(arguments: dict[str, Any], inventory: Inventory) -> Code:
     """Return what a job would run with the same options."""
-    project = Path(os.path.abspath(arguments["project_dir"])) if arguments["project_dir"] else EXAMPLES
+    project = Path(os.path.abspath(arguments["project_dir"])) if arguments["project_dir"] else EXAMPLE
     env = as_environment(arguments["env"], "env")
     module = arguments["module"]
     head = inventory.taking_part[:1]

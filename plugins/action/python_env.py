@@ -14,7 +14,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requir
 
 
 class ActionModule(ActionBase):
-    """Has the module install; see there for arguments and results."""
+    """Has the module python_env_install do it; the module of this name documents arguments and results."""
 
     _supports_check_mode = True
     _supports_async = False
@@ -51,7 +51,9 @@ class ActionModule(ActionBase):
         settings["find_links"] += links(arguments.pop("links"), written)
         arguments["settings"] = json.dumps(settings)  # as one text, which no output repeats
         arguments["lock"] = Path(arguments["lock"]).read_text(encoding="utf-8") if arguments["lock"] else ""
-        done = self._execute_module("thunderhead.cluster.python_env", module_args=arguments, task_vars=task_vars)
+        done = self._execute_module(
+            "thunderhead.cluster.python_env_install", module_args=arguments, task_vars=task_vars
+        )
         return {**result, **done}
 
 

@@ -16,7 +16,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors
 
 DOCUMENTATION = """
 name: node_environment
-author: The Thunderhead developers
+author: The Thunderhead developers (!UNKNOWN)
 version_added: 0.1.0
 short_description: The environment of one node
 description:

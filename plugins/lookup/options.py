@@ -1,19 +1,13 @@
 # Copyright (c) The Thunderhead developers
 # Licensed under the Apache License, Version 2.0 (see LICENSE)
+# ruff: noqa: E402 (in a plugin the documentation comes first)
 """Return the options that were given with ``-e``, whatever an inventory calls by the same name."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
-from ansible.errors import AnsibleError
-from ansible.plugins.lookup import LookupBase
-from ansible.utils.vars import load_extra_vars
-
 DOCUMENTATION = """
 name: options
-author: The Thunderhead developers
+author: The Thunderhead developers (!UNKNOWN)
 short_description: Options of the command line
 description:
   - Returns the variables of some names that were given with C(-e), as C(name=value), as JSON or YAML, or in a file.
@@ -38,6 +32,13 @@ _raw:
   type: list
   elements: dict
 """
+
+from collections.abc import Sequence
+from typing import Any
+
+from ansible.errors import AnsibleError
+from ansible.plugins.lookup import LookupBase
+from ansible.utils.vars import load_extra_vars
 
 
 class LookupModule(LookupBase):

@@ -33,11 +33,19 @@ options:
     type: str
     choices: [present, absent]
     default: present
+extends_documentation_fragment:
+  - ansible.builtin.action_common_attributes
 attributes:
   check_mode:
-    description: Says what would change.
     support: full
-author: The Thunderhead developers
+    details: Says what would change.
+  diff_mode:
+    support: full
+    details: Shows which folders come and go.
+  platform:
+    support: full
+    platforms: linux
+author: The Thunderhead developers (!UNKNOWN)
 """
 
 EXAMPLES = r"""

@@ -6,7 +6,7 @@ DOCUMENTATION = r"""
 module: cluster_info
 short_description: Checks the inventory and every node, and returns the cluster's topology
 version_added: 0.1.0
-author: The Thunderhead developers
+author: The Thunderhead developers (!UNKNOWN)
 description:
   - Reaches every host of the play once, at the same time, and changes nothing.
   - Fails with one sentence for each value that a role of O(roles) refuses, with the hosts that have it.
@@ -23,10 +23,25 @@ options:
     elements: str
     choices: [python_env, firewall, node_env]
     default: []
+extends_documentation_fragment:
+  - ansible.builtin.action_common_attributes
+  - ansible.builtin.action_common_attributes.flow
 attributes:
   check_mode:
     support: full
-    description: Changes nothing in any mode.
+    details: Changes nothing in any mode.
+  diff_mode:
+    support: N/A
+    details: Changes nothing.
+  action:
+    support: full
+  async:
+    support: none
+  bypass_host_loop:
+    support: full
+  platform:
+    support: full
+    platforms: linux
 """
 
 EXAMPLES = r"""

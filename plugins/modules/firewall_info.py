@@ -29,11 +29,26 @@ options:
     type: list
     elements: str
     required: true
+extends_documentation_fragment:
+  - ansible.builtin.action_common_attributes
+  - ansible.builtin.action_common_attributes.flow
 attributes:
   check_mode:
-    description: Changes nothing in any mode.
     support: full
-author: The Thunderhead developers
+    details: Changes nothing in any mode.
+  diff_mode:
+    support: N/A
+    details: Changes nothing.
+  action:
+    support: full
+  async:
+    support: none
+  bypass_host_loop:
+    support: full
+  platform:
+    support: full
+    platforms: linux
+author: The Thunderhead developers (!UNKNOWN)
 """
 
 EXAMPLES = r"""

@@ -17,15 +17,20 @@ description:
   - The chain is restored by C(/etc/thunderhead/iptables.sh). C(thunderhead-iptables.service) runs it at boot, and
     whenever C(netfilter-persistent.service), C(iptables.service), C(ip6tables.service) or C(nftables.service) is
     restarted or reloaded; a plugin of C(netfilter-persistent) runs it where that command is used by hand.
-extends_documentation_fragment: thunderhead.cluster.peers
+extends_documentation_fragment:
+  - thunderhead.cluster.peers
+  - ansible.builtin.action_common_attributes
 attributes:
   check_mode:
-    description: Says what would change, and changes nothing.
     support: full
+    details: Says what would change, and changes nothing.
   diff_mode:
-    description: Shows the rules and the files before and after.
     support: full
-author: The Thunderhead developers
+    details: Shows the rules and the files before and after.
+  platform:
+    support: full
+    platforms: linux
+author: The Thunderhead developers (!UNKNOWN)
 """
 
 EXAMPLES = r"""
@@ -243,7 +248,7 @@ def apply(module: AnsibleModule, plan: Plan, rewritten: list[str], systemd: bool
         if plan.files[path] is not None:
             restoring.write(module, path, plan.files[path], 0o755 if path == PLUGIN else 0o644)
     if plan.script:
-        status, _, err = module.run_command(["/bin/sh"], data=plan.script)
+        status, _out, err = module.run_command(["/bin/sh"], data=plan.script)
         if status:
             module.fail_json(
                 msg=f"iptables refused the cluster's rules ({' '.join(err.split())}); run this again, in case somebody "

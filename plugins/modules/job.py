@@ -6,7 +6,7 @@ DOCUMENTATION = r"""
 module: job
 short_description: Runs a script on all nodes of the cluster at once
 version_added: 0.1.0
-author: The Thunderhead developers
+author: The Thunderhead developers (!UNKNOWN)
 description:
   - Snapshots the project, prepares every host of the play that is in group C(cluster), starts the script on all of them
     at the same moment, follows it, and collects logs and what rank 0 wrote.
@@ -137,11 +137,26 @@ options:
     description: The least number of files that a job may open before it is said.
     type: int
     default: 4096
-extends_documentation_fragment: [thunderhead.cluster.follow_options, thunderhead.cluster.options]
+extends_documentation_fragment:
+  - thunderhead.cluster.follow_options
+  - thunderhead.cluster.options
+  - ansible.builtin.action_common_attributes
+  - ansible.builtin.action_common_attributes.flow
 attributes:
   check_mode:
     support: full
-    description: Checks the input and every node, and starts nothing.
+    details: Checks the input and every node, and starts nothing.
+  diff_mode:
+    support: none
+  action:
+    support: full
+  async:
+    support: none
+  bypass_host_loop:
+    support: full
+  platform:
+    support: full
+    platforms: linux
 """
 
 EXAMPLES = r"""

@@ -6,7 +6,7 @@ DOCUMENTATION = r"""
 module: job_cleanup
 short_description: Removes old jobs, their code and unused environments from the nodes
 version_added: 0.1.0
-author: The Thunderhead developers
+author: The Thunderhead developers (!UNKNOWN)
 description:
   - Removes from every host of the play that is in group C(cluster) all but the user's own newest ended jobs, then the
     code that none of the jobs left there came from, and the Python environments that neither the next job nor the
@@ -25,11 +25,25 @@ options:
     description: Count and remove everybody's jobs.
     type: bool
     default: false
-extends_documentation_fragment: [thunderhead.cluster.options]
+extends_documentation_fragment:
+  - thunderhead.cluster.options
+  - ansible.builtin.action_common_attributes
+  - ansible.builtin.action_common_attributes.flow
 attributes:
   check_mode:
     support: full
-    description: Says what would be removed, and removes nothing.
+    details: Says what would be removed, and removes nothing.
+  diff_mode:
+    support: none
+  action:
+    support: full
+  async:
+    support: none
+  bypass_host_loop:
+    support: full
+  platform:
+    support: full
+    platforms: linux
 """
 
 EXAMPLES = r"""

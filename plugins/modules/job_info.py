@@ -6,7 +6,7 @@ DOCUMENTATION = r"""
 module: job_info
 short_description: Lists the jobs on the cluster
 version_added: 0.1.0
-author: The Thunderhead developers
+author: The Thunderhead developers (!UNKNOWN)
 description:
   - Asks every host of group C(cluster) for its jobs, the newest 10 of each, whoever started them.
   - Runs once for all hosts.
@@ -20,11 +20,26 @@ options:
     type: str
     choices: [table, json, none]
     default: none
-extends_documentation_fragment: [thunderhead.cluster.options]
+extends_documentation_fragment:
+  - thunderhead.cluster.options
+  - ansible.builtin.action_common_attributes
+  - ansible.builtin.action_common_attributes.flow
 attributes:
   check_mode:
     support: full
-    description: It changes nothing anyway.
+    details: It changes nothing anyway.
+  diff_mode:
+    support: N/A
+    details: Changes nothing.
+  action:
+    support: full
+  async:
+    support: none
+  bypass_host_loop:
+    support: full
+  platform:
+    support: full
+    platforms: linux
 """
 
 EXAMPLES = r"""

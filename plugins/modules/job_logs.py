@@ -6,7 +6,7 @@ DOCUMENTATION = r"""
 module: job_logs
 short_description: Follows a job that was started earlier to its end
 version_added: 0.1.0
-author: The Thunderhead developers
+author: The Thunderhead developers (!UNKNOWN)
 description:
   - Shows the output of a job on group C(cluster) from where an earlier command left off, follows it, and collects logs
     and artifacts, as M(thunderhead.cluster.job) does. Nothing is fetched twice, and nothing is left out.
@@ -23,11 +23,26 @@ options:
       - From which byte of the logs on they are shown, V(0) being their beginning.
       - By default from where the copy in O(runs_dir) ends; from the beginning, if it is complete.
     type: int
-extends_documentation_fragment: [thunderhead.cluster.follow_options, thunderhead.cluster.options]
+extends_documentation_fragment:
+  - thunderhead.cluster.follow_options
+  - thunderhead.cluster.options
+  - ansible.builtin.action_common_attributes
+  - ansible.builtin.action_common_attributes.flow
 attributes:
   check_mode:
     support: none
-    description: There is nothing to check.
+    details: There is nothing to check.
+  diff_mode:
+    support: none
+  action:
+    support: full
+  async:
+    support: none
+  bypass_host_loop:
+    support: full
+  platform:
+    support: full
+    platforms: linux
 """
 
 EXAMPLES = r"""

@@ -6,7 +6,7 @@ DOCUMENTATION = r"""
 module: job_stop
 short_description: Stops a job on all its nodes
 version_added: 0.1.0
-author: The Thunderhead developers
+author: The Thunderhead developers (!UNKNOWN)
 description:
   - Sends SIGTERM to all processes of the job on all nodes at the same moment, and SIGKILL after a grace. Fails if a
     node does not answer, or if a process of the job is left.
@@ -26,11 +26,25 @@ options:
     description: The time between SIGTERM and SIGKILL when the job is stopped.
     type: int
     default: 10
-extends_documentation_fragment: [thunderhead.cluster.options]
+extends_documentation_fragment:
+  - thunderhead.cluster.options
+  - ansible.builtin.action_common_attributes
+  - ansible.builtin.action_common_attributes.flow
 attributes:
   check_mode:
     support: none
-    description: It would have to stop the job to know that nothing is left of it.
+    details: It would have to stop the job to know that nothing is left of it.
+  diff_mode:
+    support: none
+  action:
+    support: full
+  async:
+    support: none
+  bypass_host_loop:
+    support: full
+  platform:
+    support: full
+    platforms: linux
 """
 
 EXAMPLES = r"""

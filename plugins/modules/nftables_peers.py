@@ -18,15 +18,20 @@ description:
   - No other rule and no policy is touched. Where no chain filters incoming packets, nothing is done.
   - The rules are restored by C(/etc/thunderhead/nftables.sh), which a drop-in of C(nftables.service) runs after the
     administrator's rules have been loaded or reloaded. If it fails, the administrator's rules still stand.
-extends_documentation_fragment: thunderhead.cluster.peers
+extends_documentation_fragment:
+  - thunderhead.cluster.peers
+  - ansible.builtin.action_common_attributes
 attributes:
   check_mode:
-    description: Says what would change, and changes nothing.
     support: full
+    details: Says what would change, and changes nothing.
   diff_mode:
-    description: Shows the rules and the files before and after.
     support: full
-author: The Thunderhead developers
+    details: Shows the rules and the files before and after.
+  platform:
+    support: full
+    platforms: linux
+author: The Thunderhead developers (!UNKNOWN)
 """
 
 EXAMPLES = r"""
@@ -233,7 +238,7 @@ def make_plan(
             before += [f"rule {place} of {where}: jump {NAME}" for place in jumps]
             after += [f"rule {place} of {where}: jump {NAME}" for place in places]
             if list(jumps) != places:
-                commands += [*jumps.values(), *(f"insert rule {where} {JUMP}" for _ in places)]
+                commands += [*jumps.values(), *(f"insert rule {where} {JUMP}" for _place in places)]
         if not extended:
             commands += [f"flush chain {name}", f"delete chain {name}"]
     # Chains that the script knows and that are not live stay in: while nftables.service is stopped none of them is.
@@ -330,7 +335,7 @@ def apply(module: AnsibleModule, plan: Plan, rewritten: list[str], reload: bool)
             restoring.write(module, path, plan.files[path])
     if plan.commands:
         nft = module.get_bin_path("nft", required=True)
-        status, _, err = module.run_command([nft, "-f", "-"], data=plan.commands)
+        status, _out, err = module.run_command([nft, "-f", "-"], data=plan.commands)
         if status:
             module.fail_json(
                 msg=f"nft refused the cluster's rules, so none was changed ({' '.join(err.split())}); run this again, "

@@ -6,7 +6,7 @@ DOCUMENTATION = r"""
 module: node_env_info
 short_description: Looks at the account, the directories and the environment file of every node
 version_added: 0.1.0
-author: The Thunderhead developers
+author: The Thunderhead developers (!UNKNOWN)
 description:
   - Changes nothing.
   - Asks all hosts of the play at once, with the arguments that the task has for each.
@@ -26,10 +26,25 @@ options:
     description: The account that jobs run as; empty means that of Ansible.
     type: str
     default: ""
+extends_documentation_fragment:
+  - ansible.builtin.action_common_attributes
+  - ansible.builtin.action_common_attributes.flow
 attributes:
   check_mode:
     support: full
-    description: It changes nothing anyway.
+    details: It changes nothing anyway.
+  diff_mode:
+    support: N/A
+    details: Changes nothing.
+  action:
+    support: full
+  async:
+    support: none
+  bypass_host_loop:
+    support: full
+  platform:
+    support: full
+    platforms: linux
 """
 
 EXAMPLES = r"""

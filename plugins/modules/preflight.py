@@ -6,7 +6,7 @@ DOCUMENTATION = r"""
 module: preflight
 short_description: Finds what would make a job fail or hang, before one is started
 version_added: 0.1.0
-author: The Thunderhead developers
+author: The Thunderhead developers (!UNKNOWN)
 description:
   - Asks every host of the play once, at the same time, what it is, has the hosts connect to each other, and judges what
     came of it. Nothing is changed on any host.
@@ -99,11 +99,26 @@ options:
     description: The least number of files that a job may open.
     type: int
     default: 4096
-extends_documentation_fragment: [thunderhead.cluster.options]
+extends_documentation_fragment:
+  - thunderhead.cluster.options
+  - ansible.builtin.action_common_attributes
+  - ansible.builtin.action_common_attributes.flow
 attributes:
   check_mode:
     support: full
-    description: Changes nothing in any mode.
+    details: Changes nothing in any mode.
+  diff_mode:
+    support: N/A
+    details: Changes nothing.
+  action:
+    support: full
+  async:
+    support: none
+  bypass_host_loop:
+    support: full
+  platform:
+    support: full
+    platforms: linux
 """
 
 EXAMPLES = r"""

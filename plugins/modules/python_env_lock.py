@@ -26,14 +26,26 @@ options:
     description: By host, what M(thunderhead.cluster.python_env_info) says. Without it requirements are only read.
     type: dict
     default: {}
+extends_documentation_fragment:
+  - ansible.builtin.action_common_attributes
+  - ansible.builtin.action_common_attributes.flow
 attributes:
   check_mode:
-    description: Resolves all the same, which changes no node.
     support: full
+    details: Resolves all the same, which changes no node.
   diff_mode:
-    description: Shows what each lock changes.
     support: full
-author: The Thunderhead developers
+    details: Shows what each lock changes.
+  action:
+    support: full
+  async:
+    support: none
+  bypass_host_loop:
+    support: full
+  platform:
+    support: full
+    platforms: linux
+author: The Thunderhead developers (!UNKNOWN)
 """
 
 EXAMPLES = r"""

@@ -22,11 +22,19 @@ options:
     description: What is to be resolved, in JSON.
     type: str
     required: true
+extends_documentation_fragment:
+  - ansible.builtin.action_common_attributes
 attributes:
   check_mode:
-    description: Changes nothing that stays.
     support: full
-author: The Thunderhead developers
+    details: Changes nothing that stays.
+  diff_mode:
+    support: N/A
+    details: Changes nothing.
+  platform:
+    support: full
+    platforms: linux
+author: The Thunderhead developers (!UNKNOWN)
 """
 
 EXAMPLES = r"""
@@ -49,12 +57,14 @@ contents:
 
 import base64
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import shutil
 import tarfile
 import tempfile
+from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.cluster_directory import (
@@ -78,7 +88,10 @@ def make_workshop() -> tuple[str, int]:
         Failure: another account may write in a folder above it.
         OSError: there is no home, or something else in the folder's place.
     """
-    folder = home = os.path.realpath(os.path.expanduser("~"))
+    try:
+        folder = home = os.path.realpath(Path.home())
+    except RuntimeError:  # neither HOME nor the accounts' list says it
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "~") from None
     while True:
         found = os.stat(folder)
         if found.st_uid not in trusted():

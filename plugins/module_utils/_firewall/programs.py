@@ -23,13 +23,14 @@ def ask(program: str, *arguments: str) -> str | None:
     if path is None:
         return None
     try:
-        done = subprocess.run(
+        done = subprocess.run(  # pylint: disable=ansible-bad-function
             [path, *arguments],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             errors="replace",
             env={**os.environ, "LC_ALL": "C"},
+            check=False,
         )
     except OSError:
         return None

@@ -171,6 +171,7 @@ def open_to_all(path: str) -> None:
     Raises:
         Failure: it cannot be.
     """
+    # pylint: disable-next=ansible-bad-function
     done = subprocess.run(["chmod", "-R", "u=rwX,go=rX", path], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise Failure(

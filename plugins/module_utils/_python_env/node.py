@@ -115,7 +115,7 @@ def _about(python: str) -> dict[str, Any]:
     if not python:
         raise Refusal("has an empty python_env_python; name a Python from 3.10 to 3.13 there, or leave it out")
     try:
-        done = subprocess.run(
+        done = subprocess.run(  # pylint: disable=ansible-bad-function
             [python, "-c", ABOUT],
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -123,6 +123,7 @@ def _about(python: str) -> dict[str, Any]:
             errors="replace",
             cwd="/",
             timeout=ANSWER_SECONDS,
+            check=False,
         )
         why = (done.stderr.strip().splitlines() or [""])[-1]
     except OSError as error:
@@ -175,12 +176,13 @@ def nvidia_driver() -> str | None:
     if not tool:
         return None
     try:
-        done = subprocess.run(
+        done = subprocess.run(  # pylint: disable=ansible-bad-function
             [tool, "--query-gpu=driver_version", "--format=csv,noheader"],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             timeout=30,
+            check=False,
         )
     except (OSError, subprocess.SubprocessError):
         return ""
@@ -191,13 +193,14 @@ def nvidia_driver() -> str | None:
 def uv_version(uv: str) -> str:
     """Return the version of the uv at this path, empty if it does not run."""
     try:
-        done = subprocess.run(
+        done = subprocess.run(  # pylint: disable=ansible-bad-function
             [uv, "--version"],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             errors="replace",
             timeout=ANSWER_SECONDS,
+            check=False,
         )
     except (OSError, subprocess.SubprocessError):
         return ""

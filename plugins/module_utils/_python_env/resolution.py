@@ -664,7 +664,7 @@ class Resolution:
     def _git(self, *arguments: str) -> None:
         env = {**self.uv.environment, "GIT_TERMINAL_PROMPT": "0"}
         try:
-            done = subprocess.run(
+            done = subprocess.run(  # pylint: disable=ansible-bad-function
                 ["git", *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, env=env, check=False
             )
         except OSError as error:

@@ -546,7 +546,7 @@ class Uv:
         if arguments[:1] != ("export",):  # which goes by the project alone, and builds nothing
             env.update(self._config())
         try:
-            result = subprocess.run(
+            result = subprocess.run(  # pylint: disable=ansible-bad-function
                 [self.binary, *arguments],
                 stdin=subprocess.DEVNULL,
                 capture_output=True,

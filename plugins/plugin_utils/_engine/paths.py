@@ -8,5 +8,5 @@ from pathlib import Path
 
 COLLECTION = Path(__file__).parents[3]
 ROLES = COLLECTION / "roles"
-EXAMPLES = COLLECTION / "train"
+EXAMPLE = COLLECTION / "train"
 """The project of those who name none."""

@@ -5,7 +5,7 @@ import dataclasses
 from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.settings import NodeSettings
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.paths import EXAMPLES
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.paths import EXAMPLE
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight import run_checks
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.check import Verdict
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.cluster import ClusterFacts
@@ -114,7 +114,7 @@ def asked(cluster: ClusterFacts, **options: Any) -> ClusterFacts:
 
 def running(cluster: ClusterFacts) -> ClusterFacts:
     """Return the cluster, asked to try what the example imports."""
-    return dataclasses.replace(cluster, code=Code(EXAMPLES, make_bundle(EXAMPLES, "train.py", 1), "train.py"))
+    return dataclasses.replace(cluster, code=Code(EXAMPLE, make_bundle(EXAMPLE, "train.py", 1), "train.py"))
 
 
 def judge(cluster: ClusterFacts) -> dict[str, Verdict]:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 from ansible.module_utils.testing import patch_module_args
+from ansible.plugins.doc_fragments import action_common_attributes
 from ansible_collections.thunderhead.cluster.plugins.action import job
 
 ROOT = Path(__file__).parents[3]
@@ -24,13 +25,25 @@ def documentation(name: str) -> dict[str, Any]:
     """What ansible-doc shows of a module: with the fragments that it shares with others."""
     documented: dict[str, Any] = yaml.safe_load(module(name).DOCUMENTATION)
     for fragment in sentences(documented.get("extends_documentation_fragment", [])):
-        assert fragment.startswith("thunderhead.cluster.")
-        source = importlib.import_module(f"{PLUGINS}.doc_fragments.{fragment.rpartition('.')[2]}")
-        shared = yaml.safe_load(source.ModuleDocFragment.DOCUMENTATION)
+        shared = yaml.safe_load(shared_documentation(fragment))
         own = documented.setdefault("options", {})
-        assert not own.keys() & shared["options"].keys()
-        own |= shared["options"]
+        assert not own.keys() & shared.get("options", {}).keys()
+        own |= shared.get("options", {})
+        for attribute, about in shared.get("attributes", {}).items():
+            if attribute in documented["attributes"]:
+                documented["attributes"][attribute] = about | documented["attributes"][attribute]
     return documented
+
+
+def shared_documentation(fragment: str) -> str:
+    """The text of a fragment, of this collection or of those that Ansible brings for attributes."""
+    common = "ansible.builtin.action_common_attributes"
+    if fragment.startswith(common):
+        variable = fragment.removeprefix(common).removeprefix(".").upper() or "DOCUMENTATION"
+        return str(getattr(action_common_attributes.ModuleDocFragment, variable))
+    assert fragment.startswith("thunderhead.cluster.")
+    source = importlib.import_module(f"{PLUGINS}.doc_fragments.{fragment.rpartition('.')[2]}")
+    return str(source.ModuleDocFragment.DOCUMENTATION)
 
 
 class Constructed(BaseException):
@@ -90,6 +103,21 @@ def test_documentation(name: str) -> None:
     assert not documented["short_description"].endswith(".")
     version = yaml.safe_load((ROOT / "galaxy.yml").read_text())["version"]
     assert tuple(map(int, documented["version_added"].split("."))) <= tuple(map(int, version.split(".")))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_attributes(name: str) -> None:
+    attributes = documentation(name)["attributes"]
+    expected = {"check_mode", "diff_mode", "platform"}
+    if name in ACTIONS:
+        action = importlib.import_module(f"{PLUGINS}.action.{name}").ActionModule
+        expected |= {"action", "async", "bypass_host_loop"}
+        assert attributes["action"]["support"] == "full"
+        assert (attributes["async"]["support"] == "full") is action._supports_async
+        assert (attributes["bypass_host_loop"]["support"] == "full") is bool(action.BYPASS_HOST_LOOP)
+    assert attributes.keys() == expected
+    for about in attributes.values():
+        assert about["description"] and about["support"] in ("full", "none", "N/A")
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -15,7 +15,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.h
     stored_bundle,
 )
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.make_job import (
-    EXAMPLES,
+    EXAMPLE,
     count_torchrun_devices,
     describe_job,
     make_job,
@@ -182,7 +182,7 @@ def test_a_job_of_an_order(tmp_path: Path) -> None:
 
 def test_who_names_no_project_gets_the_examples(tmp_path: Path) -> None:
     assert make_job(run_options(tmp_path, script="train.py"), {}, "").script == "train.py"
-    assert (EXAMPLES / "train.py").is_file()
+    assert (EXAMPLE / "train.py").is_file()
 
 
 # --------------------------------------------------------------------------------------------------------- earlier jobs

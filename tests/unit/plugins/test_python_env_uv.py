@@ -651,7 +651,7 @@ def test_tools_on_a_dead_network(tmp_path: Path) -> None:
         "settings": json.dumps({**SETTINGS, "index_url": "http://127.0.0.1:1/simple"}),
     }
     (tmp_path / "arguments").write_text(json.dumps({"ANSIBLE_MODULE_ARGS": given}))
-    module = "ansible_collections.thunderhead.cluster.plugins.modules.python_env"
+    module = "ansible_collections.thunderhead.cluster.plugins.modules.python_env_install"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
         [sys.executable, "-m", module, tmp_path / "arguments"],

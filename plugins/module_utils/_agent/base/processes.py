@@ -32,7 +32,7 @@ def how_it_ended(code: int) -> str:
 def run_command(command: list[str]) -> tuple[int, str]:
     """Run a command and return its exit code and output; to import subprocess takes as long as all else here."""
     reader, writer = os.pipe()
-    pid = os.posix_spawnp(
+    pid = os.posix_spawnp(  # pylint: disable=ansible-bad-function
         command[0],
         command,
         os.environ,

@@ -56,7 +56,7 @@ class Program:
 
         self._errors = os.memfd_create("errors")
         try:
-            self.process = subprocess.Popen(
+            self.process = subprocess.Popen(  # pylint: disable=ansible-bad-function
                 [python, "-B", *arguments],
                 cwd=folder,
                 env=job_environment(user, python, request["variables"]),

@@ -189,7 +189,7 @@ def run_spy(pids: list[int], spy: str, user: User | None, deadline: float) -> di
         attempts[pid] += 1
         output = os.memfd_create("stack")
         running[pid] = (
-            subprocess.Popen(
+            subprocess.Popen(  # pylint: disable=ansible-bad-function
                 [spy, *options, str(pid)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,

@@ -91,7 +91,8 @@ class ProgramRun:
 
     def hear(self, seconds: float) -> None:
         """Listen until the program has ended, takes too long, or nobody waits for the answer any more."""
-        assert self._program.process.stdout
+        if self._program.process.stdout is None:
+            raise AssertionError("its output is a pipe")
         output = self._program.process.stdout.fileno()
         waiting = select.poll()
         waiting.register(output, select.POLLIN)

@@ -146,6 +146,7 @@ class Supervisor:
             if self._order.resumes:
                 self._observe_checkpoint(environment[b"CKPT_PATH"])
             # Python ignores these two signals; a script expects the default.
+            # pylint: disable-next=ansible-bad-function
             script = os.posix_spawn(argv[0], argv, environment, setsigdef=[signal.SIGPIPE, signal.SIGXFSZ])
         except (OSError, Refusal) as error:
             self._save(state="failed", ended=time.time(), error=f"did not start: {error_text(error)}")

@@ -195,7 +195,7 @@ class Head(Watch):
             if told_to_stop():
                 self.end("")
         deadline = time.monotonic() + LAST_WORD_SECONDS
-        while not all([line.flush() for line in self._lines if line.open]) and time.monotonic() < deadline:
+        while [line for line in self._lines if line.open and not line.flush()] and time.monotonic() < deadline:
             self.wait(0.05)
         deadline = time.monotonic() + READ_SECONDS  # a connection closed over unread words takes the last one with it
         while any(line.open for line in self._lines) and time.monotonic() < deadline:

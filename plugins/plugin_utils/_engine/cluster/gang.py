@@ -62,9 +62,9 @@ class Gang:
         """Return a new channel to a host."""
         return self.nodes.open_channel(host)
 
-    def request(self, op: str, host: str, /, **more: Any) -> dict[str, Any]:
-        """Return a request to ``host``'s agent with the fields that all of this job's requests have."""
-        one = self.settings[host]
+    def request(self, op: str, receiver: str, /, **more: Any) -> dict[str, Any]:
+        """Return a request to a host's agent with the fields that all of this job's requests have."""
+        one = self.settings[receiver]
         return {"op": op, "directory": one.directory, "user": one.user, "job": asdict(self.identity), **more}
 
     def ask(

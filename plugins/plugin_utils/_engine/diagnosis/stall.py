@@ -401,7 +401,7 @@ def _wrong_numbers(topology: Topology, stacks: Stacks, tails: Mapping[str, Seque
             f"{', but '.join(counts)}, and every node must start the same number; set devices in the Trainer to what "
             "all nodes have"
         )
-    (local,) = started
+    local = next(iter(started))
     expected = {one.members for _node, found in announced for one in found}
     wrong = sorted(expected - {local * topology.world_size})
     if wrong:

@@ -86,7 +86,9 @@ def described_by_nodes(spec: Mapping[str, Any]) -> dict[str, Any]:
         "module": lambda value: isinstance(value, str),
         "args": lambda value: isinstance(value, list) and all(isinstance(word, str) for word in value),
         "launcher": lambda value: value in LAUNCHERS,
-        "devices": lambda value: value is None or (type(value) is int and value > 0),
+        "devices": lambda value: (
+            value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0)
+        ),
         "gang": lambda value: isinstance(value, bool),
         "uses": lambda value: value in KINDS,
         "user": lambda value: isinstance(value, str),

@@ -184,7 +184,10 @@ def _are_sound(ranks: Sequence[Mapping[str, Any]], world_size: Any) -> bool:
 
 def _has_rank(spec: Mapping[str, Any]) -> bool:
     """Whether its rank is one of its world's; a job that was never started has none yet."""
-    return not spec or (type(spec.get("rank")) is int and 0 <= spec["rank"] < spec.get("world_size", 0))
+    rank = spec.get("rank")
+    if not isinstance(rank, int) or isinstance(rank, bool):
+        return not spec
+    return bool(0 <= rank < spec.get("world_size", 0))
 
 
 def _view(

@@ -20,7 +20,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.history import stored_bundle
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.job import Job
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.options import RunOptions
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.paths import EXAMPLES
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.paths import EXAMPLE
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.bundle import make_bundle
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.entry_point import (
     find_entry,
@@ -113,7 +113,7 @@ def make_job(
                 f"which project job {options.resume} had is not known here, for it was started from elsewhere; give it "
                 "with -e project_dir="
             )
-        project = options.project_dir or project or EXAMPLES
+        project = options.project_dir or project or EXAMPLE
         variables = {**(inherited or {}), **env}
         named = options.script or ("" if module else earlier.get("script", ""))
         script = find_entry(project, named, module, variables)

@@ -51,7 +51,8 @@ class ClusterFacts:
     @property
     def nodes(self) -> Gang:
         """The nodes, to be asked for more."""
-        assert self.gang is not None, "only what is said of the nodes is known yet"
+        if self.gang is None:
+            raise AssertionError("only what is said of the nodes is known yet")
         return self.gang
 
     @property

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 from collections.abc import Iterable, Mapping
@@ -21,7 +22,9 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text i
     join_names,
     pluralize,
 )
-from packaging.utils import canonicalize_name
+
+with contextlib.suppress(ImportError):  # ansible-core needs it too; its sanity tests do without
+    from packaging.utils import canonicalize_name
 
 CHECKS = {
     "software.environment": "the account that jobs run as can start the environment's Python and import torch",

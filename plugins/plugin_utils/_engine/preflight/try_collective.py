@@ -167,7 +167,7 @@ def run_all_reduce(gang: Gang, port: int, seconds: float, fraction: float) -> Al
     if other:
         replies, errors = ask(other)
     return AllReduceRun(
-        topology, {host: NodeOutcome.read(reply, seconds) for host, (reply, _) in replies.items()}, errors
+        topology, {host: NodeOutcome.read(reply, seconds) for host, (reply, _payload) in replies.items()}, errors
     )
 
 

@@ -181,7 +181,12 @@ def git(folder: Path, *arguments: str) -> str | None:
     command = ["git", "-C", str(folder), *arguments]
     try:
         result = subprocess.run(
-            command, capture_output=True, text=True, errors="surrogateescape", env={**os.environ, "LC_ALL": "C"}
+            command,
+            capture_output=True,
+            text=True,
+            errors="surrogateescape",
+            env={**os.environ, "LC_ALL": "C"},
+            check=False,
         )
     except OSError as error:
         if not any(os.path.lexists(above / ".git") for above in (folder, *folder.parents)):
@@ -385,7 +390,7 @@ class _Chooser:
                 nodes = list(ast.walk(ast.parse(decode_source(data)))) if name in data else []
             except (OSError, SyntaxError, ValueError, RecursionError):
                 continue
-            for root in {self._project, path.parent}:
+            for root in dict.fromkeys((self._project, path.parent)):
                 for module, wanted in imported_by(nodes, path, root):
                     if any(file.suffix == ".py" and full in file.parents for file in own_files(root, module, wanted)):
                         return True

@@ -85,7 +85,13 @@ def _ran(environment: Mapping[str, str], *command: str | Path) -> tuple[int, str
     """Run a program; return its exit status and what it printed."""
     try:
         result = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", env=environment
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            env=environment,
+            check=False,
         )
     except OSError as error:
         return 127, str(error)

@@ -46,7 +46,9 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requir
 )
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requirements.uv_settings import require_usable
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import format_bytes, join_names
-from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
+with contextlib.suppress(ImportError):  # ansible-core needs it too; its sanity tests do without
+    from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 HERE = "localhost"
 VARIABLES: dict[str, Any] = {

@@ -9,6 +9,7 @@ links in a folder of its own. So the same text can be resolved on another machin
 from __future__ import annotations
 
 import codecs
+import contextlib
 import hashlib
 import json
 import locale
@@ -38,9 +39,11 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.projec
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.project_files import RESULTS, not_made
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requirements.uv_settings import require_usable
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import join_names
-from packaging.requirements import InvalidRequirement, Requirement
-from packaging.utils import canonicalize_name
-from packaging.version import InvalidVersion, Version
+
+with contextlib.suppress(ImportError):  # ansible-core needs it too; its sanity tests do without
+    from packaging.requirements import InvalidRequirement, Requirement
+    from packaging.utils import canonicalize_name
+    from packaging.version import InvalidVersion, Version
 
 MALWARE_SENTENCE = (
     "asks for {name} {version}, which was malware (GHSA-w37p-236h-pfx3); ask for another version there, and look into "
