@@ -1,3 +1,6 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
+
 # Thunderhead's own commands; `make help` lists them. Training itself is ansible-playbook: see README.md.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: MIT
 """Scikit-learn's handwritten digits, which travel inside the package, as a LightningDataModule."""
 
 import warnings

@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: MIT
 """The command line of train.py. It has nothing about nodes and addresses: those are the launcher's."""
 
 import argparse

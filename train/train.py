@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: MIT
 """Train a small network on 1,797 scanned handwritten digits, on one machine or on many.
 
 On this machine:

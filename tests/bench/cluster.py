@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """What the benchmarks share: nodes of the test rig, this project's playbooks on them, and a lock."""
 
 import contextlib

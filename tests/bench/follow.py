@@ -1,4 +1,6 @@
 #!/usr/bin/env python3
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """What it costs to follow a job: CPU time on the nodes and on the controller, and how fast logs come home.
 
     follow.py [--nodes 16] [--seconds 60] [--bytes 1000000000]

@@ -1,4 +1,6 @@
 #!/usr/bin/env python3
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """How long it takes until a script runs on every node: this project against a shell loop of ssh, pdsh and mpirun.
 
     launch.py [--nodes 16] [--rounds 5]

@@ -1,4 +1,6 @@
 #!/usr/bin/env python3
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """How long preflight.yml takes for a healthy cluster, and what its short form costs a run.yml.
 
     preflight.py [--nodes 16] [--rounds 15]

@@ -1,4 +1,6 @@
 #!/usr/bin/env python3
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """How alike the ranks start, how fast a rank's death ends the others, and how soon the job trains again.
 
     recovery.py [--sizes 2 8 16 32] [--rounds 3]

@@ -1,4 +1,6 @@
 #!/usr/bin/env python3
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """How long setup.yml takes on fresh nodes, and again, against the same installation by parallel ssh and uv by hand.
 
     setup_nodes.py [--nodes 8] [--rounds 3]

@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """What tests/bench/launch.py launches: says when it ran, in the nanoseconds of the clock that all containers share."""
 
 import socket

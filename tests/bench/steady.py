@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """What tests/bench/recovery.py launches: runs until it is told to stop or to die, and stamps what happens to it.
 
 Stamps are files /stamps/HOST.WHAT that hold nanoseconds of the clock that all containers share. It dies by SIGKILL once

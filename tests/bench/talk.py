@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """What tests/bench/follow.py launches: rank 0 prints so many lines a second, or every rank so many bytes at once."""
 
 import argparse

@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """What the chaos tests share: three machines that any of them may break, and that are mended after each."""
 
 from collections.abc import Iterator

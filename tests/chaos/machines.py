@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """The nodes, and everything that can happen to a machine: each fault is undone by `heal`, whatever a test did."""
 
 import contextlib

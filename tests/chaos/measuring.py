@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """How long each fault took to be noticed and to be over: one JSON object a line, for report.py."""
 
 import json

@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """One ansible-playbook, started in a terminal or with its output in a pipe, and what it said when."""
 
 import contextlib

@@ -1,4 +1,6 @@
 #!/usr/bin/env python3
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Put the measurements of the last `make chaos` into the table of docs/reliability.md, between its markers.
 
 report.py [--check]     with --check nothing is written: say which faults of the table were not measured

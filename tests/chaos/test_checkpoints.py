@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """A checkpoint that the user names, on a node that is not the head: it comes whole to all, or nothing is started."""
 
 import hashlib

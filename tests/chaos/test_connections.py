@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """On the way to a node: a bastion that lets few in at once, and an account that does not get its rights there."""
 
 import time

@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """What happens to the command while its job runs, and how one comes back to the job."""
 
 import json

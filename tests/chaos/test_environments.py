@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """What setup installs: nothing but what was locked, whoever is on the nodes, and wherever it was broken off."""
 
 import contextlib

@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """A rank, a unit, a machine, a cable: what breaks while a job runs and somebody looks on."""
 
 import re

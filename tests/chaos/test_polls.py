@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Questions that get no answer: whatever keeps it away, the job goes on, and no line is lost.
 
 pytest tests/chaos/test_polls.py --rounds 20     each way twenty times, on four nodes, with a

@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Who may see what, and what a node is left with: over SSH, with systemd, as users have it."""
 
 import contextlib

@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """The code that reaches the nodes: what was chosen of a project, and what did not travel, by name."""
 
 import hashlib

@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Before a job runs: two at once, a node that is taken, a port that is taken, what a crash left."""
 
 import re

@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """What needs torch: launchers, resuming, and a rendezvous that never completes. Two nodes are enough."""
 
 import json

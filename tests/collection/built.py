@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Build the collection as Galaxy would get it, and install it away from the checkout."""
 
 import os

@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Stand in for the script that ansible-test would download to put pip into a new environment.
 
 It is called as that script is: the requirement of pip, then options for what else not to install. The environment's

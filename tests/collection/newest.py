@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Run the unit tests that depend on Ansible with the newest ansible-core that a Python of this machine can have.
 
 The environment of all other tests has the oldest. There is no torch in this one, so what needs it is skipped, and said.

@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Run ``ansible-test sanity`` on the built collection, on a machine without Docker.
 
 All its tests run, with no file of findings to ignore; a Python that this machine lacks is named, and left out.

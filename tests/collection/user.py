@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Train as somebody who has only installed the collection: no checkout, no ansible.cfg, two nodes on this machine."""
 
 import json

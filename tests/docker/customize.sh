@@ -1,4 +1,7 @@
 #!/bin/sh
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
+
 # Makes the new Debian below $1 a node that systemd boots in a second and that one can log in to. mmdebstrap calls it.
 set -eu
 root=$1

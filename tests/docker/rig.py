@@ -1,4 +1,6 @@
 #!/usr/bin/env python3
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """The test rig: containers that behave like machines, with systemd, sshd and a firewall of their own.
 
     rig.py up         a Docker engine: the one that answers, else Debian's own, started by hand

@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Three machines as `setup.yml` leaves them, with torch, and without what the rig's containers are known for."""
 
 import sys

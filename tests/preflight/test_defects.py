@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """The preflight on real machines: nothing is said of healthy ones, and each defect is found by name."""
 
 import json

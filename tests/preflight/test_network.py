@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """What else goes wrong in networks, each planted on the machines and taken away again."""
 
 from contextlib import AbstractContextManager

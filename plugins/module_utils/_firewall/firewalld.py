@@ -1,5 +1,6 @@
 # Copyright (c) The Thunderhead developers
-# Licensed under the Apache License, Version 2.0 (see LICENSE)
+# Simplified BSD License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
+# SPDX-License-Identifier: BSD-2-Clause
 """Translate the cluster's rules for firewalld: rich rules of a priority that tells them from all others.
 
 A negative priority also puts a rule before the zone's own denies. See firewalld.richlanguage(5); a rule is written here

@@ -1,5 +1,6 @@
 # Copyright (c) The Thunderhead developers
-# Licensed under the Apache License, Version 2.0 (see LICENSE)
+# Simplified BSD License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
+# SPDX-License-Identifier: BSD-2-Clause
 """Describe who may connect to which ports: the one list that each firewall gets in its own format."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Jobs that have ended, as they lie on nodes; and checkpoints, as torch.save writes them, made without torch."""
 
 import contextlib

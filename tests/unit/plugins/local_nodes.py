@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Cluster nodes that are folders on this machine. Everything about them is real but the connection, a local shell."""
 
 import contextlib

@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Nodes that were broken into: whatever is asked of them, they reply what their new owner likes."""
 
 import hashlib

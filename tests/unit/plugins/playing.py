@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """The playbooks as users start them, untouched by how this machine has set Ansible up."""
 
 import os

@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """What three healthy nodes say of themselves, to be made ill."""
 
 import copy

@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """What the standard input of an agent's interpreter holds, taken apart again."""
 
 import json

@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Jobs that hang, as test data: what agents on three nodes said of real ones (torch 2.13, Lightning 2.6, gloo)."""
 
 import ast

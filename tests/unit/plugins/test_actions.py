@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """The actions as users run them: ansible-playbook, an inventory with two nodes on this machine, the real playbooks."""
 
 import json

@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """What the agent sends of a node where all is as large, as long and as odd as can be: the controller takes it."""
 
 import json

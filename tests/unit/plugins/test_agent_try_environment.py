@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """The environment tried, with a torch of our own making; nvidia-smi played by a shell script."""
 
 import os

@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """What a node that resolves may answer: it decides what is installed, and nothing on the controller."""
 
 import base64

@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """What the collection says of itself, and what is in it once it is built."""
 
 import subprocess

@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """With what the engine reaches each host of a play, compared with what Ansible's executor would use there itself."""
 
 import json

@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """How connections are made: in waves, again where an sshd was crowded, and not at all where this machine cannot."""
 
 import errno

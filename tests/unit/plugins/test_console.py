@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """What a command prints: its live output, one error, once; a line for each task of a setup; nothing of Ansible's."""
 
 import json

@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """The playbooks in copies of the repository that are not whole, and without the collections that `ansible` brings."""
 
 import os

@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 import importlib
 import re
 from pathlib import Path
@@ -214,4 +216,4 @@ def test_defaults_are_what_the_spec_allows(role: str) -> None:
 def test_every_role_is_described(role: str) -> None:
     assert (ROOT / "roles" / role / "README.md").read_text().startswith("# ")
     galaxy = role_file(role, "meta/main.yml")["galaxy_info"]
-    assert galaxy["description"] and galaxy["license"] == "Apache-2.0"
+    assert galaxy["description"] and galaxy["license"] == "GPL-3.0-or-later"

@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Actions of the roles that only look: all hosts at once, each with its own arguments."""
 
 import json

@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """firewall_info: which firewall is chosen, and why."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """One list of peers and ports in the words of every firewall; listings are as the programs of Debian 12 print them."""
 
 import pytest

@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """SSH host keys are checked: nothing in this project turns that off, or tells a user to."""
 
 import re

@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """A node that lies: nothing outside the job's record is written, nothing reaches the terminal, and the user is told."""
 
 import json

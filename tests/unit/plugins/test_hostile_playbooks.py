@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """What a node says goes through Ansible: nothing of it is a template there, whatever it looks like."""
 
 import json

@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """With a real parent in the place of ansible-playbook and a real child in that of its worker."""
 
 import os

@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """iptables_peers against listings as `iptables -S` prints them."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """nftables_peers against rulesets as `nft -j list ruleset` printed them on real machines (nftables_rulesets.json)."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Each check of the preflight that judges what the nodes said: a healthy cluster, and one defect at a time."""
 
 import dataclasses

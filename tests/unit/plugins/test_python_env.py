@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """The role python_env on nodes on this machine, with wheels of a few bytes from an index that wants a password."""
 
 import base64

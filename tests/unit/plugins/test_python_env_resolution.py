@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """A resolution with a program in uv's place, which writes down how it was called."""
 
 import contextlib

@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """uv with the settings of the inventory and of the machine, and what its words mean."""
 
 import contextlib

@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """What the very uv that nodes get makes of the settings that it is given; indexes are folders."""
 
 import http.server

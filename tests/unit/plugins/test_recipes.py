@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Habits of the field: docs/recipes.md says what to type for each, and this types it, on two nodes on this machine.
 
 Each project is a folder of tests/field/ with its recipe's name. Nodes use the environment of the tests.

@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Requirements files as people write them: what is read, and what is refused by file and line."""
 
 import os

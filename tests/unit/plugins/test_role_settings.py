@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """What an inventory says to the roles, held against their argument specs before anything is changed."""
 
 from collections.abc import Iterator, Mapping

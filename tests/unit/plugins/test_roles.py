@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """The roles in a playbook of somebody's own, on hosts of another group."""
 
 import subprocess

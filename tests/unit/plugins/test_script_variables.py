@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.user import User, job_environment
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.supervise import expand_variables

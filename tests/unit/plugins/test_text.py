@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import escape, escape_lines
 

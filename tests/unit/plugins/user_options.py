@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Options of a user whose project is one script, and who does nothing else."""
 
 import contextlib

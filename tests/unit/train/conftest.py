@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """train/ is a folder of scripts: what is tested is imported from there, in this process and in those it starts."""
 
 import sys

@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """How the digits are split, and dealt out to the ranks."""
 
 from types import SimpleNamespace

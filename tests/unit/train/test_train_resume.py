@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """A training that was killed and went on is the training that was not, bit for bit."""
 
 import json

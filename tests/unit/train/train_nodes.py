@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Runs train.py on several nodes: processes on this machine, each with a directory and the launcher's variables."""
 
 import contextlib

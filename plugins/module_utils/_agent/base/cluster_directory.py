@@ -1,5 +1,6 @@
 # Copyright (c) The Thunderhead developers
-# Licensed under the Apache License, Version 2.0 (see LICENSE)
+# Simplified BSD License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
+# SPDX-License-Identifier: BSD-2-Clause
 """Make the cluster directory, and tell what in it is Thunderhead's.
 
 Root writes, runs and removes what lies there, so three things are made sure of first. Nobody but root and the account

@@ -1,5 +1,6 @@
 # Copyright (c) The Thunderhead developers
-# Licensed under the Apache License, Version 2.0 (see LICENSE)
+# Simplified BSD License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
+# SPDX-License-Identifier: BSD-2-Clause
 """Watch the other nodes of the job, so that they end it together, whether a controller follows it or not.
 
 Each one keeps a connection to the head's, on a port of the cluster's network that only peers may reach, and both sides

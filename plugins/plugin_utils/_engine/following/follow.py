@@ -1,5 +1,6 @@
 # Copyright (c) The Thunderhead developers
-# Licensed under the Apache License, Version 2.0 (see LICENSE)
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Follow a running job to its end: fetch every rank's log and state, and stop the job when one rank fails.
 
 How a rank ended is what its node's reply says, or what the other nodes say of it, whose supervisors watch each other. A

@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Prints, a line each, to which of the targets ("ADDRESS PORT") a TCP connection can be made."""
 
 import socket

@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Accepts TCP connections at the ports given, IPv4 and IPv6, and closes them."""
 
 import selectors

@@ -1,3 +1,6 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
+
 # On a node: in each of its addresses the last number, $1, becomes $2.
 set -eu
 sleep 1 # whoever starts this came in by an old one

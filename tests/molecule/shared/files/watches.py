@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Connects to port 22 of the addresses given until a file appears; prints how often, and fails if once in vain."""
 
 import socket

@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """The engine's task: writes down with what it would reach each host of the play, from its run for the first of them."""
 
 import json

@@ -1,3 +1,5 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
 """An ordinary task: writes down with what Ansible's executor would reach the task's host."""
 
 import json
