@@ -1,9 +1,31 @@
 # Copyright (c) The Thunderhead developers
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
+# ruff: noqa: E402 (in a plugin the documentation comes first)
 """Show what a command does, its error once, and a line for each task of a setup."""
 
 from __future__ import annotations
+
+DOCUMENTATION = """
+name: console
+author: The Thunderhead developers (!UNKNOWN)
+type: stdout
+short_description: Shows what Thunderhead's commands print, and nothing around it
+description:
+  - No banners, no recap. What an action shows while it runs comes as it is. An error comes once, on standard error
+    where O(display_failed_stderr) says so.
+  - Any other task gets one line, with how many nodes did it and how many of them it changed. On a terminal, a bar moves
+    while they finish. The same fault of many nodes comes once, with their names.
+  - Every line is written as soon as it is complete, into a file or a pipe, too. A reader that has gone ends nothing.
+  - With C(-v) and more, it shows what the callback P(ansible.builtin.default#callback) shows.
+  - Without a terminal, or with E(NO_COLOR), there are no escape sequences.
+extends_documentation_fragment:
+  - default_callback
+  - result_format_callback
+requirements:
+  - to be set as C(stdout_callback) in C(ansible.cfg)
+  - "the Python package C(rich) for the bar and for tables on a terminal; without it, they are text"
+"""
 
 import functools
 import itertools
@@ -26,26 +48,6 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text i
     join_names,
     pluralize,
 )
-
-DOCUMENTATION = """
-name: console
-type: stdout
-short_description: Shows what Thunderhead's commands print, and nothing around it
-description:
-  - No banners, no recap. What an action shows while it runs comes as it is. An error comes once, on standard error
-    where O(display_failed_stderr) says so.
-  - Any other task gets one line, with how many nodes did it and how many of them it changed. On a terminal, a bar moves
-    while they finish. The same fault of many nodes comes once, with their names.
-  - Every line is written as soon as it is complete, into a file or a pipe, too. A reader that has gone ends nothing.
-  - With C(-v) and more, it shows what the callback P(ansible.builtin.default#callback) shows.
-  - Without a terminal, or with E(NO_COLOR), there are no escape sequences.
-extends_documentation_fragment:
-  - default_callback
-  - result_format_callback
-requirements:
-  - to be set as C(stdout_callback) in C(ansible.cfg)
-  - "the Python package C(rich) for the bar and for tables on a terminal; without it, they are text"
-"""
 
 COMMANDS = {
     f"thunderhead.cluster.{name}" for name in ("job", "job_logs", "job_info", "job_stop", "job_cleanup", "preflight")

@@ -43,7 +43,7 @@ def main() -> None:
     lengths = [int(length) for length in sys.stdin.buffer.readline().split()]
     modules, asked = (sys.stdin.buffer.read(length) for length in lengths)
     if [len(modules), len(asked)] != lengths:
-        sys.exit("the request broke off")
+        sys.exit("the request broke off")  # pylint: disable=ansible-bad-function
     sys.meta_path.insert(0, SentModules(json.loads(zlib.decompress(modules))))
     request = json.loads(asked)
     operation = importlib.import_module(f"{AGENT}.operations.{request['op']}")

@@ -13,7 +13,7 @@ from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._firewall.opening import NAME, Span, multiports
 
-Differences = dict[str, "list[dict[str, Any]]"]
+Differences = dict[str, list[dict[str, Any]]]
 DEFAULTS = "/etc/default/ufw"
 CHAIN = "ufw-user-input"
 """Of iptables: while it is there, ufw calls itself active."""

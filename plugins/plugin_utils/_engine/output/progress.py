@@ -34,14 +34,14 @@ class Progress:
             running: names of those that have not ended, or of some of them.
         """
         columns = shutil.get_terminal_size().columns - 1
-        count, bar = "", ""
+        count, drawn = "", ""
         if begun > 1:
             waiting = f", waiting for {', '.join(running)}" if 0 < begun - done <= len(running) and done else ""
             count = f"  {done}/{begun}{waiting}"[:columns]
             if len(count) + BAR_COLUMNS + len(name) + 2 <= columns:
-                bar = f"  {_bar(done, begun)}"
-        room = columns - len(count) - (BAR_COLUMNS + 2 if bar else 0)
-        self._display.display(f"{ERASE}{name[: max(room, 0)]}{bar}{count}\r", screen_only=True, newline=False)
+                drawn = f"  {_bar(done, begun)}"
+        room = columns - len(count) - (BAR_COLUMNS + 2 if drawn else 0)
+        self._display.display(f"{ERASE}{name[: max(room, 0)]}{drawn}{count}\r", screen_only=True, newline=False)
         self._drawn = True
 
     def clear(self) -> None:

@@ -54,7 +54,7 @@ def write_lines_at_once() -> None:
     """Make standard output and standard error such streams, where they are ordinary ones."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if type(stream) is io.TextIOWrapper:
+        if stream.__class__ is io.TextIOWrapper:  # and not a subclass, as pytest has it
             stream.flush()
             line_by_line = LineStream(
                 stream.buffer, encoding=stream.encoding, errors=stream.errors, line_buffering=True
