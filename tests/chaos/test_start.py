@@ -72,11 +72,11 @@ def test_a_hold_that_a_crash_left_is_void(cluster: Cluster, timeline: Timeline) 
     run = cluster.run("succeeds.py")
     assert run.wait() == 0, run.text
     for node in cluster.nodes:
-        assert re.search(rf"{node.name} still counted as taken by job {job}.*crash or a reboot", run.words)
+        assert re.search(rf"{node.name} was still locked by job {job}.*crash or a reboot", run.words)
     again = cluster.run("succeeds.py")
     assert again.wait() == 0, again.text
     assert "counted as taken" not in again.words
-    timeline.note("every node loses power and comes back", "the next job says whose hold was void, and runs")
+    timeline.note("every node loses power and comes back", "the next job says whose lock it removed, and runs")
 
 
 def test_master_port_is_grabbed_between_prepare_and_start(cluster: Cluster, timeline: Timeline) -> None:
