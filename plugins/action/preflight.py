@@ -22,14 +22,14 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.contro
     ClusterAction,
 )
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.inventory import Inventory
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.make_job import count_devices
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.options import (
     PROJECT_OPTIONS,
     split_patterns,
 )
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.plan_job import count_devices
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.paths import EXAMPLE
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight import report, run_checks
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.code import Code
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.job_code import Code
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.bundle import make_bundle
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.entry_point import (
     find_entry,

@@ -80,7 +80,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._firewall.open
     networks,
     required_spans,
 )
-from ansible_collections.thunderhead.cluster.plugins.module_utils._firewall.programs import show_unit
+from ansible_collections.thunderhead.cluster.plugins.module_utils._firewall.run_program import show_unit
 
 UNIT = "/etc/systemd/system/thunderhead-iptables.service"
 PLUGIN = "/usr/share/netfilter-persistent/plugins.d/95-thunderhead"

@@ -79,7 +79,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._firewall.open
     required_spans,
     written,
 )
-from ansible_collections.thunderhead.cluster.plugins.module_utils._firewall.programs import show_unit
+from ansible_collections.thunderhead.cluster.plugins.module_utils._firewall.run_program import show_unit
 
 JUMP = f'jump {NAME} comment "{NAME}"'
 DROP_IN = "/etc/systemd/system/nftables.service.d/thunderhead.conf"

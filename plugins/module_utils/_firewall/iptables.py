@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._firewall.opening import Span, multiports
-from ansible_collections.thunderhead.cluster.plugins.module_utils._firewall.programs import ask, find
+from ansible_collections.thunderhead.cluster.plugins.module_utils._firewall.run_program import ask, find
 
 Chains = dict[str, list[str]]
 """Each chain's rules as `iptables -S` writes them after `-A CHAIN`, a built-in chain's policy as its last."""

@@ -208,7 +208,7 @@ class LocalNode:
     def prepare(self, bundle: Bundle, job: str = "job-1") -> dict[str, Any]:
         reply = self.ask("prepare", bundle, job=job)
         if not reply["has_bundle"]:
-            self.ask("deliver", bundle, bundle.content, job=job)
+            self.ask("receive_code", bundle, bundle.content, job=job)
         return reply
 
     def start(

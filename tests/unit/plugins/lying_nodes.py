@@ -79,9 +79,9 @@ def honest(request: Mapping[str, Any], rank: int = 0) -> Answer:
             b"",
         ),
         "clean": ({"jobs": ["x"], "bundles": [], "envs": ["y"], "bytes": 5, "left": [("z", "a")], "more": False}, b""),
-        "deliver": ({}, b""),
+        "receive_code": ({}, b""),
         "discard": ({}, b""),
-        "facts": (
+        "preflight_facts": (
             {
                 **{
                     **resources,
@@ -115,7 +115,7 @@ def honest(request: Mapping[str, Any], rank: int = 0) -> Answer:
             },
             b"",
         ),
-        "inspect": (
+        "setup_facts": (
             {
                 **place,
                 "addresses": [address],
@@ -169,9 +169,9 @@ def honest(request: Mapping[str, Any], rank: int = 0) -> Answer:
             },
             b"",
         ),
-        "receive": ({"has": 4096}, b""),
+        "receive_code_piece": ({"has": 4096}, b""),
         "try_program": ({"told": [{"step": "import", "seconds": 60}], "words": "", "late": False}, b""),
-        "stacks": ({"processes": [PROCESS], "seconds": 1.0, "missing": None, "free_port": 40001}, STACK),
+        "call_stacks": ({"processes": [PROCESS], "seconds": 1.0, "missing": None, "free_port": 40001}, STACK),
         "stop": ({**ENDED, "left": []}, b""),
         "verify_checkpoint": ({"why": "", "bytes": len(CONTENT), "sha256": DIGEST}, b""),
     }

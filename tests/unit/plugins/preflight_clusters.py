@@ -11,7 +11,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.paths 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight import run_checks
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.check import Verdict
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.cluster import ClusterFacts
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.code import Code
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.job_code import Code
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.bundle import make_bundle
 
 HOSTS = ("node0", "node1", "node2")

@@ -9,7 +9,7 @@ from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.settings import NodeSettings
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.topology import Topology, rank_nodes
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.lines import printable
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.line_reader import printable
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.channel import (
     NodeError,
     Unreachable,

@@ -23,8 +23,10 @@ from local_nodes import SLEEP, Altered, LocalNode, code, refused, until
 def test_an_error_of_the_system_is_a_sentence(node: LocalNode, tmp_path: Path) -> None:
     bundle = code(tmp_path / "code", "")
     shutil.rmtree(node.directory / "bundles")
-    message = refused(node, "deliver", bundle, bundle.content)
-    assert re.fullmatch(rf"node0 failed at deliver: No such file or directory: {node.directory}/bundles/\S+", message)
+    message = refused(node, "receive_code", bundle, bundle.content)
+    assert re.fullmatch(
+        rf"node0 failed at receive_code: No such file or directory: {node.directory}/bundles/\S+", message
+    )
 
 
 BEGIN = "def facts(request: Request, payload: bytes) -> tuple[Reply, bytes]:\n"
@@ -35,7 +37,7 @@ def failing(node: LocalNode, statement: str, *changes: tuple[str, str]) -> NodeE
     """Return how an agent fails that has a defect."""
     node.connection = Altered((BEGIN, f"{BEGIN}    {statement}\n"), *changes)
     with pytest.raises(NodeError) as caught:
-        node.ask("facts", imports=None)
+        node.ask("preflight_facts", imports=None)
     return caught.value
 
 
@@ -57,7 +59,9 @@ def test_whatever_goes_wrong_is_a_sentence_and_no_word_about_the_job(
     node: LocalNode, statement: str, words: str
 ) -> None:
     error = failing(node, statement)
-    assert re.sub(r" in (facts|contract), line \d+", "", str(error)).startswith(f"node0 failed at facts: {words}")
+    assert re.sub(r" in (facts|contract), line \d+", "", str(error)).startswith(
+        f"node0 failed at preflight_facts: {words}"
+    )
     assert error.facts == {"failed": True} and not isinstance(error, Refused)
 
 
@@ -86,7 +90,7 @@ def test_an_agent_gives_up_and_says_so(node: LocalNode, statement: str) -> None:
     began = time.monotonic()
     error = failing(node, statement, SOON)
     assert time.monotonic() - began < 10
-    assert str(error) == "node0 gave up facts, which took too long; look at the load and the disk there"
+    assert str(error) == "node0 gave up preflight_facts, which took too long; look at the load and the disk there"
     assert error.facts == {"failed": True}
 
 
@@ -95,7 +99,7 @@ def test_an_agent_that_no_signal_interrupts_ends_all_the_same(node: LocalNode) -
     began = time.monotonic()
     error = failing(node, block, SOON, ("LAST_SECONDS = 15", "LAST_SECONDS = 0.5"))
     assert time.monotonic() - began < 10
-    assert "(exit code 1): gave up facts: a file system there does not answer" in str(error)
+    assert "(exit code 1): gave up preflight_facts: a file system there does not answer" in str(error)
 
 
 def test_the_request_says_how_long_an_agent_may_take(node: LocalNode, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent import 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.files import read_json
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_state import valid_fields
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import SPEC, STATE
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.operations.stacks import look_at
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.operations.call_stacks import look_at
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.node_group import NodeGroup
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs import listing
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.channel import NodeError
@@ -192,7 +192,7 @@ def test_stacks_of_a_job_whose_processes_are_odd(wide_node: LocalNode, tmp_path:
     )
     wide_node.start(code(tmp_path / "code", script + SLEEP))
     until(lambda: b"ready" in wide_node.follow()[1])
-    reply, payload = wide_node.channel().call(wide_node.request("stacks", seconds=0))
+    reply, payload = wide_node.channel().call(wide_node.request("call_stacks", seconds=0))
     assert len(reply["processes"]) == 3
     assert {one["local_rank"] for one in reply["processes"]} == {None}
     assert all(len(one["command"]) < 4096 for one in reply["processes"]) and payload

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base import checkpoint_files
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base import lightning_checkpoint
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.working_directory import (
     BUNDLE_MTIME,
     PLACED_MTIME,
@@ -113,12 +113,12 @@ def test_a_job_that_nested_folders_deep(node: LocalNode) -> None:
 @pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
 def test_the_step_in_a_pickle_of_any_protocol(step: int, protocol: int) -> None:
     data = {"epoch": 3, "global_step": step, **LIGHTNING}
-    assert checkpoint_files.step_in(pickle.dumps(data, protocol)) == step
+    assert lightning_checkpoint.step_in(pickle.dumps(data, protocol)) == step
 
 
 @pytest.mark.parametrize("step", ["7", None, 7.0, -1, 2**63, 2**9000, [7], {"global_step": 7}])
 def test_what_is_no_step(step: Any) -> None:
-    assert checkpoint_files.step_in(pickle.dumps({"global_step": step}, 2)) is None
+    assert lightning_checkpoint.step_in(pickle.dumps({"global_step": step}, 2)) is None
 
 
 def test_a_pickle_is_never_executed(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_a_pickle_is_never_executed(tmp_path: Path) -> None:
             return os.mkdir, (str(tmp_path / "sprung"),)
 
     for data in ({"a": Trap(), "global_step": 5}, {"global_step": 5, "z": Trap()}):
-        assert checkpoint_files.step_in(pickle.dumps(data, 2)) == 5
+        assert lightning_checkpoint.step_in(pickle.dumps(data, 2)) == 5
     assert not (tmp_path / "sprung").exists()
 
 

@@ -482,7 +482,7 @@ def test_without_the_marker_nothing_is_done(node: LocalNode, tmp_path: Path, op:
     assert tree(node.directory) == before
 
 
-@pytest.mark.parametrize("op", ["inspect", "prepare", "clean"])
+@pytest.mark.parametrize("op", ["setup_facts", "prepare", "clean"])
 def test_where_others_could_put_something_in_its_place_nothing_is_done(
     open_folder: Path, tmp_path: Path, op: str
 ) -> None:

@@ -11,8 +11,10 @@ import pytest
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base import resources
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.ports import ephemeral_ports
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import LARGEST, fit_to_limits
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.operations import facts as agent_facts
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.code import trial
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.operations import (
+    preflight_facts as agent_facts,
+)
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.job_code import trial
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.reply_schemas import is_size
 from local_nodes import SLEEP, Altered, LocalNode, code, free_port
 
@@ -27,7 +29,7 @@ API_KEY='secret; with "quotes"'
 
 
 def ask(node: LocalNode, **more: Any) -> dict[str, Any]:
-    return node.ask("facts", **{"variables": [], "imports": None, "seconds": 30.0, **more})
+    return node.ask("preflight_facts", **{"variables": [], "imports": None, "seconds": 30.0, **more})
 
 
 def files(folder: Path) -> list[tuple[str, int]]:

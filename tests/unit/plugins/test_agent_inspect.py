@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base import active_firewalls, machine
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import Refusal
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.operations import inspect
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.operations import setup_facts
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.reply_schemas import find_flaw
 from local_nodes import SLEEP, Altered, LocalNode, code, until
 
@@ -19,10 +19,10 @@ INTERFACES = [
 
 
 def inspected(monkeypatch: pytest.MonkeyPatch, address: str, interfaces: list[tuple[str, str, bool]]) -> dict[str, Any]:
-    for module in (inspect, machine):
+    for module in (setup_facts, machine):
         monkeypatch.setattr(module, "network_addresses", lambda: interfaces)
-    request = {"op": "inspect", "directory": "/none", "user": "nobody", "address": address, "master_port": None}
-    reply, payload = inspect.inspect(request, b"")
+    request = {"op": "setup_facts", "directory": "/none", "user": "nobody", "address": address, "master_port": None}
+    reply, payload = setup_facts.inspect(request, b"")
     assert find_flaw(request, {"ok": True, **json.loads(json.dumps(reply))}, payload) is None
     return reply
 
@@ -56,30 +56,30 @@ def test_as_many_addresses_as_can_be_let_in(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_job_that_hides(node: LocalNode, tmp_path: Path) -> None:
     """What it writes into its own folder does not count: while its supervisor lives, it holds the node."""
     node.connection = Altered(("FAREWELL_SECONDS = 5", "FAREWELL_SECONDS = 1"))
-    assert node.ask("inspect")["job"] is None
+    assert node.ask("setup_facts")["job"] is None
     node.start(code(tmp_path / "code", SLEEP))
     until(lambda: node.follow(wait_seconds=0)[1])
     (node.job_dir() / "state.json").write_text(json.dumps({"state": "succeeded", "ended": 1.0}))
     (node.job_dir() / "spec.json").write_text(json.dumps({"rank": 7, "world_size": 1}))
     owner = {"id": "job-1", "user": "trainer", "start": "2026-11-22T17:30:00+01:00"}
-    assert node.ask("inspect")["job"] == owner
+    assert node.ask("setup_facts")["job"] == owner
     node.end_all()
-    assert node.ask("inspect")["job"] is None
+    assert node.ask("setup_facts")["job"] is None
 
 
 def test_a_supervisor_that_says_good_bye_is_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     held = iter([{"id": "job-1"}, {"id": "job-1"}, None])
-    monkeypatch.setattr(inspect, "living_job", lambda _directory: next(held))
+    monkeypatch.setattr(setup_facts, "living_job", lambda _directory: next(held))
     (tmp_path / "jobs" / "job-1").mkdir(parents=True)
     (tmp_path / "jobs" / "job-1" / "state.json").write_text('{"state": "succeeded", "ended": 1.0}')
-    assert inspect.lasting_job(str(tmp_path)) is None
+    assert setup_facts.lasting_job(str(tmp_path)) is None
 
 
 def test_jobs_that_cannot_be_looked_at(tmp_path: Path) -> None:
-    assert inspect.lasting_job(str(tmp_path)) is None
+    assert setup_facts.lasting_job(str(tmp_path)) is None
     (tmp_path / "jobs").symlink_to("jobs")  # also root is refused
     with pytest.raises(Refusal) as caught:
-        inspect.lasting_job(str(tmp_path))
+        setup_facts.lasting_job(str(tmp_path))
     assert str(caught.value) == (
         f"cannot tell whether a job runs there: {tmp_path}/jobs cannot be read (Too many levels of symbolic links); "
         "make it readable for the account that Ansible uses there"

@@ -18,7 +18,7 @@ from local_nodes import LocalNode, as_root, code, free_port, full, node_of_nobod
 
 
 def test_an_address_that_is_not_here(tmp_path: Path) -> None:
-    message = refused(LocalNode(tmp_path, address="198.18.255.254"), "inspect")
+    message = refused(LocalNode(tmp_path, address="198.18.255.254"), "setup_facts")
     assert re.fullmatch(
         r"node0 does not hold the address 198\.18\.255\.254 on any interface \(it has: .+\); set cluster_address for "
         "it in the inventory to the address its peers reach",
@@ -124,7 +124,7 @@ def test_only_the_head_needs_the_port(node: LocalNode, tmp_path: Path) -> None:
         node.ask("prepare", code(tmp_path / "code", ""), master_port=None)
 
 
-@pytest.mark.parametrize("op", ["prepare", "inspect"])
+@pytest.mark.parametrize("op", ["prepare", "setup_facts"])
 def test_a_port_of_outgoing_connections(node: LocalNode, tmp_path: Path, op: str) -> None:
     first, last = ports_module.ephemeral_ports()
     port = next(port for port in range(last, first, -1) if port not in ports_module.reserved_ports())

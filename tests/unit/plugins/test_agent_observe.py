@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor import observe
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.observe import (
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor import observe_script
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.observe_script import (
     FileReadObserver,
     RendezvousObserver,
 )
@@ -214,7 +214,7 @@ def test_a_connection_that_ends_while_it_is_looked_whose_it_is(
             script.communicate()
             return [os.getpid()]
 
-        monkeypatch.setattr(observe, "descendants", descendants)
+        monkeypatch.setattr(observe_script, "descendants", descendants)
         look(one, counts=False)
         assert not one.seen
         one.look(last=True)
@@ -254,7 +254,7 @@ def test_what_was_there_before_the_job_is_no_sign_of_it(store: socket.socket) ->
     late = RendezvousObserver(port, False, None)
     late.look(last=True)
     assert not late.seen  # a script that ends before the first look is too short to import torch
-    time.sleep(observe.FIRST_SECONDS)
+    time.sleep(observe_script.FIRST_SECONDS)
     late.look()
     late.look(last=True)
     assert not late.seen
@@ -267,7 +267,7 @@ def test_what_was_there_before_the_job_is_no_sign_of_it(store: socket.socket) ->
 def test_looking_costs_little(store: socket.socket) -> None:
     """Under half a percent of a core, beside what it may take at first, where sockets are opened all the time."""
     one = RendezvousObserver(store.getsockname()[1], False, None)
-    one._spent = observe.CREDIT_SECONDS
+    one._spent = observe_script.CREDIT_SECONDS
     opens = "import socket, time\nheld = []\nwhile True: held.append(socket.socket()); time.sleep(0.05)"
     script = subprocess.Popen([sys.executable, "-c", opens])
     began = time.monotonic()
@@ -276,7 +276,7 @@ def test_looking_costs_little(store: socket.socket) -> None:
         time.sleep(0.1)
     script.kill()
     script.wait()
-    assert 0 < one._spent - observe.CREDIT_SECONDS < 5 * 0.005 + 0.01  # the last look of all
+    assert 0 < one._spent - observe_script.CREDIT_SECONDS < 5 * 0.005 + 0.01  # the last look of all
 
 
 # ------------------------------------------------------------------------------------------------------- the checkpoint

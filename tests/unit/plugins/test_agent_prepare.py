@@ -42,7 +42,7 @@ def test_a_job_from_start_to_end(node: LocalNode, tmp_path: Path) -> None:
         "node_env": None,
         "watch_port": 0,
     }
-    node.ask("deliver", bundle, bundle.content)
+    node.ask("receive_code", bundle, bundle.content)
     assert node.follow(wait_seconds=0)[0] == {"state": "prepared", "offset": 0, "more": False}
     node.ask("discard")
     node.start(bundle, args=["two words", "ü", "$$HOME", ""])
@@ -132,7 +132,7 @@ def test_a_node_whose_folder_is_closed_to_ansible(node: LocalNode, folder: str) 
 def test_a_look_changes_nothing(node: LocalNode, tmp_path: Path) -> None:
     before = sorted(node.directory.rglob("*"))
     node.ask("prepare", code(tmp_path / "code", ""), dry=True)
-    node.ask("inspect")
+    node.ask("setup_facts")
     assert sorted(node.directory.rglob("*")) == before
 
 
@@ -147,7 +147,7 @@ def test_a_damaged_bundle_leaves_nothing(node: LocalNode, tmp_path: Path, damage
     }[damage]
     node.ask("prepare", bundle)
     with pytest.raises(NodeError) as caught:
-        node.ask("deliver", bundle, payload)
+        node.ask("receive_code", bundle, payload)
     assert str(caught.value) == "node0 received a bundle that does not match its SHA-256; run the playbook again"
     assert node.jobs == list((node.directory / "bundles").iterdir()) == []
     node.prepare(bundle, "job-2")
@@ -176,7 +176,7 @@ def test_a_disk_that_fills_while_the_code_arrives(tiny_disk: Path) -> None:
     node.ask("prepare")
     with pytest.raises(NodeError) as caught:
         node.ask(
-            "deliver",
+            "receive_code",
             payload=zlib.compress(data, 0),
             bundle=Bundle(hashlib.sha256(data).hexdigest(), b"", 0, None, None),
         )
@@ -195,7 +195,7 @@ def test_a_disk_to_which_two_names_are_one(node: LocalNode, kind: bytes) -> None
     node.ask("prepare")
     bundle = Bundle(hashlib.sha256(data).hexdigest(), b"", 0, None, None)
     with pytest.raises(NodeError) as caught:
-        node.ask("deliver", payload=zlib.compress(data), bundle=bundle)
+        node.ask("receive_code", payload=zlib.compress(data), bundle=bundle)
     assert str(caught.value) == (
         "node0 has a disk that does not tell Net.py of the project from another of its files, whose name differs in "
         "case only; rename one, or set cluster_dir to a folder on another disk"

@@ -8,7 +8,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base im
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import Refusal
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.run_program import last_line
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.operations import try_program
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight import code
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight import job_code
 from local_nodes import LocalNode
 
 FORBIDDEN = (
@@ -27,7 +27,7 @@ def request_of_another(node: LocalNode, monkeypatch: pytest.MonkeyPatch) -> dict
     user = SimpleNamespace(name="trainer", home="/", become=become)
     for module in (try_program, try_environment):
         monkeypatch.setattr(module, "User", lambda _name: user)
-    more = {"variables": {}, "imports": code.trial(None), "arguments": {}, "listen": None, "seconds": 10}
+    more = {"variables": {}, "imports": job_code.trial(None), "arguments": {}, "listen": None, "seconds": 10}
     return node.request("try_program", **more)
 
 

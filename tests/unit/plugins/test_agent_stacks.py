@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.ports import ephemeral_ports
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.operations.stacks import is_roots
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis.stacks import (
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.operations.call_stacks import is_roots
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis.call_stacks import (
     activity,
     members,
     parse,
@@ -52,7 +52,7 @@ def running(node: LocalNode, tmp_path: Path) -> LocalNode:
 
 
 def stacks(node: LocalNode) -> tuple[dict[str, Any], bytes]:
-    return node.channel().call(node.request("stacks"))
+    return node.channel().call(node.request("call_stacks"))
 
 
 def test_stacks(running: LocalNode) -> None:
@@ -110,7 +110,7 @@ time.sleep(600)
     (node.directory / "tools" / "env" / "bin" / "py-spy").symlink_to(PY_SPY)
     node.start(code(tmp_path / "code", script))
     until(lambda: (node.job_dir() / "log").read_text().count("ready") == 4)
-    reply, payload = node.channel().call(node.request("stacks", seconds=3))
+    reply, payload = node.channel().call(node.request("call_stacks", seconds=3))
     assert 3 <= reply["seconds"] < 10
     processes = parse(reply, payload)
     ranks = members(processes)

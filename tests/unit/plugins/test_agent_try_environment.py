@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base import try_environment
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.code import Code
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.code import trial as trial_of
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.job_code import Code
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.job_code import trial as trial_of
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.nvidia_smi import parse
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.bundle import make_bundle
 from local_nodes import ME, Altered, Connection, LocalNode, alive, closed, until
@@ -50,7 +50,9 @@ def tried(
     if script:
         code = project(node.directory.parent / "project", {"train.py": script})
     asked = {"variables": variables, "imports": trial_of(code), "seconds": 30.0, **more}
-    found: dict[str, Any] = node.ask("facts", payload=code.bundle.content if code else b"", **asked)["environment"]
+    found: dict[str, Any] = node.ask("preflight_facts", payload=code.bundle.content if code else b"", **asked)[
+        "environment"
+    ]
     return found
 
 
@@ -159,7 +161,7 @@ def test_an_environment_that_its_user_may_not_use(node: LocalNode) -> None:
 
 
 def test_an_environment_that_is_closed_to_ansible(node: LocalNode) -> None:
-    request = node.request("facts", variables={}, imports=trial_of(None), seconds=10)
+    request = node.request("preflight_facts", variables={}, imports=trial_of(None), seconds=10)
     with closed(node.directory / "env"):
         problem = try_environment.try_environment(request, b"")["problem"]
     assert re.match(r"has an environment that \S+ may not use: ", problem)
@@ -426,11 +428,11 @@ def test_the_code_lies_there_as_a_job_s_would_and_goes_again(node: LocalNode, li
 def test_code_that_finds_no_place(node: LocalNode, library: Path) -> None:
     code = project(node.directory.parent / "project", {"train.py": ""})
     asked = {"variables": {"PYTHONPATH": str(library)}, "imports": trial_of(code), "seconds": 30.0}
-    assert node.ask("facts", payload=b"no code", **asked)["environment"]["problem"].startswith(
+    assert node.ask("preflight_facts", payload=b"no code", **asked)["environment"]["problem"].startswith(
         "cannot lay out the job's code to try its imports: Error -3 while decompressing data"
     )
     node.connection = Altered(('tempfile.gettempdir(), "/var/tmp", "/dev/shm"', '"/nowhere", "/gone"'))
-    assert node.ask("facts", payload=code.bundle.content, **asked)["environment"]["problem"] == (
+    assert node.ask("preflight_facts", payload=code.bundle.content, **asked)["environment"]["problem"] == (
         "lets no program run from /nowhere, /gone, and an import is tried in one of them"
     )
 
@@ -443,7 +445,7 @@ def with_smi(node: LocalNode, folder: Path, text: str) -> dict[str, Any]:
     (folder / "nvidia-smi").write_text(text)
     (folder / "nvidia-smi").chmod(0o755)
     node.connection = Connection({**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"})
-    found: dict[str, Any] = node.ask("facts", variables={}, imports=None, seconds=30.0)["gpus"]
+    found: dict[str, Any] = node.ask("preflight_facts", variables={}, imports=None, seconds=30.0)["gpus"]
     return found
 
 
@@ -463,5 +465,5 @@ def test_a_driver_that_does_not_answer_well(node: LocalNode, tmp_path: Path) -> 
 
 
 def test_no_gpu(node: LocalNode) -> None:
-    found = node.ask("facts", variables={}, imports=None, seconds=30.0)["gpus"]
+    found = node.ask("preflight_facts", variables={}, imports=None, seconds=30.0)["gpus"]
     assert (found["count"], found["csv"], found["problem"]) == (0, "", "")

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.operations.prepare import listen
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor import watch as watching
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.watch import (
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor import watch_other_nodes as watching
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.watch_other_nodes import (
     Head,
     Peer,
     Watch,

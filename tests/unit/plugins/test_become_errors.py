@@ -97,7 +97,7 @@ def test_what_keeps_an_account_from_its_rights_is_named(
 ) -> None:
     channel = Channel("gpu-1", Answering(answer), "python3", "/bin/sh")
     with pytest.raises(NodeError) as caught:
-        channel.put("/x", b"") if put else channel.call({"op": "inspect"})
+        channel.put("/x", b"") if put else channel.call({"op": "setup_facts"})
     assert str(caught.value) == f"gpu-1 {expected}"
     assert caught.value.facts == {"unsent": True}
 
@@ -111,5 +111,5 @@ def test_what_keeps_an_account_from_its_rights_is_named(
 )
 def test_other_words_are_not_taken_for_it(said: bytes) -> None:
     with pytest.raises(NodeError) as caught:
-        Channel("gpu-1", Answering((1, said)), "python3", "/bin/sh").call({"op": "inspect"})
+        Channel("gpu-1", Answering((1, said)), "python3", "/bin/sh").call({"op": "setup_facts"})
     assert str(caught.value).startswith("gpu-1 could not run Thunderhead's agent (exit code 1): ")

@@ -64,7 +64,7 @@ class Canned:
 
 
 def call(code: int = 0, output: bytes = b"", errors: bytes = b"") -> tuple[dict[str, Any], bytes]:
-    return Channel("gpu-1", Canned(code, output, errors), "python3", "/bin/sh").call({"op": "inspect"})
+    return Channel("gpu-1", Canned(code, output, errors), "python3", "/bin/sh").call({"op": "setup_facts"})
 
 
 def log(offset: int, output: bytes) -> tuple[dict[str, Any], bytes]:
@@ -190,7 +190,7 @@ def test_errors_of_the_connection_plugin(error: Exception, kind: type[NodeError]
             raise error
 
     with pytest.raises(NodeError) as caught:
-        Channel("gpu-1", Failing(), "python3", "/bin/sh").call({"op": "inspect"})
+        Channel("gpu-1", Failing(), "python3", "/bin/sh").call({"op": "setup_facts"})
     assert type(caught.value) is kind
     assert str(caught.value) == message
 
@@ -202,7 +202,9 @@ def test_a_round_trip(tmp_path: Path) -> None:
     found, payload = (
         LocalNode(tmp_path)
         .channel()
-        .call({"op": "inspect", "directory": str(tmp_path), "user": "", "address": "127.0.0.1", "master_port": None})
+        .call(
+            {"op": "setup_facts", "directory": str(tmp_path), "user": "", "address": "127.0.0.1", "master_port": None}
+        )
     )
     place = {"address": "127.0.0.1", "interface": "lo", "addresses": ["127.0.0.1"]}
     about = {"folder": identity(str(tmp_path)), "firewalls": managed_firewalls(), "session": ""}
@@ -220,7 +222,7 @@ def test_the_command_is_what_a_login_shell_gets() -> None:
             return super().exec_command(command, in_data)
 
     node = LocalNode(Path("/nowhere"), connection=Spy())
-    node.ask("inspect")
+    node.ask("setup_facts")
     assert [shlex.split(shlex.split(command)[2]) for command in commands] == [[PYTHON, "-I", "-S", "-c", LOADER]]
 
 
@@ -229,12 +231,12 @@ def test_the_users_python_settings_do_not_matter(tmp_path: Path) -> None:
     node = LocalNode(
         tmp_path / "node", connection=Connection({"PYTHONPATH": str(tmp_path), "PYTHONSTARTUP": "/nowhere"})
     )
-    assert node.ask("inspect")["interface"] == "lo"
+    assert node.ask("setup_facts")["interface"] == "lo"
 
 
 def test_a_missing_python() -> None:
     with pytest.raises(NodeError) as caught:
-        Channel("gpu-1", Connection(), "/no/such/python3", "/bin/sh").call({"op": "inspect"})
+        Channel("gpu-1", Connection(), "/no/such/python3", "/bin/sh").call({"op": "setup_facts"})
     assert str(caught.value) == f"gpu-1 has no usable Python: /no/such/python3 was not found; {REMEDY}"
 
 
@@ -245,14 +247,14 @@ def test_an_old_python(tmp_path: Path) -> None:
     python.chmod(0o755)
     version = ".".join(map(str, sys.version_info[:3]))
     with pytest.raises(NodeError) as caught:
-        Channel("gpu-1", Connection(), str(python), "/bin/sh").call({"op": "inspect"})
+        Channel("gpu-1", Connection(), str(python), "/bin/sh").call({"op": "setup_facts"})
     assert str(caught.value) == (f"gpu-1 has no usable Python: {python} is too old: Python {version}; {REMEDY}")
 
 
 def test_a_defect_in_the_agent_is_told(tmp_path: Path) -> None:
     with pytest.raises(NodeError) as caught:
-        LocalNode(tmp_path).channel().call({"op": "inspect"})
-    assert str(caught.value).startswith("node0 failed at inspect: KeyError in inspect, line ")
+        LocalNode(tmp_path).channel().call({"op": "setup_facts"})
+    assert str(caught.value).startswith("node0 failed at setup_facts: KeyError in inspect, line ")
 
 
 @pytest.mark.parametrize("data", [b"", b"text\n", bytes(range(256)) * 1000])
@@ -304,7 +306,7 @@ def command_of(channel: Channel) -> str:
         return 0, reply(json.dumps({"ok": True, **INSPECTED}).encode()), b""
 
     channel._connection.exec_command = execute
-    channel.call({"op": "inspect"})
+    channel.call({"op": "setup_facts"})
     return commands[0]
 
 
@@ -315,7 +317,7 @@ def options(channel: Channel, *names: str) -> list[Any]:
 def test_a_local_connection_is_opened_and_works() -> None:
     channel = opened({"ansible_connection": "local", "ansible_python_interpreter": PYTHON})
     found, _payload = channel.call(
-        {"op": "inspect", "directory": "/opt/nowhere", "user": "", "address": "127.0.0.1", "master_port": None}
+        {"op": "setup_facts", "directory": "/opt/nowhere", "user": "", "address": "127.0.0.1", "master_port": None}
     )
     assert found["interface"] == "lo"
 
@@ -423,7 +425,13 @@ def test_a_sudo_that_asks_for_a_password_is_answered(tmp_path: Path) -> None:
         "ansible_become_user": "somebody-else",
         "ansible_become_password": "pass word",
     }
-    request = {"op": "inspect", "directory": "/opt/nowhere", "user": "", "address": "127.0.0.1", "master_port": None}
+    request = {
+        "op": "setup_facts",
+        "directory": "/opt/nowhere",
+        "user": "",
+        "address": "127.0.0.1",
+        "master_port": None,
+    }
     channel = opened(variables)
     assert [channel.call(request)[0]["interface"] for _time in range(2)] == ["lo", "lo"]
     channel.put(str(tmp_path / "file"), b"pass word\n")

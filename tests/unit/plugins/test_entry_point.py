@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.make_job import describe_job, make_job
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.plan_job import describe_job, make_job
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.entry_point import (
     check_module,
     require_no_relative_imports,

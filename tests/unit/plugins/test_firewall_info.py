@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.action import firewall_info as action
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import Refusal
-from ansible_collections.thunderhead.cluster.plugins.module_utils._firewall import iptables, node
+from ansible_collections.thunderhead.cluster.plugins.module_utils._firewall import find_firewall, iptables
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
 
 DROPS = "-P INPUT DROP\n"
@@ -33,14 +33,14 @@ class Machine:
         self.zones = zones
         self.installed: set[str] = set()
         self.ufw_rules = zones / "user.rules"
-        monkeypatch.setattr(node.os, "geteuid", lambda: 0)
-        monkeypatch.setattr(node, "RESTORING", {})
-        for owner in (node, iptables):
+        monkeypatch.setattr(find_firewall.os, "geteuid", lambda: 0)
+        monkeypatch.setattr(find_firewall, "RESTORING", {})
+        for owner in (find_firewall, iptables):
             monkeypatch.setattr(owner, "ask", self.ask)
             monkeypatch.setattr(owner, "find", lambda name: name if name in self.installed else None)
-        monkeypatch.setattr(node, "runs_firewalld", lambda: "firewalld" in self.running)
-        monkeypatch.setattr(node.firewalld, "ZONES", self.zones)
-        monkeypatch.setattr(node.ufw, "RULES", [str(self.ufw_rules)])
+        monkeypatch.setattr(find_firewall, "runs_firewalld", lambda: "firewalld" in self.running)
+        monkeypatch.setattr(find_firewall.firewalld, "ZONES", self.zones)
+        monkeypatch.setattr(find_firewall.ufw, "RULES", [str(self.ufw_rules)])
 
     def ask(self, *command: str) -> str | None:
         self.asked.append(" ".join(command))
@@ -83,7 +83,7 @@ class Machine:
         self.ufw_rules.write_text(f"### tuple ### allow tcp 29500 0.0.0.0/0 any 198.18.0.9 in comment={comment}\n")
 
     def run(self, provider: str = "auto", sources: tuple[str, ...] = ("198.18.0.1",)) -> dict[str, Any]:
-        return node.look(provider, sources, [(29500, 29500)])
+        return find_firewall.look(provider, sources, [(29500, 29500)])
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_what_is_active_is_chosen(machine, firewalls, provider, why):
 
 
 def test_one_that_is_out_of_force_for_the_moment(machine, monkeypatch, tmp_path):
-    monkeypatch.setattr(node, "RESTORING", {"iptables": str(tmp_path / "none"), "nftables": str(tmp_path)})
+    monkeypatch.setattr(find_firewall, "RESTORING", {"iptables": str(tmp_path / "none"), "nftables": str(tmp_path)})
     found = machine.has("nftables").run()
     assert (found["provider"], found["concerned"]) == ("nftables", ["nftables"])
     assert found["msg"] == "nftables, for it was active before (nftables filters nothing)"
@@ -167,7 +167,7 @@ def test_a_ufw_that_is_inactive_is_not_asked_in_vain(machine):
 
 @pytest.mark.parametrize(("said", "speaks"), [("", True), ("IPV6=yes\n", True), ("# IPV6=yes\nIPV6=no\n", False)])
 def test_ufw_without_ipv6(machine, monkeypatch, tmp_path, said, speaks):
-    monkeypatch.setattr(node.ufw, "DEFAULTS", str(tmp_path / "ufw"))
+    monkeypatch.setattr(find_firewall.ufw, "DEFAULTS", str(tmp_path / "ufw"))
     (tmp_path / "ufw").write_text(said)
     found = machine.has("ufw!").run(sources=("198.18.0.1", "fd00::1"))
     assert [rule["network"] for rule in found["ufw"]["missing"]] == ["fd00::1"] * speaks + ["198.18.0.1"]
@@ -192,7 +192,7 @@ def test_one_that_was_named_and_is_not_active(machine, firewalls, provider, word
 
 
 def test_an_ordinary_user(machine, monkeypatch):
-    monkeypatch.setattr(node.os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(find_firewall.os, "geteuid", lambda: 1000)
     assert machine.run(provider="none")["provider"] == "none"
     with pytest.raises(Refusal, match="only root may look at a firewall and change it; set ansible_become"):
         machine.run()

@@ -51,7 +51,7 @@ WORDS = [
 VALUES = [*WORDS, None, True, -1, 0, 2**40, 2**70, 1.5, 1e300, [], {}, ["\x1b[2J"], {"\x1b[2J": 1}]
 REQUESTS: dict[str, dict[str, Any]] = {
     **{op: {"op": op} for op in REPLIES},
-    "facts": {"op": "facts", "imports": {}},
+    "preflight_facts": {"op": "preflight_facts", "imports": {}},
     "list_artifacts": {"op": "list_artifacts", "after": "", "most": 2000},
     "follow": {"op": "follow", "offset": 0, "max_bytes": 100},
     "read_files": {"op": "read_files", "parts": [("result", 0, 8)]},
@@ -134,10 +134,10 @@ def test_a_reply_is_believed_or_refused_in_a_sentence(op: str) -> None:
 )
 def test_what_is_no_reply_at_all(text: bytes) -> None:
     began = time.monotonic()
-    outcome = replied("inspect", text)
+    outcome = replied("setup_facts", text)
     assert isinstance(outcome, str)
     assert_a_sentence(outcome)
-    assert "sent an invalid reply to inspect (form" in outcome
+    assert "sent an invalid reply to setup_facts (form" in outcome
     assert time.monotonic() - began < 5
 
 
@@ -155,19 +155,19 @@ def test_what_does_not_even_look_like_one(output: bytes) -> None:
             return 1, output, b"\x1b]0;owned\x07 \xff\n{{ 7 * 7 }}\x1b[2J"
 
     with pytest.raises(NodeError) as caught:
-        Other().channel().call(REQUESTS["inspect"])
+        Other().channel().call(REQUESTS["setup_facts"])
     assert_a_sentence(str(caught.value))
 
 
 def test_what_is_wrong_is_named() -> None:
-    true, _payload = honest(REQUESTS["inspect"])
-    assert replied("inspect", {"ok": True, **true, "address": "0.0.0.0/0"}) == (
-        "node0 sent an invalid reply to inspect (field address); another program than Thunderhead's agent may have "
+    true, _payload = honest(REQUESTS["setup_facts"])
+    assert replied("setup_facts", {"ok": True, **true, "address": "0.0.0.0/0"}) == (
+        "node0 sent an invalid reply to setup_facts (field address); another program than Thunderhead's agent may have "
         "answered: find out which before you use that machine again"
     )
 
 
-@pytest.mark.parametrize("op", ["facts", "inspect", "prepare"])
+@pytest.mark.parametrize("op", ["preflight_facts", "setup_facts", "prepare"])
 def test_a_node_has_the_address_that_the_inventory_gives_it(op: str) -> None:
     true, _payload = honest({"op": op, "address": "198.18.0.66"})
     node = LyingNode(lie=lambda *_true: ({"ok": True, **true}, b""))
@@ -179,9 +179,9 @@ def test_a_node_has_the_address_that_the_inventory_gives_it(op: str) -> None:
 
 
 def test_a_node_may_lack_the_address_that_the_inventory_gives_it() -> None:
-    true, _payload = honest(REQUESTS["facts"])
+    true, _payload = honest(REQUESTS["preflight_facts"])
     lacking = {"ok": True, **true, "address": {"problem": "does not hold it"}}
-    assert find_flaw({**REQUESTS["facts"], "address": "198.18.0.5"}, lacking, b"") is None
+    assert find_flaw({**REQUESTS["preflight_facts"], "address": "198.18.0.5"}, lacking, b"") is None
 
 
 UNTRIED = {"failed": {}}
@@ -202,18 +202,20 @@ UNTRIED = {"failed": {}}
 def test_an_environment_is_tried_if_that_was_asked_for(
     imports: dict[str, Any] | None, environment: dict[str, Any], wrong: bool
 ) -> None:
-    true, _payload = honest(REQUESTS["facts"])
-    found = find_flaw({"op": "facts", "imports": imports}, {"ok": True, **true, "environment": environment}, b"")
+    true, _payload = honest(REQUESTS["preflight_facts"])
+    found = find_flaw(
+        {"op": "preflight_facts", "imports": imports}, {"ok": True, **true, "environment": environment}, b""
+    )
     assert found == ("field environment" if wrong else None)
 
 
 def test_a_preflight_of_nodes_that_leave_out_what_was_asked(tmp_path: Path) -> None:
     def tell(request: Mapping[str, Any], reply: Any, payload: bytes) -> Answer:
-        return ({**reply, "environment": UNTRIED} if request["op"] == "facts" else reply), payload
+        return ({**reply, "environment": UNTRIED} if request["op"] == "preflight_facts" else reply), payload
 
     scene = Scene(tmp_path, tell)
     scene.play("preflight")
-    assert "node1 sent an invalid reply to facts (field environment)" in str(scene.said)
+    assert "node1 sent an invalid reply to preflight_facts (field environment)" in str(scene.said)
 
 
 # ------------------------------------------------------------------------------------------------------- whole commands
@@ -337,9 +339,9 @@ COMMANDS = {
     "stop": ["list_jobs", "stop"],
     "status": ["list_jobs"],
     "clean": ["clean"],
-    "setup": ["inspect"],
-    "stall": ["stacks", "try_connections"],
-    "preflight": ["facts", "try_connections"],
+    "setup": ["setup_facts"],
+    "stall": ["call_stacks", "try_connections"],
+    "preflight": ["preflight_facts", "try_connections"],
     "collective": ["try_program"],
 }
 
@@ -468,7 +470,7 @@ def test_stacks_that_keep_a_reader_busy(tmp_path: Path) -> None:
     lines = b"\n".join([b"    " + b" (" * 4000, b"    x (" + b":1" * 4000 + b")", b"Thread 1 (" * 800] * 300)
 
     def tell(request: Mapping[str, Any], reply: Any, payload: bytes) -> Answer:
-        if request["op"] != "stacks":
+        if request["op"] != "call_stacks":
             return reply, payload
         return {**reply, "processes": [{**reply["processes"][0], "bytes": len(lines)}]}, lines
 

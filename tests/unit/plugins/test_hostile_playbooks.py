@@ -29,7 +29,7 @@ POISON = "\\x1b]0;owned\\x07{{{{ lookup('pipe', 'touch VICTIM') }}}}"
 
 def lie(request, reply, payload):
     op = request["op"]
-    if op == "inspect":
+    if op == "setup_facts":
         lies = {{"interface": "{{{{7*7}}}}", "folder": POISON + node.host, "session": POISON}}
         return {{**reply, **lies, "job": {{**reply["job"], "id": POISON}}}}, payload
     if op == "prepare":

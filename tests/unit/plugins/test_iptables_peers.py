@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.thunderhead.cluster.plugins.module_utils._firewall import iptables, programs
+from ansible_collections.thunderhead.cluster.plugins.module_utils._firewall import iptables, run_program
 from ansible_collections.thunderhead.cluster.plugins.modules import iptables_peers as module
 
 PEERS = ["198.18.22.10", "198.18.22.11", "fd00::10"]
@@ -155,7 +155,7 @@ class Machine:
         monkeypatch.setattr(AnsibleModule, "run_command", self.run_command)
         monkeypatch.setattr(iptables, "ask", self.ask)
         monkeypatch.setattr(iptables, "find", lambda name: name if name in self.programs else None)
-        monkeypatch.setattr(programs, "ask", self.ask)
+        monkeypatch.setattr(run_program, "ask", self.ask)
         monkeypatch.setattr(
             AnsibleModule, "get_bin_path", lambda _, name, **__: name if name in self.programs else None
         )

@@ -127,12 +127,14 @@ class Breaking(Connection):
         raise AnsibleConnectionFailure("the line broke")
 
 
-@pytest.mark.parametrize("connection", [Breaking("deliver"), Breaking("receive"), Breaking("prepare", losses=1)])
+@pytest.mark.parametrize(
+    "connection", [Breaking("receive_code"), Breaking("receive_code_piece"), Breaking("prepare", losses=1)]
+)
 def test_a_node_that_is_held_already_is_released_though_it_cannot_be_asked_more(
     node: LocalNode, tmp_path: Path, connection: Breaking
 ) -> None:
     node.connection = connection
-    bundle = large(tmp_path / "code") if connection.op == "receive" else code(tmp_path / "code", "")
+    bundle = large(tmp_path / "code") if connection.op == "receive_code_piece" else code(tmp_path / "code", "")
     message = why_not(gang_of([node], bundle))
     assert message.startswith("this machine cannot start what connects to a node: Too many open files;"), message
     assert node.jobs == [] and node.supervisor() is None
@@ -194,7 +196,7 @@ class Thin(Connection):
         self.offsets: list[int] = []
 
     def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
-        found = re.search(rb'"op": "receive", "offset": (\d+)', in_data)
+        found = re.search(rb'"op": "receive_code_piece", "offset": (\d+)', in_data)
         if found:
             if not self.left:
                 raise AnsibleConnectionFailure("the line broke")
@@ -262,7 +264,9 @@ def test_pieces_that_make_no_bundle_are_not_kept(node: LocalNode, tmp_path: Path
     bundle = large(tmp_path / "code")
     launch = gang_of([node], bundle)
     node.ask("prepare", bundle)
-    node.channel().call({**node.request("receive", bundle), "packed": launch._packed, "offset": 0}, b"x" * 2**20)
+    node.channel().call(
+        {**node.request("receive_code_piece", bundle), "packed": launch._packed, "offset": 0}, b"x" * 2**20
+    )
     node.ask("discard")
     assert "received a bundle that does not match its SHA-256" in why_not(launch)
     assert os.listdir(node.directory / "bundles") == []

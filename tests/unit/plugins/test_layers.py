@@ -4,8 +4,8 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-from ansible_collections.thunderhead.cluster.plugins.module_utils import _agent
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils import _engine
+from ansible_collections.thunderhead.cluster.plugins.module_utils import _agent as _agent
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils import _engine as _engine
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine import LAYERS
 
 PLUGINS = "ansible_collections.thunderhead.cluster.plugins"

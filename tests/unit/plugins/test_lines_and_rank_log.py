@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.lines import (
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.line_reader import (
     BAR_SECONDS,
     LONGEST_LINE,
     LineReader,

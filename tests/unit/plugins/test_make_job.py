@@ -16,14 +16,14 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.h
     store_bundle,
     stored_bundle,
 )
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.make_job import (
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.options import split_patterns
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.plan_job import (
     EXAMPLE,
     count_torchrun_devices,
     describe_job,
     make_job,
     split_args,
 )
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.options import split_patterns
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.record import Record
 from user_options import run_options
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.thunderhead.cluster.plugins.module_utils._firewall import iptables, programs
+from ansible_collections.thunderhead.cluster.plugins.module_utils._firewall import iptables, run_program
 from ansible_collections.thunderhead.cluster.plugins.modules import nftables_peers as module
 
 RULESETS: dict[str, list[dict[str, Any]]] = json.loads(
@@ -314,7 +314,7 @@ class Machine:
         monkeypatch.setattr(module.os, "geteuid", lambda: 0)
         monkeypatch.setattr(AnsibleModule, "run_command", self.run_command)
         monkeypatch.setattr(iptables, "rule_sets", dict)
-        monkeypatch.setattr(programs, "ask", self.ask)
+        monkeypatch.setattr(run_program, "ask", self.ask)
         monkeypatch.setattr(AnsibleModule, "get_bin_path", lambda _, name, **__: self.programs.get(name))
 
     def ask(self, *command: str) -> str | None:

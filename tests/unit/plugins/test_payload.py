@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.thunderhead.cluster.plugins import module_utils
-from ansible_collections.thunderhead.cluster.plugins.module_utils import _agent
+from ansible_collections.thunderhead.cluster.plugins.module_utils import _agent as _agent
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport import payload
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.payload import (
     LOADER,
@@ -22,7 +22,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transp
 from local_nodes import PYTHON
 from requests_on_the_wire import request_in, taken_apart
 
-REQUEST = {"op": "inspect", "directory": "/nowhere", "user": "", "address": "127.0.0.1", "master_port": None}
+REQUEST = {"op": "setup_facts", "directory": "/nowhere", "user": "", "address": "127.0.0.1", "master_port": None}
 
 
 @pytest.fixture(autouse=True)
@@ -77,8 +77,8 @@ def test_half_a_request_is_none(kept: int) -> None:
 
 
 def test_a_defect_is_shown_with_its_place() -> None:
-    output, errors = answered(frame({"op": "inspect"}))
-    assert re.search(r"failed at inspect: KeyError in inspect, line \d+: 'user'", output), output
+    output, errors = answered(frame({"op": "setup_facts"}))
+    assert re.search(r"failed at setup_facts: KeyError in inspect, line \d+: 'user'", output), output
     assert errors == ""
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from ansible.utils import color
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output import lines as lines_module
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output import line_reader as lines_module
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output import screen as screen_module
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.rank_log import RankLog
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.screen import (

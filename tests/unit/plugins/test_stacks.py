@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis.stacks import (
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis.call_stacks import (
     Frame,
     Process,
     activity,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis import stall
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis.stacks import Process, parse
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis.call_stacks import Process, parse
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis.stall import (
     Silence,
     Stacks,
@@ -151,7 +151,7 @@ def test_gather(tmp_path: Path) -> None:
     def answer(host: str, _request: Mapping[str, Any]) -> Answer:
         return unreachable(host) if host == "node2" else reply_of("numbers", host)
 
-    found = stall.gather_stacks(FakeGang(topology_of(3), stacks=answer), tmp_path / "runs" / "stacks")  # type: ignore[arg-type]
+    found = stall.gather_stacks(FakeGang(topology_of(3), call_stacks=answer), tmp_path / "runs" / "stacks")  # type: ignore[arg-type]
     assert found.folder == tmp_path / "runs" / "stacks"
     assert {host: len(processes) for host, processes in found.processes.items()} == {"node0": 2, "node1": 2}
     assert found.errors == {"node2": "is unreachable: Connection timed out"}
@@ -165,7 +165,7 @@ def test_gather(tmp_path: Path) -> None:
 
 def test_gather_where_nothing_can_be_written(tmp_path: Path) -> None:
     (tmp_path / "stacks").write_text("a file in the way")
-    gang = FakeGang(topology_of(1), stacks=lambda host, request: reply_of("mesh", host))
+    gang = FakeGang(topology_of(1), call_stacks=lambda host, request: reply_of("mesh", host))
     found = stall.gather_stacks(gang, tmp_path / "stacks")  # type: ignore[arg-type]
     assert found.folder is None
     assert len(found.processes["node0"]) == 1
@@ -527,7 +527,9 @@ def test_while_it_trains_lightning_prints_on_rank_0_only() -> None:
 
 
 def test_errors_have_no_name_in_front() -> None:
-    gang = FakeGang(topology_of(1), stacks=lambda host, request: NodeError(host, "does not run job job-1 any more"))
+    gang = FakeGang(
+        topology_of(1), call_stacks=lambda host, request: NodeError(host, "does not run job job-1 any more")
+    )
     assert stall.gather_stacks(gang, Path("/dev/null/x")).errors == {"node0": "does not run job job-1 any more"}  # type: ignore[arg-type]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base import checkpoint_files
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base import lightning_checkpoint
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.operations import verify_checkpoint
 from train_nodes import run_nodes
 
@@ -84,18 +84,18 @@ def test_the_agent_reads_what_lightning_writes(tmp_path: Path):
     def look(data: bytes) -> int:
         path.write_bytes(data)
         with open(path, "rb") as file:
-            archive = checkpoint_files.open_archive(file)
-            step = checkpoint_files.find_step(archive)
+            archive = lightning_checkpoint.open_archive(file)
+            step = lightning_checkpoint.find_step(archive)
             verify_checkpoint.check_parts(archive)
         return step
 
     for length in range(0, len(content), len(content) // 50):
-        with pytest.raises(checkpoint_files.Unfit, match=r"is (truncated|empty)|not in torch's zip format"):
+        with pytest.raises(lightning_checkpoint.Unfit, match=r"is (truncated|empty)|not in torch's zip format"):
             look(content[:length])
     assert look(content) == 2 * STEPS_PER_EPOCH
     weight = torch.load(path, weights_only=True)["state_dict"]["net.6.weight"]
     flipped = bytearray(content)
     flipped[content.index(weight.numpy().tobytes()) + 100] ^= 1
-    with pytest.raises(checkpoint_files.Unfit, match=r"^has a damaged part data/\d+$"):
+    with pytest.raises(lightning_checkpoint.Unfit, match=r"^has a damaged part data/\d+$"):
         look(bytes(flipped))
     torch.load(path, weights_only=True)  # torch itself does not notice

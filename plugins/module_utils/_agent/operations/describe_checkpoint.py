@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.checkpoint_files import digest
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import Refusal, error_text
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.lightning_checkpoint import digest
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.user import (
     User,
     account_name,

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import Reply, Request
-from ansible_collections.thunderhead.cluster.plugins.module_utils._firewall.node import look
+from ansible_collections.thunderhead.cluster.plugins.module_utils._firewall.find_firewall import look
 
 
 def firewall_info(request: Request, _payload: bytes) -> tuple[Reply, bytes]:

@@ -17,13 +17,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.checkpoint_files import (
-    NO_STEP,
-    WEIGHTS_ONLY,
-    Unfit,
-    find_step,
-    open_archive,
-)
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import Refusal
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.files import (
     open_own,
@@ -32,6 +25,13 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.fi
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_paths import log_path
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_state import job_state
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.lightning_checkpoint import (
+    NO_STEP,
+    WEIGHTS_ONLY,
+    Unfit,
+    find_step,
+    open_archive,
+)
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.node_lock import LockHolder
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.user import become_job_owner
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.working_directory import (

@@ -40,7 +40,9 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.re
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.unpack import unpack_bundle
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.user import User
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import Reply, Request
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.start import fork_supervisor
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.fork_supervisor import (
+    fork_supervisor,
+)
 
 
 def prepare(request: Request, _payload: bytes) -> tuple[Reply, bytes]:

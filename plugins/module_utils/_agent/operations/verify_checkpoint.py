@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from zipfile import ZipFile
 
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.checkpoint_files import (
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.lightning_checkpoint import (
     Unfit,
     blocks,
     digest,

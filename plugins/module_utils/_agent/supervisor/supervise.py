@@ -39,11 +39,15 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contrac
     Request,
     environment_text,
 )
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.observe import (
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.observe_script import (
     FileReadObserver,
     RendezvousObserver,
 )
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.watch import Head, Peer, Watch
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.watch_other_nodes import (
+    Head,
+    Peer,
+    Watch,
+)
 
 WATCH_AFTER_SECONDS = 1
 """The watch is taken up this long after the script's start: right then the nodes are busy."""

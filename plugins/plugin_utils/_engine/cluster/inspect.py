@@ -45,7 +45,7 @@ def inspect_cluster(cluster: NodeGroup, taking_part: Sequence[str]) -> dict[str,
     def look(one: NodeSettings) -> dict[str, Any]:
         return cluster.open_channel(one.host).call(
             {
-                "op": "inspect",
+                "op": "setup_facts",
                 "directory": one.directory,
                 "address": one.address,
                 "user": one.user,

@@ -25,8 +25,8 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.follow
 )
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.history import earlier_job, store_bundle
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.launch import Launch
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.make_job import describe_job, make_job
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.options import RunOptions
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.plan_job import describe_job, make_job
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.record import Record
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.script_variables import require_known
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import pluralize

@@ -18,9 +18,9 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluste
     probe_connections,
 )
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.topology import Node, Topology
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis import stacks as reading
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis import call_stacks as reading
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis.call_stacks import Activity, Process
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis.failure import is_noise
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis.stacks import Activity, Process
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.rank_log import RankLog
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import format_bytes, pluralize
 
@@ -170,7 +170,7 @@ def gather_stacks(gang: Gang, folder: Path, timeout_seconds: float = GATHER_SECO
         timeout_seconds: a node without an answer after this long is one of which nothing is known.
         seconds: how long to look at what the processes use, besides.
     """
-    replies, errors = gang.ask("stacks", timeout_seconds + seconds, seconds=seconds)
+    replies, errors = gang.ask("call_stacks", timeout_seconds + seconds, seconds=seconds)
     found = Stacks(folder, errors={host: str(error).removeprefix(f"{host} ") for host, error in errors.items()})
     for host, (reply, payload) in replies.items():
         found.processes[host] = reading.parse(reply, payload)

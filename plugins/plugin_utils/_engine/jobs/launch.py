@@ -224,10 +224,10 @@ class Launch:
             # The same for all nodes with the same settings, so that they share one copy of it.
             delivery = {name: request[name] for name in ("directory", "user", "job", "bundle")}
             if len(self.job.bundle.content) <= PIECE_BYTES:
-                self._open(host).call({**delivery, "op": "deliver", "packed": None}, self.job.bundle.content)
+                self._open(host).call({**delivery, "op": "receive_code", "packed": None}, self.job.bundle.content)
             else:
                 self._send_pieces(host, {**delivery, "packed": self._packed})
-                self._open(host).call({**delivery, "op": "deliver", "packed": self._packed})
+                self._open(host).call({**delivery, "op": "receive_code", "packed": self._packed})
 
     @functools.cached_property
     def _packed(self) -> str:
@@ -241,7 +241,7 @@ class Launch:
             began = time.monotonic()
             piece = content[has : has + size]
             try:
-                reply, _payload = self._open(host).call({**delivery, "op": "receive", "offset": has}, piece)
+                reply, _payload = self._open(host).call({**delivery, "op": "receive_code_piece", "offset": has}, piece)
             except Unreachable:
                 losses += 1
                 if losses == PREPARE_TRIES:
@@ -268,7 +268,12 @@ class Launch:
         if is_time_to_ask:
             waiting = [host for host in self.gang.settings if host in self._asked]
             self.gang.ask(
-                "receive", KEEP_SECONDS, waiting, bundle=self.job.bundle.sha256, packed=self._packed, offset=None
+                "receive_code_piece",
+                KEEP_SECONDS,
+                waiting,
+                bundle=self.job.bundle.sha256,
+                packed=self._packed,
+                offset=None,
             )
 
     def _require_alike(self) -> None:

@@ -22,7 +22,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluste
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.topology import Node, Topology
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis import job_warnings
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.lines import printable
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.line_reader import printable
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.tables import laid_out
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import escape, escape_lines, join_names
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.channel import NodeError

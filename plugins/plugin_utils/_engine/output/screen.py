@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from ansible.utils.color import stringc
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.lines import LineReader
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.line_reader import LineReader
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.rank_log import RankLog
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import escape_lines, format_bytes
 

@@ -20,7 +20,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluste
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.settings import NodeSettings
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.topology import Topology
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.check import Verdict
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.code import Code
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.job_code import Code
 
 
 @dataclass(frozen=True)

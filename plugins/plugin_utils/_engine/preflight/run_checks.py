@@ -33,7 +33,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.prefli
     ClusterFacts,
     is_wanted,
 )
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.code import SLOWEST, Code, trial
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.job_code import SLOWEST, Code, trial
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.channel import NodeError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.fan_out import fan_out
 
@@ -111,7 +111,7 @@ def _ask(
     def ask(one: NodeSettings) -> dict[str, Any]:
         variables = code.variables(one, settings) if code else one.env
         request = {
-            "op": "facts",
+            "op": "preflight_facts",
             "directory": one.directory,
             "user": one.user,
             "address": one.address,

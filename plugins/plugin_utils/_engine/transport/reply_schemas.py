@@ -210,9 +210,9 @@ REPLIES: Mapping[str, tuple[Mapping[str, Check], Mapping[str, Check]]] = {
         },
         {},
     ),
-    "deliver": ({}, {}),
+    "receive_code": ({}, {}),
     "discard": ({}, {}),
-    "facts": (
+    "preflight_facts": (
         {
             **_RESOURCES,
             "machine": row(is_text, is_text, is_text),
@@ -251,7 +251,7 @@ REPLIES: Mapping[str, tuple[Mapping[str, Check], Mapping[str, Check]]] = {
         {},
     ),
     "follow": ({**_STATE, "more": is_flag, "offset": is_size}, {**_MORE_OF_STATE, "trouble": is_sentence}),
-    "inspect": (
+    "setup_facts": (
         {
             **_PLACE,
             "addresses": many(is_address, MOST_ADDRESSES),
@@ -337,9 +337,9 @@ REPLIES: Mapping[str, tuple[Mapping[str, Check], Mapping[str, Check]]] = {
         {},
     ),
     "read_files": ({"parts": many(row(is_size, is_size, is_time_ns))}, {}),
-    "receive": ({"has": is_size}, {}),
+    "receive_code_piece": ({"has": is_size}, {}),
     "try_program": ({"told": many(table(is_text, is_plain)), "words": is_document, "late": is_flag}, {}),
-    "stacks": (
+    "call_stacks": (
         {
             "processes": many(
                 fields(
@@ -420,7 +420,7 @@ def find_flaw(request: Mapping[str, Any], reply: object, payload: bytes) -> str 
 
 def _is_at_home(request: Mapping[str, Any], reply: Mapping[str, Any]) -> bool:
     """Whether the node has the address that the inventory gives it, if it gives one: firewalls are opened to it."""
-    wanted = request.get("address") if request["op"] in ("facts", "inspect", "prepare") else None
+    wanted = request.get("address") if request["op"] in ("preflight_facts", "setup_facts", "prepare") else None
     found = reply.get("address", wanted)  # a refusal has none
     if isinstance(found, Mapping):
         found = found.get("address", wanted)  # and a problem neither
@@ -482,6 +482,6 @@ _PAYLOADS: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, Any], bytes], 
     "list_artifacts": _is_listing,
     "follow": _is_log,
     "read_files": _are_parts,
-    "stacks": _are_stacks,
+    "call_stacks": _are_stacks,
     "verify_checkpoint": _is_verdict,
 }

@@ -15,7 +15,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.ac
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import Refusal
 from ansible_collections.thunderhead.cluster.plugins.module_utils._firewall import firewalld, iptables, nftables, ufw
 from ansible_collections.thunderhead.cluster.plugins.module_utils._firewall.opening import Span
-from ansible_collections.thunderhead.cluster.plugins.module_utils._firewall.programs import ask, find
+from ansible_collections.thunderhead.cluster.plugins.module_utils._firewall.run_program import ask, find
 
 PROGRAMS = {"firewalld": "firewall-cmd", "ufw": "ufw", "iptables": "iptables", "nftables": "nft"}
 RESTORING = {"iptables": iptables.SCRIPT, "nftables": nftables.SCRIPT}

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.lines import printable
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.line_reader import printable
 
 RENDEZVOUS, COLLECTIVE, BACKWARD, LOADER, IMPORT, RUNNING, UNKNOWN = (
     *("rendezvous", "collective", "backward", "loader", "import", "running", "unknown"),

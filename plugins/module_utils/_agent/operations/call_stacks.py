@@ -33,7 +33,7 @@ LONGEST_RANK = len("LOCAL_RANK=123456789")
 """Bytes of a variable that names a local rank; in a longer one stands something else."""
 
 
-def stacks(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
+def call_stacks(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     """Take the Python stacks of the job's processes, without halting one, and see how much they work meanwhile.
 
     Request: seconds (how long to look at what they use; 0: not at all). Reply: processes, oldest first, each {pid,

@@ -13,7 +13,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.un
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import Reply, Request
 
 
-def receive(request: Request, payload: bytes) -> tuple[Reply, bytes]:
+def receive_code_piece(request: Request, payload: bytes) -> tuple[Reply, bytes]:
     """Store a piece of a compressed bundle that is too large for one request, and have the prepared job wait on.
 
     Request: as for ``prepare``, packed (the SHA-256 of the whole as it is sent), offset (where the payload begins in

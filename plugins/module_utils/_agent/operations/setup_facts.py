@@ -35,7 +35,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.us
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import MOST_ADDRESSES, Reply, Request
 
 
-def inspect(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
+def setup_facts(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     """Look, and change nothing; refuse a directory that setup has not made and may not have.
 
     Request: directory, user, address (or None), master_port (on the head, else None). Reply: address, interface,

@@ -17,7 +17,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.us
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import Reply, Request
 
 
-def deliver(request: Request, payload: bytes) -> tuple[Reply, bytes]:
+def receive_code(request: Request, payload: bytes) -> tuple[Reply, bytes]:
     """Store the bundle, ``payload`` compressed, and unpack it into the prepared job.
 
     Request: as for ``prepare``, packed (as for ``receive``, if that has brought the payload; else None).

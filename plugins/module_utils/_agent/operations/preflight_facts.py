@@ -52,7 +52,7 @@ SHOWN_VARIABLES = (
 """Of node.env only these are told: the others may be secrets."""
 
 
-def facts(request: Request, payload: bytes) -> tuple[Reply, bytes]:
+def preflight_facts(request: Request, payload: bytes) -> tuple[Reply, bytes]:
     """Say what this node is. A fact that could not be come by is {"problem": a sentence without the node's name}.
 
     Request: directory, user, address (or None), master_port (on the head, else None), variables ("NAME=value" of the
