@@ -69,7 +69,7 @@ def test_a_job_that_hides(node: LocalNode, tmp_path: Path) -> None:
 
 def test_a_supervisor_that_says_good_bye_is_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     held = iter([{"id": "job-1"}, {"id": "job-1"}, None])
-    monkeypatch.setattr(setup_facts, "living_job", lambda _directory: next(held))
+    monkeypatch.setattr(setup_facts, "running_job", lambda _directory: next(held))
     (tmp_path / "jobs" / "job-1").mkdir(parents=True)
     (tmp_path / "jobs" / "job-1" / "state.json").write_text('{"state": "succeeded", "ended": 1.0}')
     assert setup_facts.lasting_job(str(tmp_path)) is None

@@ -54,7 +54,7 @@ def test_a_python_that_is_gone(node: LocalNode, tmp_path: Path) -> None:
 
 
 def test_a_prepared_job_whose_controller_vanished_is_given_up(node: LocalNode, tmp_path: Path) -> None:
-    node.connection = Altered(("GATE_SECONDS = 300", "GATE_SECONDS = 0.3"))
+    node.connection = Altered(("START_SECONDS = 300", "START_SECONDS = 0.3"))
     bundle = code(tmp_path / "code", "")
     start_file = Path(node.prepare(bundle)["start_file"])
     start_file.with_name(start_file.name + ".part").write_bytes(b"half a word")

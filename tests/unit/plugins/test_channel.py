@@ -254,7 +254,7 @@ def test_an_old_python(tmp_path: Path) -> None:
 def test_a_defect_in_the_agent_is_told(tmp_path: Path) -> None:
     with pytest.raises(NodeError) as caught:
         LocalNode(tmp_path).channel().call({"op": "setup_facts"})
-    assert str(caught.value).startswith("node0 failed at setup_facts: KeyError in inspect, line ")
+    assert str(caught.value).startswith("node0 failed at setup_facts: KeyError in setup_facts, line ")
 
 
 @pytest.mark.parametrize("data", [b"", b"text\n", bytes(range(256)) * 1000])

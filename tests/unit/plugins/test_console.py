@@ -98,8 +98,10 @@ def on_a_terminal(folder: Path, playbook: str, *arguments: str, **settings: str)
     )
     os.close(side)
     printed = b""
-    while process.poll() is None or select.select([main], [], [], 0.2)[0]:
-        if select.select([main], [], [], 0.2)[0]:
+    waiting = select.poll()  # select takes no descriptor from 1024 on
+    waiting.register(main, select.POLLIN)
+    while process.poll() is None or waiting.poll(200):
+        if waiting.poll(200):
             try:
                 printed += os.read(main, 65536)
             except OSError:

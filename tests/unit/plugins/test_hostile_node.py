@@ -175,7 +175,7 @@ def test_a_node_has_the_address_that_the_inventory_gives_it(op: str) -> None:
     assert "198.18.0.66" in str(node.channel().call({**request, "address": None})[0]["address"])
     with pytest.raises(NodeError) as caught:
         node.channel().call({**request, "address": "198.18.0.5"})
-    assert f"(to {op}, by its field address)" in str(caught.value)
+    assert f"invalid reply to {op} (field address)" in str(caught.value)
 
 
 def test_a_node_may_lack_the_address_that_the_inventory_gives_it() -> None:

@@ -218,7 +218,7 @@ def test_a_thin_line_is_waited_for_as_long_as_code_arrives(
     for name, value in {"PREPARE_SECONDS": 6, "QUICK_SECONDS": 0, "PROGRESS_SECONDS": 0.5, "KEEP_SECONDS": 1}.items():
         monkeypatch.setattr(launch_module, name, value)
     nodes[1].connection = Thin(seconds=2.5)
-    nodes[0].connection = Altered(("GATE_SECONDS = 300", "GATE_SECONDS = 6"))
+    nodes[0].connection = Altered(("START_SECONDS = 300", "START_SECONDS = 6"))
     said: list[str] = []
     bundle = large(tmp_path / "code")
     launch = gang_of(nodes, bundle)

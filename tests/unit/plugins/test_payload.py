@@ -78,7 +78,7 @@ def test_half_a_request_is_none(kept: int) -> None:
 
 def test_a_defect_is_shown_with_its_place() -> None:
     output, errors = answered(frame({"op": "setup_facts"}))
-    assert re.search(r"failed at setup_facts: KeyError in inspect, line \d+: 'user'", output), output
+    assert re.search(r"failed at setup_facts: KeyError in setup_facts, line \d+: 'user'", output), output
     assert errors == ""
 
 
