@@ -29,7 +29,7 @@ def test_an_error_of_the_system_is_a_sentence(node: LocalNode, tmp_path: Path) -
     )
 
 
-BEGIN = "def facts(request: Request, payload: bytes) -> tuple[Reply, bytes]:\n"
+BEGIN = "def preflight_facts(request: Request, payload: bytes) -> tuple[Reply, bytes]:\n"
 """Where a defect can be put into the agent."""
 
 
@@ -59,7 +59,7 @@ def test_whatever_goes_wrong_is_a_sentence_and_no_word_about_the_job(
     node: LocalNode, statement: str, words: str
 ) -> None:
     error = failing(node, statement)
-    assert re.sub(r" in (facts|contract), line \d+", "", str(error)).startswith(
+    assert re.sub(r" in (preflight_facts|contract), line \d+", "", str(error)).startswith(
         f"node0 failed at preflight_facts: {words}"
     )
     assert error.facts == {"failed": True} and not isinstance(error, Refused)

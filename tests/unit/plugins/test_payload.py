@@ -57,9 +57,9 @@ def test_a_request_is_sent_the_modules_that_it_needs_and_no_others() -> None:
     base = ("answer", "errors", "files", "job_paths", "job_state", "machine", "node_lock", "user")
     follow = {"_agent.contract", "_agent.operations.follow", *(f"_agent.base.{name}" for name in base)}
     assert names("follow") == follow
-    assert "_agent.supervisor.watch" in names("prepare"), "what a function imports is needed too"
+    assert "_agent.supervisor.watch_other_nodes" in names("prepare"), "what a function imports is needed too"
     assert "_agent.operations.list_artifacts" not in names("prepare")
-    assert {"_firewall.node", "_firewall.ufw", "_agent.base.active_firewalls"} <= names("firewall_info")
+    assert {"_firewall.find_firewall", "_firewall.ufw", "_agent.base.active_firewalls"} <= names("firewall_info")
 
 
 @pytest.mark.parametrize("operation", sorted(REPLIES))
