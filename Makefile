@@ -54,6 +54,7 @@ lint: $(VENV)/.test ## ruff, mypy --strict, yamllint, ansible-lint, changelog, a
 	MYPYPATH=train mypy train
 	MYPYPATH=tests/bench mypy tests/docker tests/bench
 	MYPYPATH=tests/collection mypy tests/collection
+	MYPYPATH=collections mypy tests/pictures
 	yamllint --strict .
 	ansible-lint --strict --offline
 	antsibull-changelog lint
@@ -168,6 +169,10 @@ $(VENV)/.test: pyproject.toml requirements.txt roles/python_env/files/tools.txt 
 .PHONY: changelog
 changelog: $(VENV)/.test ## Put the fragments in changelogs/ into CHANGELOG.rst, under the version of galaxy.yml
 	antsibull-changelog release --update-existing --reload-plugins
+
+.PHONY: pictures
+pictures: $(VENV)/.controller ## Draw the terminals that the README shows anew, from what the commands print now
+	python tests/pictures/terminal.py
 
 .PHONY: clean
 clean: ## Remove what was built here: tools, local nodes, caches (not runs/)
