@@ -126,7 +126,8 @@ def test_a_run_shows_what_it_does_and_nothing_else(run: Playing) -> None:
 
 @starts_jobs
 def test_a_failure_is_told_once(run: Playing) -> None:
-    done = run("raise ValueError('bad luck')", "-e", "logs=none")
+    script = "import os, time\nif os.environ['NODE_RANK'] == '0': raise ValueError('bad luck')\ntime.sleep(60)\n"
+    done = run(script, "-e", "logs=none")
     assert done.returncode == 2
     assert done.stderr.startswith("[ERROR]: rank 0 (gpu-2) exited with code 1 after ")
     assert done.stderr.count("exited with code 1") == 1

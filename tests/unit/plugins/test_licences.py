@@ -24,7 +24,7 @@ LICENCES = {
 NAMED_WITHIN = (
     *("*.py", "*.sh", "*.yml", "*.yaml", "*.toml", "*.cfg", ".ci/run", "Makefile"),
     # These have it in REUSE.toml alone: what stands for users' files, what users copy, and what a tool writes.
-    *("!tests/field/*", "!*/project/*", "!inventory/*", "!changelogs/*", "!REUSE.toml"),
+    *("!tests/field/*", "!tests/*/project/*", "!inventory/*", "!changelogs/*", "!REUSE.toml"),
 )
 """Files that name it themselves, in a line of their own at the top; with ! those that do not."""
 CODE = re.compile(r"^plugins/(?!module_utils/).*\.py$")

@@ -1,5 +1,6 @@
 # Copyright (c) The Thunderhead developers
-# Licensed under the Apache License, Version 2.0 (see LICENSE)
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Choose the launcher that fits a script, by what it and the project's modules import; nothing is run."""
 
 from __future__ import annotations

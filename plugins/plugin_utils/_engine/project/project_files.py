@@ -1,5 +1,6 @@
 # Copyright (c) The Thunderhead developers
-# Licensed under the Apache License, Version 2.0 (see LICENSE)
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Choose the files of a project that a job gets: what git would track, or all."""
 
 from __future__ import annotations

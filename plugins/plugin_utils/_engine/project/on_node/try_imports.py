@@ -1,5 +1,6 @@
 # Copyright (c) The Thunderhead developers
-# Licensed under the Apache License, Version 2.0 (see LICENSE)
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Import torch and what a script imports; executed on a node, with the environment's Python.
 
 The text of this file is sent. It prints JSON objects, one a line, written at once, for what is being imported may end
