@@ -47,7 +47,7 @@ from requests_on_the_wire import taken_apart
 PYTHON = os.path.realpath(sys.executable)
 IS_ROOT = os.geteuid() == 0
 as_root = pytest.mark.skipif(not IS_ROOT, reason="only root can act as another account; CI runs the tests as root")
-# The agent refuses them there: test_agent_launching shows that it does, and tests/molecule runs jobs there.
+# The agent refuses them there: test_agent_prepare shows that it does, and tests/molecule runs jobs there.
 starts_jobs = pytest.mark.skipif(IS_ROOT and has_systemd(), reason="under systemd, root runs no jobs as root")
 with_torch = pytest.mark.skipif(
     not importlib.util.find_spec("torch"), reason="without torch nothing trains; tests/collection/newest.py has none"

@@ -26,7 +26,7 @@ class Identity:
     Attributes:
         start: when it was started, ISO 8601 with seconds, UTC.
         id: YYYYmmdd-HHMMSS-<script>-<4 hex>.
-        user: who started it, as user@machine; see record.who.
+        user: who started it, as user@machine; see ``who``.
     """
 
     start: str

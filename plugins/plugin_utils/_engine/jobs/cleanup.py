@@ -38,7 +38,7 @@ def remove_old_jobs(
     Args:
         nodes: whom to ask.
         keep: how many ended jobs stay on each node.
-        owner: whose jobs count and go, as ``record.who`` says it; None means everybody's.
+        owner: whose jobs count and go, as ``job_identity.who`` says it; None means everybody's.
         dry: change nothing, only say what would go.
 
     Returns:

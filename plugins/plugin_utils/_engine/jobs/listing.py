@@ -229,7 +229,7 @@ def choose_job(
         job: id, or "".
         views: the newest first.
         errors: nodes that did not answer.
-        me: who asks, as ``record.who`` says it.
+        me: who asks, as ``job_identity.who`` says it.
         going_on: only jobs that have not ended are meant by "the latest"; one that may have is the last choice.
         hosts: only jobs with a part on one of them are meant by "the latest"; None means all.
 

@@ -27,25 +27,13 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transp
     find_flaw,
     parse,
 )
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.ssh_errors import (
+    explain_ssh_failure,
+    is_crowded,
+    last_line,
+)
 
 _HEAD = re.compile(rb"%b ([0-9]{1,12}) ([0-9]{1,12})\n" % MARK.encode())
-_ANSIBLES_OWN = re.compile(
-    r"Failed to connect to the host via ssh: |Data could not be sent to remote host .*?over ssh: ", re.DOTALL
-)
-"""What Ansible puts before ssh's words."""
-_NO_WAY = re.compile(
-    r"ssh: connect to host |ssh: could not resolve |permission denied \(|too many authentication failures|no matching "
-    r"\S.* found|bad owner or permissions|bad configuration option|during banner exchange|open failed: ",
-    re.IGNORECASE | re.MULTILINE,
-)
-"""What ssh says when it does not reach a machine, or is not let in, whoever comes and when."""
-_CROWDED = re.compile(
-    r"(kex_exchange|ssh_exchange|banner)_?\S*: .*(closed|reset|line)|Connection (closed|reset) by \S+ port \d+",
-    re.IGNORECASE,
-)
-"""What it says when an sshd closed the connection before anybody had logged in, as one that has too many of them."""
-_UNSENT = re.compile(f"{_NO_WAY.pattern}|{_CROWDED.pattern}", re.IGNORECASE | re.MULTILINE)
-"""Nothing was asked of the node then."""
 CONNECT_TRIES = 12
 CONNECT_PAUSE_SECONDS = 0.3
 LONGEST_PAUSE_SECONDS = 4
@@ -141,7 +129,7 @@ class Channel:
         if code == 255:  # ssh's own
             raise self._unreachable(errors)
         if code:
-            raise self._become_failure(errors) or NodeError(self.host, f"could not write {path}: {_last_line(errors)}")
+            raise self._become_failure(errors) or NodeError(self.host, f"could not write {path}: {last_line(errors)}")
 
     def _execute(self, command: str, data: bytes) -> tuple[int, bytes, str]:
         """Execute a command; while no request has come through to this host, again if an sshd lets nobody in now."""
@@ -189,7 +177,7 @@ class Channel:
                 raise self._unable(cause) from error
             raise self._become_failure(str(error)) or NodeError(self.host, f"cannot be talked to: {error}") from error
         said = errors.decode(errors="replace")
-        if code == 255 and not output and _CROWDED.search(said):
+        if code == 255 and not output and is_crowded(said):
             raise self._unreachable(said)
         return code, output, said
 
@@ -218,7 +206,7 @@ class Channel:
         payload = head.end() + int(head[1])
         end = payload + int(head[2])
         if len(output) < end:  # the connection broke: half a log would pass for a whole one
-            raise Unreachable(self.host, f"is unreachable: its reply broke off, {_last_line(errors)}")
+            raise Unreachable(self.host, f"is unreachable: its reply broke off, {last_line(errors)}")
         try:
             reply = parse(output[head.end() : payload])
         except ValueError as error:
@@ -239,30 +227,9 @@ class Channel:
         )
 
     def _unreachable(self, said: str) -> Unreachable:
-        """Return what ssh's words mean; of a host key, which it says much about, what to do."""
-        said = _ANSIBLES_OWN.sub("", said)
-        if "REMOTE HOST IDENTIFICATION HAS CHANGED" in said:
-            return Unreachable(
-                self.host,
-                "shows another SSH host key than the one you know it by: it was installed anew, or another machine "
-                "answers in its place; compare the fingerprint with its administrator's before you remove the old key: "
-                f"ssh-keygen -R {self._address}",
-                unsent=True,
-            )
-        if "Host key verification failed" in said:
-            return Unreachable(
-                self.host,
-                "shows an SSH host key that you do not know it by; log in to it once and compare the fingerprint: "
-                f"ssh {self._address}",
-                unsent=True,
-            )
-        line = _telling_line(said)
-        if "too long" in line and "ControlPath" in line:
-            line += "; set ansible_control_path_dir to a folder with a shorter name"
-        facts: dict[str, Any] = {"unsent": True} if _UNSENT.search(said) else {}
-        if _CROWDED.search(said) and not _NO_WAY.search(said):
-            facts["crowded"] = line
-        return Unreachable(self.host, f"is unreachable: {line}", **facts)
+        """Return what ssh's words mean."""
+        state, facts = explain_ssh_failure(said, self._address)
+        return Unreachable(self.host, state, **facts)
 
     @property
     def _address(self) -> str:
@@ -279,29 +246,14 @@ class Channel:
         if code == 127:
             return NodeError(self.host, f"has no usable Python: {self._python} was not found; {remedy}")
         if "too old: Python" in errors:
-            return NodeError(self.host, f"has no usable Python: {self._python} is {_last_line(errors)}; {remedy}")
+            return NodeError(self.host, f"has no usable Python: {self._python} is {last_line(errors)}; {remedy}")
         if "No module named 'zlib'" in errors:
             return NodeError(self.host, f"has no usable Python: {self._python} was built without zlib; {remedy}")
         if code == 255:  # ssh's own
             return self._unreachable(errors)
         if code in (0, 2, 126):  # of another program, or of a file that is none
-            return NodeError(self.host, f"has no usable Python: {self._python} is none, {_last_line(errors)}; {remedy}")
-        return NodeError(self.host, f"could not run Thunderhead's agent (exit code {code}): {_last_line(errors)}")
-
-
-def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing"
-
-
-def _telling_line(said: str) -> str:
-    """Return the line of ssh's that says most: where it goes through another machine, the last is none of them."""
-    lines = [line.strip() for line in said.strip().splitlines() if line.strip()]
-    for pattern in (_NO_WAY, _CROWDED):
-        for line in lines:
-            if pattern.search(line):
-                return line
-    return _last_line(said)
+            return NodeError(self.host, f"has no usable Python: {self._python} is none, {last_line(errors)}; {remedy}")
+        return NodeError(self.host, f"could not run Thunderhead's agent (exit code {code}): {last_line(errors)}")
 
 
 def _is_same_user(connection: Any) -> bool:

@@ -5,7 +5,7 @@
 
 A node that was broken into can reply what it likes. What a reply holds becomes paths, addresses in firewalls, the
 environment of other nodes' jobs and lines on a terminal; that it is of the right kind is made sure of here, once, so
-that whoever uses it need not ask. Strings are still foreign: ``words.shown`` before a terminal sees them.
+that whoever uses it need not ask. Strings are still foreign: ``text.escape`` before a terminal sees them.
 """
 
 from __future__ import annotations

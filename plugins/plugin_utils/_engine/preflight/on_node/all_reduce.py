@@ -4,7 +4,7 @@
 """Run an all-reduce with the other nodes; executed on a node, with the environment's Python.
 
 The text of this file is sent, followed by a call of ``main``. It prints JSON objects, one a line: what the agent's
-``rehearse`` understands (``step`` and ``seconds``), and what ``collective`` reads:
+``try_program`` understands (``step`` and ``seconds``), and what ``collective`` reads:
 
     step, seconds           what begins now, and the most that it may take
     backend, bytes, took    an all-reduce of so many bytes took so many seconds
