@@ -41,9 +41,10 @@ class SentModules:
 def main() -> None:
     """Read modules and request, and answer it."""
     lengths = [int(length) for length in sys.stdin.buffer.readline().split()]
-    modules, asked = (sys.stdin.buffer.read(length) for length in lengths)
-    if [len(modules), len(asked)] != lengths:
+    parts = [sys.stdin.buffer.read(length) for length in lengths]
+    if len(parts) != 2 or [len(part) for part in parts] != lengths:
         sys.exit("the request broke off")  # pylint: disable=ansible-bad-function
+    modules, asked = parts
     sys.meta_path.insert(0, SentModules(json.loads(zlib.decompress(modules))))
     request = json.loads(asked)
     operation = importlib.import_module(f"{AGENT}.operations.{request['op']}")

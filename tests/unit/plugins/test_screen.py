@@ -1,5 +1,6 @@
 # Copyright (c) The Thunderhead developers
 # SPDX-License-Identifier: GPL-3.0-or-later
+import os
 import re
 import threading
 import time
@@ -21,7 +22,9 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output
 
 LONG = 60
 """Seconds after which a test that waits has failed."""
-GAP = re.compile(r"… (\d+(?:\.\d)?) (\w+) of rank (\d) are not shown here, for the terminal is too slow; they are in ")
+GAP = re.compile(
+    r"… (\d+(?:\.\d)?) (\w+) of rank (\d) are not shown here, because the terminal is too slow; they are in "
+)
 
 
 class Terminal:
@@ -162,8 +165,8 @@ def test_a_terminal_that_stands_still_keeps_nobody_waiting_and_costs_little(
     shown.close(LONG)
     (gap,) = [line for line in terminal.printed if GAP.match(line)]
     assert (
-        gap
-        == f"… 99.9 MB of rank 0 are not shown here, for the terminal is too slow; they are in {terminal.logs[0].path}"
+        gap == "… 99.9 MB of rank 0 are not shown here, because the terminal is too slow; they are in "
+        f"{terminal.logs[0].path}"
     )
     found = numbers(terminal.printed)
     assert found == list(range(10_000 - len(found), 10_000)), "the newest lines, whole"
@@ -280,6 +283,35 @@ def test_the_end_waits_for_the_terminal_only_so_long(terminal: Terminal, monkeyp
     assert [gap and gap.groups() for gap in gaps] == [("150", "kB", "0"), ("7", "B", "1")]
     assert [line for line in terminal.printed if not GAP.match(line)] == ["stands still", "in the middle", "the result"]
     await_true(lambda: not shown._thread.is_alive())
+
+
+def test_a_log_that_somebody_cuts_short_holds_nobody_up(terminal: Terminal) -> None:
+    shown = terminal.screen("n")
+    terminal.stand_still(shown)
+    terminal.write(0, numbered(0, 1000), shown)
+    os.truncate(terminal.logs[0].path, 0)
+    terminal.open.set()
+    shown.say("the result")
+    await_true(lambda: "the result" in terminal.printed)
+    terminal.screen("n", starts=0).await_shown(LONG)
+    shown.close(LONG)
+    assert not shown._thread.is_alive()
+
+
+def test_a_terminal_that_goes_on_after_the_end(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stood still while a gap was printed; meanwhile the logs are closed."""
+    monkeypatch.setattr(screen_module, "LAST_LINES_SECONDS", 0.01)
+    shown = terminal.screen("n")
+    terminal.open.clear()
+    terminal.reached.clear()
+    terminal.write(0, numbered(0, 100_000), shown)
+    assert terminal.reached.wait(LONG)
+    shown.say("the result")
+    shown.close(0.01)
+    terminal.logs[0].close()
+    terminal.open.set()
+    await_true(lambda: bool(terminal.printed) and terminal.printed[-1] == "the result")
+    assert [bool(GAP.match(line)) for line in terminal.printed] == [True, True, False]
 
 
 def test_an_empty_end(terminal: Terminal) -> None:

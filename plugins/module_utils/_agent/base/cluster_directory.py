@@ -70,7 +70,7 @@ def is_env(name: str) -> bool:
 
 
 def is_trash(name: str) -> bool:
-    """Return whether it was put into the trash by ``cleaning.Trash``, or moved there by ``cleaning.remove``."""
+    """Return whether it was put into the trash by ``clean.RemovalQueue``, or moved there by ``clean.remove``."""
     kind, _dot, rest = name.partition(".")
     stem, _dot, number = rest.rpartition(".")
     if not is_digits(number):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from contextlib import suppress
 from typing import Any, BinaryIO
@@ -73,8 +74,6 @@ def open_own(path: str, beside: str = "") -> BinaryIO:
 
 def read_json(path: str) -> dict[str, Any] | None:
     """Return the JSON object in ``path``, or None if there is none."""
-    import json
-
     try:
         with open_own(path) as file:
             found = json.loads(file.read(MOST_JSON_BYTES))

@@ -1,27 +1,18 @@
 # Copyright (c) The Thunderhead developers
 # Simplified BSD License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
 # SPDX-License-Identifier: BSD-2-Clause
-"""Count the GPUs, and ask NVIDIA's driver about them."""
+"""Ask NVIDIA's driver about the GPUs."""
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
-from contextlib import suppress
 from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import error_text
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.machine import count_gpus
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.run_program import last_line
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import Document
-
-
-def count_gpus() -> int:
-    """Return how many GPUs NVIDIA's driver has on this machine."""
-    with suppress(OSError):
-        return len(os.listdir("/proc/driver/nvidia/gpus"))
-    return 0
-
 
 SMI = "nvidia-smi"
 SMI_SECONDS = 20

@@ -92,3 +92,10 @@ def check_space(path: str, needed_bytes: int) -> None:
 def has_systemd() -> bool:
     """Return whether systemd is this node's init."""
     return os.path.isdir("/run/systemd/system")
+
+
+def count_gpus() -> int:
+    """Return how many GPUs NVIDIA's driver has on this machine."""
+    with suppress(OSError):
+        return len(os.listdir("/proc/driver/nvidia/gpus"))
+    return 0

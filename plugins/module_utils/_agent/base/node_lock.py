@@ -36,7 +36,7 @@ def lock_node(request: Request) -> dict[str, str] | None:
         except BlockingIOError:
             job = read_holder(jobs)
             state = read_state_text(jobs, job["id"])
-            # Whoever only looks (Holder) has it for a moment; a supervisor whose job has ended says good-bye.
+            # Whoever only looks (LockHolder) has it for a moment; a supervisor whose job has ended says good-bye.
             if time.monotonic() - began > (FAREWELL_SECONDS if b'"ended"' in state else 0.2):
                 if job["id"] == request["job"]["id"]:
                     raise Refusal(

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from contextlib import suppress
 
@@ -20,8 +21,6 @@ LEFTOVER_SECONDS = 5
 
 def how_it_ended(code: int) -> str:
     """Return "exited with code 1" or "was killed by SIGKILL"; negative codes are signals."""
-    import signal
-
     if code >= 0:
         return f"exited with code {code}"
     try:
@@ -79,8 +78,6 @@ def signal_processes(pids: list[int], number: int) -> None:
 
 def end_leftovers(request: Request) -> list[int]:
     """End what outlived the supervisor of the request's job; return the ids of those that could not be ended."""
-    import signal
-
     unit = unit_name(request) if os.geteuid() == 0 and has_systemd() else None
     deadline = time.monotonic() + LEFTOVER_SECONDS
     while True:

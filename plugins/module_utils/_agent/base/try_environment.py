@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -48,8 +49,9 @@ def try_environment(request: Request, content: bytes) -> dict[str, Any]:
     """Import torch and what a script imports, with the environment's Python, as a job's user, in a job's surroundings.
 
     Args:
-        request: as for ``facts``.
-        content: the script's code, compressed as for ``deliver``; laid out as a job's is, for as long as this takes.
+        request: as for ``preflight_facts``.
+        content: the script's code, compressed as for ``receive_code``; laid out as a job's is, for as long as this
+        takes.
 
     Returns:
         python, torch, cuda and nccl (versions; None where there is none), devices (GPUs that torch sees), usable
@@ -141,8 +143,6 @@ def _told(output: int) -> dict[str, Any]:
     Raises:
         ValueError: that is not a trial's.
     """
-    import json
-
     failed: dict[str, str] = {}
     found = {"importing": None, "torch": None, "cuda": None, "nccl": None, "devices": 0, "usable": False}
     for line in os.pread(output, MOST_BYTES, 0).splitlines():

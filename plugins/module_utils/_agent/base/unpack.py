@@ -19,7 +19,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contrac
 
 
 def unpack_code(bundle: BinaryIO, work: str, user: User) -> None:
-    """Unpack code, whose format is in ``bundle.py``, into a new folder of a user's.
+    """Unpack code, whose format is in the engine's ``project/bundle.py``, into a new folder of a user's.
 
     Raises:
         Refusal: two of its files cannot be told apart there.

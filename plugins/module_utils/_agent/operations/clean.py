@@ -367,7 +367,7 @@ def remove_own_parts(directory: str, parts: list[str], dry: bool) -> tuple[list[
         cannot be removed: paths below it.
 
     Raises:
-        Refusal: see ``directory.require_usable``.
+        Refusal: see ``cluster_directory.require_usable``.
     """
     path = require_usable(directory)
     trash = RemovalQueue(path, dry)

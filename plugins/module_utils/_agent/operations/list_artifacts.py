@@ -27,7 +27,7 @@ def list_artifacts(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     Request: after (the last path of the page before, or ""), most (files). Reply: more (whether another page follows),
     cores (paths of core dumps that were passed over: each is as large as a process's memory); payload: path, bytes and
     modification time (nanoseconds since 1970) of each file, in the order of the walk, each field ended by a null byte:
-    a literal of 100,000 files would take the controller a thousand times the memory.
+    JSON of 100,000 files would take the controller many times the memory.
     """
     work = os.path.join(become_job_owner(request), "work")
     fields: list[bytes] = []

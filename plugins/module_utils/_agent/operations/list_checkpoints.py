@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -76,9 +77,9 @@ MARKS = {
 def list_checkpoints(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     """List the checkpoints that the ended job has left below ``work/``; what came with the code is none.
 
-    One that is cut short is refused; to read one whole takes long, and is for ``verify``. Reply: found, ``[[path
-    relative to work, step, bytes, mtime]]``; refused, ``[[path, why]]``; others, which are not Lightning's or lie
-    elsewhere, the latest first, ``[[path relative to work or absolute, what it is]]``.
+    One that is cut short is refused; to read one whole takes long, and is for ``verify_checkpoint``. Reply: found,
+    ``[[path relative to work, step, bytes, mtime]]``; refused, ``[[path, why]]``; others, which are not Lightning's or
+    lie elsewhere, the latest first, ``[[path relative to work or absolute, what it is]]``.
     """
     holder = LockHolder(request)
     job_dir = become_job_owner(request)
@@ -148,7 +149,6 @@ def others_below(top: str, prefix: str, since: float = 0) -> dict[str, tuple[flo
 def others_elsewhere(request: Request, job_dir: str) -> dict[str, tuple[float, str]]:
     """Return what the job has left outside its folder, as ``others_below`` does: where a text of it names a place."""
     import pwd
-    import re
 
     started = (read_json(os.path.join(job_dir, "state.json")) or {}).get("started")
     if not isinstance(started, (int, float)):

@@ -58,7 +58,7 @@ def preflight_facts(request: Request, payload: bytes) -> tuple[Reply, bytes]:
     Request: directory, user, address (or None), master_port (on the head, else None), variables ("NAME=value" of the
     environment that jobs have besides), imports (program: the text that tries them; script: a path or ""; module: its
     name or ""; None if the environment is not to be tried), seconds (the most that trying it may take). Payload: the
-    script's code, compressed as for ``deliver``. Reply:
+    script's code, compressed as for ``receive_code``. Reply:
 
         clock        seconds since 1970 at the beginning and at the end
         machine      what two names of one machine have in common: machine id, boot, network
@@ -75,7 +75,7 @@ def preflight_facts(request: Request, payload: bytes) -> tuple[Reply, bytes]:
         master_port  None if it is free or was not asked for; else a problem, and by_job, whether our job has it
         job          id, user and start of the job that holds the node; None if none does
         packages     see resources.packages, and in locked what requirements.txt of setup said
-        environment  see trial.try_environment
+        environment  see try_environment
         gpus         see trial.gpus
         cpus         how many
         memory       bytes: total and free

@@ -11,13 +11,16 @@ import time
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.cluster_directory import require_ours
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import Refusal
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.gpus import count_gpus
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_paths import (
     bundle_path,
     job_directory,
     start_file_path,
 )
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.machine import check_space, locate_address
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.machine import (
+    check_space,
+    count_gpus,
+    locate_address,
+)
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.node_lock import (
     lock_node,
     require_unlocked,
@@ -52,8 +55,9 @@ def prepare(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     is the request's own, whose reply was lost), address (or None), master_port (on the head, else None), watched (on
     the head of several nodes), bundle (its SHA-256), size (bytes, unpacked), dry (look only). Reply: address,
     interface, gpus, python, job_dir, start_file (starts the job when it appears), watch_port (0 if not asked for),
-    clock, packages, node_env (of it what ``place_at_setup`` returns), shm and limits (nofile) as in ``facts``,
-    stale (a job that held the node until it crashed; absent if none) and has_bundle: if not, a ``deliver`` must follow.
+    clock, packages, node_env (of it what ``place_at_setup`` returns), shm and limits (nofile) as in
+    ``preflight_facts``, stale (a job that held the node until it crashed; absent if none) and has_bundle: if not, a
+    ``receive_code`` must follow.
     """
     directory = request["directory"]
     python = os.path.join(directory, "env", "bin", "python")

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from contextlib import suppress
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import Refusal
@@ -20,10 +21,9 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contrac
 def receive_code(request: Request, payload: bytes) -> tuple[Reply, bytes]:
     """Store the bundle, ``payload`` compressed, and unpack it into the prepared job.
 
-    Request: as for ``prepare``, packed (as for ``receive``, if that has brought the payload; else None).
+    Request: as for ``prepare``, packed (as for ``receive_code_piece``, if that has brought the payload; else None).
     """
     import hashlib
-    import zlib
 
     try:
         if request["packed"]:

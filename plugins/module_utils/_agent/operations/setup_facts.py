@@ -41,8 +41,8 @@ def setup_facts(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     Request: directory, user, address (or None), master_port (on the head, else None). Reply: address, interface,
     addresses (that one and what else a peer may see: the interface's others), port_range (first and last ephemeral
     port), folder (what two names of the directory have in common, on two nodes too), firewalls (those of firewalld and
-    ufw that are active), session (see ``end_of_session``), uid and network_disks (as in ``facts``), job (id, user and
-    start of the job that holds the node; None if none does).
+    ufw that are active), session (see ``end_of_session``), uid and network_disks (as in ``preflight_facts``), job (id,
+    user and start of the job that holds the node; None if none does).
     """
     refuse_root(request["user"], None)
     path = require_usable(request["directory"])

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from contextlib import suppress
 
@@ -40,8 +41,6 @@ def stop(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     Request: grace_seconds, because (why, for the record; "" for a stop on request). Reply: the job's state, and left:
     the ids of processes that could not be ended.
     """
-    import signal
-
     holder, job_dir = LockHolder(request), job_directory(request)
     supervisor = holder.pid()
     if not supervisor and not os.path.isdir(job_dir):

@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
+import array
 import errno
+import fcntl
 import json
 import os
 import selectors
 import socket
+import struct
 import time
 from contextlib import suppress
 
@@ -297,9 +300,6 @@ def received(connection: socket.socket) -> bytes:
 
 def has_arrived(connection: socket.socket) -> bool:
     """Return whether the other side's kernel has acknowledged all that was sent; see tcp(7), SIOCOUTQ."""
-    import array
-    import fcntl
-
     unacknowledged = array.array("i", [0])
     fcntl.ioctl(connection, 0x5411, unacknowledged)
     return not unacknowledged[0]
@@ -307,8 +307,6 @@ def has_arrived(connection: socket.socket) -> bool:
 
 def trip(connection: socket.socket) -> int:
     """Return how long a packet took to the other side and back at best, in microseconds; see linux/tcp.h, tcp_info."""
-    import struct
-
     about = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 152)
     return int(struct.unpack_from("I", about, 148 if len(about) >= 152 else 68)[0])  # tcpi_min_rtt; before 4.6 tcpi_rtt
 

@@ -153,7 +153,7 @@ class Supervisor:
             # Python ignores these two signals; a script expects the default.
             # pylint: disable-next=ansible-bad-function
             script = os.posix_spawn(argv[0], argv, environment, setsigdef=[signal.SIGPIPE, signal.SIGXFSZ])
-        except (OSError, Refusal) as error:
+        except (OSError, ValueError, Refusal) as error:
             self._save(state="failed", ended=time.time(), error=f"did not start: {error_text(error)}")
             self._leave_watch(f"{self._order.name} did not start: {error_text(error)}")
             return

@@ -19,6 +19,8 @@ Words on a connection are lines, fields separated by tabs:
 from __future__ import annotations
 
 import errno
+import hmac
+import os
 import select
 import socket
 import time
@@ -108,22 +110,16 @@ class Member:
 
 def make_proof(key: bytes, side: str, nonces: list[str], said: str) -> str:
     """Return what only those who know the key can say about two nonces and ``said``."""
-    import hmac
-
     return hmac.new(key, "\t".join([side, *nonces, said]).encode(), "sha256").hexdigest()
 
 
 def is_proof(given: str, expected: str) -> bool:
     """Return whether the two are the same, without telling by the time it takes how far they are."""
-    import hmac
-
     return hmac.compare_digest(given.encode(), expected.encode())
 
 
 def new_nonce() -> str:
     """Return a number used once."""
-    import os
-
     return os.urandom(16).hex()
 
 
@@ -180,7 +176,7 @@ class Head(Watch):
     def __init__(self, listener: socket.socket, key: bytes, timeout_seconds: float, world_size: int) -> None:
         """Wait for the others at ``listener``, which is taken over."""
         super().__init__(key, timeout_seconds)
-        self._listener = listener
+        self._listener = socket.socket(fileno=listener.detach())
         self._listener.setblocking(False)
         self._world_size = world_size
         self._lines: list[WatchConnection] = []

@@ -116,7 +116,7 @@ def other_uids(nodes: Mapping[str, Mapping[str, Any]]) -> tuple[str, dict[str, i
     """Look for a disk that nodes share and on which their jobs' account has different numbers.
 
     Args:
-        nodes: host name to uid and network_disks, as the agent's ``facts`` and ``inspect`` reply.
+        nodes: host name to uid and network_disks, as the agent's ``preflight_facts`` and ``setup_facts`` reply.
 
     Returns:
         What to tell the user, and the uids of the hosts with that disk; "" and no host if there is none.

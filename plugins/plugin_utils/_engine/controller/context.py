@@ -1,7 +1,7 @@
 # Copyright (c) The Thunderhead developers
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Hold what every command that starts or follows a job works with."""
+"""Define the context of a command: its terminal, interrupts and nodes."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.paths import COLLECTION
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.paths import COLLECTION, ROLES
 
 STRAY = "_raw_params"
 """The name under which Ansible keeps what stood beside the ``name=value`` pairs."""
@@ -45,7 +45,7 @@ def variables_of(playbook: Path) -> set[str]:
     text = playbook.read_text(encoding="utf-8")
     found = options_of(text)
     for role in set(_ROLE.findall(text)):
-        specs = yaml.safe_load((COLLECTION / "roles" / role / "meta" / "argument_specs.yml").read_text("utf-8"))
+        specs = yaml.safe_load((ROLES / role / "meta" / "argument_specs.yml").read_text("utf-8"))
         for entry in specs["argument_specs"].values():
             found |= entry["options"].keys()
     return found

@@ -76,7 +76,7 @@ def _frame(line: str) -> Frame | None:
 
 @dataclass(frozen=True)
 class Process:
-    """One process of a job, as the agent's ``stacks`` replied.
+    """One process of a job, as the agent's ``call_stacks`` replied.
 
     Attributes:
         pid: its id.

@@ -163,7 +163,8 @@ def _finish(
     else:
         state, cause = record.data["state"], record.data.get("cause")
     lost = {host for host, ending in endings.items() if ending.state == "lost"}
-    if explanation and state == "failed" and lost:  # at once: what a lost node wrote is waited for in vain
+    is_said = bool(explanation and state == "failed" and lost)
+    if is_said:  # at once: what a lost node wrote is waited for in vain
         say(f"{cause}")
     notes = artifacts.collect(gang, options.collect, record, options.node_timeout_seconds, lost)
     if options.keep is not None:
@@ -180,7 +181,7 @@ def _finish(
         raise Stopped(f"job {gang.job_id} was stopped: {cause}")
     if state != "succeeded":
         tail = "".join(f"\n  | {line}" for line in explanation.tail) if explanation and not verdict else ""
-        raise JobError(f"{cause}{tail}", unsaid=f"the job has failed, as said above{tail}" if lost else "")
+        raise JobError(f"{cause}{tail}", unsaid=f"the job has failed, as said above{tail}" if is_said else "")
     return command_result(record)
 
 

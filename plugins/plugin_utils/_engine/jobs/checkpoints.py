@@ -70,7 +70,7 @@ def newest(listings: Mapping[str, Mapping[str, Any]]) -> Checkpoint | None:
     The highest step wins; of equal ones ``last.ckpt``, then the first host, then the latest modification time.
 
     Args:
-        listings: what the operation ``checkpoints`` answered, by host in rank order.
+        listings: what the operation ``list_checkpoints`` answered, by host in rank order.
     """
     ranked = [
         ((step, os.path.basename(path) == "last.ckpt", -rank, mtime), Checkpoint(host, path, step, size))

@@ -78,7 +78,7 @@ def stored_bundle(runs: Path, about: Mapping[str, Any]) -> Bundle:
 
 
 def described_by_nodes(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Return in the shape of ``described`` what spec.json says of a job that was started from elsewhere.
+    """Return in the shape of ``plan_job.describe_job`` what spec.json says of a job that was started from elsewhere.
 
     The job's user can write that file: what cannot be is left out. It never says which folder here is sent to nodes.
     """

@@ -311,7 +311,7 @@ class Launch:
         self._open(host).put(self._prepared[host]["start_file"], order)
 
     def _order(self, node: Node) -> bytes:
-        """Return what the supervisor on a node is told, as JSON; see ``Order`` in the agent's ``supervise``."""
+        """Return what the supervisor on a node is told, as JSON; see ``StartOrder`` in the agent's ``supervise``."""
         topology, job = self.gang.topology, self.job
         prepared = self._prepared[node.host]
         job_dir = prepared["job_dir"]
@@ -395,7 +395,7 @@ class Launch:
     def launch_method(self) -> str:
         """How the script is started, and why so, in words."""
         job = self.job
-        words = {"torchrun": "with torchrun", "lightning": "by Lightning's own launching", "python": "once per node"}
+        words = {"torchrun": "with torchrun", "lightning": "by Lightning's own launcher", "python": "once per node"}
         alone = "" if job.gang else ", each for itself"
         return f"{words[job.launcher]}{f', for {job.reason}' if job.reason else ''}{alone}"
 

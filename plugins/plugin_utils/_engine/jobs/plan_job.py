@@ -37,7 +37,7 @@ def split_args(args: Any) -> list[str]:
     """Return the script's arguments.
 
     Raises:
-        JobError: unbalanced quotes, a null byte, or neither a string nor a list of scalars.
+        JobError: unbalanced quotes, a null byte, half a character, or neither a string nor a list of scalars.
     """
     if isinstance(args, str):
         try:
@@ -48,9 +48,19 @@ def split_args(args: Any) -> list[str]:
         words = [str(word) for word in args]
     else:
         raise JobError(f"script_args is {args!r}; give a string such as '--max-epochs 3', or a list of words")
+    if not all(map(_is_encodable, words)):
+        raise JobError("script_args has a word with half a character, which UTF-8 cannot hold; correct it")
     if any("\0" in word for word in words):
         raise JobError("script_args has a word with a null byte, which no command line can hold; remove it")
     return words
+
+
+def _is_encodable(word: str) -> bool:
+    """Return whether a word can be handed to a program: text, or bytes of the command line that are no UTF-8."""
+    try:
+        return bool(word.encode(errors="surrogateescape")) or not word
+    except UnicodeEncodeError:
+        return False
 
 
 def count_devices(devices: str) -> int | None:

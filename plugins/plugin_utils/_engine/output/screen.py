@@ -68,14 +68,15 @@ class ShownLog:
     def gap(self, count: int) -> str:
         """Return the line for so many bytes that are not shown."""
         return (
-            f"… {format_bytes(count)} of rank {self.rank} are not shown here, for the terminal is too slow; they "
+            f"… {format_bytes(count)} of rank {self.rank} are not shown here, because the terminal is too slow; they "
             f"are in {self.log.path}"
         )
 
     def read(self, length: int) -> list[str]:
         """Read on; return the lines that this completes."""
         data = self.log.read(self.position, length)
-        self.position += len(data)
+        # Of a file that somebody has cut short, what is missing cannot be shown.
+        self.position = self.position + len(data) if data else max(self.position, self.log.size)
         return [self.prefix + line for line in self.reader.feed(data)]
 
 
@@ -144,6 +145,15 @@ class Screen:
     # --------------------------------------------------------------------------------------------- the printing thread
 
     def _print_all(self) -> None:
+        try:
+            self._print_to_end()
+        finally:
+            with self._news:
+                self._is_gone = self._is_gone or not self._ended
+                self._ended = True
+                self._news.notify_all()
+
+    def _print_to_end(self) -> None:
         while True:
             with self._news:
                 if not self._has_work():
@@ -155,14 +165,10 @@ class Screen:
             with self._news:
                 if not ends or self._lines:
                     continue
-                left = (
-                    []
-                    if self._given_up
-                    else [f"{one.prefix}{line}" for one in self._logs for line in one.reader.finish()]
-                )
-                self._put(left)
-                self._ended = True
-                return
+                self._ended = True  # from now on ``say`` prints itself
+            if not self._given_up:
+                self._put([one.prefix + line for one in self._logs for line in one.reader.finish()])
+            return
 
     def _has_work(self) -> bool:
         return bool(self._lines) or self._closing or any(one.position < one.log.size for one in self._logs)
@@ -177,12 +183,14 @@ class Screen:
         left = self._logs
         while left and not self._given_up:
             for one in left:
-                if self._given_up:  # the log may be closed by now
-                    break
                 skipped = one.skip(FAR_BEHIND_BYTES)
                 if skipped:
                     self._put([skipped])
+                if self._given_up:  # while the terminal stood still; the logs may be closed
+                    break
                 self._put(one.read(PIECE_BYTES))
+                if self._given_up:
+                    break
             with self._news:
                 self._news.notify_all()
             left = [one for one in left if one.position < sizes[one.rank]]

@@ -1,7 +1,7 @@
 # Copyright (c) The Thunderhead developers
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Hold what the checks look at: the inventory, what each node said, and what was asked for.
+"""Define what the checks read: the inventory, each node's facts, the options.
 
 Each group of checks is a module of this package with
 
@@ -29,8 +29,8 @@ class ClusterFacts:
 
     Attributes:
         settings: of the hosts that take part, in inventory order.
-        facts: what each host that answered said of itself, as the agent's ``facts`` documents it, but ``clock``: by how
-            many seconds its clock is ahead of the controller's, at least and at most.
+        facts: what each host that answered said of itself, as the agent's ``preflight_facts`` documents it, but
+            ``clock``: by how many seconds its clock is ahead of the controller's, at least and at most.
         members: all hosts of the cluster, in inventory order, those that do not take part too.
         options: the action's arguments, with their defaults.
         skipped: groups and names of checks that are not wanted.

@@ -36,9 +36,9 @@ def fan_out(
     Args:
         items: host name to what is handed to ``call``, in rank order.
         call: may raise NodeError; any other exception is a defect and is raised again here.
-        timeout_seconds: a node from which nothing comes for this long counts as unreachable (see ``waves``). Its
-            thread is left behind (a daemon: a frozen node's connection can block for minutes and must not hold up the
-            end of the run).
+        timeout_seconds: a node from which nothing comes for this long counts as unreachable (see
+            ``connection_slots.Deadline``). Its thread is left behind (a daemon: a frozen node's connection can block
+            for minutes and must not hold up the end of the run).
 
     Returns:
         Results and errors by host, each in the order of ``items``.

@@ -25,7 +25,9 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils import _agent 
 LOADER = (
     "import sys; s=sys.stdin.buffer; "
     "sys.version_info<(3,9) and sys.exit('too old: Python %d.%d.%d' % sys.version_info[:3]); "
-    "exec(compile(s.read(int(s.readline())), 'agent', 'exec'))"
+    "n=int(s.readline() or 0); text=s.read(n); "
+    "n and len(text)==n or sys.exit('the request broke off'); "
+    "exec(compile(text, 'agent', 'exec'))"
 )
 _IMPORT = re.compile(
     rf"^ *from ({re.escape(module_utils.__name__)}(?:\.\w+)+) import (?:\(([\w\s,]*)\)|([\w ,]*))", re.MULTILINE

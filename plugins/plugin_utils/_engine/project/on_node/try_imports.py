@@ -4,7 +4,7 @@
 """Import torch and what a script imports; executed on a node, with the environment's Python.
 
 The text of this file is sent. It prints JSON objects, one a line, written at once, for what is being imported may end
-this Python; the agent's ``trial`` reads them:
+this Python; the agent's ``try_environment`` reads them:
 
     python, torch, cuda, nccl   versions
     devices, usable             how many GPUs torch sees, and whether it can use them
