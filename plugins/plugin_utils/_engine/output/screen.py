@@ -74,9 +74,10 @@ class ShownLog:
 
     def read(self, length: int) -> list[str]:
         """Read on; return the lines that this completes."""
+        size = self.log.size
         data = self.log.read(self.position, length)
         # Of a file that somebody has cut short, what is missing cannot be shown.
-        self.position = self.position + len(data) if data else max(self.position, self.log.size)
+        self.position = self.position + len(data) if data else max(self.position, size)
         return [self.prefix + line for line in self.reader.feed(data)]
 
 
