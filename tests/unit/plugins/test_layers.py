@@ -79,7 +79,15 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 
 def test_what_runs_on_nodes_imports_nothing_of_the_controller() -> None:
     assert [pair for pair in imports("module_utils") if not pair[1].startswith("module_utils")] == []
-    assert not [pair for pair in imports(_agent.__name__.removeprefix(f"{PLUGINS}.")) if "._python_env" in pair[1]][2:]
+
+
+def test_two_operations_of_the_agent_use_what_the_roles_use() -> None:
+    others = {pair for pair in imports("module_utils._agent") if not pair[1].startswith("module_utils._agent")}
+    operations = "module_utils._agent.operations"
+    assert others == {
+        (f"{operations}.firewall_info", "module_utils._firewall.find_firewall"),
+        (f"{operations}.python_env_info", "module_utils._python_env.node"),
+    }
 
 
 def test_one_file_of_the_engine_knows_how_ansible_connects() -> None:
