@@ -17,7 +17,7 @@ options:
     choices: [head, all, none]
     default: head
   collect:
-    description: Whose artifacts are brought home, those of rank 0, of all ranks, or none.
+    description: Whose artifacts are fetched, those of rank 0, of all ranks, or none.
     type: str
     choices: [head, all, none]
     default: head

@@ -1,7 +1,7 @@
 # Copyright (c) The Thunderhead developers
 # Simplified BSD License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
 # SPDX-License-Identifier: BSD-2-Clause
-r"""Do on a node what the controller asks.
+r"""Answer the controller's requests on a node.
 
 The agent is never installed. With every request the controller sends the modules that this request needs
 (``plugin_utils/_engine/transport/payload.py``), so it is never out of date; only the standard library of Python 3.9 or

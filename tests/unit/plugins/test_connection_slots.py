@@ -113,8 +113,8 @@ def test_an_sshd_that_never_lets_in_is_given_up_with_a_reason() -> None:
 def test_once_a_request_came_through_nothing_waits_for_a_turn() -> None:
     sshd, waves = Sshd(99, until=5), ConnectionSlots()
     entrances = [HostSlots(waves, 1) for _number in range(5)]
-    for entrance in entrances:
-        entrance.is_open = True
+    for slots in entrances:
+        slots.is_open = True
     channels = {str(n): Channel(str(n), sshd, "python3", "/bin/sh", one) for n, one in enumerate(entrances)}
     fan_out(channels, lambda one: one.put("/x", b""), 60)
     assert sshd.highest == 5

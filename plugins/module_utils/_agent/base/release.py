@@ -1,7 +1,7 @@
 # Copyright (c) The Thunderhead developers
 # Simplified BSD License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
 # SPDX-License-Identifier: BSD-2-Clause
-"""Undo the preparation of a job that has not started."""
+"""Undo ``prepare`` for a job that has not started."""
 
 from __future__ import annotations
 

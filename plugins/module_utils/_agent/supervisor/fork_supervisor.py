@@ -1,7 +1,7 @@
 # Copyright (c) The Thunderhead developers
 # Simplified BSD License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
 # SPDX-License-Identifier: BSD-2-Clause
-"""Start the supervisor: a process that outlives the connection."""
+"""Fork the supervisor, a process that outlives the connection."""
 
 from __future__ import annotations
 

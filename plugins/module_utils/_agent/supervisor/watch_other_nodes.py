@@ -124,7 +124,7 @@ def new_nonce() -> str:
 
 
 class Watch:
-    """What both sides have.
+    """What the head and the other ranks have in common.
 
     Attributes:
         verdict: why this node's part of the job has to end; None as long as it need not; "" for a stop on request.
@@ -171,7 +171,7 @@ class Watch:
 
 
 class Head(Watch):
-    """Rank 0's side: hears all, tells all."""
+    """Rank 0's side: takes the messages of all others, and passes verdicts on."""
 
     def __init__(self, listener: socket.socket, key: bytes, timeout_seconds: float, world_size: int) -> None:
         """Wait for the others at ``listener``, which is taken over."""

@@ -1,7 +1,7 @@
 # Copyright (c) The Thunderhead developers
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Name a job and who started it."""
+"""Make and check the ids of jobs, and say who starts one."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 # Copyright (c) The Thunderhead developers
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Hold some nodes' settings together with the way to reach them."""
+"""Group nodes' settings with the way to open channels to them."""
 
 from __future__ import annotations
 

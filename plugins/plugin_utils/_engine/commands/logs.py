@@ -22,7 +22,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text i
 
 
 def follow_earlier_job(options: FollowOptions, context: CommandContext, job: str, offset: int | None) -> dict[str, Any]:
-    """Follow a job that was started earlier to its end, and bring home what it left.
+    """Follow a job that was started earlier to its end, and fetch what it left.
 
     Args:
         options: what is shown, what is collected, and how to stop.

@@ -62,7 +62,7 @@ def check(options: RunOptions, context: CommandContext) -> int:
 
 
 def run(options: RunOptions, context: CommandContext) -> dict[str, Any]:
-    """Start a job everywhere, follow it to its end, and bring home what it left.
+    """Start a job everywhere, follow it to its end, and fetch what it left.
 
     Returns:
         The job's id, its folder, world size and state.

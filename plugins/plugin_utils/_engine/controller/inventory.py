@@ -40,7 +40,7 @@ class Inventory:
         self._variables = functools.cache(self._read)
         self._settings = functools.cache(self._check)
         self._access = functools.cache(self._resolve)
-        self._waves = ConnectionSlots()
+        self._connection_slots = ConnectionSlots()
 
     @property
     def cluster(self) -> list[str]:
@@ -100,7 +100,7 @@ class Inventory:
             task=self._task,
             play_context=play_context(),
             loader=self._action._loader,
-            entrance=HostSlots(self._waves, self._settings(host).connections),
+            slots=HostSlots(self._connection_slots, self._settings(host).connections),
         )
 
     def _read(self, host: str) -> dict[str, Any]:

@@ -70,7 +70,7 @@ class FollowOptions:
 
     Attributes:
         logs: whose output is shown live: ``head``, ``all`` or ``none``.
-        collect: whose artifacts are brought home: ``head``, ``all`` or ``none``.
+        collect: whose artifacts are fetched: ``head``, ``all`` or ``none``.
         on_interrupt: what Ctrl-C does: ``detach`` or ``stop``.
         keep: how many ended jobs stay on the nodes; None means all.
         runs_dir: folder of the controller's records.

@@ -1,7 +1,7 @@
 # Copyright (c) The Thunderhead developers
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Write each line to standard output as soon as it is complete, and outlive whoever read it."""
+"""Write standard output line by line, and survive a reader that goes."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ class Channel:
         connection: Any,
         python: str,
         executable: str,
-        entrance: HostSlots | None = None,
+        slots: HostSlots | None = None,
         environment: str = "",
     ) -> None:
         """Keep what a call needs; nothing is sent.
@@ -90,12 +90,12 @@ class Channel:
             connection: Ansible's, with its become and shell plugins.
             python: the interpreter there.
             executable: the shell there.
-            entrance: where new connections wait for their turn.
+            slots: where new connections wait for their turn.
             environment: variables for the interpreter, as the shell takes them in front of a command.
         """
         self.host = host
         self._environment = environment
-        self._entrance = entrance
+        self._slots = slots
         self._connection = connection
         self._python = python
         self._executable = executable
@@ -133,23 +133,23 @@ class Channel:
 
     def _execute(self, command: str, data: bytes) -> tuple[int, bytes, str]:
         """Execute a command; while no request has come through to this host, again if an sshd lets nobody in now."""
-        entrance = self._entrance
-        if not entrance or entrance.is_open:
+        slots = self._slots
+        if not slots or slots.is_open:
             return self._execute_once(command, data)
         for number in range(CONNECT_TRIES):
             if number:
                 # At random, so that those turned away together do not come back together.
                 time.sleep(min(CONNECT_PAUSE_SECONDS * 1.5**number, LONGEST_PAUSE_SECONDS) * random.uniform(0.5, 1.5))
-            with entrance.slot():
+            with slots.slot():
                 try:
                     answer = self._execute_once(command, data)
                 except Unreachable as error:
                     if "crowded" not in error.facts:
                         raise
                     said = error.facts["crowded"]
-                    entrance.refused()
+                    slots.refused()
                 else:
-                    entrance.is_open = True
+                    slots.is_open = True
                     return answer
         raise Unreachable(
             self.host,

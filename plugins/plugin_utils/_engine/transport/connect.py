@@ -41,7 +41,7 @@ class ConnectionSettings:
         task: Task,
         play_context: PlayContext,
         loader: DataLoader,
-        entrance: HostSlots | None = None,
+        slots: HostSlots | None = None,
     ) -> None:
         """Resolve the settings; reach nobody.
 
@@ -52,13 +52,13 @@ class ConnectionSettings:
                 inherits.
             play_context: the play's, with the command line's settings and passwords, as no host has changed it.
             loader: Ansible's file loader.
-            entrance: where new connections to it wait for their turn.
+            slots: where new connections to it wait for their turn.
 
         Raises:
             NodeError: a setting cannot be used.
         """
         self._host = host
-        self._entrance = entrance
+        self._slots = slots
         self._variables = variables
         self._templar = Templar(loader=loader, variables=variables)
         self._resolved: dict[str, dict[str, Any]] = {}
@@ -123,7 +123,7 @@ class ConnectionSettings:
         python = self._python if not self._python.startswith("auto") else "python3"
         prefix = connection._shell.env_prefix(**self._environment) if self._environment else ""
         executable = str(self._context.executable or "/bin/sh")
-        return Channel(self._host, connection, python, executable, self._entrance, prefix)
+        return Channel(self._host, connection, python, executable, self._slots, prefix)
 
     def _options(self, kind: str, name: str) -> dict[str, Any]:
         """Return those of the host's variables that a plugin asks for."""

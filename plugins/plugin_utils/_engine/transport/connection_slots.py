@@ -4,7 +4,7 @@
 """Limit how many connections are made at once.
 
 An sshd lets in only so many connections that have not logged in yet (MaxStartups), and behind a bastion all of them are
-the bastion's. So new ones are made in waves.
+the bastion's. So only a few are made at a time.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class ConnectionSlots:
         self._most: float = float("inf")
 
     @contextlib.contextmanager
-    def one(self, most: int) -> Iterator[None]:
+    def take(self, most: int) -> Iterator[None]:
         """Wait until fewer than ``most`` are in the making, and be one of them."""
         own = object()
         with self._changed:
@@ -79,23 +79,23 @@ class ConnectionSlots:
 
 
 class HostSlots:
-    """The way to one host: new connections to it are made in waves, until one request has come through."""
+    """Limit new connections to one host, until the first request to it has succeeded."""
 
-    def __init__(self, waves: ConnectionSlots, most: int) -> None:
+    def __init__(self, slots: ConnectionSlots, most: int) -> None:
         """Be closed.
 
         Args:
-            waves: those of all hosts.
+            slots: those of all hosts.
             most: how many connections may be in the making while one is made to this host.
         """
         self.is_open = False
-        self._waves = waves
+        self._connection_slots = slots
         self._most = most
 
     def slot(self) -> contextlib.AbstractContextManager[None]:
         """Return what waits for this host's turn."""
-        return contextlib.nullcontext() if self.is_open else self._waves.one(self._most)
+        return contextlib.nullcontext() if self.is_open else self._connection_slots.take(self._most)
 
     def refused(self) -> None:
         """Say that an sshd on the way closed a connection before it began."""
-        self._waves.shrink()
+        self._connection_slots.shrink()
