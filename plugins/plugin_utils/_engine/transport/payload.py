@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins import module_utils
-from ansible_collections.thunderhead.cluster.plugins.module_utils import _agent as _agent
+from ansible_collections.thunderhead.cluster.plugins.module_utils import _agent
 
 # Python's -I and -S leave the user's environment and site-packages out, which also halves the time that an interpreter
 # takes to start.
