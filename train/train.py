@@ -223,6 +223,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "samples_per_second": round(samples / progress.seconds) if samples else 0,
         }
         print(json.dumps(result), flush=True)
+    if torch.distributed.is_initialized():  # torch asks for it: left to the interpreter's end, it may abort the process
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
