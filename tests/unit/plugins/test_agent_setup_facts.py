@@ -18,11 +18,11 @@ INTERFACES = [
 ]
 
 
-def inspected(monkeypatch: pytest.MonkeyPatch, address: str, interfaces: list[tuple[str, str, bool]]) -> dict[str, Any]:
+def facts_of(monkeypatch: pytest.MonkeyPatch, address: str, interfaces: list[tuple[str, str, bool]]) -> dict[str, Any]:
     for module in (setup_facts, machine):
         monkeypatch.setattr(module, "network_addresses", lambda: interfaces)
     request = {"op": "setup_facts", "directory": "/none", "user": "nobody", "address": address, "master_port": None}
-    reply, payload = setup_facts.inspect(request, b"")
+    reply, payload = setup_facts.setup_facts(request, b"")
     assert find_flaw(request, {"ok": True, **json.loads(json.dumps(reply))}, payload) is None
     return reply
 
@@ -36,7 +36,7 @@ def inspected(monkeypatch: pytest.MonkeyPatch, address: str, interfaces: list[tu
     ],
 )
 def test_all_that_peers_may_see(monkeypatch: pytest.MonkeyPatch, address: str, addresses: list[str]) -> None:
-    assert inspected(monkeypatch, address, INTERFACES)["addresses"] == addresses
+    assert facts_of(monkeypatch, address, INTERFACES)["addresses"] == addresses
 
 
 def many(count: int) -> list[tuple[str, str, bool]]:
@@ -44,9 +44,9 @@ def many(count: int) -> list[tuple[str, str, bool]]:
 
 
 def test_as_many_addresses_as_can_be_let_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert len(inspected(monkeypatch, "198.18.0.7", many(1024))["addresses"]) == 1024
+    assert len(facts_of(monkeypatch, "198.18.0.7", many(1024))["addresses"]) == 1024
     with pytest.raises(Refusal) as caught:
-        inspected(monkeypatch, "198.18.0.7", many(1025))
+        facts_of(monkeypatch, "198.18.0.7", many(1025))
     assert str(caught.value) == (
         "has 1025 addresses on eth0, and its peers' firewalls let in 1024 at most; set cluster_address for it in the "
         "inventory to an address on an interface with fewer"
