@@ -296,17 +296,14 @@ class Cluster:
         self.inventory.write_text(json.dumps({"cluster": {"hosts": hosts, "vars": variables}}))
 
     def create(self, reuse: bool) -> None:
-        """Start the containers; those of the last time, if they are there and may be used again."""
+        """Start the containers, with packages in their /wheels; those of the last time, if they may be used again."""
+        subprocess.run([sys.executable, RIG, "wheels"], check=True)
         names = docker("ps", "--all", "--format", "{{.Names}}", "--filter", f"label=thunderhead={self.network}").split()
         if reuse and {node.container for node in self.nodes} <= set(names):
             self.everywhere(Node.mend_all)
             return
         nodes = [f"{node.name}={node.address}" for node in self.nodes]
         subprocess.run([sys.executable, RIG, "create", self.network, *nodes], check=True)
-
-    def fill_wheels(self) -> None:
-        """Have what the nodes install lie in their /wheels."""
-        subprocess.run([sys.executable, RIG, "wheels"], check=True)
 
     def remove(self) -> None:
         subprocess.run([sys.executable, RIG, "remove", self.network], check=True)

@@ -172,7 +172,6 @@ def four(tmp_path: Path) -> Iterator[Cluster]:
     made.runs = tmp_path / "runs"
     try:
         made.create(reuse=False)
-        made.fill_wheels()
         setup = made.playbook("setup.yml")
         assert setup.wait(900) == 0, setup.text
         yield made

@@ -21,7 +21,6 @@ FIELD = Path(__file__).resolve().parents[1] / "field"
 @pytest.fixture(scope="module", autouse=True)
 def _torch(machines: Cluster) -> None:
     """Two nodes with the project's own requirements."""
-    machines.fill_wheels()
     setup = machines.playbook("setup.yml", *TWO)
     assert setup.wait(300) == 0, setup.text
 

@@ -324,8 +324,10 @@ def wheels() -> None:
     if stamp.exists() and stamp.read_text() == digest:
         return
     say("downloading the wheels that requirements.txt names")
-    shutil.rmtree(WHEELS, ignore_errors=True)
-    WHEELS.mkdir(parents=True)
+    # The folder itself stays: containers that were made before mount it.
+    WHEELS.mkdir(parents=True, exist_ok=True)
+    for old in WHEELS.iterdir():
+        old.unlink()
     machine = platform.machine()
     platforms = [f"manylinux_2_{minor}_{machine}" for minor in range(NODE_GLIBC_MINOR, 4, -1)]
     platforms += [f"manylinux2014_{machine}", f"manylinux1_{machine}", f"linux_{machine}"]

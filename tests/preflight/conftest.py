@@ -30,7 +30,6 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     keep = request.config.getoption("--keep")
     made = Cluster(["node0", "node1", "node2"], NETWORK, SUBNET)
     try:
-        made.fill_wheels()
         made.create(reuse=keep)
         made.everywhere(lambda node: node.execute("sh", "-c", MEND))
         setup = made.playbook("setup.yml")
