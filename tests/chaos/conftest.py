@@ -17,7 +17,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "rounds: a measurement that goes on for as many rounds as --rounds says")
-    config.addinivalue_line("markers", "torch: needs torch on the nodes, which takes a minute to install")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -4,7 +4,6 @@
 
 import contextlib
 import functools
-import importlib.util
 import json
 import os
 import pwd
@@ -46,12 +45,11 @@ from requests_on_the_wire import taken_apart
 
 PYTHON = os.path.realpath(sys.executable)
 IS_ROOT = os.geteuid() == 0
+# The kernel lets nobody else become another account. CI runs as root, so there these tests run.
 as_root = pytest.mark.skipif(not IS_ROOT, reason="only root can act as another account; CI runs the tests as root")
-# The agent refuses them there: test_agent_prepare shows that it does, and tests/molecule runs jobs there.
+# The agent refuses them there: test_agent_prepare shows that it does, and tests/molecule runs jobs there. CI's
+# machine has no systemd, so there these tests run.
 starts_jobs = pytest.mark.skipif(IS_ROOT and has_systemd(), reason="under systemd, root runs no jobs as root")
-with_torch = pytest.mark.skipif(
-    not importlib.util.find_spec("torch"), reason="without torch nothing trains; tests/collection/newest.py has none"
-)
 NOBODY = pwd.getpwnam("nobody").pw_uid
 ME = pwd.getpwuid(os.geteuid()).pw_name
 SLEEP = "import time\nprint('ready')\ntime.sleep(600)\n"

@@ -21,7 +21,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contrac
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster import node_env
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller import extra_vars
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight import run_checks
-from local_nodes import PYTHON, free_port, starts_jobs, with_torch
+from local_nodes import PYTHON, free_port, starts_jobs
 from playing import ROOT, play
 
 PREFIXES = ("cluster_", "job_", "preflight_", "python_env_", "firewall_", "node_env_")
@@ -387,7 +387,7 @@ def trainable(cluster: Cluster) -> Iterator[Cluster]:
         (folder.parent / "bin" / "python").symlink_to(PYTHON)
 
 
-@with_torch
+@pytest.mark.torch
 def test_preflight_of_a_cluster_that_can_train(trainable: Cluster) -> None:
     before = listing(trainable.folder / "nodes")
     result = trainable.playbook("preflight.yml", "-e", "format=json", "-e", "script=train.py")
@@ -400,7 +400,7 @@ def test_preflight_of_a_cluster_that_can_train(trainable: Cluster) -> None:
     assert listing(trainable.folder / "nodes") == before
 
 
-@with_torch
+@pytest.mark.torch
 def test_preflight_sees_the_code_as_it_will_lie_on_the_nodes(trainable: Cluster, tmp_path: Path) -> None:
     """S3, S5: what git ignores is missed there, as in a job, and brought as for a job."""
     (tmp_path / "pkg").mkdir()
