@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Run the unit tests that depend on Ansible with the newest ansible-core that a Python of this machine can have.
 
-The environment of all other tests has the oldest, and torch, which this one lacks: what is marked torch runs only there.
+The environment of all other tests has the oldest, and torch, which this one lacks: what is marked torch runs there.
 """
 
 import os
