@@ -25,6 +25,7 @@ options:
     choices: [python_env, firewall, node_env]
     default: []
 extends_documentation_fragment:
+  - thunderhead.cluster.action
   - ansible.builtin.action_common_attributes
   - ansible.builtin.action_common_attributes.flow
 attributes:
@@ -34,15 +35,6 @@ attributes:
   diff_mode:
     support: N/A
     details: Changes nothing.
-  action:
-    support: full
-  async:
-    support: none
-  bypass_host_loop:
-    support: full
-  platform:
-    support: full
-    platforms: linux
 """
 
 EXAMPLES = r"""

@@ -31,6 +31,7 @@ options:
     elements: str
     required: true
 extends_documentation_fragment:
+  - thunderhead.cluster.action
   - ansible.builtin.action_common_attributes
   - ansible.builtin.action_common_attributes.flow
 attributes:
@@ -40,15 +41,6 @@ attributes:
   diff_mode:
     support: N/A
     details: Changes nothing.
-  action:
-    support: full
-  async:
-    support: none
-  bypass_host_loop:
-    support: full
-  platform:
-    support: full
-    platforms: linux
 author: The Thunderhead developers (!UNKNOWN)
 """
 

@@ -141,6 +141,7 @@ options:
 extends_documentation_fragment:
   - thunderhead.cluster.follow_options
   - thunderhead.cluster.options
+  - thunderhead.cluster.action
   - ansible.builtin.action_common_attributes
   - ansible.builtin.action_common_attributes.flow
 attributes:
@@ -149,15 +150,6 @@ attributes:
     details: Checks the input and every node, and starts nothing.
   diff_mode:
     support: none
-  action:
-    support: full
-  async:
-    support: none
-  bypass_host_loop:
-    support: full
-  platform:
-    support: full
-    platforms: linux
 """
 
 EXAMPLES = r"""

@@ -28,6 +28,7 @@ options:
     default: false
 extends_documentation_fragment:
   - thunderhead.cluster.options
+  - thunderhead.cluster.action
   - ansible.builtin.action_common_attributes
   - ansible.builtin.action_common_attributes.flow
 attributes:
@@ -36,15 +37,6 @@ attributes:
     details: Says what would be removed, and removes nothing.
   diff_mode:
     support: none
-  action:
-    support: full
-  async:
-    support: none
-  bypass_host_loop:
-    support: full
-  platform:
-    support: full
-    platforms: linux
 """
 
 EXAMPLES = r"""

@@ -23,6 +23,7 @@ options:
     default: none
 extends_documentation_fragment:
   - thunderhead.cluster.options
+  - thunderhead.cluster.action
   - ansible.builtin.action_common_attributes
   - ansible.builtin.action_common_attributes.flow
 attributes:
@@ -32,15 +33,6 @@ attributes:
   diff_mode:
     support: N/A
     details: Changes nothing.
-  action:
-    support: full
-  async:
-    support: none
-  bypass_host_loop:
-    support: full
-  platform:
-    support: full
-    platforms: linux
 """
 
 EXAMPLES = r"""

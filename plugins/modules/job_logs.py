@@ -27,6 +27,7 @@ options:
 extends_documentation_fragment:
   - thunderhead.cluster.follow_options
   - thunderhead.cluster.options
+  - thunderhead.cluster.action
   - ansible.builtin.action_common_attributes
   - ansible.builtin.action_common_attributes.flow
 attributes:
@@ -35,15 +36,6 @@ attributes:
     details: There is nothing to check.
   diff_mode:
     support: none
-  action:
-    support: full
-  async:
-    support: none
-  bypass_host_loop:
-    support: full
-  platform:
-    support: full
-    platforms: linux
 """
 
 EXAMPLES = r"""

@@ -29,6 +29,7 @@ options:
     default: 10
 extends_documentation_fragment:
   - thunderhead.cluster.options
+  - thunderhead.cluster.action
   - ansible.builtin.action_common_attributes
   - ansible.builtin.action_common_attributes.flow
 attributes:
@@ -37,15 +38,6 @@ attributes:
     details: It would have to stop the job to know that nothing is left of it.
   diff_mode:
     support: none
-  action:
-    support: full
-  async:
-    support: none
-  bypass_host_loop:
-    support: full
-  platform:
-    support: full
-    platforms: linux
 """
 
 EXAMPLES = r"""

@@ -28,6 +28,7 @@ options:
     type: str
     default: ""
 extends_documentation_fragment:
+  - thunderhead.cluster.action
   - ansible.builtin.action_common_attributes
   - ansible.builtin.action_common_attributes.flow
 attributes:
@@ -37,15 +38,6 @@ attributes:
   diff_mode:
     support: N/A
     details: Changes nothing.
-  action:
-    support: full
-  async:
-    support: none
-  bypass_host_loop:
-    support: full
-  platform:
-    support: full
-    platforms: linux
 """
 
 EXAMPLES = r"""

@@ -39,6 +39,7 @@ options:
     elements: str
     default: []
 extends_documentation_fragment:
+  - thunderhead.cluster.action
   - ansible.builtin.action_common_attributes
   - ansible.builtin.action_common_attributes.flow
 attributes:
@@ -48,15 +49,6 @@ attributes:
   diff_mode:
     support: N/A
     details: Changes nothing.
-  action:
-    support: full
-  async:
-    support: none
-  bypass_host_loop:
-    support: full
-  platform:
-    support: full
-    platforms: linux
 author: The Thunderhead developers (!UNKNOWN)
 """
 

@@ -28,6 +28,7 @@ options:
     type: dict
     default: {}
 extends_documentation_fragment:
+  - thunderhead.cluster.action
   - ansible.builtin.action_common_attributes
   - ansible.builtin.action_common_attributes.flow
 attributes:
@@ -37,15 +38,6 @@ attributes:
   diff_mode:
     support: full
     details: Shows what each lock changes.
-  action:
-    support: full
-  async:
-    support: none
-  bypass_host_loop:
-    support: full
-  platform:
-    support: full
-    platforms: linux
 author: The Thunderhead developers (!UNKNOWN)
 """
 

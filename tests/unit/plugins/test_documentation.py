@@ -32,8 +32,9 @@ def documentation(name: str) -> dict[str, Any]:
         assert not own.keys() & shared.get("options", {}).keys()
         own |= shared.get("options", {})
         for attribute, about in shared.get("attributes", {}).items():
-            if attribute in documented["attributes"]:
-                documented["attributes"][attribute] = about | documented["attributes"][attribute]
+            # Ansible's fragments only describe; the collection's own says what is supported.
+            if attribute in documented["attributes"] or "support" in about:
+                documented["attributes"][attribute] = about | documented["attributes"].get(attribute, {})
     return documented
 
 
