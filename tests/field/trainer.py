@@ -26,3 +26,4 @@ if __name__ == "__main__":
     trainer = Trainer(max_epochs=1, accelerator="cpu", devices=1, **quiet)
     trainer.fit(Model(), DataLoader(TensorDataset(torch.ones(24, 2)), batch_size=2))
     print(f"{trainer.global_rank} of {trainer.world_size}", flush=True)
+    torch.distributed.destroy_process_group()  # left to Python's exit, one of gloo's threads may abort the process

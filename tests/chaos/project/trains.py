@@ -60,6 +60,7 @@ def main() -> None:
     if trainer.is_global_zero:
         loss = float(trainer.callback_metrics["train_loss"])
         print(json.dumps({"train_loss": loss.hex(), "world_size": trainer.world_size}), flush=True)
+    torch.distributed.destroy_process_group()  # left to Python's exit, one of gloo's threads may abort the process
 
 
 main()

@@ -33,3 +33,4 @@ class Model(LightningModule):
 
 if __name__ == "__main__":
     LightningCLI(Model)
+    torch.distributed.destroy_process_group()  # left to Python's exit, one of gloo's threads may abort the process
