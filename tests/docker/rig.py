@@ -38,8 +38,7 @@ PIDFILE = ENGINE / "dockerd.pid"
 SSH = CACHE / "ssh"
 WHEELS = CACHE / "wheels"
 
-DEBIAN = "bookworm"
-NODE_PYTHON = "3.11"  # what that Debian has
+NODE_PYTHON = "3.11"  # which the wheels are for: Debian 12's; what is tried on Debian 13 needs no package
 NODE_GLIBC_MINOR = 36  # likewise: 2.36
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
@@ -48,7 +47,12 @@ NODE_PACKAGES = (
     *("nftables", "iproute2", "procps", "iputils-ping", "netbase", "ca-certificates"),
     *("firewalld", "ufw", "iptables"),  # there, and off: see customize.sh
 )
-IMAGES = {"node": NODE_PACKAGES, "bench": (*NODE_PACKAGES, "openmpi-bin")}
+IMAGES = {
+    "debian12": ("bookworm", NODE_PACKAGES),
+    "debian13": ("trixie", NODE_PACKAGES),
+    "bench": ("bookworm", (*NODE_PACKAGES, "openmpi-bin")),
+}
+"""Debian's release and the packages of each kind of node."""
 
 # Named rights, where all of the host's would be easier: a test node must not be able to touch this machine's disks,
 # clock or devices. The host's cgroup namespace, so that systemd finds its own place in the mounted tree and stays in it
@@ -209,10 +213,11 @@ def keys() -> None:
 def image(name: str) -> str:
     """The image called `name` (see IMAGES) as docker knows it, built first where its recipe is new."""
     hook = HERE / "customize.sh"
+    release, packages = IMAGES[name]
     build = [
-        *("mmdebstrap", "--variant=minbase", f"--include={','.join(IMAGES[name])}"),
+        *("mmdebstrap", "--variant=minbase", f"--include={','.join(packages)}"),
         *("--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/doc/*"),
-        *("--dpkgopt=path-exclude=/usr/share/locale/*", DEBIAN),
+        *("--dpkgopt=path-exclude=/usr/share/locale/*", release),
     ]
     recipe = hashlib.sha256("\0".join([*build, hook.read_text()]).encode()).hexdigest()
     tag = f"thunderhead/{name}:{recipe[:12]}"
@@ -355,7 +360,7 @@ def main() -> None:
     creation = commands.add_parser("create")
     creation.add_argument("network")
     creation.add_argument("nodes", nargs="+", metavar="HOSTNAME=ADDRESS")
-    creation.add_argument("--image", choices=IMAGES, default="node")
+    creation.add_argument("--image", choices=IMAGES, default="debian12")
     creation.add_argument("--volume", action="append", default=[], metavar="FROM:TO", help="as for `docker run`")
     creation.add_argument("--ipv6", action="store_true", help="an IPv6 address for each node besides")
     rebooting = commands.add_parser("reboot")
