@@ -23,7 +23,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.ma
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.node_lock import (
     FAREWELL_SECONDS,
     POLL_SECONDS,
-    read_state_text,
+    read_state,
     running_job,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.ports import (
@@ -92,7 +92,7 @@ def lasting_job(directory: str) -> dict[str, str] | None:
     deadline = time.monotonic() + FAREWELL_SECONDS
     while True:
         job = running_job(directory)
-        if not job or b'"ended"' not in read_state_text(folder, job["id"]):
+        if not job or "ended" not in read_state(folder, job["id"]):
             return job
         if time.monotonic() > deadline:
             return job
