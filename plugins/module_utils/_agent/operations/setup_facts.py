@@ -16,6 +16,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.cl
     require_usable,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import Refusal
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_user import refuse_root, uid_of
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.machine import (
     locate_address,
     network_addresses,
@@ -31,7 +32,6 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.po
     ephemeral_ports,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.processes import end_of_session
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.user import refuse_root, uid_of
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import MOST_ADDRESSES, Reply, Request
 
 
