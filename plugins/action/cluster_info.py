@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from ansible.plugins.loader import module_loader
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster import inspect
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster import ask_setup_facts
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.topology import require_hosts
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller import role_settings
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.cluster_action import (
@@ -41,7 +41,7 @@ class ActionModule(ClusterAction):
         cluster = inventory.nodes(inventory.cluster)
         hosts = {host: inventory.variables(host) for host in inventory.taking_part}
         role_settings.require_valid(arguments["roles"], hosts, inventory.resolve)
-        found = inspect.inspect_cluster(cluster, inventory.taking_part)
+        found = ask_setup_facts.inspect_cluster(cluster, inventory.taking_part)
         for host, node in found["nodes"].items():
             require_collections(host, node["firewalls"], inventory.value(host, "firewall_provider", "auto"))
         return {"changed": False, **found}

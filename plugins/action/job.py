@@ -15,7 +15,9 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.contro
     Arguments,
     FollowingAction,
 )
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.context import CommandContext
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.command_context import (
+    CommandContext,
+)
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.interrupts import Interrupts
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.inventory import Inventory
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.options import RUN_OPTIONS, RunOptions

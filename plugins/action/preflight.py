@@ -26,16 +26,10 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.o
     PROJECT_OPTIONS,
     split_patterns,
 )
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.plan_job import count_devices
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.plan_job import count_devices, take_code
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.paths import EXAMPLE
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight import report, run_checks
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.job_code import Code
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.bundle import make_bundle
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.entry_point import (
-    find_entry,
-    search_path,
-)
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.frameworks import fit
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import escape
 
 
@@ -91,9 +85,9 @@ def _code(arguments: dict[str, Any], inventory: Inventory) -> Code:
     module = arguments["module"]
     head = inventory.taking_part[:1]
     inherited = as_environment(inventory.value(head[0], "job_env", {}) if head else {}, "job_env")
-    variables = {**inherited, **env}
-    script = find_entry(project, arguments["script"], module, variables)
     include, everything = split_patterns(arguments["include"]), arguments["project_files"] == "all"
-    bundle = make_bundle(project, script, arguments["bundle_max_mb"], include, everything)
-    launcher = fit(project, script, search_path(project, script, module, variables), bundle.paths).launcher
-    return Code(project, bundle, script, module, env, launcher)
+    script, bundle, found = take_code(
+        *(project, arguments["script"], module, {**inherited, **env}),
+        *(arguments["bundle_max_mb"], include, everything),
+    )
+    return Code(project, bundle, script, module, env, found.launcher)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from ansible.plugins.action import ActionBase
 from ansible_collections.thunderhead.cluster.plugins.module_utils._python_env.uv import SETTINGS, without_credentials
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requirements.requirements import expanded
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requirements.credentials import expanded
 
 
 class ActionModule(ActionBase):

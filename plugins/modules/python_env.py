@@ -15,26 +15,10 @@ description:
     on, with a warning.
   - uv has to be in C(bin) already, and in O(wheels) what the controller has built.
 options:
-  directory:
-    description: The cluster directory, absolute.
-    type: path
-    required: true
-  node:
-    description: What M(thunderhead.cluster.python_env_info) says of the node.
-    type: dict
-    required: true
   lock:
     description: A file on the controller, with all packages and their hashes; empty if the environment is there.
     type: path
     default: ""
-  requirements:
-    description: The name of the file that the lock was made from.
-    type: str
-    default: ""
-  digest:
-    description: What decides the environment's content.
-    type: str
-    required: true
   indexes:
     description: URLs that the lock's packages come from, the default first, or empty; without credentials.
     type: list
@@ -50,24 +34,6 @@ options:
     type: list
     elements: str
     default: []
-  wheels:
-    description: >-
-      The name of the folder in C(wheels) with what the controller has built, removed at the end; empty for none.
-    type: str
-    default: ""
-  needs_torch:
-    description: Packages whose build needs torch.
-    type: list
-    elements: str
-    default: []
-  torch_backend:
-    description: The build of torch that uv looks for; V(none) for whatever the indexes have.
-    type: str
-    default: none
-  tools:
-    description: The lock of the product's own tools.
-    type: str
-    default: ""
   index_url:
     description: The package index; V(none) for none, empty for the node's own, else that of the lock.
     type: str
@@ -90,33 +56,17 @@ options:
     description: What is written into a C(uv.toml).
     type: dict
     default: {}
-  own_cache:
-    description: Whether uv's cache is that of the account, and not C(cache) in the cluster directory.
-    type: bool
-    default: false
-  cache_max_mb:
-    description: If the cache has more than this, it is emptied. In MiB, without what environments share with it.
-    type: int
-    default: 20480
 extends_documentation_fragment:
+  - thunderhead.cluster.python_env
   - ansible.builtin.action_common_attributes
   - ansible.builtin.action_common_attributes.flow
 attributes:
-  check_mode:
-    support: full
-    details: Says what would change.
-  diff_mode:
-    support: full
-    details: Shows which packages change.
   action:
     support: full
   async:
     support: none
   bypass_host_loop:
     support: none
-  platform:
-    support: full
-    platforms: linux
 author: The Thunderhead developers (!UNKNOWN)
 """
 

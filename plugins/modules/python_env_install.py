@@ -14,42 +14,8 @@ description:
   - Used by the action M(thunderhead.cluster.python_env), which says what it does, and gives it the lock and the indexes
     with their passwords.
 options:
-  directory:
-    description: The cluster directory, absolute.
-    type: path
-    required: true
-  node:
-    description: What M(thunderhead.cluster.python_env_info) says of the node.
-    type: dict
-    required: true
   lock:
     description: All packages and their hashes, as text; empty if the environment is there.
-    type: str
-    default: ""
-  requirements:
-    description: The name of the file that the lock was made from.
-    type: str
-    default: ""
-  digest:
-    description: What decides the environment's content.
-    type: str
-    required: true
-  wheels:
-    description: >-
-      The name of the folder in C(wheels) with what the controller has built, removed at the end; empty for none.
-    type: str
-    default: ""
-  needs_torch:
-    description: Packages whose build needs torch.
-    type: list
-    elements: str
-    default: []
-  torch_backend:
-    description: The build of torch that uv looks for; V(none) for whatever the indexes have.
-    type: str
-    default: none
-  tools:
-    description: The lock of the product's own tools.
     type: str
     default: ""
   settings:
@@ -58,26 +24,9 @@ options:
       together.
     type: str
     required: true
-  own_cache:
-    description: Whether uv's cache is that of the account, and not C(cache) in the cluster directory.
-    type: bool
-    default: false
-  cache_max_mb:
-    description: If the cache has more than this, it is emptied. In MiB, without what environments share with it.
-    type: int
-    default: 20480
 extends_documentation_fragment:
+  - thunderhead.cluster.python_env
   - ansible.builtin.action_common_attributes
-attributes:
-  check_mode:
-    support: full
-    details: Says what would change.
-  diff_mode:
-    support: full
-    details: Shows which packages change.
-  platform:
-    support: full
-    platforms: linux
 author: The Thunderhead developers (!UNKNOWN)
 """
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+# --------------------------------------------------------------------------------------------------------------- limits
+
 LONGEST_TEXT = 4096
 """Characters of a string."""
 LONGEST_DOCUMENT = 2**20
@@ -20,6 +22,17 @@ DEEPEST = 16
 """How deep lists and dictionaries may lie in one another."""
 LONGEST_REPLY = 2**22
 """Bytes of a reply as JSON. What is longer than a few kilobytes comes as its payload."""
+MOST_ADDRESSES = 1024
+"""Of one interface: the firewalls of all nodes let each of them in."""
+START_SECONDS = 300
+"""A prepared job that nobody starts or discards is given up after this long: its controller has vanished."""
+
+
+# ------------------------------------------------------------------------------------------------- requests and replies
+
+MARK = "thunderhead-reply"
+Request = dict[str, Any]
+Reply = dict[str, Any]
 
 
 class Document(str):
@@ -65,9 +78,7 @@ def shorten(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-MARK = "thunderhead-reply"
-Request = dict[str, Any]
-Reply = dict[str, Any]
+# ------------------------------------------------------------------------------------------ what files of a job may say
 
 
 def is_text(value: object) -> bool:
@@ -135,12 +146,13 @@ STATE: dict[str, Callable[[object], bool]] = {
 
 GOING_ON = ("prepared", "running")
 """The states of a job that has not ended."""
+
+
+# ---------------------------------------------------------------------------------------------------------------- names
+
 HEX = frozenset("0123456789abcdef")
 DIGITS = frozenset("0123456789")
 ID_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
-
-
-# --------------------------------------------------------------------------------------------------- the forms of names
 
 
 def is_made_of(text: str, characters: frozenset[str], length: int) -> bool:
@@ -163,16 +175,16 @@ def is_job_id(name: str) -> bool:
     )
 
 
-START_SECONDS = 300
-"""A prepared job that nobody starts or discards is given up after this long: its controller has vanished."""
+# ------------------------------------------------------------------------------------------- reasons of try_connections
 
-MOST_ADDRESSES = 1024
-"""Of one interface: the firewalls of all nodes let each of them in."""
 NO_ANSWER = "no answer"
 REFUSED = "refused"
 NO_ROUTE = "no route"
 ONLY_SMALL = "only small packets"
 """Why a node cannot use a connection to another."""
+
+
+# ------------------------------------------------------------------------------------------------------------- node.env
 
 
 def environment_text(environment: Mapping[str, str]) -> str:

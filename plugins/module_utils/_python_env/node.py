@@ -112,20 +112,27 @@ def _is_tools_link(directory: str, target: str) -> bool:
     return link_of(os.path.join(directory, "tools", "env")) == target.partition("/")[2]
 
 
+def _run(
+    command: list[str], seconds: float = ANSWER_SECONDS, cwd: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a program without input, for so many seconds at most, and return what it printed."""
+    return subprocess.run(  # pylint: disable=ansible-bad-function
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        cwd=cwd,
+        timeout=seconds,
+        check=False,
+    )
+
+
 def _about(python: str) -> dict[str, Any]:
     if not python:
         raise Refusal("has an empty python_env_python; name a Python from 3.10 to 3.13 there, or leave it out")
     try:
-        done = subprocess.run(  # pylint: disable=ansible-bad-function
-            [python, "-c", ABOUT],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            cwd="/",
-            timeout=ANSWER_SECONDS,
-            check=False,
-        )
+        done = _run([python, "-c", ABOUT], cwd="/")
         why = (done.stderr.strip().splitlines() or [""])[-1]
     except OSError as error:
         done, why = None, str(error.strerror)
@@ -177,14 +184,7 @@ def nvidia_driver() -> str | None:
     if not tool:
         return None
     try:
-        done = subprocess.run(  # pylint: disable=ansible-bad-function
-            [tool, "--query-gpu=driver_version", "--format=csv,noheader"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=False,
-        )
+        done = _run([tool, "--query-gpu=driver_version", "--format=csv,noheader"], 30)
     except (OSError, subprocess.SubprocessError):
         return ""
     found = re.match(r"\d+\.\d+(?:\.\d+)?", done.stdout)
@@ -194,15 +194,7 @@ def nvidia_driver() -> str | None:
 def uv_version(uv: str) -> str:
     """Return the version of the uv at this path, empty if it does not run."""
     try:
-        done = subprocess.run(  # pylint: disable=ansible-bad-function
-            [uv, "--version"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=ANSWER_SECONDS,
-            check=False,
-        )
+        done = _run([uv, "--version"])
     except (OSError, subprocess.SubprocessError):
         return ""
     found = re.match(r"uv (\d+\.\d+\.\d+)\b", done.stdout)

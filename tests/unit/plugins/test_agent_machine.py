@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base import errors, machine, user
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base import errors, job_user, machine
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base import ports as ports_module
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.reply_schemas import is_address
 from local_nodes import LocalNode, as_root, code, free_port, full, node_of_nobody, refused
@@ -188,7 +188,7 @@ def test_a_user_that_one_may_not_become(monkeypatch: pytest.MonkeyPatch) -> None
     nobody = pwd.getpwnam("nobody")
     monkeypatch.setattr(machine.os, "geteuid", lambda: nobody.pw_uid)
     with pytest.raises(errors.Refusal) as caught:
-        user.User("root")
+        job_user.User("root")
     assert str(caught.value) == (
         "cannot run jobs as root: the connection's user is nobody and may not become another; allow sudo "
         "(ansible_become), or set job_user to that name"
@@ -197,9 +197,9 @@ def test_a_user_that_one_may_not_become(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_root_runs_no_jobs_as_root_where_it_matters(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine.os, "geteuid", lambda: 0)
-    monkeypatch.setattr(user, "has_systemd", lambda: True)
+    monkeypatch.setattr(job_user, "has_systemd", lambda: True)
     with pytest.raises(errors.Refusal) as caught:
-        user.User("")
+        job_user.User("")
     assert str(caught.value) == (
         "would run jobs as root, but they run unprivileged; set job_user in the inventory to another account, or "
         "ansible_become to false to run them as the account Ansible connects as"
@@ -221,19 +221,19 @@ def test_the_job_of_an_account_that_was_deleted(tmp_path: Path) -> None:
         assert b"result\0" in node.channel().call(node.request("list_artifacts", after="", most=9))[1]
         assert node.ask("list_checkpoints") == {"found": [], "refused": [], "others": []}
         assert node.ask("stop", grace_seconds=1)["state"] == "succeeded"
-        owner = user.owner_of(str(node.job_dir()))
+        owner = job_user.owner_of(str(node.job_dir()))
         assert owner and (owner.name, owner.uid, owner.gid) == (str(NUMBER), NUMBER, NUMBER)
 
 
 def test_this_agent_may_be_nobody_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: NUMBER)
     with pytest.raises(errors.Refusal) as caught:
-        user.User("")
+        job_user.User("")
     assert str(caught.value) == (
         f"is used as user id {NUMBER}, which no account there has; make one, or set ansible_user to one"
     )
     with pytest.raises(errors.Refusal, match=f"the connection's user is {NUMBER} and may not become another"):
-        user.User("root")
+        job_user.User("root")
 
 
 @pytest.mark.parametrize(

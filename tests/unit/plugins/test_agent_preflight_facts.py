@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base import resources
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base import node_facts
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.ports import ephemeral_ports
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import LARGEST, fit_to_limits
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.operations import (
@@ -175,7 +175,7 @@ def test_a_disk_without_end(
     monkeypatch.setattr(os, "statvfs", lambda _path: room)
     found = fit_to_limits(agent_facts._disk("/"))
     assert found == expected
-    sizes = (*found.values(), *fit_to_limits(resources.shared_memory()).values())
+    sizes = (*found.values(), *fit_to_limits(node_facts.shared_memory()).values())
     assert all(size is None or is_size(size) for size in sizes)
 
 
@@ -184,7 +184,7 @@ def test_without_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         raise FileNotFoundError(path)
 
     monkeypatch.setattr(os, "statvfs", absent)
-    assert resources.shared_memory() == {"size": 0, "free": 0}
+    assert node_facts.shared_memory() == {"size": 0, "free": 0}
 
 
 def test_limits_are_raised_as_far_as_they_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,5 +199,5 @@ def test_limits_are_raised_as_far_as_they_may_be(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(resource, "getrlimit", limits.__getitem__)
     monkeypatch.setattr(resource, "setrlimit", set_limit)
-    assert resources.raise_limits() == 4096
+    assert node_facts.raise_limits() == 4096
     assert limits == {resource.RLIMIT_MEMLOCK: (64, 64), resource.RLIMIT_NOFILE: (4096, 4096)}

@@ -19,8 +19,8 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.cl
     identity,
     network_disks,
 )
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_user import uid_of
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.ports import ephemeral_ports
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.user import uid_of
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import MARK
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.channel import (
     Channel,

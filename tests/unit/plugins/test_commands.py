@@ -20,14 +20,20 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.comman
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.commands import stop as stopping
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.commands.logs import follow_earlier_job
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.commands.stop import stop
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.context import CommandContext
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.command_context import (
+    CommandContext,
+)
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.interrupts import Interrupted
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis import stall
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following import follow as follow_module
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following import session as session_module
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following import (
+    follow_to_end as follow_to_end_module,
+)
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following.follow import JobFollower
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following.session import still_running_message
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following.follow_to_end import (
+    still_running_message,
+)
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.options import RunOptions
 from left_jobs import checkpoint
 from local_nodes import SLEEP, Altered, Connection, LocalNode, by_rank, code, opener, until
@@ -361,7 +367,7 @@ def test_a_screen_without_a_thread(nodes: list[LocalNode], tmp_path: Path, monke
     def none(*_arguments: Any) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(session_module, "Screen", none)
+    monkeypatch.setattr(follow_to_end_module, "Screen", none)
     session = Session(nodes, run_options(tmp_path, SLEEP)).run()
     assert (
         session.error

@@ -73,7 +73,7 @@ def test_a_collection_that_a_firewall_needs(monkeypatch: pytest.MonkeyPatch) -> 
 def test_setup_looks_for_it_before_it_changes_anything(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster_info.module_loader, "find_plugin", lambda name: None)
     monkeypatch.setattr(
-        cluster_info.inspect, "inspect_cluster", lambda *_about: {"nodes": {"node0": {"firewalls": ["ufw"]}}}
+        cluster_info.ask_setup_facts, "inspect_cluster", lambda *_about: {"nodes": {"node0": {"firewalls": ["ufw"]}}}
     )
     inventory = SimpleNamespace(
         cluster=["node0"],

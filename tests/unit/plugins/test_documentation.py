@@ -25,7 +25,7 @@ def module(name: str) -> Any:
 
 def documentation(name: str) -> dict[str, Any]:
     """What ansible-doc shows of a module: with the fragments that it shares with others."""
-    documented: dict[str, Any] = yaml.safe_load(module(name).DOCUMENTATION)
+    documented: dict[str, Any] = {"attributes": {}, **yaml.safe_load(module(name).DOCUMENTATION)}
     for fragment in sentences(documented.get("extends_documentation_fragment", [])):
         shared = yaml.safe_load(shared_documentation(fragment))
         own = documented.setdefault("options", {})

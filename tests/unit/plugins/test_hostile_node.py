@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.module_utils import _agent as agent
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster import inspect
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster import ask_setup_facts
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.gang import Gang
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.job_identity import Identity
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.node_group import NodeGroup
@@ -21,7 +21,9 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluste
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.commands import run as runner
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.commands.logs import follow_earlier_job
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.commands.stop import stop
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.context import CommandContext
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.command_context import (
+    CommandContext,
+)
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.interrupts import Interrupted
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis import stall
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
@@ -279,7 +281,7 @@ class Scene:
             context.say(line)
 
     def setup(self) -> None:
-        found = inspect.inspect_cluster(self.nodes_there, ["node0", "node1"])
+        found = ask_setup_facts.inspect_cluster(self.nodes_there, ["node0", "node1"])
         assert [*found["nodes"]] == ["node0", "node1"]
 
     def stall(self) -> None:

@@ -13,10 +13,11 @@ import pytest
 from ansible.errors import AnsibleConnectionFailure
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.working_directory import BUNDLE_MTIME
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.node_group import NodeGroup
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.commands import resume
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.context import CommandContext
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.command_context import (
+    CommandContext,
+)
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs import checkpoints
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs import checkpoints, resume_point
 from left_jobs import gang_on, leave
 from local_nodes import ME, Altered, Connection, LocalNode, as_root, node_of_nobody, opener, refused
 from user_options import Undisturbed
@@ -98,7 +99,7 @@ def desk_of(nodes: list[LocalNode]) -> CommandContext:
 
 def go_on(path: str, nodes: list[LocalNode], tmp_path: Path, job: str = "") -> tuple[list[str], list[dict[str, bytes]]]:
     """Prepare job-2 from the checkpoint; return what is said, and what each node's job has then."""
-    origin = resume.find_resume_point(job, path, tmp_path / "runs", desk_of(nodes))
+    origin = resume_point.find_resume_point(job, path, tmp_path / "runs", desk_of(nodes))
     files = origin.fetch(tmp_path / "runs")
     for node in nodes:
         leave(node, "job-2", {"train.py": b""}, state="")
@@ -155,7 +156,7 @@ def test_a_file_that_each_node_has_its_own_of(nodes: list[LocalNode], tmp_path: 
     for rank, node in enumerate(nodes):
         leave(node, JOB, {"c/last.pt": f"{rank}".encode(), "c/same.pt": b"same"}, spec(nodes, rank))
     for path, files, others in (("c", 2, True), ("c/last.pt", 1, True), ("c/same.pt", 1, False)):
-        origin = resume.find_resume_point(JOB, path, tmp_path, desk_of(nodes))
+        origin = resume_point.find_resume_point(JOB, path, tmp_path, desk_of(nodes))
         assert [file.host for file in origin.files] == ["node0"] * files
         assert origin.notes == ("other files of these names on node1 were passed over",) * others
 
@@ -176,7 +177,7 @@ def test_a_folder_without_a_name(nodes: list[LocalNode], tmp_path: Path, path: s
     for rank, node in enumerate(nodes):
         leave(node, JOB, {"last.pt": b"1"}, spec(nodes, rank))
     with pytest.raises(JobError) as caught:
-        resume.find_resume_point(job, path, tmp_path / "runs", desk_of(nodes))
+        resume_point.find_resume_point(job, path, tmp_path / "runs", desk_of(nodes))
     assert str(caught.value) == (
         f"checkpoint {path} is not the name of a file or a folder; name the checkpoint itself, as in: "
         "-e checkpoint=out/checkpoint-10"
@@ -213,11 +214,11 @@ def test_folders_that_links_lead_to_come_along(
     assert lacking == expected
     (above / "c" / "circle").symlink_to(".")
     with pytest.raises(JobError, match=r"cannot (read it|be read): Too many levels of symbolic links: .*circle"):
-        resume.find_resume_point(JOB if on_nodes else "", "c", tmp_path / "runs", desk_of(nodes))
+        resume_point.find_resume_point(JOB if on_nodes else "", "c", tmp_path / "runs", desk_of(nodes))
     (above / "c" / "circle").unlink()
     (above / "c" / "tokenizer" / "merges").symlink_to("../blobs/pruned")
     with pytest.raises(JobError, match=r"cannot (read it|be read): No such file or directory: .*tokenizer/merges"):
-        resume.find_resume_point(JOB if on_nodes else "", "c", tmp_path / "runs", desk_of(nodes))
+        resume_point.find_resume_point(JOB if on_nodes else "", "c", tmp_path / "runs", desk_of(nodes))
 
 
 def test_an_absolute_one_on_one_node(three: list[LocalNode], tmp_path: Path) -> None:
@@ -296,7 +297,9 @@ def test_one_in_a_home_that_every_node_has(nodes: list[LocalNode], tmp_path: Pat
     for node in nodes:
         node.connection = Altered((HOME[0], HOME[1].format(str(tmp_path / "home"))))
     for path, there in (("~/out/last.pt", "out/last.pt"), ("~/out", "out")):
-        (words,) = resume.find_resume_point("", path, tmp_path / "runs", desk_of(nodes)).distribute(gang_on(nodes), [])
+        (words,) = resume_point.find_resume_point("", path, tmp_path / "runs", desk_of(nodes)).distribute(
+            gang_on(nodes), []
+        )
         assert words == f"CKPT_PATH is {tmp_path}/home/{there} (6 B, which every node has there)"
 
 
@@ -331,7 +334,7 @@ def test_one_that_nobody_has(nodes: list[LocalNode], tmp_path: Path, monkeypatch
         ("", "gone.pt", f"not on this machine ({tmp_path}/gone.pt)"),
     ):
         with pytest.raises(JobError) as caught:
-            resume.find_resume_point(job, path, tmp_path / "runs", desk_of(nodes))
+            resume_point.find_resume_point(job, path, tmp_path / "runs", desk_of(nodes))
         assert str(caught.value) == f"checkpoint {path} is {where}; {remedy}"
 
 
@@ -354,21 +357,21 @@ def test_a_node_that_does_not_answer(nodes: list[LocalNode], tmp_path: Path, mon
     away = "node1 is unreachable: no route to host"
     for job, path in ((JOB, "c"), ("", f"{tmp_path}/c")):
         with pytest.raises(JobError) as caught:
-            resume.find_resume_point(job, path, tmp_path / "runs", desk_of(nodes))
+            resume_point.find_resume_point(job, path, tmp_path / "runs", desk_of(nodes))
         assert str(caught.value) == (
             f"checkpoint {path} is a folder, of which node1 may have a part too, but {away}; have it answer, or if it "
             "has none, leave it out of the inventory"
         )
     for path, source in (("last.pt", "node0"), ("here.pt", f"{tmp_path}/here.pt on this machine")):
-        found = resume.find_resume_point(JOB, path, tmp_path / "runs", desk_of(nodes))
+        found = resume_point.find_resume_point(JOB, path, tmp_path / "runs", desk_of(nodes))
         assert found.words.endswith(f", from {source}")
         assert found.notes == (f"whether node1 has checkpoint {path} is not known: {away}",)
     stat = "        os.stat(path)\n    except PermissionError:"
     nodes[1].connection = Altered((stat, stat.replace("os.stat(path)", "raise PermissionError")))
-    found = resume.find_resume_point("", f"{tmp_path}/c", tmp_path / "runs", desk_of(nodes))
+    found = resume_point.find_resume_point("", f"{tmp_path}/c", tmp_path / "runs", desk_of(nodes))
     assert found.notes == (f"node1 does not let {ME}, as whom jobs run, look at {tmp_path}/c",)
     nodes[0].connection = nodes[1].connection = Lost()
-    found = resume.find_resume_point("", f"{tmp_path}/c", tmp_path / "runs", desk_of(nodes))
+    found = resume_point.find_resume_point("", f"{tmp_path}/c", tmp_path / "runs", desk_of(nodes))
     assert found.words.endswith(f", from {tmp_path}/c on this machine")
     assert found.notes == tuple(
         f"whether {host} has checkpoint {tmp_path}/c is not known: {host} is unreachable: no route to host"
@@ -381,19 +384,19 @@ def test_a_folder_that_is_no_checkpoint(
 ) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(JobError, match=r"empty is a folder without files on node0, node1; name another$"):
-        resume.find_resume_point("", str(tmp_path / "empty"), tmp_path / "runs", desk_of(nodes))
+        resume_point.find_resume_point("", str(tmp_path / "empty"), tmp_path / "runs", desk_of(nodes))
     (tmp_path / "many").mkdir()
     for number in range(2001):
         (tmp_path / "many" / str(number)).touch()
     with pytest.raises(
         JobError, match=r"^node0 has more than 2000 files in .*many, and a checkpoint may not; name the fol"
     ):
-        resume.find_resume_point("", str(tmp_path / "many"), tmp_path / "runs", desk_of(nodes))
+        resume_point.find_resume_point("", str(tmp_path / "many"), tmp_path / "runs", desk_of(nodes))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
         JobError, match=r"^checkpoint many has more than 2000 files, and a checkpoint may not; name the fol"
     ):
-        resume.find_resume_point("", "many", tmp_path / "runs", desk_of(nodes))
+        resume_point.find_resume_point("", "many", tmp_path / "runs", desk_of(nodes))
 
 
 @as_root

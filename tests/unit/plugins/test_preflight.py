@@ -13,10 +13,10 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight import (
     clocks,
     inventory,
-    quick,
+    prepared_nodes,
     run_checks,
 )
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.cluster import ClusterFacts
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.cluster_facts import ClusterFacts
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.software import NO_TORCH
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.channel import (
     NodeError,
@@ -555,16 +555,19 @@ def prepared(cluster: ClusterFacts) -> dict[str, Any]:
 
 
 def test_the_short_form_has_nothing_to_say_of_healthy_nodes() -> None:
-    assert quick.check_prepared_nodes(healthy().settings, prepared(healthy()), {}) == []
+    assert prepared_nodes.check_prepared_nodes(healthy().settings, prepared(healthy()), {}) == []
 
 
 def test_the_short_form_warns_with_the_same_sentences() -> None:
     cluster = say(say(healthy(), "node1", shm={"size": 64 * 2**20}), "node2", clock=(3600.0, 3600.5))
     full = judge(cluster)
-    assert quick.check_prepared_nodes(cluster.settings, prepared(cluster), {}) == [
+    assert prepared_nodes.check_prepared_nodes(cluster.settings, prepared(cluster), {}) == [
         f"{check}: {full[check].sentence}" for check in ("hardware.shm", "time.clocks")
     ]
-    assert quick.check_prepared_nodes(cluster.settings, prepared(cluster), {"skip": ["time"], "shm_min_mb": 60}) == []
+    assert (
+        prepared_nodes.check_prepared_nodes(cluster.settings, prepared(cluster), {"skip": ["time"], "shm_min_mb": 60})
+        == []
+    )
 
 
 def test_the_short_form_is_as_fast_for_hundreds_of_nodes() -> None:
@@ -572,20 +575,20 @@ def test_the_short_form_is_as_fast_for_hundreds_of_nodes() -> None:
     one["packages"] = {"python": "3.11", "installed": [f"package-{number}" for number in range(200)]}
     settings = [dataclasses.replace(healthy().settings[0], host=f"node{number}") for number in range(500)]
     began = time.monotonic()
-    assert quick.check_prepared_nodes(settings, {node.host: one for node in settings}, {}) == []
+    assert prepared_nodes.check_prepared_nodes(settings, {node.host: one for node in settings}, {}) == []
     assert time.monotonic() - began < 2  # it takes a hundredth of that; minutes, if nodes were compared in pairs
 
 
 def test_the_short_form_shows_nothing_that_acts_upon_a_terminal() -> None:
     cluster = say(healthy(), "node2", packages={"installed": ["torch-\x1b[2J"]})
     with pytest.raises(JobError) as caught:
-        quick.check_prepared_nodes(cluster.settings, prepared(cluster), {})
+        prepared_nodes.check_prepared_nodes(cluster.settings, prepared(cluster), {})
     assert r"\x1b[2J (node2)" in str(caught.value)
 
 
 def test_the_short_form_refuses_what_cannot_train_together() -> None:
     cluster = DEFECTS["other-torch"][0]()
     with pytest.raises(JobError) as caught:
-        quick.check_prepared_nodes(cluster.settings, prepared(cluster), {})
+        prepared_nodes.check_prepared_nodes(cluster.settings, prepared(cluster), {})
     assert str(caught.value) == f"{judge(cluster)['software.versions'].sentence}. Nothing was started on any node."
-    assert quick.check_prepared_nodes(cluster.settings, prepared(cluster), {"skip": ["software"]}) == []
+    assert prepared_nodes.check_prepared_nodes(cluster.settings, prepared(cluster), {"skip": ["software"]}) == []

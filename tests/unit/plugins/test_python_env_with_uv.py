@@ -15,7 +15,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._python_env im
 from ansible_collections.thunderhead.cluster.plugins.module_utils._python_env.resolution import resolve
 from ansible_collections.thunderhead.cluster.plugins.module_utils._python_env.uv import Failure
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requirements.locks import lay_out
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requirements.requirements import read
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requirements.read_requirements import read
 from packages import make_index
 from test_python_env_resolution import SETTINGS, TARGET
 

@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.module_utils._python_env.resolution import SOURCES
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requirements.requirements import (
-    Requirements,
-    files_of,
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requirements.check_lines import malware_among
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requirements.credentials import secret_among
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requirements.lay_out import (
     lay_out,
     lay_out_project,
-    malware_among,
-    read,
-    secret_among,
 )
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requirements.local_projects import files_of
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requirements.read_requirements import read
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requirements.requirements import Requirements
 from local_nodes import IS_ROOT, NOBODY, closed
 
 

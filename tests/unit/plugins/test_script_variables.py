@@ -1,7 +1,7 @@
 # Copyright (c) The Thunderhead developers
 # SPDX-License-Identifier: GPL-3.0-or-later
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.user import User, job_environment
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_user import User, job_environment
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.supervise import expand_variables
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.node_env import OURS
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError

@@ -11,7 +11,7 @@ import time
 from contextlib import suppress
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import Refusal
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.files import open_own, write_file
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.files import read_json, write_file
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import Request
 
 FAREWELL_SECONDS = 5
@@ -35,9 +35,9 @@ def lock_node(request: Request) -> dict[str, str] | None:
             break
         except BlockingIOError:
             job = read_holder(jobs)
-            state = read_state_text(jobs, job["id"])
+            state = read_state(jobs, job["id"])
             # Whoever only looks (LockHolder) has it for a moment; a supervisor whose job has ended says good-bye.
-            if time.monotonic() - began > (FAREWELL_SECONDS if b'"ended"' in state else 0.2):
+            if time.monotonic() - began > (FAREWELL_SECONDS if "ended" in state else 0.2):
                 if job["id"] == request["job"]["id"]:
                     raise Refusal(
                         f"shares the cluster_dir {request['directory']} with another host of the inventory (the same "
@@ -47,11 +47,11 @@ def lock_node(request: Request) -> dict[str, str] | None:
             time.sleep(0.01)
     last = read_holder(jobs)
     write_holder(request, os.getpid())
-    return last if b'"state": "running"' in read_state_text(jobs, last["id"]) else None
+    return last if read_state(jobs, last["id"]).get("state") == "running" else None
 
 
-def in_use_refusal(job: dict[str, str], state: bytes) -> Refusal:
-    """Return the words for a node that another job holds; ``state`` is as ``read_state_text`` returns it."""
+def in_use_refusal(job: dict[str, str], state: dict[str, object]) -> Refusal:
+    """Return the words for a node that another job holds; ``state`` is as ``read_state`` returns it."""
     return Refusal(
         "{does} job {id}, which {user} started at {start}, and a node runs one job at a time; wait for it "
         "with -e wait=SECONDS, end it with: ansible-playbook stop.yml -e job={id}, or leave the node out "
@@ -64,18 +64,14 @@ def require_unlocked(directory: str) -> None:
     """Refuse a node that another job holds, as ``lock_node`` does, and hold nothing."""
     jobs = os.path.join(directory, "jobs")
     job = read_holder(jobs)
-    state = read_state_text(jobs, job["id"])
-    if b'"ended"' not in state and LockHolder({"directory": directory, "job": job}).pid() is not None:
+    state = read_state(jobs, job["id"])
+    if "ended" not in state and LockHolder({"directory": directory, "job": job}).pid() is not None:
         raise in_use_refusal(job, state)
 
 
-def read_state_text(jobs: str, job: str) -> bytes:
-    """Return the text of a job's state.json, unread: json takes long to import. Empty for a job not started yet."""
-    try:
-        with open_own(os.path.join(jobs, job, "state.json")) as file:
-            return file.read(4096)
-    except OSError:
-        return b""
+def read_state(jobs: str, job: str) -> dict[str, object]:
+    """Return what a job's state.json says, believed or not; empty for a job not started yet."""
+    return read_json(os.path.join(jobs, job, "state.json")) or {}
 
 
 def write_holder(request: Request, pid: int) -> None:

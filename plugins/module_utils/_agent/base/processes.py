@@ -30,7 +30,10 @@ def how_it_ended(code: int) -> str:
 
 
 def run_command(command: list[str]) -> tuple[int, str]:
-    """Run a command and return its exit code and output; to import subprocess takes as long as all else here."""
+    """Run a command and return its exit code and what it wrote to both streams.
+
+    Not by subprocess, which ``prepare`` does without: its import takes as long as that of all else here.
+    """
     reader, writer = os.pipe()
     pid = os.posix_spawnp(  # pylint: disable=ansible-bad-function
         command[0],

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import Refusal, error_text
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_user import User
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.processes import how_it_ended
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.run_program import (
     LONGEST_LINE,
@@ -23,7 +24,6 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.ru
     last_line,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.unpack import unpack_code
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.user import User
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import (
     Request,
     is_count,

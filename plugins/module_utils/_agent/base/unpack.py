@@ -13,7 +13,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.jo
     bundle_path,
     job_directory,
 )
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.user import User
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_user import User
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.working_directory import BUNDLE_MTIME
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import Request
 

@@ -13,10 +13,10 @@ from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import Refusal, error_text
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_paths import job_directory
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_user import User, owner_of
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.node_lock import LockHolder
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.ports import free_port
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.processes import descendants
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.user import User, owner_of
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import Reply, Request
 
 SPY_SECONDS = 5

@@ -51,7 +51,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.jo
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.machine import has_systemd
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.node_lock import (
     read_holder,
-    read_state_text,
+    read_state,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.processes import marked, run_command
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import (
@@ -95,7 +95,7 @@ def clean(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     trash = RemovalQueue(directory, request["dry"])
     keep = request["keep"]
     own = [name for name in names if is_owned_by(request["owner"], job_directory(request_for_job(request, name)))]
-    if current in own and b'"ended"' in read_state_text(os.path.join(directory, "jobs"), str(current)):
+    if current in own and "ended" in read_state(os.path.join(directory, "jobs"), str(current)):
         keep = max(0, keep - 1)  # its supervisor only says good-bye
     gone = list_ended_jobs(request, [name for name in own if name != current and is_job_id(name)], trash)[keep:]
     if not current or specs.get(current):
@@ -196,7 +196,7 @@ def list_ended_jobs(request: Request, names: list[str], trash: RemovalQueue) -> 
 def alive(request: Request) -> bool:
     """Return whether a job without a supervisor has processes all the same: one whose supervisor was killed may."""
     jobs, name = os.path.split(job_directory(request))
-    if b'"ended"' in read_state_text(jobs, name):
+    if "ended" in read_state(jobs, name):
         return False
     unit = unit_name(request) if os.geteuid() == 0 and has_systemd() else None
     return bool(marked(job_directory(request))) or bool(

@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import Refusal, error_text
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.lightning_checkpoint import digest
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.user import (
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_user import (
     User,
     account_name,
     become_job_owner,
 )
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.lightning_checkpoint import digest
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.working_directory import open_named, walk
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import Reply, Request
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.user import become_job_owner
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_user import become_job_owner
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.working_directory import (
     BUNDLE_MTIME,
     PLACED_MTIME,

@@ -12,9 +12,9 @@ from contextlib import suppress
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import Refusal
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.files import open_regular
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_user import become_job_owner
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.lightning_checkpoint import blocks, digest
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.machine import check_space
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.user import become_job_owner
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.working_directory import (
     PLACED_MTIME,
     folder_of,

@@ -17,9 +17,16 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.cl
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import Refusal
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.gpus import gpus
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_paths import job_directory
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_user import uid_of
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.machine import (
     locate_address,
     network_addresses,
+)
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.node_facts import (
+    entries,
+    packages,
+    raise_limits,
+    shared_memory,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.node_lock import running_job
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.ports import (
@@ -28,14 +35,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.po
     free_port,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.processes import end_of_session, marked
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.resources import (
-    entries,
-    packages,
-    raise_limits,
-    shared_memory,
-)
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.try_environment import try_environment
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.user import uid_of
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import (
     LARGEST,
     Document,

@@ -16,10 +16,17 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.jo
     job_directory,
     start_file_path,
 )
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_user import User
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.machine import (
     check_space,
     count_gpus,
     locate_address,
+)
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.node_facts import (
+    packages,
+    place_at_setup,
+    raise_limits,
+    shared_memory,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.node_lock import (
     lock_node,
@@ -30,18 +37,11 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.po
     check_port_range,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.processes import end_leftovers
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.release import (
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.undo_prepare import (
     undo_earlier_try,
     undo_prepare,
 )
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.resources import (
-    packages,
-    place_at_setup,
-    raise_limits,
-    shared_memory,
-)
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.unpack import unpack_bundle
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.user import User
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import Reply, Request
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.fork_supervisor import (
     fork_supervisor,

@@ -12,9 +12,9 @@ from contextlib import suppress
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import Refusal
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.files import write_file
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_paths import bundle_path
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.release import undo_prepare
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_user import User
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.undo_prepare import undo_prepare
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.unpack import part_path, unpack_bundle
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.user import User
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import Reply, Request
 
 

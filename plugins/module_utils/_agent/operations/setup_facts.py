@@ -16,6 +16,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.cl
     require_usable,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import Refusal
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_user import refuse_root, uid_of
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.machine import (
     locate_address,
     network_addresses,
@@ -23,7 +24,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.ma
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.node_lock import (
     FAREWELL_SECONDS,
     POLL_SECONDS,
-    read_state_text,
+    read_state,
     running_job,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.ports import (
@@ -31,7 +32,6 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.po
     ephemeral_ports,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.processes import end_of_session
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.user import refuse_root, uid_of
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import MOST_ADDRESSES, Reply, Request
 
 
@@ -92,7 +92,7 @@ def lasting_job(directory: str) -> dict[str, str] | None:
     deadline = time.monotonic() + FAREWELL_SECONDS
     while True:
         job = running_job(directory)
-        if not job or b'"ended"' not in read_state_text(folder, job["id"]):
+        if not job or "ended" not in read_state(folder, job["id"]):
             return job
         if time.monotonic() > deadline:
             return job

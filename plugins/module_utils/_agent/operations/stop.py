@@ -19,6 +19,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.jo
     started_path,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_state import job_state
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_user import become_job_owner
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.node_lock import (
     FAREWELL_SECONDS,
     POLL_SECONDS,
@@ -30,7 +31,6 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.pr
     end_leftovers,
     signal_processes,
 )
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.user import become_job_owner
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import Reply, Request
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.operations.discard import discard
 

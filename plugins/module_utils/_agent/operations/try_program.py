@@ -19,11 +19,11 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.an
     extend_deadline,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import Refusal
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_user import User
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.node_facts import raise_limits
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.ports import cannot_listen
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.processes import how_it_ended
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.resources import raise_limits
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.run_program import Program
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.user import User
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import Reply, Request, is_number
 
 END_SECONDS = 2

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from zipfile import ZipFile
 
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_user import become_job_owner
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.lightning_checkpoint import (
     Unfit,
     blocks,
@@ -15,7 +16,6 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.li
     find_step,
     open_archive,
 )
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.user import become_job_owner
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.working_directory import open_file
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import Reply, Request
 

@@ -17,10 +17,10 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.jo
     log_path,
     unit_name,
 )
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_user import User
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.machine import has_systemd
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.node_lock import write_holder
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.processes import run_command
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.user import User
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import Request
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.supervise import supervise
 

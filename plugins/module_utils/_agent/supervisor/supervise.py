@@ -26,6 +26,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.jo
     started_path,
     unit_name,
 )
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_user import User, job_environment
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.machine import has_systemd
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.node_lock import POLL_SECONDS
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.processes import (
@@ -33,7 +34,6 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.pr
     how_it_ended,
     signal_processes,
 )
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.user import User, job_environment
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import (
     START_SECONDS,
     Request,

@@ -8,16 +8,15 @@ from __future__ import annotations
 from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.job_identity import who
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.context import CommandContext
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following.session import (
-    follow_to_end,
-    merge_ranks,
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.command_context import (
+    CommandContext,
 )
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following.follow_to_end import follow_to_end
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs import listing
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.history import described_by_nodes
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.options import FollowOptions
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.record import Record
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.record import Record, merge_ranks
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import pluralize
 
 

@@ -10,16 +10,13 @@ import time
 from typing import Any
 
 from ansible.release import __version__ as ansible_version
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.commands.resume import (
-    ResumePoint,
-    find_resume_point,
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.command_context import (
+    CommandContext,
 )
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.context import CommandContext
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.interrupts import Interrupted
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis.job_warnings import world_size
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following.session import (
-    command_result,
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following.follow_to_end import (
     follow_to_end,
     still_running_message,
 )
@@ -27,7 +24,11 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.h
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.launch import Launch
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.options import RunOptions
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.plan_job import describe_job, make_job
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.record import Record
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.record import Record, command_result
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.resume_point import (
+    ResumePoint,
+    find_resume_point,
+)
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.script_variables import require_known
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import pluralize
 

@@ -38,7 +38,7 @@ class Job:
         launcher: one of LAUNCHERS.
         devices: ranks per node under torchrun; None means as many as there are GPUs, or one.
         checkpoint: path relative to the working directory of the checkpoint to go on from, or "".
-        preflight: thresholds, and checks to be skipped; see preflight.quick.
+        preflight: thresholds, and checks to be skipped; see preflight.prepared_nodes.
         gang: whether the nodes work together; else each runs the script for itself.
         uses: what the script uses, of frameworks.KINDS.
         reason: why this launcher was chosen, a clause; "" if the user named it.

@@ -33,7 +33,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluste
 )
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError, join_errors
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.job import Job
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight import quick
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight import prepared_nodes
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.clocks import ahead
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.frameworks import (
     CLI,
@@ -133,7 +133,9 @@ class Launch:
             self.gang = self.gang.ranked(rank_nodes(list(self.gang.settings.values()), self._prepared))
             self._require_alike()
             settings = list(self.gang.settings.values())
-            self.notes += quick.check_prepared_nodes(settings, self._prepared, self.job.preflight, self._members)
+            self.notes += prepared_nodes.check_prepared_nodes(
+                settings, self._prepared, self.job.preflight, self._members
+            )
         for host, reply in self._prepared.items():
             if "stale" in reply:
                 self.notes.append(

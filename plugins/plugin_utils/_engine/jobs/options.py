@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight import quick
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.job import LAUNCHERS
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight import prepared_nodes
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.bundle import MOST_MB
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.project_files import CHOICES
 
@@ -49,7 +50,7 @@ PROJECT_OPTIONS: Spec = {
 RUN_OPTIONS: Spec = {
     **PROJECT_OPTIONS,
     "script_args": {"type": "raw", "default": ""},
-    "launcher": {"type": "str", "choices": ["auto", "lightning", "torchrun", "python"]},
+    "launcher": {"type": "str", "choices": ["auto", *LAUNCHERS]},
     "devices": {"type": "str", "default": ""},
     "gang": {"type": "bool"},
     "resume": {"type": "str", "default": ""},
@@ -58,7 +59,7 @@ RUN_OPTIONS: Spec = {
     "detach": {"type": "bool", "default": False},
     "wait": {"type": "int", "default": 0},
     "skip": {"type": "list", "elements": "str", "default": []},
-    **quick.OPTIONS,
+    **prepared_nodes.OPTIONS,
     **FOLLOW_OPTIONS,
 }
 """Of the command that starts a job."""
@@ -125,7 +126,7 @@ class RunOptions:
         rerun: id of a job to be run again with the same code.
         detach: return after the start.
         wait: how many seconds to wait for nodes that run another job.
-        preflight: thresholds, and checks to be skipped; see preflight.quick.
+        preflight: thresholds, and checks to be skipped; see preflight.prepared_nodes.
         follow: how it is followed.
     """
 
@@ -155,7 +156,7 @@ class RunOptions:
         Raises:
             JobError: a number is out of its range, options exclude each other, or ``include`` is no list.
         """
-        others = {*FOLLOW_OPTIONS, *quick.DEFAULTS}
+        others = {*FOLLOW_OPTIONS, *prepared_nodes.DEFAULTS}
         given = {name: arguments[name] for name in RUN_OPTIONS if name not in others}
         _require_at_least("wait", given["wait"], 0)
         folder = given["project_dir"]
@@ -167,7 +168,7 @@ class RunOptions:
                 "rerun runs an earlier job's code with its arguments again, so script, module, script_args, "
                 "project_dir, include and project_files cannot be given with it; leave them out, or leave out rerun"
             )
-        preflight = {name: arguments[name] for name in quick.DEFAULTS}
+        preflight = {name: arguments[name] for name in prepared_nodes.DEFAULTS}
         return cls(**given, preflight=preflight, follow=FollowOptions.from_arguments(arguments))
 
 

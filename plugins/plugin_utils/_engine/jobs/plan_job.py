@@ -22,7 +22,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.h
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.job import Job
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.options import RunOptions
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.paths import EXAMPLE
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.bundle import make_bundle
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.bundle import Bundle, make_bundle
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.entry_point import (
     find_entry,
     search_path,
@@ -92,6 +92,34 @@ def count_torchrun_devices(devices: str, launcher: str, reason: str = "") -> int
     return count_devices(devices)
 
 
+def take_code(
+    project: Path,
+    script: str,
+    module: str,
+    variables: Mapping[str, str],
+    max_mb: int,
+    include: Sequence[str],
+    everything: bool,
+) -> tuple[str, Bundle, Fit]:
+    """Return the script that a job starts, the code as it is now, and how that script is started.
+
+    Args:
+        project: folder on the controller.
+        script: path of the script in it, or "".
+        module: name of a module in it, or "".
+        variables: of the job's environment.
+        max_mb: the most the code may have, MiB.
+        include: patterns of files that are brought besides.
+        everything: whether what git ignores comes along.
+
+    Raises:
+        JobError: there is no such script, or its code cannot be brought.
+    """
+    script = find_entry(project, script, module, variables)
+    bundle = make_bundle(project, script, max_mb, include, everything)
+    return script, bundle, fit(project, script, search_path(project, script, module, variables), bundle.paths)
+
+
 def make_job(
     options: RunOptions, earlier: Mapping[str, Any], checkpoint: str, inherited: Mapping[str, str] | None = None
 ) -> Job:
@@ -127,11 +155,9 @@ def make_job(
         project = options.project_dir or project or EXAMPLE
         variables = {**(inherited or {}), **env}
         named = options.script or ("" if module else earlier.get("script", ""))
-        script = find_entry(project, named, module, variables)
         include = options.include or earlier.get("include", [])
         everything = (options.project_files or earlier.get("project_files")) == "all"
-        bundle = make_bundle(project, script, options.bundle_max_mb, include, everything)
-        found = fit(project, script, search_path(project, script, module, variables), bundle.paths)
+        script, bundle, found = take_code(project, named, module, variables, options.bundle_max_mb, include, everything)
     wanted = options.launcher or earlier.get("launcher") or AUTO
     launcher, reason = (found.launcher, found.reason) if wanted == AUTO else (wanted, "")
     devices = count_torchrun_devices(options.devices, launcher, reason) if options.devices else earlier.get("devices")

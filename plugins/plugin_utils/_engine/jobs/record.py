@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,3 +105,15 @@ class Record:
         if os.path.isabs(name) or any(part in ("", ".", "..") for part in name.split("/")):
             return None
         return self.path / "artifacts" / name
+
+
+def merge_ranks(record: Record, ranks: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return what is known of these ranks, and what the record says of those whose nodes have the job no more."""
+    known = {rank["rank"]: rank for rank in [*record.data.get("ranks", []), *ranks]}
+    return [known[rank] for rank in sorted(known)]
+
+
+def command_result(record: Record) -> dict[str, Any]:
+    """Return what a command says of its job."""
+    names = ("nodes", "world_size", "state", "warning")
+    return {"job": record.data["id"], "path": str(record.path), **{name: record.data.get(name) for name in names}}

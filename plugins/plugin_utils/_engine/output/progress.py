@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from ansible.utils.display import Display
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.streams import LineStream
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.line_stream import LineStream
 
 BAR_COLUMNS = 20
 ERASE = "\r\x1b[2K"

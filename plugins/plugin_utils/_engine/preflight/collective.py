@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.check import Verdict
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.cluster import ClusterFacts
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.cluster_facts import ClusterFacts
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.try_collective import (
     AllReduceRun,
     run_all_reduce,

@@ -10,7 +10,7 @@ from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight import gpus
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.check import Verdict
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.cluster import (
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.cluster_facts import (
     ClusterFacts,
     make_checks,
 )

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.inspect import other_uids
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.ask_setup_facts import other_uids
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.check import SETUP, Verdict
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.cluster import (
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.cluster_facts import (
     ClusterFacts,
     make_checks,
 )

@@ -19,7 +19,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluste
     probe_connections,
 )
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.check import Verdict
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.cluster import ClusterFacts
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.cluster_facts import ClusterFacts
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import (
     hosts_by_value,
     join_names,

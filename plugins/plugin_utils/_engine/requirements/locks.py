@@ -33,18 +33,20 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._python_env.re
 from ansible_collections.thunderhead.cluster.plugins.module_utils._python_env.uv import SETTINGS, TORCH_INDEX, Failure
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError, join_errors
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.bundle import MOST_MB
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requirements.check_lines import malware_among
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requirements.credentials import secret_among
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requirements.fetch_uv import fetch
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requirements.requirements import (
-    Requirements,
-    explicit_indexes,
-    file_digest,
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requirements.lay_out import (
     lay_out,
     lay_out_project,
-    malware_among,
     place_of,
-    read,
-    secret_among,
 )
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requirements.local_projects import file_digest
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requirements.read_pyproject import (
+    explicit_indexes,
+)
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requirements.read_requirements import read
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requirements.requirements import Requirements
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requirements.uv_settings import require_usable
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import format_bytes, join_names
 

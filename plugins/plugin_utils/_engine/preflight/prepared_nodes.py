@@ -17,7 +17,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.prefli
     software,
 )
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.check import Verdict
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.cluster import (
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.cluster_facts import (
     ClusterFacts,
     make_checks,
 )

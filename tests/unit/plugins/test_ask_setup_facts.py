@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base import active_firewalls, machine, ports
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.inspect import inspect_cluster
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.ask_setup_facts import inspect_cluster
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.node_group import NodeGroup
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.channel import Channel

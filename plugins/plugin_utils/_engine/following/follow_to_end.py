@@ -11,7 +11,9 @@ from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.gang import Gang
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.topology import Node
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.context import CommandContext
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.command_context import (
+    CommandContext,
+)
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.interrupts import (
     Interrupted,
     Interrupts,
@@ -24,7 +26,11 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.follow
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs import artifacts, cleanup
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.history import BUNDLES
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.options import FollowOptions
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.record import Record
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.record import (
+    Record,
+    command_result,
+    merge_ranks,
+)
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.rank_log import RankLog
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.screen import Screen, ShownLog
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project import missing_files
@@ -210,21 +216,9 @@ def _rank(node: Node, ending: RankEnding, log: RankLog, seen: Mapping[str, Any])
     }
 
 
-def merge_ranks(record: Record, ranks: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return what is known of these ranks, and what the record says of those whose nodes have the job no more."""
-    known = {rank["rank"]: rank for rank in [*record.data.get("ranks", []), *ranks]}
-    return [known[rank] for rank in sorted(known)]
-
-
 def still_running_message(job_id: str) -> str:
     """Return how to find a job again."""
     return (
         f"{job_id} runs on. Its output again: ansible-playbook logs.yml -e job={job_id} - all jobs: ansible-playbook "
         f"status.yml - to stop it: ansible-playbook stop.yml -e job={job_id}"
     )
-
-
-def command_result(record: Record) -> dict[str, Any]:
-    """Return what a command says of its job."""
-    names = ("nodes", "world_size", "state", "warning")
-    return {"job": record.data["id"], "path": str(record.path), **{name: record.data.get(name) for name in names}}

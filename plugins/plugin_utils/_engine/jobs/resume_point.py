@@ -15,7 +15,9 @@ from typing import Any
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import GOING_ON
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.gang import Gang
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.job_identity import Identity, who
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.context import CommandContext
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.command_context import (
+    CommandContext,
+)
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs import checkpoints, listing
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.history import described_by_nodes

@@ -1,7 +1,7 @@
 # Copyright (c) The Thunderhead developers
 # Simplified BSD License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
 # SPDX-License-Identifier: BSD-2-Clause
-"""Look up limits, shared memory, installed packages and node.env."""
+"""Look up what a job finds on this node: limits, shared memory, installed packages and node.env."""
 
 from __future__ import annotations
 

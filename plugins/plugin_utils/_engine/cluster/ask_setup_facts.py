@@ -1,7 +1,7 @@
 # Copyright (c) The Thunderhead developers
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Look at every node of the cluster once and rank them; change nothing."""
+"""Ask each node once for what setup has to know, and rank them; change nothing."""
 
 from __future__ import annotations
 
