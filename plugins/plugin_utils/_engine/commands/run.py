@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import platform
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ansible.release import __version__ as ansible_version
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.command_context import (
@@ -16,21 +16,16 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.contro
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.interrupts import Interrupted
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis.job_warnings import world_size
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following.follow_to_end import (
-    follow_to_end,
-    still_running_message,
-)
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.history import earlier_job, store_bundle
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.launch import Launch
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.options import RunOptions
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.plan_job import describe_job, make_job
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.record import Record, command_result
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.resume_point import (
-    ResumePoint,
-    find_resume_point,
-)
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.script_variables import require_known
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import pluralize
+
+if TYPE_CHECKING:
+    from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.resume_point import ResumePoint
 
 FIRST_LOOK_SECONDS = 0.15
 """Until the nodes are asked how the job goes: a script has hardly begun by then. Where 16 nodes share two cores, to be
@@ -46,6 +41,10 @@ def plan(options: RunOptions, context: CommandContext) -> tuple[Launch, ResumePo
     earlier = earlier_job(options.rerun, options.follow.runs_dir, context.hosts)
     origin = None
     if options.resume or options.checkpoint:
+        from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.resume_point import (
+            find_resume_point,
+        )
+
         origin = find_resume_point(options.resume, options.checkpoint, options.follow.runs_dir, context)
         earlier = earlier or origin.about
     job = make_job(options, earlier, origin.path if origin else "", context.nodes.settings[0].env)
@@ -107,6 +106,12 @@ def run(options: RunOptions, context: CommandContext) -> dict[str, Any]:
     except JobError as error:
         record.note(context.say, state="failed", cause=str(error))
         raise
+    # Only now: Ansible's loader compiles what it imports, and these modules would hold the start up by 50 ms.
+    from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following.follow_to_end import (
+        follow_to_end,
+        still_running_message,
+    )
+
     record.note(
         context.say,
         state="running",
