@@ -92,9 +92,9 @@ def test_a_rendezvous_that_never_completes(cluster: Cluster, timeline: Timeline)
 @pytest.mark.parametrize(
     ("script", "how", "together"),
     [
-        ("trainer.py", "by Lightning's own launcher, for trainer.py uses Lightning's Trainer", "0 of 2"),
-        ("reads_rank.py", "with torchrun, for reads_rank.py uses torch.distributed", "all reduced: 2 of 2"),
-        ("per_node.py", "once per node, for per_node.py uses torch.distributed", "all reduced: 2 of 2"),
+        ("trainer.py", "by Lightning's own launcher, because trainer.py uses Lightning's Trainer", "0 of 2"),
+        ("reads_rank.py", "with torchrun, because reads_rank.py uses torch.distributed", "all reduced: 2 of 2"),
+        ("per_node.py", "once per node, because per_node.py uses torch.distributed", "all reduced: 2 of 2"),
     ],
 )
 def test_a_script_as_it_is_trains_on_all_nodes(cluster: Cluster, script: str, how: str, together: str) -> None:

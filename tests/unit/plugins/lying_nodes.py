@@ -196,7 +196,7 @@ class LyingNode:
     asked: list[str] = field(default_factory=list)
 
     def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
-        if not in_data.partition(b"\n")[0].isdigit():  # the word to start, which is put into a file
+        if not in_data.partition(b"\n")[0].isdigit():  # the start message, which is put into a file
             return 0, b"", b""
         request = request_in(in_data)
         self.asked.append(request["op"])

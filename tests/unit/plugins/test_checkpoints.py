@@ -135,7 +135,7 @@ def test_there_is_none(nodes: list[LocalNode]) -> None:
         "no checkpoint was found in the folder of job job-1 that resume takes by itself, which is a complete one of "
         "Lightning's, a file *.ckpt with a global_step; checkpoints/a\\x1b.ckpt on node0 is not in torch's zip format; "
         "node1 has no job job-1; if it wrote one elsewhere or of another kind, name it with -e checkpoint=PATH, and "
-        "the script finds it in CKPT_PATH, or run the script anew, without resume"
+        "the script finds it in CKPT_PATH, or run the script again, without resume"
     )
 
 

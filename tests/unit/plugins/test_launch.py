@@ -215,7 +215,7 @@ def large(folder: Path) -> Bundle:
 def test_a_thin_line_is_waited_for_as_long_as_code_arrives(
     nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in {"PREPARE_SECONDS": 6, "QUICK_SECONDS": 0, "PROGRESS_SECONDS": 0.5, "KEEP_SECONDS": 1}.items():
+    for name, value in {"PREPARE_SECONDS": 6, "QUICK_SECONDS": 0, "PROGRESS_SECONDS": 0.5, "EXTEND_SECONDS": 1}.items():
         monkeypatch.setattr(launch_module, name, value)
     nodes[1].connection = Thin(seconds=2.5)
     nodes[0].connection = Altered(("START_SECONDS = 300", "START_SECONDS = 6"))
@@ -274,15 +274,15 @@ def test_pieces_that_make_no_bundle_are_not_kept(node: LocalNode, tmp_path: Path
 
 
 @pytest.mark.parametrize("kept", [0, 1, 100, -1])
-def test_half_a_word_to_start_is_none(node: LocalNode, tmp_path: Path, kept: int) -> None:
+def test_an_incomplete_start_message_is_ignored(node: LocalNode, tmp_path: Path, kept: int) -> None:
     """A shell that reads it sees the end of a connection that broke as the end of the file."""
     launch = gang_of([node], code(tmp_path / "code", "print('trained')"))
     prepared = launch.prepare() and launch._prepared[node.host]
-    whole = launch_module.with_checksum(launch._order(launch.gang.topology.head))
-    node.channel().put(prepared["start_file"], whole[:kept])
+    message = launch_module.with_checksum(launch._start_request(launch.gang.topology.head))
+    node.channel().put(prepared["start_file"], message[:kept])
     time.sleep(0.3)
     assert node.state() == {} and node.supervisor()
-    node.channel().put(prepared["start_file"], whole)
+    node.channel().put(prepared["start_file"], message)
     assert node.wait()[1] == "trained\n"
 
 
@@ -356,7 +356,7 @@ def test_code_of_an_earlier_job_that_is_nowhere_any_more(nodes: list[LocalNode],
     kept = Bundle(known.sha256, b"", known.size, None, None)
     message = why_not(gang_of(nodes, kept))
     assert message == (
-        f"node1 does not have that job's code any more; run the script anew, without rerun. {NEVER_STARTED}"
+        f"node1 does not have that job's code any more; run the script again, without rerun. {NEVER_STARTED}"
     )
     assert [node.jobs for node in nodes] == [[], []]
     gang_of(nodes[:1], kept).prepare()
@@ -739,12 +739,12 @@ def test_what_a_node_keeps_of_the_job(nodes: list[LocalNode], tmp_path: Path) ->
         }
 
 
-def start_file(launch: Launch, rank: int = 0) -> supervise.StartOrder:
+def start_file(launch: Launch, rank: int = 0) -> supervise.StartRequest:
     """Return what a node's supervisor would read at its start_file."""
-    return supervise.StartOrder(**json.loads(launch._order(launch.gang.topology.nodes[rank])))
+    return supervise.StartRequest(**json.loads(launch._start_request(launch.gang.topology.nodes[rank])))
 
 
-def test_a_supervisor_understands_what_it_is_told(nodes: list[LocalNode], tmp_path: Path) -> None:
+def test_a_supervisor_understands_its_start_request(nodes: list[LocalNode], tmp_path: Path) -> None:
     launch = gang_of(
         nodes, code(tmp_path / "code", ""), args=["", "two\nlines"], env={"A": "=\n'\""}, node_timeout_seconds=7
     )
@@ -762,13 +762,13 @@ def test_a_supervisor_understands_what_it_is_told(nodes: list[LocalNode], tmp_pa
 
 def test_two_jobs_have_two_keys_and_one_node_needs_no_watch(node: LocalNode, tmp_path: Path) -> None:
     launches = [gang_of([node], code(tmp_path / "code", "")) for _number in range(2)]
-    orders = []
+    requests = []
     for launch in launches:
         launch.prepare()
-        orders.append(start_file(launch))
+        requests.append(start_file(launch))
         launch.discard()
-    assert orders[0].watch_key != orders[1].watch_key
-    assert [one.watch_port for one in orders] == [0, 0]
+    assert requests[0].watch_key != requests[1].watch_key
+    assert [one.watch_port for one in requests] == [0, 0]
 
 
 # ------------------------------------------------------------------------------------------------------------ launchers
@@ -884,16 +884,16 @@ def test_discard_frees_every_node(nodes: list[LocalNode], tmp_path: Path) -> Non
         ),
     ],
 )
-def test_what_a_framework_is_told(
+def test_the_variables_of_a_framework(
     nodes: list[LocalNode], tmp_path: Path, changes: dict[str, Any], expected: dict[str, str]
 ) -> None:
     """S1, S9: beside the number of nodes, which every job's environment has; a CLI, the checkpoint it goes on from."""
     launch = gang_of(nodes, code(tmp_path / "code", ""), **changes)
     launch.prepare()
-    told = start_file(launch, 1).environment
+    environment = start_file(launch, 1).environment
     launch.discard()
     ours = ("LT_NUM_NODES", "PL_TRAINER_NUM_NODES")
-    assert {name: value for name, value in told.items() if name.startswith(("LT_", "PL_", "JSON"))} == {
+    assert {name: value for name, value in environment.items() if name.startswith(("LT_", "PL_", "JSON"))} == {
         **expected,
         **({name: "2" for name in ours} if changes.get("gang", True) else {}),
     }

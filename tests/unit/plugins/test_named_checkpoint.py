@@ -85,7 +85,7 @@ def test_resume_says_what_it_saw_and_what_to_do(nodes: list[LocalNode]) -> None:
         "no checkpoint was found in the folder of job job-1 that resume takes by itself, which is a complete one of "
         "Lightning's, a file *.ckpt with a global_step; there is a b/last.pt on node0, node1 (a file such as torch.save"
         ' writes); name the one to go on from, as in: -e resume=job-1 -e \'{"checkpoint": "a b/last.pt"}\', and the '
-        "script finds it in CKPT_PATH, or run the script anew, without resume"
+        "script finds it in CKPT_PATH, or run the script again, without resume"
     )
 
 

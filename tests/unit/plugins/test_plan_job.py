@@ -248,7 +248,7 @@ def test_a_rerun_on_other_hosts(tmp_path: Path, hosts: list[str]) -> None:
         earlier_job("20260101-000000-train-0000", tmp_path / "runs", hosts)
     assert str(caught.value) == (
         f"job 20260101-000000-train-0000 ran on node0, node1, in this order, not on {', '.join(hosts)}; "
-        "add --limit node0,node1, or run its script anew, without rerun"
+        "add --limit node0,node1, or run its script again, without rerun"
     )
 
 
@@ -268,7 +268,7 @@ def test_a_rerun_of_a_job_whose_record_is_damaged(tmp_path: Path) -> None:
     with pytest.raises(JobError) as caught:
         earlier_job(job.name, job.parent, ["node0"])
     assert str(caught.value) == (
-        f"the job.json of job {job.name} in {job.parent} is damaged; run its script anew, without rerun"
+        f"the job.json of job {job.name} in {job.parent} is damaged; run its script again, without rerun"
     )
 
 

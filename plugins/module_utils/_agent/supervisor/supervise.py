@@ -1,7 +1,7 @@
 # Copyright (c) The Thunderhead developers
 # Simplified BSD License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
 # SPDX-License-Identifier: BSD-2-Clause
-"""Start the script when told to, wait for its end, and end all of its processes."""
+"""Start the script when the start request arrives, wait for its end, and end all of its processes."""
 
 from __future__ import annotations
 
@@ -52,24 +52,24 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervi
 WATCH_AFTER_SECONDS = 1
 """The watch is taken up this long after the script's start: right then the nodes are busy."""
 NOTICE_SECONDS = 45
-"""What a script was not seen to do for this long is said: within a minute, for some seconds pass until it is heard."""
+"""What a script was not seen to do for this long is reported, so that the user reads it within a minute."""
 LONGEST_REASON = 300
 """Characters of a reason for a stop that are kept."""
 STATE_BYTES = 4000
 """More than state.json ever has, whatever is escaped in it."""
 
 
-class StartOrder(NamedTuple):
-    """What a supervisor is told to start; the fields of the JSON object in its start file.
+class StartRequest(NamedTuple):
+    """What a supervisor has to start; the fields of the JSON object in its start file.
 
     Attributes:
-        argv: the command; a node replaces $NAME in its words but the first.
+        argv: the command; a node replaces $NAME in all of it but the program.
         environment: the job's variables.
         spec: what spec.json is to say.
         rank: NODE_RANK.
         world_size: how many nodes take part.
-        name: what this node is called in a sentence.
-        head_name: what the head is.
+        name: what messages call this node.
+        head_name: what they call the head.
         launcher: what starts the script's processes, such as torchrun.
         gang: whether the nodes work together.
         resumes: whether the job goes on from a checkpoint.
@@ -100,11 +100,11 @@ class StartOrder(NamedTuple):
 
 
 def supervise(request: Request, user: User, listener: socket.socket | None) -> None:
-    """Start the script when told, see it out, and leave nothing behind. ``listener`` is the head's, for the watch."""
-    told: list[float] = []
-    signal.signal(signal.SIGTERM, lambda *_signal: told.append(time.monotonic()))
-    order = wait_for_start(request, told)
-    if order is None:
+    """Run the script from its start request to its end. ``listener`` is the head's socket for the watch, else None."""
+    stop_times: list[float] = []
+    signal.signal(signal.SIGTERM, lambda *_signal: stop_times.append(time.monotonic()))
+    start_request = wait_for_start(request, stop_times)
+    if start_request is None:
         return
     write_file(started_path(job_directory(request)), request["job"]["user"].encode(errors="replace"), 0o644)
     os.unlink(start_file_path(request))
@@ -113,49 +113,51 @@ def supervise(request: Request, user: User, listener: socket.socket | None) -> N
     unit = unit_name(request) if os.geteuid() == 0 and has_systemd() else None
     user.become()
     os.umask(0o022)
-    Supervisor(job_directory(request), order, listener, told).run(user, unit)
+    Supervisor(job_directory(request), start_request, listener, stop_times).run(user, unit)
 
 
 class Supervisor:
     """The parent of a job's processes on this node."""
 
-    def __init__(self, job_dir: str, order: StartOrder, listener: socket.socket | None, told: list[float]) -> None:
-        """Do nothing yet. ``told`` is when this process was told to stop, on the monotonic clock; more are added."""
+    def __init__(
+        self, job_dir: str, request: StartRequest, listener: socket.socket | None, stop_times: list[float]
+    ) -> None:
+        """Do nothing yet. ``stop_times`` are when a stop was requested, on the monotonic clock; more are added."""
         self._job_dir = job_dir
-        self._order = order
-        self._world_size = order.world_size  # 1 once the watch has failed
+        self._request = request
+        self._world_size = request.world_size  # 1 once the watch has failed
         self._listener = listener
         self._watch: Watch | None = None
-        self._told = told
+        self._stop_times = stop_times
         self._observers: dict[
             str, FileReadObserver | RendezvousObserver
         ] = {}  # by the name in state.json of what is looked for
         self._state: dict[str, Any] = {"state": "running", "pid": os.getpid(), "started": time.time()}
 
     def run(self, user: User, unit: str | None) -> None:
-        """Start the script, wait for it, and say how it ended."""
+        """Start the script, wait for it, and write down how it ended."""
         killed_before = count_oom_kills()
         try:
             if unit:
                 await_unit(unit)
             os.chdir(os.path.join(self._job_dir, "work"))
             for name, content in (
-                ("node.env", environment_text(self._order.environment)),
-                ("spec.json", json.dumps(self._order.spec) + "\n"),
+                ("node.env", environment_text(self._request.environment)),
+                ("spec.json", json.dumps(self._request.spec) + "\n"),
                 ("state.json", state_text(self._state)),
             ):
                 write_file(os.path.join(self._job_dir, name), content.encode(errors="surrogateescape"), 0o600)
-            environment = job_environment(user, self._order.argv[0], self._order.environment)
-            argv = [word.encode(errors="surrogateescape") for word in self._order.argv]
-            argv[1:] = [expand_variables(word, environment) for word in argv[1:]]
-            if self._order.resumes:
+            environment = job_environment(user, self._request.argv[0], self._request.environment)
+            argv = [argument.encode(errors="surrogateescape") for argument in self._request.argv]
+            argv[1:] = [expand_variables(argument, environment) for argument in argv[1:]]
+            if self._request.resumes:
                 self._observe_checkpoint(environment[b"CKPT_PATH"])
             # Python ignores these two signals; a script expects the default.
             # pylint: disable-next=ansible-bad-function
             script = os.posix_spawn(argv[0], argv, environment, setsigdef=[signal.SIGPIPE, signal.SIGXFSZ])
         except (OSError, ValueError, Refusal) as error:
             self._save(state="failed", ended=time.time(), error=f"did not start: {error_text(error)}")
-            self._leave_watch(f"{self._order.name} did not start: {error_text(error)}")
+            self._leave_watch(f"{self._request.name} did not start: {error_text(error)}")
             return
         try:
             self._run_to_end(script, time.monotonic(), killed_before)
@@ -164,33 +166,33 @@ class Supervisor:
             raise
 
     def _run_to_end(self, script: int, started: float, killed_before: int) -> None:
-        """Wait for the script, tell the others, leave nothing behind, and say how it ended."""
-        if self._order.gang and self._world_size > 1:
+        """Wait for the script, tell the other nodes of its end, end what it left, and write down how it ended."""
+        if self._request.gang and self._world_size > 1:
             self._observe_rendezvous(script)
         code = os.waitstatus_to_exitcode(self._wait_for_script(script, started))
         self._state["ended"] = time.time()
         self._state["oom"] = count_oom_kills() - killed_before
         state = "stopped" if "stopping" in self._state else "succeeded" if code == 0 else "failed"
         if state == "failed" and self._watch:  # at once: the others wait for this rank in vain
-            self._watch.end(f"{self._order.name} {how_it_ended(code)}")
+            self._watch.end(f"{self._request.name} {how_it_ended(code)}")
         end_leftover_processes()
         exit_code, number = (code, None) if code >= 0 else (128 - code, -code)
         self._save(state=state, exit_code=exit_code, signal=number, **self._observe(last=True))
-        self._leave_watch(f"{self._order.name} {how_it_ended(code)}" if state == "failed" else None)
+        self._leave_watch(f"{self._request.name} {how_it_ended(code)}" if state == "failed" else None)
 
     def _observe_checkpoint(self, path: bytes) -> None:
         with suppress(OSError):  # then nothing is known of it
             self._observers["checkpoint_read"] = FileReadObserver(path)
 
     def _observe_rendezvous(self, script: int) -> None:
-        order = self._order
-        torchrun = order.launcher == "torchrun"
+        request = self._request
+        torchrun = request.launcher == "torchrun"
         self._observers["met"] = RendezvousObserver(
-            order.master_port, order.rank == 0 and not torchrun, script if torchrun else None
+            request.master_port, request.rank == 0 and not torchrun, script if torchrun else None
         )
 
     def _observe(self, last: bool = False) -> dict[str, bool]:
-        """Look, and return what is new for state.json; what was not seen is new only at the end (``last``), or late."""
+        """Return what is new for state.json; what was not seen is new only at the end (``last``), or late."""
         late = last or time.time() - self._state["started"] > NOTICE_SECONDS
         news = {}
         for name, one in self._observers.items():
@@ -206,16 +208,16 @@ class Supervisor:
             pid, status = os.waitpid(-1, os.WNOHANG)  # orphans of the job too
             if pid == script:
                 return status
-            if self._watch and self._watch.verdict is not None and not self._told:
-                self._told.append(time.monotonic())
-            if self._told and not stopping:
+            if self._watch and self._watch.verdict is not None and not self._stop_times:
+                self._stop_times.append(time.monotonic())
+            if self._stop_times and not stopping:
                 stopping = True
                 self._state["stopping"] = time.monotonic() - started
                 self._state["because"] = self._reason()
                 signal_processes(descendants(os.getpid()), signal.SIGTERM)
                 if self._watch:
                     self._watch.end(self._state["because"])
-            elif self._told and time.monotonic() - self._told[0] > self._order.grace_seconds:
+            elif self._stop_times and time.monotonic() - self._stop_times[0] > self._request.grace_seconds:
                 signal_processes(descendants(os.getpid()), signal.SIGKILL)
             if not self._watch and self._world_size > 1 and time.monotonic() - started > WATCH_AFTER_SECONDS:
                 self._watch = self._open_watch()
@@ -223,7 +225,7 @@ class Supervisor:
                 continue
             news = self._observe()
             if news:
-                with suppress(OSError):  # a full disk: said at the end
+                with suppress(OSError):  # a full disk: written at the end
                     self._save(**news)
             self._wait()
 
@@ -241,20 +243,20 @@ class Supervisor:
         return None
 
     def _reason(self) -> str:
-        """Why this node is told to stop: the watch's word, or the controller's; "" for a stop on request."""
+        """Return why this node has to stop, by the watch or by the controller; "" for a stop on request."""
         if self._watch and self._watch.verdict is not None:
-            return self._watch.verdict[:LONGEST_REASON]  # another node's words
+            return self._watch.verdict[:LONGEST_REASON]  # written by another node
         with suppress(OSError), open(reason_path(self._job_dir), errors="replace") as file:
             return file.read(LONGEST_REASON)
-        return f"{self._order.name} was told to stop by its own node, as at a shutdown"
+        return f"{self._request.name} was stopped by its own node, as at a shutdown"
 
     def _open_watch(self) -> Watch:
-        order = self._order
-        key = bytes.fromhex(order.watch_key)
-        if order.rank == 0 and self._listener:
-            return Head(self._listener, key, order.node_timeout_seconds, self._world_size)
-        target = (order.watch_address, order.watch_port)
-        return Peer(*target, key, order.node_timeout_seconds, order.rank, order.name, order.head_name)
+        request = self._request
+        key = bytes.fromhex(request.watch_key)
+        if request.rank == 0 and self._listener:
+            return Head(self._listener, key, request.node_timeout_seconds, self._world_size)
+        target = (request.watch_address, request.watch_port)
+        return Peer(*target, key, request.node_timeout_seconds, request.rank, request.name, request.head_name)
 
     def _leave_watch(self, why: str | None) -> None:
         """Leave the watch; with a reason for all others to end, if this rank ended badly."""
@@ -263,10 +265,10 @@ class Supervisor:
         self._watch = self._watch or self._open_watch()
         if why is not None:
             self._watch.end(why)
-        self._watch.leave(lambda: bool(self._told) and why is None)
+        self._watch.leave(lambda: bool(self._stop_times) and why is None)
 
     def _save(self, **changes: Any) -> None:
-        """Write state.json. Padded, so that the last word fits into the first one's place when the disk is full."""
+        """Write state.json. Padded, so that the last state fits into the first one's place when the disk is full."""
         self._state.update(changes)
         data = state_text(self._state).encode()
         path = os.path.join(self._job_dir, "state.json")
@@ -296,7 +298,7 @@ def state_text(state: dict[str, Any]) -> str:
 
 
 def count_oom_kills() -> int:
-    """Return how many processes this machine's kernel has killed for want of memory, in a control group or at large."""
+    """Return how many processes this machine's kernel has killed because memory ran out, in any control group."""
     with suppress(OSError), open("/proc/vmstat") as file:
         for line in file:
             if line.startswith("oom_kill "):
@@ -304,16 +306,16 @@ def count_oom_kills() -> int:
     return 0
 
 
-def wait_for_start(request: Request, told: list[float]) -> StartOrder | None:
-    """Wait until the job is started, and return the order; None if it is discarded, forgotten or told to stop."""
+def wait_for_start(request: Request, stop_times: list[float]) -> StartRequest | None:
+    """Wait for the start request, and return it; None if the job is discarded, forgotten or stopped before."""
     while True:
-        was_told = bool(told)  # before the look: whoever stops a started job has seen the word to start
+        has_to_stop = bool(stop_times)  # before the file is read: who stops a started job has seen its start request
         with suppress(FileNotFoundError), open(start_file_path(request), "rb") as start_file:
-            seal, _newline, order = start_file.read().partition(b"\n")
+            header, _newline, message = start_file.read().partition(b"\n")
             # Less is what a connection that broke has left of it: no start.
-            if seal == b"%d %d" % (len(order), zlib.crc32(order)):
-                return StartOrder(**json.loads(order))
-        if was_told:
+            if header == b"%d %d" % (len(message), zlib.crc32(message)):
+                return StartRequest(**json.loads(message))
+        if has_to_stop:
             return None
         try:
             touched = os.stat(job_directory(request)).st_mtime  # when a checkpoint was put in place last, or at first
@@ -346,15 +348,15 @@ def await_unit(unit: str) -> None:
         time.sleep(0.005)
 
 
-def expand_variables(word: bytes, variables: dict[bytes, bytes]) -> bytes:
-    """Return a word of a command with $NAME and ${NAME} replaced, and $$ by a dollar; any other dollar stays."""
-    if b"$" not in word:
-        return word
+def expand_variables(argument: bytes, variables: dict[bytes, bytes]) -> bytes:
+    """Return an argument of a command with $NAME and ${NAME} replaced, and $$ by a dollar; any other dollar stays."""
+    if b"$" not in argument:
+        return argument
 
     def value(found: re.Match[bytes]) -> bytes:
         return b"$" if found[0] == b"$$" else variables.get(found[1] or found[2], found[0])
 
-    return re.sub(rb"\$(?:\$|(\w+)|\{(\w+)\})", value, word)
+    return re.sub(rb"\$(?:\$|(\w+)|\{(\w+)\})", value, argument)
 
 
 def end_leftover_processes() -> None:

@@ -105,7 +105,7 @@ def _none(gang: Gang, listings: Mapping[str, Mapping[str, Any]], unasked: Iterab
         f"no checkpoint was found in the folder of job {gang.job_id} that resume takes by itself, which is a complete "
         f"one of Lightning's, a file *.ckpt with a global_step{passed}"
     )
-    taken = "and the script finds it in CKPT_PATH, or run the script anew, without resume"
+    taken = "and the script finds it in CKPT_PATH, or run the script again, without resume"
     if not seen:
         return JobError(
             f"{looked_for}; if it wrote one elsewhere or of another kind, name it with -e checkpoint=PATH, {taken}"

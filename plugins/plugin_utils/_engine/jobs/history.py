@@ -38,20 +38,20 @@ def earlier_job(job: str, runs: Path, hosts: Sequence[str]) -> Mapping[str, Any]
     record = Record.read(runs, job)
     if record is None:
         if (runs / job).is_dir():
-            raise JobError(f"the job.json of job {job} in {runs} is damaged; run its script anew, without rerun")
+            raise JobError(f"the job.json of job {job} in {runs} is damaged; run its script again, without rerun")
         raise JobError(f"job {job} is not in {runs}; name one that is, or set job_runs_dir")
     if "ranks" not in record.data:
         raise JobError(f"job {job} was never started, so it cannot be run again; run its script anew")
     if record.data.get("env_names") is None:
         raise JobError(
             f"job {job} was started from elsewhere, or its record was damaged, and only its logs were fetched here; "
-            "run it again from where it was started, or run its script anew, without rerun"
+            "run it again from where it was started, or run its script again, without rerun"
         )
     ranks = [rank["host"] for rank in record.data["ranks"]]
     if ranks != list(hosts):
         raise JobError(
             f"job {job} ran on {', '.join(ranks)}, in this order, not on {', '.join(hosts)}; "
-            f"add --limit {','.join(ranks)}, or run its script anew, without rerun"
+            f"add --limit {','.join(ranks)}, or run its script again, without rerun"
         )
     return record.data
 

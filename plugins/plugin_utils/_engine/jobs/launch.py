@@ -67,17 +67,17 @@ PIECE_BYTES = 2**20
 LONGEST_PIECE_BYTES = 2**24
 QUICK_SECONDS = 2
 PROGRESS_SECONDS = 10
-KEEP_SECONDS = 60
-"""How often nodes that are ready are told to wait for those that are not yet."""
-LOOK_SECONDS = 0.02
-"""How often it is looked whether a node that is about to be released has answered."""
+EXTEND_SECONDS = 60
+"""How often nodes that are ready are asked to wait on for those that are not yet."""
+RELEASE_POLL_SECONDS = 0.02
+"""How often it is checked whether a node that is about to be released has answered."""
 PREPARE_TRIES = 3
 """How often a node is asked whose answer is lost with the connection."""
 
 
-def with_checksum(order: bytes) -> bytes:
-    """Return what a supervisor is told with its length and CRC-32 in front: of less it takes no notice."""
-    return b"%d %d\n%b" % (len(order), zlib.crc32(order), order)
+def with_checksum(message: bytes) -> bytes:
+    """Return a start message with its length and CRC-32 in front: a supervisor ignores one that is not complete."""
+    return b"%d %d\n%b" % (len(message), zlib.crc32(message), message)
 
 
 class Launch:
@@ -105,8 +105,8 @@ class Launch:
         self._watch_key = secrets.token_hex(32)
         self._say: Callable[[str], None] = lambda line: None
         self._check_interrupt: Callable[[], None] = lambda: None
-        self._telling = threading.Lock()
-        self._told = self._kept = time.monotonic()
+        self._progress_lock = threading.Lock()
+        self._last_report = self._last_extension = time.monotonic()
 
     def prepare(
         self,
@@ -118,7 +118,7 @@ class Launch:
 
         Args:
             dry: only check; hold and copy nothing.
-            say: is told that the job waits for nodes, and how far the code is if that takes long.
+            say: is called with a sentence that the job waits for nodes, or how far the code is if that takes long.
             check_interrupt: is called while it takes long; what it raises, from any thread, ends that.
 
         Raises:
@@ -222,7 +222,7 @@ class Launch:
     def _deliver(self, request: dict[str, Any], host: str, reply: dict[str, Any], dry: bool) -> None:
         if not dry and not reply["has_bundle"]:
             if not self.job.bundle.content:  # an earlier job's, which is nowhere else
-                raise NodeError(host, "does not have that job's code any more; run the script anew, without rerun")
+                raise NodeError(host, "does not have that job's code any more; run the script again, without rerun")
             # The same for all nodes with the same settings, so that they share one copy of it.
             delivery = {name: request[name] for name in ("directory", "user", "job", "bundle")}
             if len(self.job.bundle.content) <= PIECE_BYTES:
@@ -256,22 +256,23 @@ class Launch:
             is_quick = time.monotonic() - began < QUICK_SECONDS
             size = max(PIECE_BYTES, min(2 * size, LONGEST_PIECE_BYTES) if is_quick else size // 2)
             has, losses = reply["has"], 0
-            self._tell_progress(f"sending the code: {host} has {format_bytes(has)} of {format_bytes(len(content))}")
+            self._report_progress(f"sending the code: {host} has {format_bytes(has)} of {format_bytes(len(content))}")
 
-    def _tell_progress(self, line: str) -> None:
-        """Say now and then how far it is, and have the nodes that wait for slower ones wait on."""
-        with self._telling:
+    def _report_progress(self, line: str) -> None:
+        """Report now and then how far it is, and have the nodes that wait for slower ones wait on."""
+        with self._progress_lock:
             now = time.monotonic()
-            is_due, is_time_to_ask = now > self._told + PROGRESS_SECONDS, now > self._kept + KEEP_SECONDS
-            self._told = now if is_due else self._told
-            self._kept = now if is_time_to_ask else self._kept
+            is_due = now > self._last_report + PROGRESS_SECONDS
+            has_to_extend = now > self._last_extension + EXTEND_SECONDS
+            self._last_report = now if is_due else self._last_report
+            self._last_extension = now if has_to_extend else self._last_extension
         if is_due:
             self._say(line)
-        if is_time_to_ask:
+        if has_to_extend:
             waiting = [host for host in self.gang.settings if host in self._asked]
             self.gang.ask(
                 "receive_code_piece",
-                KEEP_SECONDS,
+                EXTEND_SECONDS,
                 waiting,
                 bundle=self.job.bundle.sha256,
                 packed=self._packed,
@@ -294,8 +295,10 @@ class Launch:
         Raises:
             JobError: a node could not start it; those that had are stopped again.
         """
-        orders = {node.host: (node.host, with_checksum(self._order(node))) for node in self.gang.topology.nodes}
-        _replies, errors = fan_out(orders, self._tell_to_start, PREPARE_SECONDS)
+        messages = {
+            node.host: (node.host, with_checksum(self._start_request(node))) for node in self.gang.topology.nodes
+        }
+        _replies, errors = fan_out(messages, self._send_start_request, PREPARE_SECONDS)
         if not errors:
             return
         _ended, left = self.gang.end(self.job.grace_seconds, f"{next(iter(errors))} could not start")
@@ -308,12 +311,12 @@ class Launch:
             f"The job was stopped on every node but {join_names(list(left))}, where it may run; stop it there: {stop}",
         )
 
-    def _tell_to_start(self, told: tuple[str, bytes]) -> None:
-        host, order = told
-        self._open(host).put(self._prepared[host]["start_file"], order)
+    def _send_start_request(self, item: tuple[str, bytes]) -> None:
+        host, message = item
+        self._open(host).put(self._prepared[host]["start_file"], message)
 
-    def _order(self, node: Node) -> bytes:
-        """Return what the supervisor on a node is told, as JSON; see ``StartOrder`` in the agent's ``supervise``."""
+    def _start_request(self, node: Node) -> bytes:
+        """Return the start request for a node's supervisor, as JSON: a ``StartRequest`` of the agent."""
         topology, job = self.gang.topology, self.job
         prepared = self._prepared[node.host]
         job_dir = prepared["job_dir"]
@@ -330,7 +333,7 @@ class Launch:
                 "framework": self._framework(node, checkpoint),
             },
         )
-        order = {
+        request = {
             "argv": self._command(node, prepared["python"]),
             "environment": variables,
             "spec": {**self._shared_spec, "rank": node.rank, "python": prepared["python"]},
@@ -348,7 +351,7 @@ class Launch:
             "node_timeout_seconds": job.node_timeout_seconds,
             "grace_seconds": job.grace_seconds,
         }
-        return json.dumps(order).encode()
+        return json.dumps(request).encode()
 
     @functools.cached_property
     def _shared_spec(self) -> dict[str, Any]:
@@ -377,7 +380,7 @@ class Launch:
     def _command(self, node: Node, python: str) -> list[str]:
         job, topology = self.job, self.gang.topology
         script = job.script if not job.script.startswith("-") else f"./{job.script}"
-        # A node replaces variables in these words.
+        # A node replaces variables in these arguments.
         start = ["-m", job.module, *job.args] if job.module else [script.replace("$", "$$"), *job.args]
         if job.launcher != "torchrun":
             return [python, *start]
@@ -395,22 +398,22 @@ class Launch:
 
     @property
     def launch_method(self) -> str:
-        """How the script is started, and why so, in words."""
+        """How the script is started, and why so, for the user."""
         job = self.job
-        words = {"torchrun": "with torchrun", "lightning": "by Lightning's own launcher", "python": "once per node"}
+        texts = {"torchrun": "with torchrun", "lightning": "by Lightning's own launcher", "python": "once per node"}
         alone = "" if job.gang else ", each for itself"
-        return f"{words[job.launcher]}{f', for {job.reason}' if job.reason else ''}{alone}"
+        return f"{texts[job.launcher]}{f', because {job.reason}' if job.reason else ''}{alone}"
 
     def _devices(self, node: Node) -> int:
         """How many ranks torchrun starts on a node."""
         return self.job.devices or max(1, self._prepared[node.host]["gpus"])
 
     def _framework(self, node: Node, checkpoint: str) -> dict[str, str | int]:
-        """What a job's environment has besides for what its script uses, so that it takes part in it by default."""
+        """Return the variables by which the framework that the script uses takes part in the job by default."""
         job, nodes = self.job, self.gang.topology.world_size
         if job.uses == CLI and (job.gang or checkpoint):
             # It gives its Trainer every argument, PL_TRAINER_NUM_NODES or not, but its parser too has its defaults from
-            # the environment, if it is told so. An argument and a configuration file win, as with the others.
+            # the environment, if a variable asks for it. An argument and a configuration file win, as with the others.
             prefixes = [f"PL_{command}__" for command in ("FIT", "VALIDATE", "TEST", "PREDICT")]
             defaults: dict[str, str | int] = {"JSONARGPARSE_DEFAULT_ENV": "true"}
             if job.gang:
@@ -425,14 +428,14 @@ class Launch:
         return {}
 
     def discard(self) -> str:
-        """Undo ``prepare`` on every node where the job has not started; where nothing was prepared, nothing happens.
+        """Undo ``prepare`` on every node where the job has not started.
 
         Returns:
             A line for each node that may still be held, with why and the remedy; "" if there is none.
         """
         deadline = time.monotonic() + DISCARD_SECONDS
         while self._asking and time.monotonic() < deadline:  # a hold that came after would stay
-            time.sleep(LOOK_SECONDS)
+            time.sleep(RELEASE_POLL_SECONDS)
         left = self.gang.discard([host for host in self.gang.settings if host in self._asked])
         self._asked = set(left)
         return "\n".join(
