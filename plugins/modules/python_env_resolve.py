@@ -68,7 +68,7 @@ import tempfile
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.cluster_directory import (
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.find_cluster_directory import (
     account,
     is_open,
     trusted,

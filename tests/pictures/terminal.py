@@ -31,7 +31,10 @@ from rich.text import Text
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "collections"))
 
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base import cluster_directory  # noqa: E402
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base import (  # noqa: E402
+    cluster_directory,
+    find_cluster_directory,
+)
 
 PICTURES = ROOT / "docs" / "images"
 HOME = "/home/you"
@@ -117,7 +120,7 @@ class Desk:
         for host in hosts:
             for name in ("env/bin", "jobs", "bundles"):
                 (nodes / host / name).mkdir(parents=True)
-            (nodes / host / cluster_directory.MARKER).write_bytes(cluster_directory.MARKER_TEXT)
+            (nodes / host / find_cluster_directory.MARKER).write_bytes(cluster_directory.MARKER_TEXT)
             (nodes / host / "env" / "bin" / "python").symlink_to(sys.executable)
 
     @property

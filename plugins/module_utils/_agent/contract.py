@@ -160,6 +160,11 @@ def is_made_of(text: str, characters: frozenset[str], length: int) -> bool:
     return len(text) == length and characters.issuperset(text)
 
 
+def is_digits(text: str) -> bool:
+    """Return whether it consists of digits."""
+    return bool(text) and DIGITS.issuperset(text)
+
+
 def is_job_id(name: str) -> bool:
     """Return whether it is a job's id: YYYYmmdd-HHMMSS-<script>-<4 hex>."""
     day, _dash, rest = name.partition("-")

@@ -28,6 +28,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent import 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base import (
     cluster_directory,
     files,
+    find_cluster_directory,
     node_lock,
     processes,
 )
@@ -148,7 +149,7 @@ class LocalNode:
         """Do what setup.yml does, as far as jobs need it."""
         for name in ("env/bin", "jobs", "bundles", "tools/env/bin"):
             (self.directory / name).mkdir(parents=True)
-        (self.directory / cluster_directory.MARKER).write_text(cluster_directory.MARKER_TEXT.decode())
+        (self.directory / find_cluster_directory.MARKER).write_text(cluster_directory.MARKER_TEXT.decode())
         (self.directory / "env" / "bin" / "python").symlink_to(self.python)
         return self
 

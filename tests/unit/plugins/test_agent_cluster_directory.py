@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent import contract
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base import cluster_directory
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base import cluster_directory, network_disks
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import Refusal
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.operations import clean
 from ansible_collections.thunderhead.cluster.plugins.module_utils._python_env.node import probe
@@ -383,10 +383,10 @@ MOUNTS = """\
 )
 def test_one_folder_of_several_machines(monkeypatch: pytest.MonkeyPatch, path: str, found: str) -> None:
     files = {"/proc/self/mountinfo": MOUNTS, "/proc/sys/kernel/random/boot_id": "BOOT\n"}
-    monkeypatch.setattr(cluster_directory, "open", lambda name, **_more: io.StringIO(files[name]), raising=False)
+    monkeypatch.setattr(network_disks, "open", lambda name, **_more: io.StringIO(files[name]), raising=False)
     monkeypatch.setattr(os, "stat", lambda _path: SimpleNamespace(st_dev=7, st_ino=8))
-    monkeypatch.setattr(os.path, "isdir", lambda name: name in {place for place, *_about in cluster_directory.mounts()})
-    assert cluster_directory.identity(path) == found
+    monkeypatch.setattr(os.path, "isdir", lambda name: name in {place for place, *_about in network_disks.mounts()})
+    assert network_disks.identity(path) == found
 
 
 # ------------------------------------------------------------------------------------------------------- what goes

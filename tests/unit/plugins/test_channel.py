@@ -15,11 +15,11 @@ from ansible.parsing.dataloader import DataLoader
 from ansible.playbook.play_context import PlayContext
 from ansible.playbook.task import Task
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.active_firewalls import managed_firewalls
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.cluster_directory import (
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_user import uid_of
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.network_disks import (
     identity,
     network_disks,
 )
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_user import uid_of
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.ports import ephemeral_ports
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import MARK
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.channel import (

@@ -3,9 +3,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Make the cluster directory, and tell what in it is Thunderhead's.
 
-Root writes, runs and removes what lies there, so three things are made sure of first. Nobody but root and the account
-that Ansible uses may put another folder in its place, or anything into it. It was made by setup, which leaves a marker
-in it. And of what it holds only that is removed which has the very form of what setup or a job makes.
+Of what it holds only that is removed which has the very form of what setup or a job makes.
 """
 
 from __future__ import annotations
@@ -17,16 +15,21 @@ from contextlib import suppress
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import Refusal
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.files import open_own, write_file
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.find_cluster_directory import (
+    MARK,
+    MARKER,
+    is_marked,
+    is_open,
+    real_path,
+    trusted,
+)
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import (
-    DIGITS,
     HEX,
+    is_digits,
     is_job_id,
     is_made_of,
 )
 
-MARKER = ".thunderhead"
-MARK = b"thunderhead cluster_dir 1\n"
-"""How the marker begins; the number is that of the layout."""
 MARKER_TEXT = (
     MARK + b"# setup.yml made this folder. Without this file, Thunderhead neither uses it nor removes anything.\n"
 )
@@ -38,13 +41,6 @@ SYSTEM_FOLDERS = (
     *("/", "/bin", "/boot", "/dev", "/dev/shm", "/etc", "/home", "/lib", "/lib32", "/lib64", "/libx32", "/media"),
     *("/mnt", "/opt", "/proc", "/root", "/run", "/sbin", "/srv", "/sys", "/tmp", "/usr", "/var"),
 )
-NETWORK_DISKS = (
-    *("nfs", "nfs4", "cifs", "smb3", "smbfs", "ceph", "lustre", "gpfs", "beegfs", "glusterfs", "afs", "ocfs2", "gfs2"),
-    *("fuse.sshfs", "fuse.glusterfs", "fuse.ceph", "fuse.juicefs", "fuse.s3fs", "fuse.gcsfuse", "fuse.mfs"),
-)
-"""Types of file systems that several machines may have at once."""
-MOST_LINKS = 40
-"""In one path, as for the kernel."""
 MOST_NAMED = 3
 
 
@@ -78,11 +74,6 @@ def is_trash(name: str) -> bool:
     return is_digits(stem) if kind == "deep" else kind in FOLDERS and FOLDERS[kind](stem)
 
 
-def is_digits(text: str) -> bool:
-    """Return whether it consists of digits."""
-    return bool(text) and DIGITS.issuperset(text)
-
-
 FOLDERS: dict[str, Callable[[str], bool]] = {
     "jobs": is_job_id,
     "bundles": is_bundle,
@@ -101,115 +92,7 @@ FILES: dict[str, Callable[[str], bool]] = {
 """What lies there besides, and goes with the folder."""
 
 
-# ------------------------------------------------------------------------------------------------------------- the way
-
-
-def trusted() -> set[int]:
-    """Return the accounts that may own folders on the way: root, this one, and the one that became this one."""
-    through_sudo = os.environ.get("SUDO_UID", "")
-    return {0, os.geteuid(), *([int(through_sudo)] if is_digits(through_sudo) else [])}
-
-
-def account(uid: int) -> str:
-    """Return the name of an account."""
-    import pwd
-
-    with suppress(KeyError):
-        return pwd.getpwuid(uid).pw_name
-    return f"the account {uid}"
-
-
-def is_open(found: os.stat_result) -> bool:
-    """Return whether others than a folder's owner and root may write there; a group of its owner alone is no other."""
-    if found.st_mode & 0o002 or not found.st_mode & 0o020 or found.st_gid == 0:
-        return bool(found.st_mode & 0o002)
-    import grp
-    import pwd
-
-    with suppress(KeyError):
-        owner, group = pwd.getpwuid(found.st_uid), grp.getgrgid(found.st_gid)
-        return not (
-            owner.pw_gid == group.gr_gid and set(group.gr_mem) <= {owner.pw_name} and owner.pw_name == group.gr_name
-        )
-    return True
-
-
-def real_path(directory: str) -> str:
-    """Return the cluster directory without links, though it or folders above it may not be there.
-
-    Raises:
-        Refusal: others could put a folder of their own in its place, or something into it.
-    """
-    path, links = "/", 0
-    pending = directory.split("/")[::-1]
-    believed = trusted()
-    where = f"has the cluster_dir {directory}"
-    remedy = (
-        "set cluster_dir in the inventory to a folder below those of root or of the account that Ansible uses there"
-    )
-    while pending:
-        name = pending.pop()
-        if name in ("", ".", ".."):
-            path = os.path.dirname(path) if name == ".." else path
-            continue
-        below = os.path.join(path, name)
-        try:
-            found = os.lstat(below)
-        except FileNotFoundError:
-            return os.path.join(below, *pending[::-1])
-        except OSError as error:
-            raise Refusal(
-                f"{where}, but {below} cannot be looked at ({os.strerror(error.errno or 0)}); {remedy}"
-            ) from None
-        if found.st_uid not in believed:
-            raise Refusal(
-                f"{where}, but {below} belongs to {account(found.st_uid)}, who could put anything in its place; "
-                f"{remedy}"
-            )
-        if stat.S_ISLNK(found.st_mode):
-            links += 1
-            target = os.readlink(below)
-            if links > MOST_LINKS:
-                raise Refusal(f"{where}, but {below} is a link that leads in a circle; {remedy}")
-            path = "/" if target.startswith("/") else path
-            pending += target.split("/")[::-1]
-            continue
-        if not stat.S_ISDIR(found.st_mode):
-            raise Refusal(f"{where}, but {below} is no folder; correct cluster_dir in the inventory, or move that away")
-        is_last = not any(pending)
-        if is_open(found) and (is_last or not found.st_mode & stat.S_ISVTX):
-            raise Refusal(
-                f"{where}, but others than {account(found.st_uid)} may write in {below}; {remedy}, or chmod go-w it"
-            )
-        path = below
-    return path
-
-
-# ---------------------------------------------------------------------------------------------------------- the marker
-
-
-def is_marked(path: str) -> bool:
-    """Return whether setup has made a folder, given without links."""
-    try:
-        with open_own(os.path.join(path, MARKER)) as file:
-            return os.fstat(file.fileno()).st_uid in trusted() and file.read(len(MARK)) == MARK
-    except OSError:
-        return False
-
-
-def require_ours(directory: str) -> str:
-    """Return the cluster directory without links.
-
-    Raises:
-        Refusal: setup has not made it, or others could have put something in its place.
-    """
-    path = real_path(directory)
-    if not is_marked(path):
-        raise Refusal(
-            f"has a cluster_dir {directory} that was not made by setup.yml: there is no {MARKER} in it; run: "
-            "ansible-playbook setup.yml, or correct cluster_dir in the inventory"
-        )
-    return path
+# ----------------------------------------------------------------------------------------------------------- making it
 
 
 def require_usable(directory: str) -> str:
@@ -333,55 +216,6 @@ def require_open_to(path: str, name: str) -> None:
                 f"has the cluster_dir {path}, but {place} is closed to {name}, the account that jobs run as there; "
                 "chmod o+x it, or set cluster_dir in the inventory to another folder"
             )
-
-
-# ----------------------------------------------------------------------------------------------- disks that nodes share
-
-
-def mounts() -> list[tuple[str, str, str]]:
-    """Return where file systems are mounted, their types, and for those on a network what they are, else ""."""
-    found = []
-    with open("/proc/self/mountinfo", errors="surrogateescape") as file:
-        for line in file:
-            fields, _dash, about = line.partition(" - ")
-            root, place = (unescaped(field) for field in fields.split()[3:5])
-            kind, source = about.split()[:2]
-            shared = f"{unescaped(source)}{root if root != '/' else ''}" if kind in NETWORK_DISKS else ""
-            found.append((place, kind, shared))
-    return found
-
-
-def network_disks() -> list[str]:
-    """Return the file systems on a network that are mounted: type and source of each."""
-    return sorted({f"{kind} {shared}" for _place, kind, shared in mounts() if shared})
-
-
-def unescaped(field: str) -> str:
-    """Return a field of mountinfo as it was."""
-    head, *rest = field.split("\\")
-    return head + "".join(chr(int(part[:3], 8)) + part[3:] for part in rest)
-
-
-def identity(path: str) -> str:
-    """Return what two names of one folder have in common, on one machine or on several that share a disk.
-
-    Args:
-        path: without links; neither it nor folders above it need be there.
-    """
-    place = path
-    while not os.path.isdir(place):
-        place = os.path.dirname(place)
-    within = [mount for mount in mounts() if mount[0] == "/" or f"{place}/".startswith(f"{mount[0]}/")]
-    mounted, kind, shared = max(within, key=lambda mount: len(mount[0]), default=("/", "", ""))
-    if shared:
-        return f"{kind} {shared}/{path[len(mounted.rstrip('/')) :].lstrip('/')}"
-    with open("/proc/sys/kernel/random/boot_id") as file:
-        boot = file.read().strip()
-    found = os.stat(place)
-    return f"{boot} {found.st_dev}:{found.st_ino} {path[len(place) :].lstrip('/')}"
-
-
-# ---------------------------------------------------------------------------------------------------------- making it
 
 
 def make(directory: str, parts: list[str], dry: bool) -> list[str]:

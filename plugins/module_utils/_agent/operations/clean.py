@@ -25,7 +25,6 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.cl
     FILES,
     FOLDERS,
     LOOSE,
-    MARKER,
     MODES,
     entries,
     is_bundle,
@@ -33,11 +32,14 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.cl
     is_env_link,
     is_own_folder,
     is_trash,
-    require_ours,
     require_usable,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import error_text
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.files import read_json
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.find_cluster_directory import (
+    MARKER,
+    require_ours,
+)
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_paths import (
     job_directory,
     log_path,

@@ -10,10 +10,6 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.cluster_directory import (
-    identity,
-    network_disks,
-)
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import Refusal
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.gpus import gpus
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_paths import job_directory
@@ -21,6 +17,10 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.jo
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.machine import (
     locate_address,
     network_addresses,
+)
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.network_disks import (
+    identity,
+    network_disks,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.node_facts import (
     entries,

@@ -9,8 +9,8 @@ import os
 import socket
 import time
 
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.cluster_directory import require_ours
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import Refusal
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.find_cluster_directory import require_ours
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_paths import (
     bundle_path,
     job_directory,

@@ -10,8 +10,6 @@ import time
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.active_firewalls import managed_firewalls
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.cluster_directory import (
-    identity,
-    network_disks,
     require_open_to,
     require_usable,
 )
@@ -20,6 +18,10 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.jo
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.machine import (
     locate_address,
     network_addresses,
+)
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.network_disks import (
+    identity,
+    network_disks,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.node_lock import (
     FAREWELL_SECONDS,

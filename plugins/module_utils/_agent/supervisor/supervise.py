@@ -14,7 +14,7 @@ import socket
 import time
 import zlib
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import Refusal, error_text
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.files import write_file
@@ -43,11 +43,9 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervi
     FileReadObserver,
     RendezvousObserver,
 )
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.watch_other_nodes import (
-    Head,
-    Peer,
-    Watch,
-)
+
+if TYPE_CHECKING:
+    from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.watch_other_nodes import Watch
 
 WATCH_AFTER_SECONDS = 1
 """The watch is taken up this long after the script's start: right then the nodes are busy."""
@@ -251,6 +249,12 @@ class Supervisor:
         return f"{self._request.name} was stopped by its own node, as at a shutdown"
 
     def _open_watch(self) -> Watch:
+        # Only now: with hmac it takes 5 ms, which the start would wait for.
+        from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.watch_other_nodes import (
+            Head,
+            Peer,
+        )
+
         request = self._request
         key = bytes.fromhex(request.watch_key)
         if request.rank == 0 and self._listener:
