@@ -32,8 +32,8 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base im
     node_lock,
     processes,
 )
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.machine import has_systemd
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.ports import ephemeral_ports
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.systemd import has_systemd
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.job_identity import Identity
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.node_group import NodeGroup
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.settings import NodeSettings

@@ -10,11 +10,6 @@ import os
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import Request
 
 
-def unit_name(request: Request) -> str:
-    """Return the name of the request's job as a systemd unit."""
-    return f"thunderhead-{request['job']['id']}.scope"
-
-
 def job_directory(request: Request) -> str:
     """Return the folder of the request's job."""
     return os.path.join(request["directory"], "jobs", request["job"]["id"])

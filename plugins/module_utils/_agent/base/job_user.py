@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import Refusal
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_paths import job_directory
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.machine import has_systemd
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.systemd import has_systemd
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import Request
 
 

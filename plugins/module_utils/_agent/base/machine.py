@@ -1,7 +1,7 @@
 # Copyright (c) The Thunderhead developers
 # Simplified BSD License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
 # SPDX-License-Identifier: BSD-2-Clause
-"""Look up this machine's addresses, disk space and systemd."""
+"""Look up this machine's addresses, disk space and GPUs."""
 
 from __future__ import annotations
 
@@ -87,11 +87,6 @@ def check_space(path: str, needed_bytes: int) -> None:
     free = room.f_bavail * room.f_frsize
     if free < needed_bytes or (room.f_files and not room.f_favail):
         raise Refusal(disk_full(path, f"{free // 2**20} MB free, and this job needs {needed_bytes // 2**20} MB"))
-
-
-def has_systemd() -> bool:
-    """Return whether systemd is this node's init."""
-    return os.path.isdir("/run/systemd/system")
 
 
 def count_gpus() -> int:

@@ -10,9 +10,9 @@ import signal
 import time
 from contextlib import suppress
 
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_paths import job_directory, unit_name
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.machine import has_systemd
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_paths import job_directory
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.node_lock import POLL_SECONDS
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.systemd import has_systemd, job_unit
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import Request
 
 LEFTOVER_SECONDS = 5
@@ -81,7 +81,7 @@ def signal_processes(pids: list[int], number: int) -> None:
 
 def end_leftovers(request: Request) -> list[int]:
     """End what outlived the supervisor of the request's job; return the ids of those that could not be ended."""
-    unit = unit_name(request) if os.geteuid() == 0 and has_systemd() else None
+    unit = job_unit(request)
     deadline = time.monotonic() + LEFTOVER_SECONDS
     while True:
         left = marked(job_directory(request))

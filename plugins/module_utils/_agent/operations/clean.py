@@ -47,15 +47,14 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.jo
     start_file_path,
     started_by,
     started_path,
-    unit_name,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_state import valid_fields
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.machine import has_systemd
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.node_lock import (
     read_holder,
     read_state,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.processes import marked, run_command
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.systemd import job_unit
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import (
     Reply,
     Request,
@@ -200,7 +199,7 @@ def alive(request: Request) -> bool:
     jobs, name = os.path.split(job_directory(request))
     if "ended" in read_state(jobs, name):
         return False
-    unit = unit_name(request) if os.geteuid() == 0 and has_systemd() else None
+    unit = job_unit(request)
     return bool(marked(job_directory(request))) or bool(
         unit and run_command(["systemctl", "is-active", "--quiet", unit])[0] == 0
     )

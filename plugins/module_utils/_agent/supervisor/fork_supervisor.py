@@ -15,12 +15,11 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.er
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_paths import (
     job_directory,
     log_path,
-    unit_name,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_user import User
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.machine import has_systemd
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.node_lock import write_holder
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.processes import run_command
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.systemd import job_unit
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import Request
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.supervise import supervise
 
@@ -51,8 +50,9 @@ def fork_supervisor(request: Request, user: User, listener: socket.socket | None
             sys.stderr.flush()
             os._exit(0)
     os.close(log)
-    if os.geteuid() == 0 and has_systemd():
-        move_to_unit(unit_name(request), pid)
+    unit = job_unit(request)
+    if unit:
+        move_to_unit(unit, pid)
     # Until then this agent holds the node, and a second request ends it: it would undo what that one has made.
     write_holder(request, pid)
 

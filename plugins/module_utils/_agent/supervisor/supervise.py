@@ -24,16 +24,15 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.jo
     reason_path,
     start_file_path,
     started_path,
-    unit_name,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_user import User, job_environment
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.machine import has_systemd
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.node_lock import POLL_SECONDS
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.processes import (
     descendants,
     how_it_ended,
     signal_processes,
 )
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.systemd import job_unit
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import (
     START_SECONDS,
     Request,
@@ -108,7 +107,7 @@ def supervise(request: Request, user: User, listener: socket.socket | None) -> N
     os.unlink(start_file_path(request))
     # Orphans of the job become children of this process (PR_SET_CHILD_SUBREAPER), so none escapes the final sweep.
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
-    unit = unit_name(request) if os.geteuid() == 0 and has_systemd() else None
+    unit = job_unit(request)
     user.become()
     os.umask(0o022)
     Supervisor(job_directory(request), start_request, listener, stop_times).run(user, unit)
