@@ -265,8 +265,8 @@ def logical_lines(path: Path, text: str, constrains: bool) -> Iterator[Line]:
         if line.endswith("\\") and not is_comment and number < len(numbered):
             joined += line[:-1]
             continue
-        whole = COMMENT.sub("", joined + (f" {line}" if is_comment else line)).strip()
-        for text in _options(whole) if whole.startswith("-") else [whole] if whole else []:
+        joined_line = COMMENT.sub("", joined + (f" {line}" if is_comment else line)).strip()
+        for text in _options(joined_line) if joined_line.startswith("-") else [joined_line] if joined_line else []:
             yield Line(path, first, text, constrains)
         joined, first = "", 0
 
@@ -313,7 +313,7 @@ def read(path: Path, extras: Sequence[str] = (), groups: Sequence[str] = (), has
         )
     if name in ("setup.py", "setup.cfg"):
         raise JobError(
-            f"{path} says how a project is built; write -e . into a requirements.txt beside it, and set "
+            f"{path} defines how a project is built; write -e . into a requirements.txt beside it, and set "
             "python_env_requirements to that"
         )
     if (extras or groups) and name not in ("pyproject.toml", "uv.lock"):
@@ -352,12 +352,12 @@ def read(path: Path, extras: Sequence[str] = (), groups: Sequence[str] = (), has
     for source in result.sources:
         _require_no_secret(source / "pyproject.toml")
         if has_sources:
-            _require_whole(source, path)
+            _require_self_contained(source, path)
     return result
 
 
 def _table(path: Path) -> dict[str, Any]:
-    """Return what a TOML file has; nothing where it cannot be read: uv says then what is wrong."""
+    """Return the content of a TOML file; nothing if it cannot be read: uv reports what is wrong."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -390,8 +390,8 @@ def _find_beside(result: Requirements, project: Path) -> None:
                 found.append(project.parent / one["path"])
             elif isinstance(one, dict) and one.get("workspace") is True:
                 found += _members(project)
-    words = json.dumps([table.get("project"), table.get("dependency-groups")], default=str)
-    found += [project.parent / path_of(one) for one in re.findall(r"@ *(file:[^\s\";]+)", words)]
+    text = json.dumps([table.get("project"), table.get("dependency-groups")], default=str)
+    found += [project.parent / path_of(one) for one in re.findall(r"@ *(file:[^\s\";]+)", text)]
     for path in (Path(os.path.normpath(one)) for one in found):
         if not path.exists():
             raise JobError(f"{project} names {path}, and there is nothing; correct it")
@@ -401,7 +401,7 @@ def _find_beside(result: Requirements, project: Path) -> None:
             _find_beside(result, path / "pyproject.toml")
 
 
-def _require_whole(source: Path, path: Path) -> None:
+def _require_self_contained(source: Path, path: Path) -> None:
     """Raise JobError if a project, of which a copy is built, takes others from outside of it."""
     taken = Requirements(source / "pyproject.toml")
     _find_beside(taken, taken.path)
@@ -459,7 +459,7 @@ def _placed(name: str, value: Any, folder: Path) -> Any:
 
 
 def explicit_indexes(requirements: Requirements, locks: str) -> list[str]:
-    """Return the indexes that projects take only packages from that they name, and locks have: uv does not tell."""
+    """Return the indexes that projects take only packages from that they name, and locks have: uv lists none."""
     own = [requirements.path.parent] if requirements.path.name == "pyproject.toml" else []
     found: list[str] = []
     for folder in (*own, *requirements.sources, *requirements.beside):
@@ -595,14 +595,14 @@ def _collect(result: Requirements, lines: Sequence[Line]) -> None:
             "requires hashes, and no line of a package has one; uv pip compile --generate-hashes writes such a file"
         )
         faults += [(line, remark) for line in demanding]
-    result.soft = [f"{line}: {words}" for line, words in soft]
+    result.soft = [f"{line}: {remark}" for line, remark in soft]
     if faults:
-        listing = [f"{line} {words}" for line, words in faults]
+        listing = [f"{line} {remark}" for line, remark in faults]
         if len(listing) > 1:
             listing.insert(0, f"{result.path} has {len(listing)} lines that nodes cannot install:")
-        if soft and not all("password" in words for _line, words in faults):
+        if soft and not all("password" in remark for _line, remark in faults):
             listing.append("Lines that often fit only the machine that made the list:")
-            listing += [f"{line} {words}" for line, words in soft]
+            listing += [f"{line} {remark}" for line, remark in soft]
         raise JobError("\n".join(listing))
 
 
@@ -695,8 +695,8 @@ def _doubtful(text: str) -> str:
     name, (version, plus, label) = canonicalize_name(found[1]), found[2].partition("+")
     if plus and TORCH_LABEL.fullmatch(name):
         return (
-            f"pins the build {label} of {name}; write {name}=={version}: which build a node gets is said by "
-            "python_env_torch_backend"
+            f"pins the build {label} of {name}; write {name}=={version}: python_env_torch_backend "
+            "sets which build a node gets"
         )
     if plus:
         return f"pins {found[2]}, a build that public indexes do not have; write {name}=={version}"
@@ -837,12 +837,12 @@ def files_of(project: Path, within: Sequence[Path] = ()) -> list[str]:
 
 
 def _listed_by_git(project: Path, *which: str) -> list[str] | None:
-    told = _told_by_git(project, "ls-files", "-z", *which)
-    return None if told is None else [name for name in told.split("\0") if name]
+    listed = _git_output(project, "ls-files", "-z", *which)
+    return None if listed is None else [name for name in listed.split("\0") if name]
 
 
-def _told_by_git(project: Path, *arguments: str) -> str | None:
-    """Return what git says, or None if it says nothing of this folder."""
+def _git_output(project: Path, *arguments: str) -> str | None:
+    """Return git's output, or None if git fails in this folder."""
     command = ["git", "-C", str(project), *arguments]
     try:
         found = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
@@ -919,10 +919,10 @@ def _give_history(project: Path, place: Path) -> None:
     if repository.is_dir():
         (place / ".git").symlink_to(repository)
     elif repository.is_file() and (
-        told := _told_by_git(project, "rev-parse", "--absolute-git-dir", "--git-common-dir")
+        paths := _git_output(project, "rev-parse", "--absolute-git-dir", "--git-common-dir")
     ):
         # A submodule or worktree: its own settings say where its files lie, and not for one more worktree.
-        own, common = told.splitlines()
+        own, common = paths.splitlines()
         (place / ".git").mkdir()
         for name in ("HEAD", "index"):
             if (path := Path(own, name)).exists():
