@@ -73,8 +73,8 @@ class ActionModule(ClusterAction):
         summary = report.summarize(verdicts, seconds)
         if failed := report.failed(verdicts):
             msg = f"{summary}: {', '.join(failed)}"
-            unsaid = {"unsaid": f"failed: {', '.join(failed)}"} if arguments["format"] == "table" else {}
-            return {"changed": False, "failed": True, "msg": msg, **unsaid}
+            not_shown = {"not_shown": f"failed: {', '.join(failed)}"} if arguments["format"] == "table" else {}
+            return {"changed": False, "failed": True, "msg": msg, **not_shown}
         return {"changed": False, "msg": summary, **data}
 
 

@@ -401,7 +401,9 @@ def faults(result: Mapping[str, Any]) -> list[str]:
 
 def fault(result: Mapping[str, Any]) -> str:
     """Return why a task or an item has failed, in its own words, and what the program printed that it ran."""
-    text = str(result.get("unsaid") or result.get("msg") or result.get("censored") or "it failed, and does not say why")
+    text = str(
+        result.get("not_shown") or result.get("msg") or result.get("censored") or "it failed, and does not say why"
+    )
     if text.startswith(UNFORESEEN):
         text = text.removeprefix(UNFORESEEN)
         if not result.get("unreachable"):

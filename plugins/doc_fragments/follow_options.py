@@ -38,8 +38,8 @@ options:
     default: runs
   node_timeout_seconds:
     description:
-      - A node of which the other nodes have heard nothing for this long is lost, which ends the job. One that only this
-        machine does not hear of is named, and asked again.
+      - A node that sends the other nodes no heartbeat for this long is lost, which ends the job. One that only this
+        machine gets no reply from is named, and asked again.
     type: int
     default: 30
   stall_timeout_seconds:
@@ -50,9 +50,9 @@ options:
     default: 0
   rendezvous_timeout_seconds:
     description:
-      - When no rank has printed anything for this long since the start, look what they do. A job whose ranks wait for
-        each other in vain is ended, with the reason; one in which a rank works while the others wait for it goes on.
-        V(0) means never.
+      - When no rank has printed anything for this long since the start, find out what they do. A job whose ranks wait
+        for each other without end is stopped, with the reason; one in which a rank works while the others wait for it
+        goes on. V(0) means never.
     type: int
     default: 120
   stop_grace_seconds:

@@ -64,7 +64,7 @@ def test_an_account_without_rights(cluster: Cluster, timeline: Timeline) -> None
     for sentence in (
         "node0 asks for a password for sudo, and none was given: set ansible_become_password",
         "node1 does not let sudo be used without a terminal (sudo: sorry, you must have a tty to run sudo): take",
-        "node2 has no sudo, with which Ansible's account would get its rights: install it there",
+        "node2 has no sudo, which Ansible's account needs to become another account: install it there",
         "Nothing was started on any node.",
     ):
         assert sentence in run.words, run.text

@@ -11,7 +11,7 @@ from jobs import END_SECONDS, assert_log_whole, await_lines, counting
 from machines import GRACE_SECONDS, NODE_TIMEOUT_SECONDS, Cluster, Node
 from measuring import Timeline
 
-VANISHED = r"lost|gave no sign of life|unreachable"
+VANISHED = r"lost|sent no heartbeat|unreachable"
 
 
 def test_sigkill_of_one_rank(cluster: Cluster, timeline: Timeline) -> None:

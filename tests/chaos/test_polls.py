@@ -24,7 +24,7 @@ from playbook import Playbook, descendants
 QUIET = '{"env": {"TORCH_CPP_LOG_LEVEL": "ERROR"}}'
 """So that the log has the script's lines alone: else torch tells there that the head left first."""
 HEARD_SECONDS = 45
-"""How long it may take until a node is heard of again, once it can be: ssh notices, and the pauses have grown."""
+"""How long it may take until a node replies again, once it can be: ssh notices, and the pauses have grown."""
 SHORT, LONG = 2 * NODE_TIMEOUT_SECONDS, 30
 """How long a fault lasts: longer than the nodes would wait for each other."""
 
@@ -132,14 +132,14 @@ def go_through(cluster: Cluster, script: str, seconds: float) -> dict[str, int]:
             over = time.monotonic()
             run.await_line(rf"^\[{rank} {node.name}\] +line \d", HEARD_SECONDS, over)
             if WAYS[way] in UNHEARD:
-                assert run.first(rf"this machine has heard nothing of .*\({node.name}\)", since), way
+                assert run.first(rf"this machine got no reply from .*\({node.name}\)", since), way
             tried[way] += 1
 
     with few_files(run):
         time.sleep(NODE_TIMEOUT_SECONDS + 4)
     await_all()
     tried["no file can be opened here for 10 s"] += 1
-    assert run.first(r"this machine has heard nothing of .*Too many open files"), run.text[-2000:]
+    assert run.first(r"this machine got no reply from .*Too many open files"), run.text[-2000:]
     assert cluster.kill_connections()
     await_all()
     tried["the connections are killed here"] += 1

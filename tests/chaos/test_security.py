@@ -245,7 +245,7 @@ def test_a_host_key_that_has_changed(cluster: Cluster) -> None:
     for name, consequence in (("run.yml", "Nothing was started"), ("setup.yml", "Nothing was changed")):
         playbook = cluster.playbook(name, *project)
         assert playbook.wait() == 2
-        assert "node1 shows another SSH host key than the one you know it by" in playbook.words
+        assert "node1 has another SSH host key than the one in known_hosts" in playbook.words
         assert f"ssh-keygen -R {node.address}" in playbook.words
         assert f"{consequence} on any node" in playbook.words
     assert not cluster.runs.exists()

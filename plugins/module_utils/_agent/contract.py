@@ -25,7 +25,7 @@ LONGEST_REPLY = 2**22
 MOST_ADDRESSES = 1024
 """Of one interface: the firewalls of all nodes let each of them in."""
 START_SECONDS = 300
-"""A prepared job that nobody starts or discards is given up after this long: its controller has vanished."""
+"""A prepared job that nobody starts or discards is given up after this long: its controller is gone."""
 
 
 # ------------------------------------------------------------------------------------------------- requests and replies
@@ -36,7 +36,7 @@ Reply = dict[str, Any]
 
 
 class Document(str):
-    """What a file or a program's output holds, or a word of a command: it may be longer than other text."""
+    """What a file or a program's output holds, or an argument of a command: it may be longer than other text."""
 
     __slots__ = ()
 
@@ -78,6 +78,12 @@ def shorten(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
+def last_line(text: str) -> str:
+    """Return the last line that is not blank, stripped; "" if there is none."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else ""
+
+
 # ------------------------------------------------------------------------------------------ what files of a job may say
 
 
@@ -106,15 +112,15 @@ def is_flag(value: object) -> bool:
     return isinstance(value, bool)
 
 
-def are_words(value: object) -> bool:
+def are_arguments(value: object) -> bool:
     """Return whether these are a command's arguments."""
     return isinstance(value, list) and all(
-        isinstance(word, str) and len(word) <= LONGEST_DOCUMENT and is_encodable(word) for word in value
+        isinstance(one, str) and len(one) <= LONGEST_DOCUMENT and is_encodable(one) for one in value
     )
 
 
 def are_ranks(value: object) -> bool:
-    """Return whether this says which rank has which host and address."""
+    """Return whether these are ranks, each with its host and address."""
     kinds = {"rank": is_count, "host": is_text, "address": is_text}
     return isinstance(value, list) and all(
         isinstance(one, dict) and one.keys() == kinds.keys() and all(kinds[name](one[name]) for name in kinds)
@@ -127,12 +133,12 @@ SPEC: dict[str, Callable[[object], bool]] = {
     **dict.fromkeys(("bundle", "python", "master_addr"), is_text),
     **dict.fromkeys(("world_size", "rank", "master_port"), is_count),
     **dict.fromkeys(("grace_seconds", "node_timeout_seconds"), is_number),
-    "args": are_words,
+    "args": are_arguments,
     "devices": is_count_or_none,
     "gang": is_flag,
     "ranks": are_ranks,
 }
-"""What spec.json may say."""
+"""The fields of spec.json."""
 
 STATE: dict[str, Callable[[object], bool]] = {
     "state": lambda value: value in ("prepared", "running", "succeeded", "failed", "stopped", "lost"),
@@ -142,7 +148,7 @@ STATE: dict[str, Callable[[object], bool]] = {
     **dict.fromkeys(("because", "error"), is_text),
     **dict.fromkeys(("met", "checkpoint_read"), is_flag),
 }
-"""What state.json may say."""
+"""The fields of state.json."""
 
 GOING_ON = ("prepared", "running")
 """The states of a job that has not ended."""

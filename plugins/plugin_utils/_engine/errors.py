@@ -12,12 +12,12 @@ class JobError(Exception):
     """One sentence: subject and state, what was expected, where it is set, what to do.
 
     Attributes:
-        unsaid: what is left to be said of it where the user has read it before; "" means all.
+        not_shown: the part of it that the user has not read yet; "" means all.
     """
 
-    def __init__(self, sentence: str, unsaid: str = "") -> None:
+    def __init__(self, sentence: str, not_shown: str = "") -> None:
         super().__init__(sentence)
-        self.unsaid = unsaid
+        self.not_shown = not_shown
 
 
 class Stopped(JobError):

@@ -31,7 +31,7 @@ def pluralize(number: int, noun: str) -> str:
 
 
 def escape(name: str) -> str:
-    """Return words that somebody else chose, in one line, with what would act upon a terminal escaped."""
+    """Return untrusted text in one line, with what would act upon a terminal escaped."""
     if name.isprintable():
         return name
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in name)

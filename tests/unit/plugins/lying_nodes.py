@@ -170,7 +170,7 @@ def honest(request: Mapping[str, Any], rank: int = 0) -> Answer:
             b"",
         ),
         "receive_code_piece": ({"has": 4096}, b""),
-        "try_program": ({"told": [{"step": "import", "seconds": 60}], "words": "", "late": False}, b""),
+        "try_program": ({"messages": [{"step": "import", "seconds": 60}], "error": "", "late": False}, b""),
         "call_stacks": ({"processes": [PROCESS], "seconds": 1.0, "missing": None, "free_port": 40001}, STACK),
         "stop": ({**ENDED, "left": []}, b""),
         "verify_checkpoint": ({"why": "", "bytes": len(CONTENT), "sha256": DIGEST}, b""),

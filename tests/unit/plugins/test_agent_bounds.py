@@ -19,7 +19,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent import 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.files import read_json
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_state import valid_fields
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import SPEC, STATE
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.operations.call_stacks import look_at
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.operations.call_stacks import read_process
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.node_group import NodeGroup
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs import listing
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.channel import NodeError
@@ -177,7 +177,7 @@ def test_a_local_rank_that_is_none(rank: str) -> None:
     with subprocess.Popen(command, env={"LOCAL_RANK": rank}, stdout=subprocess.PIPE) as process:
         assert process.stdout
         process.stdout.readline()
-        found = look_at(process.pid)
+        found = read_process(process.pid)
         process.kill()
     assert found and found["local_rank"] is None
 

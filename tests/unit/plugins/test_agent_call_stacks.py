@@ -82,7 +82,7 @@ def test_stacks(running: LocalNode) -> None:
     processes = parse(reply, payload)
     ranks = members(processes)
     assert [rank.local_rank for rank in ranks] == [None, 1]
-    assert [activity(rank).words for rank in ranks] == ["in work at train.py:5"] * 2
+    assert [activity(rank).description for rank in ranks] == ["in work at train.py:5"] * 2
     assert processes[0].text.startswith(f"==== process {first['pid']}, state S: {first['command']}\nProcess ")
     asleep = next(process for process in processes if not process.python)
     assert re.search(r"\nState:\s+S \(sleeping\)\n", asleep.text)

@@ -163,12 +163,12 @@ def test_what_the_controller_is_told_of_the_job_that_has_the_node(node: LocalNod
         return facts
 
     about = {"id": "job-1", "user": "trainer", "start": "2026-11-22T17:30:00+01:00", "pid": str(node.supervisor())}
-    about["born"] = node_lock.process_start_time(about["pid"])
+    about["process_start"] = node_lock.process_start_time(about["pid"])
     assert busy() == {**about, "prepared": True}
     node.ask("discard")
     node.start(bundle)
     until(node.state)
-    about |= {"pid": str(node.supervisor()), "born": node_lock.process_start_time(node.supervisor() or 0)}
+    about |= {"pid": str(node.supervisor()), "process_start": node_lock.process_start_time(node.supervisor() or 0)}
     assert busy() == {**about, "prepared": False}
 
 
@@ -181,7 +181,7 @@ def test_a_job_that_ended_without_a_last_word_is_told_once(node: LocalNode, tmp_
     os.kill(supervisor, signal.SIGKILL)
     until(lambda: not node.supervisor())
     stale = node.prepare(bundle, "job-2")["stale"]
-    assert stale.pop("born").isdecimal()
+    assert stale.pop("process_start").isdecimal()
     assert stale == {
         "id": "job-1",
         "user": "trainer",
@@ -227,7 +227,7 @@ def test_what_a_job_put_in_the_place_of_a_file_is_not_opened(tmp_path: Path, kin
 def test_who_held_the_node_last_may_be_known_in_part(tmp_path: Path, text: str) -> None:
     (tmp_path / "current").write_text(text)
     found = node_lock.read_holder(str(tmp_path))
-    assert set(found) == {"id", "user", "start", "pid", "born"}
+    assert set(found) == {"id", "user", "start", "pid", "process_start"}
     assert found["id"] == text.split("\n")[0]
 
 

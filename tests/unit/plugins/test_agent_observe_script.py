@@ -146,7 +146,7 @@ def test_only_the_jobs_own_sockets_count(store: socket.socket) -> None:
             try:
                 deadline = time.monotonic() + (10 if begun else 1.5)
                 while not one.seen and time.monotonic() < deadline:
-                    one.look()
+                    one.update()
                     time.sleep(0.02)
                 assert one.seen is begun
             finally:
@@ -178,10 +178,10 @@ def connect(process: subprocess.Popen[bytes], one: RendezvousObserver) -> None:
     until(lambda: sum(1 for _ in one._sockets()) > before)
 
 
-def look(one: RendezvousObserver, counts: bool) -> None:
+def update(one: RendezvousObserver, counts: bool) -> None:
     """Look now, and at which processes there are only if that is asked for, or needed."""
     one._next, one._next_count = 0, 0 if counts else time.monotonic() + 60
-    one.look()
+    one.update()
 
 
 def test_a_connection_of_a_process_that_is_not_counted_yet_is_no_strangers(
@@ -191,11 +191,11 @@ def test_a_connection_of_a_process_that_is_not_counted_yet_is_no_strangers(
     agent = opens()
     one = RendezvousObserver(store.getsockname()[1], False, agent.pid)
     connect(agent, one)
-    look(one, counts=True)
+    update(one, counts=True)
     script = opens()
     connect(script, one)
     connect(agent, one)
-    look(one, counts=False)
+    update(one, counts=False)
     assert one.seen
 
 
@@ -205,7 +205,7 @@ def test_a_connection_that_ends_while_it_is_looked_whose_it_is(
     """It was taken for a stranger's, as no process was seen to have it."""
     for launcher in (None, 1):  # torchrun's agents have short connections of their own
         one = RendezvousObserver(store.getsockname()[1], False, launcher)
-        look(one, counts=True)
+        update(one, counts=True)
         script = opens()
         connect(script, one)
         one._pids = [os.getpid()]  # which has another socket
@@ -215,19 +215,19 @@ def test_a_connection_that_ends_while_it_is_looked_whose_it_is(
             return [os.getpid()]
 
         monkeypatch.setattr(observe_script, "descendants", descendants)
-        look(one, counts=False)
+        update(one, counts=False)
         assert not one.seen
-        one.look(last=True)
+        one.update(last=True)
         assert one.seen is (launcher is None)
 
 
 def test_a_look_every_twentieth_of_a_second_is_too_seldom(store: socket.socket) -> None:
     """A script that only reduces a number is connected for 45 ms, and who closes last keeps no trace of it."""
     one = RendezvousObserver(store.getsockname()[1], True, None)
-    look(one, counts=True)
+    update(one, counts=True)
     assert one.pause <= 0.02
     one._pids = [os.getpid()]
-    look(one, counts=False)
+    update(one, counts=False)
     assert (one.seen, one.pause) == (True, float("inf"))
 
 
@@ -241,9 +241,9 @@ def test_connections_of_torchruns_here_are_not_the_scripts(
         for _time in range(3):
             elsewhere.enter_context(socket.create_connection(("127.0.0.1", store.getsockname()[1])))
             connect(agent, one)
-            look(one, counts=True)
+            update(one, counts=True)
     agent.communicate()
-    one.look(last=True)
+    one.update(last=True)
     assert not one.seen
 
 
@@ -252,15 +252,15 @@ def test_what_was_there_before_the_job_is_no_sign_of_it(store: socket.socket) ->
     with socket.create_connection(("127.0.0.1", port)):
         pass
     late = RendezvousObserver(port, False, None)
-    late.look(last=True)
+    late.update(last=True)
     assert not late.seen  # a script that ends before the first look is too short to import torch
     time.sleep(observe_script.FIRST_SECONDS)
-    late.look()
-    late.look(last=True)
+    late.update()
+    late.update(last=True)
     assert not late.seen
     with socket.create_connection(("127.0.0.1", port)):
         pass
-    late.look(last=True)
+    late.update(last=True)
     assert late.seen
 
 
@@ -272,7 +272,7 @@ def test_looking_costs_little(store: socket.socket) -> None:
     script = subprocess.Popen([sys.executable, "-c", opens])
     began = time.monotonic()
     while time.monotonic() < began + 5:
-        one.look()
+        one.update()
         time.sleep(0.1)
     script.kill()
     script.wait()

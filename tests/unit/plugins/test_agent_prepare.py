@@ -197,8 +197,8 @@ def test_a_disk_to_which_two_names_are_one(node: LocalNode, kind: bytes) -> None
     with pytest.raises(NodeError) as caught:
         node.ask("receive_code", payload=zlib.compress(data), bundle=bundle)
     assert str(caught.value) == (
-        "node0 has a disk that does not tell Net.py of the project from another of its files, whose name differs in "
-        "case only; rename one, or set cluster_dir to a folder on another disk"
+        "node0 has a disk that does not distinguish Net.py of the project from another of its files, whose name "
+        "differs in case only; rename one, or set cluster_dir to a folder on another disk"
     )
     assert node.jobs == []
 

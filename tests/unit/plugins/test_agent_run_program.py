@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base import try_environment
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import Refusal
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.run_program import last_line
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import last_line
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.operations import try_program
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight import job_code
 from local_nodes import LocalNode
@@ -34,13 +34,13 @@ def request_of_another(node: LocalNode, monkeypatch: pytest.MonkeyPatch) -> dict
 def test_an_account_that_cannot_be_become(request_of_another: dict[str, Any]) -> None:
     assert try_environment.try_environment(request_of_another, b"") == {"problem": FORBIDDEN}
     with pytest.raises(Refusal) as caught:
-        try_program.try_program(request_of_another, b"def main(order): pass")
+        try_program.try_program(request_of_another, b"def main(arguments): pass")
     assert str(caught.value) == FORBIDDEN
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("", ""), (" \n\n", ""), ("one\n two \n \n", "two"), ("x" * 1000, "x" * 300)],
+    [("", ""), (" \n\n", ""), ("one\n two \n \n", "two"), ("x" * 1000, "x" * 1000)],
 )
 def test_last_line(text: str, expected: str) -> None:
     assert last_line(text) == expected

@@ -36,7 +36,7 @@ def meet(
     replies: dict[str, dict[str, Any]] = {}
 
     def hold(host: str) -> None:
-        replies[host] = ConnectionTest(request(host, peers, port, **more)).hold()
+        replies[host] = ConnectionTest(request(host, peers, port, **more)).run()
         replies[host].pop("trips")  # differ each time
 
     threads = [threading.Thread(target=hold, args=(host,)) for host in peers if host not in absent]

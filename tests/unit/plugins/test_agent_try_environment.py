@@ -461,7 +461,7 @@ def test_fields_that_an_old_driver_does_not_know(node: LocalNode, tmp_path: Path
 def test_a_driver_that_does_not_answer_well(node: LocalNode, tmp_path: Path) -> None:
     said = "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver."
     found = with_smi(node, tmp_path / "bin", f'#!/bin/sh\necho "{said}"\nexit 9\n')
-    assert (found["csv"], found["problem"]) == ("", f"nvidia-smi says: {said}")
+    assert (found["csv"], found["problem"]) == ("", f"nvidia-smi fails: {said}")
 
 
 def test_no_gpu(node: LocalNode) -> None:

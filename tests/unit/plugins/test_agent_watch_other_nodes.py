@@ -25,12 +25,12 @@ from local_nodes import SLEEP, Altered, LocalNode, by_rank, code, gang_of, until
 
 KEY = bytes(range(32))
 
-# --------------------------------------------------------------------------------------- the words, without supervisors
+# ------------------------------------------------------------------------------------ the messages, without supervisors
 
 
 @pytest.fixture
 def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RETURN_SECONDS", "LAST_WORD_SECONDS", "STRANGER_SECONDS"):
+    for name in ("RECONNECT_SECONDS", "LAST_MESSAGE_SECONDS", "PROOF_SECONDS"):
         monkeypatch.setattr(watching, name, 0.4)
     monkeypatch.setattr(watching, "RETRY_SECONDS", 0.05)
     monkeypatch.setattr(watching, "READ_SECONDS", 0.2)
@@ -82,17 +82,17 @@ class Place:
         """End as a process that is killed: all its sockets are closed."""
         if watch is self.head:
             self.listener.close()
-            for line in self.head._lines:
-                line.connection.close()
-        elif isinstance(watch, Peer) and watch._line:
-            watch._line.connection.close()
+            for connection in self.head._connections:
+                connection.socket.close()
+        elif isinstance(watch, Peer) and watch._connection:
+            watch._connection.socket.close()
 
     def close(self) -> None:
         for one in (self.listener, *self.strangers):
             one.close()
-        for line in [*self.head._lines, *(peer._line for peer in self.peers)]:
-            if line:
-                line.close()
+        for connection in [*self.head._connections, *(peer._connection for peer in self.peers)]:
+            if connection:
+                connection.close()
 
 
 @pytest.fixture
@@ -102,22 +102,22 @@ def place(_hasty: None) -> Iterator[Place]:
     one.close()
 
 
-def leaving(watch: Watch, told: Callable[[], bool] = lambda: False) -> threading.Thread:
-    thread = threading.Thread(target=watch.leave, args=(told,))
+def leaving(watch: Watch, stop_requested: Callable[[], bool] = lambda: False) -> threading.Thread:
+    thread = threading.Thread(target=watch.leave, args=(stop_requested,))
     thread.start()
     return thread
 
 
 @pytest.mark.parametrize("who", [0, 1, 2])
 @pytest.mark.parametrize("why", ["rank 2 (node2) exited with code 1", "", "a\ttab\nand ü"])
-def test_one_word_ends_it_everywhere(place: Place, who: int, why: str) -> None:
+def test_one_message_ends_it_everywhere(place: Place, who: int, why: str) -> None:
     place.peer(1)
     place.peer(2)
     place.join()
     (place.head, *place.peers)[who].end(why)
     place.pass_time(lambda: None not in place.verdicts())
-    told = why.replace("\n", " ").partition("\t")[0]
-    assert [verdict for number, verdict in enumerate(place.verdicts()) if number != who] == [told, told]
+    received = why.replace("\n", " ").partition("\t")[0]
+    assert [verdict for number, verdict in enumerate(place.verdicts()) if number != who] == [received, received]
 
 
 def test_the_first_verdict_stays(place: Place) -> None:
@@ -160,7 +160,7 @@ def test_a_silent_peer(_hasty: None) -> None:
     place.seconds(0.2)
     assert place.verdicts() == [None, None, None], "back in time"
     place.pass_time(lambda: place.head.verdict and first.verdict, second)
-    assert place.head.verdict == first.verdict == "the node of rank 2 (node2) gave no sign of life for 1 s"
+    assert place.head.verdict == first.verdict == "the node of rank 2 (node2) sent no heartbeat for 1 s"
     place.seconds(0.1)
     assert second.verdict == place.head.verdict, "it learns it when it is back"
     place.close()
@@ -171,7 +171,7 @@ def test_a_silent_head(_hasty: None) -> None:
     peer = place.peer(1)
     place.join()
     place.pass_time(lambda: peer.verdict, place.head)
-    assert peer.verdict == "the node of rank 0 (node0), the head, gave no sign of life for 1 s"
+    assert peer.verdict == "the node of rank 0 (node0), the head, sent no heartbeat for 1 s"
     place.close()
 
 
@@ -196,10 +196,10 @@ def test_the_head_vanished(place: Place) -> None:
 def test_a_connection_that_broke_is_made_again(place: Place, side: str) -> None:
     peer = place.peer(1)
     place.join()
-    line = peer._line if side == "peer" else place.head._members[1].line
-    assert line
-    line.connection.shutdown(socket.SHUT_RDWR)
-    place.pass_time(lambda: peer._line is not line and peer._welcome)
+    connection = peer._connection if side == "peer" else place.head._members[1].connection
+    assert connection
+    connection.socket.shutdown(socket.SHUT_RDWR)
+    place.pass_time(lambda: peer._connection is not connection and peer._welcome)
     place.seconds(0.6)
     assert place.verdicts() == [None, None]
     place.head.end("why")
@@ -234,11 +234,11 @@ def test_the_head_lives_on_until_the_others_have_ended(place: Place) -> None:
 def test_a_head_that_waits_for_the_others_is_stopped_on_request(place: Place) -> None:
     peer = place.peer(1)
     place.join()
-    told = threading.Event()
-    thread = leaving(place.head, told.is_set)
+    requested = threading.Event()
+    thread = leaving(place.head, requested.is_set)
     for _turn in range(20):
         peer.wait(0.01)
-    told.set()
+    requested.set()
     until(lambda: peer.wait(0.01) or peer.verdict == "")
     peer.leave(lambda: False)
     thread.join(5)
@@ -307,7 +307,7 @@ def test_a_head_with_another_key(_hasty: None) -> None:
     peer = place.peer(1)
     place.head.end("I am evil")
     place.seconds(0.5)
-    assert peer.verdict is None and peer._heard is None
+    assert peer.verdict is None and peer._last_message is None
     place.close()
 
 
@@ -319,7 +319,7 @@ def test_a_head_that_cannot_prove_itself_says_nothing(_hasty: None) -> None:
     fake.sendall(b"end\tI am evil\nwelcome\tno\nend\tI am evil\nhello\tabc\n\n\t\t\nalive\n")
     for _turn in range(20):
         peer.wait(0.01)
-    assert peer.verdict is None and peer._heard is None
+    assert peer.verdict is None and peer._last_message is None
     for one in (fake, listener):
         one.close()
 
@@ -329,7 +329,7 @@ def member(rank: int, key: bytes, nonce: str, name: str = "x") -> bytes:
 
 
 @pytest.mark.parametrize(
-    "words",
+    "data",
     [
         b"end\tI am evil\n",
         b"done\n",
@@ -344,28 +344,28 @@ def member(rank: int, key: bytes, nonce: str, name: str = "x") -> bytes:
         b"\xff\xfe\n" * 10_000,
         b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
     ],
-    ids=lambda words: ascii(words[:20]),
+    ids=lambda data: ascii(data[:20]),
 )
-def test_what_strangers_say(place: Place, words: bytes) -> None:
+def test_what_strangers_send(place: Place, data: bytes) -> None:
     place.peer(1)
     place.join()
     stranger = place.stranger()
     stranger.settimeout(0.1)
-    with contextlib.suppress(OSError):  # it may be sent away before it has said all
-        stranger.sendall(words)
+    with contextlib.suppress(OSError):  # its connection may be closed before it has sent all
+        stranger.sendall(data)
     place.seconds(0.2)
     assert place.verdicts() == [None, None]
     assert list(place.head._members) == [1]
     place.seconds(0.5)
-    assert len(place.head._lines) == 1, "it was sent away"
+    assert len(place.head._connections) == 1, "it was sent away"
 
 
-def test_what_was_heard_cannot_be_said_again(place: Place) -> None:
+def test_a_message_cannot_be_replayed(place: Place) -> None:
     stranger = place.stranger()
-    place.pass_time(lambda: place.head._lines)
-    old = place.head._lines[0].nonce
+    place.pass_time(lambda: place.head._connections)
+    old = place.head._connections[0].nonce
     other = place.stranger()
-    place.pass_time(lambda: len(place.head._lines) == 2)
+    place.pass_time(lambda: len(place.head._connections) == 2)
     assert stranger.recv(99).decode() == f"hello\t{old}\n"
     other.sendall(member(1, KEY, old))
     place.seconds(0.1)
@@ -375,14 +375,14 @@ def test_what_was_heard_cannot_be_said_again(place: Place) -> None:
 
 
 def test_a_peer_cannot_claim_to_be_the_head(place: Place) -> None:
-    """The two sides prove different things, so neither's words serve for the other's."""
+    """The two sides prove different things, so neither's proof serves for the other."""
     assert make_proof(KEY, "peer", ["a", "b"], "") != make_proof(KEY, "head", ["a", "b"], "")
 
 
-def test_one_that_takes_a_long_time_over_its_words(place: Place) -> None:
+def test_a_message_that_arrives_byte_by_byte(place: Place) -> None:
     stranger = place.stranger()
-    place.pass_time(lambda: place.head._lines)
-    for byte in member(1, KEY, place.head._lines[0].nonce):
+    place.pass_time(lambda: place.head._connections)
+    for byte in member(1, KEY, place.head._connections[0].nonce):
         stranger.sendall(bytes([byte]))
         place.head.wait(0)
     assert list(place.head._members) == [1]
@@ -404,12 +404,12 @@ def test_many_connections_leave_room_for_the_others(place: Place) -> None:
 def test_one_that_never_reads_does_not_hold_up_the_others(_hasty: None) -> None:
     place = Place(timeout=60)
     stranger = place.stranger()
-    place.pass_time(lambda: place.head._lines)
-    stranger.sendall(member(1, KEY, place.head._lines[0].nonce))
+    place.pass_time(lambda: place.head._connections)
+    stranger.sendall(member(1, KEY, place.head._connections[0].nonce))
     place.peer(2)
     place.join()
     place.pass_time(lambda: len(place.head._members) == 2)
-    for _word in range(1000):
+    for _message in range(1000):
         place.head._send("x" * 4000)
     began = time.monotonic()
     place.head.wait(0)
@@ -423,7 +423,7 @@ def test_one_that_never_reads_does_not_hold_up_the_others(_hasty: None) -> None:
 def launched(nodes: list[LocalNode], folder: Path, script: str, node_timeout_seconds: int = 5) -> Launch:
     for node in nodes:
         node.connection = Altered(
-            ("WATCH_AFTER_SECONDS = 1", "WATCH_AFTER_SECONDS = 0"), ("RETURN_SECONDS = 5", "RETURN_SECONDS = 1")
+            ("WATCH_AFTER_SECONDS = 1", "WATCH_AFTER_SECONDS = 0"), ("RECONNECT_SECONDS = 5", "RECONNECT_SECONDS = 1")
         )
     launch = gang_of(nodes, code(folder / "code", script), node_timeout_seconds=node_timeout_seconds)
     launch.prepare()
@@ -532,7 +532,7 @@ def test_a_frozen_supervisor_is_noticed_within_the_node_timeout(
     os.kill(pid, signal.SIGSTOP)
     try:
         name = "rank 0 (node0), the head," if rank == 0 else "rank 1 (node1)"
-        assert ended(other) == [("stopped", f"the node of {name} gave no sign of life for 1 s")]
+        assert ended(other) == [("stopped", f"the node of {name} sent no heartbeat for 1 s")]
         assert 0.7 < time.monotonic() - began < 4
     finally:
         os.kill(pid, signal.SIGCONT)
@@ -604,7 +604,8 @@ def test_ranks_that_cannot_reach_each_other_are_not_judged(nodes: list[LocalNode
     script = "import os, time\nwhile not os.path.exists('go'): time.sleep(0.01)\n"
     for node in nodes:
         node.connection = Altered(
-            ("WATCH_AFTER_SECONDS = 1", "WATCH_AFTER_SECONDS = 0"), ("LAST_WORD_SECONDS = 3", "LAST_WORD_SECONDS = 1")
+            ("WATCH_AFTER_SECONDS = 1", "WATCH_AFTER_SECONDS = 0"),
+            ("LAST_MESSAGE_SECONDS = 3", "LAST_MESSAGE_SECONDS = 1"),
         )
     launch = gang_of(nodes, code(tmp_path / "code", script), node_timeout_seconds=1)
     launch.prepare()

@@ -181,7 +181,7 @@ def test_two_nodes_with_one_folder(tmp_path: Path) -> None:
             NodeGroup([node.settings() for node in nodes], opener(nodes, reached)), [node.host for node in nodes]
         )
     assert str(caught.value) == (
-        f"node0 and node2 have the same folder as their cluster_dir, {tmp_path}/link/below, for they are the same "
+        f"node0 and node2 have the same folder as their cluster_dir, {tmp_path}/link/below, because they are the same "
         "machine or share that disk, but each needs its own; set cluster_dir in the inventory to a folder on a local "
         f"disk, or to one per host: {tmp_path}/link/below/{{{{ inventory_hostname }}}}. Nothing was changed on any node"
     )

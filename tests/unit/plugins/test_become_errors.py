@@ -7,16 +7,16 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transp
 
 NONE_GIVEN = (
     "asks for a password for sudo, and none was given: set ansible_become_password (from a vault), give "
-    "--ask-become-pass, or let the account there use sudo without one (NOPASSWD in sudoers); one that may not "
-    "use sudo at all is asked too"
+    "--ask-become-pass, or let the account there use sudo without one (NOPASSWD in sudoers); an account "
+    "that may not use sudo at all is asked for one too"
 )
 WRONG = (
     "does not take the password for sudo: correct ansible_become_password, or what --ask-become-pass is given; an "
     "account that may not use sudo at all is asked for one too"
 )
 ABSENT = (
-    "has no sudo, with which Ansible's account would get its rights: install it there, set ansible_become_method to "
-    f"what there is, log in as root (ansible_user: root), {WITHOUT}"
+    "has no sudo, which Ansible's account needs to become another account: install it there, set "
+    f"ansible_become_method to what there is, log in as root (ansible_user: root), {WITHOUT}"
 )
 
 
@@ -76,8 +76,8 @@ class Answering:
         ),
         (
             AnsibleConnectionFailure("Timeout (12s) waiting for privilege escalation prompt: "),
-            "took too long over sudo (Timeout (12s) waiting for privilege escalation prompt): where it waits for a "
-            "name server, put the node's own name into its /etc/hosts; else give it longer with ansible_timeout",
+            "took too long to run sudo (Timeout (12s) waiting for privilege escalation prompt): if it waits for a "
+            "name server, put the node's own name into its /etc/hosts; else raise ansible_timeout",
         ),
         ((127, b"/bin/sh: 1: sudo: not found\n"), ABSENT),
         ((127, b"bash: line 1: sudo: command not found\n"), ABSENT),
@@ -86,8 +86,8 @@ class Answering:
                 1,
                 b"sudo: unable to resolve host gpu-1\nsudo: /usr/bin/sudo must be owned by uid 0\n",
             ),
-            "does not let Ansible's account get its rights (sudo: /usr/bin/sudo must be owned by uid 0): mend sudo "
-            f"there, {WITHOUT}",
+            "does not let Ansible's account become another account (sudo: /usr/bin/sudo must be owned by uid 0): "
+            f"repair sudo there, {WITHOUT}",
         ),
     ],
 )

@@ -360,7 +360,7 @@ def test_patterns_that_bring_nothing_are_named(tmp_path: Path, in_git: bool) -> 
     fill(tmp_path, {"train.py": "", "wandb/model.bin": ""})
     if in_git:
         repository(tmp_path, {".gitignore": "*.bin"})
-    expected = "include='modle.bin *.pt' brings nothing, for no file that was left out matches it"
+    expected = "include='modle.bin *.pt' brings nothing, because no file that was left out matches it"
     notes = make_bundle(tmp_path, "train.py", 100, include=["modle.bin", "*.pt"]).notes
     assert notes[1:] == (expected,)
     assert len(make_bundle(tmp_path, "train.py", 100, include=["*.bin", "*.pt"]).notes) == 0
@@ -430,7 +430,7 @@ def test_code_in_a_folder_that_the_user_may_not_enter(ours: Path) -> None:
 @pytest.mark.parametrize(
     ("closing", "words"),
     [
-        ("vendor", "git cannot say what is code in OURS/project/vendor: cannot change to 'OURS/project/vendor'"),
+        ("vendor", "git cannot list the code in OURS/project/vendor: cannot change to 'OURS/project/vendor'"),
         (".thunderheadinclude", "OURS/project/.thunderheadinclude cannot be read: Permission denied; fix it"),
     ],
 )
@@ -505,8 +505,8 @@ def test_a_repository_that_git_cannot_read(tmp_path: Path, damage: Callable[[Pat
         make_bundle(tmp_path, "train.py", 1)
     start, _colon, rest = str(caught.value).partition(": ")
     why, _semicolon, remedy = rest.partition("; ")
-    assert start == f"git cannot say what is code in {tmp_path}" and words in why
-    assert remedy == f"mend that (git -C {tmp_path} status), or set -e project_files=all"
+    assert start == f"git cannot list the code in {tmp_path}" and words in why
+    assert remedy == f"correct that (git -C {tmp_path} status), or set -e project_files=all"
     assert names(tmp_path, everything=True)[:3] == [".env", ".gitignore", "train.py"]
 
 
@@ -519,7 +519,7 @@ def test_a_repository_without_a_git_to_read_it(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(JobError) as caught:
         make_bundle(project, "train.py", 1)
     assert str(caught.value) == (
-        f"{project} lies in a git repository, but git, which says what is code there, cannot be started on this "
+        f"{project} lies in a git repository, but git, which lists the code there, cannot be started on this "
         "machine (No such file or directory); install it, or set -e project_files=all"
     )
     assert names(project, everything=True) == [".env", "train.py"]
@@ -732,6 +732,6 @@ def test_script_in_a_folder_that_is_left_out(tmp_path: Path) -> None:
             with pytest.raises(JobError) as caught:
                 make_bundle(tmp_path, script, 1)
             assert str(caught.value) == (
-                f"script {script} lies in a folder that is no part of a job's code, for a tool has made it, or "
+                f"script {script} lies in a folder that is no part of a job's code, because a tool has made it, or "
                 "run.yml for its records; move it, or set -e project_dir="
             )

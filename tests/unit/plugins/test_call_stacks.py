@@ -19,7 +19,7 @@ WORK = "/opt/thunderhead/jobs/20261122-173000-train-1a2b/work"
 def doing(case: str, host: str) -> list[tuple[int | None, str, str, bool]]:
     processes = parse(*reply_of(case, host))
     found = [(rank.local_rank, activity(rank, processes)) for rank in members(processes)]
-    return [(local_rank, one.kind, one.words, one.waits) for local_rank, one in found]
+    return [(local_rank, one.kind, one.description, one.waits) for local_rank, one in found]
 
 
 @pytest.mark.parametrize(
@@ -159,8 +159,8 @@ def test_a_shell_around_the_script() -> None:
         ([f"<lambda> ({WORK}/a folder (copy)/train.py:3)"], "in <lambda> at a folder (copy)/train.py:3"),
     ],
 )
-def test_words(frames: list[str], expected: str) -> None:
-    assert activity(process(7, stack=stack(*frames))).words == expected
+def test_descriptions(frames: list[str], expected: str) -> None:
+    assert activity(process(7, stack=stack(*frames))).description == expected
 
 
 def test_a_busy_backward_waits_for_nobody() -> None:
@@ -173,7 +173,7 @@ def test_the_main_thread_counts() -> None:
     text = stack(f"main ({WORK}/train.py:3)").replace(
         "Thread 7 ", 'Thread 9 (active): "Thread-1"\n    run (/usr/lib/python3.11/threading.py:982)\nThread 7 '
     )
-    assert activity(process(7, stack=text)).words == "in main at train.py:3"
+    assert activity(process(7, stack=text)).description == "in main at train.py:3"
     unnamed = text.replace(': "MainThread"', "").replace(': "Thread-1"', "")
     assert process(7, stack=unnamed).main_thread[1][0].name == "run"
 
@@ -182,7 +182,7 @@ def test_a_stack_that_could_not_be_taken() -> None:
     text = "==== process 7\npy-spy: Permission denied\nState:\tD (disk sleep)\n"
     found = activity(dataclasses.replace(process(7, stack=text), state="D"))
     assert (found.kind, found.waits) == ("unknown", False)
-    assert found.words == "in state D, with a stack that could not be taken"
+    assert found.description == "in state D, with a stack that could not be taken"
 
 
 def test_frames() -> None:
@@ -202,4 +202,4 @@ def test_what_a_node_says_is_made_printable() -> None:
         ]
     }
     (found,) = parse(reply, text)
-    assert activity(found).words == "in a at /x/\N{REPLACEMENT CHARACTER}.py:1"
+    assert activity(found).description == "in a at /x/\N{REPLACEMENT CHARACTER}.py:1"

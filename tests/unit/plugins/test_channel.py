@@ -45,8 +45,8 @@ Host key for 198.18.0.9 has changed and you have requested strict checking.
 Host key verification failed.
 """
 OTHER_KEY = (
-    "shows another SSH host key than the one you know it by: it was installed anew, or another machine answers in its "
-    "place; compare the fingerprint with its administrator's before you remove the old key: ssh-keygen -R gpu-1"
+    "has another SSH host key than the one in known_hosts: it was reinstalled, or another machine answers at its "
+    "address; compare the fingerprint with its administrator's before you remove the old key: ssh-keygen -R gpu-1"
 )
 REMEDY = "install Python 3.10 to 3.13 there, or set ansible_python_interpreter for it in the inventory"
 
@@ -121,7 +121,7 @@ def test_a_refusal_begins_with_the_node() -> None:
             Unreachable,
             "is unreachable: ssh: connect to host 198.18.0.1 port 22: Connection refused",
         ),
-        (255, b"", Unreachable, "is unreachable: it said nothing"),
+        (255, b"", Unreachable, "is unreachable: it printed no error"),
         (
             1,
             b"Traceback (most recent call last):\n  ...\nValueError: a defect\n",
@@ -129,12 +129,12 @@ def test_a_refusal_begins_with_the_node() -> None:
             "could not run Thunderhead's agent (exit code 1): ValueError: a defect",
         ),
         (137, b"\xff", NodeError, "could not run Thunderhead's agent (exit code 137): \ufffd"),
-        (0, b"", NodeError, f"has no usable Python: python3 is none, it said nothing; {REMEDY}"),
+        (0, b"", NodeError, f"has no usable Python: python3 is no Python interpreter (it printed no error); {REMEDY}"),
         (
             2,
             b"sh: Illegal option -I",
             NodeError,
-            f"has no usable Python: python3 is none, sh: Illegal option -I; {REMEDY}",
+            f"has no usable Python: python3 is no Python interpreter (sh: Illegal option -I); {REMEDY}",
         ),
     ],
 )
@@ -151,7 +151,9 @@ def test_half_a_reply_is_none(kept: int) -> None:
     assert log(11, whole)[1] == b"hello world"
     with pytest.raises(Unreachable) as caught:
         call(255, whole[:kept], b"client_loop: send disconnect: Broken pipe\n")
-    assert str(caught.value) == ("gpu-1 is unreachable: its reply broke off, client_loop: send disconnect: Broken pipe")
+    assert str(caught.value) == (
+        "gpu-1 is unreachable: its reply is not complete, client_loop: send disconnect: Broken pipe"
+    )
 
 
 @pytest.mark.parametrize(
@@ -178,10 +180,10 @@ def test_half_a_reply_is_none(kept: int) -> None:
         (
             AnsibleConnectionFailure("Failed to connect to the host via ssh: Host key verification failed.\r\n"),
             Unreachable,
-            "gpu-1 shows an SSH host key that you do not know it by; log in to it once and compare the fingerprint: "
+            "gpu-1 has an SSH host key that is not in known_hosts; log in to it once and compare the fingerprint: "
             "ssh gpu-1",
         ),
-        (AnsibleError("no such plugin"), NodeError, "gpu-1 cannot be talked to: no such plugin"),
+        (AnsibleError("no such plugin"), NodeError, "gpu-1 cannot be connected to: no such plugin"),
     ],
 )
 def test_errors_of_the_connection_plugin(error: Exception, kind: type[NodeError], message: str) -> None:

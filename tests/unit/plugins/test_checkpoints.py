@@ -336,7 +336,7 @@ def test_answers_that_are_lost_do_no_harm(prepared: Prepared, monkeypatch: pytes
         count += 1
         replies, errors = inner.ask(op, timeout, hosts, **more)
         if count % 2:
-            return {}, {host: Unreachable(host, "is unreachable: its reply broke off") for host in hosts}
+            return {}, {host: Unreachable(host, "is unreachable: its reply is not complete") for host in hosts}
         return replies, errors
 
     gang: Any = SimpleNamespace(ask=ask, settings=inner.settings)

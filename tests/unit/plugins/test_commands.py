@@ -171,7 +171,7 @@ def test_success(nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.Mon
     }
     assert session.lines == [
         f"{session.id}: train.py on 2 nodes, MASTER_ADDR 127.0.0.1, MASTER_PORT {nodes[0].master_port}, once per node, "
-        "for the script uses neither Lightning nor torch.distributed, each for itself",
+        "because the script uses neither Lightning nor torch.distributed, each for itself",
         "[0 node0] rank 0 ['a', 'b c'] from the inventory",
         f"logs: {session.path}/logs",
         f"artifacts: {session.path}/artifacts",
@@ -336,8 +336,8 @@ def test_what_happens_to_this_machine_is_no_failure_of_the_job(
     nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It has no file descriptors left, for ever: the command ends, the job does not, and the record says so."""
-    monkeypatch.setattr(follow_module, "PATIENCE_SECONDS", 1)
-    monkeypatch.setattr(follow_module, "PATIENCE_TIMES", 1)
+    monkeypatch.setattr(follow_module, "NO_REPLY_SECONDS", 1)
+    monkeypatch.setattr(follow_module, "NO_REPLY_TIMES", 1)
 
     class Exhausted(Connection):
         def exec_command(self, command: str, in_data: bytes) -> Any:
@@ -350,9 +350,9 @@ def test_what_happens_to_this_machine_is_no_failure_of_the_job(
     asked = run_options(tmp_path, "import time; time.sleep(600)", node_timeout_seconds=1)
     session = Session(nodes, asked).run()
     assert session.error == (
-        "this machine has heard nothing of rank 0 (node0), rank 1 (node1) for 1 s: node0 was not asked: this "
+        "this machine got no reply from rank 0 (node0), rank 1 (node1) for 1 s: node0 was not asked: this "
         "machine cannot start what connects to a node: Too many open files; raise the number of files a program may "
-        f"have open: ulimit -n 4096. The job runs on, as far as is known; to follow it again: ansible-playbook "
+        f"have open: ulimit -n 4096. The job still runs, as far as is known; to follow it again: ansible-playbook "
         f"logs.yml -e job={session.id}"
     )
     assert session.record["state"] == "running" and "ended" not in session.record
@@ -453,7 +453,7 @@ def test_failure_of_all_ranks_counts_the_others(nodes: list[LocalNode], tmp_path
     seconds = session.record["ranks"][0]["seconds"]
     log = f"{session.path}/logs/rank0-node0.log"
     cause = f"rank 0 (node0) exited with code 1 after {seconds:.0f} s: gave up; see {log}"
-    assert session.error in (f"{cause}\n  | gave up", f"{cause}. After it failed too: rank 1 (node1)\n  | gave up")
+    assert session.error in (f"{cause}\n  | gave up", f"{cause}. Failed after it: rank 1 (node1)\n  | gave up")
 
 
 def test_a_rank_that_is_not_shown_can_be_the_cause(nodes: list[LocalNode], tmp_path: Path) -> None:
@@ -465,7 +465,7 @@ def test_a_rank_that_is_not_shown_can_be_the_cause(nodes: list[LocalNode], tmp_p
     assert session.error.startswith("rank 1 (node1) exited with code 1 after ")
     assert session.error.split("\n")[0].partition(" s: ")[2] in (
         f"the cause; see {session.path}/logs/rank1-node1.log",  # the other was stopped before it could fail
-        f"the cause; see {session.path}/logs/rank1-node1.log. After it failed too: rank 0 (node0)",
+        f"the cause; see {session.path}/logs/rank1-node1.log. Failed after it: rank 0 (node0)",
     )
 
 
@@ -533,7 +533,7 @@ def test_detach_and_come_back(nodes: list[LocalNode], tmp_path: Path) -> None:
     detached = Session(nodes, run_options(tmp_path, script, detach=True)).run()
     assert (detached.error, detached.result["state"]) == ("", "running")
     assert detached.lines[-1] == (
-        f"{detached.id} runs on. Its output again: ansible-playbook logs.yml -e job={detached.id} - all jobs: "
+        f"{detached.id} still runs. Its output again: ansible-playbook logs.yml -e job={detached.id} - all jobs: "
         f"ansible-playbook status.yml - to stop it: ansible-playbook stop.yml -e job={detached.id}"
     )
     assert detached.record["state"] == "running" and "ended" not in detached.record
@@ -720,7 +720,7 @@ def test_a_stop_while_it_is_followed(nodes: list[LocalNode], tmp_path: Path) -> 
     assert states(session) == ["stopped", "stopped"]
 
 
-def test_a_node_that_cannot_be_told_to_stop_is_named(nodes: list[LocalNode], tmp_path: Path) -> None:
+def test_a_node_that_cannot_be_stopped_is_named(nodes: list[LocalNode], tmp_path: Path) -> None:
     class NoStop(Connection):
         def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
             if b'"op": "stop"' in in_data:
@@ -756,7 +756,7 @@ def test_ctrl_c_leaves_the_job_running(nodes: list[LocalNode], tmp_path: Path) -
     session = interrupted(nodes, tmp_path, "signal")
     assert (session.interrupted, session.error) == (True, "")
     assert session.interrupts.said == [
-        f"\n{session.id} runs on; press Ctrl-C once more to stop it",
+        f"\n{session.id} still runs; press Ctrl-C once more to stop it",
         still_running_message(session.id),
     ]
     assert states(session) == ["running", "running"]
@@ -858,7 +858,7 @@ def test_rerun(nodes: list[LocalNode], tmp_path: Path) -> None:
         ("open(sys.argv[1], 'rb').read()", "goes on from JOB, step 7"),
         (
             "print(os.environ['CKPT_PATH'])",
-            "warning: the script has not read CKPT_PATH, so it began anew; load what ",
+            "warning: the script has not read CKPT_PATH, so it started from the beginning; load what ",
         ),
     ],
 )
@@ -868,7 +868,7 @@ def test_a_job_goes_on_only_where_it_read_the_checkpoint(
     first = Session(nodes, run_options(tmp_path, "print('1')")).run().id
     for node in nodes:
         checkpoint(node.job_dir(first) / "work" / "last.ckpt", step=7)
-    (tmp_path / "project" / "train.py").write_text(f"import os, sys\n{reads}")  # and ends before anybody looks
+    (tmp_path / "project" / "train.py").write_text(f"import os, sys\n{reads}")  # and ends before anybody checks
     again = Session(nodes, run_options(tmp_path, resume=first, script_args="$CKPT_PATH")).run()
     assert again.error == ""
     (told,) = (line for line in again.lines if line.startswith(("goes on from ", "warning: ")))

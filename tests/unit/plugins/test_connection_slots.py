@@ -1,6 +1,6 @@
 # Copyright (c) The Thunderhead developers
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How connections are made: in waves, again where an sshd was crowded, and not at all where this machine cannot."""
+"""How connections are made: in waves, again where an sshd had too many, and not at all where this machine cannot."""
 
 import errno
 import os
@@ -32,7 +32,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transp
 from local_nodes import LocalNode
 from playing import play
 
-CROWDED = """\
+CLOSED_BEFORE_LOGIN = """\
 kex_exchange_identification: Connection closed by remote host
 Connection closed by 198.18.61.9 port 22
 Connection closed by UNKNOWN port 65535
@@ -65,7 +65,7 @@ class Sshd:
             self.now -= 1
         if not is_welcome:
             self.turned_away += 1
-            raise AnsibleConnectionFailure(f"Failed to connect to the host via ssh: {CROWDED}")
+            raise AnsibleConnectionFailure(f"Failed to connect to the host via ssh: {CLOSED_BEFORE_LOGIN}")
         return 0, b"", b""
 
 
@@ -90,7 +90,7 @@ def test_no_more_are_in_the_making_than_allowed(most: int) -> None:
     assert sshd.highest == most
 
 
-def test_a_crowded_sshd_is_tried_again_by_fewer_at_once() -> None:
+def test_an_sshd_with_too_many_connections_is_tried_again_by_fewer_at_once() -> None:
     for _round in range(5):
         sshd = Sshd(2)
         assert connect_all(sshd, 24, 32) == {}
@@ -143,9 +143,13 @@ def test_a_call_from_which_something_comes_is_not_late() -> None:
 @pytest.mark.parametrize(
     ("said", "line", "unsent"),
     [
-        (CROWDED.replace("kex_exchange_identification: ", "x"), "Connection closed by 198.18.61.9 port 22", True),
         (
-            f"ssh: connect to host bastion port 22: Connection refused\r\n{CROWDED}",
+            CLOSED_BEFORE_LOGIN.replace("kex_exchange_identification: ", "x"),
+            "Connection closed by 198.18.61.9 port 22",
+            True,
+        ),
+        (
+            f"ssh: connect to host bastion port 22: Connection refused\r\n{CLOSED_BEFORE_LOGIN}",
             "ssh: connect to host bastion port 22: Connection refused",
             True,
         ),
@@ -166,7 +170,7 @@ def test_a_call_from_which_something_comes_is_not_late() -> None:
         ("client_loop: send disconnect: Broken pipe", "client_loop: send disconnect: Broken pipe", False),
     ],
 )
-def test_the_most_telling_of_ssh_s_lines_is_shown(said: str, line: str, unsent: bool) -> None:
+def test_the_line_of_ssh_s_that_names_the_cause_is_shown(said: str, line: str, unsent: bool) -> None:
     class Failing:
         become = None
 

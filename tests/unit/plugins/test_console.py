@@ -136,11 +136,14 @@ def test_a_failure_is_told_once(run: Playing) -> None:
 
 
 def test_a_lost_node_is_told_at_once_and_not_again() -> None:
-    """Its sentence comes live, for what it wrote is waited for in vain; at the end is what was not said."""
+    """Its sentence comes live, because what it wrote is waited for; at the end is what was not shown."""
     told = fault(
-        {"msg": "node1 is lost\n  | last words", "unsaid": "the job has failed, as said above\n  | last words"}
+        {
+            "msg": "node1 is lost\n  | last words",
+            "not_shown": "the job has failed, for the reason shown above\n  | last words",
+        }
     )
-    assert told == "the job has failed, as said above\n  | last words"
+    assert told == "the job has failed, for the reason shown above\n  | last words"
 
 
 def test_what_would_be_run(run: Playing) -> None:

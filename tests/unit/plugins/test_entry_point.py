@@ -63,17 +63,17 @@ def test_a_module_where_the_inventorys_pythonpath_leads(tmp_path: Path) -> None:
     [
         (
             "pkg/train.py",
-            "module is pkg/train.py, but a module's name has words with dots between them; write -e module=pkg.train",
+            "module is pkg/train.py, but a module's name has parts with dots between them; write -e module=pkg.train",
         ),
         (
             "./pkg/train.py",
-            "module is ./pkg/train.py, but a module's name has words with dots between them; write -e module=pkg.train",
+            "module is ./pkg/train.py, but a module's name has parts with dots between them; write -e module=pkg.train",
         ),
-        ("-m", "module is -m, but a module's name has words with dots between them"),
+        ("-m", "module is -m, but a module's name has parts with dots between them"),
         (
             "pkg.nowhere",
             "module pkg.nowhere is neither pkg/nowhere.py nor pkg/nowhere/__main__.py in project_dir PROJECT; check "
-            "its name, or set -e project_dir= to the folder that holds its first word",
+            "its name, or set -e project_dir= to the folder that holds its first part",
         ),
         ("pkg", "module pkg is a package without a __main__.py; name the module of it that is to run"),
         (

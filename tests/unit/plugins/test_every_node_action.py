@@ -66,7 +66,7 @@ WRONG = [
     ({"ansible_python_interpreter": "/no/python"}, "{} has no usable Python: /no/python was not found"),
     (
         {"ansible_python_interpreter": "/bin/true"},
-        "{} has no usable Python: /bin/true is none, it said nothing; install",
+        "{} has no usable Python: /bin/true is no Python interpreter (it printed no error); install",
     ),
 ]
 

@@ -12,9 +12,9 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluste
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis.ending import RankEnding
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis.failure import (
     Explanation,
-    LastWords,
+    LogEnd,
     explain,
-    last_words,
+    read_log_end,
 )
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.rank_log import RankLog
 
@@ -30,7 +30,7 @@ def output_of(script: str) -> list[str]:
 
 
 def reason_of(lines: Sequence[str]) -> str:
-    return last_words(lines).reason
+    return read_log_end(lines).reason
 
 
 @pytest.mark.parametrize(
@@ -222,16 +222,16 @@ def test_how_it_ended(exit_code: int, signal_number: int | None, expected: str) 
     assert RankEnding("failed", exit_code, signal_number).how == expected
 
 
-# ----------------------------------------------------------------------------------------- last words of real trainings
+# ------------------------------------------------------------------------------------------- log ends of real trainings
 
 
 def log_of(name: str) -> str:
     """What torch 2.13 and Lightning 2.6 wrote when it happened; gloo, two nodes on one machine."""
-    return (Path(__file__).parent / "last_words" / f"{name}.log").read_text()
+    return (Path(__file__).parent / "log_ends" / f"{name}.log").read_text()
 
 
-def words_of(name: str) -> LastWords:
-    return last_words(log_of(name).split("\n"))
+def log_end_of(name: str) -> LogEnd:
+    return read_log_end(log_of(name).split("\n"))
 
 
 @pytest.mark.parametrize(
@@ -266,8 +266,8 @@ def words_of(name: str) -> LastWords:
     ],
 )
 def test_causes(name: str, expected: str) -> None:
-    words = words_of(name)
-    assert (words.reason, words.victim) == (expected, False)
+    log_end = log_end_of(name)
+    assert (log_end.reason, log_end.victim) == (expected, False)
 
 
 @pytest.mark.parametrize(
@@ -284,9 +284,9 @@ def test_causes(name: str, expected: str) -> None:
     ],
 )
 def test_victims(name: str, expected: str) -> None:
-    words = words_of(name)
-    assert words.victim
-    assert expected in words.reason
+    log_end = log_end_of(name)
+    assert log_end.victim
+    assert expected in log_end.reason
 
 
 @pytest.mark.parametrize(
@@ -317,15 +317,15 @@ def test_victims(name: str, expected: str) -> None:
     ],
 )
 def test_victims_of_nccl(lines: list[str]) -> None:
-    assert last_words(lines).victim
+    assert read_log_end(lines).victim
 
 
-def test_words_of_torch_alone_make_no_victim() -> None:
+def test_a_warning_of_torch_alone_makes_no_victim() -> None:
     warning = "[W1122 21:12:39.0 TCPStore.cpp:138] [c10d] recvValue failed on SocketImpl: Connection reset by peer"
-    assert not last_words([*TRACEBACK, "ValueError: the cause", warning]).victim
-    assert not last_words(["step 1", warning]).victim
-    assert not last_words([*TRACEBACK, "ConnectionResetError: [Errno 104] Connection reset by peer"]).victim
-    assert not last_words([*TRACEBACK, "torch.distributed.DistBackendError: NCCL error: unhandled cuda error"]).victim
+    assert not read_log_end([*TRACEBACK, "ValueError: the cause", warning]).victim
+    assert not read_log_end(["step 1", warning]).victim
+    assert not read_log_end([*TRACEBACK, "ConnectionResetError: [Errno 104] Connection reset by peer"]).victim
+    assert not read_log_end([*TRACEBACK, "torch.distributed.DistBackendError: NCCL error: unhandled cuda error"]).victim
 
 
 PEER_GONE = "RuntimeError: Connection closed by peer [198.18.0.1]:4481"
@@ -338,29 +338,31 @@ def test_what_happens_while_an_exception_is_handled(prefix: str) -> None:
         return [f"{prefix}{line}" if line else "" for line in lines]
 
     teardown = prefixed(*TRACEBACK, "ValueError: the cause", *HANDLED, *TRACEBACK, PEER_GONE)
-    assert (last_words(teardown).reason, last_words(teardown).victim) == ("ValueError: the cause", False)
+    assert (read_log_end(teardown).reason, read_log_end(teardown).victim) == ("ValueError: the cause", False)
     translated = prefixed(*TRACEBACK, PEER_GONE, *HANDLED, *TRACEBACK, "TrainingError: it did not work")
-    assert last_words(translated).victim
+    assert read_log_end(translated).victim
 
 
 def test_a_handled_exception_is_no_cause() -> None:
     lines = [*TRACEBACK, "ValueError: skipped one image", "epoch 2", *(f"[rank0]: {line}" for line in TRACEBACK)]
-    assert last_words([*lines, f"[rank0]: {PEER_GONE}"]).victim
-    assert last_words([*TRACEBACK, "ValueError: skipped one image", "epoch 2", *TRACEBACK, PEER_GONE]).victim
+    assert read_log_end([*lines, f"[rank0]: {PEER_GONE}"]).victim
+    assert read_log_end([*TRACEBACK, "ValueError: skipped one image", "epoch 2", *TRACEBACK, PEER_GONE]).victim
 
 
 def test_tail_is_the_traceback() -> None:
-    assert words_of("torchrun-raised").tail == [
+    assert log_end_of("torchrun-raised").tail == [
         "Traceback (most recent call last):",
         '  File "/opt/thunderhead/jobs/20261122-173000-train-1a2b/work/plain.py", line 8, in <module>',
         '    if mode == "raise": raise ValueError("bad batch")',
         "                        ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^",
         "ValueError: bad batch",
     ]
-    long = words_of("lightning-two-ranks-raised").tail
+    long = log_end_of("lightning-two-ranks-raised").tail
     assert (len(long), long[0], long[-1]) == (40, "Traceback (most recent call last):", "ValueError: bad batch")
     assert long[1] == "  …"
-    assert last_words([f"step {number}" for number in range(30)]).tail == [f"step {number}" for number in range(20, 30)]
+    assert read_log_end([f"step {number}" for number in range(30)]).tail == [
+        f"step {number}" for number in range(20, 30)
+    ]
 
 
 def test_segmentation_fault_of_a_python_with_faulthandler() -> None:
@@ -375,7 +377,7 @@ def test_segmentation_fault_of_a_python_with_faulthandler() -> None:
 
 
 def explained(tmp_path: Path, *ranks: tuple[RankEnding, str]) -> Explanation | None:
-    """What is said of a job; each rank's ending, and its log or the name of one."""
+    """What is reported of a job; each rank's ending, and its log or the name of one."""
     settings = [NodeSettings(f"node{rank}", None, "/", 29500, "", {}) for rank in range(len(ranks))]
     located = {one.host: {"address": f"198.18.0.{rank}", "interface": "eth0"} for rank, one in enumerate(settings)}
     logs = {one.host: RankLog(tmp_path / one.host) for one in settings}
@@ -405,7 +407,7 @@ def stopped(seconds: float, stopping: float | None = None, because: str = "") ->
     return RankEnding("stopped", 143, 15, seconds, because=because, stopping=stopping, arrived=seconds)
 
 
-def lost(arrived: float, note: str = "gave no sign of life for 30 s") -> RankEnding:
+def lost(arrived: float, note: str = "sent no heartbeat for 30 s") -> RankEnding:
     return RankEnding("lost", note=note, arrived=arrived)
 
 
@@ -430,45 +432,43 @@ def test_all_is_well(tmp_path: Path) -> None:
         # The victim's end can be heard of first.
         (
             [(failed(41.2), "gloo-closed-by-peer"), (failed(41.6), "gloo-raised")],
-            "rank 1 (node1) exited with code 1 after 42 s: ValueError: bad batch; see LOGS/node1. After it failed too: "
+            "rank 1 (node1) exited with code 1 after 42 s: ValueError: bad batch; see LOGS/node1. Failed after it: "
             "rank 0 (node0)",
         ),
         (
             [(failed(7), "gloo-reset-by-peer"), (killed(8, 9), "step 3"), (stopped(9, 8, WHY), "")],
-            "rank 1 (node1) was killed by SIGKILL after 8 s: step 3; see LOGS/node1. After it failed too: rank 0 "
-            "(node0)",
+            "rank 1 (node1) was killed by SIGKILL after 8 s: step 3; see LOGS/node1. Failed after it: rank 0 (node0)",
         ),
         (
             [(failed(7), CLOSED), (killed(8, 9, oom=2), "step 3")],
-            "rank 1 (node1) was killed by SIGKILL for want of memory (the kernel's OOM killer ended 2 processes on "
-            "this node meanwhile) after 8 s: step 3; see LOGS/node1. After it failed too: rank 0 (node0)",
+            "rank 1 (node1) was killed by SIGKILL because its node ran out of memory (the kernel's OOM killer ended "
+            "2 processes on this node meanwhile) after 8 s: step 3; see LOGS/node1. Failed after it: rank 0 (node0)",
         ),
         (
             [(failed(7), CLOSED), (failed(8, oom=1), CLOSED)],
             "rank 1 (node1) exited with code 1 (the kernel's OOM killer ended 1 process on this node meanwhile) after "
-            "8 s: RuntimeError: Connection closed by peer [198.18.0.1]:4481; see LOGS/node1. After it failed too: rank "
+            "8 s: RuntimeError: Connection closed by peer [198.18.0.1]:4481; see LOGS/node1. Failed after it: rank "
             "0 (node0)",
         ),
         (
             [(failed(7), CLOSED), (killed(12, 9), "lightning-observer-raised")],
-            "rank 1 (node1) was ended by Lightning after 12 s: ValueError: bad batch; see LOGS/node1. After it failed "
-            "too: rank 0 (node0)",
+            "rank 1 (node1) was ended by Lightning after 12 s: ValueError: bad batch; see LOGS/node1. Failed "
+            "after it: rank 0 (node0)",
         ),
         (
             [(failed(7), CLOSED), (killed(12, 9, oom=1), "lightning-observer-killed")],
-            "rank 1 (node1) was ended by Lightning for want of memory (the kernel's OOM killer ended 1 process on this "
-            "node meanwhile) after 12 s: its process of global rank 1 was killed by SIGKILL; see LOGS/node1. After it "
-            "failed too: rank 0 (node0)",
+            "rank 1 (node1) was ended by Lightning because its node ran out of memory (the kernel's OOM killer ended 1 "
+            "process on this node meanwhile) after 12 s: its process of global rank 1 was killed by SIGKILL; see "
+            "LOGS/node1. Failed after it: rank 0 (node0)",
         ),
         (
             [(failed(7), "torchrun-victim"), (failed(8), "torchrun-killed"), (killed(6, 15), "step 3")],
             "rank 1 (node1) exited with code 1 after 8 s: its process of global rank 1 was killed by SIGKILL; see "
-            "LOGS/node1. After it failed too: rank 2 (node2), rank 0 (node0)",
+            "LOGS/node1. Failed after it: rank 2 (node2), rank 0 (node0)",
         ),
         (
             [(killed(7, 6), "  what():  [Rank 0] NCCL watchdog thread terminated with x"), (killed(8, 11), "step 3")],
-            "rank 1 (node1) was killed by SIGSEGV after 8 s: step 3; see LOGS/node1. After it failed too: rank 0 "
-            "(node0)",
+            "rank 1 (node1) was killed by SIGSEGV after 8 s: step 3; see LOGS/node1. Failed after it: rank 0 (node0)",
         ),
         (
             [(stopped(3), ""), (RankEnding("failed", seconds=0.1, note="did not start: no such file", arrived=2), "")],
@@ -478,20 +478,20 @@ def test_all_is_well(tmp_path: Path) -> None:
         (
             [(failed(7), VALUE_ERROR), (failed(6), KEY_ERROR), (failed(8), CLOSED)],
             "rank 1 (node1) exited with code 1 after 6 s: KeyError: 'lr'; see LOGS/node1\n"
-            "rank 0 (node0) exited with code 1 after 7 s: ValueError: the cause; see LOGS/node0. After it failed too: "
+            "rank 0 (node0) exited with code 1 after 7 s: ValueError: the cause; see LOGS/node0. Failed after it: "
             "rank 2 (node2)",
         ),
         # The same one everywhere.
         (
             [(failed(3 + rank / 10), VALUE_ERROR) for rank in range(9)],
-            "rank 0 (node0) exited with code 1 after 3 s: ValueError: the cause; see LOGS/node0. After it failed too: "
+            "rank 0 (node0) exited with code 1 after 3 s: ValueError: the cause; see LOGS/node0. Failed after it: "
             "rank 1 (node1), rank 2 (node2), rank 3 (node3), rank 4 (node4), rank 5 (node5) and 3 more",
         ),
         # Nobody says why.
         (
             [(failed(7), CLOSED), (stopped(8, 7.5, "rank 0 (node0) exited with code 1"), "step 3")],
             "rank 0 (node0) exited with code 1 after 7 s: RuntimeError: Connection closed by peer [198.18.0.1]:4481; "
-            "see LOGS/node0\nIt lost rank 1 (node1), where a process ended without a word of why; see LOGS/node1",
+            "see LOGS/node0\nIt lost rank 1 (node1), where a process ended and printed no error; see LOGS/node1",
         ),
         (
             [(failed(7), CLOSED), (RankEnding("succeeded", 0, seconds=6.6, arrived=6.6), "")],
@@ -501,28 +501,31 @@ def test_all_is_well(tmp_path: Path) -> None:
         # A lost node.
         (
             [
-                (stopped(41, 40, "the node of rank 1 (node1) gave no sign of life for 30 s"), "x y"),
+                (stopped(41, 40, "the node of rank 1 (node1) sent no heartbeat for 30 s"), "x y"),
                 (lost(40), "step 3"),
             ],
-            "rank 1 (node1) gave no sign of life for 30 s; see LOGS/node1",
+            "rank 1 (node1) sent no heartbeat for 30 s; see LOGS/node1",
         ),
         (
             [(failed(7), VALUE_ERROR), (lost(37), "step 3")],
-            "rank 0 (node0) exited with code 1 after 7 s: ValueError: the cause; see LOGS/node0. After it failed too: "
+            "rank 0 (node0) exited with code 1 after 7 s: ValueError: the cause; see LOGS/node0. Failed after it: "
             "rank 1 (node1)",
         ),
         (
             [(failed(7), CLOSED), (lost(37), "step 3")],
-            "rank 1 (node1) gave no sign of life for 30 s; see LOGS/node1. After it failed too: rank 0 (node0)",
+            "rank 1 (node1) sent no heartbeat for 30 s; see LOGS/node1. Failed after it: rank 0 (node0)",
         ),
         # Only the gang's own watch knows.
         (
-            [(stopped(41, 40, "the node of rank 1 (node1) gave no sign of life for 30 s"), ""), (GOOD, "")],
-            "the node of rank 1 (node1) gave no sign of life for 30 s",
+            [(stopped(41, 40, "the node of rank 1 (node1) sent no heartbeat for 30 s"), ""), (GOOD, "")],
+            "the node of rank 1 (node1) sent no heartbeat for 30 s",
         ),
         (
-            [(stopped(9, 8, WHY), ""), (unknown(30, "was told to stop, and may be running there still"), "")],
-            "rank 1 (node1) exited with code 1\nrank 1 (node1) was told to stop, and may be running there still",
+            [
+                (stopped(9, 8, WHY), ""),
+                (unknown(30, "was asked to stop, and may still run there"), ""),
+            ],
+            "rank 1 (node1) exited with code 1\nrank 1 (node1) was asked to stop, and may still run there",
         ),
         # It failed first, and was stopped then.
         (
@@ -540,13 +543,16 @@ def test_the_cause(tmp_path: Path, ranks: Sequence[tuple[RankEnding, str]], expe
     [
         ([(stopped(9, 8), ""), (stopped(9.2, 8.1), "")], "on request after 8 s"),
         ([(stopped(9), "")], "on request"),
-        # Who was not told yet lost those who were.
+        # A rank that was not asked to stop yet lost those that were.
         ([(stopped(9, 8), ""), (failed(8.2), CLOSED)], "on request after 8 s"),
         ([(stopped(9, 8), ""), (failed(8.2), VALUE_ERROR)], "on request after 8 s"),
         ([(stopped(9, 8), ""), (stopped(9, 8, "the job was stopped"), "")], "on request after 8 s"),
         (
-            [(stopped(9, 8), ""), (unknown(30, "was told to stop, and may be running there still"), "")],
-            "on request after 8 s\nrank 1 (node1) was told to stop, and may be running there still",
+            [
+                (stopped(9, 8), ""),
+                (unknown(30, "was asked to stop, and may still run there"), ""),
+            ],
+            "on request after 8 s\nrank 1 (node1) was asked to stop, and may still run there",
         ),
     ],
 )
@@ -570,6 +576,6 @@ def test_300_ranks_that_all_lost_one(tmp_path: Path) -> None:
     ranks = [(failed(7 + rank / 1000), CLOSED) for rank in range(299)]
     text = sentence_of(tmp_path, *ranks, (killed(7.5, 9), "step 3"))
     assert text == (
-        "rank 299 (node299) was killed by SIGKILL after 8 s: step 3; see LOGS/node299. After it failed too: rank 0 "
+        "rank 299 (node299) was killed by SIGKILL after 8 s: step 3; see LOGS/node299. Failed after it: rank 0 "
         "(node0), rank 1 (node1), rank 2 (node2), rank 3 (node3), rank 4 (node4) and 294 more"
     )

@@ -31,17 +31,17 @@ class JobObserver:
     def __init__(self, folder: Path, nodes: list[LocalNode]) -> None:
         self.files = {node.host: RankLog(folder / f"{node.host}.log") for node in nodes}
         self.shown: dict[str, bytes] = {node.host: b"" for node in nodes}
-        self.looks: list[tuple[dict[str, int], list[str]]] = []
+        self.checks: list[tuple[dict[str, int], list[str]]] = []
         self.said: list[str] = []
 
     def output(self, node: Node) -> None:
         self.shown[node.host] = self.read(node.host)
 
-    def hear(self, node: Node, state: Mapping[str, Any]) -> None:
+    def update_state(self, node: Node, state: Mapping[str, Any]) -> None:
         pass
 
-    def look(self, written: Mapping[str, int], endings: Mapping[str, RankEnding]) -> StallReport | None:
-        self.looks.append((dict(written), list(endings)))
+    def check_stall(self, written: Mapping[str, int], endings: Mapping[str, RankEnding]) -> StallReport | None:
+        self.checks.append((dict(written), list(endings)))
         return None
 
     def say(self, text: str) -> None:
@@ -142,8 +142,8 @@ def test_order_of_causes_is_that_of_the_ends_not_of_the_news(nodes: list[LocalNo
 
 def test_a_stall_ends_the_job_if_it_is_hopeless(unwatched: list[LocalNode], tmp_path: Path) -> None:
     class Tired(JobObserver):
-        def look(self, written: Mapping[str, int], endings: Mapping[str, RankEnding]) -> StallReport | None:
-            super().look(written, endings)
+        def check_stall(self, written: Mapping[str, int], endings: Mapping[str, RankEnding]) -> StallReport | None:
+            super().check_stall(written, endings)
             if written != {"node0": 6, "node1": 6}:
                 return None
             return StallReport("it stands still", True) if self.said else StallReport("it waits", False)
@@ -152,8 +152,8 @@ def test_a_stall_ends_the_job_if_it_is_hopeless(unwatched: list[LocalNode], tmp_
     endings = followed(launched(unwatched, tmp_path, SLEEP), observer)
     assert [(one.state, one.because) for one in endings.values()] == [("stopped", "it stands still")] * 2
     assert observer.said == ["it waits"]
-    assert observer.looks[0] == ({"node0": 0, "node1": 0}, [])
-    assert observer.looks[-1][0] == {"node0": 6, "node1": 6}
+    assert observer.checks[0] == ({"node0": 0, "node1": 0}, [])
+    assert observer.checks[-1][0] == {"node0": 6, "node1": 6}
 
 
 def test_a_stop_on_request_is_no_failure(nodes: list[LocalNode], tmp_path: Path) -> None:
@@ -266,9 +266,9 @@ def test_a_node_that_only_this_machine_cannot_reach_is_not_lost(
     endings = followed(launch, observer)
     assert [(one.state, one.exit_code) for one in endings.values()] == [("succeeded", 0), ("succeeded", 0)]
     assert observer.said == [
-        f"this machine has heard nothing of rank 1 (node1) for 1 s: {CUT_OFF}. The job runs on, as far as is known; "
-        "it is tried again",
-        "rank 1 (node1) is heard of again",
+        f"this machine got no reply from rank 1 (node1) for 1 s: {CUT_OFF}. The job still runs, as far as is known; "
+        "this machine asks again",
+        "rank 1 (node1) replies again",
     ]
     assert observer.read("node1") == b"over\n"
 
@@ -279,8 +279,8 @@ def test_who_does_not_know_how_it_ends_says_so(
     live: int, nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The only node, or the only one that has not ended."""
-    monkeypatch.setattr(follow_module, "PATIENCE_SECONDS", 2)
-    monkeypatch.setattr(follow_module, "PATIENCE_TIMES", 2)
+    monkeypatch.setattr(follow_module, "NO_REPLY_SECONDS", 2)
+    monkeypatch.setattr(follow_module, "NO_REPLY_TIMES", 2)
     some = [nodes[1]] if live == 1 else nodes
     cut = cut_at_the_next_poll(nodes[1], monkeypatch)
     launch = launched(some, tmp_path, WAITS, node_timeout_seconds=1)
@@ -291,8 +291,8 @@ def test_who_does_not_know_how_it_ends_says_so(
         followed(launch, JobObserver(tmp_path, some))
     assert 2 < time.monotonic() - began < 8
     assert str(caught.value) == (
-        f"this machine has heard nothing of rank {live - 1} (node1) for 2 s: {CUT_OFF}. Whether the job runs on is not "
-        "known; to follow it again: ansible-playbook logs.yml -e job=job-1"
+        f"this machine got no reply from rank {live - 1} (node1) for 2 s: {CUT_OFF}. It is not known "
+        "whether the job still runs; to follow it again: ansible-playbook logs.yml -e job=job-1"
     )
     assert nodes[1].state()["state"] == "running"
     cut.cut = False
@@ -305,8 +305,8 @@ def test_who_does_not_know_how_it_ends_says_so(
 def test_this_machine_is_cut_off_from_all(
     nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(follow_module, "PATIENCE_SECONDS", 2)
-    monkeypatch.setattr(follow_module, "PATIENCE_TIMES", 2)
+    monkeypatch.setattr(follow_module, "NO_REPLY_SECONDS", 2)
+    monkeypatch.setattr(follow_module, "NO_REPLY_TIMES", 2)
     cuts = [cut_at_the_next_poll(node, monkeypatch) for node in nodes]
     launch = launched(nodes, tmp_path, WAITS, node_timeout_seconds=1)
     for cut in cuts:
@@ -314,8 +314,8 @@ def test_this_machine_is_cut_off_from_all(
     with pytest.raises(JobError) as caught:
         followed(launch, JobObserver(tmp_path, nodes))
     assert str(caught.value) == (
-        f"this machine has heard nothing of rank 0 (node0), rank 1 (node1) for 2 s: {CUT_OFF.replace('1', '0', 1)}. "
-        "The job runs on, as far as is known; to follow it again: ansible-playbook logs.yml -e job=job-1"
+        f"this machine got no reply from rank 0 (node0), rank 1 (node1) for 2 s: {CUT_OFF.replace('1', '0', 1)}. "
+        "The job still runs, as far as is known; to follow it again: ansible-playbook logs.yml -e job=job-1"
     )
     for cut in cuts:
         cut.cut = False
@@ -323,7 +323,7 @@ def test_this_machine_is_cut_off_from_all(
 
 
 def halt(node: LocalNode) -> None:
-    """Have the node's supervisor give no sign of life any more."""
+    """Have the node's supervisor send no heartbeat any more."""
     pid = node.supervisor()
     assert pid
     os.kill(pid, signal.SIGSTOP)
@@ -347,9 +347,9 @@ def test_a_node_that_the_others_have_given_up_is_lost(
     head = "" if victim else ", the head,"
     assert (other.state, other.because) == (
         "stopped",
-        f"the node of rank {victim} (node{victim}){head} gave no sign of life for 1 s",
+        f"the node of rank {victim} (node{victim}){head} sent no heartbeat for 1 s",
     )
-    assert (lost.state, lost.note, lost.unknown) == ("lost", "gave no sign of life for 1 s", False)
+    assert (lost.state, lost.note, lost.unknown) == ("lost", "sent no heartbeat for 1 s", False)
     cut.cut = False
 
 
@@ -378,7 +378,7 @@ def test_a_node_that_freezes_is_lost(nodes: list[LocalNode], tmp_path: Path) -> 
     frozen.thaw.set()
     assert [(one.state, one.note) for one in endings.values()] == [
         ("stopped", ""),
-        ("lost", "gave no sign of life for 1 s"),
+        ("lost", "sent no heartbeat for 1 s"),
     ]
 
 
@@ -450,7 +450,7 @@ def test_no_failing_poll_ends_a_job(
     endings = followed(launch, observer)
     assert [(one.state, one.exit_code, one.note) for one in endings.values()] == [("succeeded", 0, "")] * count
     assert [observer.read(node.host) for node in some] == [b"over\n"] * count
-    assert observer.said[0].startswith(f"this machine has heard nothing of rank {count - 1} (node1) for 1 s: ")
+    assert observer.said[0].startswith(f"this machine got no reply from rank {count - 1} (node1) for 1 s: ")
 
 
 @pytest.mark.usefixtures("_impatient")
@@ -505,7 +505,7 @@ def test_asking_again_does_not_hammer(nodes: list[LocalNode], tmp_path: Path, mo
 
 
 class Deaf(Connection):
-    """Cannot be told to stop for so many times."""
+    """Cannot be stopped so many times."""
 
     times = 1_000_000
 
@@ -521,12 +521,12 @@ class DeafAndUnwatched(Altered, Deaf):
 
 
 @pytest.mark.usefixtures("_impatient")
-def test_a_node_that_cannot_be_told_to_stop(
+def test_a_node_that_cannot_be_stopped(
     unwatched: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(follow_module, "STOP_SECONDS", 1)
-    monkeypatch.setattr(follow_module, "PATIENCE_SECONDS", 8)
-    monkeypatch.setattr(follow_module, "PATIENCE_TIMES", 0)
+    monkeypatch.setattr(follow_module, "NO_REPLY_SECONDS", 8)
+    monkeypatch.setattr(follow_module, "NO_REPLY_TIMES", 0)
     unwatched[0].connection = DeafAndUnwatched(("WATCH_AFTER_SECONDS = 1", "WATCH_AFTER_SECONDS = 9"))
     script = by_rank("time.sleep(600)", "raise SystemExit(1)")
     launch = launched(unwatched, tmp_path, script, grace_seconds=1)
@@ -535,11 +535,11 @@ def test_a_node_that_cannot_be_told_to_stop(
     assert time.monotonic() - began < 25
     assert (endings["node0"].state, endings["node0"].note, endings["node0"].unknown) == (
         "lost",
-        "could not be told to stop (node0 is unreachable: Connection refused), and may be running there still",
+        "could not be stopped (node0 is unreachable: Connection refused), and may still run there",
         True,
     )
     assert observer.said == [
-        "rank 0 (node0) could not be told to stop: node0 is unreachable: Connection refused; it is tried again"
+        "rank 0 (node0) could not be stopped: node0 is unreachable: Connection refused; this machine tries again"
     ]
 
 
@@ -561,7 +561,9 @@ def test_what_a_stop_leaves_is_said(unwatched: list[LocalNode], tmp_path: Path) 
     observer = JobObserver(tmp_path, unwatched)
     followed(launch, observer)
     until(lambda: observer.said)
-    assert observer.said == ["node0 still runs processes of the job that cannot be ended: 4711; it is tried again"]
+    assert observer.said == [
+        "node0 still runs processes of the job that cannot be ended: 4711; this machine tries again"
+    ]
 
 
 @pytest.mark.usefixtures("_impatient")
@@ -574,8 +576,8 @@ def test_a_stop_on_request_that_nobody_confirms_is_none(
     with pytest.raises(JobError) as caught:
         following(launch, JobObserver(tmp_path, nodes[:1])).run(lambda: False, stop=True)
     assert str(caught.value) == (
-        f"rank 0 (node0) could not be told to stop ({CUT_OFF.replace('1', '0', 1)}), and may be running there still. "
-        "Whether the job runs on is not known; to stop it: ansible-playbook stop.yml -e job=job-1"
+        f"rank 0 (node0) could not be stopped ({CUT_OFF.replace('1', '0', 1)}), and may still run there. "
+        "It is not known whether the job still runs; to stop it: ansible-playbook stop.yml -e job=job-1"
     )
     cut.cut = False
     assert nodes[0].state()["state"] == "running"
@@ -632,8 +634,8 @@ def test_a_full_disk_here_is_the_end_of_following(unwatched: list[LocalNode], tm
     with pytest.raises(JobError) as caught:
         followed(launch, observer)
     assert str(caught.value) == (
-        "the log of rank 1 (node1) cannot be written: [Errno 28] No space left on device. The job runs on; to follow "
-        "it again: ansible-playbook logs.yml -e job=job-1"
+        "the log of rank 1 (node1) cannot be written: [Errno 28] No space left on device. The job still runs; to "
+        "follow it again: ansible-playbook logs.yml -e job=job-1"
     )
     assert [node.state()["state"] for node in unwatched] == ["running", "running"]
 
@@ -770,7 +772,7 @@ def test_several_may_follow_a_job_at_once(nodes: list[LocalNode], tmp_path: Path
 
 
 def test_a_node_that_answers_late_is_no_silent_one(nodes: list[LocalNode], tmp_path: Path) -> None:
-    """Whoever shows must not block; even so, a poll that took long is a sign of life when it comes."""
+    """Whoever shows must not block; even so, a poll that took long counts as a heartbeat when it comes."""
     waits: Callable[[], bool] = lambda: False  # noqa: E731
     launch = launched(nodes, tmp_path, "import time\nfor n in range(60):\n    print(n)\n    time.sleep(0.05)")
     endings = following(launch, JobObserver(tmp_path, nodes), "node0 node1").run(waits)

@@ -83,7 +83,7 @@ def altered_payloads(payload: bytes) -> Iterator[bytes]:
 
 def refusals() -> Iterator[Any]:
     """Yield refusals, with what may come with one and what may not."""
-    holder = {"id": JOB, "user": "u", "start": "now", "pid": "1", "born": "2", "prepared": True}
+    holder = {"id": JOB, "user": "u", "start": "now", "pid": "1", "process_start": "2", "prepared": True}
     for fact in ({}, {"busy": holder}, {"taken": 40001}, {"running": True}, {"host": "gpu-1"}, {"state": "x"}, {1: 2}):
         yield from altered({"ok": False, "refusal": "is tired", **fact})
 
@@ -327,7 +327,7 @@ class Scene:
 @pytest.fixture(autouse=True)
 def _nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(follow, "QUIET_SECONDS", 0.0)
-    monkeypatch.setattr(follow, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(follow, "CHECK_SECONDS", 0.01)
     monkeypatch.setattr(artifacts, "RETRY_SECONDS", 0.01)
     monkeypatch.setattr(checkpoints, "RETRY_SECONDS", 0.01)
 

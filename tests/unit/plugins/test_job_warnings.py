@@ -111,7 +111,7 @@ def test_a_checkpoint_that_nobody_read(uses: str, remedy: str) -> None:
     """S9."""
     unread, read = parts(True, True, checkpoint_read=False), parts(True, True, checkpoint_read=True)
     said = job_warnings.warning(about(uses), unread, ended=True)
-    assert said == f"the script has not read CKPT_PATH, so it began anew; {remedy}"
+    assert said == f"the script has not read CKPT_PATH, so it started from the beginning; {remedy}"
     assert job_warnings.warning(about(uses), unread, ended=False) == f"the script has not read CKPT_PATH yet; {remedy}"
     assert job_warnings.warning(about(uses), [unread[0], read[1]], ended=True) == ""  # it may tell the others
 

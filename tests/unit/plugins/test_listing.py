@@ -61,7 +61,7 @@ def test_the_state_of_a_job(states: list[str], expected: str) -> None:
 
 
 def test_a_rank_that_was_stopped_because_of_another_says_that_the_job_failed() -> None:
-    assert view("stopped", "unknown", because={0: "the node of rank 1 gave no sign of life"}).state == "failed"
+    assert view("stopped", "unknown", because={0: "the node of rank 1 sent no heartbeat"}).state == "failed"
 
 
 def test_since() -> None:

@@ -359,12 +359,12 @@ def test_a_node_that_does_not_answer(nodes: list[LocalNode], tmp_path: Path, mon
         with pytest.raises(JobError) as caught:
             resume_point.find_resume_point(job, path, tmp_path / "runs", desk_of(nodes))
         assert str(caught.value) == (
-            f"checkpoint {path} is a folder, of which node1 may have a part too, but {away}; have it answer, or if it "
-            "has none, leave it out of the inventory"
+            f"checkpoint {path} is a folder, and node1 may have a part of it, but {away}; make that node reachable, or "
+            "if it has no part, leave it out of the inventory"
         )
     for path, source in (("last.pt", "node0"), ("here.pt", f"{tmp_path}/here.pt on this machine")):
         found = resume_point.find_resume_point(JOB, path, tmp_path / "runs", desk_of(nodes))
-        assert found.words.endswith(f", from {source}")
+        assert found.description.endswith(f", from {source}")
         assert found.notes == (f"whether node1 has checkpoint {path} is not known: {away}",)
     stat = "        os.stat(path)\n    except PermissionError:"
     nodes[1].connection = Altered((stat, stat.replace("os.stat(path)", "raise PermissionError")))
@@ -372,7 +372,7 @@ def test_a_node_that_does_not_answer(nodes: list[LocalNode], tmp_path: Path, mon
     assert found.notes == (f"node1 does not let {ME}, as whom jobs run, look at {tmp_path}/c",)
     nodes[0].connection = nodes[1].connection = Lost()
     found = resume_point.find_resume_point("", f"{tmp_path}/c", tmp_path / "runs", desk_of(nodes))
-    assert found.words.endswith(f", from {tmp_path}/c on this machine")
+    assert found.description.endswith(f", from {tmp_path}/c on this machine")
     assert found.notes == tuple(
         f"whether {host} has checkpoint {tmp_path}/c is not known: {host} is unreachable: no route to host"
         for host in ("node0", "node1")

@@ -35,14 +35,14 @@ class Scene:
         self.looked.append(seconds)
 
     def silence(self, seconds: float) -> None:
-        """Let so much time have passed since the last sign of life."""
+        """Let so much time have passed since the last output."""
         watch = self.observer._watch
-        watch.look({"node0": 0, "node1": 0}, 0)
+        watch.check({"node0": 0, "node1": 0}, 0)
         now = watch._clock()
         watch._clock = lambda: now + seconds
 
     def look(self) -> stall.StallReport | None:
-        report = self.observer.look({"node0": 0, "node1": 0}, {})
+        report = self.observer.check_stall({"node0": 0, "node1": 0}, {})
         self.reports += [report] if report else []
         return report
 
@@ -138,10 +138,10 @@ def test_a_silence_after_the_rendezvous_ends_nothing(scene: Any) -> None:
     assert (one.gathered, one.reports, one.said) == (1, [], [])
 
 
-def hear(one: Any, *states: dict[str, Any]) -> list[str]:
+def states_reported(one: Any, *states: dict[str, Any]) -> list[str]:
     """Return what is said of these states that is new."""
     for rank, state in enumerate(states):
-        one.observer.hear(SimpleNamespace(rank=rank, host=f"node{rank}"), state)
+        one.observer.update_state(SimpleNamespace(rank=rank, host=f"node{rank}"), state)
     known = len(one.said)
     one.look()
     one.look()
@@ -152,32 +152,37 @@ def hear(one: Any, *states: dict[str, Any]) -> list[str]:
 def test_ranks_that_have_not_met_and_then_have(scene: Any) -> None:
     """S1: said once all nodes have looked long enough, and taken back."""
     one = scene()
-    assert hear(one, {"state": "running"}, {"state": "running"}) == []
-    assert hear(one, {"met": False}, {"state": "running"}) == []
-    (said,) = hear(one, {"met": False}, {"met": False})
+    assert states_reported(one, {"state": "running"}, {"state": "running"}) == []
+    assert states_reported(one, {"met": False}, {"state": "running"}) == []
+    (said,) = states_reported(one, {"met": False}, {"met": False})
     assert said.startswith("the ranks have not met yet: no process of the job listened at MASTER_PORT 29500 on node0")
-    assert hear(one, {"met": True}, {"met": True}) == ["the ranks have met now"]
+    assert states_reported(one, {"met": True}, {"met": True}) == ["the ranks have met now"]
 
 
 def test_ranks_that_met_are_no_news(scene: Any) -> None:
-    assert hear(scene(), {"met": True, "checkpoint_read": False}, {"met": True}) == [
+    assert states_reported(scene(), {"met": True, "checkpoint_read": False}, {"met": True}) == [
         "the script has not read CKPT_PATH yet; load what CKPT_PATH names"
     ]
     one = scene()
-    assert hear(one, {"met": True}, {"met": True}) == []
-    assert hear(one, {"met": True, "checkpoint_read": True}, {"met": True}) == ["goes on from J, step 7"]
+    assert states_reported(one, {"met": True}, {"met": True}) == []
+    assert states_reported(one, {"met": True, "checkpoint_read": True}, {"met": True}) == ["goes on from J, step 7"]
 
 
 def test_a_rank_that_waits_for_those_that_have_ended(scene: Any) -> None:
     """S2: a second Trainer on rank 0 only."""
     one = scene(found("rank 0 waits", rendezvous=True), rendezvous_timeout_seconds=120)
     ended = {"node1": SimpleNamespace(state="succeeded")}
-    one.observer.look({"node0": 0, "node1": 0}, ended)
+    one.observer.check_stall({"node0": 0, "node1": 0}, ended)
     now = one.observer._watch._clock()
     one.observer._watch._clock = lambda: now + 21
-    until(lambda: one.reports.extend(filter(None, [one.observer.look({"node0": 0, "node1": 0}, ended)])) or one.reports)
+
+    def reported() -> bool:
+        one.reports.extend(filter(None, [one.observer.check_stall({"node0": 0, "node1": 0}, ended)]))
+        return bool(one.reports)
+
+    until(reported)
     (report,) = one.reports
     assert report.hopeless and report.sentence == (
-        "nothing was printed for 21 s: rank 0 waits; 1 rank ended well before, so nobody comes any more: what one rank "
-        "does for itself, such as with a second Trainer, needs num_nodes=1"
+        "nothing was printed for 21 s: rank 0 waits; 1 rank had ended with code 0, and cannot join any more: "
+        "what only one rank does, such as with a second Trainer, needs num_nodes=1"
     )

@@ -53,11 +53,11 @@ def test_args(args: Any, expected: list[str]) -> None:
             "script_args has unbalanced quotes (No closing quotation): --name 'oops; close them, or give a list",
         ),
         ("oops\\", "script_args has unbalanced quotes (No escaped character): oops\\; close them, or give a list"),
-        (["a\0b"], "script_args has a word with a null byte, which no command line can hold; remove it"),
-        (None, "script_args is None; give a string such as '--max-epochs 3', or a list of words"),
-        (3, "script_args is 3; give a string such as '--max-epochs 3', or a list of words"),
-        ([["a"]], "script_args is [['a']]; give a string such as '--max-epochs 3', or a list of words"),
-        ({"a": 1}, "script_args is {'a': 1}; give a string such as '--max-epochs 3', or a list of words"),
+        (["a\0b"], "script_args has an argument with a null byte, which no command line can hold; remove it"),
+        (None, "script_args is None; give a string such as '--max-epochs 3', or a list of arguments"),
+        (3, "script_args is 3; give a string such as '--max-epochs 3', or a list of arguments"),
+        ([["a"]], "script_args is [['a']]; give a string such as '--max-epochs 3', or a list of arguments"),
+        ({"a": 1}, "script_args is {'a': 1}; give a string such as '--max-epochs 3', or a list of arguments"),
     ],
 )
 def test_args_that_are_none(args: Any, message: str) -> None:

@@ -182,7 +182,7 @@ DEFECTS: dict[str, tuple[Defect, str, str, str]] = {
     "hostname-pinned": (
         lambda: say(say(healthy(), "node1", resolved=["127.0.1.1"]), "node2", resolved=["127.0.1.1", "198.18.0.12"]),
         *("names.hostname", "warning"),
-        "each of node1, node2 resolves its own name to 127.0.1.1; jobs are safe from it, for "
+        "each of node1, node2 resolves its own name to 127.0.1.1; jobs are safe from it, because "
         "GLOO_SOCKET_IFNAME pins the "
         "interface, but a script started by hand would hang; take the name off the 127.0.x.x line of /etc/hosts there",
     ),
@@ -322,9 +322,9 @@ DEFECTS: dict[str, tuple[Defect, str, str, str]] = {
         "node1 has 2 GPUs by its driver, but torch sees 1; look at `nvidia-smi -L` and CUDA_VISIBLE_DEVICES in job_env",
     ),
     "dead-driver": (
-        said_with_gpus("node1", gpus={"csv": "", "problem": "nvidia-smi says: No devices were found"}),
+        said_with_gpus("node1", gpus={"csv": "", "problem": "nvidia-smi fails: No devices were found"}),
         *("hardware.gpus", "failed"),
-        "node1 cannot say what GPUs it has: nvidia-smi says: No devices were found; look at the driver there",
+        "node1 cannot say what GPUs it has: nvidia-smi fails: No devices were found; look at the driver there",
     ),
     "other-model": (
         said_with_gpus("node1", gpus={"csv": "".join(RTX.format(index=index) for index in range(2))}),

@@ -38,12 +38,12 @@ REDUCED = [
 DONE = [*REDUCED, {"step": "done"}]
 
 
-def said(told: list[dict[str, Any]], words: str = "", late: bool = False) -> dict[str, Any]:
-    return {"told": told, "words": words, "late": late}
+def reply_of(messages: list[dict[str, Any]], error: str = "", late: bool = False) -> dict[str, Any]:
+    return {"messages": messages, "error": error, "late": late}
 
 
-def with_gpus(told: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{"gpus": 8} if "gpus" in words else words for words in told]
+def with_gpus(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"gpus": 8} if "gpus" in message else message for message in messages]
 
 
 def cluster_of(count: int, replies: Mapping[str, Any]) -> ClusterFacts:
@@ -51,7 +51,7 @@ def cluster_of(count: int, replies: Mapping[str, Any]) -> ClusterFacts:
     topology = topology_of(count)
 
     def answer(host: str, request: Mapping[str, Any]) -> Any:
-        reply = replies.get(host, said(DONE))
+        reply = replies.get(host, reply_of(DONE))
         return reply if isinstance(reply, Exception) else (reply, b"")
 
     gang: Any = FakeGang(topology, try_program=answer)
@@ -89,11 +89,11 @@ def test_how_long_the_next_size_takes() -> None:
 def test_a_healthy_cluster() -> None:
     cluster = cluster_of(4, {})
     gloo, nccl, slow = checks(cluster)
-    words = "1.0 kB at 1.5 MB/s, 1.0 MB at 150 MB/s"
+    sizes = "1.0 kB at 1.5 MB/s, 1.0 MB at 150 MB/s"
     assert gloo == Verdict(
         GLOO,
         "ok",
-        f"all 4 nodes reduce together; bus bandwidth by message: {words}",
+        f"all 4 nodes reduce together; bus bandwidth by message: {sizes}",
         {
             "sizes": [
                 {"bytes": 1000, "milliseconds": 1.0, "bus_bytes_per_second": 1.5e6},
@@ -150,36 +150,35 @@ LOST = {"error": "RuntimeError: [../tcp/pair.cc:538] Connection closed by peer [
     ("replies", "expected"),
     [
         (
-            {"node1": said([*AT_TORCH, {"error": "ImportError: libx.so"}]), "node0": said(AT_MEET, late=True)},
-            "node1 failed at importing torch: ImportError: libx.so, and the others waited for it in vain; "
+            {"node1": reply_of([*AT_TORCH, {"error": "ImportError: libx.so"}]), "node0": reply_of(AT_MEET, late=True)},
+            "node1 failed at importing torch: ImportError: libx.so, and the others waited for it; "
             "run: ansible-playbook setup.yml",
         ),
         (
-            {"node1": said(AT_TORCH, late=True), "node2": said(AT_TORCH, late=True)},
-            "each of node1, node2 did not get done with importing torch within 120 s, and the others waited for them "
-            "in vain; look at the load and the disk there, or give it more time with "
+            {"node1": reply_of(AT_TORCH, late=True), "node2": reply_of(AT_TORCH, late=True)},
+            "each of node1, node2 did not finish importing torch within 120 s, and the others waited for "
+            "them; look at the load and the disk there, or give it more time with "
             "preflight_collective_timeout_seconds",
         ),
         (
-            dict.fromkeys(("node0", "node1", "node2"), said([*AT_MEET, {"step": "connect"}], late=True)),
-            "each of node0, node1, node2 did not get done with connecting to all others through gloo within 120 s; "
+            dict.fromkeys(("node0", "node1", "node2"), reply_of([*AT_MEET, {"step": "connect"}], late=True)),
+            "each of node0, node1, node2 did not finish connecting to all others through gloo within 120 s; "
             "see reach.ephemeral and names.hostname",
         ),
         (
             {
-                "node0": said([*AT_GLOO, LOST]),
-                "node1": said(AT_GLOO, "was killed by SIGKILL"),
-                "node2": said([*AT_GLOO, LOST]),
+                "node0": reply_of([*AT_GLOO, LOST]),
+                "node1": reply_of(AT_GLOO, "was killed by SIGKILL"),
+                "node2": reply_of([*AT_GLOO, LOST]),
             },
-            "node1 failed at reducing through gloo: was killed by SIGKILL, and the others waited for it in vain; "
-            "see reach.mtu",
+            "node1 failed at reducing through gloo: was killed by SIGKILL, and the others waited for it; see reach.mtu",
         ),
         (
-            {"node1": said([], "No module named 'encodings'")},
+            {"node1": reply_of([], "No module named 'encodings'")},
             "node1 failed at starting the environment's Python: No module named 'encodings', and the others waited for "
-            "it in vain; run: ansible-playbook setup.yml",
+            "it; run: ansible-playbook setup.yml",
         ),
-        ({"node2": said(AT_MEET)}, "node2 ended at meeting the others at the head, and the others waited for it in"),
+        ({"node2": reply_of(AT_MEET)}, "node2 ended at meeting the others at the head, and the others waited for it;"),
         ({"node1": NodeError("node1", "has no user thunderhead")}, "node1 has no user thunderhead"),
     ],
 )
@@ -192,11 +191,11 @@ def test_who_stands_in_the_way(replies: Mapping[str, Any], expected: str) -> Non
 
 def test_nccl() -> None:
     own = [{"backend": "nccl", "bytes": 1000000, "took": 0.0001}, {"step": "done"}]
-    done = said(with_gpus([*REDUCED, {"step": "nccl"}, *own]))
+    done = reply_of(with_gpus([*REDUCED, {"step": "nccl"}, *own]))
     found = judged(2, dict.fromkeys(("node0", "node1"), done))
     assert found[NCCL] == ("ok", "all 2 nodes reduce together; bus bandwidth by message: 1.0 MB at 10.0 GB/s")
-    broken = said(with_gpus([*REDUCED, {"step": "nccl"}, {"error": "DistBackendError: NCCL error: unhandled"}]))
-    late = said(with_gpus([*REDUCED, {"step": "nccl"}]), late=True)
+    broken = reply_of(with_gpus([*REDUCED, {"step": "nccl"}, {"error": "DistBackendError: NCCL error: unhandled"}]))
+    late = reply_of(with_gpus([*REDUCED, {"step": "nccl"}]), late=True)
     found = judged(2, {"node0": late, "node1": broken})
     assert found[GLOO][0] == "ok"
     assert found[NCCL][0] == "failed"
@@ -204,7 +203,7 @@ def test_nccl() -> None:
 
 
 def test_gpus_on_some_nodes_only() -> None:
-    found = judged(2, {"node0": said(with_gpus(DONE))})
+    found = judged(2, {"node0": reply_of(with_gpus(DONE))})
     assert found[NCCL] == ("skipped", "torch sees no GPU on node1")
     assert found[GLOO][0] == "ok"
 
@@ -213,8 +212,10 @@ LOOK = "look at the link there (ethtool, ip -s link, cable, switch port), at the
 
 
 def tried(*speeds: tuple[int, float]) -> dict[str, Any]:
-    """What a node tells that has exchanged data with peers, by rank."""
-    return said([*REDUCED, *({"backend": "gloo", "peer": peer, "speed": s} for peer, s in speeds), {"step": "done"}])
+    """The reply of a node that has exchanged data with peers, by rank."""
+    return reply_of(
+        [*REDUCED, *({"backend": "gloo", "peer": peer, "speed": s} for peer, s in speeds), {"step": "done"}]
+    )
 
 
 def test_a_slow_node() -> None:
@@ -230,7 +231,7 @@ def test_only_the_slowest_explains_a_slow_all_reduce() -> None:
     ring = {"backend": "gloo", "bytes": 1000000, "took": 1.0}  # 1.75 MB/s
     replies = {f"node{rank}": tried((rank ^ 1, 1e9)) for rank in range(8)}
     replies |= {"node3": tried((2, 1e6)), "node4": tried((5, 1e8))}
-    replies["node0"]["told"].append(ring)
+    replies["node0"]["messages"].append(ring)
     (status, sentence) = judged(8, replies)[SLOW]
     assert status == "warning"
     assert sentence.startswith("node3 reaches 1.0 MB/s with its fastest peer, and")
@@ -247,7 +248,7 @@ def test_a_slow_pair_is_no_slow_node() -> None:
 
 
 @pytest.mark.parametrize(
-    "words",
+    "message",
     [
         {"step": ["x"]},
         {"step": "other"},
@@ -260,9 +261,9 @@ def test_a_slow_pair_is_no_slow_node() -> None:
         {"error": {"a": ["\033[2J"]}},
     ],
 )
-def test_a_node_that_tells_nonsense(words: dict[str, Any]) -> None:
-    told = json.loads(json.dumps([words, *DONE, words]))
-    found = judged(3, {"node1": said(told), "node0": said(told)})
+def test_a_node_with_invalid_messages(message: dict[str, Any]) -> None:
+    messages = json.loads(json.dumps([message, *DONE, message]))
+    found = judged(3, {"node1": reply_of(messages), "node0": reply_of(messages)})
     assert set(found) == set(CHECKS)
 
 
@@ -303,6 +304,6 @@ def test_a_real_node_without_torch(nodes: list[LocalNode]) -> None:
     found = real(nodes, collective_timeout_seconds=25)  # node0 has to be done with importing torch
     assert (found[GLOO].status, found[GLOO].sentence) == (
         "failed",
-        "node1 failed at importing torch: ModuleNotFoundError: No module named 'torch', and the others waited for it "
-        "in vain; run: ansible-playbook setup.yml",
+        "node1 failed at importing torch: ModuleNotFoundError: No module named 'torch', and the others waited for "
+        "it; run: ansible-playbook setup.yml",
     )

@@ -60,7 +60,7 @@ def all_pairs(count: int, why: str) -> list[tuple[int, int, str]]:
         (
             3,
             [(0, 2, "no route"), (1, 2, "no route")],
-            [f"every other node is told of no route to node2 (port 47011): a firewall rejects it; {SETUP}"],
+            [f"every other node has no route to node2 (port 47011): a firewall rejects it; {SETUP}"],
         ),
         (
             4,
@@ -126,8 +126,8 @@ def test_master_port_where_the_head_listens_for_the_probe() -> None:
 
 
 SMALL = (
-    "something on the way carries less than the interfaces' MTU and does not say so; find out how much with "
-    "ping -M do -s BYTES, and set that MTU on the nodes' interfaces, or mend it there"
+    "something on the way carries less than the interfaces' MTU and does not report it; find out how much with "
+    "ping -M do -s BYTES, and set that MTU on the nodes' interfaces, or repair that there"
 )
 
 

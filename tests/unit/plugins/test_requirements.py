@@ -245,8 +245,8 @@ def test_a_freeze_of_a_machine_is_told_at_once(tmp_path: Path) -> None:
         "requirements.txt line 11 names file:///home/me/old-1.0.1%2Bcu118torch2.1-cp310-cp310-linux_x86_64.whl, a "
         "place on the machine that made this list; write old==1.0.1",
         "Lines that often fit only the machine that made the list:",
-        "requirements.txt line 5 pins the build cu121 of torch; write torch==2.1.0: which build a node gets is said by "
-        "python_env_torch_backend",
+        "requirements.txt line 5 pins the build cu121 of torch; write torch==2.1.0: python_env_torch_backend "
+        "sets which build a node gets",
         "requirements.txt line 6 belongs to one build of torch, which brings what it needs itself; leave it out",
         "requirements.txt line 10 is only for another system than Linux; leave it out",
     ]
@@ -426,7 +426,7 @@ def test_variables_for_the_machine_that_resolves(tmp_path: Path, monkeypatch: py
         (
             "setup.py",
             "import x\n",
-            "setup.py says how a project is built; write -e . into a requirements.txt beside it",
+            "setup.py defines how a project is built; write -e . into a requirements.txt beside it",
         ),
         ("poetry.lock", "", "poetry.lock is another tool's lock file; run: poetry export -o requirements.txt, and"),
         ("requirements.txt", "-r base.txt\n", "requirements.txt line 1 names base.txt, and there is no file base.txt"),

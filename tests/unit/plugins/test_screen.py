@@ -59,7 +59,7 @@ class Terminal:
     def write(self, rank: int, data: bytes, shown: Screen | None = None) -> None:
         self.logs[rank].write(data, self.logs[rank].size)
         if shown:
-            shown.look()
+            shown.check_logs()
 
     def stand_still(self, shown: Screen) -> None:
         """Take one line of the engine's, and then no more until ``open`` is set."""

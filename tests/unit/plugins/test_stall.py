@@ -31,10 +31,10 @@ class Clock:
         return self.now
 
 
-def told(watch: StallDetector, clock: Clock, seconds: float, printed: int = 0, ended: int = 0) -> Silence | None:
-    """What the watch says ``seconds`` after its begin."""
+def silence_at(watch: StallDetector, clock: Clock, seconds: float, printed: int = 0, ended: int = 0) -> Silence | None:
+    """Return the silence that the watch reports ``seconds`` after its start."""
     clock.now = 1000.0 + seconds
-    return watch.look({"node0": printed, "node1": 0}, ended)
+    return watch.check({"node0": printed, "node1": 0}, ended)
 
 
 def watch_of(stall_timeout: float | None, rendezvous_timeout: float | None) -> tuple[StallDetector, Clock]:
@@ -44,39 +44,39 @@ def watch_of(stall_timeout: float | None, rendezvous_timeout: float | None) -> t
 
 def test_a_stall_is_told_once_per_silence() -> None:
     watch, clock = watch_of(60, 0)
-    assert told(watch, clock, 0) is None
-    assert told(watch, clock, 59.9) is None
-    assert told(watch, clock, 60.1) == Silence(pytest.approx(60.1), stall=True, rendezvous=False)  # type: ignore[arg-type]
-    assert told(watch, clock, 90) is None
-    assert told(watch, clock, 100, printed=5) is None
-    assert told(watch, clock, 159, printed=5) is None
-    assert told(watch, clock, 160, printed=5) == Silence(60, stall=True, rendezvous=False)
-    assert told(watch, clock, 170, printed=5, ended=1) is None
-    assert told(watch, clock, 230, printed=5, ended=1) == Silence(60, stall=True, rendezvous=False, ended=1)
+    assert silence_at(watch, clock, 0) is None
+    assert silence_at(watch, clock, 59.9) is None
+    assert silence_at(watch, clock, 60.1) == Silence(pytest.approx(60.1), stall=True, rendezvous=False)  # type: ignore[arg-type]
+    assert silence_at(watch, clock, 90) is None
+    assert silence_at(watch, clock, 100, printed=5) is None
+    assert silence_at(watch, clock, 159, printed=5) is None
+    assert silence_at(watch, clock, 160, printed=5) == Silence(60, stall=True, rendezvous=False)
+    assert silence_at(watch, clock, 170, printed=5, ended=1) is None
+    assert silence_at(watch, clock, 230, printed=5, ended=1) == Silence(60, stall=True, rendezvous=False, ended=1)
 
 
 def test_a_rendezvous_is_told_again_when_the_job_is_twice_as_old() -> None:
     watch, clock = watch_of(None, 120)
-    assert told(watch, clock, 0) is None
-    assert told(watch, clock, 119) is None
-    assert told(watch, clock, 120) == Silence(120, stall=False, rendezvous=True)
-    assert told(watch, clock, 239) is None
-    assert told(watch, clock, 240) == Silence(240, stall=False, rendezvous=True)
-    assert told(watch, clock, 400, printed=5) is None
-    assert told(watch, clock, 519, printed=5) is None
-    assert told(watch, clock, 520, printed=5) == Silence(120, stall=False, rendezvous=True)
+    assert silence_at(watch, clock, 0) is None
+    assert silence_at(watch, clock, 119) is None
+    assert silence_at(watch, clock, 120) == Silence(120, stall=False, rendezvous=True)
+    assert silence_at(watch, clock, 239) is None
+    assert silence_at(watch, clock, 240) == Silence(240, stall=False, rendezvous=True)
+    assert silence_at(watch, clock, 400, printed=5) is None
+    assert silence_at(watch, clock, 519, printed=5) is None
+    assert silence_at(watch, clock, 520, printed=5) == Silence(120, stall=False, rendezvous=True)
     watch.past_rendezvous()
-    assert told(watch, clock, 9999, printed=5) is None
+    assert silence_at(watch, clock, 9999, printed=5) is None
 
 
 def test_who_comes_later_counts_from_the_jobs_start() -> None:
     """The next look is when the job is twice as old, not when the follower is."""
     clock = Clock()
     watch = StallDetector(None, 120, clock, age_seconds=280)
-    assert told(watch, clock, 0) is None
-    assert told(watch, clock, 120) == Silence(120, stall=False, rendezvous=True)
-    assert told(watch, clock, 519) is None
-    assert told(watch, clock, 520) == Silence(520, stall=False, rendezvous=True)
+    assert silence_at(watch, clock, 0) is None
+    assert silence_at(watch, clock, 120) == Silence(120, stall=False, rendezvous=True)
+    assert silence_at(watch, clock, 519) is None
+    assert silence_at(watch, clock, 520) == Silence(520, stall=False, rendezvous=True)
 
 
 def test_who_is_left_is_looked_at_soon() -> None:
@@ -85,25 +85,25 @@ def test_who_is_left_is_looked_at_soon() -> None:
         watch, clock = watch_of(None, 120)
         if met:
             watch.past_rendezvous()
-        assert told(watch, clock, 0) is None
-        assert told(watch, clock, 50, printed=5, ended=1) is None
-        assert told(watch, clock, 69, printed=5, ended=1) is None
-        assert told(watch, clock, 70, printed=5, ended=1) == Silence(20, stall=False, rendezvous=True, ended=1)
-        assert told(watch, clock, 90, printed=5, ended=1) is None, "once"
-        assert told(watch, clock, 111, printed=5, ended=2) is None
-        assert told(watch, clock, 131, printed=5, ended=2) == Silence(20, stall=False, rendezvous=True, ended=2)
+        assert silence_at(watch, clock, 0) is None
+        assert silence_at(watch, clock, 50, printed=5, ended=1) is None
+        assert silence_at(watch, clock, 69, printed=5, ended=1) is None
+        assert silence_at(watch, clock, 70, printed=5, ended=1) == Silence(20, stall=False, rendezvous=True, ended=1)
+        assert silence_at(watch, clock, 90, printed=5, ended=1) is None, "once"
+        assert silence_at(watch, clock, 111, printed=5, ended=2) is None
+        assert silence_at(watch, clock, 131, printed=5, ended=2) == Silence(20, stall=False, rendezvous=True, ended=2)
 
 
 def test_both_at_once() -> None:
     watch, clock = watch_of(120, 120)
-    assert told(watch, clock, 0) is None
-    assert told(watch, clock, 121) == Silence(121, stall=True, rendezvous=True)
+    assert silence_at(watch, clock, 0) is None
+    assert silence_at(watch, clock, 121) == Silence(121, stall=True, rendezvous=True)
 
 
 @pytest.mark.parametrize("off", [0, None])
 def test_off(off: int | None) -> None:
     watch, clock = watch_of(off, off)
-    assert all(told(watch, clock, seconds) is None for seconds in (0, 1e9))
+    assert all(silence_at(watch, clock, seconds) is None for seconds in (0, 1e9))
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ def runs_firewalld() -> bool:
     """Return whether a process is firewalld's; it may not be ready yet."""
     for pid in filter(str.isdigit, os.listdir("/proc")):
         with suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
-            if any(word.endswith(b"/firewalld") for word in file.read(4096).split(b"\0")[:4]):
+            if any(part.endswith(b"/firewalld") for part in file.read(4096).split(b"\0")[:4]):
                 return True
     return False
 
@@ -26,6 +26,6 @@ def runs_firewalld() -> bool:
 def enables_ufw() -> bool:
     """Return whether ufw is loaded when the machine starts, by its settings, which are read as ufw reads them."""
     with suppress(OSError), open("/etc/ufw/ufw.conf", errors="replace") as settings:
-        words = (line.partition("#")[0].lower().partition("=") for line in settings)
-        return any(name.strip() == "enabled" and value.strip().strip("'\"") == "yes" for name, _is, value in words)
+        assignments = (line.partition("#")[0].lower().partition("=") for line in settings)
+        return any(name.strip() == "enabled" and value.strip().strip("'\"") == "yes" for name, _, value in assignments)
     return False

@@ -38,7 +38,7 @@ Operation = Callable[[Request, bytes], tuple[Reply, bytes]]
 ANSWER_SECONDS = 120
 """How long an agent may take besides what the request itself asks for."""
 LAST_SECONDS = 15
-"""How long one that has to give up may take to undo what it has begun, and to say so; then it ends without a word."""
+"""How long one that has to give up may take to undo what it has begun and to reply; then it ends without a reply."""
 PIECE_BYTES = 2**18
 
 
@@ -68,7 +68,7 @@ def answer(request: Request, operation: Operation) -> None:
 
 
 def extend_deadline(seconds: float) -> None:
-    """Let this agent take so long from now on: then it gives up what it does, whatever holds it, and says so.
+    """Let this agent take so long from now on: then it gives up what it does, whatever holds it, and reports that.
 
     A fork of it is not bound by that.
     """
@@ -110,7 +110,7 @@ def read_payload() -> bytes:
 
 
 def failure_reply(request: Request, error: BaseException) -> Reply:
-    """Return what is said instead of an answer."""
+    """Return the reply to a request that failed."""
     if isinstance(error, Refusal):
         return {"refusal": str(error), **error.facts}
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

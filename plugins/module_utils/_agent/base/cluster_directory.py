@@ -1,7 +1,7 @@
 # Copyright (c) The Thunderhead developers
 # Simplified BSD License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
 # SPDX-License-Identifier: BSD-2-Clause
-"""Make the cluster directory, and tell what in it is Thunderhead's.
+"""Make the cluster directory, and list what in it is Thunderhead's.
 
 Of what it holds only that is removed which has the very form of what setup or a job makes.
 """
@@ -171,7 +171,7 @@ def is_of_0_1_0(path: str, names: list[str]) -> bool:
 
 
 def is_own_folder(path: str, mode: int | None = None) -> bool:
-    """Return whether it is a folder that nobody else may write in; where a mode is given, with that mode.
+    """Return whether it is a folder that no other account may write in; where a mode is given, with that mode.
 
     It may lie behind a link: in a cluster directory that ``real_path`` accepts, only we and root can make one.
     """

@@ -18,7 +18,7 @@ class Refusal(Exception):
 
 
 def error_text(error: BaseException) -> str:
-    """Return an exception's words without its number."""
+    """Return an exception's message without its number."""
     if isinstance(error, OSError) and error.strerror:
         name = error.filename
         return f"{error.strerror}: {os.fsdecode(name)}" if isinstance(name, (str, bytes)) else error.strerror

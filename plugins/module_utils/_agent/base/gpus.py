@@ -11,8 +11,8 @@ from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import error_text
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.machine import count_gpus
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.run_program import last_line
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import Document
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.run_program import LONGEST_LINE
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import Document, last_line
 
 SMI = "nvidia-smi"
 SMI_SECONDS = 20
@@ -52,6 +52,6 @@ def gpus() -> dict[str, Any]:
             return {**answer, "csv": Document(asked.stdout)}
         unknown = re.search(r'Field "([^"]+)" is not a valid field', asked.stdout + asked.stderr)
         if not unknown or unknown[1] not in fields:
-            words = last_line(asked.stdout + asked.stderr) or f"exit code {asked.returncode}"
-            return {**answer, "problem": f"nvidia-smi says: {words}"}
+            error_line = last_line(asked.stdout + asked.stderr)[:LONGEST_LINE] or f"exit code {asked.returncode}"
+            return {**answer, "problem": f"nvidia-smi fails: {error_line}"}
         fields.remove(unknown[1])

@@ -21,12 +21,12 @@ def start_file_path(request: Request) -> str:
 
 
 def reason_path(job_dir: str) -> str:
-    """Return the file beside a job's folder that says why it was stopped: written as root, read by its supervisor."""
+    """Return the file beside a job's folder with the reason for its stop: written as root, read by its supervisor."""
     return job_dir + ".because"
 
 
 def started_path(job_dir: str) -> str:
-    """Return the file beside a job's folder that says who started it; unlike what is in it, not the job's own."""
+    """Return the file beside a job's folder with the user who started it; unlike what is in it, not the job's own."""
     return job_dir + ".started"
 
 

@@ -40,8 +40,8 @@ def escape_strings(value: Any, depth: int = 0) -> Any:
 
 
 def job_state(job_dir: str, holder: LockHolder) -> dict[str, Any]:
-    """Return the job's state; one whose supervisor ended without its last word, or a broken one, is ``lost``."""
-    alive = holder.pid() is not None  # before the file: a supervisor writes its last word, then lets go of the lock
+    """Return the job's state; one whose supervisor ended without writing its end, or a broken one, is ``lost``."""
+    alive = holder.pid() is not None  # before the file: a supervisor writes the end, then releases the lock
     state = {"state": "prepared", **(valid_fields(read_json(os.path.join(job_dir, "state.json")), STATE) or {})}
     if state["state"] in GOING_ON and not alive:
         state["state"] = "lost"

@@ -37,7 +37,7 @@ def refuse_root(name: str, uid: int | None) -> None:
 
 
 class User:
-    """The account a job runs as. ``name`` empty means whoever this agent runs as."""
+    """The account a job runs as. ``name`` empty means the account that this agent runs as."""
 
     def __init__(self, name: str) -> None:
         """Refuse an account that does not exist, is root, or is out of reach."""
@@ -61,7 +61,7 @@ class User:
 
     @classmethod
     def numbered(cls, uid: int, gid: int) -> User:
-        """Return whoever owns a file: perhaps an account that was deleted."""
+        """Return a file's owner: perhaps an account that was deleted."""
         user = cls.__new__(cls)
         user.name, user.uid, user.gid, user.home = account_name(uid), uid, gid, "/"
         return user

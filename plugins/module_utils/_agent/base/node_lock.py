@@ -1,7 +1,7 @@
 # Copyright (c) The Thunderhead developers
 # Simplified BSD License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
 # SPDX-License-Identifier: BSD-2-Clause
-"""Lock the node for a job, and tell which job holds the lock."""
+"""Lock the node for a job, and return which job holds the lock."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.er
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.files import read_json, write_file
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import Request
 
-FAREWELL_SECONDS = 5
-"""How long a supervisor may live on after its job has ended here: it tells the others."""
+EXIT_SECONDS = 5
+"""How long a supervisor may run on after its job has ended here: it tells the other nodes."""
 POLL_SECONDS = 0.05
-"""How often a process that waits looks again."""
+"""How often a process that waits checks again."""
 
 
 def lock_node(request: Request) -> dict[str, str] | None:
     """Hold the node for the request's job as long as this process or a fork of it lives, or refuse.
 
     The kernel lets go of the lock when its holder ends, however it ends: there is no stale one. Returned is the job
-    that held the node last, if it ended without a last word: by a crash, or with the machine.
+    that held the node last, if its supervisor wrote no end: after a crash, or when the machine went down.
     """
     jobs = os.path.join(request["directory"], "jobs")
     lock = os.open(os.path.join(jobs, "lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
@@ -36,8 +36,8 @@ def lock_node(request: Request) -> dict[str, str] | None:
         except BlockingIOError:
             job = read_holder(jobs)
             state = read_state(jobs, job["id"])
-            # Whoever only looks (LockHolder) has it for a moment; a supervisor whose job has ended says good-bye.
-            if time.monotonic() - began > (FAREWELL_SECONDS if "ended" in state else 0.2):
+            # A LockHolder has it for a moment only; a supervisor whose job has ended tells the other nodes first.
+            if time.monotonic() - began > (EXIT_SECONDS if "ended" in state else 0.2):
                 if job["id"] == request["job"]["id"]:
                     raise Refusal(
                         f"shares the cluster_dir {request['directory']} with another host of the inventory (the same "
@@ -51,7 +51,7 @@ def lock_node(request: Request) -> dict[str, str] | None:
 
 
 def in_use_refusal(job: dict[str, str], state: dict[str, object]) -> Refusal:
-    """Return the words for a node that another job holds; ``state`` is as ``read_state`` returns it."""
+    """Return the refusal of a node that another job holds; ``state`` is as ``read_state`` returns it."""
     return Refusal(
         "{does} job {id}, which {user} started at {start}, and a node runs one job at a time; wait for it "
         "with -e wait=SECONDS, end it with: ansible-playbook stop.yml -e job={id}, or leave the node out "
@@ -75,7 +75,7 @@ def read_state(jobs: str, job: str) -> dict[str, object]:
 
 
 def write_holder(request: Request, pid: int) -> None:
-    """Write down who holds the node: the job's id, user and start, the process, its birth and the host, a line each."""
+    """Write down the holder: the job's id, user and start, the process, its start and the host, a line each."""
     job = request["job"]
     text = f"{job['id']}\n{job['user']}\n{job['start']}\n{pid}\n{process_start_time(pid)}\n{request['host']}\n"
     write_file(os.path.join(request["directory"], "jobs", "current"), text.encode(), 0o644)
@@ -91,12 +91,12 @@ def process_start_time(pid: int | str) -> str:
 
 
 def read_holder(jobs: str) -> dict[str, str]:
-    """Return id, user, start, pid and born as ``write_holder`` wrote them."""
-    return dict(zip(("id", "user", "start", "pid", "born"), [*read_holder_lines(jobs), *"?????"]))
+    """Return id, user, start, pid and process_start as ``write_holder`` wrote them."""
+    return dict(zip(("id", "user", "start", "pid", "process_start"), [*read_holder_lines(jobs), *"?????"]))
 
 
 def held_host(jobs: str) -> str:
-    """Return the inventory's name of this node, as the job that holds it has it; "" if that is not known."""
+    """Return this node's name in the inventory of the job that holds it; "" if that is not known."""
     return "".join(read_holder_lines(jobs)[5:6])
 
 
@@ -108,7 +108,7 @@ def read_holder_lines(jobs: str) -> list[str]:
 
 
 class LockHolder:
-    """Who holds the node. Made before this process gives up its rights: the lock is not the job user's to open."""
+    """The process that holds the node. Made before this process becomes the job's user, who may not open the lock."""
 
     def __init__(self, request: Request) -> None:
         """Open the lock; a node without one has no holder."""
@@ -126,8 +126,8 @@ class LockHolder:
             fcntl.flock(self._lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             current = read_holder(self._jobs)
-            # Whoever takes the lock writes that down a moment later: until then it says who had it before.
-            own = current["id"] == self._job and current["born"] == process_start_time(current["pid"])
+            # A process that takes the lock writes that down a moment later: until then the file names the one before.
+            own = current["id"] == self._job and current["process_start"] == process_start_time(current["pid"])
             return int(current["pid"]) if own else None
         fcntl.flock(self._lock, fcntl.LOCK_UN)
         return None

@@ -1,7 +1,7 @@
 # Copyright (c) The Thunderhead developers
 # Simplified BSD License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
 # SPDX-License-Identifier: BSD-2-Clause
-"""Find free TCP ports, and say why a port cannot be used."""
+"""Find free TCP ports, and return why a port cannot be used."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def free_port(but: int | None = None) -> int:
 
 
 def cannot_listen(address: str, port: int, error: OSError, but: int | None = None) -> Refusal:
-    """Return why nobody can listen there; the fact ``taken`` is another port than ``but`` if one would do, else 0."""
+    """Return why no process can listen there; the fact ``taken`` is a free port other than ``but``, or 0."""
     return Refusal(
         f"cannot listen at {address}, port {port}: {error_text(error)}",
         taken=free_port(but) if error.errno == errno.EADDRINUSE else 0,

@@ -43,8 +43,8 @@ def run_command(command: list[str]) -> tuple[int, str]:
     )
     os.close(writer)
     with open(reader, errors="replace") as output:
-        said = output.read().strip()
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), said
+        text = output.read().strip()
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), text
 
 
 def descendants(ancestor: int) -> list[int]:
@@ -63,7 +63,7 @@ def descendants(ancestor: int) -> list[int]:
 
 
 def marked(job_dir: str) -> list[int]:
-    """Return the ids of the processes whose environment says that they are the job's, as well as this user may see."""
+    """Return the ids of the processes that are the job's by their environment, as far as this user may read it."""
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
         with suppress(OSError), open(f"/proc/{pid}/environ", "rb") as file:
@@ -110,13 +110,13 @@ def end_of_session() -> str:
     import pwd
 
     manager = ["org.freedesktop.login1", "/org/freedesktop/login1", "org.freedesktop.login1.Manager"]
-    said = []
+    settings = []
     for name in ("KillUserProcesses", "KillOnlyUsers", "KillExcludeUsers"):
         code, text = run_command(["busctl", "get-property", *manager, name])
-        if code:  # nobody looks after sessions
+        if code:  # logind does not run
             return ""
-        said.append([word.strip('"') for word in text.split()])
-    (_boolean, kills), only, excluded = said
+        settings.append([value.strip('"') for value in text.split()])
+    (_boolean, kills), only, excluded = settings
     me = pwd.getpwuid(os.geteuid()).pw_name
     if kills != "true" or (only[2:] and me not in only[2:]) or me in excluded[2:]:
         return ""

@@ -14,7 +14,7 @@ from contextlib import suppress
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import Refusal
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_user import User, job_environment
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import Request
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import Request, last_line
 
 LONGEST_LINE = 300
 """Characters of a program's last line that are passed on."""
@@ -93,10 +93,4 @@ class Program:
         code = self.process.wait()
         tail = os.pread(self._errors, 4096, max(0, os.fstat(self._errors).st_size - 4096))
         os.close(self._errors)
-        return code, last_line(tail.decode(errors="replace"))
-
-
-def last_line(text: str) -> str:
-    """Return the last line that says something, bounded; "" if none does."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:LONGEST_LINE] if lines else ""
+        return code, last_line(tail.decode(errors="replace"))[:LONGEST_LINE]

@@ -21,7 +21,6 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.pr
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.run_program import (
     LONGEST_LINE,
     Program,
-    last_line,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.unpack import unpack_code
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import (
@@ -29,20 +28,21 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contrac
     is_count,
     is_flag,
     is_text,
+    last_line,
 )
 
 # Until a trial has what it needs itself, no file of the code may take the place of a module of the standard library.
 FIRST = "import sys; sys.path[:1] == [''] and sys.path.pop(0); exec(sys.argv[1]); main(*sys.argv[2:])"
-TOLD: dict[str, Callable[[object], bool]] = {
+REPORT: dict[str, Callable[[object], bool]] = {
     "python": is_text,
     **dict.fromkeys(("torch", "cuda", "nccl", "importing"), lambda value: value is None or is_text(value)),
     "devices": lambda value: is_count(value) and isinstance(value, int) and value >= 0,
     "usable": is_flag,
     "failed": lambda value: isinstance(value, dict) and all(map(is_text, (*value, *value.values()))),
 }
-"""What a trial may tell; what it imports could write there too."""
+"""The fields that a trial may report; what it imports could write there too."""
 MOST_BYTES = 2**20
-"""Of what it tells, no more is read: it has said something else then."""
+"""The most of its output that is read: more is not a report."""
 
 
 def try_environment(request: Request, content: bytes) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def try_environment(request: Request, content: bytes) -> dict[str, Any]:
     try:
         os.stat(os.path.dirname(python))
     except PermissionError:
-        pass  # it may be there: to start it tells
+        pass  # it may be there: starting it shows
     except OSError:
         return {"problem": f"has no environment: there is no {python}; run: ansible-playbook setup.yml"}
     remedy = "remove envs in the cluster_dir there, and run: ansible-playbook setup.yml"
@@ -77,8 +77,8 @@ def try_environment(request: Request, content: bytes) -> dict[str, Any]:
         folder = os.path.join(place, "work") if place else "/"
         program = Program(request, user, python, arguments, subprocess.DEVNULL, output, folder)
         in_time = program.wait(request["seconds"])
-        code, words = program.end()
-        found = _told(output)
+        code, error_line = program.end()
+        found = _read_report(output)
         importing = found.pop("importing")
         if importing not in ("torch", None):
             ended = how_it_ended(code) if code < 0 else f"ended Python with exit code {code}"
@@ -92,7 +92,7 @@ def try_environment(request: Request, content: bytes) -> dict[str, Any]:
             }
         if code == 0 and "python" in found and importing is None:
             return found
-        why = words or how_it_ended(code)
+        why = error_line or how_it_ended(code)
         return {"problem": f"has an environment that does not work for {user.name}: {why}; {remedy}"}
     except Refusal as refusal:
         return {"problem": str(refusal)}
@@ -137,18 +137,18 @@ def lay_out_here(content: bytes, user: User) -> str:
     return place
 
 
-def _told(output: int) -> dict[str, Any]:
-    """Return what a trial has told so far, and in importing what it was at: None if nothing.
+def _read_report(output: int) -> dict[str, Any]:
+    """Return what a trial has reported so far; importing is the module that it had begun to import, or None.
 
     Raises:
-        ValueError: that is not a trial's.
+        ValueError: the output is not a trial's.
     """
     failed: dict[str, str] = {}
     found = {"importing": None, "torch": None, "cuda": None, "nccl": None, "devices": 0, "usable": False}
     for line in os.pread(output, MOST_BYTES, 0).splitlines():
-        told = json.loads(line)
-        if not (isinstance(told, dict) and all(name in TOLD and TOLD[name](value) for name, value in told.items())):
-            raise ValueError(f"it printed {last_line(line.decode(errors='replace'))} as it started")
-        failed.update(told.pop("failed", {}))
-        found.update(told)
+        part = json.loads(line)
+        if not (isinstance(part, dict) and all(name in REPORT and REPORT[name](part[name]) for name in part)):
+            raise ValueError(f"it printed {last_line(line.decode(errors='replace'))[:LONGEST_LINE]} as it started")
+        failed.update(part.pop("failed", {}))
+        found.update(part)
     return {**found, "failed": failed}

@@ -41,8 +41,8 @@ def unpack_code(bundle: BinaryIO, work: str, user: User) -> None:
                 descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
             except FileExistsError:
                 raise Refusal(
-                    f"has a disk that does not tell {os.fsdecode(path)} of the project from another of its files, "
-                    "whose name differs in case only; rename one, or set cluster_dir to a folder on another disk"
+                    f"has a disk that does not distinguish {os.fsdecode(path)} of the project from another of its "
+                    "files, whose name differs in case only; rename one, or set cluster_dir to a folder on another disk"
                 ) from None
             with open(descriptor, "wb") as file:
                 file.write(bundle.read(int(value)))

@@ -22,9 +22,9 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contrac
 SPY_SECONDS = 5
 """How long the stacks of all processes may take; one takes 15 ms."""
 SPY_ATTEMPTS = 5
-"""A process that is not halted may change while it is looked at; of a very busy one, a tenth of the attempts fail."""
+"""A process that is not halted may change while it is read; of a very busy one, a tenth of the attempts fail."""
 MOST_LISTED = 1000
-"""The most processes that are looked at, oldest first."""
+"""The most processes that are read, oldest first."""
 MOST_SPIED = 64
 """The most processes whose stacks are taken, oldest first."""
 LONGEST_DUMP = 2**18
@@ -39,7 +39,7 @@ def call_stacks(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     Request: seconds (how long to look at what they use; 0: not at all). Reply: processes, oldest first, each {pid,
     parent, command, local_rank (or None), state (R, S, D, ...), python, dumped, bytes (of its part of the payload), cpu
     (seconds used in that time) and io (bytes read and written), with those of children that came or went}; seconds (how
-    long that was); missing (where py-spy was looked for in vain, or None); free_port (an ephemeral one; 0 if there is
+    long that was); missing (where py-spy should have been, or None); free_port (an ephemeral one; 0 if there is
     none). Payload: the stacks as text; where there is none, what the kernel says.
     """
     began = time.monotonic()
@@ -49,7 +49,7 @@ def call_stacks(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     job_dir = job_directory(request)
     owner = owner_of(job_dir)
     with acting(owner):  # where it lacks CAP_SYS_PTRACE, root sees less of a user's processes than the user
-        found = [one for one in map(look_at, descendants(supervisor)) if one]
+        found = [one for one in map(read_process, descendants(supervisor)) if one]
         before = used(descendants(supervisor))
     found.sort(key=lambda one: (one.pop("start"), one["pid"]))
     del found[MOST_LISTED:]
@@ -112,20 +112,20 @@ def add_work(
 
 
 def acting(user: User | None) -> contextlib.AbstractContextManager[None]:
-    """Look as ``user``, or as who this agent is."""
+    """Act as ``user``, or as the account that this agent has."""
     return user.acting() if user else contextlib.nullcontext()
 
 
-def look_at(pid: int) -> dict[str, Any] | None:
-    """Return what /proc says about a process, or None if it has ended; see proc(5)."""
+def read_process(pid: int) -> dict[str, Any] | None:
+    """Return what /proc has about a process, or None if it has ended; see proc(5)."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()
         with open(f"/proc/{pid}/cmdline", "rb") as file:
-            words = os.fsdecode(file.read(4096)).split("\0")
+            arguments = os.fsdecode(file.read(4096)).split("\0")
     except OSError:
         return None
-    program, rank = words[0], None
+    program, rank = arguments[0], None
     with suppress(OSError):
         program = os.readlink(f"/proc/{pid}/exe")
     with suppress(OSError, ValueError), open(f"/proc/{pid}/environ", "rb") as file:
@@ -138,15 +138,15 @@ def look_at(pid: int) -> dict[str, Any] | None:
         "pid": pid,
         "parent": int(fields[1]),
         "start": int(fields[19]),
-        "command": " ".join(words).strip()[:LONGEST_COMMAND],
+        "command": " ".join(arguments).strip()[:LONGEST_COMMAND],
         "local_rank": rank,
         "state": fields[0].decode(),
-        "python": any(os.path.basename(name).startswith("python") for name in (program, words[0])),
+        "python": any(os.path.basename(name).startswith("python") for name in (program, arguments[0])),
     }
 
 
 def take_stacks(pids: list[int], spy: str, owner: User | None) -> dict[int, tuple[bool, bytes]]:
-    """Run py-spy on each process at once; return by process whether that went well, and what it said.
+    """Run py-spy on each process at once; return by process whether that succeeded, and its output.
 
     As this agent's user first: root may look at all, unless in a container without CAP_SYS_PTRACE. Else as the owner,
     who may look at what is his own, unless Yama's ptrace_scope forbids it.
@@ -163,7 +163,7 @@ def take_stacks(pids: list[int], spy: str, owner: User | None) -> dict[int, tupl
 
 
 def is_roots(path: str) -> bool:
-    """Return whether nobody but root can have put the program there; ``path`` has no links in it."""
+    """Return whether only root can have put the program there; ``path`` has no links in it."""
     while True:
         status = os.lstat(path)
         if status.st_uid != 0 or status.st_mode & 0o022:
@@ -230,7 +230,7 @@ def run_spy(pids: list[int], spy: str, user: User | None, deadline: float) -> di
 
 
 def kernels_view(pid: int) -> bytes:
-    """Return what the kernel says about a process: better than nothing."""
+    """Return the kernel's stack of a process, where there is no better one."""
     text = b""
     with suppress(OSError), open(f"/proc/{pid}/wchan", "rb") as file:
         place = file.read()

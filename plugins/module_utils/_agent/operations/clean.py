@@ -63,7 +63,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contrac
 )
 
 DAY_SECONDS = 86400
-LOOK_SECONDS = 0.2
+LOCK_SECONDS = 0.2
 """Whoever only looks at the lock has it for a moment."""
 DEEP = "deep."
 DEEP_LEVELS = 400
@@ -149,7 +149,7 @@ def try_lock(directory: str) -> Iterator[bool]:
     except FileNotFoundError:  # no job was ever here
         yield True
         return
-    deadline = time.monotonic() + LOOK_SECONDS
+    deadline = time.monotonic() + LOCK_SECONDS
     try:
         while True:
             try:
@@ -208,7 +208,7 @@ def alive(request: Request) -> bool:
 def remove_unused_bundles(
     directory: str, specs: list[dict[str, str] | None], names: list[str], current: str | None, trash: RemovalQueue
 ) -> None:
-    """Take the bundles that no job uses, unless a job came that was not looked at.
+    """Take the bundles that no job uses, unless a job came that was not listed.
 
     No job may look for its code meanwhile, find it, and then miss it. Either the lock is held here while the bundles
     move, so none is prepared. Or a job has it, whose own bundle stays: if it still has it after the move, no other was

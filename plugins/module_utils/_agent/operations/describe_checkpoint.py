@@ -25,7 +25,7 @@ def describe_checkpoint(request: Request, _payload: bytes) -> tuple[Reply, bytes
     """Say what a path is that the user calls a checkpoint, and of which files it consists.
 
     Request: path, relative to ``work/`` of the ended job, absolute, or below the home (``~/``) of the account that jobs
-    run as; digests, relative paths of the files to be read whole. Reply: top, the folder that its files are relative
+    run as; digests, relative paths of files to be read completely. Reply: top, the folder that its files are relative
     to, or "" if there is nothing of that name; folder, whether it is one; files, ``[[path relative to top, bytes,
     modification time in ns, SHA-256 or ""]]``; why it is not known whether there is something, where that is so.
     """

@@ -45,7 +45,7 @@ def follow(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
             if size >= enough:
                 deadline = min(deadline, max(now + request["linger_seconds"], began + request["pace_seconds"]))
                 enough = most
-            # The first words are wanted at once; what follows them, and an end, can wait for a moment.
+            # The first output is wanted at once; what follows, and an end, can wait for a moment.
             time.sleep(min(POLL_SECONDS if enough == 1 else GATHER_SECONDS, max(deadline - now, 0)))
         log.seek(offset)
         data = log.read(most)

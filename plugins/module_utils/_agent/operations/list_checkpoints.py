@@ -5,7 +5,7 @@
 
 Lightning's is what torch.save writes: a zip file with its parts stored uncompressed, among them ``<root>/data.pkl``.
 torch 2.13 writes each part's CRC-32 (unless torch.serialization.set_crc32_options(False) was called, when all are 0),
-but torch.load does not check it: it loads a damaged checkpoint without a word. Other libraries' checkpoints, files or
+but torch.load does not check it: it loads a damaged checkpoint without an error. Other libraries' checkpoints, files or
 folders, are seen, and taken if the user names them.
 """
 
@@ -50,17 +50,17 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contrac
 )
 
 MOST_LISTED = 1000
-"""Of more checkpoints than this only the latest are looked at: they have the highest steps."""
+"""Of more checkpoints than this only the latest are read: they have the highest steps."""
 MOST_OTHERS = 10
 """Of other libraries' checkpoints only so many are named, the latest."""
 MOST_LOOKED_AT = 20_000
-"""Files of a folder outside the job's own that are looked at."""
+"""Files of a folder outside the job's own that are listed."""
 SYSTEM = ("/usr", "/etc", "/proc", "/sys", "/dev", "/bin", "/lib", "/boot")
 """Folders in which no job leaves checkpoints."""
 MOST_TEXT_BYTES = 2**20
-"""Of what the job was told, what its code says and what it printed, each, so much is searched for paths."""
-TOLD_IN = (".py", ".yaml", ".yml", ".json", ".toml", ".cfg", ".ini", ".sh")
-"""Files of the code that may say where checkpoints go."""
+"""Of the job's settings, of its code and of its output, each, so much is searched for paths."""
+NAMED_IN = (".py", ".yaml", ".yml", ".json", ".toml", ".cfg", ".ini", ".sh")
+"""Files of the code that may name where checkpoints go."""
 SHARDED = "is a folder: a sharded checkpoint, of which each node has a part only"
 LOOSE = (".ckpt", ".pt", ".pth", ".pth.tar", ".safetensors")
 """How files are called that torch.save and safetensors write."""
@@ -77,7 +77,7 @@ MARKS = {
 def list_checkpoints(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     """List the checkpoints that the ended job has left below ``work/``; what came with the code is none.
 
-    One that is cut short is refused; to read one whole takes long, and is for ``verify_checkpoint``. Reply: found,
+    One that is cut short is refused; to read all of one takes long, and is for ``verify_checkpoint``. Reply: found,
     ``[[path relative to work, step, bytes, mtime]]``; refused, ``[[path, why]]``; others, which are not Lightning's or
     lie elsewhere, the latest first, ``[[path relative to work or absolute, what it is]]``.
     """
@@ -159,9 +159,9 @@ def others_elsewhere(request: Request, job_dir: str) -> dict[str, tuple[float, s
     passed_over = tuple(f"{folder}/" for folder in (os.path.realpath(request["directory"]), *SYSTEM))
     found: dict[str, tuple[float, str]] = {}
     seen: set[str] = set()
-    words = re.findall(r"(?<![\w./~-])(?:~|\.\.)?/[\w./@%+=~-]+", "\n".join(texts_of(job_dir)))
-    for word in list(dict.fromkeys(words))[:MOST_LISTED]:
-        path = os.path.join(job_dir, "work", home + word[1:] if word.startswith("~") else word)
+    paths = re.findall(r"(?<![\w./~-])(?:~|\.\.)?/[\w./@%+=~-]+", "\n".join(texts_of(job_dir)))
+    for named in list(dict.fromkeys(paths))[:MOST_LISTED]:
+        path = os.path.join(job_dir, "work", home + named[1:] if named.startswith("~") else named)
         folder = os.path.realpath(os.path.dirname(path) if path.endswith(LOOSE) and not os.path.isdir(path) else path)
         if folder == "/" or folder in seen or f"{folder}/".startswith(passed_over):
             continue
@@ -174,16 +174,16 @@ def others_elsewhere(request: Request, job_dir: str) -> dict[str, tuple[float, s
 
 
 def texts_of(job_dir: str) -> Iterator[str]:
-    """Yield the texts that may say where the job wrote: what it was told, its code, its log's end."""
+    """Yield the texts that may name where the job wrote: its settings, its code, its log's end."""
     work = os.path.join(job_dir, "work")
-    told = [os.path.join(job_dir, name) for name in ("spec.json", "node.env")]
+    settings = [os.path.join(job_dir, name) for name in ("spec.json", "node.env")]
     code = [
         os.path.join(work, path)
         for path, entry in walk(work)
-        if path.endswith(TOLD_IN) and int(entry.st_mtime) == BUNDLE_MTIME
+        if path.endswith(NAMED_IN) and int(entry.st_mtime) == BUNDLE_MTIME
     ]
     left = MOST_TEXT_BYTES
-    for path in (*told, *code):
+    for path in (*settings, *code):
         with suppress(OSError), open(open_regular(path), "rb") as file:
             data = file.read(left)
             left -= len(data)

@@ -46,7 +46,7 @@ def list_jobs(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     for name in meant:
         job_dir = os.path.join(folder, name)
         holder = LockHolder({**request, "job": {"id": name}})
-        size, last_line = last_words(job_dir)
+        size, last_line = read_log_end(job_dir)
         spec = valid_fields(read_json(os.path.join(job_dir, "spec.json")), SPEC)
         if spec and spec.get("rank") != 0 and not request["only"]:
             spec.pop("ranks", None)
@@ -58,7 +58,7 @@ def list_jobs(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
 
 
 def shortened(spec: dict[str, Any], most: int) -> dict[str, Any] | None:
-    """Return what is said of a job in at most ``most`` characters of a reply; None if nothing is."""
+    """Return a job's spec cut to at most ``most`` characters of a reply; None if nothing fits."""
     for name in ("args", "ranks"):
         if len(json.dumps(spec)) <= most:
             return spec
@@ -78,7 +78,7 @@ def open_log(job_dir: str) -> BinaryIO:
         return open_own(os.path.join(job_dir, "log"))
 
 
-def last_words(job_dir: str) -> tuple[int, str]:
+def read_log_end(job_dir: str) -> tuple[int, str]:
     """Return the size of a job's log and its last line that is not blank."""
     try:
         with open_log(job_dir) as log:

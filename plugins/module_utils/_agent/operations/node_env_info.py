@@ -37,7 +37,7 @@ def node_env_info(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
 
 
 def has_file(path: str, checksum: str, owner: int | None) -> bool:
-    """Return whether a file holds just that, is nobody else's to read, and belongs to an account; None for any."""
+    """Return whether a file holds just that, only its owner may read it, and the owner is an account; None for any."""
     import hashlib
 
     try:

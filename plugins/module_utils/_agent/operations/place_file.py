@@ -28,8 +28,8 @@ def place_file(request: Request, payload: bytes) -> tuple[Reply, bytes]:
     """Put a file into the prepared job's ``work/``, in pieces; one that comes twice does no harm.
 
     Request: path (below work/), total (bytes), sha256, and either offset (the payload's), from_job (a job that may
-    have the file at the same path) or from_path (where the file may be here). Reply: placed, whether it is there now,
-    whole.
+    have the file at the same path) or from_path (where the file may be here). Reply: placed, whether all
+    of it is there now.
     """
     job_dir = become_job_owner(request)
     path, total = request["path"], request["total"]
@@ -43,29 +43,29 @@ def place_file(request: Request, payload: bytes) -> tuple[Reply, bytes]:
             from_job, from_path = request.get("from_job"), request.get("from_path")
             if from_job:
                 source = os.path.join(os.path.dirname(job_dir), from_job, "work")
-                whole = copy_part(lambda: open_file(source, path), total, folder, part, job_dir)
+                complete = copy_part(lambda: open_file(source, path), total, folder, part, job_dir)
             elif from_path:
-                whole = copy_part(lambda: open_named("", from_path), total, folder, part, job_dir)
+                complete = copy_part(lambda: open_named("", from_path), total, folder, part, job_dir)
             else:
                 if request["offset"] == 0:
                     check_space(work, total)
                 written = write_part(request["offset"], payload, total, folder, part)
                 if written is None:  # an answer was lost on the way, and this is the last piece once more
                     return {"placed": same(request["sha256"], folder, name, job_dir)}, b""
-                whole = written
-            if whole and not same(request["sha256"], folder, part, job_dir):
+                complete = written
+            if complete and not same(request["sha256"], folder, part, job_dir):
                 os.unlink(part, dir_fd=folder)
                 if not from_job and not from_path:
                     raise Refusal("received a checkpoint that does not match its SHA-256; run the playbook again")
-                whole = False
-            if whole:
+                complete = False
+            if complete:
                 os.utime(part, (PLACED_MTIME, PLACED_MTIME), dir_fd=folder)
                 os.rename(part, name, src_dir_fd=folder, dst_dir_fd=folder)
     except OSError as error:
         if error.errno not in (errno.ENOTDIR, errno.ELOOP, errno.EISDIR):
             raise
         raise Refusal(f"has something else of the code where {path!a} belongs; rename that in the project") from None
-    return {"placed": whole}, b""
+    return {"placed": complete}, b""
 
 
 def copy_part(source: Callable[[], int], total: int, folder: int, part: str, touched: str) -> bool:
@@ -86,7 +86,7 @@ def copy_part(source: Callable[[], int], total: int, folder: int, part: str, tou
 
 
 def write_part(offset: int, piece: bytes, total: int, folder: int, part: str) -> bool | None:
-    """Write a piece; return whether it was the last, or None if it was and the whole has been taken away since.
+    """Write a piece; return whether it was the last, or None if it was and the file has been taken away since.
 
     Raises:
         Refusal: the pieces before it are not there.

@@ -49,7 +49,7 @@ SHOWN_VARIABLES = (
     *("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "WORLD_SIZE"),
     *("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"),
 )
-"""Of node.env only these are told: the others may be secrets."""
+"""Of node.env only these are reported: the others may be secrets."""
 
 
 def preflight_facts(request: Request, payload: bytes) -> tuple[Reply, bytes]:
@@ -170,7 +170,7 @@ def _node_env(directory: str) -> dict[str, str] | None:
     if not text:
         return None
     try:
-        pairs = [word.partition("=") for word in shlex.split(text, comments=True)]
+        pairs = [part.partition("=") for part in shlex.split(text, comments=True)]
     except ValueError:
         return {}
     return {name: value for name, _equals, value in pairs if name in SHOWN_VARIABLES}

@@ -16,7 +16,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contrac
 def receive_code_piece(request: Request, payload: bytes) -> tuple[Reply, bytes]:
     """Store a piece of a compressed bundle that is too large for one request, and have the prepared job wait on.
 
-    Request: as for ``prepare``, packed (the SHA-256 of the whole as it is sent), offset (where the payload begins in
+    Request: as for ``prepare``, packed (the SHA-256 of all of it as it is sent), offset (where the payload begins in
     it; None: only wait on). Reply: has (how many of its first bytes are here: what an earlier try has brought stays).
     """
     try:

@@ -24,7 +24,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.ne
     network_disks,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.node_lock import (
-    FAREWELL_SECONDS,
+    EXIT_SECONDS,
     POLL_SECONDS,
     read_state,
     running_job,
@@ -75,10 +75,10 @@ def setup_facts(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
 
 
 def lasting_job(directory: str) -> dict[str, str] | None:
-    """Return the job that holds the node; of one that says that it has ended, the supervisor is given time to go.
+    """Return the job that holds the node; of one that has ended, the supervisor gets time to exit.
 
     Raises:
-        Refusal: this account may not look.
+        Refusal: this account may not read the jobs.
     """
     folder = os.path.join(directory, "jobs")
     try:
@@ -91,7 +91,7 @@ def lasting_job(directory: str) -> dict[str, str] | None:
             f"cannot tell whether a job runs there: {folder} cannot be read ({why}); make it readable for the account "
             "that Ansible uses there"
         ) from None
-    deadline = time.monotonic() + FAREWELL_SECONDS
+    deadline = time.monotonic() + EXIT_SECONDS
     while True:
         job = running_job(directory)
         if not job or "ended" not in read_state(folder, job["id"]):

@@ -21,7 +21,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.jo
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_state import job_state
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_user import become_job_owner
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.node_lock import (
-    FAREWELL_SECONDS,
+    EXIT_SECONDS,
     POLL_SECONDS,
     LockHolder,
 )
@@ -53,7 +53,7 @@ def stop(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
         write_file(reason_path(job_dir), request["because"].encode(errors="replace"), 0o644)
         with suppress(ProcessLookupError):
             os.kill(supervisor, signal.SIGTERM)  # it tells all the others, and waits for them
-        if not gone(holder, request["grace_seconds"] + FAREWELL_SECONDS):
+        if not gone(holder, request["grace_seconds"] + EXIT_SECONDS):
             signal_processes([*descendants(supervisor), supervisor], signal.SIGKILL)
             gone(holder, LEFTOVER_SECONDS)  # until then the job would still count as running
     left = end_leftovers(request)

@@ -28,7 +28,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contrac
 )
 
 Place = tuple[str, int]
-"""Whom to meet, "" for whoever listens there, and at which port."""
+"""The peer to connect to, "" for any that listens there, and its port."""
 
 RETRY_SECONDS = 0.2
 LINGER_SECONDS = 0.5
@@ -36,8 +36,8 @@ LONGEST_HELLO = 4096
 FULL_BYTES = 9216
 """What a large packet holds at most: as much as jumbo frames; only loopback's are larger."""
 FULL = b"." * (FULL_BYTES - 1) + b"\n"
-WHOLE = b"whole\n"
-"""What a node says when a large packet has arrived."""
+RECEIVED = b"received\n"
+"""What a node replies when a large packet has arrived."""
 MOST_SLOW = 5
 """So many of a node's peers are reported with the time that they take to answer."""
 
@@ -46,8 +46,8 @@ def try_connections(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     """Find out which other nodes this one can connect to, and which ones can connect to it.
 
     All nodes have to be asked at about the same time. Each listens, and connects to all others again and again until it
-    succeeds or the time is over; both sides say who they are. Whoever connected then sends one packet as large as the
-    connection takes, which no router may cut up: where those are lost, connections come about, and hang.
+    succeeds or the time is over; both sides send their names. The one that connected then sends one packet as large as
+    the connection takes, which no router may cut up: where those are lost, connections are made, and hang.
 
     Request: name (this node's), address and port (its own, to listen at), interface (that holds it), peers {host:
     [address, port]} (with or without this node), seconds, master (MASTER_PORT on the head, [address, port], to be tried
@@ -59,14 +59,14 @@ def try_connections(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
         trips    to a peer and back, in microseconds: the median, and {host: time} of the slowest
         mtu      the interface's, in bytes; None if that is not known
     """
-    return ConnectionTest(request).hold(), b""
+    return ConnectionTest(request).run(), b""
 
 
 class ConnectionTest:
-    """One node's part of everybody's connecting to everybody else, in one thread."""
+    """One node's connections to and from all others, in one thread."""
 
     def __init__(self, request: Request) -> None:
-        """Listen, or refuse."""
+        """Listen for the other nodes, or refuse."""
         own, head = request["name"], request["head"]
         self._port: int = request["port"]
         self._job = request["job"]["id"]
@@ -102,7 +102,7 @@ class ConnectionTest:
                 self._taken = error_text(error)
         self._failed: dict[Place, str] = dict.fromkeys(self._targets, NO_ANSWER)
         self._retries: dict[Place, float] = dict.fromkeys(self._targets, 0.0)
-        self._half_met: dict[Place, socket.socket] = {}
+        self._unconfirmed: dict[Place, socket.socket] = {}
         self._trips: dict[str, int] = {}
 
     def _hello(self, host: str) -> bytes:
@@ -120,13 +120,13 @@ class ConnectionTest:
         listener.setblocking(False)
         self._selector.register(listener, selectors.EVENT_READ, lambda one: self._accept(one, port))
 
-    def hold(self) -> Reply:
-        """Return when everybody has met, or the time is over."""
+    def run(self) -> Reply:
+        """Connect until all pairs have succeeded, or the time is over; return the results."""
         done: float | None = None
         while True:
             now = time.monotonic()
             if done is None and not self._failed and not self._missing:
-                done = now + LINGER_SECONDS  # what was said last is on its way
+                done = now + LINGER_SECONDS  # the last replies are on their way
             until = self._deadline if done is None else min(done, self._deadline)
             if now >= until:
                 break
@@ -137,7 +137,7 @@ class ConnectionTest:
             wait = min([until, *self._retries.values()]) - time.monotonic()
             for key, _events in self._selector.select(max(wait, 0)):
                 key.data(key.fileobj)
-        for place, connection in list(self._half_met.items()):
+        for place, connection in list(self._unconfirmed.items()):
             self._give_up(place, connection)
         for key in list(self._selector.get_map().values()):
             key.fileobj.close()  # type: ignore[union-attr]  # a socket
@@ -174,101 +174,103 @@ class ConnectionTest:
     def _connected(self, place: Place, connection: socket.socket) -> None:
         code = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if code:
-            self._part(connection)
+            self._close(connection)
             return self._fail(place, code)
         if not place[0]:
-            return self._met(place, connection)
-        with suppress(OSError):  # what was said before it was cut tells more
+            return self._succeed(place, connection)
+        with suppress(OSError):  # what arrived before it was cut gives the better reason
             connection.send(self._own_hello)
             connection.send(FULL[-connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) :])
-        heard = bytearray()
-        self._selector.modify(connection, selectors.EVENT_READ, lambda one: self._hear_answer(place, one, heard))
+        buffer = bytearray()
+        self._selector.modify(connection, selectors.EVENT_READ, lambda one: self._read_reply(place, one, buffer))
         return None
 
-    def _hear_answer(self, place: Place, connection: socket.socket, heard: bytearray) -> None:
-        """Read what a peer says back; nothing but its own hello counts."""
+    def _read_reply(self, place: Place, connection: socket.socket, buffer: bytearray) -> None:
+        """Read a peer's reply; nothing but its own hello counts."""
         data = received(connection)
-        heard += data
+        buffer += data
         hello = self._hello(place[0])
-        if heard == hello + WHOLE:
-            self._met(place, connection)
-        elif heard.startswith(hello):
+        if buffer == hello + RECEIVED:
+            self._succeed(place, connection)
+        elif buffer.startswith(hello):
             self._failed[place] = ONLY_SMALL
-            self._half_met[place] = connection
+            self._unconfirmed[place] = connection
             if not data:  # its time is over
                 self._give_up(place, connection)
-        elif not data or len(heard) > LONGEST_HELLO or b"\n" in heard:
-            self._part(connection)
-            self._failed[place] = "answered by another program" if heard else NO_ANSWER
+        elif not data or len(buffer) > LONGEST_HELLO or b"\n" in buffer:
+            self._close(connection)
+            self._failed[place] = "answered by another program" if buffer else NO_ANSWER
             self._retries[place] = time.monotonic() + RETRY_SECONDS
 
     def _accept(self, listener: socket.socket, port: int) -> None:
         with suppress(OSError):
             connection = listener.accept()[0]
             connection.setblocking(False)
-            heard = bytearray()
-            self._selector.register(connection, selectors.EVENT_READ, lambda one: self._hear(one, port, heard))
+            buffer = bytearray()
+            self._selector.register(connection, selectors.EVENT_READ, lambda one: self._read_hello(one, port, buffer))
 
-    def _hear(self, connection: socket.socket, port: int, heard: bytearray) -> None:
-        """Read who has connected, and answer if it is a peer."""
+    def _read_hello(self, connection: socket.socket, port: int, buffer: bytearray) -> None:
+        """Read the hello of a connection, and reply if it is a peer's."""
         data = received(connection)
-        heard += data
-        hello, newline, rest = bytes(heard).partition(b"\n")
-        if data and not newline and len(heard) <= LONGEST_HELLO:
+        buffer += data
+        hello, newline, rest = bytes(buffer).partition(b"\n")
+        if data and not newline and len(buffer) <= LONGEST_HELLO:
             return
         host = self._hellos.get(hello + newline)
         if host is None:
-            return self._part(connection)
+            return self._close(connection)
         with suppress(OSError):
             connection.send(self._own_hello)
         if rest.endswith(b"\n"):
-            self._thank((host, port), connection)
+            self._confirm((host, port), connection)
         else:
-            self._selector.modify(connection, selectors.EVENT_READ, lambda one: self._hear_rest((host, port), one))
+            self._selector.modify(
+                connection, selectors.EVENT_READ, lambda one: self._read_large_packet((host, port), one)
+            )
         return None
 
-    def _hear_rest(self, place: Place, connection: socket.socket) -> None:
-        """Read the large packet of a peer that has said who it is."""
+    def _read_large_packet(self, place: Place, connection: socket.socket) -> None:
+        """Read the large packet of a peer that has sent its hello."""
         data = received(connection)
         if data.endswith(b"\n"):
-            self._thank(place, connection)
+            self._confirm(place, connection)
         elif not data:
-            self._part(connection)
+            self._close(connection)
 
-    def _thank(self, place: Place, connection: socket.socket) -> None:
+    def _confirm(self, place: Place, connection: socket.socket) -> None:
         with suppress(OSError):
-            connection.send(WHOLE)
+            connection.send(RECEIVED)
             self._missing.pop(place, None)
-        self._part(connection)
+        self._close(connection)
 
     def _give_up(self, place: Place, connection: socket.socket) -> None:
-        """Wait no longer for a peer's word that the large packet has arrived."""
+        """Wait no longer for a peer's reply that the large packet has arrived."""
         if has_arrived(connection):  # and was not read: a busy machine, no bad link
-            self._met(place, connection)
+            self._succeed(place, connection)
         else:
-            del self._half_met[place]
-            self._part(connection)
+            del self._unconfirmed[place]
+            self._close(connection)
 
-    def _part(self, connection: socket.socket) -> None:
+    def _close(self, connection: socket.socket) -> None:
         self._selector.unregister(connection)
         connection.close()
 
-    def _met(self, place: Place, connection: socket.socket) -> None:
+    def _succeed(self, place: Place, connection: socket.socket) -> None:
         if place != self._master:
             self._trips[place[0]] = trip(connection)
-        self._part(connection)
-        self._half_met.pop(place, None)
+        self._close(connection)
+        self._unconfirmed.pop(place, None)
         del self._failed[place]
 
     def _fail(self, place: Place, code: int) -> None:
-        """Note why a connection did not come about, and try again later."""
-        words = {
+        """Note why a connection failed, and try again later."""
+        reasons = {
             errno.ECONNREFUSED: REFUSED,
             errno.ETIMEDOUT: NO_ANSWER,
             errno.EHOSTUNREACH: NO_ROUTE,
             errno.ENETUNREACH: NO_ROUTE,
         }
-        self._failed[place] = words.get(code) or os.strerror(code)
+        self._failed[place] = reasons.get(code) or os.strerror(code)
         self._retries[place] = time.monotonic() + RETRY_SECONDS
 
 
@@ -283,7 +285,7 @@ def allow_files(needed: int) -> None:
 
 
 def forbid_fragments(connection: socket.socket) -> None:
-    """Have DF set on all packets of a connection, whatever net.ipv4.ip_no_pmtu_disc says; see ip(7) and ipv6(7)."""
+    """Have DF set on all packets of a connection, whatever net.ipv4.ip_no_pmtu_disc is; see ip(7) and ipv6(7)."""
     if connection.family == socket.AF_INET6:
         connection.setsockopt(socket.IPPROTO_IPV6, 23, 2)  # IPV6_MTU_DISCOVER, IPV6_PMTUDISC_DO
     else:

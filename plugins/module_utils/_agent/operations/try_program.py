@@ -29,36 +29,36 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contrac
 END_SECONDS = 2
 """How long a program may take to end once it has closed its output."""
 MOST_BYTES = 2**20
-"""Of what a program tells, no more is read: it has said something else then."""
+"""The most of a program's output that is read: more is not a list of messages."""
 MOST_SECONDS = 600
-"""A step takes no longer, whatever the program says."""
+"""A step takes no longer, whatever the program reports."""
 
 
 def try_program(request: Request, payload: bytes) -> tuple[Reply, bytes]:
     """Run a program in the environment's Python, as a job's user, with a job's variables and limits.
 
-    It prints JSON objects, one a line; one with ``step`` and ``seconds`` says what begins, and how long it may take:
-    then the program is ended, and also if whoever asked is gone.
+    It prints messages: JSON objects, one a line. One with ``step`` and ``seconds`` names a step that begins, and how
+    long it may take: after that the program is ended, and also when the request's connection is closed.
 
     Request: directory, user, variables, arguments (the program gets them as JSON, its only argument), seconds
     (until the first step) and listen ([address, port] that have to be free, or None). Payload: the program's text.
-    Reply: told (the objects in their order), words (how it ended otherwise than well, or ""), late (whether it was
-    ended because a step took too long).
+    Reply: messages (in their order), error (how it ended if it failed, or ""), late (whether it was ended because a
+    step took too long).
     """
     user = User(request["user"])
     if request["listen"]:
         check_free(*request["listen"])
     raise_limits()
-    rehearsal = ProgramRun(request, user, payload)
+    run = ProgramRun(request, user, payload)
     try:
-        rehearsal.hear(request["seconds"])
+        run.read_messages(request["seconds"])
     finally:
-        words = rehearsal.end()
-    return {"told": rehearsal.told, "words": words, "late": rehearsal.late}, b""
+        error = run.end()
+    return {"messages": run.messages, "error": error, "late": run.late}, b""
 
 
 def check_free(address: str, port: int) -> None:
-    """Refuse if nobody can listen there."""
+    """Refuse if no process can listen there."""
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -68,15 +68,15 @@ def check_free(address: str, port: int) -> None:
 
 
 class ProgramRun:
-    """A program that runs, and what it tells."""
+    """A program that runs, and the messages that it prints."""
 
     def __init__(self, request: Request, user: User, text: bytes) -> None:
-        """Start it."""
+        """Start the program."""
         python = os.path.join(request["directory"], "env", "bin", "python")
         script = os.memfd_create("program")
         os.write(script, text)
         os.lseek(script, 0, os.SEEK_SET)
-        self.told: list[dict[str, Any]] = []
+        self.messages: list[dict[str, Any]] = []
         self.late = False
         self._unread = b""
         try:
@@ -90,14 +90,14 @@ class ProgramRun:
         finally:
             os.close(script)
 
-    def hear(self, seconds: float) -> None:
-        """Listen until the program has ended, takes too long, or nobody waits for the answer any more."""
+    def read_messages(self, seconds: float) -> None:
+        """Read until the program has ended or takes too long, or the request's connection is closed."""
         if self._program.process.stdout is None:
             raise AssertionError("its output is a pipe")
         output = self._program.process.stdout.fileno()
         waiting = select.poll()
         waiting.register(output, select.POLLIN)
-        waiting.register(1, 0)  # where the answer goes: an event is that it is closed
+        waiting.register(1, 0)  # where the reply goes: an event is that it is closed
         deadline = time.monotonic() + seconds
         size = 0
         while size < MOST_BYTES:
@@ -116,21 +116,21 @@ class ProgramRun:
                 extend_deadline(step_seconds + ANSWER_SECONDS)
 
     def _read(self, data: bytes) -> list[float]:
-        """Take in what it has told; return how long the steps may take that it has begun."""
+        """Take the messages in the data; return how long the steps may take that have begun."""
         *lines, self._unread = (self._unread + data).split(b"\n")
         steps = []
         for line in lines:
             with suppress(ValueError, RecursionError):
-                words = json.loads(line)
-                if isinstance(words, dict):
-                    self.told.append(words)
-                    if "step" in words and is_number(words.get("seconds")):
-                        steps.append(min(float(words["seconds"]), MOST_SECONDS))
+                message = json.loads(line)
+                if isinstance(message, dict):
+                    self.messages.append(message)
+                    if "step" in message and is_number(message.get("seconds")):
+                        steps.append(min(float(message["seconds"]), MOST_SECONDS))
         return steps
 
     def end(self) -> str:
-        """End all that is left of it; return how it ended otherwise than well, or ""."""
+        """End all processes that are left of it; return how it ended if it failed, or ""."""
         if not self.late:
             self._program.wait(END_SECONDS)
-        code, words = self._program.end()
-        return "" if self.late or code == 0 else words or how_it_ended(code)
+        code, error = self._program.end()
+        return "" if self.late or code == 0 else error or how_it_ended(code)

@@ -1,7 +1,7 @@
 # Copyright (c) The Thunderhead developers
 # Simplified BSD License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
 # SPDX-License-Identifier: BSD-2-Clause
-"""Read a checkpoint whole and say whether it is complete."""
+"""Read all of a checkpoint and return whether it is complete."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contrac
 
 
 def verify_checkpoint(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
-    """Read a checkpoint whole. Request: path. Reply: why it is not complete, or ""; then also its bytes and sha256."""
+    """Read all of a checkpoint. Request: path. Reply: why it is not complete, or ""; then also its bytes and sha256."""
     with open(open_file(os.path.join(become_job_owner(request), "work"), request["path"]), "rb") as file:
         try:
             archive = open_archive(file)

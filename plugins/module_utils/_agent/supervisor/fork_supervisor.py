@@ -28,7 +28,7 @@ UNIT_SECONDS = 2
 
 
 def fork_supervisor(request: Request, user: User, listener: socket.socket | None) -> None:
-    """Leave a process behind that outlives the connection and waits to be told to start the job."""
+    """Leave a process behind that outlives the connection and waits for the start request."""
     with user.acting():
         path = os.path.join(job_directory(request), "log")
         log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -72,9 +72,9 @@ def move_to_unit(unit: str, pid: int) -> None:
     method = ["StartTransientUnit", "ssa(sv)a(sa(sv))", unit, "fail", "4", *properties, "0"]
     deadline = time.monotonic() + UNIT_SECONDS
     while True:
-        code, said = run_command(["busctl", "--quiet", "call", *systemd, *method])
+        code, output = run_command(["busctl", "--quiet", "call", *systemd, *method])
         if not code:
             return
-        if "already" not in said or time.monotonic() > deadline:
-            raise Refusal(f"could not make the job's unit {unit}: {said}")
+        if "already" not in output or time.monotonic() > deadline:
+            raise Refusal(f"could not make the job's unit {unit}: {output}")
         time.sleep(0.01)  # until that of an earlier preparation has gone

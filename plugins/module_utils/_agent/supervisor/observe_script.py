@@ -16,16 +16,16 @@ FIRST_SECONDS = 0.4
 """Until the first look, from the script's start: to import torch takes longer, and the look 4 ms of CPU, for which the
 scripts of nodes that share a machine would wait."""
 OFTEN_SECONDS = 0.02
-"""How often sockets are looked at while a script is young: one that only reduces a number is connected for 45 ms."""
+"""How often sockets are read while a script is young: one that only reduces a number is connected for 45 ms."""
 YOUNG_SECONDS = 60
 SELDOM_SECONDS = 1
 COUNT_SECONDS = 0.5
-"""How often it is looked which processes there are: of torch, one takes longer than that until it connects."""
+"""How often the processes are listed: of torch, one takes longer than that until it connects."""
 SHARE = 0.004
 """The most of a core that looking may take, besides CREDIT_SECONDS of it; then it is done less often."""
 CREDIT_SECONDS = 0.25
 TRIES = 8
-"""How often a socket is looked for in the kernel's table: one of TCP is not there before it listens or connects."""
+"""How often a socket is searched for in the kernel's table: one of TCP is not there before it listens or connects."""
 _LISTENS = "0A"
 _CONNECTING = "02"
 
@@ -50,7 +50,7 @@ class FileReadObserver:
         if self._descriptor < 0 or libc.inotify_add_watch(self._descriptor, path, 0x20) < 0:  # IN_OPEN
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
-    def look(self, last: bool = False) -> None:
+    def update(self, last: bool = False) -> None:
         """See whether it was opened."""
         with suppress(BlockingIOError):
             self.seen = self.seen or bool(os.read(self._descriptor, 4096))
@@ -64,7 +64,7 @@ class RendezvousObserver:
     """
 
     def __init__(self, port: int, listens: bool, launcher: int | None) -> None:
-        """Begin to look.
+        """Start to observe.
 
         Args:
             port: MASTER_PORT.
@@ -80,14 +80,14 @@ class RendezvousObserver:
         self._spent = 0.0
         self._pids: list[int] = []
         self._tries: dict[str, int] = {}  # by inode
-        self._others: set[str] | None = None  # connections that are not the job's; None: not looked yet
+        self._others: set[str] | None = None  # connections that are not the job's; None: not read yet
 
     @property
     def pause(self) -> float:
-        """Seconds until the next look; infinite once it was seen."""
+        """Seconds until the next check; infinite once it was seen."""
         return float("inf") if self.seen else max(0.0, self._next - time.monotonic())
 
-    def look(self, last: bool = False) -> None:
+    def update(self, last: bool = False) -> None:
         """See whether one does, or (``last``, when all have ended) whether one did a moment ago."""
         now = time.monotonic()
         if self.seen or (now < self._next and not last):
@@ -141,7 +141,7 @@ class RendezvousObserver:
         return {inode for inode in inodes if self._tries.get(inode, 0) < TRIES}
 
     def _left(self) -> bool:
-        """Whether there is a closed connection that nobody was seen to have; the kernel keeps each for a minute."""
+        """Return whether there is a closed connection that no process had; the kernel keeps each for a minute."""
         return self._others is not None and any(
             end not in self._others and inode == "0" for end, _state, inode in self._sockets()
         )

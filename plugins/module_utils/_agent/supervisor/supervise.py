@@ -170,7 +170,7 @@ class Supervisor:
         self._state["ended"] = time.time()
         self._state["oom"] = count_oom_kills() - killed_before
         state = "stopped" if "stopping" in self._state else "succeeded" if code == 0 else "failed"
-        if state == "failed" and self._watch:  # at once: the others wait for this rank in vain
+        if state == "failed" and self._watch:  # at once: the others would wait for this rank
             self._watch.end(f"{self._request.name} {how_it_ended(code)}")
         end_leftover_processes()
         exit_code, number = (code, None) if code >= 0 else (128 - code, -code)
@@ -193,7 +193,7 @@ class Supervisor:
         late = last or time.time() - self._state["started"] > NOTICE_SECONDS
         news = {}
         for name, one in self._observers.items():
-            one.look(last)
+            one.update(last)
             if self._state.get(name) != one.seen and (one.seen or late):
                 news[name] = one.seen
         return news

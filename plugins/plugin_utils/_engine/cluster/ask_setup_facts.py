@@ -42,7 +42,7 @@ def inspect_cluster(cluster: NodeGroup, taking_part: Sequence[str]) -> dict[str,
     settings = cluster.settings
     require_distinct({one.host: one.address for one in settings})
 
-    def look(one: NodeSettings) -> dict[str, Any]:
+    def ask(one: NodeSettings) -> dict[str, Any]:
         return cluster.open_channel(one.host).call(
             {
                 "op": "setup_facts",
@@ -54,7 +54,7 @@ def inspect_cluster(cluster: NodeGroup, taking_part: Sequence[str]) -> dict[str,
         )[0]
 
     asked = {one.host: one for one in settings if one.host in taking_part or one.address is None}
-    seen, errors = fan_out(asked, look, TIMEOUT_SECONDS)
+    seen, errors = fan_out(asked, ask, TIMEOUT_SECONDS)
     if errors:
         raise join_errors(errors.values(), "Nothing was changed on any node.")
     _require_own_folders(settings, seen)
@@ -105,8 +105,8 @@ def _require_own_folders(settings: Sequence[NodeSettings], seen: Mapping[str, Ma
         other = owners.setdefault(seen[one.host]["folder"], one)
         if other is not one:
             raise JobError(
-                f"{other.host} and {one.host} have the same folder as their cluster_dir, {escape(one.directory)}, for "
-                "they are the same machine or share that disk, but each needs its own; set cluster_dir in the "
+                f"{other.host} and {one.host} have the same folder as their cluster_dir, {escape(one.directory)}, "
+                "because they are the same machine or share that disk, but each needs its own; set cluster_dir in the "
                 "inventory to a folder on a local disk, or to one per host: "
                 f"{escape(one.directory)}/{{{{ inventory_hostname }}}}. Nothing was changed on any node"
             )

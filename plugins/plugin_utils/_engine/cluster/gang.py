@@ -21,7 +21,7 @@ STOP_SECONDS = 15
 DISCARD_SECONDS = 10
 """After this long without an answer a node counts as not released."""
 UNDO_TRIES = 3
-"""How often a node is told to undo something before that has failed."""
+"""How often a node is asked to undo something before that has failed."""
 UNDO_PAUSE_SECONDS = 1
 
 Replies = dict[str, tuple[dict[str, Any], bytes]]
@@ -31,7 +31,7 @@ class Gang:
     """The nodes of one job, reachable."""
 
     def __init__(self, identity: Identity, nodes: NodeGroup, topology: Topology | None = None) -> None:
-        """Reach nobody yet.
+        """Keep what is needed; no node is reached yet.
 
         Args:
             identity: which job.
@@ -120,25 +120,25 @@ class Gang:
         return replies, errors
 
     def end(self, grace_seconds: int, because: str = "") -> tuple[Replies, dict[str, NodeError]]:
-        """Stop the job as ``stop`` does, and see to it: a node that has the job and could not is told again."""
+        """Stop the job as ``stop`` does, and try again on a node that has the job and could not stop it."""
         done: Replies = {}
 
-        def tell(hosts: Iterable[str]) -> dict[str, NodeError]:
+        def stop_once(hosts: Iterable[str]) -> dict[str, NodeError]:
             replies, errors = self.stop(grace_seconds, because, hosts)
             done.update(replies)
             return {host: error for host, error in errors.items() if not error.facts.get("gone")}
 
-        errors = self._until_done(tell, self.settings)
+        errors = self._until_done(stop_once, self.settings)
         return {host: done[host] for host in self.settings if host in done}, errors
 
     def _until_done(
-        self, tell: Callable[[Iterable[str]], dict[str, NodeError]], hosts: Iterable[str]
+        self, send: Callable[[Iterable[str]], dict[str, NodeError]], hosts: Iterable[str]
     ) -> dict[str, NodeError]:
-        """Tell nodes something, and those that could not do it again; return the errors of those that never could."""
+        """Send nodes a request, again to those where it failed; return the errors of those where it never succeeded."""
         for number in range(UNDO_TRIES):
             if number:
                 time.sleep(UNDO_PAUSE_SECONDS)
-            errors = tell(hosts)
+            errors = send(hosts)
             hosts = [host for host in self.settings if host in errors]
             if not hosts:
                 break

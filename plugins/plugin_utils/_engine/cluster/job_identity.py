@@ -1,7 +1,7 @@
 # Copyright (c) The Thunderhead developers
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Make and check the ids of jobs, and say who starts one."""
+"""Make and check the ids of jobs, and return who starts one."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Identity:
 
 
 def who() -> str:
-    """Return who starts jobs from here, as user@machine: by it a command tells the user's own jobs from others'."""
+    """Return who starts jobs from here, as user@machine: by it a command finds the user's own jobs among others'."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError, ImportError):  # an account without a name

@@ -1,7 +1,7 @@
 # Copyright (c) The Thunderhead developers
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Have all nodes of a job connect to each other, and say which cannot."""
+"""Have all nodes of a job connect to each other, and describe which cannot."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MOST_PAIRS = 5
 _VERBS = {
     NO_ANSWER: "gets no answer from",
     REFUSED: "is refused by",
-    NO_ROUTE: "is told of no route to",
+    NO_ROUTE: "has no route to",
     ONLY_SMALL: "gets only small packets through to",
 }
 _NO_PORT = (
@@ -44,8 +44,8 @@ _REMEDIES = {
     REFUSED: f"a firewall rejects it; {_SETUP}",
     NO_ROUTE: f"a firewall rejects it; {_SETUP}",
     ONLY_SMALL: (
-        "something on the way carries less than the interfaces' MTU and does not say so; find out how much with "
-        "ping -M do -s BYTES, and set that MTU on the nodes' interfaces, or mend it there"
+        "something on the way carries less than the interfaces' MTU and does not report it; find out how much with "
+        "ping -M do -s BYTES, and set that MTU on the nodes' interfaces, or repair that there"
     ),
 }
 
@@ -53,12 +53,12 @@ Pair = tuple[str, str]
 Pairs = dict[Pair, str]
 """Who does not reach whom, and why."""
 Phrases = dict[str, list[tuple[str, list[Pair]]]]
-"""By remedy, what is to be said, and of which pairs."""
+"""By remedy, the phrases that need it, and the pairs of each."""
 
 
 @dataclass(frozen=True)
 class Reachability:
-    """What the nodes found.
+    """Which nodes can connect to which, as they found.
 
     Attributes:
         ports: by host, at which it listened.
@@ -83,7 +83,7 @@ class Reachability:
     def pairs(self, small: bool) -> Pairs:
         """Return who does not reach whom: not at all, or (``small``) only with small packets.
 
-        A node that could not be asked did not listen, either.
+        A node that could not be asked did not listen either.
         """
         return {
             (host, peer): why
@@ -167,31 +167,31 @@ def describe_pairs(topology: Topology, reach: Reachability, pairs: Pairs) -> lis
         if every and len(pairs) == every:
             found[_remedy(pairs.values())] = [(f"every node {_verb(pairs.values())} every other", [*pairs])]
             pairs = {}
-        deaf = [
+        unreached = [
             peer
             for peer in hosts
             if len(askers := reach.failed.keys() - {peer}) > 1 and all((host, peer) in pairs for host in askers)
         ]
-        groups = [(peer, {(host, peer) for host in hosts}) for peer in deaf]
+        groups = [(peer, {(host, peer) for host in hosts}) for peer in unreached]
         _sum_up(found, pairs, groups, "every other node {verb} {names}")
-        pairs = {pair: why for pair, why in pairs.items() if pair[1] not in deaf}
-        left = [host for host in hosts if host not in deaf]
-        mute = [
+        pairs = {pair: why for pair, why in pairs.items() if pair[1] not in unreached}
+        left = [host for host in hosts if host not in unreached]
+        unconnected = [
             host
             for host in reach.failed
             if len(targets := [peer for peer in left if peer != host]) > 1
             and all((host, peer) in pairs for peer in targets)
         ]
-        groups = [(host, {(host, peer) for peer in hosts}) for host in mute]
+        groups = [(host, {(host, peer) for peer in hosts}) for host in unconnected]
         _sum_up(found, pairs, groups, "{names} {verb} every other")
-        pairs = {pair: why for pair, why in pairs.items() if pair[0] not in mute}
+        pairs = {pair: why for pair, why in pairs.items() if pair[0] not in unconnected}
     if pairs:
-        words = [f"{host} {_verb([why])} {peer}" for (host, peer), why in list(pairs.items())[:MOST_PAIRS]]
+        sentences = [f"{host} {_verb([why])} {peer}" for (host, peer), why in list(pairs.items())[:MOST_PAIRS]]
         more = f" and {len(pairs) - MOST_PAIRS} more pairs of nodes" if len(pairs) > MOST_PAIRS else ""
-        found.setdefault(_remedy(pairs.values()), []).append((", ".join(words) + more, [*pairs]))
+        found.setdefault(_remedy(pairs.values()), []).append((", ".join(sentences) + more, [*pairs]))
     return [
-        f"{', '.join(words for words, _about in phrases)} "
-        f"({ports_of(reach.ports[peer] for _words, about in phrases for _host, peer in about)}): {remedy}"
+        f"{', '.join(phrase for phrase, _about in phrases)} "
+        f"({ports_of(reach.ports[peer] for _phrase, about in phrases for _host, peer in about)}): {remedy}"
         for remedy, phrases in found.items()
     ]
 
@@ -202,7 +202,7 @@ def _sum_up(
     groups: Iterable[tuple[str, set[Pair]]],
     form: str,
 ) -> None:
-    """Add one phrase for all nodes about which the same is to be said."""
+    """Add one phrase for all nodes with the same reason."""
     named: dict[tuple[str, str], dict[str, list[Pair]]] = {}
     for name, members in groups:
         about = [pair for pair in members if pair in pairs]

@@ -27,7 +27,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text i
 if TYPE_CHECKING:
     from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.resume_point import ResumePoint
 
-FIRST_LOOK_SECONDS = 0.15
+FIRST_CHECK_SECONDS = 0.15
 """Until the nodes are asked how the job goes: a script has hardly begun by then. Where 16 nodes share two cores, to be
 asked at once held the last script up by 0.12 s (14 rounds by turns, against a pause of 0.3 s)."""
 
@@ -53,7 +53,7 @@ def plan(options: RunOptions, context: CommandContext) -> tuple[Launch, ResumePo
 
 
 def check(options: RunOptions, context: CommandContext) -> int:
-    """Look whether the job could start now, say what there is to know, and start nothing; return the world size."""
+    """Check whether the job could start now, show the notes, and start nothing; return the world size."""
     launch, _origin = plan(options, context)
     topology = launch.prepare(dry=True)
     for note in launch.notes:
@@ -129,5 +129,5 @@ def run(options: RunOptions, context: CommandContext) -> dict[str, Any]:
     if options.detach:
         context.say(still_running_message(gang.job_id))
         return command_result(record)
-    time.sleep(FIRST_LOOK_SECONDS)
+    time.sleep(FIRST_CHECK_SECONDS)
     return follow_to_end(options.follow, context, gang, record, logs, {})

@@ -53,14 +53,14 @@ class ClusterAction(ActionBase):
         self._task.args.update(options)  # a new mapping would be shown whole, with secrets, where a value is wrong
         for name, now in extra_vars.RENAMED.items():
             if name in self._task.args and now in self.ARGUMENTS:
-                raise AnsibleActionFail(f"{name} is called {now}, for Ansible reserves {name}; write {now}")
+                raise AnsibleActionFail(f"{name} is called {now}, because Ansible reserves {name}; write {now}")
         _validation, arguments = self.validate_argument_spec(dict(self.ARGUMENTS))
         try:
             self._require_meant(load_extra_vars(self._loader))
             return {**result, **self.act(arguments, Inventory(self, task_vars or {}))}
         except (JobError, NodeError) as error:
-            unsaid = escape_lines(getattr(error, "unsaid", ""))
-            more = {"unsaid": unsaid} if unsaid else {}
+            not_shown = escape_lines(getattr(error, "not_shown", ""))
+            more = {"not_shown": not_shown} if not_shown else {}
             raise AnsibleActionFail(escape_lines(str(error)), result=more) from None  # a cause is shown too, as it is
 
     def _require_meant(self, given: Mapping[str, Any]) -> None:

@@ -34,7 +34,7 @@ class EveryNodeAction(ActionBase):
     ARGUMENTS: ClassVar[Mapping[str, dict[str, Any]]] = {}
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Return what each host replies, as ``nodes``, and why another could not be looked at, as ``errors``.
+        """Return what each host replies, as ``nodes``, and why another did not reply, as ``errors``.
 
         Where an error on one host ends the play for all, and where there is one on each, they are raised together.
         """
@@ -63,7 +63,7 @@ class EveryNodeAction(ActionBase):
         return requests, errors
 
     def _checked(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Return one host's arguments; raise JobError if they are not what ARGUMENTS says."""
+        """Return one host's arguments; raise JobError if they do not fit ARGUMENTS."""
         validation = ArgumentSpecValidator(dict(self.ARGUMENTS)).validate(dict(arguments))
         if validation.error_messages:
             raise JobError(validation.errors.msg)

@@ -1,7 +1,7 @@
 # Copyright (c) The Thunderhead developers
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Check what was given with ``-e``: Ansible ignores what nobody reads, so a misspelt option would change what runs."""
+"""Check what was given with ``-e``: Ansible ignores what no task reads, so a misspelt option would change what runs."""
 
 from __future__ import annotations
 

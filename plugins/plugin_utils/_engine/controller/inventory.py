@@ -59,7 +59,7 @@ class Inventory:
         return list(self._task_vars["ansible_play_batch"])
 
     def settings(self, hosts: Sequence[str]) -> list[NodeSettings]:
-        """Read and check what the inventory says about ``hosts``."""
+        """Read and check the inventory's variables of ``hosts``."""
         return [self._settings(host) for host in hosts]
 
     def nodes(self, hosts: Sequence[str]) -> NodeGroup:

@@ -1,7 +1,7 @@
 # Copyright (c) The Thunderhead developers
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Read py-spy's output and tell what a rank is doing."""
+"""Read py-spy's output and describe what a rank is doing."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Process:
         state: R, S, D, ...; see proc(5).
         python: it is a Python interpreter.
         text: py-spy's, or the kernel's, printable.
-        cpu: seconds of CPU time that it used while it was looked at.
+        cpu: seconds of CPU time that it used while it was measured.
         io: bytes that it read and wrote meanwhile.
     """
 
@@ -156,7 +156,7 @@ def started_by(process: Process) -> str:
 
 
 def work(processes: Sequence[Process], ranks: Sequence[Process]) -> dict[int, tuple[float, int, bool]]:
-    """Return what each rank used while it was looked at, by its pid, with its children that are no ranks.
+    """Return what each rank used while it was measured, by its pid, with its children that are no ranks.
 
     Seconds of CPU time, bytes read and written, and whether one of its processes waits for a disk.
     """
@@ -182,11 +182,11 @@ class Activity:
 
     Attributes:
         kind: one of the names above.
-        words: for a sentence, such as ``in all_reduce at train.py:15``.
+        description: for a sentence, such as ``in all_reduce at train.py:15``.
     """
 
     kind: str
-    words: str
+    description: str
 
     @property
     def waits(self) -> bool:

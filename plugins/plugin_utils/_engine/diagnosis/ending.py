@@ -16,17 +16,18 @@ class RankEnding:
     """How one rank's part of the job ended.
 
     Attributes:
-        state: succeeded, failed, stopped, or lost (its node, or the supervisor there, vanished, or nobody can say).
+        state: succeeded, failed, stopped, or lost (its node or the supervisor there ended or does not
+            reply, or nothing is known).
         exit_code: the script's; 128 + signal if it was killed; None if not known.
         signal: number of the signal that ended it, or None.
         seconds: how long it ran, or None.
         note: what is known besides, a verb phrase, or "".
         because: why it was stopped; "" for a stop on request, or if it was not stopped.
-        stopping: seconds after its start when it was told to stop, or None.
-        oom: how many processes its machine's kernel killed meanwhile for want of memory.
-        unknown: nobody has said how it ended, or that it did.
-        arrived: when it ended, on the controller's monotonic clock, or when that was heard of: the order of causes and
-            victims. All ranks started at the same moment, so how long one ran says it best.
+        stopping: seconds after its start when it got the request to stop, or None.
+        oom: how many processes its machine's kernel killed meanwhile because memory ran out.
+        unknown: it is not known how it ended, or whether it did.
+        arrived: when it ended, on the controller's monotonic clock, or when that was reported: the order of causes and
+            victims. All ranks started at the same moment, so how long one ran gives the time best.
     """
 
     state: str

@@ -24,7 +24,7 @@ REASON_CHARACTERS = 500
 MOST_CAUSES = 5
 """How many causes get a sentence of their own."""
 ABORT_LINES = 100
-"""How far from its end a log is searched for the words of NCCL's watchdog: a C++ stack follows them."""
+"""How far from its end a log is searched for the error of NCCL's watchdog: a C++ stack follows it."""
 
 _TRACEBACK = "Traceback (most recent call last):"
 # What torch's excepthook puts in front of every line of a traceback, once there is a process group.
@@ -53,7 +53,7 @@ _VICTIM = (
     r"|RendezvousConnectionError|RendezvousTimeoutError|RendezvousClosedError"
     r"|SignalException: Process \d+ got signal: 15|\bSIGTERMException\b"
 )
-# Of these the words may be the same, and yet nobody else is to blame: a script's own connection to elsewhere.
+# Of these the text may be the same, but no other rank caused them: a script's own connection to elsewhere.
 _OWN = re.compile(r"EADDRINUSE|\[Errno \d+\]|ConnectionResetError|BrokenPipeError")
 _TORCHRUN = "torch.distributed.elastic.multiprocessing.errors.ChildFailedError"
 _OBSERVED = re.compile(r"\[rank: (\d+)\] Child process with PID \d+ terminated with code (-?\d+)\. Forcefully")
@@ -67,11 +67,11 @@ _HINTS = (
     ),
     (
         re.compile("EOFError: EOF when reading a line"),
-        "nobody can answer a job: its standard input is empty; have the script take the answer from its arguments",
+        "a job's standard input is empty, so nobody can answer it; have the script take the answer from its arguments",
     ),
     (
         re.compile(r"BlockingIOError: \[Errno 11\]|can't start new thread|fork: Resource temporarily unavailable"),
-        "where a process was to be started, the job's account may have no more on this node: see ulimit -u there, and "
+        "the job's account may start no more processes on this node: see ulimit -u there, and "
         "nproc in /etc/security/limits.d",
     ),
     (
@@ -117,12 +117,12 @@ class Explanation:
 
 
 @dataclass(frozen=True)
-class LastWords:
-    """What a log's end says.
+class LogEnd:
+    """The end of a log, with the reason that it gives.
 
     Attributes:
         reason: one line.
-        victim: another process went away, and that is all it says.
+        victim: it says only that another process ended.
         tail: the traceback with the reason, or else the last lines.
         child: ``(rank, exit code or minus the signal)`` of the process that ended first on the node, as its launcher
             saw it, or None.
@@ -160,9 +160,9 @@ def explain(
     if not bad:
         return None
     requests = [ending for node in bad if (ending := endings[node.host]).state == "stopped" and not ending.because]
-    told = min(map(_told, requests), default=float("inf"))
+    first_stop = min(map(_stop_time, requests), default=float("inf"))
     own = [node for node in bad if endings[node.host].state != "stopped"]
-    before = [node for node in own if endings[node.host].arrived < told and not endings[node.host].unknown]
+    before = [node for node in own if endings[node.host].arrived < first_stop and not endings[node.host].unknown]
     if before:
         return _of_failures(topology, endings, logs, before, own, more)
     left = [f"\n{node.name} {note}" for node in own if (note := endings[node.host].note)]
@@ -170,11 +170,11 @@ def explain(
         seconds = next((ending.stopping for ending in requests if ending.stopping is not None), None)
         return Explanation("on request" + _after(seconds) + "".join(left), [], "stopped")
     because = next((ending.because for node in bad if (ending := endings[node.host]).because), "")
-    return Explanation((because or "it was told to stop") + "".join(left), [], "failed")
+    return Explanation((because or "it was stopped") + "".join(left), [], "failed")
 
 
-def _told(ending: RankEnding) -> float:
-    """When a rank was told to stop, on the controller's clock."""
+def _stop_time(ending: RankEnding) -> float:
+    """Return when a rank got the request to stop, on the controller's clock."""
     if ending.seconds is None or ending.stopping is None:
         return ending.arrived
     return ending.arrived - ending.seconds + ending.stopping
@@ -189,59 +189,59 @@ def _of_failures(
     more: Callable[[str], str],
 ) -> Explanation:
     """Explain ranks that ended badly by themselves, in the order in which they did."""
-    said = {node.host: last_words(logs[node.host].tail()) for node in failed}
-    causes = [node for node in failed if not _is_victim(endings[node.host], said[node.host])]
+    log_ends = {node.host: read_log_end(logs[node.host].tail()) for node in failed}
+    causes = [node for node in failed if not _is_victim(endings[node.host], log_ends[node.host])]
     killed = next((endings[node.host].arrived for node in causes if endings[node.host].state != "lost"), float("inf"))
     causes = [node for node in causes if endings[node.host].state != "lost" or endings[node.host].arrived < killed]
     sentences: dict[tuple[str, str], str] = {}
     named = []
     for node in causes or failed[:1]:
-        ending, words = endings[node.host], said[node.host]
-        verb, why = _ending(ending, words), "" if ending.note else f": {words.reason}{more(words.reason)}"
+        ending, log_end = endings[node.host], log_ends[node.host]
+        verb, why = _ending(ending, log_end), "" if ending.note else f": {log_end.reason}{more(log_end.reason)}"
         if (verb, why) not in sentences and len(sentences) < MOST_CAUSES:
             sentences[verb, why] = f"{node.name} {verb}{_after(ending.seconds)}{why}; see {logs[node.host].path}"
             named.append(node.host)
     text = "\n".join(sentences.values())
     if not causes:
-        text += _lost_peer(topology, endings, logs, failed[0], said[failed[0].host].reason)
+        text += _lost_peer(topology, endings, logs, failed[0], log_ends[failed[0].host].reason)
     others = [node.name for node in own if node.host not in named and not endings[node.host].unknown]
     if others:
-        text += f". After it failed too: {join_names(others)}"
+        text += f". Failed after it: {join_names(others)}"
     text += "".join(f"\n{node.name} {endings[node.host].note}" for node in own if endings[node.host].unknown)
     first = (causes or failed)[0].host
-    return Explanation(text, said[first].tail, "failed")
+    return Explanation(text, log_ends[first].tail, "failed")
 
 
-def _is_victim(ending: RankEnding, words: LastWords) -> bool:
+def _is_victim(ending: RankEnding, log_end: LogEnd) -> bool:
     if ending.oom or ending.state == "lost" or ending.note:
         return False
     number = ending.signal or max((ending.exit_code or 0) - 128, 0)
-    if words.observed or words.child:
-        return words.victim
+    if log_end.observed or log_end.child:
+        return log_end.victim
     if number == signal.SIGTERM:
         return True
-    return words.victim and (not ending.signal or number == signal.SIGABRT)
+    return log_end.victim and (not ending.signal or number == signal.SIGABRT)
 
 
-def _ending(ending: RankEnding, words: LastWords) -> str:
+def _ending(ending: RankEnding, log_end: LogEnd) -> str:
     if ending.note:
         return ending.note
-    if words.observed and ending.signal == signal.SIGKILL:
+    if log_end.observed and ending.signal == signal.SIGKILL:
         verb = "was ended by Lightning"
-        kill = words.child is not None and words.child[1] == -signal.SIGKILL
+        kill = log_end.child is not None and log_end.child[1] == -signal.SIGKILL
     else:
         verb = ending.how
         kill = ending.signal == signal.SIGKILL
     if not ending.oom:
         return verb
     killed = f"(the kernel's OOM killer ended {pluralize(ending.oom, 'process')} on this node meanwhile)"
-    return f"{verb} for want of memory {killed}" if kill else f"{verb} {killed}"
+    return f"{verb} because its node ran out of memory {killed}" if kill else f"{verb} {killed}"
 
 
 def _lost_peer(
     topology: Topology, endings: Mapping[str, RankEnding], logs: Mapping[str, RankLog], victim: Node, reason: str
 ) -> str:
-    """Return whom the first victim lost, where all are victims: a process may die there without a word."""
+    """Return whom the first victim lost, where all are victims: a process may have ended there without an error."""
     peers = {node.address: node for node in topology.nodes}
     found = _PEER.search(reason)
     peer = peers.get(found[1]) if found else None
@@ -251,7 +251,7 @@ def _lost_peer(
     if ending.state == "succeeded":
         state = f"which had ended with code 0{_after(ending.seconds)}"
     else:
-        state = "where a process ended without a word of why"
+        state = "where a process ended and printed no error"
     return f"\nIt lost {peer.name}, {state}; see {logs[peer.host].path}"
 
 
@@ -259,7 +259,7 @@ def _after(seconds: float | None) -> str:
     return f" after {seconds:.0f} s" if seconds is not None else ""
 
 
-# ----------------------------------------------------------------------------------------------------------- last words
+# ------------------------------------------------------------------------------------------------------------- log ends
 
 
 @dataclass(frozen=True)
@@ -287,8 +287,8 @@ class _Block:
         return is_victims("\n".join(self.message))
 
 
-def last_words(lines: Sequence[str]) -> LastWords:
-    """Return what the end of a node's log says about how its processes ended.
+def read_log_end(lines: Sequence[str]) -> LogEnd:
+    """Return the end of a node's log, and how its processes ended.
 
     Several processes of a node write to one log, and its launcher too. A traceback is how a process ended if torch has
     prefixed it, or if no ordinary output follows; a cause among them counts more than what it did to the others.
@@ -311,8 +311,8 @@ def last_words(lines: Sequence[str]) -> LastWords:
         text, tail = _reason(chosen[0].message), _shortened(chosen[0].lines)
     else:
         meaningful = [line.strip() for line in _before_summary(lines) if line.strip() and not _NOISE.match(line)]
-        spoken = [line for line in lines[-ABORT_LINES:] if (found := _CPLUSPLUS.match(line)) and any(found.groups())]
-        text = _CPLUSPLUS.sub(r"\1\2", spoken[0]) if spoken else meaningful[-1] if meaningful else "it printed nothing"
+        aborts = [line for line in lines[-ABORT_LINES:] if (found := _CPLUSPLUS.match(line)) and any(found.groups())]
+        text = _CPLUSPLUS.sub(r"\1\2", aborts[0]) if aborts else meaningful[-1] if meaningful else "it printed nothing"
         victim = is_victims(text) or (not child and any(_aborted(line) for line in lines[-ABORT_LINES:]))
         tail = _last_lines(lines)
     if child and not causes and child[1] < 0 and child[1] != -signal.SIGTERM:
@@ -320,18 +320,18 @@ def last_words(lines: Sequence[str]) -> LastWords:
         text = f"its process of global rank {child[0]} {how_it_ended(child[1])}"
     text += "".join(f" ({hint})" for pattern, hint in _HINTS if pattern.search(text))
     text = text if len(text) <= REASON_CHARACTERS else f"{text[:REASON_CHARACTERS]}…"
-    return LastWords(text, victim, tail, child, observed)
+    return LogEnd(text, victim, tail, child, observed)
 
 
 def _reason(message: Sequence[str]) -> str:
-    """Return an exception's message in one line, the first but for those that say the reason further below."""
+    """Return an exception's message in one line, the first but for those with the reason further below."""
     if refused := _REFUSED_TYPE.search("\n".join(message)):
         return _REFUSED.format(type=refused[1], name=refused[1].removeprefix("__main__."))
     return message[0]
 
 
 def is_noise(line: str) -> bool:
-    """Return whether a line is a warning of torch or Lightning, or the like: it says nothing of the script."""
+    """Return whether a line is a warning of torch or Lightning, or the like, and not the script's."""
     return bool(_NOISE.match(line))
 
 
@@ -340,7 +340,7 @@ def _last_lines(lines: Sequence[str]) -> list[str]:
 
 
 def is_victims(text: str) -> bool:
-    """Return whether these are the words of one that lost another."""
+    """Return whether a text is the error of a process that lost another."""
     return bool(re.search(_VICTIM, text, re.IGNORECASE)) and not _OWN.search(text)
 
 
@@ -390,7 +390,7 @@ def _blocks(lines: Sequence[str]) -> list[_Block]:
 
 
 def _blocks_of(rank: str, stream: Sequence[tuple[int, str]]) -> Iterator[_Block]:
-    """Find the tracebacks in what one process wrote, or all those that say nothing of their rank."""
+    """Find the tracebacks in what one process wrote, or in the output of all that have no rank's prefix."""
     starts = [at for at, (_number, text) in enumerate(stream) if _TRACEBACK in text and "traceback : " not in text]
     for at, end in zip(starts, [*starts[1:], len(stream)]):
         margin = _MARGIN.match(stream[at][1])[0].replace("+", "|")  # type: ignore[index]  # it matches anything
@@ -399,8 +399,8 @@ def _blocks_of(rank: str, stream: Sequence[tuple[int, str]]) -> Iterator[_Block]
                 position
                 for position in range(at + 1, end)
                 if (text := stream[position][1]).startswith(margin)
-                and (words := text.removeprefix(margin)).strip()
-                and not words.startswith((" ", "\t"))
+                and (content := text.removeprefix(margin)).strip()
+                and not content.startswith((" ", "\t"))
                 and (rank or not _NOISE.match(text))
             ),
             None,
@@ -417,7 +417,7 @@ def _blocks_of(rank: str, stream: Sequence[tuple[int, str]]) -> Iterator[_Block]
             last=stream[message][0],
             lines=[text for _number, text in stream[at : last + 1]],
             message=[text.removeprefix(margin).strip() for _number, text in stream[message : last + 1]],
-            chained=any(words in before for words in _CHAINED),
+            chained=any(text in before for text in _CHAINED),
         )
 
 

@@ -18,27 +18,27 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.projec
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import escape, join_names
 
 Parts = Sequence[tuple[str, Mapping[str, Any]]]
-"""Each host with its rank's state as its node says it, in rank order: the head first."""
+"""Each host with its rank's state as its node reports it, in rank order: the head first."""
 
 
 def met(about: Mapping[str, Any], parts: Parts) -> bool | None:
     """Return whether the ranks of all nodes met; None if that is not known, or there is one node."""
-    said = _each_met(about, parts)
-    return False if False in said else None if None in said else True
+    states = _each_met(about, parts)
+    return False if False in states else None if None in states else True
 
 
 def _each_met(about: Mapping[str, Any], parts: Parts) -> list[bool | None]:
     """Return whether each node's rank took part in the rendezvous."""
-    said = [state.get("met") for _host, state in parts]
-    if about.get("launcher") != "torchrun" and True in said:
-        said[0] = True  # to connect to it, one has to be there that listens, for however short a time
-    return said
+    states = [state.get("met") for _host, state in parts]
+    if about.get("launcher") != "torchrun" and True in states:
+        states[0] = True  # to connect to it, one has to be there that listens, for however short a time
+    return states
 
 
 def checkpoint_read(parts: Parts) -> bool | None:
     """Return whether a process of the job read the checkpoint; None if there is none, or that is not known."""
-    said = {state.get("checkpoint_read") for _host, state in parts} - {None}
-    return True in said if said else None
+    states = {state.get("checkpoint_read") for _host, state in parts} - {None}
+    return True in states if states else None
 
 
 def world_size(nodes: int, gang: bool, together: bool | None) -> int | None:
@@ -122,4 +122,4 @@ def _never_read(about: Mapping[str, Any], ended: bool) -> str:
         TRAINER: 'pass ckpt_path=os.environ.get("CKPT_PATH") to fit',
         CLI: "name no ckpt_path in its arguments and its configuration, or $CKPT_PATH in its arguments",
     }.get(str(about.get("uses")), "load what CKPT_PATH names")
-    return f"the script has not read CKPT_PATH{', so it began anew' if ended else ' yet'}; {remedy}"
+    return f"the script has not read CKPT_PATH{', so it started from the beginning' if ended else ' yet'}; {remedy}"

@@ -27,16 +27,16 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text i
 GATHER_SECONDS = 30
 """What it may take to ask all nodes for their stacks; on a node it is a second, besides what follows."""
 WORK_SECONDS = 10
-"""For how long it is looked whether a rank that others wait for works."""
+"""For how long the work of a rank that others wait for is measured."""
 LEAST_CPU = 0.01
 """Of a core: a rank that uses less, and no disk, stands still. One that waits uses a hundredth of this."""
 LEAST_BYTES = 2**16
 """A rank that has read and written so much in that time works."""
 LEFT_ALONE_SECONDS = 20
-"""A silence of this length is looked into once ranks have ended: who waits for them in a rendezvous waits in vain."""
+"""The cause of a silence of this length is searched for once ranks have ended: a rendezvous cannot complete then."""
 LONGEST_SENTENCE = 1500
 MOST_GROUPS = 4
-"""How many groups of ranks that do different things are told apart."""
+"""How many groups of ranks that do different things are named."""
 MOST_SPANS = 10
 # Lightning's (fabric/utilities/distributed.py) before it waits, from every rank, and after it, from rank 0.
 _ANNOUNCED = re.compile(r"Initializing distributed: GLOBAL_RANK: (\d+), MEMBER: (\d+)/(\d+)")
@@ -49,7 +49,7 @@ _ALL_CONNECT = "all nodes can connect to each other"
 
 @dataclass(frozen=True)
 class Silence:
-    """Nothing has been heard for too long.
+    """A job has printed nothing for too long.
 
     Attributes:
         seconds: for how long.
@@ -74,12 +74,12 @@ class StallDetector:
         clock: Callable[[], float] = time.monotonic,
         age_seconds: float = 0.0,
     ) -> None:
-        """Begin with a sign of life.
+        """Count the start as the first output.
 
         Args:
-            stall_timeout_seconds: a silence of this length is told once; 0 or None: never.
+            stall_timeout_seconds: a silence of this length is reported once; 0 or None: never.
             rendezvous_timeout_seconds: the same while the ranks may still be about to meet; 0 or None: never. It is
-                told again when the job is twice as old as it was then: ranks may come late, and without a word.
+                reported again when the job is twice as old as it was then: ranks may come late, and print nothing.
             clock: seconds.
             age_seconds: how old the job is already.
         """
@@ -87,15 +87,15 @@ class StallDetector:
         self._rendezvous = rendezvous_timeout_seconds or float("inf")
         self._left_alone = LEFT_ALONE_SECONDS if rendezvous_timeout_seconds else float("inf")
         self._clock = clock
-        self._heard = clock()
-        self._began = self._heard - age_seconds
+        self._last_output = clock()
+        self._began = self._last_output - age_seconds
         self._known: tuple[int, int] | None = None
-        self._told = False
-        self._told_ended = 0
-        self._look_again = 0.0  # age of the job
+        self._reported = False
+        self._reported_ended = 0
+        self._report_again_at = 0.0  # age of the job
 
-    def look(self, written: Mapping[str, int], ended: int) -> Silence | None:
-        """Return a silence that was not told before, or None.
+    def check(self, written: Mapping[str, int], ended: int) -> Silence | None:
+        """Return a silence that was not reported before, or None.
 
         Args:
             written: bytes that each rank has printed so far.
@@ -104,19 +104,19 @@ class StallDetector:
         now = self._clock()
         known = (sum(written.values()), ended)
         if known != self._known:
-            self._known, self._heard, self._told = known, now, False
-        silent = now - self._heard
-        stall = silent >= self._stall and not self._told
-        rendezvous = silent >= self._rendezvous and now - self._began >= self._look_again
-        if ended and silent >= min(self._left_alone, self._rendezvous) and ended != self._told_ended:
-            rendezvous, self._told_ended = True, ended
-        self._told = self._told or stall
+            self._known, self._last_output, self._reported = known, now, False
+        silent = now - self._last_output
+        stall = silent >= self._stall and not self._reported
+        rendezvous = silent >= self._rendezvous and now - self._began >= self._report_again_at
+        if ended and silent >= min(self._left_alone, self._rendezvous) and ended != self._reported_ended:
+            rendezvous, self._reported_ended = True, ended
+        self._reported = self._reported or stall
         if rendezvous:
-            self._look_again = 2 * (now - self._began)
+            self._report_again_at = 2 * (now - self._began)
         return Silence(silent, stall, rendezvous, ended) if stall or rendezvous else None
 
     def past_rendezvous(self) -> None:
-        """Speak of the rendezvous no more: all ranks have met."""
+        """Report no rendezvous any more: all ranks have met."""
         self._rendezvous = float("inf")
 
 
@@ -126,15 +126,15 @@ def describe_progress(lines: Sequence[str]) -> str:
     Args:
         lines: the last ones, printable.
     """
-    said = [line.strip() for line in lines if line.strip() and not is_noise(line)]
-    if not said:
+    printed = [line.strip() for line in lines if line.strip() and not is_noise(line)]
+    if not printed:
         return "has printed nothing"
-    announced = _ANNOUNCED.search(said[-1])
+    announced = _ANNOUNCED.search(printed[-1])
     if announced:
         return f"is waiting in the rendezvous (MEMBER: {announced[2]}/{announced[3]})"
-    words = said[-1] if len(said[-1]) <= 100 else f"{said[-1][:100]}…"
-    met = any(map(_ANNOUNCED.search, said)) or any(_REGISTERED in line for line in said)
-    return f"has passed the rendezvous, and printed last: {words}" if met else f"has printed last: {words}"
+    last = printed[-1] if len(printed[-1]) <= 100 else f"{printed[-1][:100]}…"
+    met = any(map(_ANNOUNCED.search, printed)) or any(_REGISTERED in line for line in printed)
+    return f"has passed the rendezvous, and printed last: {last}" if met else f"has printed last: {last}"
 
 
 # ------------------------------------------------------------------------------------------------------------ gathering
@@ -148,9 +148,9 @@ class Stacks:
         folder: where it lies as text, a file for each node; None if it could not be written.
         processes: by host.
         errors: by host, why nothing is known of it, a verb phrase.
-        missing: by host, where py-spy was looked for in vain.
+        missing: by host, where py-spy should have been.
         ports: by host, a free ephemeral port.
-        seconds: how long it was looked at what the processes use; 0 if it was not.
+        seconds: for how long the processes' use of CPU and disk was measured; 0 if it was not.
     """
 
     folder: Path | None
@@ -168,7 +168,7 @@ def gather_stacks(gang: Gang, folder: Path, timeout_seconds: float = GATHER_SECO
         gang: the job's nodes.
         folder: for a file ``rank<k>-<host>.txt`` each, which replaces an earlier one.
         timeout_seconds: a node without an answer after this long is one of which nothing is known.
-        seconds: how long to look at what the processes use, besides.
+        seconds: for how long to measure the processes' use of CPU and disk, besides.
     """
     replies, errors = gang.ask("call_stacks", timeout_seconds + seconds, seconds=seconds)
     found = Stacks(folder, errors={host: str(error).removeprefix(f"{host} ") for host, error in errors.items()})
@@ -184,7 +184,7 @@ def gather_stacks(gang: Gang, folder: Path, timeout_seconds: float = GATHER_SECO
             texts = [process.text for process in found.processes.get(node.host, [])]
             texts = texts or [found.errors.get(node.host, "runs no process of the job") + "\n"]
             _write(folder / f"{node.file_stem}.txt", "\n".join(texts))
-    except OSError:  # a full disk here: what is known is said all the same
+    except OSError:  # a full disk here: what is known is reported all the same
         found.folder = None
     return found
 
@@ -199,7 +199,7 @@ def _write(path: Path, text: str) -> None:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Why nothing is heard of a job.
+    """Why a job prints nothing.
 
     Attributes:
         rendezvous: some rank is in the rendezvous.
@@ -220,7 +220,7 @@ class StallReport:
 
     Attributes:
         sentence: for how long, and why.
-        hopeless: its ranks wait in a rendezvous to which nobody comes any more.
+        hopeless: its ranks wait in a rendezvous that cannot complete.
     """
 
     sentence: str
@@ -236,7 +236,7 @@ class _Member:
     siblings: int  # on the same node, itself among them
     activity: Activity
     starter: str = ""  # whose code has it join the others; see ``reading.started_by``
-    work: str = ""  # what it used while it was looked at, a noun; "" if it stood still
+    work: str = ""  # what it used while it was measured, a noun; "" if it stood still
 
 
 @dataclass(frozen=True)
@@ -248,13 +248,13 @@ class _Announcement:
 
 
 def explain(topology: Topology, stacks: Stacks, logs: Mapping[str, RankLog], gang: Gang | None) -> Verdict:
-    """Say why nothing is heard of a job. Where its ranks wait for each other, its nodes try to connect to each other.
+    """Explain why a job prints nothing. Where its ranks wait for each other, its nodes try to connect to each other.
 
     Args:
         topology: the job's nodes.
         stacks: from ``gather_stacks``.
         logs: each host's.
-        gang: to ask the nodes; None asks nobody.
+        gang: to ask the nodes; None asks no node.
     """
     tails = {node.host: logs[node.host].tail() for node in topology.nodes}
     met = any(_REGISTERED in line for tail in tails.values() for line in tail) or "has passed" in describe_progress(
@@ -327,7 +327,7 @@ def _work(cpu: float, transferred: int, waits_for_disk: bool, seconds: float) ->
 
 def _of_open(meeting: Sequence[_Member], working: Sequence[_Member]) -> str:
     """Say who waits in the rendezvous, and who works meanwhile."""
-    where = " or ".join(dict.fromkeys(member.activity.words.removeprefix("in ") for member in meeting))
+    where = " or ".join(dict.fromkeys(member.activity.description.removeprefix("in ") for member in meeting))
     waiting = f"{_who(meeting, 'waits', 'wait')} in {where}"
     if not working:
         return waiting
@@ -349,7 +349,7 @@ def _of_rendezvous(
     """Say why some ranks wait in the rendezvous: the first reason that is found."""
     others = [member for member in members if member.activity.kind != reading.RENDEZVOUS]
     empty = [node for node in silent if node.host not in stacks.errors]
-    where = " or ".join(dict.fromkeys(member.activity.words.removeprefix("in ") for member in meeting))
+    where = " or ".join(dict.fromkeys(member.activity.description.removeprefix("in ") for member in meeting))
     if empty or (others and not met):
         missing = [_doing(group, "never came to it, but ") for group in _grouped(others)]
         if empty:
@@ -438,7 +438,7 @@ def _of_stall(
     doing = [*map(_doing, _grouped(others)), *([_empty(empty)] if empty else [])]
     groups = _grouped(waiting)
     if waiting and doing:
-        places = " or ".join(words for words, _group in reversed(groups))
+        places = " or ".join(description for description, _group in reversed(groups))
         late = {member.node.rank for member in others} | {node.rank for node in empty}
         it = "it" if len(late) == 1 else "them"
         return f"{', '.join(doing)} while {_who(waiting, 'waits', 'wait')} for {it} {places}"
@@ -447,7 +447,7 @@ def _of_stall(
     if not groups:
         return "nothing is known of any rank"
     if len(groups) > 1:
-        doing = [f"{_who(group)} {words}" for words, group in groups]
+        doing = [f"{_who(group)} {description}" for description, group in groups]
         return f"the ranks wait for each other in different places: {', '.join(doing)}"
     who = _who(waiting, "waits", "wait") if silent else "all ranks wait"
     reach = probe_connections(gang, stacks.ports, master=False) if gang and topology.world_size > 1 else None
@@ -457,25 +457,25 @@ def _of_stall(
     return "; ".join([f"{who} {groups[0][0]}", *found])
 
 
-# ---------------------------------------------------------------------------------------------------------------- words
+# ---------------------------------------------------------------------------------------------------- descriptions
 
 
 def _grouped(members: Sequence[_Member]) -> list[tuple[str, list[_Member]]]:
     """Return members that do the same together, the smallest group first: it is the odd one out."""
     groups: dict[str, list[_Member]] = {}
     for member in members:
-        groups.setdefault(member.activity.words, []).append(member)
+        groups.setdefault(member.activity.description, []).append(member)
     ordered = sorted(groups.items(), key=lambda item: len(item[1]))
     if len(ordered) > MOST_GROUPS:
-        rest = [member for _words, group in ordered[MOST_GROUPS - 1 :] for member in group]
+        rest = [member for _description, group in ordered[MOST_GROUPS - 1 :] for member in group]
         ordered = [*ordered[: MOST_GROUPS - 1], ("elsewhere", rest)]
     return ordered
 
 
 def _doing(group: tuple[str, Sequence[_Member]], before: str = "") -> str:
     """Return "rank 2 (c) is in load at train.py:8"."""
-    words, members = group
-    return f"{_who(members, f'{before}is', f'{before}are')} {words}"
+    description, members = group
+    return f"{_who(members, f'{before}is', f'{before}are')} {description}"
 
 
 def _who(members: Sequence[_Member], one: str = "", many: str = "") -> str:
@@ -512,8 +512,8 @@ def _spans(numbers: Iterable[int]) -> str:
             spans[-1][1] = number
         else:
             spans.append([number, number])
-    words = [
+    texts = [
         str(low) if low == high else f"{low}, {high}" if high == low + 1 else f"{low}-{high}" for low, high in spans
     ]
     more = sum(high - low + 1 for low, high in spans[MOST_SPANS:])
-    return ", ".join(words[:MOST_SPANS]) + (f" and {more} more" if more else "")
+    return ", ".join(texts[:MOST_SPANS]) + (f" and {more} more" if more else "")

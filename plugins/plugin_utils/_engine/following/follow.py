@@ -4,7 +4,7 @@
 """Follow a running job to its end: fetch every rank's log and state, and stop the job when one rank fails.
 
 How a rank ended is what its node's reply says, or what the other nodes say of it, whose supervisors watch each other. A
-question without an answer, whatever kept it away, says nothing of the job: it is asked again.
+request without a reply, for whatever reason, says nothing about the job: it is sent again.
 """
 
 from __future__ import annotations
@@ -36,35 +36,37 @@ POLL_SECONDS = 10
 LINGER_SECONDS = 0.2
 """How long a node gathers output before it answers a poll."""
 PACE_SECONDS = 4
-"""How far apart the answers are of a node that prints all the time: each costs it some 40 ms of a core."""
+"""How far apart the replies are of a node that prints all the time: each costs it some 40 ms of a core."""
 FIRST_PAUSE_SECONDS = 1
 LONGEST_PAUSE_SECONDS = 10
-"""A node that gave no answer is asked again after the first pause, then after twice the last one, up to this: so few
+"""A node that gave no reply is asked again after the first pause, then after twice the last one, up to this: so few
 new connections are let in by a firewall that counts them."""
-PATIENCE_SECONDS = 120
-PATIENCE_TIMES = 4
-"""Nothing may be heard of any rank for so long, or so many times the nodes' own time-out if that is longer, before the
-job is not followed any more."""
+NO_REPLY_SECONDS = 120
+NO_REPLY_TIMES = 4
+"""With no reply from any rank for so long, or so many times the nodes' own time-out if that is longer, the job is not
+followed any more."""
 QUIET_SECONDS = 1
-"""A rank whose output is not shown live is first looked at after this long: right after the start, nodes are busy."""
-LOOK_SECONDS = 0.2
-"""How often whoever follows looks up: for an interrupt, for a silent node."""
+"""A rank whose output is not shown live is first asked after this long: right after the start, nodes are busy."""
+CHECK_SECONDS = 0.2
+"""How often an interrupt and silent nodes are checked for."""
+UNANSWERED = "the last request has no reply yet"
+STILL_RUNS = "the job still runs, as far as is known"
 
 
 class Observer(Protocol):
-    """Who is told what comes while a job is followed; ``output``, ``hear`` and ``say`` are called from any thread."""
+    """Takes what happens to a job that is followed; all but ``check_stall`` is called from any thread."""
 
     def output(self, node: Node) -> None:
         """Take note that a shown rank's log has grown, from the thread that follows it; must not block."""
 
-    def hear(self, node: Node, state: Mapping[str, Any]) -> None:
-        """Take what a node says of its rank's state, from the thread that follows it."""
+    def update_state(self, node: Node, state: Mapping[str, Any]) -> None:
+        """Take a rank's state from its node's reply, in the thread that follows it."""
 
-    def look(self, written: Mapping[str, int], endings: Mapping[str, RankEnding]) -> StallReport | None:
-        """Look at it all every so often: bytes of log by host, and who has ended.
+    def check_stall(self, written: Mapping[str, int], endings: Mapping[str, RankEnding]) -> StallReport | None:
+        """Check for a stall, called every so often with the bytes of log by host, and the ranks that have ended.
 
         Returns:
-            What was found of a job that stalls, once; else None.
+            A report on a job that stalls, once; else None.
         """
 
     def say(self, text: str) -> None:
@@ -76,25 +78,25 @@ class _Rank:
     """A rank that is followed.
 
     Attributes:
-        heard: when its node replied last, on the monotonic clock.
-        trouble: why it has not replied since, a clause; "" if that is not known.
-        gone: what its node says if it has the job no more, a verb phrase; else "".
-        missed: the user was told that nothing is heard of it.
-        deaf: why its node could not be told to stop, a clause; "" if it was.
+        last_reply: when its node replied last, on the monotonic clock.
+        error: why it has not replied since, a clause; "" if that is not known.
+        gone: the node's reply if it does not have the job any more, a verb phrase; else "".
+        reported_silent: the user knows that it does not reply.
+        stop_error: why the request to stop failed on its node, a clause; "" if it did not.
     """
 
     node: Node
     log: RankLog
     offset: int
-    heard: float = field(default_factory=time.monotonic)
-    trouble: str = ""
+    last_reply: float = field(default_factory=time.monotonic)
+    error: str = ""
     gone: str = ""
-    missed: bool = False
-    deaf: str = ""
+    reported_silent: bool = False
+    stop_error: str = ""
 
     def silent(self) -> float:
         """Seconds since its node replied last."""
-        return time.monotonic() - self.heard
+        return time.monotonic() - self.last_reply
 
 
 class JobFollower:
@@ -113,14 +115,14 @@ class JobFollower:
         node_timeout_seconds: int,
         grace_seconds: int,
     ) -> None:
-        """Begin nothing yet.
+        """Keep what ``run`` needs; no node is asked yet.
 
         Args:
             gang: the job's nodes.
-            logs: where each host's output goes, whole; what is there already is not fetched again.
+            logs: where all output of each host goes; what is there already is not fetched again.
             shown: whether a node's output is wanted live.
-            observer: is told.
-            node_timeout_seconds: after so long a silence the nodes give each other up.
+            observer: takes what happens.
+            node_timeout_seconds: after so long without a heartbeat the nodes count each other as lost.
             grace_seconds: between TERM and KILL, when the job has to be stopped.
         """
         self._gang = gang
@@ -128,7 +130,7 @@ class JobFollower:
         self._shown = shown
         self._observer = observer
         self._node_timeout = node_timeout_seconds
-        self._patience = max(PATIENCE_SECONDS, PATIENCE_TIMES * node_timeout_seconds)
+        self._no_reply_seconds = max(NO_REPLY_SECONDS, NO_REPLY_TIMES * node_timeout_seconds)
         self._grace = grace_seconds
         self._began = time.monotonic() - gang.identity.age
         self._news: queue.SimpleQueue[tuple[str, RankEnding | BaseException]] = queue.SimpleQueue()
@@ -136,12 +138,12 @@ class JobFollower:
         self._idle = list(self._ranks.values())  # whose thread is still to be started
         self.verdict = ""
         self._stopping = False
-        self._told_at: float | None = None  # when all nodes had answered to the stop, or could not
+        self._stop_sent_at: float | None = None  # when all nodes had replied to the request to stop, or failed
         self._given_up = threading.Event()
         self._chunk = min(CHUNK_BYTES, max(2**20, ALL_CHUNKS_BYTES // len(self._ranks)))
 
     def run(self, interrupted: Callable[[], bool], stop: bool = False) -> dict[str, RankEnding] | None:
-        """Follow every rank to its end; the first that ends badly ends the others.
+        """Follow every rank to its end; the first that fails stops the others.
 
         Args:
             interrupted: whether to give up; the job goes on then.
@@ -151,12 +153,12 @@ class JobFollower:
             Every host's ending, in rank order; None if interrupted.
 
         Raises:
-            JobError: it cannot be followed any more; how the job ends, or that it is stopped, is not known.
+            JobError: it cannot be followed any more; it is not known how the job ends, or whether it is stopped.
         """
         try:
             return self._run(interrupted, "" if stop else None)
         finally:
-            self._given_up.set()  # what nobody is shown any more must not get into the log: it would seem seen
+            self._given_up.set()  # what is not shown any more must not get into the log: it would not be shown later
 
     def _run(self, interrupted: Callable[[], bool], because: str | None) -> dict[str, RankEnding] | None:
         endings = self._endings
@@ -167,15 +169,16 @@ class JobFollower:
             self._gather()
             if interrupted():
                 return None
-            self._judge()
-            self._judge_stall(self._observer.look({host: rank.offset for host, rank in self._ranks.items()}, endings))
+            self._check_silence()
+            written = {host: rank.offset for host, rank in self._ranks.items()}
+            self._report_stall(self._observer.check_stall(written, endings))
             bad = next((host for host, ending in endings.items() if ending.state != "succeeded"), None)
             if because is None:
-                because = self.verdict or (None if bad is None else self._words(bad, endings[bad]))
+                because = self.verdict or (None if bad is None else self._cause(bad, endings[bad]))
         left = [self._ranks[host] for host, ending in endings.items() if ending.unknown]
         if left and all(ending.unknown or ending.state == "succeeded" for ending in endings.values()):
             lines = [f"{rank.node.name} {endings[rank.node.host].note}" for rank in left]
-            raise self._broken_off("\n".join(lines), "whether the job runs on is not known", "to stop it: {stop}")
+            raise self._broken_off("\n".join(lines), "it is not known whether the job still runs", "to stop it: {stop}")
         return {host: endings[host] for host in self._ranks}
 
     def _start_asking(self) -> None:
@@ -185,13 +188,13 @@ class JobFollower:
             try:
                 threading.Thread(target=self._follow_one, args=(rank,), name=rank.node.host, daemon=True).start()
             except RuntimeError as error:
-                rank.trouble = _own_trouble(error)
+                rank.error = _own_error(error)
                 return
             self._idle.pop()
 
     def _gather(self) -> None:
         """Wait a moment for news, and take all there is."""
-        timeout: float = LOOK_SECONDS
+        timeout: float = CHECK_SECONDS
         while True:
             try:
                 host, item = self._news.get(timeout=timeout)
@@ -202,21 +205,21 @@ class JobFollower:
             self._endings.setdefault(host, item)
             timeout = 0
 
-    def _judge(self) -> None:
-        """Say of whom nothing is heard; end what the other nodes have given up, or what is waited for in vain.
+    def _check_silence(self) -> None:
+        """Report ranks that do not reply; end those that the other nodes count as lost, or whose stop failed.
 
         Raises:
-            JobError: nothing is heard of any rank; the job is not stopped for that.
+            JobError: no rank replies; the job is not stopped because of that.
         """
         unfinished = [rank for host, rank in self._ranks.items() if host not in self._endings]
         if not unfinished:
             return
         quiet = [rank for rank in unfinished if rank.silent() > self._node_timeout]
         if self._stopping:
-            told = self._told_at
-            overdue = told is not None and time.monotonic() > told + STOP_SECONDS
+            sent = self._stop_sent_at
+            overdue = sent is not None and time.monotonic() > sent + STOP_SECONDS
             for rank in unfinished if overdue else quiet:
-                ending = self._ending_by_the_others(rank) or (self._unknown(rank) if told is not None else None)
+                ending = self._ending_by_the_others(rank) or (self._unknown(rank) if sent is not None else None)
                 if ending:
                     self._endings[rank.node.host] = ending
             return
@@ -224,57 +227,54 @@ class JobFollower:
             if all(rank.gone for rank in unfinished):
                 self._endings.update({rank.node.host: RankEnding("lost", note=rank.gone) for rank in unfinished})
                 return
-            if all(rank.silent() > self._patience for rank in unfinished):
-                is_one = len(quiet) == 1
-                known = "whether the job runs on is not known" if is_one else "the job runs on, as far as is known"
-                raise self._broken_off(self._no_news_sentence(quiet), known)
-        missed = [rank for rank in quiet if not rank.missed]
-        if missed:
-            self._observer.say(
-                f"{self._no_news_sentence(missed)}. The job runs on, as far as is known; it is tried again"
-            )
-        for rank in missed:
-            rank.missed = True
+            if all(rank.silent() > self._no_reply_seconds for rank in unfinished):
+                known = "it is not known whether the job still runs" if len(quiet) == 1 else STILL_RUNS
+                raise self._broken_off(self._no_reply_sentence(quiet), known)
+        unreported = [rank for rank in quiet if not rank.reported_silent]
+        if unreported:
+            still_runs = f"{STILL_RUNS[0].upper()}{STILL_RUNS[1:]}"
+            self._observer.say(f"{self._no_reply_sentence(unreported)}. {still_runs}; this machine asks again")
+        for rank in unreported:
+            rank.reported_silent = True
 
-    def _judge_stall(self, report: StallReport | None) -> None:
-        """End a job whose ranks wait for each other in vain; of any other stall the user is told."""
+    def _report_stall(self, report: StallReport | None) -> None:
+        """Set the verdict for a stall that cannot end by itself; report any other to the user."""
         if report and report.hopeless:
             self.verdict = self.verdict or report.sentence
         elif report:
             self._observer.say(report.sentence)
 
-    def _no_news_sentence(self, ranks: list[_Rank]) -> str:
+    def _no_reply_sentence(self, ranks: list[_Rank]) -> str:
         names = join_names([rank.node.name for rank in ranks])
         silent = min(rank.silent() for rank in ranks)
-        why = next((rank.trouble for rank in ranks if rank.trouble), "no answer comes")
-        return f"this machine has heard nothing of {names} for {silent:.0f} s: {why}"
+        why = next((rank.error for rank in ranks if rank.error), UNANSWERED)
+        return f"this machine got no reply from {names} for {silent:.0f} s: {why}"
 
     def _ending_by_the_others(self, rank: _Rank) -> RankEnding | None:
-        """Return how a silent rank ended, if that is why another was stopped: the nodes' own verdict."""
+        """Return how a silent rank ended, if another was stopped because of it, as its node says."""
         for ending in self._endings.values():
-            words = ending.because.removeprefix("the node of ")
-            if words.startswith(rank.node.name):
-                how = words.removeprefix(rank.node.name).removeprefix(", the head,").strip()
-                return RankEnding("lost", note=how, arrived=rank.heard)
+            reason = ending.because.removeprefix("the node of ")
+            if reason.startswith(rank.node.name):
+                how = reason.removeprefix(rank.node.name).removeprefix(", the head,").strip()
+                return RankEnding("lost", note=how, arrived=rank.last_reply)
         return None
 
     def _unknown(self, rank: _Rank) -> RankEnding:
-        if rank.deaf:
-            note = f"could not be told to stop ({rank.deaf}), and may be running there still"
+        if rank.stop_error:
+            note = f"could not be stopped ({rank.stop_error}), and may still run there"
         elif rank.silent() > self._node_timeout:
-            why = rank.trouble or "no answer comes"
-            note = f"was not heard of for {rank.silent():.0f} s ({why}), and may be running there still"
+            note = f"gave no reply for {rank.silent():.0f} s ({rank.error or UNANSWERED}), and may still run there"
         else:
-            note = "was told to stop, and may be running there still"
+            note = "was asked to stop, and may still run there"
         return RankEnding("lost", note=note, unknown=True)
 
-    def _broken_off(self, why: str, known: str = "the job runs on", more: str = "") -> JobError:
+    def _broken_off(self, why: str, known: str = "the job still runs", more: str = "") -> JobError:
         follow = f"ansible-playbook logs.yml -e job={self._gang.job_id}"
         stop = f"ansible-playbook stop.yml -e job={self._gang.job_id}"
         remedy = more.format(stop=stop) or f"to follow it again: {follow}"
         return JobError(f"{why}. {known[0].upper()}{known[1:]}; {remedy}")
 
-    def _words(self, host: str, ending: RankEnding) -> str:
+    def _cause(self, host: str, ending: RankEnding) -> str:
         if ending.state == "stopped":
             return ending.because
         return f"{self._ranks[host].node.name} {ending.how}"
@@ -284,41 +284,41 @@ class JobFollower:
     def _begin_stop(self, because: str) -> None:
         try:
             threading.Thread(target=self._stop, args=(because,), daemon=True).start()
-        except RuntimeError:  # no thread is to be had; a moment later, perhaps
+        except RuntimeError:  # no thread can be started; the next round tries again
             return
         self._stopping = True
 
     def _stop(self, because: str) -> None:
-        """Have the nodes stop the job; those that could not be told are told again, and the user hears of it."""
+        """Stop the job on its nodes; where that fails, report it to the user and try again."""
         began, pause = time.monotonic(), 0.0
         while True:
-            why, self._told_at = self._tell_to_stop(because), time.monotonic()
-            if not why or time.monotonic() - began > self._patience:
+            why, self._stop_sent_at = self._send_stop(because), time.monotonic()
+            if not why or time.monotonic() - began > self._no_reply_seconds:
                 return
             if not pause:
-                self._observer.say(f"{'; '.join(why)}; it is tried again")
+                self._observer.say(f"{'; '.join(why)}; this machine tries again")
             pause = min(max(2 * pause, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
             if self._given_up.wait(pause):
                 return
-            self._told_at = None
+            self._stop_sent_at = None
 
-    def _tell_to_stop(self, because: str) -> list[str]:
-        """Return who could not be told, or still runs processes of the job, and why, a clause each."""
+    def _send_stop(self, because: str) -> list[str]:
+        """Send the request to stop; return the nodes where it failed, or that still run processes, a clause each."""
         try:
             _replies, errors = self._gang.stop(self._grace, because)
-        except Exception as trouble:  # no thread, no memory
-            why = f"was not asked: {_own_trouble(trouble)}"
+        except Exception as failure:  # no thread, no memory
+            why = f"was not asked: {_own_error(failure)}"
             errors = {host: NodeError(host, why) for host in self._ranks}
         found = []
         for host, rank in self._ranks.items():
             error = errors.get(host)
             if error and "left" in error.facts:
-                rank.deaf = ""
+                rank.stop_error = ""
                 found.append(str(error))
                 continue
-            rank.deaf = str(error or "")
+            rank.stop_error = str(error or "")
             if error and host not in self._endings:
-                found.append(f"{rank.node.name} could not be told to stop: {rank.deaf}")
+                found.append(f"{rank.node.name} could not be stopped: {rank.stop_error}")
         return found
 
     # ----------------------------------------------------------------------------------------------------- asking
@@ -336,7 +336,7 @@ class JobFollower:
         channel: Channel | None = None
         live = self._shown(rank.node)
         pace = pause = 0.0
-        told = False
+        reported = False
         if not live:
             time.sleep(QUIET_SECONDS)
         while not self._given_up.is_set():
@@ -346,28 +346,28 @@ class JobFollower:
                 offset=rank.offset,
                 wait_seconds=min(POLL_SECONDS, self._node_timeout / 3),
                 linger_seconds=LINGER_SECONDS,
-                pace_seconds=max(pace, pause),  # a line that was just mended is not used more often than it takes
+                pace_seconds=max(pace, pause),  # a connection that just came back gets no more than it takes
                 max_bytes=self._chunk,
                 quiet=not live,
             )
             try:
                 channel = channel or self._gang.open(rank.node.host)
                 reply, data = channel.call(request)
-            except Exception as error:  # whatever it is, it says nothing of the job
-                rank.trouble = str(error) if isinstance(error, NodeError) else _own_trouble(error)
+            except Exception as error:  # whatever it is, it says nothing about the job
+                rank.error = str(error) if isinstance(error, NodeError) else _own_error(error)
                 is_gone = isinstance(error, NodeError) and error.facts.get("gone", False)
-                rank.gone = rank.trouble.removeprefix(f"{rank.node.host} ") if is_gone else ""
+                rank.gone = rank.error.removeprefix(f"{rank.node.host} ") if is_gone else ""
                 pause = min(max(2 * pause, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
                 channel = None
                 self._given_up.wait(pause)
                 continue
             if self._given_up.is_set():
                 break
-            rank.heard, rank.trouble, rank.gone = time.monotonic(), "", ""
-            self._observer.hear(rank.node, reply)
-            if rank.missed:
-                rank.missed = False
-                self._observer.say(f"{rank.node.name} is heard of again")
+            rank.last_reply, rank.error, rank.gone = time.monotonic(), "", ""
+            self._observer.update_state(rank.node, reply)
+            if rank.reported_silent:
+                rank.reported_silent = False
+                self._observer.say(f"{rank.node.name} replies again")
             pause = pause / 2 if pause > 1 else 0
             pace = PACE_SECONDS if data else 0
             if data:
@@ -375,8 +375,8 @@ class JobFollower:
                 if live:
                     self._observer.output(rank.node)
             rank.offset = reply["offset"]
-            if "trouble" in reply and not told:
-                told = True
+            if "trouble" in reply and not reported:
+                reported = True
                 self._observer.say(f"{rank.node.name} {escape(reply['trouble'])}")
             if reply["state"] not in GOING_ON and not (reply["more"] and data):
                 return self._ending(reply)
@@ -398,7 +398,7 @@ class JobFollower:
         )
 
 
-def _own_trouble(error: Exception) -> str:
-    """Return what keeps this machine from asking a node; the words of what may be a defect say what it is."""
-    words = error_text(error) if isinstance(error, (OSError, RuntimeError)) else repr(error)
-    return f"this machine cannot ask it: {words}"
+def _own_error(error: Exception) -> str:
+    """Return why this machine cannot ask a node; an unexpected error is given with its type."""
+    text = error_text(error) if isinstance(error, (OSError, RuntimeError)) else repr(error)
+    return f"this machine cannot ask it: {text}"

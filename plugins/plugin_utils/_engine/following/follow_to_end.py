@@ -40,7 +40,7 @@ SCREEN_SECONDS = 10
 """How long the end of a job waits for a slow terminal."""
 
 SHOWN_SECONDS = 0.2
-"""How often it is looked for an interrupt while the terminal shows what is here already."""
+"""How often an interrupt is checked for while the terminal shows what is here already."""
 
 SHOWN: Mapping[str, Callable[[Node], bool]] = {
     "all": lambda node: True,
@@ -87,14 +87,14 @@ def follow_to_end(
             record.data,
         )
         while not screen.await_shown(SHOWN_SECONDS) and not interrupted():
-            pass  # what is here already is shown whole, however slow the terminal is
+            pass  # all that is here already is shown, however slow the terminal is
         following = JobFollower(
             gang, logs, SHOWN[options.logs], observer, options.node_timeout_seconds, options.stop_grace_seconds
         )
         try:
             endings = following.run(interrupted, stop=stopped)
         except JobError as error:
-            if interrupts.came:  # and nobody will show it
+            if interrupts.came:  # and it is not shown elsewhere
                 interrupts.say(escape_lines(str(error)))
             raise
         finally:
@@ -110,7 +110,7 @@ def follow_to_end(
     try:
         return _finish(options, context.say, gang, record, logs, endings, observer, following.verdict)
     except JobError as error:
-        if interrupts.came:  # and nobody will show it
+        if interrupts.came:  # and it is not shown elsewhere
             interrupts.say(escape_lines(str(error)))
         raise
 
@@ -119,7 +119,7 @@ def _wants_stop(options: FollowOptions, interrupts: Interrupts, job_id: str) -> 
     if options.on_interrupt != "stop":
         if interrupts.came == "gone":
             return False
-        interrupts.say(f"\n{job_id} runs on; press Ctrl-C once more to stop it")
+        interrupts.say(f"\n{job_id} still runs; press Ctrl-C once more to stop it")
         if not interrupts.again():
             return False
     interrupts.say(f"stopping {job_id}")
@@ -136,13 +136,13 @@ def _finish(
     observer: JobObserver,
     verdict: str,
 ) -> dict[str, Any]:
-    """Write down how the job ended, collect, clean up, and say it."""
+    """Write down how the job ended, collect artifacts, clean up, and show the result."""
     topology = gang.topology
-    observer.tell_of_checkpoint()  # a short job ends before anybody looks
+    observer.report_checkpoint()  # a short job ends before it is checked
     explanation = failure.explain(
         topology, endings, logs, lambda reason: missing_files.of_job(reason, record.data, record.path.parent / BUNDLES)
     )
-    # Ranks that all ended well in spite of a verdict that they stand still have proved it wrong.
+    # If all ranks ended with code 0, a verdict that they stand still was wrong.
     state = ("failed" if verdict else explanation.state) if explanation else "succeeded"
     cause = (verdict or explanation.sentence) if explanation else None
     if _is_news(record, topology.nodes, endings):
@@ -169,8 +169,8 @@ def _finish(
     else:
         state, cause = record.data["state"], record.data.get("cause")
     lost = {host for host, ending in endings.items() if ending.state == "lost"}
-    is_said = bool(explanation and state == "failed" and lost)
-    if is_said:  # at once: what a lost node wrote is waited for in vain
+    is_shown = bool(explanation and state == "failed" and lost)
+    if is_shown:  # at once: a lost node's artifacts are waited for until a time-out
         say(f"{cause}")
     notes = artifacts.collect(gang, options.collect, record, options.node_timeout_seconds, lost)
     if options.keep is not None:
@@ -187,12 +187,14 @@ def _finish(
         raise Stopped(f"job {gang.job_id} was stopped: {cause}")
     if state != "succeeded":
         tail = "".join(f"\n  | {line}" for line in explanation.tail) if explanation and not verdict else ""
-        raise JobError(f"{cause}{tail}", unsaid=f"the job has failed, as said above{tail}" if is_said else "")
+        raise JobError(
+            f"{cause}{tail}", not_shown=f"the job has failed, for the reason shown above{tail}" if is_shown else ""
+        )
     return command_result(record)
 
 
 def _is_news(record: Record, nodes: Sequence[Node], endings: Mapping[str, RankEnding]) -> bool:
-    """Whether these endings say more than the record of a job that has ended."""
+    """Return whether these endings add to the record of a job that has ended."""
     known = {rank["rank"]: rank.get("state") for rank in record.data.get("ranks", [])}
     return "ended" not in record.data or any(
         endings[node.host].state not in ("lost", known.get(node.rank)) for node in nodes
@@ -217,8 +219,8 @@ def _rank(node: Node, ending: RankEnding, log: RankLog, seen: Mapping[str, Any])
 
 
 def still_running_message(job_id: str) -> str:
-    """Return how to find a job again."""
+    """Return that a job still runs, and the commands for it."""
     return (
-        f"{job_id} runs on. Its output again: ansible-playbook logs.yml -e job={job_id} - all jobs: ansible-playbook "
-        f"status.yml - to stop it: ansible-playbook stop.yml -e job={job_id}"
+        f"{job_id} still runs. Its output again: ansible-playbook logs.yml -e job={job_id} - all jobs: "
+        f"ansible-playbook status.yml - to stop it: ansible-playbook stop.yml -e job={job_id}"
     )

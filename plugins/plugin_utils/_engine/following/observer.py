@@ -34,15 +34,15 @@ class JobObserver:
         rendezvous_timeout_seconds: int,
         about: Mapping[str, Any],
     ) -> None:
-        """Look at nothing yet.
+        """Keep what is needed; nothing is shown yet.
 
         Args:
             gang: the job's nodes.
             logs: of each host.
             screen: shows the ranks' output.
             stacks: folder for what the ranks are doing, made when it is needed.
-            stall_timeout_seconds: without any output for this long, it is said what the ranks do; 0 means never.
-            rendezvous_timeout_seconds: the same since the start; ranks that wait for each other in vain end the job.
+            stall_timeout_seconds: without any output for this long, what the ranks do is reported; 0 means never.
+            rendezvous_timeout_seconds: the same since the start; a rendezvous that cannot complete ends the job.
             about: what job.json says of the job.
         """
         self._gang = gang
@@ -54,48 +54,48 @@ class JobObserver:
         )
         self._explaining: threading.Thread | None = None
         self._silence: stall.Silence | None = None  # to be explained
-        self._signs = (0, 0)  # of life: bytes printed, ranks ended
+        self._progress = (0, 0)  # bytes printed, ranks ended
         self._reports: queue.SimpleQueue[stall.StallReport] = queue.SimpleQueue()
         self._about = about
         self._states: dict[str, Mapping[str, Any]] = {}
-        self._said: set[str] = set()
+        self._reported: set[str] = set()
         self._warned = False  # that the ranks have not met
 
     def output(self, node: Node) -> None:
         """Show what is new in a rank's log."""
-        self._screen.look()
+        self._screen.check_logs()
 
     def say(self, text: str) -> None:
         """Show a sentence of the engine's own."""
         self._screen.say(text)
 
-    def hear(self, node: Node, state: Mapping[str, Any]) -> None:
-        """Take what a node says of its rank's state."""
+    def update_state(self, node: Node, state: Mapping[str, Any]) -> None:
+        """Take a rank's state from its node's reply."""
         self._states[node.host] = state
 
     @property
     def parts(self) -> job_warnings.Parts:
-        """Each host with what it said last of its rank's state."""
+        """Each host with the last state of its rank."""
         return [(node.host, self._states.get(node.host, {})) for node in self._gang.topology.nodes]
 
-    def look(self, written: Mapping[str, int], endings: Mapping[str, RankEnding]) -> stall.StallReport | None:
-        """Return what was found of a stall, once, or None. It is looked into in a thread of its own."""
+    def check_stall(self, written: Mapping[str, int], endings: Mapping[str, RankEnding]) -> stall.StallReport | None:
+        """Return a report on a stall, once, or None. Its cause is searched for in a thread of its own."""
         if not endings:
-            self._notice()
-        silence, signs = self._watch.look(written, len(endings)), (sum(written.values()), len(endings))
-        self._silence = silence or (self._silence if signs == self._signs else None)
-        self._signs = signs
+            self._report_state()
+        silence, progress = self._watch.check(written, len(endings)), (sum(written.values()), len(endings))
+        self._silence = silence or (self._silence if progress == self._progress else None)
+        self._progress = progress
         if self._explaining and self._explaining.is_alive():
             self._silence = None
         elif self._silence:
             explaining = threading.Thread(target=self._explain, args=(self._silence,), daemon=True)
-            with contextlib.suppress(RuntimeError):  # no thread is to be had; a moment later, perhaps
+            with contextlib.suppress(RuntimeError):  # no thread can be started; the next check tries again
                 explaining.start()
                 self._explaining, self._silence = explaining, None
         return None if self._reports.empty() else self._reports.get()
 
-    def _notice(self) -> None:
-        """Say, once each, what the ranks were not seen to do, and when they do it after all."""
+    def _report_state(self) -> None:
+        """Report, once each, what the ranks were not seen to do, and when they do it later."""
         parts = self.parts
         together, read = job_warnings.met(self._about, parts), job_warnings.checkpoint_read(parts)
         news = ""
@@ -106,39 +106,41 @@ class JobObserver:
             self._say_once(news)
         elif together and self._warned:
             self._say_once("the ranks have met now")
-        self.tell_of_checkpoint()
+        self.report_checkpoint()
 
-    def tell_of_checkpoint(self) -> None:
-        """Say, once, what the job goes on from, if a process of it was seen to read that."""
+    def report_checkpoint(self) -> None:
+        """Report, once, which checkpoint the job goes on from, if a process of it was seen to read that."""
         if job_warnings.checkpoint_read(self.parts) and "checkpoint_step" in self._about:
             step = self._about["checkpoint_step"]
             known = f"{self._about['resumed']}, step {step}" if step is not None else self._about["checkpoint"]
             self._say_once(f"goes on from {known}")
 
     def _say_once(self, sentence: str) -> None:
-        if sentence not in self._said:
-            self._said.add(sentence)
+        if sentence not in self._reported:
+            self._reported.add(sentence)
             self._screen.say(sentence)
 
     def _explain(self, silence: stall.Silence) -> None:
         try:
-            self._look_into(silence)
-        except Exception as error:  # a defect; the job does not suffer from it
-            self._screen.say(f"nothing was printed for {silence.seconds:.0f} s, and why cannot be said: {error!r}")
+            self._find_cause(silence)
+        except Exception as error:  # a defect, which must not end the job
+            self._screen.say(
+                f"nothing was printed for {silence.seconds:.0f} s, and the search for the cause failed: {error!r}"
+            )
 
-    def _look_into(self, silence: stall.Silence) -> None:
-        before = self._signs
+    def _find_cause(self, silence: stall.Silence) -> None:
+        before = self._progress
         stacks = stall.gather_stacks(self._gang, self._stacks, seconds=stall.WORK_SECONDS if silence.rendezvous else 0)
         found = stall.explain(self._gang.topology, stacks, self._logs, self._gang)
         if found.passed:
             self._watch.past_rendezvous()
-        if self._signs != before:  # it goes on after all
+        if self._progress != before:  # it goes on after all
             return
         sentence = f"nothing was printed for {silence.seconds:.0f} s: {found.sentence}"
         if silence.ended and found.rendezvous:
             sentence += (
-                f"; {pluralize(silence.ended, 'rank')} ended well before, so nobody comes any more: what one rank does "
-                "for itself, such as with a second Trainer, needs num_nodes=1"
+                f"; {pluralize(silence.ended, 'rank')} had ended with code 0, and cannot join any more: what only one "
+                "rank does, such as with a second Trainer, needs num_nodes=1"
             )
         hopeless = silence.rendezvous and found.rendezvous and not found.open
         if hopeless or silence.stall or found.open:

@@ -291,7 +291,7 @@ def batches(files: Iterable[tuple[File, int]], source: Source, given_up: Collect
 
     Args:
         files: and the offset from which on each is wanted; asked for only as far as needed.
-        source: says anew for each batch how large it may be.
+        source: says for each batch again how large it may be.
         given_up: names of files of which no more is wanted; may grow meanwhile.
     """
     batch: list[Part] = []
@@ -358,8 +358,8 @@ def collect(
     sizes, errors = fan_out(transfers, measure, NO_LIMIT_SECONDS)
     needed, free = sum(sizes.values()), shutil.disk_usage(record.path).free
     if needed > free:
-        whole = f"artifacts ({format_bytes(needed)}) do not fit into {record.path} ({format_bytes(free)} free)"
-        return [f"{whole}; free some space there; {remedy} again"]
+        lack = f"artifacts ({format_bytes(needed)}) do not fit into {record.path} ({format_bytes(free)} free)"
+        return [f"{lack}; free some space there; {remedy} again"]
     fetched, more_errors = fan_out({host: transfers[host] for host in sizes}, fetch, NO_LIMIT_SECONDS)
     notes: list[str] = []
     for host, node in nodes.items():

@@ -30,7 +30,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transp
     Unreachable,
 )
 
-LOOK_SECONDS = 60
+LIST_SECONDS = 60
 """What looking at all checkpoints of a node may take."""
 SLOWEST_DISK = 20e6
 """Bytes per second at which even a bad disk is read; the time-outs of what reads a whole checkpoint follow from it."""
@@ -50,7 +50,7 @@ class Checkpoint:
         path: relative to the job's working directory.
         step: the global step.
         bytes: its size.
-        sha256: of its content, once it was read whole; "" before.
+        sha256: of its content, once all of it was read; "" before.
         notes: what was passed over on the way to it, a sentence each.
         source: its absolute path on the node, if it lies outside the job's working directory.
     """
@@ -94,35 +94,35 @@ def _unknown(error: NodeError) -> str:
 
 
 def _none(gang: Gang, listings: Mapping[str, Mapping[str, Any]], unasked: Iterable[str]) -> JobError:
-    """Say what was looked for, what there is instead, and what to do."""
+    """Return the error that no checkpoint was found, with the files that are there instead, and the remedy."""
     others: dict[tuple[str, str], list[str]] = {}
     for host, reply in listings.items():
         for path, what in reply["others"]:
             others.setdefault((path, what), []).append(host)
     seen = [f"{escape(path)} on {join_names(hosts)} ({escape(what)})" for (path, what), hosts in others.items()]
     passed = "; ".join(["", *map(escape, _refused(listings)), *unasked])
-    looked_for = (
+    not_found = (
         f"no checkpoint was found in the folder of job {gang.job_id} that resume takes by itself, which is a complete "
         f"one of Lightning's, a file *.ckpt with a global_step{passed}"
     )
     taken = "and the script finds it in CKPT_PATH, or run the script again, without resume"
     if not seen:
         return JobError(
-            f"{looked_for}; if it wrote one elsewhere or of another kind, name it with -e checkpoint=PATH, {taken}"
+            f"{not_found}; if it wrote one elsewhere or of another kind, name it with -e checkpoint=PATH, {taken}"
         )
     path = next(iter(others))[0]
     is_plain = shlex.quote(path) == path
     option = f"checkpoint={path}" if is_plain else shlex.quote(json.dumps({"checkpoint": path}))
     example = f"-e resume={gang.job_id} -e {option}"
     return JobError(
-        f"{looked_for}; there is {join_names(seen, MOST_NOTES)}; name the one to go on from, as in: {example}, {taken}"
+        f"{not_found}; there is {join_names(seen, MOST_NOTES)}; name the one to go on from, as in: {example}, {taken}"
     )
 
 
 def find(gang: Gang, timeout_seconds: float = 30) -> Checkpoint:
     """Return the newest complete checkpoint of an ended job.
 
-    Each node lists its own; the newest is then read whole where it lies, and if it is damaged, the next.
+    Each node lists its own; all of the newest is then read where it lies, and if it is damaged, the next.
 
     Args:
         gang: the ended job's nodes.
@@ -131,7 +131,7 @@ def find(gang: Gang, timeout_seconds: float = 30) -> Checkpoint:
     Raises:
         JobError: there is none; the sentence says what was passed over and why.
     """
-    replies, errors = _ask(gang, "list_checkpoints", gang.settings, max(LOOK_SECONDS, timeout_seconds), timeout_seconds)
+    replies, errors = _ask(gang, "list_checkpoints", gang.settings, max(LIST_SECONDS, timeout_seconds), timeout_seconds)
     listings = {host: {**reply, "refused": list(reply["refused"])} for host, (reply, _payload) in replies.items()}
     if any("running" in error.facts for error in errors.values()):
         raise join_errors(errors.values(), NOTHING_STARTED)

@@ -41,7 +41,7 @@ def earlier_job(job: str, runs: Path, hosts: Sequence[str]) -> Mapping[str, Any]
             raise JobError(f"the job.json of job {job} in {runs} is damaged; run its script again, without rerun")
         raise JobError(f"job {job} is not in {runs}; name one that is, or set job_runs_dir")
     if "ranks" not in record.data:
-        raise JobError(f"job {job} was never started, so it cannot be run again; run its script anew")
+        raise JobError(f"job {job} was never started, so it cannot be run again; run its script without rerun")
     if record.data.get("env_names") is None:
         raise JobError(
             f"job {job} was started from elsewhere, or its record was damaged, and only its logs were fetched here; "
@@ -78,14 +78,14 @@ def stored_bundle(runs: Path, about: Mapping[str, Any]) -> Bundle:
 
 
 def described_by_nodes(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Return in the shape of ``plan_job.describe_job`` what spec.json says of a job that was started from elsewhere.
+    """Return a job that was started from elsewhere as ``plan_job.describe_job`` does, from its spec.json.
 
     The job's user can write that file: what cannot be is left out. It never says which folder here is sent to nodes.
     """
     kinds: dict[str, Callable[[Any], bool]] = {
         "script": lambda value: isinstance(value, str),
         "module": lambda value: isinstance(value, str),
-        "args": lambda value: isinstance(value, list) and all(isinstance(word, str) for word in value),
+        "args": lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value),
         "launcher": lambda value: value in LAUNCHERS,
         "devices": lambda value: (
             value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0)

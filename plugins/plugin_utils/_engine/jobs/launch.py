@@ -84,7 +84,7 @@ class Launch:
     """Brings a job onto its nodes. Methods are called from one thread, in the order prepare, start."""
 
     def __init__(self, job: Job, nodes: NodeGroup, members: Sequence[str] = ()) -> None:
-        """Reach nobody yet.
+        """Keep what is needed; no node is reached yet.
 
         Args:
             job: what is to run.
@@ -355,7 +355,7 @@ class Launch:
 
     @functools.cached_property
     def _shared_spec(self) -> dict[str, Any]:
-        """What spec.json says on all nodes."""
+        """The fields of spec.json that are the same on all nodes."""
         topology, job = self.gang.topology, self.job
         return {
             "id": job.identity.id,

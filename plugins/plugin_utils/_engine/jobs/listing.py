@@ -29,10 +29,10 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transp
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.fan_out import fan_out
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.reply_schemas import is_address
 
-LOOK_SECONDS = 30
+LIST_SECONDS = 30
 """After this long without an answer a node counts as unreachable."""
 NEWEST = 10
-"""How many jobs of each node are looked at."""
+"""How many jobs of each node are listed."""
 COLORS = {
     **{"running": "cyan", "prepared": "cyan", "succeeded": "green", "stopped": "yellow"},
     **{"failed": "red", "unknown": "magenta"},
@@ -50,7 +50,7 @@ class Part:
         host: inventory name; "" if only rank 0, which did not answer, could say it.
         state: prepared, running, succeeded, failed, stopped, lost, unknown (its node did not answer), or removed
             (it did, but the job lies there no more).
-        record: the node's words: started, ended, exit_code, signal, because, error.
+        record: from the node's reply: started, ended, exit_code, signal, because, error.
         last_line: of its log.
         log_bytes: of its log.
     """
@@ -115,7 +115,7 @@ class JobView:
 
     @property
     def ranks(self) -> str:
-        """How its ranks fare, in words: ``4 running`` or ``1 failed, 3 stopped``."""
+        """How many ranks are in which state: ``4 running`` or ``1 failed, 3 stopped``."""
         counts: dict[str, int] = {}
         for part in self.parts.values():
             counts[part.state] = counts.get(part.state, 0) + 1
@@ -144,7 +144,7 @@ def list_jobs(nodes: NodeGroup, only: str | None = None) -> tuple[list[JobView],
         jobs: list[dict[str, Any]] = reply["jobs"]
         return jobs
 
-    answers, errors = fan_out({one.host: one for one in nodes.settings}, ask, LOOK_SECONDS)
+    answers, errors = fan_out({one.host: one for one in nodes.settings}, ask, LIST_SECONDS)
     found: dict[str, list[tuple[Part, dict[str, Any]]]] = {}
     users: dict[str, str] = {}
     for host, jobs in answers.items():
@@ -161,9 +161,9 @@ def list_jobs(nodes: NodeGroup, only: str | None = None) -> tuple[list[JobView],
     return sorted(views, key=lambda view: view.id, reverse=True), errors
 
 
-def _readable(said: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a node says of a job, ready to be shown, without a start that is no time, and unsound ranks."""
-    known: dict[str, Any] = {name: escape(value) if isinstance(value, str) else value for name, value in said.items()}
+def _readable(reply: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a node's reply about a job, ready to be shown, without a start that is no time, and unsound ranks."""
+    known: dict[str, Any] = {name: escape(value) if isinstance(value, str) else value for name, value in reply.items()}
     if "ranks" in known and not _are_sound(known["ranks"], known.get("world_size")):
         del known["ranks"]
     try:
@@ -194,7 +194,7 @@ def _has_rank(spec: Mapping[str, Any]) -> bool:
 def _view(
     job: str, user: str, found: Sequence[tuple[Part, dict[str, Any]]], answered: Collection[str], silent: bool
 ) -> JobView:
-    """Put a job together from what its nodes say; ``silent``: other nodes did not answer."""
+    """Put a job together from its nodes' replies; ``silent``: other nodes did not reply."""
     specs = [spec for _part, spec in found if spec]
     spec = next((spec for spec in specs if "ranks" in spec), specs[0] if specs else {})
     parts: dict[int, Part] = {}
@@ -356,7 +356,7 @@ def as_table(views: Sequence[JobView], errors: Mapping[str, NodeError], width: i
 
 
 def with_ranks(view: JobView, cluster: NodeGroup) -> JobView:
-    """Return a job with its ranks' hosts and addresses, which in the list of all jobs only rank 0 says."""
+    """Return a job with its ranks' hosts and addresses, which in the list of all jobs only rank 0 has."""
     if "ranks" in view.spec:
         return view
     views, errors = list_jobs(cluster, only=view.id)

@@ -21,7 +21,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.operati
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.gang import Gang, Replies
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError, join_errors
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.checkpoints import (
-    LOOK_SECONDS,
+    LIST_SECONDS,
     NOTHING_STARTED,
     SLOWEST_DISK,
     Checkpoint,
@@ -50,13 +50,13 @@ class NamedCheckpoint:
         path: of CKPT_PATH: relative to the new job's working directory, or absolute if every node has it there.
         files: what it consists of; empty if every node has it. Of one on this machine, ``host`` is HERE and ``source``
             the path here.
-        words: where it was found, a clause.
+        description: where it was found, a clause.
         notes: what the user should know.
     """
 
     path: str
     files: tuple[Checkpoint, ...]
-    words: str
+    description: str
     notes: tuple[str, ...] = ()
 
 
@@ -87,7 +87,7 @@ def find_named(path: str, gang: Gang, job: str, hosts: Sequence[str], timeout_se
     answers: Replies = {}
     errors: dict[str, NodeError] = {}
     if job or everywhere:
-        answers, errors = gang.ask("describe_checkpoint", max(LOOK_SECONDS, timeout_seconds), path=path, digests=[])
+        answers, errors = gang.ask("describe_checkpoint", max(LIST_SECONDS, timeout_seconds), path=path, digests=[])
     replies = {host: reply for host, (reply, _payload) in answers.items() if reply["top"]}
     if refusals := [error for error in errors.values() if not isinstance(error, Unreachable) and not _is_gone(error)]:
         raise join_errors(refusals, NOTHING_STARTED)
@@ -99,11 +99,11 @@ def find_named(path: str, gang: Gang, job: str, hosts: Sequence[str], timeout_se
     if not replies:
         asked = join_names([host for host in gang.settings if host not in errors])
         where = f"on {asked}" if everywhere else f"in the folder of job {job} on {asked}"
-        looked = f"neither {where} nor " if job or everywhere else "not "
+        places = f"neither {where} nor " if job or everywhere else "not "
         closed = [f"{host} {reply['why']}" for host, (reply, _payload) in answers.items() if "why" in reply]
         reasons = "".join(f"; {escape(str(why))}" for why in [*closed, *errors.values()])
         raise JobError(
-            f"checkpoint {escape(path)} is {looked}on this machine ({os.path.abspath(here)}){reasons}; name a file or "
+            f"checkpoint {escape(path)} is {places}on this machine ({os.path.abspath(here)}){reasons}; name a file or "
             "a folder by its absolute path, or by its path in the folder of the job that resume names"
         )
     first = next(iter(replies.values()))
@@ -111,8 +111,8 @@ def find_named(path: str, gang: Gang, job: str, hosts: Sequence[str], timeout_se
         who = join_names([error.host for error in silent])
         reason = "; ".join(map(str, silent))
         raise JobError(
-            f"checkpoint {escape(path)} is a folder, of which {who} may have a part too, but {reason}; have it answer, "
-            "or if it has none, leave it out of the inventory"
+            f"checkpoint {escape(path)} is a folder, and {who} may have a part of it, but {reason}; make that node "
+            "reachable, or if it has no part, leave it out of the inventory"
         )
     if not any(reply["files"] for reply in replies.values()):
         raise JobError(
@@ -155,7 +155,7 @@ def _put_together(
                 unread.setdefault(host, []).append(name)
     files: dict[str, Checkpoint] = {}
     for host, names in unread.items():
-        seconds = max(LOOK_SECONDS, timeout_seconds) + sum(taken[name][1] for name in names) / SLOWEST_DISK
+        seconds = max(LIST_SECONDS, timeout_seconds) + sum(taken[name][1] for name in names) / SLOWEST_DISK
         answers, errors = gang.ask("describe_checkpoint", seconds, [host], path=path, digests=names)
         if errors:
             raise join_errors(errors.values(), NOTHING_STARTED)
@@ -172,8 +172,8 @@ def _put_together(
     hosts = list(dict.fromkeys(file.host for file in files.values()))
     if others:
         notes = [*notes, f"other files of these names on {join_names(sorted(others))} were passed over"]
-    words = f"{pluralize(len(files), 'file')}, {format_bytes(size)}, from {join_names(hosts)}"
-    return NamedCheckpoint(target, tuple(files.values()), words, tuple(notes))
+    description = f"{pluralize(len(files), 'file')}, {format_bytes(size)}, from {join_names(hosts)}"
+    return NamedCheckpoint(target, tuple(files.values()), description, tuple(notes))
 
 
 def _from_here(path: Path, notes: Sequence[str]) -> NamedCheckpoint:
@@ -187,8 +187,8 @@ def _from_here(path: Path, notes: Sequence[str]) -> NamedCheckpoint:
     except OSError as error:
         raise JobError(f"checkpoint {path} cannot be read: {error.strerror}: {error.filename}") from None
     size = sum(file.bytes for file in files)
-    words = f"{pluralize(len(files), 'file')}, {format_bytes(size)}, from {path.resolve()} on {HERE}"
-    return NamedCheckpoint(target, files, words, tuple(notes))
+    description = f"{pluralize(len(files), 'file')}, {format_bytes(size)}, from {path.resolve()} on {HERE}"
+    return NamedCheckpoint(target, files, description, tuple(notes))
 
 
 def _files_here(path: Path) -> Iterator[tuple[Path, str]]:

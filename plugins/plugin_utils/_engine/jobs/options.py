@@ -183,10 +183,10 @@ def _require_at_least(name: str, value: int, least: int) -> None:
 def split_patterns(include: Any) -> list[str]:
     """Return patterns of files as a list; raises JobError for what is neither a string nor a list of strings."""
     if isinstance(include, str):
-        words = shlex.shlex(include, posix=True, punctuation_chars=False)
-        words.whitespace, words.whitespace_split, words.commenters = " \t\n,", True, ""
+        lexer = shlex.shlex(include, posix=True, punctuation_chars=False)
+        lexer.whitespace, lexer.whitespace_split, lexer.commenters = " \t\n,", True, ""
         try:
-            return list(words)
+            return list(lexer)
         except ValueError:
             include = None
     if isinstance(include, Sequence) and all(isinstance(pattern, str) for pattern in include):

@@ -41,24 +41,24 @@ def split_args(args: Any) -> list[str]:
     """
     if isinstance(args, str):
         try:
-            words = shlex.split(args)
+            arguments = shlex.split(args)
         except ValueError as error:
             raise JobError(f"script_args has unbalanced quotes ({error}): {args}; close them, or give a list") from None
-    elif isinstance(args, Sequence) and all(isinstance(word, (str, int, float)) for word in args):
-        words = [str(word) for word in args]
+    elif isinstance(args, Sequence) and all(isinstance(argument, (str, int, float)) for argument in args):
+        arguments = [str(argument) for argument in args]
     else:
-        raise JobError(f"script_args is {args!r}; give a string such as '--max-epochs 3', or a list of words")
-    if not all(map(_is_encodable, words)):
-        raise JobError("script_args has a word with half a character, which UTF-8 cannot hold; correct it")
-    if any("\0" in word for word in words):
-        raise JobError("script_args has a word with a null byte, which no command line can hold; remove it")
-    return words
+        raise JobError(f"script_args is {args!r}; give a string such as '--max-epochs 3', or a list of arguments")
+    if not all(map(_is_encodable, arguments)):
+        raise JobError("script_args has an argument with half a character, which UTF-8 cannot hold; correct it")
+    if any("\0" in argument for argument in arguments):
+        raise JobError("script_args has an argument with a null byte, which no command line can hold; remove it")
+    return arguments
 
 
-def _is_encodable(word: str) -> bool:
-    """Return whether a word can be handed to a program: text, or bytes of the command line that are no UTF-8."""
+def _is_encodable(argument: str) -> bool:
+    """Return whether an argument can be handed to a program: text, or bytes of the command line that are no UTF-8."""
     try:
-        return bool(word.encode(errors="surrogateescape")) or not word
+        return bool(argument.encode(errors="surrogateescape")) or not argument
     except UnicodeEncodeError:
         return False
 
@@ -76,7 +76,7 @@ def count_torchrun_devices(devices: str, launcher: str, reason: str = "") -> int
     """Return how many ranks torchrun starts per node, None for as many as there are GPUs.
 
     Args:
-        devices: the user's word.
+        devices: the user's value.
         launcher: which starts the script.
         reason: why that one was chosen; "" if the user named it.
 
@@ -149,8 +149,8 @@ def make_job(
     else:
         if options.resume and earlier and not (options.project_dir or project):
             raise JobError(
-                f"which project job {options.resume} had is not known here, for it was started from elsewhere; give it "
-                "with -e project_dir="
+                f"which project job {options.resume} had is not known here, because it was started from elsewhere; "
+                "give it with -e project_dir="
             )
         project = options.project_dir or project or EXAMPLE
         variables = {**(inherited or {}), **env}
@@ -186,7 +186,7 @@ def make_job(
 
 
 def describe_job(job: Job, options: RunOptions) -> dict[str, Any]:
-    """Return what job.json says of a job: enough to run it again but for the values of its environment."""
+    """Return the fields of job.json: enough to run a job again, without the values of its environment."""
     return {
         "script": job.script,
         "module": job.module or None,

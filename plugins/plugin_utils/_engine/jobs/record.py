@@ -64,7 +64,7 @@ class Record:
         self._write(durable=False)  # the nodes wait for it
 
     def restore(self, **data: Any) -> None:
-        """Make of a folder, of what is left of one, or of none a record that says what is known."""
+        """Make a record with what is known, in a new folder, or in one that is there."""
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._make_folders()
         self.update(**data)

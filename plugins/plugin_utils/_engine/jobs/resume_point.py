@@ -39,7 +39,7 @@ class ResumePoint:
         path: of CKPT_PATH: relative to the working directory, or absolute.
         step: the global step; None if it is not known.
         files: what the checkpoint consists of; empty if every node has it.
-        words: where it was found, a clause.
+        description: where it was found, a clause.
         notes: what the user should know.
     """
 
@@ -48,7 +48,7 @@ class ResumePoint:
     path: str
     step: int | None
     files: Sequence[checkpoints.Checkpoint]
-    words: str
+    description: str
     notes: Sequence[str]
 
     def fetch(self, runs: Path) -> list[Path]:
@@ -77,7 +77,7 @@ class ResumePoint:
         for file, checkpoint in zip(files, self.files, strict=True):
             if checkpoint.host != HERE:
                 file.unlink(missing_ok=True)  # two files may be the same
-        return [*self.notes, f"CKPT_PATH is {self.path} ({self.words})"]
+        return [*self.notes, f"CKPT_PATH is {self.path} ({self.description})"]
 
 
 def find_resume_point(job: str, named: str, runs: Path, context: CommandContext) -> ResumePoint:
@@ -113,10 +113,10 @@ def find_resume_point(job: str, named: str, runs: Path, context: CommandContext)
             gang = Gang(gang.identity, context.cluster.of(list(settings.values())))
         return _named(named, about, gang, context)
     found = checkpoints.find(gang)
-    words = f"step {found.step} of {job}, which {found.host} had"
-    return ResumePoint(about, gang, found.path, found.step, [found], words, found.notes)
+    description = f"step {found.step} of {job}, which {found.host} had"
+    return ResumePoint(about, gang, found.path, found.step, [found], description, found.notes)
 
 
 def _named(named: str, about: Mapping[str, Any], gang: Gang, context: CommandContext) -> ResumePoint:
     found = find_named(named, gang, gang.job_id, context.hosts)
-    return ResumePoint(about, gang, found.path, None, found.files, found.words, found.notes)
+    return ResumePoint(about, gang, found.path, None, found.files, found.description, found.notes)

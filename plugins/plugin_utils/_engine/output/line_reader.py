@@ -138,7 +138,7 @@ class LineReader:
 
 
 def _is_clean(block: bytes) -> bool:
-    """Whether a block has no character that ``printable`` would have to look at."""
+    """Return whether a block has no character that ``printable`` would have to check."""
     if block.isascii():
         return len(block.translate(None, _CONTROL_BYTES)) == len(block)
     return not ACTING.search(block.decode("utf-8", errors="replace"))

@@ -1,7 +1,7 @@
 # Copyright (c) The Thunderhead developers
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Show on a terminal how far the nodes are with a task, in a line that is drawn anew."""
+"""Show on a terminal how far the nodes are with a task, in a line that is drawn again and again."""
 
 from __future__ import annotations
 

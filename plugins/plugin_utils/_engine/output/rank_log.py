@@ -12,7 +12,7 @@ from pathlib import Path
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.line_reader import printable
 
 TAIL_BYTES = 65536
-"""How much of the end of a log is looked at to explain a failure."""
+"""How much of the end of a log is read to explain a failure."""
 _BLOCK_BYTES = 65536
 
 

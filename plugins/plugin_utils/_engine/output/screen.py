@@ -41,7 +41,7 @@ class ShownLog:
         host: where it runs.
         log: the file.
         position: up to which byte it has been read.
-        whole_until: nothing before this byte is skipped.
+        complete_until: nothing before this byte is skipped.
         prefix: what each of its lines begins with.
         reader: cuts what is read into lines.
     """
@@ -50,14 +50,14 @@ class ShownLog:
     host: str
     log: RankLog
     position: int
-    whole_until: int = 0
+    complete_until: int = 0
     prefix: str = ""
     reader: LineReader = field(default_factory=LineReader)
 
     def skip(self, most_bytes: int) -> str:
-        """Skip to the newest lines if more than ``most_bytes`` wait; return a line that says so, or ""."""
+        """Skip to the newest lines if more than ``most_bytes`` wait; return a line about that, or ""."""
         size = self.log.size
-        if self.position < self.whole_until or size - self.position <= most_bytes:
+        if self.position < self.complete_until or size - self.position <= most_bytes:
             return ""
         newest = max(self.position, size - NEWEST_BYTES)
         newest += self.log.read(newest, NEWEST_BYTES).find(b"\n") + 1
@@ -118,8 +118,8 @@ class Screen:
                 return
         self._put([escape_lines(line)])
 
-    def look(self) -> None:
-        """Have a look whether the logs have grown. Returns at once."""
+    def check_logs(self) -> None:
+        """Have the thread check whether the logs have grown. Returns at once."""
         with self._news:
             self._news.notify()
 
@@ -127,7 +127,7 @@ class Screen:
         """Wait until all is shown that is not to be skipped; return whether it is."""
         with self._news:
             return self._news.wait_for(
-                lambda: self._is_gone or all(one.position >= one.whole_until for one in self._logs), timeout_seconds
+                lambda: self._is_gone or all(one.position >= one.complete_until for one in self._logs), timeout_seconds
             )
 
     def close(self, timeout_seconds: float) -> None:

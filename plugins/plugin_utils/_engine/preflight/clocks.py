@@ -23,15 +23,15 @@ def checks(cluster: ClusterFacts) -> list[Verdict]:
     return make_checks(cluster, {"time.clocks": clocks})
 
 
-def ahead(before: float, said: tuple[float, float], after: float) -> tuple[float, float]:
+def ahead(before: float, shown: tuple[float, float], after: float) -> tuple[float, float]:
     """Return by how many seconds a node's clock is ahead of the controller's, at least and at most.
 
     Args:
         before: when the node was asked, seconds since 1970 on the controller's clock.
-        said: what the node's clock showed when it began to answer, and at its end.
+        shown: the node's clock when it began to answer, and at its end.
         after: when the answer was there.
     """
-    return said[1] - after, said[0] - before
+    return shown[1] - after, shown[0] - before
 
 
 def clocks(cluster: ClusterFacts) -> Verdict:
@@ -48,7 +48,7 @@ def clocks(cluster: ClusterFacts) -> Verdict:
     data = {"seconds_apart": {host: round(seconds, 3) for host, seconds in apart.items()}}
     if spread <= limit:
         return Verdict("time.clocks", "ok", f"the clocks of {all_nodes(readings)} agree to within {limit:g} s", data)
-    wrong = {host: _words(seconds) for host, seconds in apart.items() if abs(seconds) > limit / 2}
+    wrong = {host: _describe_difference(seconds) for host, seconds in apart.items() if abs(seconds) > limit / 2}
     return Verdict(
         "time.clocks",
         "failed",
@@ -58,7 +58,7 @@ def clocks(cluster: ClusterFacts) -> Verdict:
     )
 
 
-def _words(seconds: float) -> str:
+def _describe_difference(seconds: float) -> str:
     size = abs(seconds)
     amount = f"{size:.1f} s" if size < 120 else f"{size / 60:.0f} min" if size < 7200 else f"{size / 3600:.1f} h"
     return f"has a clock that is {amount} {'ahead of' if seconds > 0 else 'behind'} the others"

@@ -53,7 +53,7 @@ class ClusterFacts:
     def nodes(self) -> Gang:
         """The nodes, to be asked for more."""
         if self.gang is None:
-            raise AssertionError("only what is said of the nodes is known yet")
+            raise AssertionError("only the inventory is known yet")
         return self.gang
 
     @property

@@ -28,7 +28,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 EXPLAINS = 4
 """A node explains a slow all-reduce if with its fastest peer it has no more than so many times that bandwidth."""
-_LOOK = "look at the link there (ethtool, ip -s link, cable, switch port), at the load and the clock rate"
+_REMEDY = "look at the link there (ethtool, ip -s link, cable, switch port), at the load and the clock rate"
 
 
 def checks(cluster: ClusterFacts) -> list[Verdict]:
@@ -102,8 +102,8 @@ def _fast(found: AllReduceRun, backend: str) -> Verdict:
         {"bytes": size, "milliseconds": 1000 * took[size], "bus_bytes_per_second": speed}
         for size, speed in speeds.items()
     ]
-    words = ", ".join(f"{format_bytes(size)} at {format_bytes(speed)}/s" for size, speed in speeds.items())
-    sentence = f"all {found.topology.world_size} nodes reduce together; bus bandwidth by message: {words}"
+    text = ", ".join(f"{format_bytes(size)} at {format_bytes(speed)}/s" for size, speed in speeds.items())
+    sentence = f"all {found.topology.world_size} nodes reduce together; bus bandwidth by message: {text}"
     return Verdict(f"collective.{backend}", "ok", sentence, {"sizes": sizes})
 
 
@@ -114,7 +114,7 @@ def slow_node(found: AllReduceRun, fraction: float) -> Verdict:
         return Verdict(check, "skipped", "the all-reduce did not come to its end")
     backend = "nccl" if _has_gpus(found) else "gloo"
     if found.topology.world_size == 2:
-        return Verdict(check, "skipped", "of two nodes, nobody can tell which one is slow")
+        return Verdict(check, "skipped", "with two nodes, a measurement does not show which one is slow")
     best = {host: max(one.speeds[backend].values()) for host, one in found.outcomes.items() if backend in one.speeds}
     if not best:
         return Verdict(check, "ok", "the all-reduce is as fast as pairs of nodes let expect")
@@ -125,8 +125,8 @@ def slow_node(found: AllReduceRun, fraction: float) -> Verdict:
     slow = {host: speed for host, speed in best.items() if speed < limit}
     others = f"the median of all nodes' fastest is {format_bytes(usual)}/s"
     if slow:
-        words = join_names([f"{host} reaches {format_bytes(speed)}/s" for host, speed in slow.items()])
-        sentence = f"{words} with its fastest peer, and {others}; {_LOOK}"
+        text = join_names([f"{host} reaches {format_bytes(speed)}/s" for host, speed in slow.items()])
+        sentence = f"{text} with its fastest peer, and {others}; {_REMEDY}"
         return Verdict(check, "warning", sentence, {**data, "slow": list(slow)})
     hosts = dict(enumerate(node.host for node in found.topology.nodes))
     pairs = [

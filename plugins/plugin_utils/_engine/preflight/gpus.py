@@ -1,7 +1,7 @@
 # Copyright (c) The Thunderhead developers
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Check the GPUs, for group *hardware*: what nvidia-smi says, and torch."""
+"""Check the GPUs, for group *hardware*: what nvidia-smi and torch report."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def alike(cluster: ClusterFacts) -> Verdict:
             "have (-e devices=N, and in the script's Trainer), or leave nodes out with --limit"
         )
         return Verdict("hardware.gpus", "failed", sentence, data)
-    kinds = {host: words.partition(" x ")[2] for host, words in have.items()}
+    kinds = {host: found.partition(" x ")[2] for host, found in have.items()}
     if len(set(kinds.values())) > 1:
         sentence = f"the nodes have different GPUs ({hosts_by_value(kinds)}), and each step waits for the slowest; "
         return Verdict("hardware.gpus", "warning", f"{sentence}group them with --limit where that matters", data)
@@ -153,4 +153,4 @@ def memory(cluster: ClusterFacts) -> Verdict:
     if taken:
         sentence = f"{describe_hosts(taken)}; find the program with `nvidia-smi` there, and end it"
         return Verdict("hardware.gpu_memory", "warning", sentence)
-    return Verdict("hardware.gpu_memory", "ok", "nobody else uses the GPUs")
+    return Verdict("hardware.gpu_memory", "ok", "no other process uses the GPUs")

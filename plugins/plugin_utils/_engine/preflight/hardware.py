@@ -1,7 +1,7 @@
 # Copyright (c) The Thunderhead developers
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Check group *hardware*: the machines are alike, whole, and have room."""
+"""Check group *hardware*: the machines are alike, work, and have room."""
 
 from __future__ import annotations
 
@@ -71,10 +71,12 @@ def _verdict(check: str, wrong: Mapping[str, str], remedy: str, fine: str, data:
     return Verdict(check, "ok", fine, data)
 
 
-def _uneven(found: Mapping[str, int], words: Callable[[int], str]) -> dict[str, str]:
+def _uneven(found: Mapping[str, int], describe: Callable[[int], str]) -> dict[str, str]:
     """Return the hosts that have less than half of what the best has."""
     most = max(found.values(), default=0)
-    return {host: f"has {words(count)}, another {words(most)}" for host, count in found.items() if 2 * count < most}
+    return {
+        host: f"has {describe(count)}, another {describe(most)}" for host, count in found.items() if 2 * count < most
+    }
 
 
 def cpus(cluster: ClusterFacts) -> Verdict:
@@ -86,8 +88,8 @@ def cpus(cluster: ClusterFacts) -> Verdict:
             f"{describe_hosts(few)}, and every step waits for the slowest; give it more, or leave it out with --limit"
         )
         return Verdict("hardware.cpus", "warning", sentence, {"cpus": found})
-    words = {host: pluralize(count, "CPU") for host, count in found.items()}
-    return Verdict("hardware.cpus", "ok", hosts_by_value(words), {"cpus": found})
+    texts = {host: pluralize(count, "CPU") for host, count in found.items()}
+    return Verdict("hardware.cpus", "ok", hosts_by_value(texts), {"cpus": found})
 
 
 def memory(cluster: ClusterFacts) -> Verdict:
@@ -103,7 +105,7 @@ def memory(cluster: ClusterFacts) -> Verdict:
     if short:
         sentence = (
             f"{describe_hosts(short)}, and with less than {format_bytes(least)} (preflight_memory_min_mb) a job is "
-            "likely to be killed for want of it; end other programs there"
+            "likely to be killed because memory runs out; end other programs there"
         )
         return Verdict("hardware.memory", "failed", sentence, data)
     few = _uneven(totals, lambda count: f"{format_bytes(count)} of memory")
@@ -163,7 +165,7 @@ def nofile(cluster: ClusterFacts) -> Verdict:
         "hardware.nofile",
         {host: f"lets a job open {limit} files" for host, limit in limits.items() if 0 <= limit < least},
         f"sockets and data loader workers need {least} (preflight_nofile_min); raise nofile for the account in "
-        "/etc/security/limits.d/, or LimitNOFILE of the SSH service, and log in anew",
+        "/etc/security/limits.d/, or LimitNOFILE of the SSH service, and log in again",
         f"jobs may open enough files on {all_nodes(limits)}",
         {"nofile": limits},
     )

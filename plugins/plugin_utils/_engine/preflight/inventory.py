@@ -1,7 +1,7 @@
 # Copyright (c) The Thunderhead developers
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Check group *inventory*: the nodes are what it says."""
+"""Check group *inventory*: the nodes are as the inventory has them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text i
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.channel import NodeError
 
 CHECKS = {
-    "inventory.group": "group `cluster` has hosts, and what it says of them can be used",
+    "inventory.group": "group `cluster` has hosts, and their variables can be used",
     "inventory.reachable": "every host answers, and has a Python for the agent",
     "inventory.duplicates": "no two hosts have the same address",
     "inventory.machines": "no two hosts have the same `cluster_dir`, on one machine or on a disk that they share",
@@ -53,20 +53,20 @@ def checks(cluster: ClusterFacts) -> list[Verdict]:
 
 
 def reachable(errors: Mapping[str, NodeError], asked: int) -> Verdict:
-    """Say who did not answer; the words are the channel's, with the remedy where there is one."""
+    """Say who did not answer; the texts are the channel's, with the remedy where there is one."""
     if not errors:
         return Verdict("inventory.reachable", "ok", f"{pluralize(asked, 'host')} answered")
-    words = join_names([str(error) for error in errors.values()])
+    texts = join_names([str(error) for error in errors.values()])
     return Verdict(
         "inventory.reachable",
         "failed",
-        f"{words}; see that `ansible -m ping` works for each, or leave hosts out with --limit",
+        f"{texts}; see that `ansible -m ping` works for each, or leave hosts out with --limit",
         {"hosts": list(errors)},
     )
 
 
 def duplicates(cluster: ClusterFacts) -> Verdict:
-    """Look for two hosts with one address, as the inventory says or as the nodes do."""
+    """Find two hosts with one address, in the inventory or as the nodes report them."""
     held = {host: facts["address"].get("address") for host, facts in cluster.facts.items()}
     owners: dict[str, list[str]] = {}
     for one in cluster.settings:
@@ -153,7 +153,7 @@ def is_loopback(text: str) -> bool:
 
 
 def ranks(cluster: ClusterFacts) -> Verdict:
-    """Compare what setup wrote with what the inventory says now. A run writes its own, but the firewall is setup's."""
+    """Compare what setup wrote with the inventory now. A run writes its own, but the firewall is setup's."""
     old = {}
     for host, facts in cluster.facts.items():
         known = facts["node_env"]
@@ -190,5 +190,5 @@ def jobs(cluster: ClusterFacts) -> Verdict:
     running = {host: facts["job"] for host, facts in cluster.facts.items() if facts["job"]}
     if not running:
         return Verdict("inventory.jobs", "ok", "no job runs")
-    words = {host: f"runs job {job['id']} of {job['user']} since {job['start']}" for host, job in running.items()}
-    return Verdict("inventory.jobs", "ok", f"{describe_hosts(words)}; what is in use may be its", {"jobs": running})
+    texts = {host: f"runs job {job['id']} of {job['user']} since {job['start']}" for host, job in running.items()}
+    return Verdict("inventory.jobs", "ok", f"{describe_hosts(texts)}; what is in use may be its", {"jobs": running})

@@ -69,6 +69,6 @@ class Code:
 
 
 def trial(code: Code | None) -> dict[str, Any]:
-    """Return what a node is told to import; torch alone without code."""
+    """Return what a node has to import; torch alone without code."""
     script, module = (code.script, code.module) if code else ("", "")
     return {"program": PROGRAM.read_text(encoding="utf-8"), "script": script, "module": module}

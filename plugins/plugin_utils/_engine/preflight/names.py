@@ -47,16 +47,16 @@ def hostname(cluster: ClusterFacts) -> Verdict:
             continue  # all its peers are on the same machine
         loops = [found for found in facts["resolved"] if is_loopback(found)]
         if not facts["resolved"]:
-            words = "finds no address for its own name"
+            text = "finds no address for its own name"
         elif loops:
-            words = f"resolves its own name to {loops[0]}"
+            text = f"resolves its own name to {loops[0]}"
         else:
             continue
         is_pinned = (facts["node_env"] or {}).get("GLOO_SOCKET_IFNAME")
         if not is_pinned:
-            open_ones[host] = words
+            open_ones[host] = text
         elif loops:
-            pinned[host] = words
+            pinned[host] = text
     if open_ones:
         sentence = (
             f"{describe_hosts(open_ones)}, so that gloo announces no address that its peers can reach, and hangs; pin "
@@ -65,8 +65,8 @@ def hostname(cluster: ClusterFacts) -> Verdict:
         return Verdict("names.hostname", "failed", sentence, {"hosts": list(open_ones)})
     if pinned:
         sentence = (
-            f"{describe_hosts(pinned)}; jobs are safe from it, for GLOO_SOCKET_IFNAME pins the interface, but a script "
-            "started by hand would hang; take the name off the 127.0.x.x line of /etc/hosts there"
+            f"{describe_hosts(pinned)}; jobs are safe from it, because GLOO_SOCKET_IFNAME pins the interface, but a "
+            "script started by hand would hang; take the name off the 127.0.x.x line of /etc/hosts there"
         )
         return Verdict("names.hostname", "warning", sentence, {"hosts": list(pinned)})
     return Verdict("names.hostname", "ok", "no node announces a loopback address to others")

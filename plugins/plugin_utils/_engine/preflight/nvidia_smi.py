@@ -16,7 +16,7 @@ _UNKNOWN = ("", "[N/A]", "N/A", "[Not Supported]", "[Unknown Error]", "[GPU requ
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU; what the driver does not tell is None.
+    """One GPU; what the driver does not report is None.
 
     Attributes:
         index: the driver's.
@@ -25,7 +25,7 @@ class Gpu:
         total_mb, used_mb: of its memory, MiB.
         ecc_errors: uncorrected ones since the driver was loaded.
         pages_pending: whether memory waits to be taken out of use at the next reset.
-        slowdowns: why it runs slower than it could, in the driver's words.
+        slowdowns: why it runs slower than it could, as the driver names it.
     """
 
     index: str

@@ -1,7 +1,7 @@
 # Copyright (c) The Thunderhead developers
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Make the checks that cost a run nothing: what preparing a job tells anyway."""
+"""Make the checks that cost a run nothing: from the replies to preparing a job."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CHECKS: dict[str, Callable[[ClusterFacts], Verdict]] = {
     "time.clocks": clocks.clocks,
 }
 HARD = ("software.versions",)
-"""What no job survives. Of the rest a script may have no need, so it is only said."""
+"""Checks whose failure stops every job. A script may not need what the others check, so they only warn."""
 OPTIONS: dict[str, dict[str, Any]] = {
     name: (clocks.OPTIONS | hardware.OPTIONS)[name] for name in ("clock_max_seconds", "shm_min_mb", "nofile_min")
 }

@@ -126,10 +126,10 @@ def rtt(cluster: ClusterFacts, reach: Reachability) -> Verdict:
         different = list({frozenset(pair): pair for pair in reversed(far)}.values())[::-1]
         hosts = [host for pair in different for host in pair]
         common = [host for host in dict.fromkeys(hosts) if len(different) > 1 and hosts.count(host) == len(different)]
-        words = [f"{a} and {b} ({_ms(pairs[a, b])})" for a, b in different]
+        texts = [f"{a} and {b} ({_ms(pairs[a, b])})" for a, b in different]
         where = f"{join_names(common)} is far from others: " if common else "far apart are "
         remedy = "look for another site, a VPN or a busy link on the way, or leave nodes out with --limit"
-        sentence = f"{where}{join_names(words, MOST_PAIRS)}, and {middle}; {remedy}"
+        sentence = f"{where}{join_names(texts, MOST_PAIRS)}, and {middle}; {remedy}"
         return Verdict("reach.rtt", "warning", sentence, {**data, "far": [list(pair) for pair in different]})
     return Verdict("reach.rtt", "ok", f"{middle}, the most {_ms(pairs[worst])} ({worst[0]} to {worst[1]})", data)
 

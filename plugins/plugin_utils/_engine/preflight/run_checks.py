@@ -38,7 +38,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transp
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.fan_out import fan_out
 
 LOOKING: Sequence[Any] = (inventory, names, software, hardware, clocks)
-"""Groups that judge what the nodes said."""
+"""Groups that check the nodes' replies."""
 TRYING: Sequence[Any] = (reach, collective)
 """Groups that have the nodes do something together, in this order: each knows what failed before."""
 CHECKS: dict[str, str] = {

@@ -89,7 +89,7 @@ def _parsed(names: tuple[str, ...]) -> Mapping[str, str]:
 
 
 def versions(cluster: ClusterFacts) -> Verdict:
-    """Compare what talks to each other, by what lies in the environments and by what torch says of itself."""
+    """Compare the versions of Python, torch, CUDA and NCCL, from the environments and from torch."""
     kinds: dict[str, dict[str, str]] = {}
     anywhere = {name for facts in cluster.facts.values() for name in installed(facts["packages"])}
     compared = [name for name in DECISIVE if name in anywhere]
@@ -97,20 +97,20 @@ def versions(cluster: ClusterFacts) -> Verdict:
         packages, tried = installed(facts["packages"]), facts.get("environment", {})
         if not packages:
             continue  # no environment, which is software.environment's to say
-        said = {
+        versions = {
             "Python": facts["packages"]["python"],
             **{name: packages.get(name, "none") for name in compared},
             **({"torch's CUDA": tried["cuda"] or "none"} if tried.get("torch") else {}),
             **({"NCCL": tried["nccl"] or "none"} if tried.get("torch") else {}),
         }
-        for kind, version in said.items():
+        for kind, version in versions.items():
             kinds.setdefault(kind, {})[host] = version
     differing = {kind: hosts_by_value(found) for kind, found in kinds.items() if len(set(found.values())) > 1}
     data = {"versions": kinds}
     if differing:
-        words = "; ".join(f"{kind} is {found}" for kind, found in differing.items())
+        text = "; ".join(f"{kind} is {found}" for kind, found in differing.items())
         sentence = (
-            f"{words}, but nodes that train together need the same; on the odd ones remove envs in the cluster_dir, "
+            f"{text}, but nodes that train together need the same; on the odd ones remove envs in the cluster_dir, "
             f"and {SETUP}"
         )
         return Verdict("software.versions", "failed", sentence, data)
@@ -134,8 +134,8 @@ def packages(cluster: ClusterFacts) -> Verdict:
     if not differing:  # it is software.versions' to say
         return Verdict("software.packages", "ok", f"the same further packages are installed on {all_nodes(found)}")
     more = len(differing) - MOST_PACKAGES
-    words = "; ".join([*differing[:MOST_PACKAGES], *([f"and so on for {more} more"] if more > 0 else [])])
-    sentence = f"the nodes' environments differ ({words}), as those of two setups with different requirements; {SETUP}"
+    text = "; ".join([*differing[:MOST_PACKAGES], *([f"and so on for {more} more"] if more > 0 else [])])
+    sentence = f"the nodes' environments differ ({text}), as those of two setups with different requirements; {SETUP}"
     return Verdict("software.packages", "warning", sentence, {"packages": len(differing)})
 
 

@@ -21,7 +21,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transp
 
 PROGRAM = Path(__file__).parent / "on_node" / "all_reduce.py"
 STEPS = ("", "torch", "meet", "connect", "gloo", "nccl", "done")
-"""As the program tells them, in their order; "" is before the first."""
+"""The steps that the program reports, in their order; "" is before the first."""
 ANSWER_SECONDS = 30
 """What asking may take besides the steps."""
 LONGEST_ERROR = 300
@@ -42,16 +42,16 @@ _REMEDIES = {
     "gloo": "see reach.mtu",
     "nccl": "see hardware; with NCCL_DEBUG=INFO in job_env of the inventory, a job's log says more",
 }
-_PATIENCE = "look at the load and the disk there, or give it more time with preflight_collective_timeout_seconds"
+_SLOW_REMEDY = "look at the load and the disk there, or give it more time with preflight_collective_timeout_seconds"
 
 
 @dataclass(frozen=True)
 class NodeOutcome:
-    """What came of it on one node.
+    """What one node reported of the all-reduce.
 
     Attributes:
-        step: how far it came.
-        error: why it came no further, a verb phrase, or "".
+        step: the last one that it reached.
+        error: why it reached no later one, a verb phrase, or "".
         late: whether it was ended because a step took too long.
         gpus: how many torch sees.
         took: by backend, how many seconds an all-reduce of how many bytes took.
@@ -68,21 +68,21 @@ class NodeOutcome:
 
     @classmethod
     def read(cls, reply: Mapping[str, Any], seconds: float) -> NodeOutcome:
-        """Read a node's reply, in which a program on it may have told anything; a step had so many ``seconds``."""
-        step, error, gpus = "", str(reply["words"]), 0
+        """Read a node's reply, whose messages may hold anything; a step had so many ``seconds``."""
+        step, error, gpus = "", str(reply["error"]), 0
         took: dict[str, dict[int, float]] = {}
         speeds: dict[str, dict[int, float]] = {}
-        for words in reply["told"]:
-            backend = str(words.get("backend"))
-            step = words["step"] if words.get("step") in STEPS else step
-            error = str(words.get("error", error))
-            gpus = words["gpus"] if isinstance(words.get("gpus"), int) else gpus
-            if _is_number(words.get("bytes")) and _is_number(words.get("took")):
-                took.setdefault(backend, {})[words["bytes"]] = words["took"]
-            if isinstance(words.get("peer"), int) and _is_number(words.get("speed")):
-                speeds.setdefault(backend, {})[words["peer"]] = words["speed"]
+        for message in reply["messages"]:
+            backend = str(message.get("backend"))
+            step = message["step"] if message.get("step") in STEPS else step
+            error = str(message.get("error", error))
+            gpus = message["gpus"] if isinstance(message.get("gpus"), int) else gpus
+            if _is_number(message.get("bytes")) and _is_number(message.get("took")):
+                took.setdefault(backend, {})[message["bytes"]] = message["took"]
+            if isinstance(message.get("peer"), int) and _is_number(message.get("speed")):
+                speeds.setdefault(backend, {})[message["peer"]] = message["speed"]
         if reply["late"]:
-            error = f"did not get done with {_DOING.get(step, 'its end')} within {seconds} s"
+            error = f"did not finish {_DOING.get(step, 'its end')} within {seconds} s"
         elif error:
             error = f"failed at {_DOING.get(step, 'its end')}: {error[:LONGEST_ERROR]}"
         return cls(step, error, reply["late"], gpus, took, speeds)
@@ -94,7 +94,7 @@ def _is_number(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class AllReduceRun:
-    """What came of it on all nodes.
+    """What all nodes reported of the all-reduce.
 
     Attributes:
         topology: the nodes.
@@ -107,7 +107,7 @@ class AllReduceRun:
     errors: Mapping[str, NodeError]
 
     def obstacle(self, goal: str) -> str:
-        """Return who kept all from coming as far as to a step, and what helps; "" if all did."""
+        """Return which nodes kept all from reaching a step, and the remedy; "" if all reached it."""
         if self.errors:
             return "; ".join(map(str, self.errors.values()))
         behind = {host: one for host, one in self.outcomes.items() if _place(one.step) < _place(goal)}
@@ -119,9 +119,9 @@ class AllReduceRun:
         guilty = {host: error for host, error in last.items() if not is_victims(error)} or last
         waited = ""
         if len(guilty) < len(self.outcomes):
-            waited = f", and the others waited for {'it' if len(guilty) == 1 else 'them'} in vain"
+            waited = f", and the others waited for {'it' if len(guilty) == 1 else 'them'}"
         slow = step in ("", "torch") and all(self.outcomes[host].late for host in guilty)
-        return f"{describe_hosts(guilty)}{waited}; {_PATIENCE if slow else _REMEDIES[step]}"
+        return f"{describe_hosts(guilty)}{waited}; {_SLOW_REMEDY if slow else _REMEDIES[step]}"
 
     def bandwidths(self, backend: str) -> dict[int, float]:
         """Return by size of the message, in bytes and growing, the bus bandwidth in bytes a second.
@@ -152,13 +152,13 @@ def run_all_reduce(gang: Gang, port: int, seconds: float, fraction: float) -> Al
     program = PROGRAM.read_bytes()
 
     def ask(port: int) -> tuple[Replies, dict[str, NodeError]]:
-        order = {"address": address, "port": port, "world_size": topology.world_size, "seconds": seconds}
+        arguments = {"address": address, "port": port, "world_size": topology.world_size, "seconds": seconds}
         return gang.ask(
             "try_program",
             len(STEPS) * seconds + ANSWER_SECONDS,
             payload=program,
             variables=lambda host: _variables(topology, nodes[host]),
-            arguments=lambda host: {**order, "rank": nodes[host].rank, "fraction": fraction},
+            arguments=lambda host: {**arguments, "rank": nodes[host].rank, "fraction": fraction},
             seconds=seconds,
             listen=lambda host: [address, port] if host == head else None,
         )

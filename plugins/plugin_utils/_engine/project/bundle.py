@@ -24,7 +24,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text i
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\n"
 MEBIBYTE = 2**20
 MOST_MB = 100
-"""How large a project may be where the inventory does not say."""
+"""How large a project may be where the inventory sets nothing."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,8 @@ def make_bundle(
             f"script {script} is ignored by git in {project}, and a job's code is what git would track; "
             f"take it out of .gitignore, bring it with {bringing(script)}, or set -e project_dir="
             if files.in_git and git(project, "check-ignore", "--quiet", "--", script) is not None
-            else f"script {script} lies in a folder that is no part of a job's code, for a tool has made it, or "
-            "run.yml for its records; move it, or set -e project_dir="
+            else f"script {script} lies in a folder that is no part of a job's code, because a tool has made it, "
+            "or run.yml for its records; move it, or set -e project_dir="
         )
     size = _check_size(project, files.paths, max_mb)
     data, notes = _pack(project, files.paths)
@@ -116,7 +116,7 @@ def make_bundle(
         notes.insert(0, f"submodule {join_names(files.unfetched)} was never fetched; run: git submodule update --init")
     if include and not (everything or files.brought):
         patterns = " ".join(include)
-        notes.insert(0, f"include='{patterns}' brings nothing, for no file that was left out matches it")
+        notes.insert(0, f"include='{patterns}' brings nothing, because no file that was left out matches it")
     return Bundle(
         sha256=hashlib.sha256(data).hexdigest(),
         content=zlib.compress(data, level=1),

@@ -75,7 +75,7 @@ def check_module(project: Path, module: str, env: Mapping[str, str]) -> str:
     if not _MODULE.fullmatch(module):
         path = module.removesuffix(".py").strip("./").replace("/", ".")
         written = f"; write -e module={path}" if _MODULE.fullmatch(path) else ""
-        raise JobError(f"module is {module}, but a module's name has words with dots between them{written}")
+        raise JobError(f"module is {module}, but a module's name has parts with dots between them{written}")
     if not project.is_dir():
         raise JobError(
             f"project_dir {project} is not a directory; set -e project_dir= to the folder that holds {module}"
@@ -95,7 +95,7 @@ def check_module(project: Path, module: str, env: Mapping[str, str]) -> str:
         raise JobError(f"module {module} is a package without a __main__.py; name the module of it that is to run")
     raise JobError(
         f"module {module} is neither {path}.py nor {path}/__main__.py in project_dir {project}; check its name, or set "
-        "-e project_dir= to the folder that holds its first word"
+        "-e project_dir= to the folder that holds its first part"
     )
 
 

@@ -16,13 +16,13 @@ Import = tuple[str, str]
 
 def own_files(root: Path, module: str, name: str) -> list[Path]:
     """Return the files of the project that an import runs; none if the module is not the project's."""
-    words = [word for word in [*module.split("."), name] if word]
+    names = [part for part in [*module.split("."), name] if part]
     files: list[Path] = []
     folder = root
-    for word in words:
-        if os.path.isfile(folder / f"{word}.py"):
-            return [*files, folder / f"{word}.py"]
-        folder = folder / word
+    for part in names:
+        if os.path.isfile(folder / f"{part}.py"):
+            return [*files, folder / f"{part}.py"]
+        folder = folder / part
         if not os.path.isdir(folder):
             break
         initial = folder / "__init__.py"

@@ -84,7 +84,7 @@ def explained(reason: str, project: Path, travelled: Collection[str], script: st
 
 
 def _elsewhere(reason: str, travelled: Collection[str]) -> str:
-    """Return a clause that says where in the code a module lies that Python did not find; "" if it does not."""
+    """Return a clause with the place in the code of a module that Python did not find; "" if it is not there."""
     for found in _MODULE.finditer(reason):
         place = found[1].replace(".", "/")
         for path in sorted(travelled):
@@ -100,7 +100,7 @@ def _elsewhere(reason: str, travelled: Collection[str]) -> str:
 
 
 def _named(reason: str, roots: Collection[Path], project: Path) -> Iterator[Path]:
-    """Yield the files and folders of the project that the words may mean."""
+    """Yield the files and folders of the project that the text may mean."""
     modules = [found[1] for found in _MODULE.finditer(reason)]
     modules += [f"{found[2]}.{found[1]}" for found in _NAME.finditer(reason)]
     paths = [_IN_JOB.sub("", found[1] or found[2] or found[3]) for found in _PATH.finditer(reason)]

@@ -37,7 +37,7 @@ TOOLS = frozenset({".git", ".hg", ".svn", ".venv", ".tox", ".nox", "node_modules
 )
 """Names of what tools make for themselves: unless git tracks it, it is no code."""
 RESULTS = frozenset({"lightning_logs", "checkpoints", "wandb", "runs"})
-"""Names of folders that hold results where git does not say what they hold, unless they are imported."""
+"""Names of folders that hold results where no git lists their files, unless they are imported."""
 MOST_COUNTED = 5_000
 """No more of the files that are left out are counted: a start waits for it."""
 COMPILED = (".pyc", ".pyo")
@@ -193,35 +193,35 @@ def git(folder: Path, *arguments: str) -> str | None:
         if not any(os.path.lexists(above / ".git") for above in (folder, *folder.parents)):
             return None
         raise JobError(
-            f"{folder} lies in a git repository, but git, which says what is code there, cannot be started on this "
+            f"{folder} lies in a git repository, but git, which lists the code there, cannot be started on this "
             f"machine ({error.strerror}); install it, or set -e project_files=all"
         ) from None
     if result.returncode == 0:
         return result.stdout
-    words = result.stderr.strip()
-    fatal = [line for line in words.splitlines() if line.startswith(("fatal: ", "error: "))]
-    if (result.returncode == 1 and not fatal) or any(one in words for one in _NO_REPOSITORY):
+    errors = result.stderr.strip()
+    fatal = [line for line in errors.splitlines() if line.startswith(("fatal: ", "error: "))]
+    if (result.returncode == 1 and not fatal) or any(one in errors for one in _NO_REPOSITORY):
         return None
-    if "dubious ownership" in words:
+    if "dubious ownership" in errors:
         raise JobError(
             f"git does not read {folder}, which belongs to somebody else; make it yours, or allow it with: "
             f"git config --global --add safe.directory {folder}"
         )
-    why = fatal[0].partition(": ")[2] if fatal else words or f"it ended with exit code {result.returncode}"
+    why = fatal[0].partition(": ")[2] if fatal else errors or f"it ended with exit code {result.returncode}"
     raise JobError(
-        f"git cannot say what is code in {folder}: {why}; mend that (git -C {folder} status), or set "
+        f"git cannot list the code in {folder}: {why}; correct that (git -C {folder} status), or set "
         "-e project_files=all"
     )
 
 
-def words_in(patterns: Iterable[str]) -> set[str]:
+def names_in_patterns(patterns: Iterable[str]) -> set[str]:
     """Return the names of files and folders that patterns of a .gitignore bring, unless those have wildcards."""
-    words = (word for pattern in patterns if not pattern.startswith(("#", "!")) for word in pattern.strip().split("/"))
-    return {re.sub(r"\\(.)", r"\1", word) for word in words}
+    names = (name for pattern in patterns if not pattern.startswith(("#", "!")) for name in pattern.strip().split("/"))
+    return {re.sub(r"\\(.)", r"\1", name) for name in names}
 
 
 def is_gone(path: Path) -> bool:
-    """Whether there is nothing of that name: if only this user may not look, whoever reads it says so."""
+    """Return whether no such file exists; a file that this user may not read counts as there, and fails when read."""
     try:
         os.lstat(path)
     except OSError as error:
@@ -230,7 +230,7 @@ def is_gone(path: Path) -> bool:
 
 
 def is_empty(folder: Path) -> bool:
-    """Whether a folder has nothing in it: if this user may not look, whoever reads it says so."""
+    """Return whether a folder is empty; one that this user may not read is not, and fails when read."""
     try:
         return not os.listdir(folder)
     except OSError:
@@ -316,7 +316,7 @@ class _Chooser:
                 f"{given}, but git, which finds the files that such patterns match, cannot be used on this machine; "
                 "install it, or set -e project_files=all"
             )
-        named = words_in([*self._include, *text.splitlines()])
+        named = names_in_patterns([*self._include, *text.splitlines()])
         paths = [os.path.join(below, path.rstrip("/")) for path in listing.split("\0") if path.strip("./")]
         brought = [path for path in paths if not self.is_made(path, named)]
         self._found.brought += len(brought)
@@ -347,9 +347,9 @@ class _Chooser:
                 yield file
 
     def is_made(self, path: str, but: Set[str] = frozenset()) -> bool:
-        """Whether a path is of what a tool, or run.yml, has made, and the words ``but`` do not name the tool's."""
+        """Whether a path is of what a tool, or run.yml, has made, and the names ``but`` do not name the tool's."""
         name, kind = os.path.basename(path), os.path.splitext(path)[1]
-        if (kind in COMPILED and not any(word.endswith(kind) for word in but)) or (name in TOOLS and name not in but):
+        if (kind in COMPILED and not any(name.endswith(kind) for name in but)) or (name in TOOLS and name not in but):
             return True
         return any(self._is_made_folder(folder, but) for folder in _above(path))
 

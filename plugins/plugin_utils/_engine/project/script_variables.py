@@ -43,7 +43,7 @@ def require_known(
     Raises:
         JobError: one has no value, or is written as only a shell reads it.
     """
-    named = [found for word in args for found in _VARIABLE.finditer(word)]
+    named = [found for argument in args for found in _VARIABLE.finditer(argument)]
     if not named:
         return
     known = {host: variables_of({**variables, **env}, checkpoint) for host, variables in inherited.items()}

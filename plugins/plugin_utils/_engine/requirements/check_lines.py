@@ -143,14 +143,14 @@ def collect(result: Requirements, lines: Sequence[Line]) -> None:
             "requires hashes, and no line of a package has one; uv pip compile --generate-hashes writes such a file"
         )
         faults += [(line, remark) for line in demanding]
-    result.soft = [f"{line}: {words}" for line, words in soft]
+    result.soft = [f"{line}: {remark}" for line, remark in soft]
     if faults:
-        listing = [f"{line} {words}" for line, words in faults]
+        listing = [f"{line} {remark}" for line, remark in faults]
         if len(listing) > 1:
             listing.insert(0, f"{result.path} has {len(listing)} lines that nodes cannot install:")
-        if soft and not all("password" in words for _line, words in faults):
+        if soft and not all("password" in remark for _line, remark in faults):
             listing.append("Lines that often fit only the machine that made the list:")
-            listing += [f"{line} {words}" for line, words in soft]
+            listing += [f"{line} {remark}" for line, remark in soft]
         raise JobError("\n".join(listing))
 
 
@@ -251,8 +251,8 @@ def _doubtful(text: str) -> str:
     name, (version, plus, label) = canonicalize_name(found[1]), found[2].partition("+")
     if plus and TORCH_LABEL.fullmatch(name):
         return (
-            f"pins the build {label} of {name}; write {name}=={version}: which build a node gets is said by "
-            "python_env_torch_backend"
+            f"pins the build {label} of {name}; write {name}=={version}: python_env_torch_backend "
+            "sets which build a node gets"
         )
     if plus:
         return f"pins {found[2]}, a build that public indexes do not have; write {name}=={version}"

@@ -70,7 +70,7 @@ def checked(answer: Mapping[str, Any], targets: Collection[str]) -> tuple[dict[s
 
 
 def unmet(answer: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the requirements that a node says cannot be met, and why, as far as it has that form."""
+    """Return the requirements that a node reports as impossible, and why, as far as its reply has that form."""
     given = answer.get("unmet")
     pairs = given if isinstance(given, list) else []
     return [(str(one[0]), str(one[1])) for one in pairs[:MOST_NAMES] if isinstance(one, list) and len(one) == 2]

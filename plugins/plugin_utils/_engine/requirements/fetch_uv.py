@@ -40,14 +40,14 @@ def fetch(version: str, wanted: str, folder: Path, variables: Mapping[str, str])
         JobError: it cannot be had.
         OSError: the folder that it will lie in cannot be made.
     """
-    if _is_whole(folder, version, wanted):
+    if _is_complete(folder, version, wanted):
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as workshop:
             made = Path(workshop, "made")
             reason = _fetched(version, wanted, made, {**IMPATIENT, **os.environ, **variables})
-            if not reason and not _is_whole(made, version, wanted):
+            if not reason and not _is_complete(made, version, wanted):
                 reason = "fetched one that does not run, or not as its wheel has it"
             if reason:
                 raise JobError(
@@ -68,8 +68,8 @@ def _is_own(wanted: str) -> bool:
     return wanted == wheel_platform(sys.platform, platform.machine())
 
 
-def _is_whole(place: Path, version: str, wanted: str) -> bool:
-    """Return whether there is a uv that is not torn: by the hash in its wheel, and by running it where it can run."""
+def _is_complete(place: Path, version: str, wanted: str) -> bool:
+    """Return whether there is a complete uv: by the hash in its wheel, and by running it where it can run."""
     binary = place / "bin" / "uv"
     if not binary.is_file():
         return False

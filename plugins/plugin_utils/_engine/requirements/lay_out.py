@@ -12,9 +12,9 @@ from pathlib import Path
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requirements.local_projects import (
     files_of,
+    git_output,
     has_version_of_git,
     is_project,
-    told_by_git,
 )
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requirements.requirements import Requirements
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import join_names
@@ -53,9 +53,9 @@ def _give_history(project: Path, place: Path) -> None:
     repository = project / ".git"
     if repository.is_dir():
         (place / ".git").symlink_to(repository)
-    elif repository.is_file() and (told := told_by_git(project, "rev-parse", "--absolute-git-dir", "--git-common-dir")):
+    elif repository.is_file() and (paths := git_output(project, "rev-parse", "--absolute-git-dir", "--git-common-dir")):
         # A submodule or worktree: its own settings say where its files lie, and not for one more worktree.
-        own, common = told.splitlines()
+        own, common = paths.splitlines()
         (place / ".git").mkdir()
         for name in ("HEAD", "index"):
             if (path := Path(own, name)).exists():

@@ -61,12 +61,12 @@ def files_of(project: Path, within: Sequence[Path] = ()) -> list[str]:
 
 
 def _listed_by_git(project: Path, *which: str) -> list[str] | None:
-    told = told_by_git(project, "ls-files", "-z", *which)
-    return None if told is None else [name for name in told.split("\0") if name]
+    listed = git_output(project, "ls-files", "-z", *which)
+    return None if listed is None else [name for name in listed.split("\0") if name]
 
 
-def told_by_git(project: Path, *arguments: str) -> str | None:
-    """Return what git says, or None if it says nothing of this folder."""
+def git_output(project: Path, *arguments: str) -> str | None:
+    """Return git's output, or None if git fails in this folder."""
     command = ["git", "-C", str(project), *arguments]
     try:
         found = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)

@@ -80,7 +80,7 @@ DECISIVE = (
 )
 """What decides the content of an environment, beside the files."""
 BUILDER = ("executable", "python", "machine", "platform")
-"""What a node that resolves is told of the Python that it does so with, as it has said itself."""
+"""What a node that resolves receives about its own Python, from its own reply."""
 NO_TORCH = (
     "{path} installs no torch, so no job can train with what setup has installed; add torch to it, or to what "
     "python_env_requirements names, and run setup again"
@@ -94,7 +94,7 @@ NEVER_INSTALLED = (
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the inventory says about one host's environment: the values of VARIABLES, and how large a project may be."""
+    """One host's environment in the inventory: the values of VARIABLES, and how large a project may be."""
 
     values: dict[str, Any]
     max_mb: int
@@ -159,12 +159,12 @@ class Kept:
         return self.folder / f"{target}.txt"
 
     def commits(self, resolver: str) -> dict[str, str]:
-        """Return by git URL the commit that this one took: it is told to no other, who would build what it names."""
+        """Return by git URL the commit that this one took: it is sent to no other, which would build what it names."""
         found: dict[str, str] = self.content["commits"].get(resolver, {})
         return found
 
     def add(self, resolution: Mapping[str, Any], workshop: Path, resolver: str) -> None:
-        """Keep what was resolved, with the wheels that other locks have already: one built anew has another hash."""
+        """Keep what was resolved, with the wheels that other locks have already: one built again has another hash."""
         (self.folder / "wheels").mkdir(parents=True, exist_ok=True)
         locks = dict(resolution["locks"])
         for name in resolution["wheels"]:
@@ -200,7 +200,7 @@ def written(path: Path, text: str) -> None:
 
 
 def explained(error: Exception) -> str:
-    """Return what a user is told of a file on the controller that could not be used."""
+    """Return the message about a file on the controller that could not be used."""
     path = str(getattr(error, "filename", None) or "")
     why = str(getattr(error, "strerror", None) or error)
     if isinstance(error, shutil.Error) and not path:
@@ -288,7 +288,7 @@ class Plan:
         return named
 
     def read(self) -> dict[str, Any]:
-        """Return what is known without a look at any node."""
+        """Return what is known without asking any node."""
         warnings = [
             NO_TORCH.format(path=group.requirements.path)
             for group in self.groups
@@ -378,7 +378,7 @@ class Plan:
         if own.wanted.settings() != group.wanted.settings():
             raise JobError(
                 f"{resolver} would resolve for {join_names(group.hosts)} too, whose python_env_ variables (indexes, "
-                "proxy, settings of uv) are not its own, and would be told their passwords; set python_env_resolve_on: "
+                "proxy, settings of uv) are not its own, and would receive their passwords; set python_env_resolve_on: "
                 "localhost, give all nodes the same, or run setup.yml for those of one kind at a time, with --limit "
                 "and one of them as python_env_resolve_on"
             )
@@ -438,23 +438,23 @@ class Plan:
 
 
 def unresolved(requirements: Requirements, where: str, failure: Failure, folder: str) -> str:
-    """Return what a user is told of requirements that could not be resolved; ``folder`` had the copies of sources."""
-    why, said = failure.why, failure.said
+    """Return the message about requirements that could not be resolved; ``folder`` had the copies of sources."""
+    why, output = failure.why, failure.said
     for number, path in enumerate(requirements.sources):
         copy = f"{folder}/sources/{place_of(number, path)}"
-        why, said = why.replace(copy, str(path)), said.replace(copy, str(path))
+        why, output = why.replace(copy, str(path)), output.replace(copy, str(path))
     lines = [f"{requirements.path} could not be resolved, and nothing was changed on any node. {where}, {why}."]
     lines += [f"{requirements.places.get(text, text)} asks for {text}: {reason}" for text, reason in failure.unmet]
     for name, versions in MALWARE.items():
-        if re.search(rf"(?<![\w-]){name}>{',<'.join(map(re.escape, versions))}\b", said):  # what the bar has left
+        if re.search(rf"(?<![\w-]){name}>{',<'.join(map(re.escape, versions))}\b", output):  # what the bar has left
             lines.append(NEVER_INSTALLED.format(name=name, versions=" and ".join(versions)))
-    if is_contradiction(said) or failure.unmet or TORCH_INDEX in why:
+    if is_contradiction(output) or failure.unmet or TORCH_INDEX in why:
         lines += requirements.soft
-    return "\n".join([*lines, *(["The end of what uv said:", "", said[-1500:]] if said else [])])
+    return "\n".join([*lines, *(["The end of what uv said:", "", output[-1500:]] if output else [])])
 
 
 def require_python(groups: Sequence[Group], nodes: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise JobError if a project is not for a node's Python, which uv does not say of a project's own line."""
+    """Raise JobError if a project is not for a node's Python, which uv does not report for a project's own line."""
     errors = []
     for group in groups:
         wanted = group.requirements.requires_python

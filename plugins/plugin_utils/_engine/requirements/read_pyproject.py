@@ -47,7 +47,7 @@ PLACES = ("cache-dir", "extra-index-url", "find-links", "index-url", "url")
 
 
 def read_table(path: Path) -> dict[str, Any]:
-    """Return what a TOML file has; nothing where it cannot be read: uv says then what is wrong."""
+    """Return the content of a TOML file; nothing if it cannot be read: uv reports what is wrong."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -80,8 +80,8 @@ def find_beside(result: Requirements, project: Path) -> None:
                 found.append(project.parent / one["path"])
             elif isinstance(one, dict) and one.get("workspace") is True:
                 found += _members(project)
-    words = json.dumps([table.get("project"), table.get("dependency-groups")], default=str)
-    found += [project.parent / path_of(one) for one in re.findall(r"@ *(file:[^\s\";]+)", words)]
+    text = json.dumps([table.get("project"), table.get("dependency-groups")], default=str)
+    found += [project.parent / path_of(one) for one in re.findall(r"@ *(file:[^\s\";]+)", text)]
     for path in (Path(os.path.normpath(one)) for one in found):
         if not path.exists():
             raise JobError(f"{project} names {path}, and there is nothing; correct it")
@@ -91,7 +91,7 @@ def find_beside(result: Requirements, project: Path) -> None:
             find_beside(result, path / "pyproject.toml")
 
 
-def require_whole(source: Path, path: Path) -> None:
+def require_self_contained(source: Path, path: Path) -> None:
     """Raise JobError if a project, of which a copy is built, takes others from outside of it."""
     taken = Requirements(source / "pyproject.toml")
     find_beside(taken, taken.path)
@@ -149,7 +149,7 @@ def _placed(name: str, value: Any, folder: Path) -> Any:
 
 
 def explicit_indexes(requirements: Requirements, locks: str) -> list[str]:
-    """Return the indexes that projects take only packages from that they name, and locks have: uv does not tell."""
+    """Return the indexes that projects take only packages from that they name, and locks have: uv lists none."""
     own = [requirements.path.parent] if requirements.path.name == "pyproject.toml" else []
     found: list[str] = []
     for folder in (*own, *requirements.sources, *requirements.beside):

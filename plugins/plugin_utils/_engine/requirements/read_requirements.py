@@ -25,7 +25,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requir
     find_beside,
     has_dynamic_dependencies,
     read_table,
-    require_whole,
+    require_self_contained,
     table_within,
     take_settings,
 )
@@ -77,7 +77,7 @@ def read(path: Path, extras: Sequence[str] = (), groups: Sequence[str] = (), has
         )
     if name in ("setup.py", "setup.cfg"):
         raise JobError(
-            f"{path} says how a project is built; write -e . into a requirements.txt beside it, and set "
+            f"{path} defines how a project is built; write -e . into a requirements.txt beside it, and set "
             "python_env_requirements to that"
         )
     if (extras or groups) and name not in ("pyproject.toml", "uv.lock"):
@@ -116,7 +116,7 @@ def read(path: Path, extras: Sequence[str] = (), groups: Sequence[str] = (), has
     for source in result.sources:
         require_no_secret(source / "pyproject.toml")
         if has_sources:
-            require_whole(source, path)
+            require_self_contained(source, path)
     return result
 
 

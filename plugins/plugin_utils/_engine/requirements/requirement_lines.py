@@ -102,8 +102,8 @@ def logical_lines(path: Path, text: str, constrains: bool) -> Iterator[Line]:
         if line.endswith("\\") and not is_comment and number < len(numbered):
             joined += line[:-1]
             continue
-        whole = COMMENT.sub("", joined + (f" {line}" if is_comment else line)).strip()
-        for text in _options(whole) if whole.startswith("-") else [whole] if whole else []:
+        joined_line = COMMENT.sub("", joined + (f" {line}" if is_comment else line)).strip()
+        for text in _options(joined_line) if joined_line.startswith("-") else [joined_line] if joined_line else []:
             yield Line(path, first, text, constrains)
         joined, first = "", 0
 

@@ -13,8 +13,8 @@ BECOME_FAILURES: tuple[tuple[str, str], ...] = (
     (
         r"Missing \S+ password|: a (password|terminal) is required|no askpass program",
         "asks for a password for {method}, and none was given: set ansible_become_password (from a vault), give "
-        "--ask-become-pass, or let the account there use {method} without one (NOPASSWD in sudoers); one "
-        "that may not use {method} at all is asked too",
+        "--ask-become-pass, or let the account there use {method} without one (NOPASSWD in sudoers); an "
+        "account that may not use {method} at all is asked for one too",
     ),
     (
         r"Incorrect \S+ password|Duplicate become password prompt|incorrect password attempt|^{method}: Authentication",
@@ -33,30 +33,30 @@ BECOME_FAILURES: tuple[tuple[str, str], ...] = (
     ),
     (
         r"waiting for (privilege escalation prompt|become success)",
-        "took too long over {method} ({line}): where it waits for a name server, put the node's own name into its "
-        "/etc/hosts; else give it longer with ansible_timeout",
+        "took too long to run {method} ({line}): if it waits for a name server, put the node's own name into its "
+        "/etc/hosts; else raise ansible_timeout",
     ),
     (
         r"\b{method}: (command )?not found|{method}: No such file|: {method}: inaccessible or not found",
-        "has no {method}, with which Ansible's account would get its rights: install it there, set "
+        "has no {method}, which Ansible's account needs to become another account: install it there, set "
         f"ansible_become_method to what there is, log in as root (ansible_user: root), {WITHOUT}",
     ),
 )
 """Patterns of a line, and what it means: a verb phrase. The first that fits counts."""
 
 
-def explain_become_failure(method: str, said: str) -> str | None:
-    """Return what keeps an account from another's rights, a verb phrase with a remedy; None if it is something else.
+def explain_become_failure(method: str, error_output: str) -> str | None:
+    """Explain why an account cannot become another, a verb phrase with a remedy; None if that is not the failure.
 
     Args:
         method: the become plugin's name, such as sudo.
-        said: the standard error of a command that did not run, or Ansible's error.
+        error_output: the standard error of a command that did not run, or Ansible's error.
     """
-    for pattern, words in BECOME_FAILURES:
-        for line in map(str.strip, said.splitlines()):
+    for pattern, explanation in BECOME_FAILURES:
+        for line in map(str.strip, error_output.splitlines()):
             if re.search(pattern.replace("{method}", re.escape(method)), line, re.IGNORECASE):
-                return words.format(method=method, line=line.rstrip(": "))
-    last = said.strip().rpartition("\n")[2]
+                return explanation.format(method=method, line=line.rstrip(": "))
+    last = error_output.strip().rpartition("\n")[2]
     if last.startswith(f"{method}: ") and "unable to resolve" not in last:
-        return f"does not let Ansible's account get its rights ({last}): mend {method} there, {WITHOUT}"
+        return f"does not let Ansible's account become another account ({last}): repair {method} there, {WITHOUT}"
     return None

@@ -29,28 +29,28 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transp
 )
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.ssh_errors import (
     explain_ssh_failure,
-    is_crowded,
-    last_line,
+    is_closed_before_login,
+    last_error,
 )
 
 _HEAD = re.compile(rb"%b ([0-9]{1,12}) ([0-9]{1,12})\n" % MARK.encode())
 CONNECT_TRIES = 12
 CONNECT_PAUSE_SECONDS = 0.3
 LONGEST_PAUSE_SECONDS = 4
-LONGEST_WORDS = 2000
-"""Characters of what a node says of itself, on its way into a sentence."""
+LONGEST_STATE = 2000
+"""Characters of a node's state in a sentence."""
 
 
 class NodeError(Exception):
-    """What one node could not do.
+    """One node failed to do something.
 
     ``str()`` is a sentence that begins with the node's name, in one line that a terminal may show, whoever wrote
     ``state``; ``facts`` are for code.
     """
 
     def __init__(self, host: str, state: str, **facts: Any) -> None:
-        words = escape(state)
-        super().__init__(f"{host} {words if len(words) <= LONGEST_WORDS else f'{words[:LONGEST_WORDS]}…'}")
+        text = escape(state)
+        super().__init__(f"{host} {text if len(text) <= LONGEST_STATE else f'{text[:LONGEST_STATE]}…'}")
         self.host = host
         self.facts = facts
 
@@ -60,7 +60,7 @@ class Unreachable(NodeError):
 
 
 class Unable(NodeError):
-    """This machine could not ask the node: nothing happened there. ``why`` says so without the node's name."""
+    """This machine could not ask the node: nothing happened there. ``why`` is the reason without the node's name."""
 
     def __init__(self, host: str, what: str) -> None:
         self.why = f"this machine cannot {what}"
@@ -68,7 +68,7 @@ class Unable(NodeError):
 
 
 class Refused(NodeError):
-    """The agent there says no, and has undone what it had begun."""
+    """The agent there refused the request, and has undone what it had begun."""
 
 
 class Channel:
@@ -107,14 +107,14 @@ class Channel:
             Unreachable: no reply came; the node may or may not have done what was asked, unless ``facts`` says that
                 it was not reached at all (``unsent``).
             Unable: this machine could not ask.
-            Refused: the agent says no.
+            Refused: the agent refused it.
             NodeError: the node cannot run the agent, or the agent failed.
         """
         command = f"{self._environment} {shlex.quote(self._python)} -I -S -c {shlex.quote(LOADER)}".lstrip()
         return self._parse(request, *self._execute(command, frame(request, payload)))
 
     def put(self, path: str, data: bytes) -> None:
-        """Make the file ``path`` appear on the node, whole and readable by nobody else.
+        """Make the file ``path`` appear on the node, complete and readable by no other account.
 
         By a shell alone: where the moment matters, an interpreter would take longer to start than all the rest.
 
@@ -129,10 +129,10 @@ class Channel:
         if code == 255:  # ssh's own
             raise self._unreachable(errors)
         if code:
-            raise self._become_failure(errors) or NodeError(self.host, f"could not write {path}: {last_line(errors)}")
+            raise self._become_failure(errors) or NodeError(self.host, f"could not write {path}: {last_error(errors)}")
 
     def _execute(self, command: str, data: bytes) -> tuple[int, bytes, str]:
-        """Execute a command; while no request has come through to this host, again if an sshd lets nobody in now."""
+        """Execute a command; while no request has come through to this host, again if an sshd has too many now."""
         slots = self._slots
         if not slots or slots.is_open:
             return self._execute_once(command, data)
@@ -144,9 +144,9 @@ class Channel:
                 try:
                     answer = self._execute_once(command, data)
                 except Unreachable as error:
-                    if "crowded" not in error.facts:
+                    if "closed_before_login" not in error.facts:
                         raise
-                    said = error.facts["crowded"]
+                    cause = error.facts["closed_before_login"]
                     slots.refused()
                 else:
                     slots.is_open = True
@@ -154,7 +154,7 @@ class Channel:
         raise Unreachable(
             self.host,
             f"is unreachable: an sshd, its own or that of a machine on the way, closed the connection before it began, "
-            f"{CONNECT_TRIES} times ({said}); it may let in few new connections at once (MaxStartups): set "
+            f"{CONNECT_TRIES} times ({cause}); it may let in few new connections at once (MaxStartups): set "
             "cluster_connections in the inventory to fewer, or raise MaxStartups in that machine's sshd_config",
             unsent=True,
         )
@@ -175,15 +175,17 @@ class Channel:
             cause = error if isinstance(error, OSError) else error.__cause__
             if isinstance(cause, OSError):
                 raise self._unable(cause) from error
-            raise self._become_failure(str(error)) or NodeError(self.host, f"cannot be talked to: {error}") from error
-        said = errors.decode(errors="replace")
-        if code == 255 and not output and is_crowded(said):
-            raise self._unreachable(said)
-        return code, output, said
+            raise self._become_failure(str(error)) or NodeError(
+                self.host, f"cannot be connected to: {error}"
+            ) from error
+        error_output = errors.decode(errors="replace")
+        if code == 255 and not output and is_closed_before_login(error_output):
+            raise self._unreachable(error_output)
+        return code, output, error_output
 
-    def _become_failure(self, said: str) -> NodeError | None:
-        """Return what keeps Ansible's account from its rights there, if that is what was said."""
-        why = explain_become_failure(self._connection.become.name, said) if self._connection.become else None
+    def _become_failure(self, error_output: str) -> NodeError | None:
+        """Return why Ansible's account cannot become another there, if that is the error."""
+        why = explain_become_failure(self._connection.become.name, error_output) if self._connection.become else None
         return NodeError(self.host, why, unsent=True) if why else None
 
     def _unable(self, cause: OSError) -> Unable:
@@ -205,8 +207,8 @@ class Channel:
             raise self._no_reply(code, errors)
         payload = head.end() + int(head[1])
         end = payload + int(head[2])
-        if len(output) < end:  # the connection broke: half a log would pass for a whole one
-            raise Unreachable(self.host, f"is unreachable: its reply broke off, {last_line(errors)}")
+        if len(output) < end:  # the connection broke: part of a log would pass for all of it
+            raise Unreachable(self.host, f"is unreachable: its reply is not complete, {last_error(errors)}")
         try:
             reply = parse(output[head.end() : payload])
         except ValueError as error:
@@ -226,34 +228,37 @@ class Channel:
             "answered: find out which before you use that machine again",
         )
 
-    def _unreachable(self, said: str) -> Unreachable:
-        """Return what ssh's words mean."""
-        state, facts = explain_ssh_failure(said, self._address)
+    def _unreachable(self, error_output: str) -> Unreachable:
+        """Return the error that ssh's output means."""
+        state, facts = explain_ssh_failure(error_output, self._address)
         return Unreachable(self.host, state, **facts)
 
     @property
     def _address(self) -> str:
-        """Where the connection leads, as far as it says so."""
+        """The address that the connection leads to, as far as its plugin has it."""
         with contextlib.suppress(AttributeError, KeyError):
             return str(self._connection.get_option("host"))
         return self.host
 
     def _no_reply(self, code: int, errors: str) -> NodeError:
-        barred = self._become_failure(errors) if code != 255 else None
-        if barred:
-            return barred
+        become_failure = self._become_failure(errors) if code != 255 else None
+        if become_failure:
+            return become_failure
         remedy = "install Python 3.10 to 3.13 there, or set ansible_python_interpreter for it in the inventory"
         if code == 127:
             return NodeError(self.host, f"has no usable Python: {self._python} was not found; {remedy}")
         if "too old: Python" in errors:
-            return NodeError(self.host, f"has no usable Python: {self._python} is {last_line(errors)}; {remedy}")
+            return NodeError(self.host, f"has no usable Python: {self._python} is {last_error(errors)}; {remedy}")
         if "No module named 'zlib'" in errors:
             return NodeError(self.host, f"has no usable Python: {self._python} was built without zlib; {remedy}")
         if code == 255:  # ssh's own
             return self._unreachable(errors)
         if code in (0, 2, 126):  # of another program, or of a file that is none
-            return NodeError(self.host, f"has no usable Python: {self._python} is none, {last_line(errors)}; {remedy}")
-        return NodeError(self.host, f"could not run Thunderhead's agent (exit code {code}): {last_line(errors)}")
+            return NodeError(
+                self.host,
+                f"has no usable Python: {self._python} is no Python interpreter ({last_error(errors)}); {remedy}",
+            )
+        return NodeError(self.host, f"could not run Thunderhead's agent (exit code {code}): {last_error(errors)}")
 
 
 def _is_same_user(connection: Any) -> bool:

@@ -43,7 +43,7 @@ class ConnectionSettings:
         loader: DataLoader,
         slots: HostSlots | None = None,
     ) -> None:
-        """Resolve the settings; reach nobody.
+        """Resolve the settings; no host is reached.
 
         Args:
             host: inventory name.
@@ -150,7 +150,7 @@ def play_context() -> PlayContext:
 
 
 def untemplated_task(task: Task) -> Task:
-    """Return an action's task anew, as its playbook has it: the action's is templated for the host that it runs for."""
+    """Return a copy of an action's task, as its playbook has it: the action's is templated for the host it runs for."""
     return Task.load(
         task.get_ds(),
         block=task._parent,

@@ -28,17 +28,17 @@ class Deadline:
         self.renew()
 
     def renew(self) -> None:
-        """Begin anew."""
+        """Start the time again."""
         self.at = time.monotonic() + self._seconds
 
     def begin(self) -> None:
-        """Begin, for what this thread does from now on."""
+        """Start the time for what this thread does from now on."""
         self.renew()
         _of_this_thread.deadline = self
 
 
 def renew_deadline() -> None:
-    """Something came of this thread's call, or it only waits for others: how long it may take begins anew."""
+    """Start the time of this thread's call again: it has made progress, or only waits for others."""
     deadline: Deadline | None = getattr(_of_this_thread, "deadline", None)
     if deadline:
         deadline.renew()

@@ -9,7 +9,7 @@ import os
 import resource
 
 FILES_EACH = 8
-"""What a connection takes while it is made: both ends of three pipes and of one that tells whether ssh was started."""
+"""What a connection takes while it is made: both ends of three pipes and of one that reports whether ssh started."""
 SPARE_FILES = 16
 """What the engine opens besides."""
 

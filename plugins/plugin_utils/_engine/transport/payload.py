@@ -51,8 +51,8 @@ def needed(module: str) -> list[str]:
     for name in found:
         for imported, *names in _IMPORT.findall(_text(name)):
             # Of a package they are modules, else what lies in a module.
-            words = [one.split()[0] for one in "".join(names).split(",") if one.strip()]
-            modules = [f"{imported}.{one}" for one in words] if _path(imported).is_dir() else [imported]
+            parts = [one.split()[0] for one in "".join(names).split(",") if one.strip()]
+            modules = [f"{imported}.{one}" for one in parts] if _path(imported).is_dir() else [imported]
             found += [one for one in modules if one not in found]
     return found
 

@@ -1,7 +1,7 @@
 # Copyright (c) The Thunderhead developers
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Check replies: what a node may say to each operation.
+"""Check replies: what a node may reply to each operation.
 
 A node that was broken into can reply what it likes. What a reply holds becomes paths, addresses in firewalls, the
 environment of other nodes' jobs and lines on a terminal; that it is of the right kind is made sure of here, once, so
@@ -66,7 +66,7 @@ def is_relative_path(value: object) -> bool:
 
 
 def is_sentence(value: object) -> bool:
-    """Return whether it says anything."""
+    """Return whether it is a text that is not blank."""
     return isinstance(value, str) and is_text(value) and bool(value.strip())
 
 
@@ -168,7 +168,7 @@ def fields(required: Mapping[str, Check], optional: Mapping[str, Check] | None =
 _STATE = {"state": STATE["state"]}
 _MORE_OF_STATE = {name: check for name, check in STATE.items() if name != "state"}
 _OWNER = {name: is_text for name in ("id", "user", "start")}
-_HOLDER = {**_OWNER, "pid": is_text, "born": is_text}
+_HOLDER = {**_OWNER, "pid": is_text, "process_start": is_text}
 _PROBLEM = fields({"problem": is_sentence})
 _UNTRIED = fields({"failed": table(is_text, is_text, most=0)})
 _TRIED = fields(
@@ -338,7 +338,7 @@ REPLIES: Mapping[str, tuple[Mapping[str, Check], Mapping[str, Check]]] = {
     ),
     "read_files": ({"parts": many(row(is_size, is_size, is_time_ns))}, {}),
     "receive_code_piece": ({"has": is_size}, {}),
-    "try_program": ({"told": many(table(is_text, is_plain)), "words": is_document, "late": is_flag}, {}),
+    "try_program": ({"messages": many(table(is_text, is_plain)), "error": is_document, "late": is_flag}, {}),
     "call_stacks": (
         {
             "processes": many(
@@ -405,20 +405,20 @@ def find_flaw(request: Mapping[str, Any], reply: object, payload: bytes) -> str 
     """
     if not isinstance(reply, dict) or not isinstance(reply.get("ok"), bool):
         return "form"
-    said = {name: value for name, value in reply.items() if name != "ok"}
+    given = {name: value for name, value in reply.items() if name != "ok"}
     required, optional = REPLIES[request["op"]] if reply["ok"] else ({"refusal": is_sentence}, FACTS)
-    wrong = wrong_field(said, required, optional)
+    wrong = wrong_field(given, required, optional)
     if wrong is not None:
         return f"field {wrong}"
-    if not _is_at_home(request, said):
+    if not _has_wanted_address(request, given):
         return "field address"
-    if not _is_tried(request, said):
+    if not _has_wanted_environment(request, given):
         return "field environment"
     fits = _PAYLOADS.get(request["op"], _is_empty) if reply["ok"] else _is_empty
-    return None if fits(request, said, payload) else "payload"
+    return None if fits(request, given, payload) else "payload"
 
 
-def _is_at_home(request: Mapping[str, Any], reply: Mapping[str, Any]) -> bool:
+def _has_wanted_address(request: Mapping[str, Any], reply: Mapping[str, Any]) -> bool:
     """Whether the node has the address that the inventory gives it, if it gives one: firewalls are opened to it."""
     wanted = request.get("address") if request["op"] in ("preflight_facts", "setup_facts", "prepare") else None
     found = reply.get("address", wanted)  # a refusal has none
@@ -427,7 +427,7 @@ def _is_at_home(request: Mapping[str, Any], reply: Mapping[str, Any]) -> bool:
     return wanted is None or found == wanted
 
 
-def _is_tried(request: Mapping[str, Any], reply: Mapping[str, Any]) -> bool:
+def _has_wanted_environment(request: Mapping[str, Any], reply: Mapping[str, Any]) -> bool:
     """Whether the environment was tried if, and only if, that was asked for."""
     if "environment" not in reply:
         return True
@@ -469,7 +469,7 @@ def _are_parts(request: Mapping[str, Any], reply: Mapping[str, Any], payload: by
 
 
 def _is_verdict(_request: Mapping[str, Any], reply: Mapping[str, Any], payload: bytes) -> bool:
-    """Whether a checkpoint that is whole is described."""
+    """Return whether a checkpoint that is complete is described."""
     return not payload and (reply.keys() == {"why"} if reply["why"] else len(reply) == 3)
 
 

@@ -41,61 +41,61 @@ RING_SECONDS = 8.0
 EXCHANGE_SECONDS = 0.05
 """How long two nodes exchange data, once, if they are as fast as the all-reduce was."""
 LEAST_EXCHANGED = 256_000
-"""Bytes; what buffers on the way take in at once says nothing about a link."""
+"""Bytes; what buffers on the way take in at once does not measure a link."""
 EXCHANGES = 3
 PAIRS_SECONDS = 5.0
 """Pairs are tried for so long, or until all have been; then those of slow nodes once more."""
 MOST_SLOW = 5
 
 
-def main(order: dict[str, Any]) -> None:
-    """Take part.
+def main(arguments: dict[str, Any]) -> None:
+    """Take part in the all-reduce.
 
     Args:
-        order: address and port of the rendezvous, rank, world_size, seconds (the most that a step may take) and
+        arguments: address and port of the rendezvous, rank, world_size, seconds (the most that a step may take) and
             fraction (an all-reduce is slow if its bandwidth is this much of the best pair's, or less).
     """
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever else is printed
 
-    def tell(**words: Any) -> None:
-        print(json.dumps(words), file=out, flush=True)
+    def report(**message: Any) -> None:
+        print(json.dumps(message), file=out, flush=True)
 
     try:
-        take_part(order, tell)
+        take_part(arguments, report)
     except BaseException as error:
         lines = str(error).strip().splitlines()
-        tell(error=type(error).__name__ + (f": {lines[0]}" if lines else ""))
+        report(error=type(error).__name__ + (f": {lines[0]}" if lines else ""))
     # Without the end of the interpreter, in which torch may wait for others.
     out.flush()
     os._exit(0)
 
 
-def take_part(order: dict[str, Any], tell: Callable[..., None]) -> None:
+def take_part(arguments: dict[str, Any], report: Callable[..., None]) -> None:
     """Meet the others, and reduce: through gloo, then through NCCL if torch sees a GPU on every node."""
-    seconds, rank, count = order["seconds"], order["rank"], order["world_size"]
-    tell(step="torch", seconds=seconds)
+    seconds, rank, count = arguments["seconds"], arguments["rank"], arguments["world_size"]
+    report(step="torch", seconds=seconds)
     import torch
     import torch.distributed as dist
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() and dist.is_nccl_available() else 0
-    tell(gpus=gpus)
-    tell(step="meet", seconds=seconds)
+    report(gpus=gpus)
+    report(step="meet", seconds=seconds)
     limit = timedelta(seconds=seconds)
-    address, port = order["address"], order["port"]
+    address, port = arguments["address"], arguments["port"]
     store = dist.TCPStore(address, port, count, rank == 0, limit)  # type: ignore[attr-defined]  # not in __all__
-    tell(step="connect", seconds=seconds)
+    report(step="connect", seconds=seconds)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=limit)
-    tell(step="gloo", seconds=seconds)
-    gloo = Group("gloo", torch.device("cpu"), rank, count, None, tell)
-    gloo.measure(order["fraction"])
+    report(step="gloo", seconds=seconds)
+    gloo = Group("gloo", torch.device("cpu"), rank, count, None, report)
+    gloo.measure(arguments["fraction"])
     if gloo.agreed(-gpus)[0] < 0:
-        tell(step="nccl", seconds=seconds)
+        report(step="nccl", seconds=seconds)
         torch.cuda.set_device(0)
         group = dist.new_group(backend="nccl", timeout=limit)
-        Group("nccl", torch.device("cuda", 0), rank, count, group, tell).measure(order["fraction"])
+        Group("nccl", torch.device("cuda", 0), rank, count, group, report).measure(arguments["fraction"])
     gloo.agreed(0)  # rank 0, which has the store, ends last
-    tell(step="done", seconds=seconds)
+    report(step="done", seconds=seconds)
 
 
 class Group:
@@ -108,7 +108,7 @@ class Group:
         rank: int,
         count: int,
         group: dist.ProcessGroup | None,
-        tell: Callable[..., None],
+        report: Callable[..., None],
     ) -> None:
         """Tell nothing yet."""
         self.backend = backend
@@ -116,7 +116,7 @@ class Group:
         self.rank = rank
         self.count = count
         self.group = group
-        self.tell = tell
+        self.report = report
 
     def agreed(self, *values: float) -> list[float]:
         """Return of each value the largest of all ranks', on all of them."""
@@ -165,7 +165,7 @@ class Group:
             (once,) = self.agreed(self.timed(reduce))
             repeats = max(1, min(MOST_REPEATS, int(SIZE_SECONDS / once)))
             (took[size],) = self.agreed(self.timed(reduce, repeats))
-            self.tell(backend=self.backend, bytes=size, took=took[size])
+            self.report(backend=self.backend, bytes=size, took=took[size])
             spent += once + repeats * took[size]
         largest = max(took)
         return 2 * (self.count - 1) / self.count * largest / took[largest]
@@ -210,7 +210,7 @@ class Tournament:
             self.play_turns(every, all_ranks if rank in slow else slow)
         ordered = sorted(self.speeds, key=lambda peer: self.speeds[peer])
         for peer in {*ordered[:MOST_SLOW], *ordered[-1:]}:
-            self.ranks.tell(backend=self.ranks.backend, peer=peer, speed=self.speeds[peer])
+            self.ranks.report(backend=self.ranks.backend, peer=peer, speed=self.speeds[peer])
 
     @property
     def best(self) -> float:

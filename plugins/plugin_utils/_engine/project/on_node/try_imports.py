@@ -70,34 +70,34 @@ class Trial:
     """One Python that tries what a job would import."""
 
     def __init__(self, longest: int) -> None:
-        """Keep standard output for what is told: what modules print goes to standard error."""
+        """Keep standard output for messages: what modules print goes to standard error."""
         self._out = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)
         self._longest = longest
         self._work = os.path.join(os.getcwd(), "")
         self._torch_failed = ""
 
-    def tell(self, **more: Any) -> None:
-        """Tell the agent."""
+    def report(self, **more: Any) -> None:
+        """Send a message to the agent."""
         print(json.dumps(more), file=self._out, flush=True)
 
-    def _words(self, error: BaseException) -> str:
-        words = str(error).replace(self._work, "").strip().splitlines()
-        return (type(error).__name__ + (f": {words[-1]}" if words else ""))[: self._longest]
+    def _error_text(self, error: BaseException) -> str:
+        lines = str(error).replace(self._work, "").strip().splitlines()
+        return (type(error).__name__ + (f": {lines[-1]}" if lines else ""))[: self._longest]
 
     def torch(self) -> None:
-        """Import torch and tell what it is."""
-        self.tell(importing="torch")
+        """Import torch and report its version and GPUs."""
+        self.report(importing="torch")
         try:
             torch: Any = importlib.import_module("torch")
         except BaseException as error:
-            self._torch_failed = self._words(error)
-            self.tell(failed={"torch": self._torch_failed})
+            self._torch_failed = self._error_text(error)
+            self.report(failed={"torch": self._torch_failed})
             return
-        self.tell(torch=torch.__version__, cuda=torch.version.cuda)
-        self.tell(devices=torch.cuda.device_count(), usable=torch.cuda.is_available())
+        self.report(torch=torch.__version__, cuda=torch.version.cuda)
+        self.report(devices=torch.cuda.device_count(), usable=torch.cuda.is_available())
         if torch.version.cuda and torch.distributed.is_nccl_available():
-            self.tell(nccl=".".join(map(str, torch.cuda.nccl.version())))
+            self.report(nccl=".".join(map(str, torch.cuda.nccl.version())))
 
     def script(self, name: str, module: str) -> None:
         """Run the imports of a script, a path relative to the folder of the code, or of the module that it is."""
@@ -107,7 +107,7 @@ class Trial:
             sys.path.insert(0, first[:-1])
         main = types.ModuleType("__main__")
         main.__file__ = path
-        self.tell(importing=name)
+        self.report(importing=name)
         try:
             if module:  # which imports the packages above it
                 package = module if os.path.basename(name) == "__main__.py" else module.rpartition(".")[0]
@@ -124,21 +124,21 @@ class Trial:
         for statement in needed(tree):
             is_import = isinstance(statement, (ast.Import, ast.ImportFrom))
             if is_import:
-                self.tell(importing=f"{name}, line {statement.lineno}")
+                self.report(importing=f"{name}, line {statement.lineno}")
             try:
                 exec(compile(ast.Module([statement], []), path, "exec"), vars(main))
             except BaseException as error:
-                if is_import and self._words(error) != self._torch_failed:
+                if is_import and self._error_text(error) != self._torch_failed:
                     self._fail(error, f"{name}, line {statement.lineno}")
 
     def _fail(self, error: BaseException, place: str) -> None:
-        """Tell why an import failed, and which line of the code has asked for it last."""
+        """Report why an import failed, and the last line of the code that asked for it."""
         for frame in traceback.extract_tb(error.__traceback__):
             if frame.filename.startswith(self._work):
                 place = f"{frame.filename[len(self._work) :]}, line {frame.lineno}"
         if isinstance(error, SyntaxError) and (error.filename or "").startswith(self._work):
             place = f"{error.filename[len(self._work) :]}, line {error.lineno}"  # type: ignore[index]
-        self.tell(failed={place: self._words(error)})
+        self.report(failed={place: self._error_text(error)})
 
 
 def needed(tree: ast.Module) -> list[ast.stmt]:
@@ -288,12 +288,12 @@ def main(script: str, module: str, longest: str) -> None:
     Args:
         script: path relative to the working directory, or "" for torch alone.
         module: name of the module that it is started as, or "".
-        longest: how many characters of an error are told.
+        longest: how many characters of an error are reported.
     """
     sys.argv = [script]
     trial = Trial(int(longest))
-    trial.tell(python=platform.python_version())
+    trial.report(python=platform.python_version())
     trial.torch()
     if script:
         trial.script(script, module)
-    trial.tell(importing=None)
+    trial.report(importing=None)
