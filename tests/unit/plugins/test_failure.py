@@ -320,6 +320,21 @@ def test_victims_of_nccl(lines: list[str]) -> None:
     assert read_log_end(lines).victim
 
 
+@pytest.mark.parametrize("launcher", ["", "torchrun"])
+def test_a_process_group_that_was_left_to_the_exit_of_python(launcher: str) -> None:
+    lines = ["epoch 9", "terminate called without an active exception"]
+    if launcher:
+        log = (Path(__file__).parent / "log_ends" / "torchrun-killed.log").read_text()
+        lines += log.replace("exitcode  : -9", "exitcode  : -6").splitlines()
+    log_end = read_log_end(lines)
+    assert not log_end.victim
+    assert log_end.reason == (
+        f"{'its process of global rank 1 was killed by SIGABRT: ' if launcher else ''}"
+        "terminate called without an active exception (Python exited while a thread of torch.distributed still ran; "
+        "call torch.distributed.destroy_process_group() at the end of the script)"
+    )
+
+
 def test_a_warning_of_torch_alone_makes_no_victim() -> None:
     warning = "[W1122 21:12:39.0 TCPStore.cpp:138] [c10d] recvValue failed on SocketImpl: Connection reset by peer"
     assert not read_log_end([*TRACEBACK, "ValueError: the cause", warning]).victim

@@ -59,8 +59,15 @@ _TORCHRUN = "torch.distributed.elastic.multiprocessing.errors.ChildFailedError"
 _OBSERVED = re.compile(r"\[rank: (\d+)\] Child process with PID \d+ terminated with code (-?\d+)\. Forcefully")
 _ROOT_CAUSE = re.compile(r"\s*(rank|exitcode)\s*: (-?\d+)")
 _PEER = re.compile(r"\[([0-9A-Fa-f.:]+)\]:\d+")
-_CPLUSPLUS = re.compile(r"\s*what\(\): +(.*)|(Fatal Python error: .*)")
+_ABORT_AT_EXIT = "terminate called without an active exception"
+_CPLUSPLUS = re.compile(rf"\s*what\(\): +(.*)|(Fatal Python error: .*|{_ABORT_AT_EXIT})")
 _HINTS = (
+    (
+        # pytorch/pytorch, issue 190489: gloo's threads take Python's lock while the interpreter ends.
+        re.compile(_ABORT_AT_EXIT),
+        "Python exited while a thread of torch.distributed still ran; call torch.distributed.destroy_process_group() "
+        "at the end of the script",
+    ),
     (
         re.compile(r"rank < size\. "),
         'num_nodes or devices in its Trainer disagrees with the job; use num_nodes=int(os.environ["NUM_NODES"])',
@@ -318,6 +325,8 @@ def read_log_end(lines: Sequence[str]) -> LogEnd:
     if child and not causes and child[1] < 0 and child[1] != -signal.SIGTERM:
         victim, tail = False, _last_lines(lines)
         text = f"its process of global rank {child[0]} {how_it_ended(child[1])}"
+        if child[1] == -signal.SIGABRT and _ABORT_AT_EXIT in lines:
+            text += f": {_ABORT_AT_EXIT}"
     text += "".join(f" ({hint})" for pattern, hint in _HINTS if pattern.search(text))
     text = text if len(text) <= REASON_CHARACTERS else f"{text[:REASON_CHARACTERS]}…"
     return LogEnd(text, victim, tail, child, observed)
