@@ -32,10 +32,6 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.no
     lock_node,
     require_unlocked,
 )
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.ports import (
-    check_port_free,
-    check_port_range,
-)
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.processes import end_leftovers
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.undo_prepare import (
     undo_earlier_try,
@@ -78,6 +74,8 @@ def prepare(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     user = User(request["user"])
     address, interface = locate_address(request["address"])
     if request["master_port"]:
+        from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.ports import check_port_range
+
         check_port_range(request["master_port"])
     check_space(directory, 2 * request["size"] + 2**24)
     reply = {
@@ -125,6 +123,8 @@ def prepare(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
 def check_master_port(request: Request, user: User) -> None:
     """Refuse to be the head where MASTER_PORT is taken."""
     if request["master_port"]:
+        from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.ports import check_port_free
+
         check_port_free(request["master_port"], user.uid)
 
 

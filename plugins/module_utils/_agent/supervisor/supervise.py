@@ -38,12 +38,12 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contrac
     Request,
     environment_text,
 )
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.observe_script import (
-    FileReadObserver,
-    RendezvousObserver,
-)
 
 if TYPE_CHECKING:
+    from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.observe_script import (
+        FileReadObserver,
+        RendezvousObserver,
+    )
     from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.watch_other_nodes import Watch
 
 WATCH_AFTER_SECONDS = 1
@@ -178,10 +178,18 @@ class Supervisor:
         self._leave_watch(f"{self._request.name} {how_it_ended(code)}" if state == "failed" else None)
 
     def _observe_checkpoint(self, path: bytes) -> None:
+        from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.observe_script import (
+            FileReadObserver,
+        )
+
         with suppress(OSError):  # then nothing is known of it
             self._observers["checkpoint_read"] = FileReadObserver(path)
 
     def _observe_rendezvous(self, script: int) -> None:
+        from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.observe_script import (
+            RendezvousObserver,
+        )
+
         request = self._request
         torchrun = request.launcher == "torchrun"
         self._observers["met"] = RendezvousObserver(

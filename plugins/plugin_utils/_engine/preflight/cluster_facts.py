@@ -14,13 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.gang import Gang
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.settings import NodeSettings
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.topology import Topology
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.check import Verdict
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.job_code import Code
+
+if TYPE_CHECKING:
+    from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.job_code import Code
 
 
 @dataclass(frozen=True)
