@@ -13,7 +13,7 @@ description:
   - Active is what filters incoming packets now; what is installed and does not run is not. Of several, the one that
     manages the others is chosen, firewalld before ufw before iptables before nftables.
   - A firewall that is not chosen should have no rule of the cluster; any that it has is stale. Only where V(auto) finds
-    none active they stay as they are, for it may have been stopped for a moment.
+    none active they stay as they are, because it may have been stopped for a moment.
 options:
   provider:
     description: The firewall that is to let the peers in. V(auto) chooses it; V(none) makes every rule stale.
@@ -63,7 +63,7 @@ msg:
   description: What was chosen, and why; a line for all hosts of which that is the same.
   returned: success
   type: str
-  sample: "gpu-1, gpu-2: ufw, for it is active (firewalld does not run)"
+  sample: "gpu-1, gpu-2: ufw, because it is active (firewalld does not run)"
 nodes:
   description: By host, what is there and what is missing.
   returned: success
@@ -76,7 +76,7 @@ nodes:
     msg:
       description: What was chosen, and why.
       type: str
-      sample: "ufw, for it is active (firewalld does not run)"
+      sample: "ufw, because it is active (firewalld does not run)"
     firewalld:
       description: The rich rules that are C(missing) and C(stale), each with its C(zone) and C(rule).
       type: dict

@@ -57,13 +57,13 @@ class Firewalls:
         passed: list[str] = []
         for name in PROGRAMS:
             if self.has(name) and self.is_active(name):
-                return name, f"{name}, for {ACTIVE[name]}{passed_over(passed)}"
+                return name, f"{name}, because {ACTIVE[name]}{passed_over(passed)}"
             if self.has(name):
                 passed.append(f"{name} {IDLE[name]}")
         # Its rules may only be out of force for the moment, and come back.
         if self.restored:
-            return self.restored[0], f"{self.restored[0]}, for it was active before{passed_over(passed)}"
-        return "none", f"none, for nothing filters incoming packets{passed_over(passed)}"
+            return self.restored[0], f"{self.restored[0]}, because it was active before{passed_over(passed)}"
+        return "none", f"none, because nothing filters incoming packets{passed_over(passed)}"
 
     def in_firewalld(self, is_chosen: bool, rules: Sequence[str]) -> firewalld.Differences:
         """Return what firewalld lacks and what it has too much."""

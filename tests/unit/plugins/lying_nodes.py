@@ -105,7 +105,7 @@ def honest(request: Mapping[str, Any], rank: int = 0) -> Answer:
         "firewall_info": (
             {
                 "provider": "ufw",
-                "msg": "ufw, for it is active",
+                "msg": "ufw, because it is active",
                 "concerned": ["ufw", "firewalld", "nftables"],
                 "firewalld": {"missing": [{"zone": "public", "rule": "rule accept"}], "stale": []},
                 "ufw": {

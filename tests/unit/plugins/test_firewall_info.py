@@ -94,17 +94,17 @@ def machine(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("firewalls", "provider", "why"),
     [
-        ([], "none", "none, for nothing filters incoming packets"),
+        ([], "none", "none, because nothing filters incoming packets"),
         (
             ["firewalld", "ufw", "iptables", "nftables"],
             "none",
-            "none, for nothing filters incoming packets (firewalld does not run, ufw is inactive, iptables drops "
+            "none, because nothing filters incoming packets (firewalld does not run, ufw is inactive, iptables drops "
             "nothing by default, nftables filters nothing)",
         ),
-        (["firewalld!", "ufw!", "iptables!", "nftables!"], "firewalld", "firewalld, for it runs"),
-        (["firewalld", "ufw!", "iptables!"], "ufw", "ufw, for it is active (firewalld does not run)"),
-        (["ufw", "iptables!", "nftables!"], "iptables", "iptables, for it drops by default (ufw is inactive)"),
-        (["iptables", "nftables!"], "nftables", "nftables, for it filters (iptables drops nothing by default)"),
+        (["firewalld!", "ufw!", "iptables!", "nftables!"], "firewalld", "firewalld, because it runs"),
+        (["firewalld", "ufw!", "iptables!"], "ufw", "ufw, because it is active (firewalld does not run)"),
+        (["ufw", "iptables!", "nftables!"], "iptables", "iptables, because it drops by default (ufw is inactive)"),
+        (["iptables", "nftables!"], "nftables", "nftables, because it filters (iptables drops nothing by default)"),
     ],
 )
 def test_what_is_active_is_chosen(machine, firewalls, provider, why):
@@ -116,7 +116,7 @@ def test_one_that_is_out_of_force_for_the_moment(machine, monkeypatch, tmp_path)
     monkeypatch.setattr(find_firewall, "RESTORING", {"iptables": str(tmp_path / "none"), "nftables": str(tmp_path)})
     found = machine.has("nftables").run()
     assert (found["provider"], found["concerned"]) == ("nftables", ["nftables"])
-    assert found["msg"] == "nftables, for it was active before (nftables filters nothing)"
+    assert found["msg"] == "nftables, because it was active before (nftables filters nothing)"
     assert machine.has("ufw!").run()["concerned"] == ["ufw", "nftables"], "the chosen one opens first"
 
 
@@ -211,10 +211,10 @@ def test_bad_input_is_told_before_any_node_is_asked(peers: list[str], ports: lis
 
 
 def test_what_is_the_same_on_many_nodes_is_said_once() -> None:
-    nodes = {f"gpu-{number}": {"msg": "ufw, for it is active"} for number in range(1, 8)}
-    others = {f"cpu-{number}": {"msg": "none, for nothing filters"} for number in range(1, 7)}
+    nodes = {f"gpu-{number}": {"msg": "ufw, because it is active"} for number in range(1, 8)}
+    others = {f"cpu-{number}": {"msg": "none, because nothing filters"} for number in range(1, 7)}
     assert action.chosen({**nodes, **others, "liar": {"msg": "ufw\ngpu-1: \u202enone"}}) == (
-        "gpu-1, gpu-2, gpu-3, gpu-4, gpu-5 and 2 more: ufw, for it is active\n"
-        "cpu-1, cpu-2, cpu-3, cpu-4, cpu-5, cpu-6: none, for nothing filters\n"
+        "gpu-1, gpu-2, gpu-3, gpu-4, gpu-5 and 2 more: ufw, because it is active\n"
+        "cpu-1, cpu-2, cpu-3, cpu-4, cpu-5, cpu-6: none, because nothing filters\n"
         "liar: ufw\\ngpu-1: \\u202enone"
     )

@@ -65,7 +65,7 @@ def test_a_role_that_leaves_the_first_host_out(tmp_path: Path, name: str, variab
     result = played(tmp_path, {"roles": [role]}, **{host: {"token": "1"} for host in "abc"})
     assert result.returncode == 2
     assert result.stdout.count("fatal: ") == 2
-    assert f"not looked at, for the first host of the play does without the role {name}" in result.stdout
+    assert f"not checked, because the first host of the play does not have the role {name}" in result.stdout
 
 
 @pytest.mark.parametrize(("name", "variables"), [("node_env", ROLE), ("firewall", FIREWALL)])

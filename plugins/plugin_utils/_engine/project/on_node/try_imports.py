@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Import torch and what a script imports; executed on a node, with the environment's Python.
 
-The text of this file is sent. It prints JSON objects, one a line, written at once, for what is being imported may end
-this Python; the agent's ``try_environment`` reads them:
+The text of this file is sent. It prints JSON objects, one a line, each written at once, because what is being imported
+may end this Python; the agent's ``try_environment`` reads them:
 
     python, torch, cuda, nccl   versions
     devices, usable             how many GPUs torch sees, and whether it can use them
@@ -12,7 +12,7 @@ this Python; the agent's ``try_environment`` reads them:
     failed                      of such a place, why that failed
 
 Which files are imported is Python's to decide. Only the script itself is read: its imports are run in their order, and
-between them simple statements that change its path or its environment, but nothing else, for it would begin to train.
+between them simple statements that change its path or its environment, but nothing else: it would begin to train.
 """
 
 from __future__ import annotations
