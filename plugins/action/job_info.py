@@ -19,7 +19,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.contro
     display,
 )
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.inventory import Inventory
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs import listing
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs import listing, status_report
 
 
 class ActionModule(ClusterAction):
@@ -38,12 +38,12 @@ class ActionModule(ClusterAction):
         views, errors = listing.list_jobs(cluster, only=arguments["job"] or None)
         if arguments["job"]:
             listing.choose_job(arguments["job"], views, errors)
-        data = listing.as_data(views, errors)
+        data = status_report.as_data(views, errors)
         if arguments["format"] == "table":
             if ANSIBLE_COLOR:  # in this forked worker only Ansible itself knows whether there is a terminal
-                Display().display(listing.as_table(views, errors, Display().columns, is_terminal=True))
+                Display().display(status_report.as_table(views, errors, Display().columns, is_terminal=True))
             else:
-                display(listing.as_table(views, errors, shutil.get_terminal_size((160, 24)).columns))
+                display(status_report.as_table(views, errors, shutil.get_terminal_size((160, 24)).columns))
         elif arguments["format"] == "json":
             display(json.dumps(data))
         return {"changed": False, **data}

@@ -9,7 +9,7 @@ import hashlib
 from typing import Any, ClassVar
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import environment_text
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.node_env import (
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.environment_variables import (
     as_environment,
     variables,
 )

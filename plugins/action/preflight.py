@@ -13,7 +13,9 @@ from typing import Any, ClassVar
 
 from ansible.utils.color import ANSIBLE_COLOR
 from ansible.utils.display import Display
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.node_env import as_environment
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.environment_variables import (
+    as_environment,
+)
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.node_group import NodeGroup
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.topology import require_hosts
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.cluster_action import (

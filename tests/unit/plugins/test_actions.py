@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import yaml
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import environment_text
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster import node_env
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster import environment_variables
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller import extra_vars
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight import run_checks
 from local_nodes import PYTHON, free_port, starts_jobs
@@ -105,8 +105,8 @@ def test_the_role_renders_what_the_engine_renders(cluster: Cluster) -> None:
             "master_port": cluster.port,
             "interface": "lo",
         }
-        given = node_env.as_environment({**JOB_ENV, "HOST": f"node{rank}"}, "job_env")
-        assert path.read_bytes().decode() == environment_text(node_env.variables(place, given))
+        given = environment_variables.as_environment({**JOB_ENV, "HOST": f"node{rank}"}, "job_env")
+        assert path.read_bytes().decode() == environment_text(environment_variables.variables(place, given))
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
@@ -194,7 +194,7 @@ def test_run(cluster: Cluster) -> None:
     for rank in (0, 1):
         expected = {"TOKEN": "hush $1", "NODE_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": None}
         assert json.loads(printed[f"[{rank} node{rank}]"]) == [
-            {**node_env.as_environment(JOB_ENV, "job_env"), "HOST": f"node{rank}", **expected},
+            {**environment_variables.as_environment(JOB_ENV, "job_env"), "HOST": f"node{rank}", **expected},
             ["--lr", "0.1"],
         ]
     (run,) = (cluster.folder / "runs").glob("*-*")

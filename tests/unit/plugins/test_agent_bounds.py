@@ -21,7 +21,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.jo
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import SPEC, STATE
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.operations.call_stacks import read_process
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.node_group import NodeGroup
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs import listing
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs import listing, status_report
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.channel import NodeError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.reply_schemas import (
     REPLIES,
@@ -280,8 +280,8 @@ def test_halves_of_characters_in_every_field_of_a_job(nodes: list[LocalNode]) ->
     (nodes[0].job_dir(job) / "state.json").write_text(json.dumps({"state": "failed", "because": text, "error": text}))
     views, errors = listing.list_jobs(NodeGroup([node.settings() for node in nodes], opener(nodes)))
     assert not errors
-    json.dumps(listing.as_data(views, errors), ensure_ascii=False).encode()
-    assert listing.as_table(views, errors, 200).encode()
+    json.dumps(status_report.as_data(views, errors), ensure_ascii=False).encode()
+    assert status_report.as_table(views, errors, 200).encode()
 
 
 def test_a_node_that_sends_one_is_not_believed() -> None:

@@ -33,6 +33,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs i
     checkpoints,
     cleanup,
     listing,
+    status_report,
 )
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.rank_log import RankLog
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight import report, run_checks
@@ -271,8 +272,8 @@ class Scene:
     def status(self) -> None:
         views, errors = listing.list_jobs(self.nodes_there)
         context = self.context()
-        context.say(listing.as_table(views, errors, 160))
-        context.say(str(listing.as_data(views, errors)))
+        context.say(status_report.as_table(views, errors, 160))
+        context.say(str(status_report.as_data(views, errors)))
 
     def clean(self) -> None:
         cleaned, errors = cleanup.remove_old_jobs(self.nodes_there, 5, None)

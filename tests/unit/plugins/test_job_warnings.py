@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis import job_warnings
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.frameworks import KINDS
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.choose_launcher import KINDS
 
 ALONE = "if each node is meant to work for itself, set -e gang=false"
 

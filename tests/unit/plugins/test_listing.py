@@ -10,7 +10,7 @@ from ansible.errors import AnsibleConnectionFailure
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.job_identity import Identity
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.node_group import NodeGroup
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs import listing
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs import listing, status_report
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.listing import JobView, Part
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.channel import Unreachable
 from left_jobs import leave
@@ -148,7 +148,7 @@ def test_what_nodes_say_cannot_act_upon_a_terminal(nodes: list[LocalNode]) -> No
     leave(nodes[0], JOB, spec={**spec(JOB, 0, ("node0",)), "script": "\x1b[2J", "start": "never"})
     (one,), _errors = looked(nodes[:1])
     assert (one.spec["script"], "start" in one.spec) == ("\\x1b[2J", False)
-    assert "\x1b" not in listing.as_table([one], {}, 200)
+    assert "\x1b" not in status_report.as_table([one], {}, 200)
     gang, _notes = listing.gang_of(one, NodeGroup([nodes[0].settings()], opener(nodes)))
     assert gang.identity.start
 
@@ -275,7 +275,7 @@ def test_whose_a_job_is_that_holds_its_node_is_not_the_jobs_to_say(nodes: list[L
     until(path.exists)
     path.write_text(json.dumps({**json.loads(path.read_text()), "user": "bob@context"}))
     (one,), _errors = looked(nodes)
-    assert (one.user, listing.as_data([one], {})["jobs"][0]["user"]) == ("ana@laptop", "ana@laptop")
+    assert (one.user, status_report.as_data([one], {})["jobs"][0]["user"]) == ("ana@laptop", "ana@laptop")
 
 
 def test_a_job_that_runs_is_listed_however_old_it_is(nodes: list[LocalNode], tmp_path: Path) -> None:
@@ -329,7 +329,7 @@ def test_the_gang_of_an_earlier_job(nodes: list[LocalNode]) -> None:
 def test_as_data(nodes: list[LocalNode]) -> None:
     leave(nodes[0], JOB, spec=spec(JOB, 0, ("node0",)))
     views, _errors = looked(nodes[:1])
-    data = listing.as_data(views, {"n": Unreachable("n", "is away")})
+    data = status_report.as_data(views, {"n": Unreachable("n", "is away")})
     assert data == {
         "jobs": [
             {
@@ -365,13 +365,13 @@ def test_as_table() -> None:
     one = view("running", "running", started=1.0)
     one.parts[0].last_line = "epoch 3: loss 0.25"
     never = JobView("20260101-000000-train-0000", {}, {0: Part("node0", "prepared")})
-    lines = listing.as_table([one, never], {"n": Unreachable("n", "is away")}, 160).splitlines()
+    lines = status_report.as_table([one, never], {"n": Unreachable("n", "is away")}, 160).splitlines()
     assert lines[0].split() == ["JOB", "SCRIPT", "USER", "STATE", "SINCE", "RANKS", "LAST", "LINE"]
     assert lines[1].startswith(f"{JOB}  train.py  ana@laptop  running   ")
     assert lines[1].endswith("2 running   epoch 3: loss 0.25")
     assert lines[2].split() == ["20260101-000000-train-0000", "-", "-", "prepared", "-", "1", "prepared"]
     assert lines[3] == "n is away"
-    assert all(len(line) <= 60 for line in listing.as_table([one, never], {}, 60).splitlines())
+    assert all(len(line) <= 60 for line in status_report.as_table([one, never], {}, 60).splitlines())
 
 
 @pytest.mark.parametrize(
@@ -380,16 +380,17 @@ def test_as_table() -> None:
 def test_ranks_that_never_met(state: str, begins: str) -> None:
     """S1: of a detached job, whoever asks for it learns that."""
     one = view(state, state, met=False)
-    (about,) = listing.as_data([one], {})["jobs"]
+    (about,) = status_report.as_data([one], {})["jobs"]
     assert (about["nodes"], about["world_size"], about["met"]) == (2, 1, False)
     assert about["warning"].startswith(begins)
-    assert listing.as_table([one], {}, 80).splitlines()[2] == f"{JOB}: {about['warning']}"
+    assert status_report.as_table([one], {}, 80).splitlines()[2] == f"{JOB}: {about['warning']}"
     failed = view("failed", "stopped", met=False)
     assert (failed.met, failed.warning) == (False, "")
 
 
 def test_no_jobs() -> None:
-    assert listing.as_table([], {}, 80) == "no jobs"
+    assert status_report.as_table([], {}, 80) == "no jobs"
     assert (
-        listing.as_table([], {"n": Unreachable("n", "is away")}, 80) == "no jobs on the nodes that answered\nn is away"
+        status_report.as_table([], {"n": Unreachable("n", "is away")}, 80)
+        == "no jobs on the nodes that answered\nn is away"
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import environment_text
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.node_env import (
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.environment_variables import (
     NEVER,
     OURS,
     as_environment,

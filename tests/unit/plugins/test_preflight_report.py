@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output import tables
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output import draw_table
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight import report
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.check import Verdict
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import (
@@ -40,7 +40,7 @@ def test_the_table_of_a_terminal() -> None:
 
 
 def test_colours(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "ANSIBLE_COLOR", True)
+    monkeypatch.setattr(draw_table, "ANSIBLE_COLOR", True)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
     rows = report.as_table(VERDICTS, 1, 100).splitlines()

@@ -14,7 +14,9 @@ from typing import Any
 
 from ansible.errors import AnsibleError
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.node_env import as_environment
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.environment_variables import (
+    as_environment,
+)
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import escape
 

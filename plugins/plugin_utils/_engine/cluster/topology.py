@@ -68,7 +68,7 @@ class Topology:
         return [{"rank": node.rank, "host": node.host, "address": node.address} for node in self.nodes]
 
     def place_of(self, node: Node) -> dict[str, Any]:
-        """Return a node's rank, address and the like for its environment; see ``node_env.variables``."""
+        """Return a node's rank, address and the like for its environment; see ``environment_variables.variables``."""
         return {
             "rank": node.rank,
             "world_size": self.world_size,

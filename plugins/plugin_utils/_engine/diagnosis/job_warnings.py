@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.frameworks import (
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.choose_launcher import (
     CLI,
     KINDS,
     PLAIN,

@@ -14,7 +14,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.job import LAUNCHERS
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.record import Record, replace_file
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.bundle import Bundle
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.frameworks import KINDS
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.choose_launcher import KINDS
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.reply_schemas import is_address
 
 BUNDLES = ".bundles"

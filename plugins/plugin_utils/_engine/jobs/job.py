@@ -14,7 +14,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluste
     Identity,
 )
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.bundle import Bundle
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.frameworks import PLAIN
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.choose_launcher import PLAIN
 
 LAUNCHERS = ("lightning", "torchrun", "python")
 """Lightning's own and plain Python start a script once per node, torchrun once per device."""
@@ -40,7 +40,7 @@ class Job:
         checkpoint: path relative to the working directory of the checkpoint to go on from, or "".
         preflight: thresholds, and checks to be skipped; see preflight.prepared_nodes.
         gang: whether the nodes work together; else each runs the script for itself.
-        uses: what the script uses, of frameworks.KINDS.
+        uses: what the script uses, of choose_launcher.KINDS.
         reason: why this launcher was chosen, a clause; "" if the user named it.
     """
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import START_SECONDS
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster import node_env
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster import environment_variables
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.gang import (
     DISCARD_SECONDS,
     Gang,
@@ -35,7 +35,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.job import Job
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight import prepared_nodes
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.clocks import ahead
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.frameworks import (
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.choose_launcher import (
     CLI,
     FABRIC,
     FABRIC_LAUNCHED,
@@ -321,7 +321,7 @@ class Launch:
         prepared = self._prepared[node.host]
         job_dir = prepared["job_dir"]
         checkpoint = posixpath.join(job_dir, "work", job.checkpoint) if job.checkpoint else ""
-        variables = node_env.variables(
+        variables = environment_variables.variables(
             topology.place_of(node),
             {**node.settings.env, **job.env},
             {

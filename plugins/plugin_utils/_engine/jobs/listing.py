@@ -23,8 +23,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluste
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis import job_warnings
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.line_reader import printable
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.tables import laid_out
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import escape, escape_lines, join_names
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import escape, join_names
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.channel import NodeError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.fan_out import fan_out
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.reply_schemas import is_address
@@ -33,11 +32,6 @@ LIST_SECONDS = 30
 """After this long without an answer a node counts as unreachable."""
 NEWEST = 10
 """How many jobs of each node are listed."""
-COLORS = {
-    **{"running": "cyan", "prepared": "cyan", "succeeded": "green", "stopped": "yellow"},
-    **{"failed": "red", "unknown": "magenta"},
-}
-"""Of a job's state on a terminal."""
 MOST_RANKS = 10_000
 """A job that claims to have more has no unknown ranks filled in."""
 
@@ -291,68 +285,6 @@ def gang_of(view: JobView, cluster: NodeGroup) -> tuple[Gang, list[str]]:
     spec = {"start": now, "user": "", **view.spec}
     group = cluster.of([node.settings for node in nodes])
     return Gang(Identity(spec["start"], view.id, spec["user"]), group, Topology(nodes)), notes
-
-
-def as_data(views: Sequence[JobView], errors: Mapping[str, NodeError]) -> dict[str, Any]:
-    """Return what is known, for machines."""
-    return {
-        "jobs": [
-            {
-                "id": view.id,
-                "script": view.spec.get("script"),
-                "user": view.user or None,
-                "started": view.spec.get("start"),
-                "state": view.state,
-                "since": view.since,
-                "nodes": len(view.parts),
-                "world_size": job_warnings.world_size(len(view.parts), view.spec.get("gang", True), view.met),
-                "met": view.met,
-                "warning": view.warning or None,
-                "ranks": [
-                    {
-                        "rank": rank,
-                        "host": part.host,
-                        "state": part.state,
-                        "exit_code": part.record.get("exit_code"),
-                        "signal": part.record.get("signal"),
-                        "because": part.record.get("because"),
-                        "log_bytes": part.log_bytes,
-                        "last_line": part.last_line,
-                    }
-                    for rank, part in view.parts.items()
-                ],
-            }
-            for view in views
-        ],
-        # Of a result's "unreachable" Ansible takes it that the host which ran the task is.
-        "silent": {host: str(error) for host, error in errors.items()},
-    }
-
-
-def _clock(seconds: float | None) -> str:
-    try:
-        return datetime.datetime.fromtimestamp(seconds).strftime("%m-%d %H:%M:%S") if seconds else "-"
-    except (ValueError, OverflowError, OSError):  # a job's user can write any number
-        return "-"
-
-
-def as_table(views: Sequence[JobView], errors: Mapping[str, NodeError], width: int, is_terminal: bool = False) -> str:
-    """Return what is known as a table of at most ``width`` columns, which the last line of rank 0 fills."""
-    rows = []
-    for view in views:
-        since = _clock(view.since)
-        last = next((part.last_line for part in view.parts.values() if part.last_line), "")
-        spec = view.spec
-        rows.append((view.id, spec.get("script", "-"), view.user or "-", view.state, since, view.ranks, last))
-    heads = ("JOB", "SCRIPT", "USER", "STATE", "SINCE", "RANKS", "LAST LINE")
-    if is_terminal:
-        lines = laid_out(heads, rows, width, COLORS, cut=True)
-    else:
-        lines = [line[:width].rstrip() for line in laid_out(heads, rows)]
-    if not views:
-        lines = ["no jobs on the nodes that answered"] if errors else ["no jobs"]
-    warnings = [f"{view.id}: {view.warning}" for view in views if view.warning]
-    return "\n".join([*lines, *map(escape_lines, warnings), *map(str, errors.values())])
 
 
 def with_ranks(view: JobView, cluster: NodeGroup) -> JobView:

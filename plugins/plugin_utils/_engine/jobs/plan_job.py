@@ -11,23 +11,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.environment_variables import (
+    as_environment,
+)
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.job_identity import (
     Identity,
     new_job_id,
     who,
 )
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.node_env import as_environment
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.history import stored_bundle
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.job import Job
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.options import RunOptions
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.paths import EXAMPLE
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.bundle import Bundle, make_bundle
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.choose_launcher import PLAIN, Fit, fit
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.entry_point import (
     find_entry,
     search_path,
 )
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.frameworks import PLAIN, Fit, fit
 
 AUTO = "auto"
 """The launcher that fits what the script uses."""

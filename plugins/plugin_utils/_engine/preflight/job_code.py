@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster import node_env
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster import environment_variables
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.settings import NodeSettings
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project import missing_files
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.bundle import Bundle
@@ -61,7 +61,7 @@ class Code:
             **{"checkpoint": "", "gang": True, "framework": {}},
         }
         ranks = _ONE_RANK if self.launcher == "torchrun" else {}
-        return {**ranks, **node_env.variables(about, {**node.env, **self.env}, job)}
+        return {**ranks, **environment_variables.variables(about, {**node.env, **self.env}, job)}
 
     def explained(self, why: str) -> str:
         """Return a clause on a failed import that has its cause in the project, or ""."""

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.tables import laid_out
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.draw_table import laid_out
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.check import Verdict
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import escape, pluralize
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster import node_env
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster import environment_variables
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.gang import Gang, Replies
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.topology import Node, Topology
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis.failure import is_victims
@@ -174,4 +174,4 @@ def run_all_reduce(gang: Gang, port: int, seconds: float, fraction: float) -> Al
 
 def _variables(topology: Topology, node: Node) -> dict[str, str]:
     """Return what a job's environment on a node would hold."""
-    return node_env.variables(topology.place_of(node), node.settings.env)
+    return environment_variables.variables(topology.place_of(node), node.settings.env)

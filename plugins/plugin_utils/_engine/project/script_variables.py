@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster import node_env
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster import environment_variables
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import join_names
 
@@ -26,7 +26,7 @@ def variables_of(given: Mapping[str, str], checkpoint: str) -> set[str]:
         checkpoint: path of the one that the job goes on from, or "".
     """
     job = {"id": "", "dir": "", "checkpoint": checkpoint, "commit": "", "gang": True, "framework": {}}
-    return {*ACCOUNT, *node_env.variables(_NODE, given, job)}
+    return {*ACCOUNT, *environment_variables.variables(_NODE, given, job)}
 
 
 def require_known(

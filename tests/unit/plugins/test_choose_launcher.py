@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.plan_job import make_job
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.frameworks import fit
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.choose_launcher import fit
 from user_options import run_options
 
 FIELD = Path(__file__).parents[2] / "field"
