@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any, ClassVar
 
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import environment_text
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.environment_file import environment_text
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.environment_variables import (
     as_environment,
     variables,

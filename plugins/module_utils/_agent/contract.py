@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 # --------------------------------------------------------------------------------------------------------------- limits
@@ -193,13 +193,3 @@ REFUSED = "refused"
 NO_ROUTE = "no route"
 ONLY_SMALL = "only small packets"
 """Why a node cannot use a connection to another."""
-
-
-# ------------------------------------------------------------------------------------------------------------- node.env
-
-
-def environment_text(environment: Mapping[str, str]) -> str:
-    """Return what a node.env holds: a line NAME=value for each variable, quoted for a shell."""
-    import shlex
-
-    return "".join(f"{name}={shlex.quote(value)}\n" for name, value in environment.items())

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import environment_text
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.environment_file import environment_text
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.environment_variables import (
     NEVER,
     OURS,

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 import time
@@ -21,7 +22,6 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.no
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.processes import run_command
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.systemd import job_unit
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import Request
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.supervise import supervise
 
 UNIT_SECONDS = 2
 """How long systemd may take to see that a unit has no process any more."""
@@ -41,11 +41,16 @@ def fork_supervisor(request: Request, user: User, listener: socket.socket | None
             nothing = os.open(os.devnull, os.O_RDONLY)
             for source, target in ((nothing, 0), (log, 1), (log, 2)):
                 os.dup2(source, target)
-            supervise(request, user, listener)
-        except BaseException:
-            import traceback
+            stop_times: list[float] = []
+            signal.signal(signal.SIGTERM, lambda *_signal: stop_times.append(time.monotonic()))
+            # Not before the fork: what only the supervisor needs does not hold up the reply to the controller.
+            from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.supervise import (
+                supervise,
+            )
 
-            traceback.print_exc()  # into the job's log
+            supervise(request, user, listener, stop_times)
+        except BaseException as error:
+            sys.excepthook(type(error), error, error.__traceback__)  # into the job's log
         finally:
             sys.stderr.flush()
             os._exit(0)

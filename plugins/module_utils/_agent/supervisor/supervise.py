@@ -11,11 +11,13 @@ import os
 import re
 import signal
 import socket
+import sys
 import time
 import zlib
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.environment_file import environment_text
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import Refusal, error_text
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.files import write_file
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_paths import (
@@ -36,15 +38,16 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.sy
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import (
     START_SECONDS,
     Request,
-    environment_text,
 )
-
-if TYPE_CHECKING:
-    from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.observe_script import (
-        FileReadObserver,
-        RendezvousObserver,
-    )
-    from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.watch_other_nodes import Watch
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.observe_script import (
+    FileReadObserver,
+    RendezvousObserver,
+)
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.watch_other_nodes import (
+    Head,
+    Peer,
+    Watch,
+)
 
 WATCH_AFTER_SECONDS = 1
 """The watch is taken up this long after the script's start: right then the nodes are busy."""
@@ -96,10 +99,15 @@ class StartRequest(NamedTuple):
     grace_seconds: float
 
 
-def supervise(request: Request, user: User, listener: socket.socket | None) -> None:
-    """Run the script from its start request to its end. ``listener`` is the head's socket for the watch, else None."""
-    stop_times: list[float] = []
-    signal.signal(signal.SIGTERM, lambda *_signal: stop_times.append(time.monotonic()))
+def supervise(request: Request, user: User, listener: socket.socket | None, stop_times: list[float]) -> None:
+    """Run the script from its start request to its end.
+
+    Args:
+        request: the one that prepares the job.
+        user: whom the job runs as.
+        listener: the head's socket for the watch, else None.
+        stop_times: when a stop was requested, on the monotonic clock; a handler of SIGTERM adds to them.
+    """
     start_request = wait_for_start(request, stop_times)
     if start_request is None:
         return
@@ -178,18 +186,10 @@ class Supervisor:
         self._leave_watch(f"{self._request.name} {how_it_ended(code)}" if state == "failed" else None)
 
     def _observe_checkpoint(self, path: bytes) -> None:
-        from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.observe_script import (
-            FileReadObserver,
-        )
-
         with suppress(OSError):  # then nothing is known of it
             self._observers["checkpoint_read"] = FileReadObserver(path)
 
     def _observe_rendezvous(self, script: int) -> None:
-        from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.observe_script import (
-            RendezvousObserver,
-        )
-
         request = self._request
         torchrun = request.launcher == "torchrun"
         self._observers["met"] = RendezvousObserver(
@@ -240,10 +240,8 @@ class Supervisor:
             return time.sleep(seconds)
         try:
             self._watch.wait(seconds)
-        except Exception:  # the script matters more than the watch
-            import traceback
-
-            traceback.print_exc()  # into the job's log
+        except Exception as error:  # the script matters more than the watch
+            sys.excepthook(type(error), error, error.__traceback__)  # into the job's log
             self._watch, self._world_size = None, 1
         return None
 
@@ -256,12 +254,6 @@ class Supervisor:
         return f"{self._request.name} was stopped by its own node, as at a shutdown"
 
     def _open_watch(self) -> Watch:
-        # Only now: with hmac it takes 5 ms, which the start would wait for.
-        from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.watch_other_nodes import (
-            Head,
-            Peer,
-        )
-
         request = self._request
         key = bytes.fromhex(request.watch_key)
         if request.rank == 0 and self._listener:
