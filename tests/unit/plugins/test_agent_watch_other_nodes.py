@@ -442,6 +442,18 @@ def freed(*nodes: LocalNode) -> None:
     until(lambda: not any(node.supervisor() for node in nodes))
 
 
+def test_a_job_s_user_who_cannot_read_the_supervisor_s_python(nodes: list[LocalNode], tmp_path: Path) -> None:
+    """Its library may lie in a home that is closed to that user: all that is needed has been imported before."""
+    become = "    user.become()\n    os.umask(0o022)\n"
+    for node in nodes:
+        node.connection = Altered((become, f"{become}    sys.path.clear()\n"))
+    launch = gang_of(nodes, code(tmp_path / "code", by_rank("time.sleep(600)", "time.sleep(2); raise SystemExit(3)")))
+    launch.prepare()
+    launch.start()
+    assert ended(*nodes) == [("stopped", "rank 1 (node1) exited with code 3"), ("failed", "")]
+    freed(*nodes)
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("seconds", [0, 1.5])
 def test_a_rank_that_fails_ends_the_others(three: list[LocalNode], tmp_path: Path, rank: int, seconds: float) -> None:
