@@ -45,7 +45,7 @@ options:
         C(checkpoints), C(wandb) and C(lightning_logs) that are neither packages nor imported.
       - The folder of the records, C(runs/), is never part of it, and neither is C(.git); the script finds the commit in
         the environment variable C(JOB_GIT_COMMIT), with C(-dirty) behind it if the project differs from it.
-      - What was left out is said.
+      - A note lists what was left out.
       - By default the collection's C(train/), or the earlier job's with O(resume).
     type: path
   include:
@@ -82,7 +82,7 @@ options:
     default: ""
   gang:
     description:
-      - Whether the nodes work together. By default they do, and it is said when their ranks never meet.
+      - Whether the nodes work together. By default they do, and a warning follows if their ranks never meet.
       - If not, each runs the script for itself. Lightning is not told how many nodes there are then, and torchrun knows
         of its own node only.
     type: bool
@@ -127,15 +127,15 @@ options:
     elements: str
     default: []
   clock_max_seconds:
-    description: How far clocks may be apart before it is said.
+    description: How far clocks may be apart before a warning.
     type: float
     default: 2.0
   shm_min_mb:
-    description: The least size of C(/dev/shm), in MB, before it is said.
+    description: The least size of C(/dev/shm), in MB, before a warning.
     type: int
     default: 256
   nofile_min:
-    description: The least number of files that a job may open before it is said.
+    description: The least number of files that a job may open before a warning.
     type: int
     default: 4096
 extends_documentation_fragment:

@@ -153,7 +153,7 @@ class Work:
                 has_tools = True
             except Failure as failure:
                 self.module.warn(
-                    "py-spy could not be installed here, so what a job that hangs is doing will not be told: "
+                    "py-spy could not be installed here, so the stacks of a job that hangs cannot be shown: "
                     f"{failure.why}; see that a package index, or a folder of python_env_find_links, has it, and run "
                     "setup again"
                 )

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import environment_text
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.environment_file import environment_text
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster import environment_variables
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller import extra_vars
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight import run_checks

@@ -121,7 +121,7 @@ def test_a_refusal_begins_with_the_node() -> None:
             Unreachable,
             "is unreachable: ssh: connect to host 198.18.0.1 port 22: Connection refused",
         ),
-        (255, b"", Unreachable, "is unreachable: it printed no error"),
+        (255, b"", Unreachable, "is unreachable: ssh printed no error"),
         (
             1,
             b"Traceback (most recent call last):\n  ...\nValueError: a defect\n",
@@ -152,7 +152,7 @@ def test_half_a_reply_is_none(kept: int) -> None:
     with pytest.raises(Unreachable) as caught:
         call(255, whole[:kept], b"client_loop: send disconnect: Broken pipe\n")
     assert str(caught.value) == (
-        "gpu-1 is unreachable: its reply is not complete, client_loop: send disconnect: Broken pipe"
+        "gpu-1 is unreachable: its reply is not complete (client_loop: send disconnect: Broken pipe)"
     )
 
 

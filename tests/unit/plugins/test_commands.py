@@ -31,10 +31,8 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.follow
     follow_to_end as follow_to_end_module,
 )
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following.follow import JobFollower
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following.follow_to_end import (
-    still_running_message,
-)
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.options import RunOptions
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.record import still_running_message
 from left_jobs import checkpoint
 from local_nodes import SLEEP, Altered, Connection, LocalNode, by_rank, code, opener, until
 from user_options import Undisturbed, run_options

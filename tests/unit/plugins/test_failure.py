@@ -330,8 +330,9 @@ def test_a_process_group_that_was_left_to_the_exit_of_python(launcher: str) -> N
     assert not log_end.victim
     assert log_end.reason == (
         f"{'its process of global rank 1 was killed by SIGABRT: ' if launcher else ''}"
-        "terminate called without an active exception (Python exited while a thread of torch.distributed still ran; "
-        "call torch.distributed.destroy_process_group() at the end of the script)"
+        "terminate called without an active exception (a C++ thread still ran when the process ended: probably one of "
+        "torch.distributed's, while Python exited; call torch.distributed.destroy_process_group() at the end of the "
+        "script)"
     )
 
 

@@ -324,7 +324,7 @@ DEFECTS: dict[str, tuple[Defect, str, str, str]] = {
     "dead-driver": (
         said_with_gpus("node1", gpus={"csv": "", "problem": "nvidia-smi fails: No devices were found"}),
         *("hardware.gpus", "failed"),
-        "node1 cannot say what GPUs it has: nvidia-smi fails: No devices were found; look at the driver there",
+        "node1 cannot list its GPUs: nvidia-smi fails: No devices were found; check the NVIDIA driver there",
     ),
     "other-model": (
         said_with_gpus("node1", gpus={"csv": "".join(RTX.format(index=index) for index in range(2))}),

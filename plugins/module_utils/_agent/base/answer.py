@@ -43,7 +43,7 @@ PIECE_BYTES = 2**18
 
 
 class OutOfTime(BaseException):
-    """This agent has to give up. No ``Exception``: for whoever expects any of what it does, this is none of those."""
+    """This agent has to give up. No ``Exception``, so that no ``except Exception`` catches it."""
 
 
 def answer(request: Request, operation: Operation) -> None:

@@ -72,11 +72,11 @@ def open_own(path: str, beside: str = "") -> BinaryIO:
     return open(descriptor, "rb")
 
 
-def read_json(path: str) -> dict[str, Any] | None:
-    """Return the JSON object in ``path``, or None if there is none."""
+def read_json(path: str, most: int = MOST_JSON_BYTES) -> dict[str, Any] | None:
+    """Return the JSON object in ``path``, or None if there is none within the first ``most`` bytes."""
     try:
         with open_own(path) as file:
-            found = json.loads(file.read(MOST_JSON_BYTES))
+            found = json.loads(file.read(most))
     except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

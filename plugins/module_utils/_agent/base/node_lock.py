@@ -16,6 +16,8 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contrac
 
 EXIT_SECONDS = 5
 """How long a supervisor may run on after its job has ended here: it tells the other nodes."""
+MOST_STATE_BYTES = 8192
+"""Of a state.json, which its job can write: a supervisor's has half of that."""
 POLL_SECONDS = 0.05
 """How often a process that waits checks again."""
 
@@ -71,7 +73,7 @@ def require_unlocked(directory: str) -> None:
 
 def read_state(jobs: str, job: str) -> dict[str, object]:
     """Return what a job's state.json says, believed or not; empty for a job not started yet."""
-    return read_json(os.path.join(jobs, job, "state.json")) or {}
+    return read_json(os.path.join(jobs, job, "state.json"), MOST_STATE_BYTES) or {}
 
 
 def write_holder(request: Request, pid: int) -> None:

@@ -64,7 +64,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contrac
 
 DAY_SECONDS = 86400
 LOCK_SECONDS = 0.2
-"""Whoever only looks at the lock has it for a moment."""
+"""A process that only reads the lock holds it for a moment."""
 DEEP = "deep."
 DEEP_LEVELS = 400
 MOST_ROUNDS = 1000
@@ -97,7 +97,7 @@ def clean(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     keep = request["keep"]
     own = [name for name in names if is_owned_by(request["owner"], job_directory(request_for_job(request, name)))]
     if current in own and "ended" in read_state(os.path.join(directory, "jobs"), str(current)):
-        keep = max(0, keep - 1)  # its supervisor only says good-bye
+        keep = max(0, keep - 1)  # its supervisor only tells the other nodes
     gone = list_ended_jobs(request, [name for name in own if name != current and is_job_id(name)], trash)[keep:]
     if not current or specs.get(current):
         remove_unused_bundles(

@@ -74,9 +74,9 @@ def preflight_facts(request: Request, payload: bytes) -> tuple[Reply, bytes]:
         master       the addresses that MASTER_ADDR of node.env has here
         master_port  None if it is free or was not asked for; else a problem, and by_job, whether our job has it
         job          id, user and start of the job that holds the node; None if none does
-        packages     see resources.packages, and in locked what requirements.txt of setup said
+        packages     see node_facts.packages, and in locked what requirements.txt of setup said
         environment  see try_environment
-        gpus         see trial.gpus
+        gpus         see base.gpus.gpus
         cpus         how many
         memory       bytes: total and free
         disk         of the file system of directory: bytes free, files free (None if it does not count them)

@@ -37,7 +37,7 @@ class FileReadObserver:
     """Seconds until the next look that must not be late: the kernel keeps what happened meanwhile."""
 
     def __init__(self, path: bytes) -> None:
-        """Begin to look; a file that cannot be watched is never seen to be opened.
+        """Start to observe; a file that cannot be watched is never seen to be opened.
 
         Raises:
             OSError: this machine watches no more files.
@@ -51,7 +51,7 @@ class FileReadObserver:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
     def update(self, last: bool = False) -> None:
-        """See whether it was opened."""
+        """Update ``seen``: whether it was opened."""
         with suppress(BlockingIOError):
             self.seen = self.seen or bool(os.read(self._descriptor, 4096))
 
@@ -88,7 +88,7 @@ class RendezvousObserver:
         return float("inf") if self.seen else max(0.0, self._next - time.monotonic())
 
     def update(self, last: bool = False) -> None:
-        """See whether one does, or (``last``, when all have ended) whether one did a moment ago."""
+        """Update ``seen``: whether one does, or (``last``, when all have ended) whether one did a moment ago."""
         now = time.monotonic()
         if self.seen or (now < self._next and not last):
             return

@@ -27,7 +27,8 @@ import time
 from collections.abc import Callable
 
 RECONNECT_SECONDS = 5
-"""A supervisor whose connection was closed, not cut, has this long to connect again: it may have ended, or not."""
+"""A supervisor whose connection was closed, not cut, has this long to connect again: either it has ended, or something
+on the way dropped the connection."""
 LAST_MESSAGE_SECONDS = 3
 """How long a supervisor that ends waits for its last message to be sent."""
 READ_SECONDS = 0.5
@@ -109,7 +110,7 @@ class Member:
 
 
 def make_proof(key: bytes, side: str, nonces: list[str], claim: str) -> str:
-    """Return what proves knowledge of the key to the owner of one of the nonces, for a side and its ``claim``."""
+    """Return the HMAC of a side, both nonces and its ``claim`` by the job's key."""
     return hmac.new(key, "\t".join([side, *nonces, claim]).encode(), "sha256").hexdigest()
 
 

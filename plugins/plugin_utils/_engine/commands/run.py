@@ -20,7 +20,11 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.h
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.launch import Launch
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.options import RunOptions
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.plan_job import describe_job, make_job
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.record import Record, command_result
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.record import (
+    Record,
+    command_result,
+    still_running_message,
+)
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.script_variables import require_known
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import pluralize
 
@@ -106,12 +110,6 @@ def run(options: RunOptions, context: CommandContext) -> dict[str, Any]:
     except JobError as error:
         record.note(context.say, state="failed", cause=str(error))
         raise
-    # Only now: Ansible's loader compiles what it imports, and these modules would hold the start up by 50 ms.
-    from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following.follow_to_end import (
-        follow_to_end,
-        still_running_message,
-    )
-
     record.note(
         context.say,
         state="running",
@@ -129,5 +127,10 @@ def run(options: RunOptions, context: CommandContext) -> dict[str, Any]:
     if options.detach:
         context.say(still_running_message(gang.job_id))
         return command_result(record)
+    # Only now: Ansible's loader compiles what it imports, and these modules would hold the start up by 50 ms.
+    from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following.follow_to_end import (
+        follow_to_end,
+    )
+
     time.sleep(FIRST_CHECK_SECONDS)
     return follow_to_end(options.follow, context, gang, record, logs, {})

@@ -65,8 +65,8 @@ _HINTS = (
     (
         # pytorch/pytorch, issue 190489: gloo's threads take Python's lock while the interpreter ends.
         re.compile(_ABORT_AT_EXIT),
-        "Python exited while a thread of torch.distributed still ran; call torch.distributed.destroy_process_group() "
-        "at the end of the script",
+        "a C++ thread still ran when the process ended: probably one of torch.distributed's, while Python exited; call "
+        "torch.distributed.destroy_process_group() at the end of the script",
     ),
     (
         re.compile(r"rank < size\. "),

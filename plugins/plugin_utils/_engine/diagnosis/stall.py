@@ -18,7 +18,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluste
     probe_connections,
 )
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.topology import Node, Topology
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis import call_stacks as reading
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis import call_stacks
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis.call_stacks import Activity, Process
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis.failure import is_noise
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.rank_log import RankLog
@@ -173,7 +173,7 @@ def gather_stacks(gang: Gang, folder: Path, timeout_seconds: float = GATHER_SECO
     replies, errors = gang.ask("call_stacks", timeout_seconds + seconds, seconds=seconds)
     found = Stacks(folder, errors={host: str(error).removeprefix(f"{host} ") for host, error in errors.items()})
     for host, (reply, payload) in replies.items():
-        found.processes[host] = reading.parse(reply, payload)
+        found.processes[host] = call_stacks.parse(reply, payload)
         found.ports[host] = reply["free_port"]
         found.seconds = max(found.seconds, reply["seconds"]) if seconds else 0.0
         if reply["missing"]:
@@ -235,7 +235,7 @@ class _Member:
     local_rank: int
     siblings: int  # on the same node, itself among them
     activity: Activity
-    starter: str = ""  # whose code has it join the others; see ``reading.started_by``
+    starter: str = ""  # whose code has it join the others; see ``call_stacks.started_by``
     work: str = ""  # what it used while it was measured, a noun; "" if it stood still
 
 
@@ -261,10 +261,10 @@ def explain(topology: Topology, stacks: Stacks, logs: Mapping[str, RankLog], gan
         tails[topology.head.host]
     )
     members = [member for node in topology.nodes for member in _members(node, stacks, tails[node.host], met)]
-    met = met or any(member.activity.kind in (reading.COLLECTIVE, reading.BACKWARD) for member in members)
+    met = met or any(member.activity.kind in (call_stacks.COLLECTIVE, call_stacks.BACKWARD) for member in members)
     present = {member.node.rank for member in members}
     silent = [node for node in topology.nodes if node.rank not in present]
-    meeting = [member for member in members if member.activity.kind == reading.RENDEZVOUS]
+    meeting = [member for member in members if member.activity.kind == call_stacks.RENDEZVOUS]
     working = [member for member in members if member.work and not member.activity.waits] if meeting else []
     wrong = _wrong_numbers(topology, stacks, tails) if meeting else None
     unknown = any(node.host in stacks.errors for node in silent)
@@ -294,22 +294,22 @@ def _members(node: Node, stacks: Stacks, tail: Sequence[str], met: bool) -> list
     A log says little: while it trains, Lightning prints nothing on other ranks than 0.
     """
     processes = stacks.processes.get(node.host, [])
-    found = reading.members(processes)
-    activities = [reading.activity(process, processes) for process in found]
+    found = call_stacks.members(processes)
+    activities = [call_stacks.activity(process, processes) for process in found]
     if (
-        all(one.kind == reading.UNKNOWN for one in activities)
+        all(one.kind == call_stacks.UNKNOWN for one in activities)
         and not met
         and "waiting in the rend" in describe_progress(tail)
     ):
-        return [_Member(node, 0, 1, Activity(reading.RENDEZVOUS, "in Lightning's rendezvous"))]
-    used = reading.work(processes, found)
+        return [_Member(node, 0, 1, Activity(call_stacks.RENDEZVOUS, "in Lightning's rendezvous"))]
+    used = call_stacks.work(processes, found)
     return [
         _Member(
             node,
             process.local_rank or 0,
             len(found),
             one,
-            reading.started_by(process),
+            call_stacks.started_by(process),
             _work(*used[process.pid], stacks.seconds),
         )
         for process, one in zip(found, activities, strict=True)
@@ -347,7 +347,7 @@ def _of_rendezvous(
     gang: Gang | None,
 ) -> str:
     """Say why some ranks wait in the rendezvous: the first reason that is found."""
-    others = [member for member in members if member.activity.kind != reading.RENDEZVOUS]
+    others = [member for member in members if member.activity.kind != call_stacks.RENDEZVOUS]
     empty = [node for node in silent if node.host not in stacks.errors]
     where = " or ".join(dict.fromkeys(member.activity.description.removeprefix("in ") for member in meeting))
     if empty or (others and not met):
@@ -392,7 +392,7 @@ def _wrong_numbers(topology: Topology, stacks: Stacks, tails: Mapping[str, Seque
         return None
     started: dict[int, list[Node]] = {}
     for node, found in announced:
-        running = len(reading.members(stacks.processes.get(node.host, [])))
+        running = len(call_stacks.members(stacks.processes.get(node.host, [])))
         started.setdefault(max(len({one.global_rank for one in found}), running), []).append(node)
     if len(started) > 1:
         counts = [

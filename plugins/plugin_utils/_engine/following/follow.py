@@ -49,8 +49,7 @@ QUIET_SECONDS = 1
 """A rank whose output is not shown live is first asked after this long: right after the start, nodes are busy."""
 CHECK_SECONDS = 0.2
 """How often an interrupt and silent nodes are checked for."""
-UNANSWERED = "the last request has no reply yet"
-STILL_RUNS = "the job still runs, as far as is known"
+STILL_RUNS = "The job still runs, as far as is known"
 
 
 class Observer(Protocol):
@@ -171,14 +170,15 @@ class JobFollower:
                 return None
             self._check_silence()
             written = {host: rank.offset for host, rank in self._ranks.items()}
-            self._report_stall(self._observer.check_stall(written, endings))
+            if because is None:  # what happens during a stop is no cause of it
+                self._report_stall(self._observer.check_stall(written, endings))
             bad = next((host for host, ending in endings.items() if ending.state != "succeeded"), None)
             if because is None:
                 because = self.verdict or (None if bad is None else self._cause(bad, endings[bad]))
         left = [self._ranks[host] for host, ending in endings.items() if ending.unknown]
         if left and all(ending.unknown or ending.state == "succeeded" for ending in endings.values()):
             lines = [f"{rank.node.name} {endings[rank.node.host].note}" for rank in left]
-            raise self._broken_off("\n".join(lines), "it is not known whether the job still runs", "to stop it: {stop}")
+            raise self._broken_off("\n".join(lines), "It is not known whether the job still runs", "to stop it: {stop}")
         return {host: endings[host] for host in self._ranks}
 
     def _start_asking(self) -> None:
@@ -228,12 +228,11 @@ class JobFollower:
                 self._endings.update({rank.node.host: RankEnding("lost", note=rank.gone) for rank in unfinished})
                 return
             if all(rank.silent() > self._no_reply_seconds for rank in unfinished):
-                known = "it is not known whether the job still runs" if len(quiet) == 1 else STILL_RUNS
+                known = "It is not known whether the job still runs" if len(quiet) == 1 else STILL_RUNS
                 raise self._broken_off(self._no_reply_sentence(quiet), known)
         unreported = [rank for rank in quiet if not rank.reported_silent]
         if unreported:
-            still_runs = f"{STILL_RUNS[0].upper()}{STILL_RUNS[1:]}"
-            self._observer.say(f"{self._no_reply_sentence(unreported)}. {still_runs}; this machine asks again")
+            self._observer.say(f"{self._no_reply_sentence(unreported)}. {STILL_RUNS}; this machine asks again")
         for rank in unreported:
             rank.reported_silent = True
 
@@ -247,11 +246,11 @@ class JobFollower:
     def _no_reply_sentence(self, ranks: list[_Rank]) -> str:
         names = join_names([rank.node.name for rank in ranks])
         silent = min(rank.silent() for rank in ranks)
-        why = next((rank.error for rank in ranks if rank.error), UNANSWERED)
-        return f"this machine got no reply from {names} for {silent:.0f} s: {why}"
+        error = next((f": {rank.error}" for rank in ranks if rank.error), "")
+        return f"this machine got no reply from {names} for {silent:.0f} s{error}"
 
     def _ending_by_the_others(self, rank: _Rank) -> RankEnding | None:
-        """Return how a silent rank ended, if another was stopped because of it, as its node says."""
+        """Return how a silent rank ended, if the node of a stopped rank names it as the reason of that stop."""
         for ending in self._endings.values():
             reason = ending.because.removeprefix("the node of ")
             if reason.startswith(rank.node.name):
@@ -263,16 +262,17 @@ class JobFollower:
         if rank.stop_error:
             note = f"could not be stopped ({rank.stop_error}), and may still run there"
         elif rank.silent() > self._node_timeout:
-            note = f"gave no reply for {rank.silent():.0f} s ({rank.error or UNANSWERED}), and may still run there"
+            error = f" ({rank.error})" if rank.error else ""
+            note = f"gave no reply for {rank.silent():.0f} s{error}, and may still run there"
         else:
             note = "was asked to stop, and may still run there"
         return RankEnding("lost", note=note, unknown=True)
 
-    def _broken_off(self, why: str, known: str = "the job still runs", more: str = "") -> JobError:
+    def _broken_off(self, why: str, known: str = "The job still runs", more: str = "") -> JobError:
         follow = f"ansible-playbook logs.yml -e job={self._gang.job_id}"
         stop = f"ansible-playbook stop.yml -e job={self._gang.job_id}"
         remedy = more.format(stop=stop) or f"to follow it again: {follow}"
-        return JobError(f"{why}. {known[0].upper()}{known[1:]}; {remedy}")
+        return JobError(f"{why}. {known}; {remedy}")
 
     def _cause(self, host: str, ending: RankEnding) -> str:
         if ending.state == "stopped":

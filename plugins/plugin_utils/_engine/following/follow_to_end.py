@@ -30,6 +30,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.r
     Record,
     command_result,
     merge_ranks,
+    still_running_message,
 )
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.rank_log import RankLog
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.screen import Screen, ShownLog
@@ -216,11 +217,3 @@ def _rank(node: Node, ending: RankEnding, log: RankLog, seen: Mapping[str, Any])
         "checkpoint_read": seen.get("checkpoint_read"),
         "log": str(log.path),
     }
-
-
-def still_running_message(job_id: str) -> str:
-    """Return that a job still runs, and the commands for it."""
-    return (
-        f"{job_id} still runs. Its output again: ansible-playbook logs.yml -e job={job_id} - all jobs: "
-        f"ansible-playbook status.yml - to stop it: ansible-playbook stop.yml -e job={job_id}"
-    )

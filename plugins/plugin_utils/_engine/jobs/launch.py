@@ -76,7 +76,7 @@ PREPARE_TRIES = 3
 
 
 def with_checksum(message: bytes) -> bytes:
-    """Return a start message with its length and CRC-32 in front: a supervisor ignores one that is not complete."""
+    """Return a start request with its length and CRC-32 in front: a supervisor ignores one that is not complete."""
     return b"%d %d\n%b" % (len(message), zlib.crc32(message), message)
 
 

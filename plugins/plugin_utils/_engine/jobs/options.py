@@ -76,7 +76,7 @@ class FollowOptions:
         keep: how many ended jobs stay on the nodes; None means all.
         runs_dir: folder of the controller's records.
         node_timeout_seconds: a node silent for this long is lost.
-        stall_timeout_seconds: without any output for this long, it is said what the ranks do; 0 means never.
+        stall_timeout_seconds: without any output for this long, a message says what the ranks do; 0 means never.
         rendezvous_timeout_seconds: the same at the start, where a rendezvous that hangs ends the job; 0 means never.
         stop_grace_seconds: between TERM and KILL.
     """

@@ -117,3 +117,11 @@ def command_result(record: Record) -> dict[str, Any]:
     """Return what a command says of its job."""
     names = ("nodes", "world_size", "state", "warning")
     return {"job": record.data["id"], "path": str(record.path), **{name: record.data.get(name) for name in names}}
+
+
+def still_running_message(job_id: str) -> str:
+    """Return that a job still runs, and the commands for it."""
+    return (
+        f"{job_id} still runs. Its output again: ansible-playbook logs.yml -e job={job_id} - all jobs: "
+        f"ansible-playbook status.yml - to stop it: ansible-playbook stop.yml -e job={job_id}"
+    )

@@ -49,7 +49,7 @@ def alike(cluster: ClusterFacts) -> Verdict:
         by_driver = max(facts["gpus"]["count"], len(found))
         by_torch = facts["environment"].get("devices") if facts["environment"].get("cuda") else None
         if facts["gpus"]["problem"]:
-            wrong[host] = f"cannot say what GPUs it has: {facts['gpus']['problem']}; look at the driver there"
+            wrong[host] = f"cannot list its GPUs: {facts['gpus']['problem']}; check the NVIDIA driver there"
         elif by_torch is not None and by_torch != by_driver:
             wrong[host] = (
                 f"has {pluralize(by_driver, 'GPU')} by its driver, but torch sees {by_torch}; look at `nvidia-smi -L` "

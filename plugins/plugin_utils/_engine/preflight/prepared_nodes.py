@@ -50,7 +50,7 @@ def check_prepared_nodes(
 
     Args:
         settings: of the nodes, in rank order.
-        facts: what the agent's ``prepare`` said on each, ``clock`` as a Cluster has it.
+        facts: what the agent's ``prepare`` said on each, ``clock`` as in ClusterFacts.
         options: some of DEFAULTS.
         members: all hosts of the cluster, in inventory order, for what setup wrote down; none if that is not judged.
 

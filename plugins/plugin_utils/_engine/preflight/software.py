@@ -97,13 +97,13 @@ def versions(cluster: ClusterFacts) -> Verdict:
         packages, tried = installed(facts["packages"]), facts.get("environment", {})
         if not packages:
             continue  # no environment, which is software.environment's to say
-        versions = {
+        own = {
             "Python": facts["packages"]["python"],
             **{name: packages.get(name, "none") for name in compared},
             **({"torch's CUDA": tried["cuda"] or "none"} if tried.get("torch") else {}),
             **({"NCCL": tried["nccl"] or "none"} if tried.get("torch") else {}),
         }
-        for kind, version in versions.items():
+        for kind, version in own.items():
             kinds.setdefault(kind, {})[host] = version
     differing = {kind: hosts_by_value(found) for kind, found in kinds.items() if len(set(found.values())) > 1}
     data = {"versions": kinds}

@@ -347,9 +347,9 @@ class _Chooser:
                 yield file
 
     def is_made(self, path: str, but: Set[str] = frozenset()) -> bool:
-        """Whether a path is of what a tool, or run.yml, has made, and the names ``but`` do not name the tool's."""
+        """Return whether a tool, or run.yml, has made a path, and ``but`` does not list the tool's name."""
         name, kind = os.path.basename(path), os.path.splitext(path)[1]
-        if (kind in COMPILED and not any(name.endswith(kind) for name in but)) or (name in TOOLS and name not in but):
+        if (kind in COMPILED and not any(one.endswith(kind) for one in but)) or (name in TOOLS and name not in but):
             return True
         return any(self._is_made_folder(folder, but) for folder in _above(path))
 

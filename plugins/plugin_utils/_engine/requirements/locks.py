@@ -473,7 +473,7 @@ def require_python(groups: Sequence[Group], nodes: Mapping[str, Mapping[str, Any
 
 
 def is_met(requires_python: str, python: str) -> bool:
-    """Return whether a release of a Python, such as 3.11, is among those wanted; what is no specifier uv tells of."""
+    """Return whether a release of a Python, such as 3.11, is wanted; True for an invalid specifier: uv reports that."""
     with contextlib.suppress(InvalidSpecifier):
         wanted = SpecifierSet(requires_python)
         return any(wanted.contains(f"{python}.{micro}") for micro in range(100))

@@ -208,7 +208,7 @@ class Channel:
         payload = head.end() + int(head[1])
         end = payload + int(head[2])
         if len(output) < end:  # the connection broke: part of a log would pass for all of it
-            raise Unreachable(self.host, f"is unreachable: its reply is not complete, {last_error(errors)}")
+            raise Unreachable(self.host, f"is unreachable: its reply is not complete ({last_error(errors)})")
         try:
             reply = parse(output[head.end() : payload])
         except ValueError as error:

@@ -78,4 +78,4 @@ def _find_cause_line(error_output: str) -> str:
         for line in lines:
             if pattern.search(line):
                 return line
-    return last_error(error_output)
+    return last_line(error_output) or "ssh printed no error"

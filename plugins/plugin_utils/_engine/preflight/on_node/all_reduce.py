@@ -110,7 +110,7 @@ class Group:
         group: dist.ProcessGroup | None,
         report: Callable[..., None],
     ) -> None:
-        """Tell nothing yet."""
+        """Keep what is needed; nothing is measured yet."""
         self.backend = backend
         self.device = device
         self.rank = rank
