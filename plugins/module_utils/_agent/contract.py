@@ -78,10 +78,10 @@ def shorten(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-def last_line(text: str) -> str:
-    """Return the last line that is not blank, stripped; "" if there is none."""
+def last_line(text: str, most: int = LONGEST_TEXT) -> str:
+    """Return the last line that is not blank, stripped, of at most ``most`` characters; "" if there is none."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else ""
+    return shorten(lines[-1], most) if lines else ""
 
 
 # ------------------------------------------------------------------------------------------ what files of a job may say

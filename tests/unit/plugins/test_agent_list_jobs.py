@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.operations.list_jobs import (
     LAST_LINE_BYTES,
-    read_log_end,
+    size_and_last_line,
 )
 from left_jobs import leave
 from local_nodes import NOBODY, SLEEP, LocalNode, as_root, code, until
@@ -86,9 +86,9 @@ def test_a_job_that_runs_and_one_whose_supervisor_was_killed(node: LocalNode, tm
         (b"\xff\xfe\n", "\ufffd\ufffd"),
     ],
 )
-def test_read_log_end(tmp_path: Path, content: bytes, expected: str) -> None:
+def test_size_and_last_line(tmp_path: Path, content: bytes, expected: str) -> None:
     (tmp_path / "log").write_bytes(content)
-    assert read_log_end(str(tmp_path)) == (len(content), expected)
+    assert size_and_last_line(str(tmp_path)) == (len(content), expected)
 
 
 @pytest.mark.parametrize("kind", ["absent", "link", "twin", "pipe", "folder"])
@@ -103,7 +103,7 @@ def test_a_log_that_is_none(tmp_path: Path, kind: str) -> None:
         "folder": Path.mkdir,
     }
     make[kind](tmp_path / "job" / "log")
-    assert read_log_end(str(tmp_path / "job")) == (0, "")
+    assert size_and_last_line(str(tmp_path / "job")) == (0, "")
 
 
 @as_root
@@ -111,11 +111,11 @@ def test_a_file_of_somebody_else_is_no_log(tmp_path: Path) -> None:
     """Whose other name was taken away: it has one only, in the job's folder."""
     (tmp_path / "log").write_text("root:secret")
     os.chown(tmp_path, NOBODY, NOBODY)
-    assert read_log_end(str(tmp_path)) == (0, "")
+    assert size_and_last_line(str(tmp_path)) == (0, "")
     os.link(tmp_path / "log", f"{tmp_path}.log")
-    assert read_log_end(str(tmp_path)) == (0, "")
+    assert size_and_last_line(str(tmp_path)) == (0, "")
     os.chown(tmp_path / "log", NOBODY, NOBODY)
-    assert read_log_end(str(tmp_path)) == (11, "root:secret")
+    assert size_and_last_line(str(tmp_path)) == (11, "root:secret")
 
 
 def test_the_log_of_a_job_that_put_something_else_in_its_place(node: LocalNode, tmp_path: Path) -> None:

@@ -52,6 +52,6 @@ def gpus() -> dict[str, Any]:
             return {**answer, "csv": Document(asked.stdout)}
         unknown = re.search(r'Field "([^"]+)" is not a valid field', asked.stdout + asked.stderr)
         if not unknown or unknown[1] not in fields:
-            error_line = last_line(asked.stdout + asked.stderr)[:LONGEST_LINE] or f"exit code {asked.returncode}"
+            error_line = last_line(asked.stdout + asked.stderr, LONGEST_LINE) or f"exit code {asked.returncode}"
             return {**answer, "problem": f"nvidia-smi fails: {error_line}"}
         fields.remove(unknown[1])

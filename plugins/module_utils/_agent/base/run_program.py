@@ -93,4 +93,4 @@ class Program:
         code = self.process.wait()
         tail = os.pread(self._errors, 4096, max(0, os.fstat(self._errors).st_size - 4096))
         os.close(self._errors)
-        return code, last_line(tail.decode(errors="replace"))[:LONGEST_LINE]
+        return code, last_line(tail.decode(errors="replace"), LONGEST_LINE)

@@ -148,7 +148,7 @@ def _read_report(output: int) -> dict[str, Any]:
     for line in os.pread(output, MOST_BYTES, 0).splitlines():
         part = json.loads(line)
         if not (isinstance(part, dict) and all(name in REPORT and REPORT[name](part[name]) for name in part)):
-            raise ValueError(f"it printed {last_line(line.decode(errors='replace'))[:LONGEST_LINE]} as it started")
+            raise ValueError(f"it printed {last_line(line.decode(errors='replace'), LONGEST_LINE)} as it started")
         failed.update(part.pop("failed", {}))
         found.update(part)
     return {**found, "failed": failed}

@@ -46,7 +46,7 @@ def list_jobs(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     for name in meant:
         job_dir = os.path.join(folder, name)
         holder = LockHolder({**request, "job": {"id": name}})
-        size, last_line = read_log_end(job_dir)
+        size, last_line = size_and_last_line(job_dir)
         spec = valid_fields(read_json(os.path.join(job_dir, "spec.json")), SPEC)
         if spec and spec.get("rank") != 0 and not request["only"]:
             spec.pop("ranks", None)
@@ -78,7 +78,7 @@ def open_log(job_dir: str) -> BinaryIO:
         return open_own(os.path.join(job_dir, "log"))
 
 
-def read_log_end(job_dir: str) -> tuple[int, str]:
+def size_and_last_line(job_dir: str) -> tuple[int, str]:
     """Return the size of a job's log and its last line that is not blank."""
     try:
         with open_log(job_dir) as log:

@@ -312,7 +312,8 @@ def count_oom_kills() -> int:
 def wait_for_start(request: Request, stop_times: list[float]) -> StartRequest | None:
     """Wait for the start request, and return it; None if the job is discarded, forgotten or stopped before."""
     while True:
-        has_to_stop = bool(stop_times)  # before the file is read: who stops a started job has seen its start request
+        # Before the file is read: a stop that comes after the start request must not discard the job.
+        has_to_stop = bool(stop_times)
         with suppress(FileNotFoundError), open(start_file_path(request), "rb") as start_file:
             header, _newline, message = start_file.read().partition(b"\n")
             # Less is what a connection that broke has left of it: no start.
