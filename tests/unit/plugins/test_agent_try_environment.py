@@ -186,7 +186,7 @@ def test_an_environment_that_says_much_in_one_line(node: LocalNode, library: Pat
     (library / "wordy.py").write_text("raise RuntimeError('x' * 10000)\n")
     assert tried(node, library, script="import wordy")["failed"]["train.py, line 1"] == f"RuntimeError: {'x' * 286}"
     replaced_python(node, f"#!/bin/sh\necho {'x' * 10000} >&2\nexit 1\n")
-    assert f"for {ME}: {'x' * 300}; remove" in tried(node)["problem"]
+    assert f"for {ME}: {'x' * 299}…; remove" in tried(node)["problem"]
 
 
 @pytest.mark.parametrize(
