@@ -17,6 +17,10 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 # uv does not read pip's variable for a local wheel folder.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+# Nor for the certificates of a proxy.
+ifdef PIP_CERT
+export SSL_CERT_FILE ?= $(PIP_CERT)
+endif
 export UV_PYTHON_DOWNLOADS := never
 export MOLECULE_GLOB := tests/molecule/*/molecule.yml
 UV_VERSION := $(shell sed -n 's/^ *"uv==\(.*\)",/\1/p' pyproject.toml)

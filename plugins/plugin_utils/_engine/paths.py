@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-COLLECTION = Path(__file__).parents[3]
+COLLECTION = Path(__file__).resolve().parents[3]
 ROLES = COLLECTION / "roles"
 EXAMPLE = COLLECTION / "train"
 """The project of those who name none."""

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.settings import SPEC
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.extra_vars import (
+    NAMES_OF_JOBS,
     STRAY,
     options_of,
     require_meant,
@@ -102,9 +103,29 @@ def test_run_reads_its_options(name: str) -> None:
 
 
 @pytest.mark.parametrize("playbook", READ)
-def test_an_option_of_any_playbook_is_refused_by_none(playbook: str) -> None:
+def test_an_option_of_any_playbook_is_refused_by_none_unless_it_names_a_job(playbook: str) -> None:
     read, others = variables_beside(str(ROOT / "playbooks" / f"{playbook}.yml"))
-    require_meant(dict.fromkeys(set().union(*READ.values())), read, others)
+    names = set(NAMES_OF_JOBS)
+    require_meant(dict.fromkeys(set().union(*READ.values()) - (names - read if names & read else set())), read, others)
+
+
+@pytest.mark.parametrize(
+    ("playbook", "name", "remedy"),
+    [
+        ("stop", "resume", "job"),
+        ("logs", "rerun", "job"),
+        ("status", "resume", "job"),
+        ("run", "job", "resume or rerun"),
+    ],
+)
+def test_a_job_that_is_named_to_a_playbook_which_does_not_read_it(playbook: str, name: str, remedy: str) -> None:
+    """It would act on another job: stop.yml on the latest."""
+    read, others = variables_beside(str(ROOT / "playbooks" / f"{playbook}.yml"))
+    with pytest.raises(JobError) as caught:
+        require_meant({name: "20261129-101112-train-0a1b"}, read, others)
+    assert str(caught.value) == (
+        f"-e was given {name}, which this playbook does not read; to name a job, write {remedy}"
+    )
 
 
 @pytest.mark.parametrize("name", ["ansible_host", "my_group", "python_env_index_url", "wheels", "x", "site"])

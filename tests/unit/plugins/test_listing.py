@@ -392,5 +392,5 @@ def test_no_jobs() -> None:
     assert status_report.as_table([], {}, 80) == "no jobs"
     assert (
         status_report.as_table([], {"n": Unreachable("n", "is away")}, 80)
-        == "no jobs on the nodes that answered\nn is away"
+        == "no jobs on the nodes that answered, if any did\nn is away"
     )

@@ -15,8 +15,9 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.paths 
 
 STRAY = "_raw_params"
 """The name under which Ansible keeps what stood beside the ``name=value`` pairs."""
+NAMES_OF_JOBS = ("job", "resume", "rerun")
 NAMING = {
-    **dict.fromkeys(("job", "resume", "rerun"), "a job's id (ansible-playbook status.yml lists them)"),
+    **dict.fromkeys(NAMES_OF_JOBS, "a job's id (ansible-playbook status.yml lists them)"),
     "checkpoint": "the path of a file or a folder",
 }
 """Options that name something; without one the latest is meant, or none, and with an empty one something else."""
@@ -75,7 +76,7 @@ def require_meant(given: Mapping[str, Any], read: Collection[str], others: Colle
 
     Raises:
         JobError: a word belongs to no variable (of ``-e "script_args=--max-epochs 3"`` Ansible drops the 3), a job's
-            id is empty, an option has another name now, or a name that is not read is nearly one that is.
+            id is empty or not read, an option has another name now, or a name that is not read is nearly one that is.
     """
     for name, now in RENAMED.items():
         if name in given and now in read:
@@ -93,6 +94,12 @@ def require_meant(given: Mapping[str, Any], read: Collection[str], others: Colle
     for name, what in NAMING.items():
         if given.get(name) == "":
             raise JobError(f"{name} is empty; give {what}, or leave it out")
+    naming = [name for name in NAMES_OF_JOBS if name in read]
+    for name in NAMES_OF_JOBS:
+        if naming and name in given and name not in read:  # it would act on another job
+            raise JobError(
+                f"-e was given {name}, which this playbook does not read; to name a job, write {' or '.join(naming)}"
+            )
     unknown = [name for name in given if name not in read and name not in others]
     if not unknown:
         return

@@ -79,6 +79,6 @@ def as_table(views: Sequence[JobView], errors: Mapping[str, NodeError], width: i
     else:
         lines = [line[:width].rstrip() for line in laid_out(heads, rows)]
     if not views:
-        lines = ["no jobs on the nodes that answered"] if errors else ["no jobs"]
+        lines = ["no jobs on the nodes that answered, if any did"] if errors else ["no jobs"]
     warnings = [f"{view.id}: {view.warning}" for view in views if view.warning]
     return "\n".join([*lines, *map(escape_lines, warnings), *map(str, errors.values())])

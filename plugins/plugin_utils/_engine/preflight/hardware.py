@@ -123,6 +123,7 @@ def memory(cluster: ClusterFacts) -> Verdict:
 def disk(cluster: ClusterFacts) -> Verdict:
     """See that there is room for code, checkpoints and logs."""
     least = cluster.options["disk_min_mb"] * MEGABYTE
+    free = {host: facts["disk"]["free"] for host, facts in cluster.facts.items()}
     wrong = {}
     for one in cluster.settings:
         if one.host not in cluster.facts:
@@ -137,8 +138,8 @@ def disk(cluster: ClusterFacts) -> Verdict:
         wrong,
         f"checkpoints and logs need {format_bytes(least)} (preflight_disk_min_mb): run ansible-playbook clean.yml to "
         "remove old jobs, free some space there, or move cluster_dir to a larger disk",
-        f"{format_bytes(least)} or more free in cluster_dir on {all_nodes(cluster.facts)}",
-        {"bytes_free": {host: facts["disk"]["free"] for host, facts in cluster.facts.items()}},
+        f"{format_bytes(min(free.values(), default=0))} or more free in cluster_dir on {all_nodes(cluster.facts)}",
+        {"bytes_free": free},
     )
 
 
