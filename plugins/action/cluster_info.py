@@ -48,7 +48,7 @@ class ActionModule(ClusterAction):
 
 
 def require_collections(host: str, active: Sequence[str], provider: str) -> None:
-    """Raise JobError if the role firewall would end halfway for want of a collection.
+    """Raise JobError if the role firewall would end halfway because a collection is missing.
 
     Args:
         host: inventory name.

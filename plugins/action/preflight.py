@@ -89,7 +89,12 @@ def _code(arguments: dict[str, Any], inventory: Inventory) -> Code:
     inherited = as_environment(inventory.value(head[0], "job_env", {}) if head else {}, "job_env")
     include, everything = split_patterns(arguments["include"]), arguments["project_files"] == "all"
     script, bundle, found = take_code(
-        *(project, arguments["script"], module, {**inherited, **env}),
-        *(arguments["bundle_max_mb"], include, everything),
+        project,
+        arguments["script"],
+        module,
+        {**inherited, **env},
+        arguments["bundle_max_mb"],
+        include,
+        everything,
     )
     return Code(project, bundle, script, module, env, found.launcher)

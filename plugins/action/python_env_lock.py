@@ -76,7 +76,9 @@ class ActionModule(ActionBase):
         self._remove_tmp_path(self._connection._shell.tmpdir)
         if done.get("failed") or done.get("unreachable"):
             why = str(done.get("msg") or "it gave no answer")[: check_resolution.MOST_SHOWN]
-            raise Failure(why, str(done.get("said", ""))[-check_resolution.MOST_SHOWN :], check_resolution.unmet(done))
+            raise Failure(
+                why, str(done.get("output", ""))[-check_resolution.MOST_SHOWN :], check_resolution.unmet(done)
+            )
         resolution, contents = check_resolution.checked(done, request["targets"])
         (workshop / "wheels").mkdir(exist_ok=True)
         for name, content in contents.items():

@@ -76,7 +76,7 @@ class Tally:
         dry: whether nothing is changed, only what would be is counted.
         running: nodes that have begun and not ended.
         counts: how many came to each end: ok, changed, failed, ignored, unreachable, skipped.
-        said: which nodes had the same to say, by what it was; the first one's words were shown.
+        messages: which nodes had the same message, by its label and text; that of the first was shown.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Tally:
     dry: bool
     running: dict[str, None] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
-    said: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    messages: dict[tuple[str, str], list[str]] = field(default_factory=dict)
 
     def end(self, host: str, how: str) -> None:
         """Count a node that has ended."""
@@ -224,7 +224,7 @@ class CallbackModule(Default):
     # Ansible calls this with the task's `ignore_errors` by that name: nothing is ignored here by choice of this plugin.
     @unless_verbose
     def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
-        """Show why a node has failed, if no other has said the same."""
+        """Show why a node has failed, if no other had the same message."""
         tally = self._ended(result, "ignored" if ignore_errors else "failed")
         # Who wrote the task expects that it may fail: the count of ignored nodes says it, an [ERROR] would mislead.
         if ignore_errors:
@@ -235,7 +235,7 @@ class CallbackModule(Default):
 
     @unless_verbose
     def v2_runner_on_unreachable(self, result: Any) -> None:
-        """Show why a node could not be reached, if no other has said the same."""
+        """Show why a node could not be reached, if no other had the same message."""
         tally = self._ended(result, "ignored" if result.task.ignore_unreachable else "unreachable")
         if not result.task.ignore_unreachable:
             self._has_failed = True
@@ -308,7 +308,7 @@ class CallbackModule(Default):
         for tally in self._tallies.values():
             alike = {  # several items of a loop may be alike on the same nodes
                 (label, hosts[0], *self._in_order(hosts[1:])): None
-                for (label, _text), hosts in tally.said.items()
+                for (label, _text), hosts in tally.messages.items()
                 if len(hosts) > 1
             }
             for label, first, *others in alike:
@@ -361,7 +361,7 @@ class CallbackModule(Default):
         if label and "\n" in text:
             text = self._condensed(text)
         own = without(host, text)
-        hosts = tally.said.setdefault((label, own), [])
+        hosts = tally.messages.setdefault((label, own), [])
         hosts.append(host)
         if len(hosts) > 1:
             return

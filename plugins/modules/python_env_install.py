@@ -138,10 +138,10 @@ class Work:
         try:
             made.make(given["lock"], given["torch_backend"], given["needs_torch"], wheels, folder, record)
         except Failure as failure:
-            if cache and "No space left" in failure.said:  # part of it is what fills the disk
+            if cache and "No space left" in failure.output:  # part of it is what fills the disk
                 shutil.rmtree(cache, ignore_errors=True)
             remarks = [one for one in uv.machine.not_taken() if "extra-index-url" not in one]
-            raise Failure("; besides, ".join([failure.why, *remarks]), failure.said) from None
+            raise Failure("; besides, ".join([failure.why, *remarks]), failure.output) from None
         made.switch("env", self.node["target"])
         if given["tools"] and not self.node["tools_current"]:
             try:

@@ -150,7 +150,7 @@ def main() -> None:
                 contents[name] = base64.b64encode(file.read()).decode()
         module.exit_json(changed=False, resolution=resolution, contents=contents)
     except Failure as failure:
-        module.fail_json(msg=failure.why, said=failure.said, unmet=failure.unmet)
+        module.fail_json(msg=failure.why, output=failure.output, unmet=failure.unmet)
     except OSError as error:
         module.fail_json(msg=f"it could not use {error.filename or 'a file'}: {error.strerror or error}")
     finally:

@@ -53,7 +53,7 @@ class Firewalls:
         return chains is not None and nftables.filters(chains, iptables.nft_families(self._rule_sets()))
 
     def choose(self) -> tuple[str, str]:
-        """Return the firewall to speak to, or "none", and why."""
+        """Return the firewall to use, or "none", and why."""
         passed: list[str] = []
         for name in PROGRAMS:
             if self.has(name) and self.is_active(name):
@@ -83,10 +83,10 @@ class Firewalls:
         added = ask("ufw", "show", "added") if sources or ufw.is_named_in_files() else None
         return ufw.compare(added or "", numbered, sources, ports)
 
-    def speaks_ipv6(self) -> bool:
+    def has_ipv6(self) -> bool:
         """Return whether ufw takes IPv6 rules."""
         defaults = Path(ufw.DEFAULTS)
-        return ufw.speaks_ipv6(defaults.read_text("utf-8", "replace") if defaults.exists() else "")
+        return ufw.has_ipv6(defaults.read_text("utf-8", "replace") if defaults.exists() else "")
 
 
 def passed_over(reasons: list[str]) -> str:
@@ -94,7 +94,7 @@ def passed_over(reasons: list[str]) -> str:
     return f" ({', '.join(reasons)})" if reasons else ""
 
 
-def look(provider: str, sources: Sequence[str], ports: Sequence[Span]) -> dict[str, Any]:
+def inspect_firewall(provider: str, sources: Sequence[str], ports: Sequence[Span]) -> dict[str, Any]:
     """Look, and change nothing.
 
     Args:
@@ -130,7 +130,7 @@ def look(provider: str, sources: Sequence[str], ports: Sequence[Span]) -> dict[s
                 "firewall_provider to auto in the inventory"
             )
     rules = firewalld.rules(sources, ports)
-    if provider == "ufw" and not here.speaks_ipv6() and any(":" in source for source in sources):
+    if provider == "ufw" and not here.has_ipv6() and any(":" in source for source in sources):
         sources = [source for source in sources if ":" not in source]
         why += f"; IPv6 addresses are left out, for {ufw.DEFAULTS} has IPV6=no"
     found = {

@@ -28,10 +28,10 @@ def is_named_in_files() -> bool:
     return any(comment in Path(path).read_text("utf-8", "replace") for path in RULES if Path(path).is_file())
 
 
-def speaks_ipv6(defaults: str) -> bool:
+def has_ipv6(defaults: str) -> bool:
     """Return whether ufw takes IPv6 rules, by its DEFAULTS; without a word about it, it does."""
-    said = re.findall(r"^\s*IPV6=[\"']?(\w+)", defaults, re.MULTILINE)
-    return not said or said[-1].lower() == "yes"
+    values = re.findall(r"^\s*IPV6=[\"']?(\w+)", defaults, re.MULTILINE)
+    return not values or values[-1].lower() == "yes"
 
 
 def first_positions(numbered: str) -> dict[bool, int | None]:

@@ -63,10 +63,10 @@ class Environment:
             return False
         try:
             self.uv.run("venv", "--quiet", "--clear", "--no-project", "--python", self.executable, self.path)
-            said = self._install(lock, backend, needs_torch, wheels, folder) if lock.strip() else ""
+            output = self._install(lock, backend, needs_torch, wheels, folder) if lock.strip() else ""
             open_to_all(self.path)
             write(os.path.join(self.path, "requirements.txt"), record)
-            installed = re.findall(r"(?m)^ \+ (\S+)", said)
+            installed = re.findall(r"(?m)^ \+ (\S+)", output)
             write(os.path.join(self.path, "installed.txt"), "".join(f"{one}\n" for one in installed))
         except (Failure, OSError):
             shutil.rmtree(self.path, ignore_errors=True)
@@ -96,10 +96,10 @@ class Environment:
         while True:
             write(path, "\n".join(entry for name, entry in entries.items() if name not in without))
             try:
-                said = self.uv.run(*arguments, *of_all_indexes, **more)[1] if len(without) < len(entries) else ""
+                output = self.uv.run(*arguments, *of_all_indexes, **more)[1] if len(without) < len(entries) else ""
                 break
             except Failure as failure:
-                found = set(NO_WHEEL.findall(failure.said)) & entries.keys() - set(without)
+                found = set(NO_WHEEL.findall(failure.output)) & entries.keys() - set(without)
                 if not found:
                     raise
                 without += found
@@ -107,8 +107,8 @@ class Environment:
             write(path, "\n".join(entries[name] for name in without))
             torch = re.search(r"(?m)^torch==[^\s\\]+", lock)
             needs = list(needs_torch)
-            said += self.uv.run_building(*arguments, torch=torch[0] if torch else "", needs=needs, **more)[1]
-        return said
+            output += self.uv.run_building(*arguments, torch=torch[0] if torch else "", needs=needs, **more)[1]
+        return output
 
     def switch(self, link: str, leads_to: str) -> bool:
         """Have a link lead to it, in one step; return whether it did not."""
@@ -193,6 +193,6 @@ def bound_cache(uv: Uv, cache: str, most_mb: int) -> None:
 
 
 def explained(failure: Failure) -> str:
-    """Return why it failed, with the end of what uv said."""
-    said = failure.said
-    return f"{failure.why}.\nThe end of what uv said:\n\n{said[-1500:]}" if said else f"{failure.why}."
+    """Return why it failed, with the end of uv's output."""
+    output = failure.output
+    return f"{failure.why}.\nThe end of uv's output:\n\n{output[-1500:]}" if output else f"{failure.why}."

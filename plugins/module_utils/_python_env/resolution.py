@@ -93,10 +93,10 @@ def resolve(request: Mapping[str, Any]) -> dict[str, Any]:
     try:
         return resolution.result()
     except Failure as failure:
-        is_missing = failure.why == OTHERWISE and MISSING.search(failure.said) is not None
+        is_missing = failure.why == OTHERWISE and MISSING.search(failure.output) is not None
         may_matter = is_missing or "certificate" in failure.why
         remarks = resolution.uv.machine.not_taken() if may_matter else []
-        raise Failure("; besides, ".join([failure.why, *remarks]), failure.said, failure.unmet) from None
+        raise Failure("; besides, ".join([failure.why, *remarks]), failure.output, failure.unmet) from None
 
 
 class Resolution:
@@ -339,7 +339,7 @@ class Resolution:
         except Failure as failure:
             if failure.why != OTHERWISE:
                 raise
-            raise Failure(failure.why, failure.said, self._unmet(target, backend)) from None
+            raise Failure(failure.why, failure.output, self._unmet(target, backend)) from None
         with open(os.path.join(self.folder, "lock.txt"), encoding="utf-8") as file:
             lock = "".join(self._entry(head, below, target) for head, below in ENTRY.findall(file.read()))
         if not re.search(r"(?m)^torch", lock):
@@ -364,7 +364,7 @@ class Resolution:
         try:
             self._compile(arguments, target)
         except Failure as failure:
-            if not is_contradiction(failure.said) or built_by(failure.said) or not self._of_all_indexes():
+            if not is_contradiction(failure.output) or built_by(failure.output) or not self._of_all_indexes():
                 raise
             try:
                 self._compile([*arguments, *self._of_all_indexes(), "--no-build"], target)
@@ -377,7 +377,7 @@ class Resolution:
         try:
             self.uv.run_building(*arguments, torch=self.torch, needs=self.needs_torch, **more)
         except Failure as failure:
-            if wants_torch(failure.said) or not lacks_torch(failure.said) or not self._declare_torch():
+            if wants_torch(failure.output) or not lacks_torch(failure.output) or not self._declare_torch():
                 raise
             self._compile(arguments, target)
 
@@ -395,7 +395,7 @@ class Resolution:
             try:
                 self.uv.run(*arguments, os.path.join(self.folder, f"pin{number}.in"))
             except Failure as failure:
-                return next((words for pattern, words in UNMET.items() if re.search(pattern, failure.said)), "")
+                return next((words for pattern, words in UNMET.items() if re.search(pattern, failure.output)), "")
             return ""
 
         with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
@@ -609,7 +609,7 @@ class Resolution:
                 )
                 return
             except Failure as failure:
-                needs = wants_torch(failure.said) or (name if lacks_torch(failure.said) else "")
+                needs = wants_torch(failure.output) or (name if lacks_torch(failure.output) else "")
                 if not needs or needs in self.needs_torch:
                     raise
                 self.needs_torch.append(needs)
@@ -700,6 +700,6 @@ def normalized(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def is_contradiction(said: str) -> bool:
+def is_contradiction(output: str) -> bool:
     """Return whether uv says that the requirements cannot be met together."""
-    return NO_SOLUTION.search(said) is not None
+    return NO_SOLUTION.search(output) is not None

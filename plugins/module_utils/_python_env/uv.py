@@ -178,15 +178,15 @@ NO_SOLUTION = re.compile(r"No solution found|was not found in the package regist
 
 
 class Failure(Exception):
-    """Why something cannot be done: a clause without the machine's name, and what uv said.
+    """Why something cannot be done: a clause without the machine's name, and uv's output.
 
     ``unmet`` has the requirements that cannot be met each by itself, and why.
     """
 
-    def __init__(self, why: str, said: str = "", unmet: Sequence[Sequence[str]] = ()) -> None:
+    def __init__(self, why: str, output: str = "", unmet: Sequence[Sequence[str]] = ()) -> None:
         super().__init__(why)
         self.why = why
-        self.said = redacted(said)
+        self.output = redacted(output)
         self.unmet = unmet
 
 
@@ -200,13 +200,13 @@ def without_credentials(text: str) -> str:
     return CREDENTIALS.sub(r"\1", text)
 
 
-def because(said: str, otherwise: str, package: str = "") -> str:
+def because(output: str, otherwise: str, package: str = "") -> str:
     """Return what uv's words mean, with a remedy; ``otherwise`` if they are not known.
 
     ``package`` is the one that is built, unless that of another failed, which it needs.
     """
-    lines = said.splitlines()
-    package = built_by(said) or package
+    lines = output.splitlines()
+    package = built_by(output) or package
     name_it = "" if package else ", and where the requirements have only a URL, write PACKAGE @ URL"
     package = package or "PACKAGE"
     for pattern, words in CAUSES:
@@ -531,7 +531,7 @@ class Uv:
     def run(
         self, *arguments: str, cwd: str = "/", otherwise: str = "", package: str = "", **variables: str
     ) -> tuple[str, str]:
-        """Run it; return what it printed, and what it said besides.
+        """Run it; return its standard output and its standard error.
 
         Args:
             arguments: of uv.
@@ -575,7 +575,7 @@ class Uv:
             try:
                 return self.run(*arguments, **more)
             except Failure as failure:
-                name = wants_torch(failure.said)
+                name = wants_torch(failure.output)
                 if not torch or not name or name in needs:
                     raise
                 needs.append(name)
@@ -605,20 +605,20 @@ def _connect(address: tuple[Any, ...], answers: queue.SimpleQueue[str]) -> None:
         answers.put("")
 
 
-def wants_torch(said: str) -> str:
-    """Return the package whose build failed for want of torch, else ""."""
-    return built_by(said) if lacks_torch(said) else ""
+def wants_torch(output: str) -> str:
+    """Return the package whose build failed because torch is missing, else ""."""
+    return built_by(output) if lacks_torch(output) else ""
 
 
-def built_by(said: str) -> str:
-    """Return the package whose build failed, "" if it is not said; of several, that which the others need."""
+def built_by(output: str) -> str:
+    """Return the package whose build failed, "" if it names none; of several, that which the others need."""
     found = re.findall(
         r"`([A-Za-z0-9][\w.-]*)@[^`]*` depends on `|Failed to (?:download and )?build `([A-Za-z0-9][\w.-]*?)(?:==|@| )",
-        said,
+        output,
     )
     return "".join(found[-1]) if found else ""
 
 
-def lacks_torch(said: str) -> bool:
-    """Return whether a build failed for want of torch."""
-    return "No module named 'torch'" in said or "depends on `torch`, but doesn't declare it" in said
+def lacks_torch(output: str) -> bool:
+    """Return whether a build failed because torch is missing."""
+    return "No module named 'torch'" in output or "depends on `torch`, but doesn't declare it" in output

@@ -83,7 +83,7 @@ class Machine:
         self.ufw_rules.write_text(f"### tuple ### allow tcp 29500 0.0.0.0/0 any 198.18.0.9 in comment={comment}\n")
 
     def run(self, provider: str = "auto", sources: tuple[str, ...] = ("198.18.0.1",)) -> dict[str, Any]:
-        return find_firewall.look(provider, sources, [(29500, 29500)])
+        return find_firewall.inspect_firewall(provider, sources, [(29500, 29500)])
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import Reply, Request
-from ansible_collections.thunderhead.cluster.plugins.module_utils._firewall.find_firewall import look
+from ansible_collections.thunderhead.cluster.plugins.module_utils._firewall.find_firewall import inspect_firewall
 
 
 def firewall_info(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     """Request: provider, sources, ports. Reply: see there."""
-    return look(request["provider"], request["sources"], request["ports"]), b""
+    return inspect_firewall(request["provider"], request["sources"], request["ports"]), b""

@@ -439,7 +439,7 @@ class Plan:
 
 def unresolved(requirements: Requirements, where: str, failure: Failure, folder: str) -> str:
     """Return the message about requirements that could not be resolved; ``folder`` had the copies of sources."""
-    why, output = failure.why, failure.said
+    why, output = failure.why, failure.output
     for number, path in enumerate(requirements.sources):
         copy = f"{folder}/sources/{place_of(number, path)}"
         why, output = why.replace(copy, str(path)), output.replace(copy, str(path))
@@ -450,7 +450,7 @@ def unresolved(requirements: Requirements, where: str, failure: Failure, folder:
             lines.append(NEVER_INSTALLED.format(name=name, versions=" and ".join(versions)))
     if is_contradiction(output) or failure.unmet or TORCH_INDEX in why:
         lines += requirements.soft
-    return "\n".join([*lines, *(["The end of what uv said:", "", output[-1500:]] if output else [])])
+    return "\n".join([*lines, *(["The end of uv's output:", "", output[-1500:]] if output else [])])
 
 
 def require_python(groups: Sequence[Group], nodes: Mapping[str, Mapping[str, Any]]) -> None:
