@@ -631,7 +631,7 @@ def test_an_environment_that_jobs_could_not_read(root: Path, monkeypatch: pytest
     monkeypatch.setenv("PATH", str(root), prepend=os.pathsep)
     with pytest.raises(Failure, match="cannot be opened to all accounts; see that the file system there") as caught:
         Environment(str(root), "envs/0", one, "python3", compiles=False).make("", "none", [], "", str(root), "")
-    assert caught.value.said == "Operation not permitted"
+    assert caught.value.output == "Operation not permitted"
     assert not (root / "envs" / "0").exists()
 
 
@@ -663,7 +663,7 @@ def test_tools_on_a_dead_network(tmp_path: Path) -> None:
         env=environment,
     )
     said = str(json.loads(done.stdout)["warnings"])
-    assert "py-spy could not be installed here, so what a job that hangs is doing will not be told: " in said
+    assert "py-spy could not be installed here, so the stacks of a job that hangs cannot be shown: " in said
     assert "it does not reach the index http://127.0.0.1:1/simple" in said
     assert not (tmp_path / "asked").exists()
 
