@@ -411,7 +411,7 @@ def test_the_tools_come_apart_from_the_environment(site: Site) -> None:
     assert (site.folder / "node" / "env").readlink() == environment
     without = site.setup("other==1.0\n")  # py-spy itself, which this index has not
     assert without.returncode == 0
-    assert "py-spy could not be installed here, so what a job that hangs is doing will not be told" in (
+    assert "py-spy could not be installed here, so the stacks of a job that hangs cannot be shown" in (
         without.stdout + without.stderr
     )
 
