@@ -27,5 +27,7 @@ def enables_ufw() -> bool:
     """Return whether ufw is loaded when the machine starts, by its settings, which are read as ufw reads them."""
     with suppress(OSError), open("/etc/ufw/ufw.conf", errors="replace") as settings:
         assignments = (line.partition("#")[0].lower().partition("=") for line in settings)
-        return any(name.strip() == "enabled" and value.strip().strip("'\"") == "yes" for name, _, value in assignments)
+        return any(
+            name.strip() == "enabled" and value.strip().strip("'\"") == "yes" for name, _equals, value in assignments
+        )
     return False
