@@ -188,7 +188,7 @@ def test_what_other_accounts_do_on_the_nodes_meanwhile(site: Site, timeline: Tim
     assert "once for all nodes, on node0" in setup.text
     for name, paths in found.items():
         # uv makes its locks so; whoever may read one could hold it as well.
-        assert [path for path in paths.splitlines() if not path.endswith("/.lock")] == [], name
+        assert [path for path in paths.split() if not path.endswith("/.lock")] == [], name
     for node in cluster.nodes:
         assert site.installed(node) == ""
         assert node.execute("find", DIRECTORY, "!", "-user", "root") == ""
