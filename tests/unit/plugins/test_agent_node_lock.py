@@ -150,6 +150,7 @@ def test_read_json(tmp_path: Path, content: str | None, expected: Any) -> None:
     if content is not None:
         path.write_text(content)
     assert files.read_json(str(path)) == expected
+    assert files.read_json(str(path), most=5) is None
 
 
 def test_what_the_controller_is_told_of_the_job_that_has_the_node(node: LocalNode, tmp_path: Path) -> None:

@@ -778,3 +778,19 @@ def test_a_node_that_answers_late_is_no_silent_one(nodes: list[LocalNode], tmp_p
     endings = following(launch, JobObserver(tmp_path, nodes), "node0 node1").run(waits)
     assert endings is not None
     assert [(one.state, one.note) for one in endings.values()] == [("succeeded", ""), ("succeeded", "")]
+
+
+class StallFinder(JobObserver):
+    """Takes ranks that still run for a rendezvous that cannot complete, once another has ended."""
+
+    def check_stall(self, written: dict[str, int], endings: Mapping[str, RankEnding]) -> StallReport | None:
+        return StallReport("the rendezvous does not complete", True) if endings else None
+
+
+def test_a_stall_during_a_stop_is_not_its_cause(nodes: list[LocalNode], tmp_path: Path) -> None:
+    waits = "signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+    launch = launched(nodes, tmp_path, f"import signal\n{by_rank(waits, 'time.sleep(1); raise SystemExit(3)')}")
+    follower = following(launch, StallFinder(tmp_path, nodes))
+    endings = follower.run(lambda: False)
+    assert endings is not None
+    assert (endings["node1"].exit_code, endings["node0"].state, follower.verdict) == (3, "stopped", "")

@@ -170,11 +170,12 @@ class JobFollower:
                 return None
             self._check_silence()
             written = {host: rank.offset for host, rank in self._ranks.items()}
+            bad = next((host for host, ending in endings.items() if ending.state != "succeeded"), None)
+            if because is None and bad is not None:
+                because = self._cause(bad, endings[bad])
             if because is None:  # what happens during a stop is no cause of it
                 self._report_stall(self._observer.check_stall(written, endings))
-            bad = next((host for host, ending in endings.items() if ending.state != "succeeded"), None)
-            if because is None:
-                because = self.verdict or (None if bad is None else self._cause(bad, endings[bad]))
+                because = self.verdict or None
         left = [self._ranks[host] for host, ending in endings.items() if ending.unknown]
         if left and all(ending.unknown or ending.state == "succeeded" for ending in endings.values()):
             lines = [f"{rank.node.name} {endings[rank.node.host].note}" for rank in left]
