@@ -221,13 +221,11 @@ class CallbackModule(Default):
         """Count a node that had nothing to do."""
         self._ended(result, "skipped")
 
-    # Ansible calls this with the task's `ignore_errors` by that name: nothing is ignored here by choice of this plugin.
     @unless_verbose
-    def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
+    def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:  # Ansible's name, and its default
         """Show why a node has failed, if no other had the same message."""
         tally = self._ended(result, "ignored" if ignore_errors else "failed")
-        # Who wrote the task expects that it may fail: the count of ignored nodes says it, an [ERROR] would mislead.
-        if ignore_errors:
+        if ignore_errors:  # the task's author expects it: the count of ignored nodes says it, an [ERROR] would mislead
             return
         self._has_failed = self._has_failed or not tally.alone
         for fault in faults(result.result):

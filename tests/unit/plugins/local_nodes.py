@@ -46,11 +46,12 @@ from requests_on_the_wire import taken_apart
 
 PYTHON = os.path.realpath(sys.executable)
 IS_ROOT = os.geteuid() == 0
-# The kernel lets nobody else become another account. CI runs as root, so there these tests run.
-as_root = pytest.mark.skipif(not IS_ROOT, reason="only root can act as another account; CI runs the tests as root")
-# The agent refuses them there: test_agent_prepare shows that it does, and tests/molecule runs jobs there. CI's
-# machine has no systemd, so there these tests run.
-starts_jobs = pytest.mark.skipif(IS_ROOT and has_systemd(), reason="under systemd, root runs no jobs as root")
+as_root = pytest.mark.skipif(  # the kernel lets nobody else become another account; CI runs as root: there they run
+    not IS_ROOT, reason="only root can act as another account; CI runs the tests as root"
+)
+starts_jobs = pytest.mark.skipif(  # the agent refuses them (test_agent_prepare); CI has no systemd: there they run
+    IS_ROOT and has_systemd(), reason="under systemd, root runs no jobs as root; tests/molecule runs jobs there"
+)
 NOBODY = pwd.getpwnam("nobody").pw_uid
 ME = pwd.getpwuid(os.geteuid()).pw_name
 SLEEP = "import time\nprint('ready')\ntime.sleep(600)\n"
