@@ -50,6 +50,7 @@ QUIET_SECONDS = 1
 CHECK_SECONDS = 0.2
 """How often an interrupt and silent nodes are checked for."""
 STILL_RUNS = "The job still runs, as far as is known"
+MAY_STILL_RUN = "It is not known whether the job still runs"
 
 
 class Observer(Protocol):
@@ -179,7 +180,7 @@ class JobFollower:
         left = [self._ranks[host] for host, ending in endings.items() if ending.unknown]
         if left and all(ending.unknown or ending.state == "succeeded" for ending in endings.values()):
             lines = [f"{rank.node.name} {endings[rank.node.host].note}" for rank in left]
-            raise self._broken_off("\n".join(lines), "It is not known whether the job still runs", "to stop it: {stop}")
+            raise self._broken_off("\n".join(lines), MAY_STILL_RUN, "to stop it: {stop}")
         return {host: endings[host] for host in self._ranks}
 
     def _start_asking(self) -> None:
@@ -229,7 +230,7 @@ class JobFollower:
                 self._endings.update({rank.node.host: RankEnding("lost", note=rank.gone) for rank in unfinished})
                 return
             if all(rank.silent() > self._no_reply_seconds for rank in unfinished):
-                known = "It is not known whether the job still runs" if len(quiet) == 1 else STILL_RUNS
+                known = MAY_STILL_RUN if len(quiet) == 1 else STILL_RUNS
                 raise self._broken_off(self._no_reply_sentence(quiet), known)
         unreported = [rank for rank in quiet if not rank.reported_silent]
         if unreported:
