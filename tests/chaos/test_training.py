@@ -98,7 +98,7 @@ def test_a_rendezvous_that_never_completes(cluster: Cluster, timeline: Timeline)
     ],
 )
 def test_a_script_as_it_is_trains_on_all_nodes(cluster: Cluster, script: str, how: str, together: str) -> None:
-    """S1: nobody said how many nodes there are, nor how it is to be launched."""
+    """Nobody said how many nodes there are, nor how it is to be launched."""
     run = cluster.run(script, "-e", f"project_dir={FIELD}", *TWO)
     assert run.wait() == 0, run.text
     assert how in run.text
@@ -109,7 +109,7 @@ def test_a_script_as_it_is_trains_on_all_nodes(cluster: Cluster, script: str, ho
 
 @pytest.mark.parametrize("script", ["trainer_alone.py", "one_machine.py", "two_gpus.py", "shards.py"])
 def test_nodes_that_never_met_are_no_plain_success(cluster: Cluster, script: str) -> None:
-    """S1, S2: the same scripts, meant to work each for itself, give no alarm."""
+    """The same scripts, meant to work each for itself, give no alarm."""
     run = cluster.run(script, "-e", f"project_dir={FIELD}", *TWO)
     assert run.wait() == 0, run.text
     record = cluster.record(run.job)

@@ -402,7 +402,7 @@ def test_preflight_of_a_cluster_that_can_train(trainable: Cluster) -> None:
 
 @pytest.mark.torch
 def test_preflight_sees_the_code_as_it_will_lie_on_the_nodes(trainable: Cluster, tmp_path: Path) -> None:
-    """S3, S5: what git ignores is missed there, as in a job, and brought as for a job."""
+    """What git ignores is missed there, as in a job, and brought as for a job."""
     (tmp_path / "pkg").mkdir()
     for name, text in {"__init__.py": "", "train.py": "from . import _version", "_version.py": ""}.items():
         (tmp_path / "pkg" / name).write_text(text)

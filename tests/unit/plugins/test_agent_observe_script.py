@@ -83,7 +83,7 @@ def together(launcher: str, met: list[Any]) -> bool | None:
     ids=["together", "any address", "for a moment", "alone", "gone at once", "one alone"],
 )
 def test_ranks_that_meet(nodes: list[LocalNode], tmp_path: Path, scripts: tuple[str, str], met: bool) -> None:
-    """S1: what a script did is seen in the kernel's sockets; both nodes share them here, as in the demo."""
+    """What a script did is seen in the kernel's sockets; both nodes share them here, as in the demo."""
     found = ended(gang_of(nodes, code(tmp_path / "code", by_rank(*scripts))), nodes)
     assert together("lightning", found) is met, found
 
@@ -291,7 +291,7 @@ def test_looking_costs_little(store: socket.socket) -> None:
     ],
 )
 def test_whether_the_checkpoint_was_read(node: LocalNode, tmp_path: Path, script: str, read: bool) -> None:
-    """S9: that a job goes on is said only of a script that reads what it is given."""
+    """That a job goes on is said only of a script that reads what it is given."""
     launch = gang_of([node], code(tmp_path / "code", f"import os\n{script}"), checkpoint="last one.ckpt")
     launch.prepare()
     (node.job_dir() / "work" / "last one.ckpt").write_text("x")

@@ -74,7 +74,7 @@ def test_one_machine_under_two_names(nodes: list[LocalNode]) -> None:
 
 
 def test_whose_disks_and_sessions_are_told(node: LocalNode, tmp_path: Path) -> None:
-    """M11, M13: what preflight judges of accounts, network disks and sessions is what the node sees."""
+    """What preflight judges of accounts, network disks and sessions is what the node sees."""
     mounts = tmp_path / "mounts"
     mounts.write_text("1 0 8:1 / / rw - ext4 /dev/sda1 rw\n2 1 0:50 / /shared rw - nfs4 nas:/export rw,vers=4.2\n")
     ends = "ends every process with its session"

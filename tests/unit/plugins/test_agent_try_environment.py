@@ -267,7 +267,7 @@ ROOT = "import os, sys\nhere = os.path.dirname(os.path.abspath(__file__))\nroot 
     ],
 )
 def test_python_decides_where_modules_are(node: LocalNode, library: Path, text: str) -> None:
-    """S4: src/train.py that puts its root on its path; what else it does is not run."""
+    """src/train.py that puts its root on its path; what else it does is not run."""
     files = {
         "top.py": "",
         "src/other.py": "",
@@ -317,7 +317,7 @@ def test_a_script_is_not_run(node: LocalNode, library: Path, tmp_path: Path, tex
 
 
 def test_the_path_of_the_environment_counts(node: LocalNode, library: Path) -> None:
-    """S4: PYTHONPATH=. in env, relative to the job's folder."""
+    """PYTHONPATH=. in env, relative to the job's folder."""
     code = project(node.directory.parent / "project", {"top.py": "", "src/train.py": "import top"}, "src/train.py")
     assert tried(node, library, code)["failed"] == {
         "src/train.py, line 1": "ModuleNotFoundError: No module named 'top'"

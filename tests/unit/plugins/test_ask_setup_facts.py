@@ -190,7 +190,7 @@ def test_two_nodes_with_one_folder(tmp_path: Path) -> None:
 
 
 def test_a_session_that_ends_jobs_is_told_of(tmp_path: Path) -> None:
-    """M13: what a result calls warnings is shown by Ansible itself."""
+    """What a result calls warnings is shown by Ansible itself."""
     nodes = three(tmp_path)
     nodes[1].connection = Altered(('"session": end_of_session()', '"session": "ends every process with its session"'))
     found = inspect_cluster(

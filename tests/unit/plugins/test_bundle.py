@@ -224,7 +224,7 @@ JOB = "20261122-173000-train-9f3a"
 
 @pytest.mark.parametrize("state", ["no git", "untracked", "ignored", "tracked"])
 def test_the_records_of_jobs_never_travel(tmp_path: Path, state: str) -> None:
-    """S7: run.yml in the project itself, several times, whatever git thinks of runs/."""
+    """run.yml in the project itself, several times, whatever git thinks of runs/."""
     fill(tmp_path, {"train.py": "", "runs/tune.yaml": ""})
     fill(tmp_path, {f"runs/{JOB}/job.json": "{}", f"runs/{JOB}/logs/rank0.log": "", f"runs/.bundles/{'a' * 64}": ""})
     fill(tmp_path, {f"elsewhere/mine/{JOB}/job.json": "{}", f"elsewhere/{JOB}/data.csv": ""})
@@ -275,7 +275,7 @@ def test_what_tools_have_made_does_not_travel(tmp_path: Path, in_git: bool) -> N
 def test_what_tools_have_made_is_brought_by_its_name_only(
     tmp_path: Path, include: list[str], brought: list[str]
 ) -> None:
-    """S3: -e include='*.so .env' brings no virtual environment that is called env."""
+    """-e include='*.so .env' brings no virtual environment that is called env."""
     made = {"env/pyvenv.cfg": "", "env/lib/torch.so": "", "env/lib/.env": "", ".cache/x.so": "", "pkg/a.pyc": ""}
     fill(tmp_path, {"pkg/fast.so": "", ".env": "", "lib/.cachet": "", **made})
     fill(tmp_path, {"train.py": "", ".gitignore": "/env/\n/.env\n.cache*\n*.so\n*.pyc\n"})
@@ -286,7 +286,7 @@ def test_what_tools_have_made_is_brought_by_its_name_only(
 
 
 def test_what_was_left_out_outside_git_is_said(tmp_path: Path) -> None:
-    """S6: folders of results that are not imported."""
+    """Folders of results that are not imported."""
     fill(
         tmp_path,
         {"train.py": "import wandb", "checkpoints/a.ckpt": "x", "wandb/run/b.log": "xyz", "wandb/run/c.py": ""},
@@ -320,7 +320,7 @@ def test_what_was_left_out_outside_git_is_said(tmp_path: Path) -> None:
     ],
 )
 def test_a_package_or_an_imported_module_is_no_junk(tmp_path: Path, files: dict[str, str], script: str) -> None:
-    """S6: it is code, whatever its name."""
+    """It is code, whatever its name."""
     fill(tmp_path, {**files, "lightning_logs/x": ""})
     bundle = make_bundle(tmp_path, script, 100)
     assert sorted(entries(bundle)) == sorted(files)
@@ -329,7 +329,7 @@ def test_a_package_or_an_imported_module_is_no_junk(tmp_path: Path, files: dict[
 
 @pytest.mark.parametrize("in_git", [False, True])
 def test_files_that_are_brought_although_they_are_ignored(tmp_path: Path, in_git: bool) -> None:
-    """S3: pkg/_version.py, .env, *.so, train.bin."""
+    """pkg/_version.py, .env, *.so, train.bin."""
     files = {"train.py": "", "pkg/a.py": "", "pkg/keep.txt": ""}
     ignored = {"wandb/.env": "", "wandb/a.bin": "", "wandb/deep/b.bin": "", "wandb/c.so": ""}
     fill(tmp_path, {**files, **ignored})
@@ -380,7 +380,7 @@ def test_what_is_said_brings_the_file(tmp_path: Path, name: str) -> None:
 
 
 def test_what_git_ignores_is_said(tmp_path: Path) -> None:
-    """S3, once: how many, the largest, how to bring it; nothing of what tools make."""
+    """Said once: how many, the largest, how to bring it; nothing of what tools make."""
     repository(tmp_path, {"train.py": "", ".gitignore": "*.bin\n/data/\n/.venv/\n__pycache__/\n"})
     fill(tmp_path, {"a.bin": "x" * 1200, "data/one.csv": "", "data/__pycache__/a.pyc": "", ".venv/torch.py": ""})
     assert make_bundle(tmp_path, "train.py", 100).notes == (

@@ -45,7 +45,7 @@ CASES = {
 
 
 def test_every_habit_has_its_launcher() -> None:
-    """S1: the launcher follows from what a script, or a module of the project that it imports, uses."""
+    """The launcher follows from what a script, or a module of the project that it imports, uses."""
     found = {str(path.relative_to(FIELD)): fit(FIELD, str(path.relative_to(FIELD))) for path in FIELD.rglob("*.py")}
     assert {script: (found[script].launcher, found[script].reason) for script in CASES} == CASES
     others = {script for script in found.keys() - CASES.keys() if found[script].reason != PLAIN}

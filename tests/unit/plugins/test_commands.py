@@ -236,7 +236,7 @@ def test_success(nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_job_whose_ranks_never_met_is_no_plain_success(nodes: list[LocalNode], tmp_path: Path) -> None:
-    """S1: nothing claims that two nodes worked together where each was alone."""
+    """Nothing claims that two nodes worked together where each was alone."""
     session = Session(nodes, run_options(tmp_path, "print('trained')", gang=True)).run()
     assert (session.error, session.result["state"]) == ("", "succeeded")
     (line,) = (line for line in session.lines if line.startswith("warning: "))
@@ -393,7 +393,7 @@ print('trained')
 def test_a_verdict_that_comes_too_late_does_not_make_a_success_a_failure(
     nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """M3: every rank ended well before it could be stopped."""
+    """Every rank ended well before it could be stopped."""
     monkeypatch.setattr(
         JobFollower, "verdict", property(lambda _self: "it stands still", lambda _self, _value: None), raising=False
     )
@@ -407,7 +407,7 @@ def test_a_verdict_that_comes_too_late_does_not_make_a_success_a_failure(
 def test_a_rank_that_prepares_is_waited_for_whoever_looks_on(
     looks_on: str, nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """S12: it is said that it works, and ends nothing."""
+    """It is said that it works, and ends nothing."""
     monkeypatch.setattr(stall, "WORK_SECONDS", 1)
     library = tmp_path / "lib" / "site-packages" / "torch" / "distributed"
     library.mkdir(parents=True)
@@ -428,7 +428,7 @@ def test_a_rank_that_prepares_is_waited_for_whoever_looks_on(
 
 
 def test_a_file_that_did_not_travel_is_named_in_the_cause(nodes: list[LocalNode], tmp_path: Path) -> None:
-    """S3: Python found no such file on the node, but it lies here."""
+    """Python found no such file on the node, but it lies here."""
     given = run_options(tmp_path, "open('wandb/train.bin')")
     (tmp_path / "project" / "wandb").mkdir()
     (tmp_path / "project" / "wandb" / "train.bin").write_text("")
@@ -876,7 +876,7 @@ def test_a_job_goes_on_only_where_it_read_the_checkpoint(
 
 
 def test_a_job_goes_on_from_what_is_named(nodes: list[LocalNode], tmp_path: Path) -> None:
-    """S10: a folder of another library."""
+    """A folder of another library."""
     writes = (
         "import os\nos.makedirs('out/checkpoint-10')\nopen('out/checkpoint-10/trainer_state.json', 'w').write('{}')"
     )

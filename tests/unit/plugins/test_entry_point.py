@@ -32,7 +32,7 @@ def project(folder: Path, **files: str) -> Path:
     ],
 )
 def test_modules(tmp_path: Path, module: str, env: dict[str, str], script: str) -> None:
-    """S5: -e module=pkg.train."""
+    """-e module=pkg.train."""
     project(tmp_path, pkg__train="", top="", lib__inner__start="")
     (tmp_path / "tool").mkdir()
     (tmp_path / "tool" / "__main__.py").write_text("")
@@ -145,7 +145,7 @@ def test_a_job_with_a_module(tmp_path: Path) -> None:
 
 
 def test_the_launcher_is_seen_through_what_the_script_puts_on_its_path(tmp_path: Path) -> None:
-    """S4: src/train.py that finds its project's root by itself."""
+    """src/train.py that finds its project's root by itself."""
     folder = project(
         tmp_path / "proj",
         src__train="import sys\nsys.path.append('.')\nimport src.loop",

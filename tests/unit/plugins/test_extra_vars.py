@@ -199,7 +199,7 @@ def test_words_that_belong_to_no_variable() -> None:
 
 
 def test_patterns_with_spaces_between() -> None:
-    """S3: of -e include='*.bin .env' Ansible keeps what stands before the first space."""
+    """Of -e include='*.bin .env' Ansible keeps what stands before the first space."""
     with pytest.raises(JobError) as caught:
         require_meant({"include": "*.bin", STRAY: ".env"}, {"include"})
     assert str(caught.value) == (

@@ -123,7 +123,7 @@ def test_what_a_real_python_prints(script: str, expected: str) -> None:
     ],
 )
 def test_a_script_that_asks_git_for_its_commit(script: str) -> None:
-    """S8: the cause says that .git does not travel."""
+    """The cause says that .git does not travel."""
     assert reason_of(output_of(script)).endswith(
         " (the job's code has no .git, and a node may have no git; read the environment variable JOB_GIT_COMMIT "
         "instead)"
@@ -135,7 +135,7 @@ def test_a_file_whose_name_begins_as_git_s() -> None:
 
 
 def test_a_relative_import_of_a_script() -> None:
-    """S5: one that comes too late to be seen before the start."""
+    """One that comes too late to be seen before the start."""
     assert reason_of(output_of("def main():\n    from . import net\nmain()")).endswith(
         " (start it as a module, as in -e module=pkg.train instead of -e script=pkg/train.py)"
     )

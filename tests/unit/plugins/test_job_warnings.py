@@ -91,7 +91,7 @@ def test_one_that_never_came() -> None:
 
 
 def test_torchruns_agents_meet_whatever_the_script_does() -> None:
-    """S2: examples that leave with 0 for want of two GPUs."""
+    """Examples that exit with 0 where there are not two GPUs."""
     assert job_warnings.warning(about("distributed"), parts(False, False), ended=True) == (
         "the ranks never met: no process that torchrun started on node0, node1 connected to MASTER_PORT 29500 on "
         "node0; the script uses torch.distributed, but came to no init_process_group; its log may say what it lacks, "

@@ -242,7 +242,7 @@ def test_what_has_arrived_is_kept_for_the_next_try(node: LocalNode, tmp_path: Pa
 
 
 def test_who_has_given_up_sends_no_more(node: LocalNode, tmp_path: Path) -> None:
-    """M15, M18: else the node is held for a cancelled job until all of its code has come."""
+    """Else the node is held for a cancelled job until all of its code has come."""
     node.connection = Thin()
 
     def check_interrupt() -> None:
@@ -626,7 +626,7 @@ def test_every_rank_has_its_environment(nodes: list[LocalNode], tmp_path: Path) 
 
 
 def test_each_node_puts_its_own_values_into_the_arguments(nodes: list[LocalNode], tmp_path: Path) -> None:
-    """S9: --trainer.num_nodes=$NUM_NODES."""
+    """--trainer.num_nodes=$NUM_NODES."""
     for node in nodes:
         node.variables = {"DATA": f"/data of {node.host}"}
     args = [
@@ -667,7 +667,7 @@ def test_each_node_puts_its_own_values_into_the_arguments(nodes: list[LocalNode]
 def test_the_commit_of_the_code(
     node: LocalNode, tmp_path: Path, commit: str | None, dirty: bool | None, expected: str
 ) -> None:
-    """S8: .git does not travel, so a script is told."""
+    """.git does not travel, so a script is told."""
     script = "import os; print(os.environ['JOB_GIT_COMMIT'])"
     launch = gang_of([node], dataclasses.replace(code(tmp_path / "code", script), commit=commit, dirty=dirty))
     launch.prepare()
@@ -677,7 +677,7 @@ def test_the_commit_of_the_code(
 
 @pytest.mark.parametrize("launcher", ["lightning", "python"])
 def test_a_module_is_started_as_python_does_by_its_name(node: LocalNode, tmp_path: Path, launcher: str) -> None:
-    """S5: its imports may be relative, and those from the project are found there."""
+    """Its imports may be relative, and those from the project are found there."""
     (tmp_path / "code" / "pkg").mkdir(parents=True)
     for name, text in {
         "__init__": "",
@@ -887,7 +887,7 @@ def test_discard_frees_every_node(nodes: list[LocalNode], tmp_path: Path) -> Non
 def test_the_variables_of_a_framework(
     nodes: list[LocalNode], tmp_path: Path, changes: dict[str, Any], expected: dict[str, str]
 ) -> None:
-    """S1, S9: beside the number of nodes, which every job's environment has; a CLI, the checkpoint it goes on from."""
+    """Beside the number of nodes, which every job's environment has; a CLI, the checkpoint it goes on from."""
     launch = gang_of(nodes, code(tmp_path / "code", ""), **changes)
     launch.prepare()
     environment = start_file(launch, 1).environment
@@ -900,6 +900,6 @@ def test_the_variables_of_a_framework(
 
 
 def test_torchrun_of_nodes_that_work_for_themselves(nodes: list[LocalNode], tmp_path: Path) -> None:
-    """S2: each is a world of its own."""
+    """Each is a world of its own."""
     for command in commands(nodes, tmp_path, launcher="torchrun", gang=False):
         assert {"--nnodes=1", "--node-rank=0", "--master-addr=127.0.0.1"} <= set(command)

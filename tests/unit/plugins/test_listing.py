@@ -378,7 +378,7 @@ def test_as_table() -> None:
     ("state", "begins"), [("running", "the ranks have not met yet: "), ("succeeded", "the ranks never")]
 )
 def test_ranks_that_never_met(state: str, begins: str) -> None:
-    """S1: of a detached job, whoever asks for it learns that."""
+    """Of a detached job, whoever asks for it learns that."""
     one = view(state, state, met=False)
     (about,) = status_report.as_data([one], {})["jobs"]
     assert (about["nodes"], about["world_size"], about["met"]) == (2, 1, False)

@@ -71,7 +71,7 @@ def said(project: Path, reason: str) -> str:
     ],
 )
 def test_what_git_ignores_is_named(project: Path, reason: str, name: str, pattern: str) -> None:
-    """S3: the cause names the file, git, and the remedy, which works."""
+    """The cause names the file, git, and the remedy, which works."""
     assert said(project, reason) == (
         f"{name} lies in the project, but git ignores it, so it was no part of the job's code; bring it with -e "
         f"include='{pattern}'"
@@ -116,7 +116,7 @@ def test_what_is_no_file_of_the_project_that_was_left_out(project: Path, reason:
     ],
 )
 def test_a_module_that_lies_where_python_does_not_look(tmp_path: Path, module: str, path: str, above: str) -> None:
-    """S4: not what requirements.txt lacks."""
+    """Not what requirements.txt lacks."""
     travelled = {"src/deep/model.py", "pkg/__init__.py", "pkg/inside.py", "conf/a.yaml"}
     remedy = f'add -e \'{{"env": {{"PYTHONPATH": "{above}"}}}}\''
     sentence = f"{path} lies in the project, where Python does not look for it; {remedy}" if path else ""

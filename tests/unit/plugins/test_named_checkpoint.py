@@ -1,6 +1,6 @@
 # Copyright (c) The Thunderhead developers
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""S10: checkpoints of others. They are seen for what they are, and what the user names is brought to all nodes."""
+"""Checkpoints of others. They are seen for what they are, and what the user names is brought to all nodes."""
 
 import json
 import os

@@ -206,7 +206,7 @@ def test_a_checkpoint_and_what_fabric_run_sets() -> None:
 
 
 def test_lightning_is_told_the_number_of_nodes_of_a_gang_only() -> None:
-    """S2: nodes that work for themselves still know which of them they are."""
+    """Nodes that work for themselves still know which of them they are."""
     together, alone = variables(NODE, {}, JOB), variables(NODE, {}, {**JOB, "gang": False})
     assert together.items() - alone.items() == {("PL_TRAINER_NUM_NODES", "3"), ("LT_NUM_NODES", "3")}
     assert alone.items() < together.items()

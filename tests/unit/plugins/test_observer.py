@@ -150,7 +150,7 @@ def states_reported(one: Any, *states: dict[str, Any]) -> list[str]:
 
 
 def test_ranks_that_have_not_met_and_then_have(scene: Any) -> None:
-    """S1: said once all nodes have looked long enough, and taken back."""
+    """Said once all nodes have looked long enough, and taken back."""
     one = scene()
     assert states_reported(one, {"state": "running"}, {"state": "running"}) == []
     assert states_reported(one, {"met": False}, {"state": "running"}) == []
@@ -169,7 +169,7 @@ def test_ranks_that_met_are_no_news(scene: Any) -> None:
 
 
 def test_a_rank_that_waits_for_those_that_have_ended(scene: Any) -> None:
-    """S2: a second Trainer on rank 0 only."""
+    """A second Trainer on rank 0 only."""
     one = scene(found("rank 0 waits", rendezvous=True), rendezvous_timeout_seconds=120)
     ended = {"node1": SimpleNamespace(state="succeeded")}
     one.observer.check_stall({"node0": 0, "node1": 0}, ended)

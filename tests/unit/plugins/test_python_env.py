@@ -214,7 +214,7 @@ def commit(folder: Path) -> None:
 
 
 def test_what_a_file_names_beside_itself_reaches_the_nodes(site: Site) -> None:
-    """R2, R7: relative to the file, built on the controller, and with torch where the build needs it."""
+    """Relative to the file, built on the controller, and with torch where the build needs it."""
     beside = site.folder / "beside"
     (beside / "wheels").mkdir(parents=True)
     for name in ("linked", "torch"):
@@ -255,7 +255,7 @@ def test_a_project_of_ones_own_and_a_folder_of_wheels_on_the_nodes(site: Site) -
 
 
 def test_a_node_may_resolve_for_all(site: Site) -> None:
-    """R11: what a file names is brought there, and what is built there comes back."""
+    """What a file names is brought there, and what is built there comes back."""
     make_project(site.folder / "theirs", "theirs")
     result = site.setup("third\n-e theirs\n", "-e", "python_env_resolve_on=node0")
     assert result.returncode == 0, result.stdout
@@ -379,7 +379,7 @@ def test_a_node_whose_home_belongs_to_another(tmp_path: Path, monkeypatch: pytes
 def test_a_fault_is_told_once_before_any_node_is_changed(
     site: Site, text: str, message: str, check: tuple[str, ...]
 ) -> None:
-    """R4: with --check too."""
+    """With --check too."""
     hosts = yaml.safe_load((site.folder / "hosts.yml").read_text())["cluster"]["hosts"]
     nodes = {f"two{n}": {**hosts["node0"], "cluster_dir": f"{site.folder}/two{n}"} for n in (1, 2)}
     nodes["two2"]["cluster_address"] = "127.0.0.2"
@@ -393,7 +393,7 @@ def test_a_fault_is_told_once_before_any_node_is_changed(
 
 
 def test_the_tools_come_apart_from_the_environment(site: Site) -> None:
-    """R1: whatever the requirements are; a package of this index stands for py-spy."""
+    """Whatever the requirements are; a package of this index stands for py-spy."""
     tools = {"__python_env_tools": f"tiny==1.0 --hash=sha256:{site.hashes['tiny']}\n"}
     (site.folder / "tools.yml").write_text(yaml.safe_dump(tools))
     asked = ("other==1.0\n", "-e", f"@{site.folder}/tools.yml")
@@ -417,7 +417,7 @@ def test_the_tools_come_apart_from_the_environment(site: Site) -> None:
 
 
 def test_an_index_that_shadows_another(site: Site) -> None:
-    """R8: what uv says then can be done."""
+    """What uv says then can be done."""
     make_wheel(site.folder / "more" / "tiny", "tiny", "0.9")
     more = {"python_env_extra_index_urls": [site.url.replace("/simple/", "/more/")]}
     (site.folder / "more.yml").write_text(yaml.safe_dump(more))
@@ -538,7 +538,7 @@ def test_a_torn_uv_is_fetched_again(tmp_path: Path, without_pip: Path) -> None:
 
 
 def test_setup_gives_no_node_a_torn_uv(site: Site) -> None:
-    """R11: nor does it leave one in the cache, for every setup after it."""
+    """Nor does it leave one in the cache, for every setup after it."""
     (cached,) = site.folder.glob("cache/thunderhead/uv-*/bin/uv")
     cached.write_bytes(UV.read_bytes()[:100_000])
     node = site.folder / "torn"
@@ -653,7 +653,7 @@ JOB = "20261122-173000-train-9f3a"
 
 
 def test_the_project_that_a_file_lies_in(site: Site) -> None:
-    """R2: -e ., an archive and an index that the file names; what jobs and tools leave there later changes nothing."""
+    """-e ., an archive and an index that the file names; what jobs and tools leave there later changes nothing."""
     mine = site.folder / "own"
     make_project(mine, "own")
     make_project(mine / "libs" / "boxed", "boxed")
@@ -674,7 +674,7 @@ def test_the_project_that_a_file_lies_in(site: Site) -> None:
 
 
 def test_a_project_and_its_locks(site: Site) -> None:
-    """R3: pyproject.toml with extras and groups, uv.lock, pylock.toml; of conda's file it is said what it is."""
+    """pyproject.toml with extras and groups, uv.lock, pylock.toml; of conda's file it is said what it is."""
     make_wheel(site.folder / "simple" / "pinned", "pinned")
     project = site.folder / "app"
     project.mkdir()
@@ -726,7 +726,7 @@ def test_a_project_and_its_locks(site: Site) -> None:
     ],
 )
 def test_malware_gets_in_by_no_way(site: Site, text: str, encoding: str, message: str) -> None:
-    """R5: what is checked is what is installed. The package here is an empty one of that name."""
+    """What is checked is what is installed. The package here is an empty one of that name."""
     digest = make_wheel(site.folder / "simple" / "lightning", "lightning", "2.6.2")
     make_wheel(site.folder / "simple" / "wants", "wants", requires="lightning==2.6.2")
     (site.folder / "bad.txt").write_text("lightning==2.6.2\n")
@@ -757,7 +757,7 @@ def make_sdist(folder: Path, name: str, imports: str) -> None:
 
 
 def test_packages_whose_build_needs_more_than_it_says(site: Site) -> None:
-    """R7, R8: torch by itself or by its name, another by a setting of uv; each node builds them."""
+    """torch by itself or by its name, another by a setting of uv; each node builds them."""
     make_wheel(site.folder / "torches", "torch")
     hidden = "try:\n    import torch\nexcept ImportError:\n    raise SystemExit('install PyTorch first') from None"
     for name, imports in {"flash": "import torch", "hides": hidden, "odd": "import tiny"}.items():
@@ -830,7 +830,7 @@ def certified(folder: Path) -> Path:
 
 
 def test_an_index_with_a_company_s_certificate(site: Site) -> None:
-    """R9: what the machine's pip.conf says of index and certificate counts, and uv_settings name it too."""
+    """What the machine's pip.conf says of index and certificate counts, and uv_settings name it too."""
     folder = certified(site.folder / "company")
     make_wheel(site.folder / "company" / "simple" / "inside", "inside")
     handler = lambda *arguments: Quiet(*arguments, directory=str(folder))  # noqa: E731
@@ -868,7 +868,7 @@ class Proxy(Quiet):
 
 
 def test_a_proxy(site: Site) -> None:
-    """R9: of the inventory, or of the machine's pip.conf; only it knows the index's name."""
+    """Of the inventory, or of the machine's pip.conf; only it knows the index's name."""
     folder = site.folder / "behind"
     for name in ("first", "second"):
         make_wheel(folder / "simple" / f"{name}-behind", f"{name}_behind")
@@ -890,7 +890,7 @@ def test_a_proxy(site: Site) -> None:
 
 
 def test_the_cache_of_a_node(site: Site) -> None:
-    """R10: below cluster_dir, and bounded. Nodes on this machine share one, but under this name of the connection."""
+    """Below cluster_dir, and bounded. Nodes on this machine share one, but under this name of the connection."""
     other = {"ansible_connection": "ansible.builtin.local"}
     asked = ("third==1.0\n", "-e", json.dumps({**other, "cluster_dir": f"{site.folder}/cached"}))
     assert site.setup(*asked).returncode == 0

@@ -89,7 +89,7 @@ def test_uv_is_fetched_by_the_inventorys_index_and_proxy(controller: Controller)
     [("<3.11", False), (">=3.12", False), (">=3.9", True), (">=3.11.4,<3.12", True), ("==3.11.*", True), ("no", True)],
 )
 def test_a_project_that_is_not_for_the_nodes_python(controller: Controller, requires: str, is_met: bool) -> None:
-    """R3: uv resolves it nevertheless."""
+    """uv resolves it nevertheless."""
     project = controller.folder / "pyproject.toml"
     project.write_text(f'[project]\nname = "mine"\nversion = "1"\nrequires-python = "{requires}"\n')
     plan = controller.plan({host: {"requirements": str(project)} for host in ("node0", "node1")})
@@ -250,7 +250,7 @@ def test_a_node_gets_no_history_and_sends_no_password(controller: Controller) ->
 
 
 def test_a_disk_with_no_room_for_what_is_copied(controller: Controller) -> None:
-    """R10: said before anything is, for all nodes at once; later it would be an error of Ansible's own."""
+    """Said before anything is, for all nodes at once; later it would be an error of Ansible's own."""
     wheel = controller.folder / "wheels" / "mine-1.0-py3-none-any.whl"
 
     def there(workshop: Path, _request: Any) -> dict[str, Any]:

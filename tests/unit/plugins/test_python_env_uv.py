@@ -636,7 +636,7 @@ def test_an_environment_that_jobs_could_not_read(root: Path, monkeypatch: pytest
 
 
 def test_tools_on_a_dead_network(tmp_path: Path) -> None:
-    """R1, R9: of a node whose environment is complete; uv itself would try for a minute."""
+    """Of a node whose environment is complete; uv itself would try for a minute."""
     for name in ("bin", "cache", "tools", "envs/0/bin"):
         (tmp_path / name).mkdir(parents=True)
     for name in ("installed.txt", "requirements.txt", "bin/python"):

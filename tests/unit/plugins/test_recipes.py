@@ -180,7 +180,7 @@ def test_hydra(recipe: Recipe) -> None:
 
 
 def test_lightning_cli(recipe: Recipe) -> None:
-    """S9: it goes on where it is said to, on all ranks."""
+    """It goes on where it is said to, on all ranks."""
     first = recipe.type()
     assert "0 of 2 from step 0" in first.printed() and "1 of 2 from step 0" in first.printed(1)
     assert first.record["met"]
@@ -232,14 +232,14 @@ def test_relative_data(recipe: Recipe) -> None:
 
 
 def test_elsewhere(recipe: Recipe) -> None:
-    """S10: an absolute path."""
+    """An absolute path."""
     first = recipe.type()
     assert (first.printed(), first.artifacts) == (["from the beginning"], {})
     assert recipe.type().printed(1) == ["from step 10"]
 
 
 def test_hyperparameters(recipe: Recipe) -> None:
-    """S13: the remedy in the cause is one."""
+    """The remedy in the cause is one."""
     assert recipe.type().printed() == ["from step 0"]
     words = (
         "UnpicklingError: torch.load with weights_only refuses an object of type __main__.Config in the checkpoint, "

@@ -583,7 +583,7 @@ def test_packages_that_are_called_build_or_dist(tmp_path: Path, git: str) -> Non
 
 @pytest.mark.parametrize("in_git", [False, True])
 def test_what_tools_and_jobs_have_made_is_no_part_of_a_project(tmp_path: Path, in_git: bool) -> None:
-    """R2: -e ., in an own repository without .gitignore."""
+    """-e ., in an own repository without .gitignore."""
     project(tmp_path)
     job = "runs/20261122-173000-train-9f3a"
     made = [f"{job}/job.json", f"{job}/logs/rank0.log", "venv/pyvenv.cfg", "venv/lib/x.py", ".mypy_cache/x.json"]
@@ -702,7 +702,7 @@ def test_no_file_is_read_whole(tmp_path: Path) -> None:
 
 
 def test_a_submodule_is_part_of_a_project(tmp_path: Path) -> None:
-    """R2: its code is built too."""
+    """Its code is built too."""
     git = ["git", "-c", "user.name=n", "-c", "user.email=n@example.org", "-c", "protocol.file.allow=always"]
     for name in ("vendored", "mine"):
         project(tmp_path / name)

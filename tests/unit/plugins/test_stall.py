@@ -80,7 +80,7 @@ def test_who_comes_later_counts_from_the_jobs_start() -> None:
 
 
 def test_who_is_left_is_looked_at_soon() -> None:
-    """S2: a rank that waits in a rendezvous for ranks that have ended, in its first or in a second one."""
+    """A rank that waits in a rendezvous for ranks that have ended, in its first or in a second one."""
     for met in (False, True):
         watch, clock = watch_of(None, 120)
         if met:
