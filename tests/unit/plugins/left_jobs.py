@@ -21,6 +21,11 @@ from local_nodes import LocalNode, opener
 LIGHTNING = {"pytorch-lightning_version": "2.6.6", "state_dict": {}, "loops": {}, "optimizer_states": []}
 
 
+def job_id(number: int) -> str:
+    """Return the id of the job with that number; later jobs have higher numbers."""
+    return f"20261122-1730{number:02d}-train-0a0a"
+
+
 def leave(
     node: LocalNode,
     job: str = "job-1",

@@ -1,8 +1,9 @@
 # Copyright (c) The Thunderhead developers
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Packages of a few bytes."""
+"""Packages of a few bytes, and what serves them."""
 
 import hashlib
+import http.server
 import zipfile
 from pathlib import Path
 
@@ -28,3 +29,10 @@ def make_index(folder: Path, **versions: str) -> Path:
         file = f"{name}-{version}-py3-none-any.whl"
         (folder / name / "index.html").write_text(f'<a href="{file}">{file}</a>')
     return folder
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """Serves the files of a folder, and prints nothing."""
+
+    def log_message(self, *_arguments: object) -> None:
+        pass

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.operations import clean as cleaning
+from left_jobs import job_id, nested
 from left_jobs import leave as leave_job
-from left_jobs import nested
 from local_nodes import SLEEP, LocalNode, code, until
 
 OLD = time.time() - 2 * 86400
@@ -73,10 +73,6 @@ def held(node: LocalNode, job: str) -> Iterator[None]:
 
 
 # ---------------------------------------------------------------------------------------------------------------- jobs
-
-
-def job_id(number: int) -> str:
-    return f"20261122-1730{number:02d}-train-0a0a"
 
 
 @pytest.mark.parametrize(("keep", "gone"), [(0, 4), (1, 3), (3, 1), (4, 0), (99, 0)])

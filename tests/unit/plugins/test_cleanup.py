@@ -14,13 +14,9 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluste
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs import cleanup
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.channel import Unreachable
-from left_jobs import gang_on, leave
+from left_jobs import gang_on, job_id, leave
 from local_nodes import LocalNode, opener
 from playing import play
-
-
-def job_id(number: int) -> str:
-    return f"20261122-1730{number:02d}-train-0a0a"
 
 
 def fill(node: LocalNode, jobs: int) -> None:

@@ -324,8 +324,7 @@ def test_victims_of_nccl(lines: list[str]) -> None:
 def test_a_process_group_that_was_left_to_the_exit_of_python(launcher: str) -> None:
     lines = ["epoch 9", "terminate called without an active exception"]
     if launcher:
-        log = (Path(__file__).parent / "log_ends" / "torchrun-killed.log").read_text()
-        lines += log.replace("exitcode  : -9", "exitcode  : -6").splitlines()
+        lines += log_of("torchrun-killed").replace("exitcode  : -9", "exitcode  : -6").splitlines()
     log_end = read_log_end(lines)
     assert not log_end.victim
     assert log_end.reason == (

@@ -30,20 +30,13 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._python_env.uv
 from ansible_collections.thunderhead.cluster.plugins.modules import python_env_resolve
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requirements.fetch_uv import HASHES, fetch
-from packages import make_wheel
+from packages import Quiet, make_wheel
 from playing import ROOT, play
 
 PASSWORD = "hush-hush-4711"
 UV_VERSION = yaml.safe_load((ROOT / "roles" / "python_env" / "defaults" / "main.yml").read_text())[
     "python_env_uv_version"
 ]
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    """A package index."""
-
-    def log_message(self, *_arguments: object) -> None:
-        pass
 
 
 class Index(Quiet):

@@ -16,7 +16,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._python_env.re
 from ansible_collections.thunderhead.cluster.plugins.module_utils._python_env.uv import Failure
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requirements.locks import lay_out
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requirements.read_requirements import read
-from packages import make_index
+from packages import Quiet, make_index
 from test_python_env_resolution import SETTINGS, TARGET
 
 PROJECT = '[project]\nname = "app"\nversion = "1"\n'
@@ -144,13 +144,6 @@ def test_a_project_with_an_index_in_pypis_place(controller: Controller, monkeypa
         controller.resolve(text + index + more)
     with pytest.raises(Failure, match=r"does not reach the index https://pypi\.org/simple: it is closed; set"):
         controller.resolve(text)
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    """A web server."""
-
-    def log_message(self, *_arguments: object) -> None:
-        pass
 
 
 @pytest.fixture

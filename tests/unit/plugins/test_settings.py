@@ -183,7 +183,7 @@ def read_by_playbooks() -> set[str]:
 
 
 EXAMPLES = {"cluster_address": "10.0.0.11", "job_env": {"NCCL_DEBUG": "WARN"}}
-"""Commented with an example, for want of a default."""
+"""Commented with an example, because it has no default."""
 NOT_TO_BE_SET = {"python_env_uv_version"}
 """Tested together with the role."""
 IN_WORDS = {"python_env_requirements": "requirements.txt of this repository"}

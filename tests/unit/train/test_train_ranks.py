@@ -3,7 +3,6 @@
 """Whole runs of train.py, on one node and on several."""
 
 import csv
-import json
 import os
 import subprocess
 import sys
@@ -12,15 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from digits import TEST_SIZE, load_splits
-from train_nodes import run_nodes
+from train_nodes import result, run_nodes
 
 from train import Classifier
 
 SCRIPT = Path(__file__).parents[3] / "train" / "train.py"
-
-
-def result(output: str) -> dict[str, float]:
-    return json.loads(output.splitlines()[-1])
 
 
 def checkpoint(directory: Path) -> dict:

@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A training that was killed and went on is the training that was not, bit for bit."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -10,13 +9,9 @@ import pytest
 import torch
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base import lightning_checkpoint
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.operations import verify_checkpoint
-from train_nodes import run_nodes
+from train_nodes import result, run_nodes
 
 STEPS_PER_EPOCH = 13  # 1,259 digits in batches of 96
-
-
-def result(output: str) -> dict[str, float]:
-    return json.loads(output.splitlines()[-1])
 
 
 def last(directory: Path) -> Path:

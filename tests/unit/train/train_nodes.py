@@ -3,6 +3,7 @@
 """Runs train.py on several nodes: processes on this machine, each with a directory and the launcher's variables."""
 
 import contextlib
+import json
 import multiprocessing
 import os
 import signal
@@ -106,3 +107,8 @@ def run_nodes(
     expected = 0 if killed_at is None else -signal.SIGKILL
     assert ended == [expected] * len(directories), f"exit codes {ended} (None: still running)\n{logs}"
     return [(directory / "output").read_text() for directory in directories]
+
+
+def result(output: str) -> dict[str, float]:
+    """Return what train.py prints last."""
+    return json.loads(output.splitlines()[-1])
