@@ -21,7 +21,7 @@ HOST = socket.gethostname()
 
 
 def stamp(what: str) -> None:
-    """Write down that something happens now; whole, for somebody waits for it."""
+    """Write down that something happens now; whole, because recovery.py waits for the file."""
     part = STAMPS / f".{HOST}.{what}"
     part.write_text(str(time.time_ns()))
     part.rename(STAMPS / f"{HOST}.{what}")

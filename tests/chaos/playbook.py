@@ -80,7 +80,7 @@ class Playbook:
         waiting = select.poll()
         waiting.register(self._output, select.POLLIN)
         while True:
-            if self._closing:  # here, for to close it under a read would not end the terminal
+            if self._closing:  # here, because closing it during a read would not end the terminal
                 os.close(self._output)
                 return
             if not waiting.poll(50):
@@ -137,7 +137,7 @@ class Playbook:
                 self._news.wait(left)
 
     def printed(self, rank: int) -> list[str]:
-        """Return what a rank printed, as it was shown; of Ansible's last words a line may be cut off in the middle."""
+        """Return what a rank printed, as it was shown, without a line that Ansible's message after Ctrl-C cuts off."""
         shown = [re.fullmatch(rf"\[{rank} [^\]]+\] ?(.*)", line.text) for line in list(self.lines)]
         return [match[1] for match in shown if match and "User interrupted execution" not in match[1]]
 

@@ -86,7 +86,7 @@ WAYS: dict[str, Callable[[Node, str, float], None]] = {
     "sessions end in the middle of replies": sessions_ended,
 }
 UNHEARD = (sudo_gone, python_gone, refused, dropped)
-"""After these the user is told that nothing was heard of the node for longer than the others would wait for it."""
+"""After these the user is told that the node sent no reply for longer than job_node_timeout_seconds."""
 
 
 @contextlib.contextmanager

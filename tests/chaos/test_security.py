@@ -280,7 +280,7 @@ def test_a_job_that_puts_a_pipe_in_the_place_of_its_log(cluster: Cluster) -> Non
             rf"^rank {rank} \({node.name}\) put something else in the place of its log \(Not a regular file: "
             rf"{JOBS}/[^ ]+/log\); what it prints is shown all the same"
         )
-    time.sleep(2 * NODE_TIMEOUT_SECONDS)  # and after that the nodes are still heard of
+    time.sleep(2 * NODE_TIMEOUT_SECONDS)  # and after that the nodes still reply
     for rank, node in enumerate(cluster.nodes):
         run.await_line(rf"^\[{rank} {node.name}\] +after {4 * NODE_TIMEOUT_SECONDS - 4}")
         agents = node.execute("pgrep", "--full", "--list-full", "^[^ ]*python3 -I -S -c", check=False).splitlines()

@@ -39,7 +39,7 @@ def main() -> int:
             print(log.read_text(), end="", flush=True)
     missing = sorted(set(PYTHONS) - set(pythons()), key=PYTHONS.index)
     if missing:
-        print(f"Not tried, for this machine has no Python {', '.join(missing)}: the tests compile and import with it.")
+        print(f"The tests compile and import were not tried with Python {', '.join(missing)}: this machine has none.")
     return max(process.returncode for process, _log in started)
 
 
@@ -81,7 +81,7 @@ def prepare_home() -> None:
 def pythons(versions: Sequence[str] = PYTHONS) -> dict[str, Path]:
     """Return the folders of those Pythons that this machine has, by version.
 
-    Those of pyenv are where it keeps them, for its commands on the search path answer for one version only.
+    Those of pyenv are where it keeps them, because its commands on the search path start one version only.
     """
     kept = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions")
     found: dict[str, Path] = {}

@@ -1,6 +1,6 @@
 # Copyright (c) The Thunderhead developers
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Twelve things that are wrong with real clusters, each planted on the machines and taken away again."""
+"""Things that are wrong with real clusters, each planted on the machines and taken away again."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
