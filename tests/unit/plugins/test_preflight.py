@@ -3,6 +3,7 @@
 """Each check of the preflight that judges what the nodes said: a healthy cluster, and one defect at a time."""
 
 import dataclasses
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -534,13 +535,15 @@ def test_an_inventory_that_cannot_be_used() -> None:
     assert verdicts[-1].sentence == "on request"
 
 
-def test_every_check_is_described() -> None:
+def test_the_documentation_has_every_check_and_threshold_and_no_other() -> None:
     text = (ROOT / "docs" / "preflight.md").read_text()
-    for name, about in run_checks.CHECKS.items():
-        assert f"| `{name}` | {about} |" in text
-    for name, option in run_checks.OPTIONS.items():
-        # devices is an option of run.yml too
-        assert name == "devices" or f"| `preflight_{name}` | {option['default']:g} |" in text
+    assert dict(re.findall(r"^\| `([a-z]+\.[a-z_]+)` \| (.+) \|$", text, re.MULTILINE)) == run_checks.CHECKS
+    thresholds = {
+        f"preflight_{name}": f"{option['default']:g}"
+        for name, option in run_checks.OPTIONS.items()
+        if name != "devices"  # an option of run.yml too
+    }
+    assert dict(re.findall(r"^\| `(preflight_\w+)` \| (\S+) \|", text, re.MULTILINE)) == thresholds
 
 
 # ----------------------------------------------------------------------------------------------------------- short form
