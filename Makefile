@@ -82,7 +82,7 @@ collection: $(VENV)/.controller ## Build and install the collection elsewhere, a
 	python tests/collection/user.py
 
 .PHONY: molecule
-molecule: $(VENV)/.test ## A training behind nftables, and setups that have to fail, on containers with systemd and sshd
+molecule: $(VENV)/.test ## A training behind nftables, and on Debian 13 what has to fail, on containers with systemd and sshd
 	trap 'python tests/docker/rig.py down' EXIT; \
 	python tests/docker/rig.py up; \
 	for scenario in default failure; do molecule test --scenario-name $$scenario; done
