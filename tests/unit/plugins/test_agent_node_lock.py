@@ -65,10 +65,11 @@ def test_a_look_does_not_keep_a_job_out(node: LocalNode, tmp_path: Path) -> None
     bundle = code(tmp_path / "code", "")
     node.run("", tmp_path / "code")
     ended = threading.Event()
+    states = []
 
     def look() -> None:
         while not ended.is_set():
-            node.follow(wait_seconds=0.2)
+            states.append(node.follow(wait_seconds=0.2)[0]["state"])
 
     watchers = [threading.Thread(target=look) for _number in range(2)]
     for watcher in watchers:
@@ -79,6 +80,7 @@ def test_a_look_does_not_keep_a_job_out(node: LocalNode, tmp_path: Path) -> None
     ended.set()
     for watcher in watchers:
         watcher.join()
+    assert len(states) >= len(watchers) and set(states) == {"succeeded"}
 
 
 def test_of_jobs_that_come_at_the_same_moment_one_is_let_in(node: LocalNode, tmp_path: Path) -> None:
