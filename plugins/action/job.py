@@ -21,7 +21,6 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.contro
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.interrupts import Interrupts
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.inventory import Inventory
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.options import RUN_OPTIONS, RunOptions
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import pluralize
 
 
 class ActionModule(FollowingAction):
@@ -43,8 +42,7 @@ class ActionModule(FollowingAction):
         cluster = inventory.nodes(inventory.cluster if options.resume else hosts)
         context = CommandContext(say, interrupts, cluster, hosts, inventory.cluster)
         if self._task.check_mode:
-            world_size = run.check(options, context)
-            msg = f"would start {options.module or options.script} on {pluralize(world_size, 'node')}"
+            msg = run.check(options, context)
             say(msg)
             return {"changed": True, "msg": msg}
         return {"changed": True, **run.run(options, context)}

@@ -843,7 +843,9 @@ def test_rerun(nodes: list[LocalNode], tmp_path: Path) -> None:
     first = Session(nodes, run_options(tmp_path, script, script_args="--lr 1", env={"A": "x"})).run()
     (tmp_path / "project" / "train.py").write_text("print('v2')")
     earlier = first.id
-    again = Session(nodes, run_options(tmp_path, rerun=earlier, env={"A": "y"})).run()
+    again = Session(nodes, run_options(tmp_path, rerun=earlier, env={"A": "y"}))
+    assert runner.check(again.options, again.context()) == "would start train.py on 2 nodes"
+    again.run()
     assert again.error == ""
     assert "[0 node0] v1 ['--lr', '1'] y" in again.lines
     assert json.loads((Path(again.result["path"]) / "job.json").read_text())["rerun"] == earlier

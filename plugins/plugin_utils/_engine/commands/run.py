@@ -56,13 +56,13 @@ def plan(options: RunOptions, context: CommandContext) -> tuple[Launch, ResumePo
     return Launch(job, context.nodes, context.members), origin
 
 
-def check(options: RunOptions, context: CommandContext) -> int:
-    """Check whether the job could start now, show the notes, and start nothing; return the world size."""
+def check(options: RunOptions, context: CommandContext) -> str:
+    """Check whether the job could start now, show the notes, and start nothing; return a sentence that says so."""
     launch, _origin = plan(options, context)
     topology = launch.prepare(dry=True)
     for note in launch.notes:
         context.say(note)
-    return topology.world_size
+    return f"would start {launch.job.module or launch.job.script} on {pluralize(topology.world_size, 'node')}"
 
 
 def run(options: RunOptions, context: CommandContext) -> dict[str, Any]:
