@@ -34,10 +34,10 @@ class ActionModule(FollowingAction):
         """Run it to its end, or only say what would be started."""
         hosts = inventory.taking_part
         require_hosts(hosts)
-        if arguments["skip"]:
+        if arguments["skip"]:  # else the start does not wait until the checks of a preflight are imported
             from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight import run_checks
 
-            run_checks.require_known(arguments["skip"])
+            arguments["skip"] = run_checks.names_to_skip(arguments["skip"])
         options = RunOptions.from_arguments(arguments)
         cluster = inventory.nodes(inventory.cluster if options.resume else hosts)
         context = CommandContext(say, interrupts, cluster, hosts, inventory.cluster)

@@ -49,8 +49,7 @@ class ActionModule(ClusterAction):
     def act(self, arguments: dict[str, Any], inventory: Inventory) -> dict[str, Any]:
         """Make the checks, show what they found, and fail if one did."""
         began = time.monotonic()
-        skip = [name.strip() for name in arguments["skip"] if name.strip()]
-        run_checks.require_known(skip)
+        skip = run_checks.names_to_skip(arguments["skip"])
         code = _code(arguments, inventory) if arguments["script"] or arguments["module"] else None
         for note in code.bundle.notes if code else ():
             Display().display(escape(note))

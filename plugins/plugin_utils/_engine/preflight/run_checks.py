@@ -55,15 +55,17 @@ ANSWER_SECONDS = 60
 """What asking may take besides trying the environment."""
 
 
-def require_known(skipped: Collection[str]) -> None:
-    """Raise JobError for what is neither a check nor a group."""
+def names_to_skip(given: Collection[str]) -> list[str]:
+    """Return names of checks and groups without the spaces around them; raise JobError for any other name."""
     groups = dict.fromkeys(name.partition(".")[0] for name in CHECKS)
-    for name in skipped:
+    names = [name.strip() for name in given if name.strip()]
+    for name in names:
         if name not in CHECKS and name not in groups:
             raise JobError(
                 f"skip has {name}, which is no check; the groups are {', '.join(groups)}, "
                 f"the checks {', '.join(CHECKS)}"
             )
+    return names
 
 
 def run_checks(
