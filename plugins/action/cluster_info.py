@@ -20,7 +20,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.contro
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
 
 MODULES = {"firewalld": "ansible.posix.firewalld", "ufw": "community.general.ufw"}
-"""What the role firewall speaks to a firewall with, where that comes in another collection."""
+"""The modules of other collections with which the role firewall changes a firewall."""
 
 
 class ActionModule(ClusterAction):
@@ -42,7 +42,7 @@ class ActionModule(ClusterAction):
         hosts = {host: inventory.variables(host) for host in inventory.taking_part}
         role_settings.require_valid(arguments["roles"], hosts, inventory.resolve)
         found = ask_setup_facts.inspect_cluster(cluster, inventory.taking_part)
-        for host, node in found["nodes"].items():
+        for host, node in found["nodes"].items() if not found["on_loopback"] else ():  # else no firewall is changed
             require_collections(host, node["firewalls"], inventory.value(host, "firewall_provider", "auto"))
         return {"changed": False, **found}
 
@@ -52,7 +52,7 @@ def require_collections(host: str, active: Sequence[str], provider: str) -> None
 
     Args:
         host: inventory name.
-        active: firewalls that are active there.
+        active: firewalls that run or are enabled there, of those in MODULES.
         provider: which the inventory wants.
     """
     for firewall in active:

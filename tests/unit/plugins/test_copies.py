@@ -72,9 +72,8 @@ def test_a_collection_that_a_firewall_needs(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_setup_looks_for_it_before_it_changes_anything(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster_info.module_loader, "find_plugin", lambda name: None)
-    monkeypatch.setattr(
-        cluster_info.ask_setup_facts, "inspect_cluster", lambda *_about: {"nodes": {"node0": {"firewalls": ["ufw"]}}}
-    )
+    found = {"on_loopback": False, "nodes": {"node0": {"firewalls": ["ufw"]}}}
+    monkeypatch.setattr(cluster_info.ask_setup_facts, "inspect_cluster", lambda *_about: found)
     inventory = SimpleNamespace(
         cluster=["node0"],
         taking_part=["node0"],
@@ -86,3 +85,5 @@ def test_setup_looks_for_it_before_it_changes_anything(monkeypatch: pytest.Monke
     action = cluster_info.ActionModule.__new__(cluster_info.ActionModule)
     with pytest.raises(JobError, match=r"^node0 has ufw, which needs the collection community.general, "):
         action.act({"roles": []}, inventory)
+    found["on_loopback"] = True  # then setup.yml and teardown.yml leave the role firewall out
+    assert action.act({"roles": []}, inventory) == {"changed": False, **found}
