@@ -467,8 +467,9 @@ class Uv:
         parts = urlsplit(url)
         env = self.environment
         found = {name: env.get(name) or env.get(name.upper()) or "" for name in PROXY_VARIABLES}
+        host = parts.netloc.rpartition("@")[2]
         if found["no_proxy"] and urllib.request.proxy_bypass_environment(  # type: ignore[attr-defined]  # typeshed lacks it
-            parts.netloc, {"no": found["no_proxy"]}
+            host, {"no": found["no_proxy"]}
         ):
             return ""
         proxy = found.get(f"{parts.scheme}_proxy") or found["all_proxy"]

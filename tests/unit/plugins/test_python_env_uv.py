@@ -118,6 +118,13 @@ def test_the_proxy_that_sudo_has_lost(root: Path) -> None:
     assert variables(root, proxy="http://other:1")["https_proxy"] == "http://other:1"
 
 
+@pytest.mark.parametrize("host", ["mirror.example.org", "user:secret@mirror.example.org:8080"])
+def test_an_index_that_is_reached_without_the_proxy(root: Path, host: str) -> None:
+    (root / "etc/environment").write_text("https_proxy=http://proxy:3128\nno_proxy=mirror.example.org\n")
+    assert made(root).proxy_for(f"https://{host}/simple") == ""
+    assert made(root).proxy_for("https://pypi.org/simple") == "http://proxy:3128"
+
+
 def test_the_environment_counts_more_than_the_file(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (root / "etc/environment").write_text("https_proxy=http://proxy:3128\n")
     monkeypatch.setenv("HTTPS_PROXY", "http://mine:1")
