@@ -158,7 +158,13 @@ class Work:
                     "setup again"
                 )
         if cache:
-            bound_cache(uv, cache, given["cache_max_mb"])
+            try:
+                bound_cache(uv, cache, given["cache_max_mb"])
+            except Failure as failure:
+                self.module.warn(
+                    f"uv's cache {cache} is larger than python_env_cache_max_mb and could not be emptied; remove that "
+                    f"folder while no setup.yml runs. {explained(failure)}"
+                )
         return has_tools
 
     def _environment(self, uv: Uv, target: str) -> Environment:

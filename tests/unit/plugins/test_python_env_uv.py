@@ -642,21 +642,20 @@ def test_an_environment_that_jobs_could_not_read(root: Path, monkeypatch: pytest
     assert not (root / "envs" / "0").exists()
 
 
-def test_tools_on_a_dead_network(tmp_path: Path) -> None:
-    """Of a node whose environment is complete; uv itself would try for a minute."""
+def installed(tmp_path: Path, uv_script: str, **given: Any) -> dict[str, Any]:
+    """Run the module on a node whose environment is complete; return its result."""
     for name in ("bin", "cache", "tools", "envs/0/bin"):
-        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
     for name in ("installed.txt", "requirements.txt", "bin/python"):
         (tmp_path / "envs" / "0" / name).touch()
     (tmp_path / "env").symlink_to("envs/0")
-    (tmp_path / "bin" / "uv").write_text(f"#!/bin/sh\ntouch {tmp_path}/asked\n")
+    (tmp_path / "bin" / "uv").write_text(f"#!/bin/sh\n{uv_script}\n")
     (tmp_path / "bin" / "uv").chmod(0o755)
     node_ = {"complete": True, "current": True, "target": "envs/0", "executable": sys.executable}
-    given = {
+    given |= {
         "directory": str(tmp_path),
         "node": {**node_, "tools": "tools/1", "tools_current": False},
         "digest": "0" * 64,
-        "tools": "py-spy==0.4.1",
         "settings": json.dumps({**SETTINGS, "index_url": "http://127.0.0.1:1/simple"}),
     }
     (tmp_path / "arguments").write_text(json.dumps({"ANSIBLE_MODULE_ARGS": given}))
@@ -669,10 +668,30 @@ def test_tools_on_a_dead_network(tmp_path: Path) -> None:
         text=True,
         env=environment,
     )
-    said = str(json.loads(done.stdout)["warnings"])
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def test_tools_on_a_dead_network(tmp_path: Path) -> None:
+    """Uv itself would try for a minute."""
+    said = str(installed(tmp_path, f"touch {tmp_path}/asked", tools="py-spy==0.4.1")["warnings"])
     assert "py-spy could not be installed here, so the stacks of a job that hangs cannot be shown: " in said
     assert "it does not reach the index http://127.0.0.1:1/simple" in said
     assert not (tmp_path / "asked").exists()
+
+
+def test_a_cache_that_cannot_be_emptied(tmp_path: Path) -> None:
+    """The environment is in use by then: it is no failed install."""
+    (tmp_path / "cache" / "uv").mkdir(parents=True)
+    (tmp_path / "cache" / "uv" / "wheel").write_bytes(bytes(4096))
+    result = installed(tmp_path, "echo no such luck >&2; exit 1", cache_max_mb=0)
+    said = str(result["warnings"])
+    assert (
+        f"uv's cache {tmp_path}/cache/uv is larger than python_env_cache_max_mb and could not be emptied; remove that "
+        "folder while no setup.yml runs. uv failed."
+    ) in said
+    assert "no such luck" in said
+    assert (result.get("failed", False), result["changed"]) == (False, False)
 
 
 @pytest.mark.parametrize(
