@@ -36,11 +36,11 @@ class ActionModule(ClusterAction):
         dry = bool(self._task.check_mode)
         owner = None if arguments["all_users"] else who()
         cleaned, errors = cleanup.remove_old_jobs(inventory.nodes(hosts), arguments["keep"], owner, dry)
-        said = cleanup.summarize(cleaned, dry)
+        summary = cleanup.summarize(cleaned, dry)
         if errors:
-            found = {"failed": True, "msg": str(join_errors(errors.values(), f"On the other nodes: {said}."))}
+            found = {"failed": True, "msg": str(join_errors(errors.values(), f"On the other nodes: {summary}."))}
         else:
-            found = {"msg": said}
-            for line in (said, *cleanup.describe_leftovers(cleaned)):
+            found = {"msg": summary}
+            for line in (summary, *cleanup.describe_leftovers(cleaned)):
                 display(line)
         return {**found, "changed": cleanup.removed_anything(cleaned), "nodes": cleaned}

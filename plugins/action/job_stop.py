@@ -38,8 +38,7 @@ class ActionModule(ClusterAction):
         cluster = inventory.nodes(inventory.cluster)
         runs = Path(os.path.abspath(arguments["runs_dir"]))
         stopped = stop(
-            *(display, cluster, arguments["job"], runs, arguments["stop_grace_seconds"]),
-            hosts=inventory.taking_part,
+            display, cluster, arguments["job"], runs, arguments["stop_grace_seconds"], hosts=inventory.taking_part
         )
         changed = stopped.pop("was_running")
         ended = "was stopped" if changed else "had ended already"

@@ -58,11 +58,8 @@ class ActionModule(ClusterAction):
             require_hosts(inventory.taking_part)
             return inventory.nodes(inventory.taking_part)
 
-        verdicts = run_checks.run_checks(
-            *(read, inventory.cluster),
-            {**arguments, "skip": skip, "devices": count_devices(arguments["devices"])},
-            code,
-        )
+        options = {**arguments, "skip": skip, "devices": count_devices(arguments["devices"])}
+        verdicts = run_checks.run_checks(read, inventory.cluster, options, code)
         seconds = time.monotonic() - began
         data = report.as_data(verdicts, seconds)
         if arguments["format"] == "table":
@@ -87,13 +84,6 @@ def _code(arguments: dict[str, Any], inventory: Inventory) -> Code:
     head = inventory.taking_part[:1]
     inherited = as_environment(inventory.value(head[0], "job_env", {}) if head else {}, "job_env")
     include, everything = split_patterns(arguments["include"]), arguments["project_files"] == "all"
-    script, bundle, found = take_code(
-        project,
-        arguments["script"],
-        module,
-        {**inherited, **env},
-        arguments["bundle_max_mb"],
-        include,
-        everything,
-    )
+    variables, max_mb = {**inherited, **env}, arguments["bundle_max_mb"]
+    script, bundle, found = take_code(project, arguments["script"], module, variables, max_mb, include, everything)
     return Code(project, bundle, script, module, env, found.launcher)

@@ -257,7 +257,7 @@ class Resolution:
         """Return a uv.lock as requirements with hashes."""
         options = ["export", "--quiet", "--frozen", "--no-emit-project", "--no-header", "--no-annotate"]
         options += ["--emit-index-url", "--emit-find-links", "--no-editable", "--no-default-groups"]
-        text, _said = self.uv.run(*options, *self.request["arguments"][1:], cwd=self.request["project"])
+        text, _errors = self.uv.run(*options, *self.request["arguments"][1:], cwd=self.request["project"])
         self.hashes.clear()
         for head, below in ENTRY.findall(text):
             name = re.match(r"([A-Za-z0-9][\w.-]*)==", head)

@@ -103,8 +103,8 @@ def logical_lines(path: Path, text: str, constrains: bool) -> Iterator[Line]:
             joined += line[:-1]
             continue
         joined_line = COMMENT.sub("", joined + (f" {line}" if is_comment else line)).strip()
-        for text in _options(joined_line) if joined_line.startswith("-") else [joined_line] if joined_line else []:
-            yield Line(path, first, text, constrains)
+        for one in _options(joined_line) if joined_line.startswith("-") else [joined_line] if joined_line else []:
+            yield Line(path, first, one, constrains)
         joined, first = "", 0
 
 
