@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # ruff: noqa: E402 (in a module the documentation comes first)
-"""The cluster directory of a node, made and taken away."""
+"""Make the cluster directory of a node, or remove what is ours in it."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.operati
 
 
 def main() -> None:
-    """Make it, or take it away."""
+    """Make the directory, or remove its parts."""
     module = AnsibleModule(
         argument_spec={
             "path": {"type": "path", "required": True},

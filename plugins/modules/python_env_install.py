@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # ruff: noqa: E402 (in a module the documentation comes first)
-"""A node's Python environment, from a lock."""
+"""Install a node's Python environment from a lock."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ def read(path: str) -> str:
         return ""
 
 
-class Work:
-    """What is to be done on this node."""
+class Installation:
+    """The environment and the tools of this node."""
 
     def __init__(self, module: AnsibleModule) -> None:
         self.module = module
@@ -86,11 +86,11 @@ class Work:
         self.node: dict[str, Any] = self.given["node"]
         self.is_root = os.geteuid() == 0
 
-    def do(self) -> dict[str, Any]:
-        """Do it, unless in check mode; return the result.
+    def run(self) -> dict[str, Any]:
+        """Install them, unless in check mode; return the module's result.
 
         Raises:
-            Failure: it cannot be done.
+            Failure: the environment cannot be installed.
         """
         record_path = os.path.join(self.directory, "requirements.txt")
         before = read(record_path)
@@ -114,7 +114,7 @@ class Work:
         return result
 
     def _install(self, folder: str, record: str) -> bool:
-        """Do it, and leave no wheels; return whether the tools came."""
+        """Install, and remove the wheels; return whether the tools were installed."""
         wheels = os.path.join(self.directory, "wheels", self.given["wheels"]) if self.given["wheels"] else ""
         cache = "" if self.given["own_cache"] else os.path.join(self.directory, "cache", "uv")
         uv = Uv(
@@ -172,7 +172,7 @@ class Work:
 
 
 def main() -> None:
-    """Make it so."""
+    """Install the environment and the tools."""
     module = AnsibleModule(
         argument_spec={
             "directory": {"type": "path", "required": True},
@@ -192,7 +192,7 @@ def main() -> None:
         supports_check_mode=True,
     )
     try:
-        result = Work(module).do()
+        result = Installation(module).run()
     except Failure as failure:
         directory = module.params["directory"]
         module.fail_json(

@@ -1,9 +1,7 @@
 # Copyright (c) The Thunderhead developers
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Documentation of the action of this name."""
-
-from __future__ import annotations
+"""Documentation of the action ``thunderhead.cluster.python_env_lock``; the code is in plugins/action."""
 
 DOCUMENTATION = r"""
 module: python_env_lock
@@ -12,8 +10,9 @@ version_added: 0.1.0
 description:
   - Reads what C(python_env_requirements) names, with all that it includes, and refuses what no node could install, by
     file and line.
-  - With O(nodes), has a lock with hashes for every kind of node that lacks its environment, by uv, on the controller,
-    or on the node that C(python_env_resolve_on) names. What has no hash (local projects, git) is built into a wheel.
+  - With O(nodes), makes a lock with hashes for every kind of node that lacks its environment, with uv, on the
+    controller, or on the node that C(python_env_resolve_on) names. What has no hash (local projects, git) is
+    built into a wheel.
   - Locks are kept on the controller, in C(~/.cache/thunderhead/locks), and serve as long as the files, the projects
     that they name, the settings and uv's version are the same.
   - Runs once for all hosts, and reads the role's variables of each.

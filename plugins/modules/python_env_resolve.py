@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # ruff: noqa: E402 (in a module the documentation comes first)
-"""A resolution on a node, for all nodes."""
+"""Resolve requirements on a node, for all nodes."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def make_workshop() -> tuple[str, int]:
 
 
 def main() -> None:
-    """Resolve."""
+    """Unpack the archive, resolve, and return the locks and the wheels."""
     module = AnsibleModule(
         argument_spec={
             "archive": {"type": "path", "required": True},

@@ -27,7 +27,7 @@ NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 class Environment:
-    """An environment to be, below a cluster directory.
+    """A virtual environment below a cluster directory.
 
     Args:
         directory: the cluster directory.
@@ -45,22 +45,22 @@ class Environment:
         self.executable = executable
         self.compiles = compiles
 
-    def make(self, lock: str, backend: str, needs_torch: list[str], wheels: str, folder: str, record: str) -> bool:
-        """Have it complete; return whether it was not.
+    def make(self, lock: str, backend: str, needs_torch: list[str], wheels: str, folder: str, record: str) -> None:
+        """Install the lock into it, unless it is complete.
 
         Args:
             lock: every package, with hashes.
             backend: of torch, "none" for the indexes' own.
             needs_torch: packages whose build needs it.
             wheels: folder of those that were built on the controller.
-            folder: a workshop.
-            record: what is said of it beside it.
+            folder: for temporary files.
+            record: the text of its requirements.txt.
 
         Raises:
             Failure: it cannot be done; nothing is left of it.
         """
         if is_complete(self.directory, self.target):
-            return False
+            return
         try:
             self.uv.run("venv", "--quiet", "--clear", "--no-project", "--python", self.executable, self.path)
             output = self._install(lock, backend, needs_torch, wheels, folder) if lock.strip() else ""
@@ -71,7 +71,6 @@ class Environment:
         except (Failure, OSError):
             shutil.rmtree(self.path, ignore_errors=True)
             raise
-        return True
 
     def _install(self, lock: str, backend: str, needs_torch: list[str], wheels: str, folder: str) -> str:
         path = os.path.join(folder, "lock.txt")
@@ -110,27 +109,26 @@ class Environment:
             output += self.uv.run_building(*arguments, torch=torch[0] if torch else "", needs=needs, **more)[1]
         return output
 
-    def switch(self, link: str, leads_to: str) -> bool:
-        """Have a link lead to it, in one step; return whether it did not."""
+    def switch(self, link: str, leads_to: str) -> None:
+        """Point a link in the cluster directory at it, in one step."""
         place = os.path.join(self.directory, link)
         if link_of(place) == leads_to:
-            return False
+            return
         part = f"{place}.part"
         if os.path.lexists(part):
             os.unlink(part)
         os.symlink(leads_to, part)
         os.replace(part, place)
-        return True
 
 
 @contextlib.contextmanager
 def alone(directory: str, uv: Uv) -> Iterator[None]:
-    """Have no other setup install in a cluster directory, as long as this process or a uv that it has started lives.
+    """Keep other setups from installing in a cluster directory while this process, or a uv that it started, lives.
 
     On a file system that has no locks two setups are not kept apart.
 
     Raises:
-        Failure: another one does, perhaps one whose ansible-playbook has ended meanwhile.
+        Failure: another one installs, perhaps one whose ansible-playbook has ended meanwhile.
         OSError: the folder of the cache is not there.
     """
     lock = os.open(os.path.join(directory, "cache", "lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
@@ -160,7 +158,7 @@ def write(path: str, text: str) -> None:
 
 
 def recorded(lock: str, name: str, digest: str) -> str:
-    """Return what is said of an environment beside it: the pinned packages, without hashes."""
+    """Return the text of an environment's requirements.txt: the pinned packages, without hashes."""
     packages = re.sub(r" \\\n[ \t]+--hash=\S+", "", lock)
     packages = re.sub(r"(?m)^(\S+) @ file://\S*/([^-/\s]+)-([^-/\s]+)-\S+$", r"\1==\3", packages)
     return f"# requirements {digest[:16]}, resolved by setup.yml from {name}\n{packages}"
@@ -170,7 +168,7 @@ def open_to_all(path: str) -> None:
     """Let every account read an environment: a strict umask, now or when uv's cache was filled, would keep jobs out.
 
     Raises:
-        Failure: it cannot be.
+        Failure: chmod failed.
     """
     # pylint: disable-next=ansible-bad-function
     done = subprocess.run(["chmod", "-R", "u=rwX,go=rX", path], capture_output=True, text=True, check=False)

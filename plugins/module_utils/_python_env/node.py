@@ -41,7 +41,7 @@ def probe(
         python: name or path.
         backend: the wanted build of torch.
         digest: of what else decides the environment's content.
-        tools: likewise for the product's own tools.
+        tools: the lock of the product's own tools.
         find_links: folders that have to be here, or URLs.
 
     Returns:

@@ -62,6 +62,7 @@ def table_within(table: Any, *names: str) -> dict[str, Any]:
 
 
 def has_dynamic_dependencies(table: Mapping[str, Any]) -> bool:
+    """Return whether only the build of a project says what the project depends on."""
     found = table_within(table, "project").get("dynamic")
     return isinstance(found, list) and ("dependencies" in found or "optional-dependencies" in found)
 
