@@ -32,7 +32,7 @@ class ActionModule(EveryNodeAction):
     }
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Say what was chosen, too."""
+        """Return what each host replies, and a message about what was chosen."""
         result = super().run(tmp, task_vars)
         return {**result, "msg": chosen(result["nodes"])}
 
@@ -44,10 +44,10 @@ class ActionModule(EveryNodeAction):
 
 @functools.cache
 def opening(peers: Sequence[str], ports: Sequence[str]) -> tuple[list[str], list[tuple[int, int]]]:
-    """Return who is to be let in to what, the same for all nodes, as networks and spans of ports.
+    """Return the peers as networks, and the ports as spans; cached, because they are the same for all nodes.
 
     Raises:
-        JobError: it cannot be used.
+        JobError: one is no address or no port.
     """
     try:
         sources = networks(peers)
@@ -57,7 +57,7 @@ def opening(peers: Sequence[str], ports: Sequence[str]) -> tuple[list[str], list
 
 
 def chosen(nodes: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return what was chosen, and why, a line for all nodes of which that is the same; the most are not all named."""
+    """Return what was chosen, and why, one line for all nodes with the same choice; the largest group is cut short."""
     alike: dict[str, list[str]] = {}
     for host, one in nodes.items():
         alike.setdefault(escape(one["msg"]), []).append(host)

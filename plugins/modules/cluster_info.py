@@ -85,7 +85,8 @@ nodes:
   description:
     - Each host of the play to its C(address), C(directory), C(user) and C(port_range).
     - Its C(place) (rank, world_size, master_addr, master_port and interface) is as the role node_env takes it.
-    - C(firewalls) are those of firewalld and ufw that are active, C(job) is the id of the job that holds it, or empty.
+    - C(firewalls) are those of firewalld and ufw that run or are enabled.
+    - C(job) is the id of the job that holds it, or empty.
   type: dict
   returned: success
 """

@@ -12,8 +12,8 @@ description:
   - Asks all hosts of the play at once, with the arguments that the task has for each.
   - Active is what filters incoming packets now; what is installed and does not run is not. Of several, the one that
     manages the others is chosen, firewalld before ufw before iptables before nftables.
-  - A firewall that is not chosen should have no rule of the cluster; any that it has is stale. Only where V(auto) finds
-    none active they stay as they are, because it may have been stopped for a moment.
+  - A firewall that is not chosen should have no rule of the cluster; any that it has is stale. Only where V(auto)
+    chooses none they stay as they are, because it may have been stopped for a moment.
 options:
   provider:
     description: The firewall that is to let the peers in. V(auto) chooses it; V(none) makes every rule stale.

@@ -16,7 +16,7 @@ description:
   - The records of the jobs on the controller stay. A job whose code is gone from a node cannot be run again from its
     record unless the controller has the code.
   - Whose a job is was recorded when it was started, as the user and the machine of the controller. Of others' jobs
-    nothing goes, for checkpoints and the artifacts of most ranks lie on the nodes alone.
+    nothing goes, because checkpoints and the artifacts of most ranks lie on the nodes alone.
 options:
   keep:
     description: How many of the user's ended jobs stay on each node; with O(all_users), how many of all.

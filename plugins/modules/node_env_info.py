@@ -12,7 +12,7 @@ description:
   - Changes nothing.
   - Asks all hosts of the play at once, with the arguments that the task has for each.
   - What C(node.env) is to hold follows from the variables C(node_env_node) and C(node_env_variables) of the role
-    node_env. They are no arguments, for these are shown and recorded, and a variable may be a secret.
+    node_env. They are no arguments, because these are shown and recorded, and a variable may be a secret.
 options:
   directory:
     description: The node's cluster directory.

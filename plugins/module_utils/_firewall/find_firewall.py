@@ -95,7 +95,7 @@ def passed_over(reasons: list[str]) -> str:
 
 
 def inspect_firewall(provider: str, sources: Sequence[str], ports: Sequence[Span]) -> dict[str, Any]:
-    """Look, and change nothing.
+    """Return which firewall lets the peers in, and which of the cluster's rules are missing or stale; change nothing.
 
     Args:
         provider: the firewall that is to let the peers in, or "auto", or "none".
@@ -132,7 +132,7 @@ def inspect_firewall(provider: str, sources: Sequence[str], ports: Sequence[Span
     rules = firewalld.rules(sources, ports)
     if provider == "ufw" and not here.has_ipv6() and any(":" in source for source in sources):
         sources = [source for source in sources if ":" not in source]
-        why += f"; IPv6 addresses are left out, for {ufw.DEFAULTS} has IPV6=no"
+        why += f"; IPv6 addresses are left out, because {ufw.DEFAULTS} has IPV6=no"
     found = {
         "firewalld": here.in_firewalld(provider == "firewalld", rules),
         "ufw": here.in_ufw(sources if provider == "ufw" else [], ports),

@@ -33,7 +33,7 @@ def programs() -> list[str]:
     """Return the programs that show a set of rules of their own, IPv4 before IPv6.
 
     iptables is either iptables-nft or iptables-legacy under another name; both sets can be in force at once. The legacy
-    programs are asked only where legacy tables exist, for asking makes them.
+    programs are asked only where legacy tables exist, because asking makes them.
     """
     found = []
     for name, table_names in TABLE_NAMES.items():

@@ -19,7 +19,7 @@ ARGUMENTS: dict[str, dict[str, object]] = {
     "ports": {"type": "list", "elements": "str"},
     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
 }
-"""What a module that opens is told; described in plugins/doc_fragments/peers.py."""
+"""The arguments of the modules that let peers in; described in plugins/doc_fragments/peers.py."""
 REQUIRED_IF = [("state", "present", ["peers", "ports"])]
 NAME = "thunderhead"
 MULTIPORT = 15

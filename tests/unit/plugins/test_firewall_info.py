@@ -171,7 +171,7 @@ def test_ufw_without_ipv6(machine, monkeypatch, tmp_path, said, speaks):
     (tmp_path / "ufw").write_text(said)
     found = machine.has("ufw!").run(sources=("198.18.0.1", "fd00::1"))
     assert [rule["network"] for rule in found["ufw"]["missing"]] == ["fd00::1"] * speaks + ["198.18.0.1"]
-    assert ("IPv6 addresses are left out, for" in found["msg"]) is not speaks
+    assert ("IPv6 addresses are left out, because" in found["msg"]) is not speaks
 
 
 @pytest.mark.parametrize(
