@@ -121,8 +121,7 @@ options:
     type: int
     default: 100
   skip:
-    description: Checks of the preflight that are left out, of those that a run makes. M(thunderhead.cluster.preflight)
-      knows them all.
+    description: Checks of the preflight that are left out, of those that a run makes; C(docs/preflight.md) lists them.
     type: list
     elements: str
     default: []

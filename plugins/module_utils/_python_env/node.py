@@ -27,7 +27,7 @@ ABOUT = (
 )
 """For Python 2.7 and later, so that one which is too old can be named."""
 ANSWER_SECONDS = 20
-"""How long a Python or a uv may take to say what it is."""
+"""How long a Python or a uv may take to print its version."""
 SHOWN = ("executable", "python", "version", "machine", "system", "libc")
 
 

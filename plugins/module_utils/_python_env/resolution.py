@@ -173,14 +173,14 @@ class Resolution:
         self.uv.require_reachable(known, [one for one in self.named if one not in known])
 
     def _require_no_hashes(self, lines: str) -> None:
-        """Raise Failure if a file that lines name by its URL has what uv, which reads it, does not heed there."""
+        """Raise Failure if a file that lines name by its URL has what uv, which reads it, ignores there."""
         urls = self._named_files("", lines)
         for url in urls:  # which grows
             try:
                 text = re.sub(r"(?m)(^|\s)#.*", "", re.sub(r"\\\r?\n", " ", self._text_at(url)))
             except (OSError, ValueError) as error:
                 raise Failure(
-                    f"{redacted(url)} is not to be had ({redacted(str(error))}), so whether it has hashes is not "
+                    f"{redacted(url)} cannot be fetched ({redacted(str(error))}), so whether it has hashes is not "
                     "known; correct that line, or fetch that file and name it by its path"
                 ) from None
             if re.search(r"(?m)(^|\s)--(hash|require-hashes)\b|^[ \t]*-.*[ \t]-", text):
@@ -199,7 +199,7 @@ class Resolution:
         """Return the content at a URL, asked as uv asks.
 
         Raises:
-            OSError: it is not to be had.
+            OSError: it cannot be fetched.
             ValueError: it is no URL that can be asked.
         """
         parts = urlsplit(url)
@@ -382,7 +382,7 @@ class Resolution:
             self._compile(arguments, target)
 
     def _unmet(self, target: Mapping[str, str], backend: str) -> list[tuple[str, str]]:
-        """Return the lines that cannot be met each by itself: uv tells of one at a time."""
+        """Return the lines that cannot be met each by itself: uv reports one at a time."""
         lines = self.request["lines"]
         pins = [line for line in lines if INDEXED.match(line)]
         options = [line for line in self._text(lines).splitlines() if line.startswith(("--index", "--extra", "--find"))]

@@ -597,9 +597,9 @@ def more_indexes(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _connect(address: tuple[Any, ...], answers: queue.SimpleQueue[str]) -> None:
-    """Tell whether an address takes a connection: "" or why not."""
+    """Put "" into answers if an address takes a connection, else why it does not."""
     try:
-        socket.create_connection(address, 2 * REACH_SECONDS).close()  # who waits is told earlier
+        socket.create_connection(address, 2 * REACH_SECONDS).close()  # the caller stops waiting earlier
     except OSError as error:
         answers.put(error.strerror or str(error))
     else:

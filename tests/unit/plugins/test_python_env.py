@@ -600,7 +600,7 @@ def test_neither_pip_nor_uv(tmp_path: Path, without_pip: Path) -> None:
         fetch(UV_VERSION, OWN, folder, {})
     assert str(caught.value) == (
         f"This machine needs uv {UV_VERSION} for {OWN}, and has neither pip nor uv; install pip for "
-        f"{without_pip}/python or uv, see that it reaches a package index, or put the binary to {folder}/bin/uv"
+        f"{without_pip}/python or uv, see that it reaches a package index, or put the binary at {folder}/bin/uv"
     )
     assert list(folder.parent.iterdir()) == []
 
@@ -613,7 +613,7 @@ def test_setup_says_it_in_one_sentence(site: Site) -> None:
     result = play(site.folder, "setup.yml", "--tags", "python_env", "-e", "python_env_uv_version=0.0.1", **nowhere)
     assert result.returncode != 0
     assert f"This machine needs uv 0.0.1 for {OWN}, and could not fetch it with uv: " in result.stdout
-    assert "see that it reaches a package index, or put the binary to" in result.stdout
+    assert "see that it reaches a package index, or put the binary at" in result.stdout
     assert "Make the folders of uv" not in result.stdout
     assert list((site.folder / "empty" / "thunderhead").iterdir()) == []
 

@@ -407,7 +407,7 @@ OF_ALL_INDEXES = "--index-strategy=unsafe-best-match"
             "--requirement={site}/outer.txt",
             "{site}/sub/inner.txt, a file of requirements that is named by its URL, has",
         ),
-        ("-r {site}/none.txt", "{site}/none.txt is not to be had (HTTP Error 404: File not found)"),
+        ("-r {site}/none.txt", "{site}/none.txt cannot be fetched (HTTP Error 404: File not found)"),
     ],
 )
 def test_hashes_in_a_file_that_is_named_by_its_url(bench: Bench, line: str, why: str) -> None:

@@ -101,7 +101,7 @@ def test_what_stands_behind_an_option(tmp_path: Path, option: str, rest: str) ->
     (tmp_path / "my wheels").mkdir()
     name = option.replace("=", " ").split()[0]
     assert refused(tmp_path, f"six\n{option} {rest}\n") == (
-        f"requirements.txt line 2 has {rest} behind the option {name}, where pip pays no heed to it; write it into a "
+        f"requirements.txt line 2 has {rest} behind the option {name}, where pip ignores it; write it into a "
         "line of its own"
     )
 
@@ -283,7 +283,7 @@ def test_what_pip_does_not_heed_behind_a_package(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("option", ["-f", "-i", "--find-links", "--index-url", "--extra-index-url"])
 def test_a_place_of_packages_behind_one(tmp_path: Path, option: str) -> None:
-    """Pip pays no heed to it, and finds the package elsewhere; where nothing does, it is told of."""
+    """Pip ignores it, and finds the package elsewhere; where nothing does, the message names it."""
     text = f"six\ntorch==2.1.0 {option} https://example.org/torch_stable.html ; python_version > '3'\n"
     found = read(file(tmp_path, text))
     assert (found.lines, found.indexes) == (["six", "torch==2.1.0 ; python_version > '3'"], [])
@@ -430,7 +430,7 @@ def test_variables_for_the_machine_that_resolves(tmp_path: Path, monkeypatch: py
         ),
         ("poetry.lock", "", "poetry.lock is another tool's lock file; run: poetry export -o requirements.txt, and"),
         ("requirements.txt", "-r base.txt\n", "requirements.txt line 1 names base.txt, and there is no file base.txt"),
-        ("requirements.txt", "--find-links wheels\n", "line 1 names wheels, and there is no folder wheels"),
+        ("requirements.txt", "--find-links wheels\n", "line 1 names wheels, and there is no folder wheels; correct it"),
         ("requirements.txt", "-e .\n", "line 1 names the folder"),
         ("requirements.txt", "six\n-U\n", "requirements.txt line 2 has the option -U, which is not taken from a file"),
         (

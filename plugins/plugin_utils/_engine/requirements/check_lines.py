@@ -47,12 +47,12 @@ SURPLUS = re.compile(
     r"\s+(?P<rest>.+)"
 )
 """An option with its value, if it takes one, and what stands behind."""
-UNHEEDED = re.compile(r"\s--((use-feature|trusted-host)[ =]\S+|prefer-binary|pre|require-hashes|no-index)(?=\s|$)")
-"""Options that pip takes behind a package, and pays no heed to there."""
-UNHEEDED_PLACE = re.compile(r"\s(-[fi]|--(?:extra-)?index-url|--find-links)(?:\s*=\s*|\s+)\S+")
+IGNORED = re.compile(r"\s--((use-feature|trusted-host)[ =]\S+|prefer-binary|pre|require-hashes|no-index)(?=\s|$)")
+"""Options that pip accepts behind a package, and ignores there."""
+IGNORED_PLACE = re.compile(r"\s(-[fi]|--(?:extra-)?index-url|--find-links)(?:\s*=\s*|\s+)\S+")
 """Likewise, of places that packages come from."""
 BINARY = re.compile(r"(?:^|\s)--(no|only)-binary(?:\s*=\s*|\s+)(\S+)")
-"""Options that pip heeds wherever they stand; uv in a line of their own, with one package each."""
+"""Options that count for pip wherever they stand; for uv in a line of their own, with one package each."""
 FOR_UV = ("--no-index", "-r", "--requirement", "-c", "--constraint")
 """Options in a file that uv reads there, beside those with a path; of -r and -c only those with a URL are left."""
 EGG = re.compile(r"[#&]egg=([A-Za-z0-9](?:[\w.-]*[A-Za-z0-9])?)(?=&|$)")
@@ -86,7 +86,7 @@ def collect(result: Requirements, lines: Sequence[Line]) -> None:
             continue
         surplus = SURPLUS.fullmatch(line.text)
         if surplus and not (surplus["rest"].startswith(";") and surplus["option"].startswith(("-e", "--editable"))):
-            remark = "has {} behind the option {}, where pip pays no heed to it; write it into a line of its own"
+            remark = "has {} behind the option {}, where pip ignores it; write it into a line of its own"
             faults.append((line, remark.format(surplus["rest"], re.split(r"[\s=]", surplus["option"])[0])))
             continue
         text = HASH.sub("", line.text).strip()
@@ -98,11 +98,11 @@ def collect(result: Requirements, lines: Sequence[Line]) -> None:
         if not text:
             continue
         if not text.startswith("-"):
-            text = UNHEEDED.sub("", text)
-            for place in UNHEEDED_PLACE.finditer(text):
+            text = IGNORED.sub("", text)
+            for place in IGNORED_PLACE.finditer(text):
                 remark = "has the option {} behind a package, where it does not count; write it into a line of its own"
                 soft.append((line, remark.format(place[1])))
-            text = UNHEEDED_PLACE.sub("", text)
+            text = IGNORED_PLACE.sub("", text)
         option = VALUED.fullmatch(text)
         flag, value = (option["flag"], QUOTED.sub(r"\2", option["value"].strip())) if option else ("", text)
         if flag in ("-i", "--index-url", "--extra-index-url"):
@@ -116,7 +116,7 @@ def collect(result: Requirements, lines: Sequence[Line]) -> None:
             if folder.exists():
                 text = f"--find-links {_source(result, folder)}"
             else:
-                faults.append((line, f"names {value}, and there is no folder {folder}"))
+                faults.append((line, f"names {value}, and there is no folder {folder}; correct it, or leave it out"))
         elif flag in ("-e", "--editable") or not text.startswith("-"):
             text, fault = _required(result, line, flag, value)
             if fault:

@@ -28,7 +28,7 @@ HASHES = ROLES / "python_env" / "files" / "uv.txt"
 
 
 def fetch(version: str, wanted: str, folder: Path, variables: Mapping[str, str]) -> None:
-    """Have it there, fetched if need be.
+    """Fetch uv into a folder, unless it is there and complete.
 
     Args:
         version: of uv.
@@ -52,14 +52,14 @@ def fetch(version: str, wanted: str, folder: Path, variables: Mapping[str, str])
             if reason:
                 raise JobError(
                     f"This machine needs uv {version} for {wanted}, and {redacted(reason)}; install pip for "
-                    f"{sys.executable} or uv, see that it reaches a package index, or put the binary to {folder}/bin/uv"
+                    f"{sys.executable} or uv, see that it reaches a package index, or put the binary at {folder}/bin/uv"
                 )
             if folder.exists():
                 folder.rename(Path(workshop, "torn"))
             made.rename(folder)
     except OSError as error:
         raise JobError(
-            f"uv could not be put into {folder} on the controller ({error}); make room there, or put the binary to "
+            f"uv could not be put into {folder} on the controller ({error}); make room there, or put the binary at "
             f"{folder}/bin/uv"
         ) from None
 

@@ -53,7 +53,7 @@ def read(path: Path, extras: Sequence[str] = (), groups: Sequence[str] = (), has
         path: on this machine, absolute.
         extras: of a pyproject.toml or uv.lock.
         groups: likewise.
-        has_sources: whether uv heeds tool.uv.sources in a pyproject.toml.
+        has_sources: whether uv uses tool.uv.sources in a pyproject.toml.
 
     Raises:
         JobError: it cannot be read, or lines of it cannot be installed: all of these at once.
