@@ -13,7 +13,7 @@ import pytest
 from ansible_collections.thunderhead.cluster.plugins.action.python_env_lock import ActionModule
 from ansible_collections.thunderhead.cluster.plugins.module_utils._python_env.uv import Failure, uv_toml
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requirements import locks
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requirements import fetch_uv, locks
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requirements.locks import Plan, Wanted
 
 NODE = {
@@ -39,7 +39,7 @@ class Controller:
         self.failing = "no index fails"
         (folder / "requirements.txt").write_text("six\n")
         monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-        monkeypatch.setattr(locks, "fetch", self.fetch)
+        monkeypatch.setattr(fetch_uv, "fetch", self.fetch)
 
     def fetch(self, version: str, wanted: str, place: Path, variables: Mapping[str, str]) -> None:
         index = variables.get("UV_DEFAULT_INDEX")

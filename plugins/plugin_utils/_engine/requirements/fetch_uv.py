@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._python_env.node import uv_version, wheel_platform
 from ansible_collections.thunderhead.cluster.plugins.module_utils._python_env.uv import redacted
@@ -25,6 +26,42 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.paths 
 IMPATIENT = {"PIP_DEFAULT_TIMEOUT": "8", "PIP_RETRIES": "0", "UV_HTTP_CONNECT_TIMEOUT": "4", "UV_HTTP_RETRIES": "0"}
 """On a dead network both would try for a minute and longer."""
 HASHES = ROLES / "python_env" / "files" / "uv.txt"
+
+
+def fetch_into(cache: Path, version: str, wanted: str, settings: Mapping[str, Any]) -> Path:
+    """Return a uv for a platform, fetched if it is not in the cache.
+
+    Args:
+        cache: folder on the controller.
+        version: of uv.
+        wanted: the platform as pip names it.
+        settings: what Wanted.settings returns; where its index has no uv, this machine's own settings count.
+
+    Raises:
+        JobError, OSError: as fetch does.
+    """
+    folder = cache / f"uv-{version}-{wanted}"
+    given = _inventory_variables(settings)
+    try:
+        fetch(version, wanted, folder, given)
+    except JobError:
+        if not given:
+            raise
+        fetch(version, wanted, folder, {})
+    return folder / "bin" / "uv"
+
+
+def _inventory_variables(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return the inventory's index and proxy as pip and uv read them from the environment."""
+    found: dict[str, str] = {}
+    if settings["index_url"] not in ("", "none"):
+        found |= dict.fromkeys(("PIP_INDEX_URL", "UV_DEFAULT_INDEX"), settings["index_url"])
+    if settings["proxy"]:
+        found |= dict.fromkeys(
+            ("PIP_PROXY", "http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"),
+            settings["proxy"],
+        )
+    return found
 
 
 def fetch(version: str, wanted: str, folder: Path, variables: Mapping[str, str]) -> None:

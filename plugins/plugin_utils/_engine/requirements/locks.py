@@ -35,7 +35,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.bundle import MOST_MB
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requirements.check_lines import malware_among
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requirements.credentials import secret_among
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requirements.fetch_uv import fetch
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requirements.fetch_uv import fetch_into
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requirements.lay_out import (
     lay_out,
     lay_out_project,
@@ -368,7 +368,7 @@ class Plan:
         """Return a uv for a platform, asked for once however many hosts need it."""
         version = group.wanted.values["uv_version"]
         if (version, platform_name) not in self.uvs:
-            self.uvs[version, platform_name] = fetch_uv(version, platform_name, group.wanted.settings())
+            self.uvs[version, platform_name] = fetch_into(cache(), version, platform_name, group.wanted.settings())
         return self.uvs[version, platform_name]
 
     def _require_own(self, group: Group) -> None:
@@ -521,42 +521,3 @@ def difference(group: Group, target: str, kept: Kept, is_dry: bool) -> list[dict
         written(path, lock)
     header = f"{group.requirements.path} for {target}"
     return [{"before": before, "after": lock, "before_header": header, "after_header": header}]
-
-
-# ------------------------------------------------------------------------------------------------------------------ uv
-
-
-def fetch_uv(version: str, platform_name: str, settings: Mapping[str, Any]) -> Path:
-    """Return a uv for a platform, fetched if need be.
-
-    Args:
-        version: of uv.
-        platform_name: as pip has it.
-        settings: what Wanted.settings returns; where its index has no uv, this machine's own settings count.
-
-    Raises:
-        JobError: it cannot be had.
-        OSError: the cache cannot be used.
-    """
-    folder = cache() / f"uv-{version}-{platform_name}"
-    given = inventory_variables(settings)
-    try:
-        fetch(version, platform_name, folder, given)
-    except JobError:
-        if not given:
-            raise
-        fetch(version, platform_name, folder, {})
-    return folder / "bin" / "uv"
-
-
-def inventory_variables(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Return the inventory's index and proxy as pip and uv read them from the environment."""
-    found: dict[str, str] = {}
-    if settings["index_url"] not in ("", "none"):
-        found |= dict.fromkeys(("PIP_INDEX_URL", "UV_DEFAULT_INDEX"), settings["index_url"])
-    if settings["proxy"]:
-        found |= dict.fromkeys(
-            ("PIP_PROXY", "http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"),
-            settings["proxy"],
-        )
-    return found
