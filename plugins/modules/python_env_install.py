@@ -37,7 +37,7 @@ EXAMPLES = r"""
     node: "{{ found.nodes[inventory_hostname] }}"
     lock: "{{ lookup('ansible.builtin.file', 'lock.txt') }}"
     digest: "{{ locks.hosts[inventory_hostname].digest }}"
-    settings: "{}"
+    settings: '{"index_url": "", "extra_index_urls": [], "find_links": [], "proxy": "", "uv_settings": {}}'
 """
 
 RETURN = r"""

@@ -42,7 +42,7 @@ EXAMPLES = r"""
 - name: Resolve
   thunderhead.cluster.python_env_resolve:
     archive: /tmp/workshop.tar
-    request: "{}"
+    request: "{{ request | to_json }}"
 """
 
 RETURN = r"""

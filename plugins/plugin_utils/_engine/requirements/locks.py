@@ -236,13 +236,13 @@ class Group:
 
 
 class Plan:
-    """What is to be installed where.
+    """What is to be installed on which host.
 
     Args:
         wanted: by host.
 
     Raises:
-        JobError: it cannot be read, or not be installed.
+        JobError: requirements cannot be read, or not be installed.
     """
 
     def __init__(self, wanted: Mapping[str, Wanted]) -> None:
@@ -510,7 +510,7 @@ def target_of(node: Mapping[str, Any]) -> str:
 
 
 def difference(group: Group, target: str, kept: Kept, is_dry: bool) -> list[dict[str, str]]:
-    """Return what the lock changes against the last one of this file, for ``--diff``; nothing if nothing."""
+    """Return what the lock changes against the last one of this file, for ``--diff``; an empty list if nothing."""
     name = hashlib.sha256(f"{group.requirements.path}\0{target}".encode()).hexdigest()[:32]
     path = cache() / "locks" / f"{name}.last"
     lock = kept.locks[target]
