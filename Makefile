@@ -15,8 +15,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-# uv does not read pip's variable for a local wheel folder.
-export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+# uv does not read pip's variable for local wheel folders, and separates them by commas.
+export UV_FIND_LINKS ?= $(shell tr ' ' ',' <<< "$(PIP_FIND_LINKS)")
 # Nor for the certificates of a proxy.
 ifdef PIP_CERT
 export SSL_CERT_FILE ?= $(PIP_CERT)

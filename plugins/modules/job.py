@@ -139,7 +139,7 @@ options:
     default: 4096
 extends_documentation_fragment:
   - thunderhead.cluster.follow_options
-  - thunderhead.cluster.options
+  - thunderhead.cluster.command_line_options
   - thunderhead.cluster.action
   - ansible.builtin.action_common_attributes
   - ansible.builtin.action_common_attributes.flow

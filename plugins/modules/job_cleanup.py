@@ -27,7 +27,7 @@ options:
     type: bool
     default: false
 extends_documentation_fragment:
-  - thunderhead.cluster.options
+  - thunderhead.cluster.command_line_options
   - thunderhead.cluster.action
   - ansible.builtin.action_common_attributes
   - ansible.builtin.action_common_attributes.flow

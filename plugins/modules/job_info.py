@@ -22,7 +22,7 @@ options:
     choices: [table, json, none]
     default: none
 extends_documentation_fragment:
-  - thunderhead.cluster.options
+  - thunderhead.cluster.command_line_options
   - thunderhead.cluster.action
   - ansible.builtin.action_common_attributes
   - ansible.builtin.action_common_attributes.flow

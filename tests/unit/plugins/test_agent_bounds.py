@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent import contract
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.files import read_json
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_state import valid_fields
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.read_job_state import valid_fields
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import SPEC, STATE
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.operations.call_stacks import read_process
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.node_group import NodeGroup

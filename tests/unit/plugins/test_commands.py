@@ -26,11 +26,11 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.contro
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.interrupts import Interrupted
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis import stall
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following import follow as follow_module
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following import (
-    follow_to_end as follow_to_end_module,
+    follow_job,
+    follow_ranks,
 )
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following.follow import JobFollower
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following.follow_ranks import JobFollower
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.options import RunOptions
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.record import still_running_message
 from left_jobs import checkpoint
@@ -40,7 +40,7 @@ from user_options import Undisturbed, run_options
 
 @pytest.fixture(autouse=True)
 def _quiet_ranks_are_looked_at_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(follow_module, "QUIET_SECONDS", 0.05)
+    monkeypatch.setattr(follow_ranks, "QUIET_SECONDS", 0.05)
 
 
 # ---------------------------------------------------------------------------------------------------------------- input
@@ -334,8 +334,8 @@ def test_what_happens_to_this_machine_is_no_failure_of_the_job(
     nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It has no file descriptors left, for ever: the command ends, the job does not, and the record says so."""
-    monkeypatch.setattr(follow_module, "NO_REPLY_SECONDS", 1)
-    monkeypatch.setattr(follow_module, "NO_REPLY_TIMES", 1)
+    monkeypatch.setattr(follow_ranks, "NO_REPLY_SECONDS", 1)
+    monkeypatch.setattr(follow_ranks, "NO_REPLY_TIMES", 1)
 
     class Exhausted(Connection):
         def exec_command(self, command: str, in_data: bytes) -> Any:
@@ -365,7 +365,7 @@ def test_a_screen_without_a_thread(nodes: list[LocalNode], tmp_path: Path, monke
     def none(*_arguments: Any) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(follow_to_end_module, "Screen", none)
+    monkeypatch.setattr(follow_job, "Screen", none)
     session = Session(nodes, run_options(tmp_path, SLEEP)).run()
     assert (
         session.error

@@ -27,7 +27,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.contro
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.interrupts import Interrupted
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis import stall
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following import follow
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following import follow_ranks
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs import (
     artifacts,
     checkpoints,
@@ -327,8 +327,8 @@ class Scene:
 
 @pytest.fixture(autouse=True)
 def _nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(follow, "QUIET_SECONDS", 0.0)
-    monkeypatch.setattr(follow, "CHECK_SECONDS", 0.01)
+    monkeypatch.setattr(follow_ranks, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(follow_ranks, "CHECK_SECONDS", 0.01)
     monkeypatch.setattr(artifacts, "RETRY_SECONDS", 0.01)
     monkeypatch.setattr(checkpoints, "RETRY_SECONDS", 0.01)
 

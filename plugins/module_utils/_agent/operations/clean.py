@@ -48,12 +48,12 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.jo
     started_by,
     started_path,
 )
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_state import valid_fields
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.node_lock import (
     read_holder,
     read_state,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.processes import marked, run_command
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.read_job_state import valid_fields
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.systemd import job_unit
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import (
     Reply,

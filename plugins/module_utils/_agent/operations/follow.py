@@ -12,9 +12,9 @@ from contextlib import suppress
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import error_text
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.files import open_regular
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_paths import log_path
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_state import job_state
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_user import become_job_owner
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.node_lock import POLL_SECONDS, LockHolder
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.read_job_state import job_state
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import GOING_ON, Reply, Request
 
 GATHER_SECONDS = 0.25

@@ -25,7 +25,6 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.fi
     read_json,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_paths import log_path
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_state import job_state
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_user import become_job_owner
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.lightning_checkpoint import (
     NO_STEP,
@@ -35,6 +34,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.li
     open_archive,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.node_lock import LockHolder
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.read_job_state import job_state
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.working_directory import (
     BUNDLE_MTIME,
     open_file,

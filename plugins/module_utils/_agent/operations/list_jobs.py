@@ -12,8 +12,11 @@ from typing import Any, BinaryIO
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.files import open_own, read_json
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_paths import log_path, started_by
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_state import job_state, valid_fields
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.node_lock import LockHolder, read_holder
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.read_job_state import (
+    job_state,
+    valid_fields,
+)
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import (
     LONGEST_REPLY,
     SPEC,

@@ -18,7 +18,6 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.jo
     start_file_path,
     started_path,
 )
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_state import job_state
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_user import become_job_owner
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.node_lock import (
     EXIT_SECONDS,
@@ -31,6 +30,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.pr
     end_leftovers,
     signal_processes,
 )
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.read_job_state import job_state
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import Reply, Request
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.operations.discard import discard
 

@@ -12,7 +12,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.contro
     CommandContext,
 )
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following.follow_to_end import follow_to_end
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following.follow_job import follow_job
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs import listing
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.history import described_by_nodes
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.options import FollowOptions
@@ -54,4 +54,4 @@ def follow_earlier_job(options: FollowOptions, context: CommandContext, job: str
     goes_on = offset is None and "ended" not in record.data
     starts = {host: log.last_line_start() if goes_on else offset or 0 for host, log in logs.items()}
     context.say(f"{view.id}: {view.spec.get('script', '')} on {pluralize(len(view.parts), 'node')}, {view.ranks}")
-    return follow_to_end(options, context, gang, record, logs, starts)
+    return follow_job(options, context, gang, record, logs, starts)

@@ -128,9 +128,9 @@ def run(options: RunOptions, context: CommandContext) -> dict[str, Any]:
         context.say(still_running_message(gang.job_id))
         return command_result(record)
     # Only now: Ansible's loader compiles what it imports, and these modules would hold the start up by 50 ms.
-    from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following.follow_to_end import (
-        follow_to_end,
+    from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following.follow_job import (
+        follow_job,
     )
 
     time.sleep(FIRST_CHECK_SECONDS)
-    return follow_to_end(options.follow, context, gang, record, logs, {})
+    return follow_job(options.follow, context, gang, record, logs, {})

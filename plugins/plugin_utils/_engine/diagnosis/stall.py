@@ -20,7 +20,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluste
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.topology import Node, Topology
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis import call_stacks
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis.call_stacks import Activity, Process
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis.failure import is_noise
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis.explain_failure import is_noise
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.rank_log import RankLog
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import format_bytes, pluralize
 

@@ -14,7 +14,7 @@ from typing import Any
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster import environment_variables
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.gang import Gang, Replies
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.topology import Node, Topology
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis.failure import is_victims
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis.explain_failure import is_victims
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.check import SETUP
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import describe_hosts
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.channel import NodeError

@@ -18,10 +18,10 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.contro
     Interrupted,
     Interrupts,
 )
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis import failure, job_warnings
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis.ending import RankEnding
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis import explain_failure, job_warnings
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis.rank_ending import RankEnding
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError, Stopped
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following.follow import JobFollower
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following.follow_ranks import JobFollower
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following.observer import JobObserver
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs import artifacts, cleanup
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.history import BUNDLES
@@ -51,7 +51,7 @@ SHOWN: Mapping[str, Callable[[Node], bool]] = {
 """Whose output is shown live, by the option's value."""
 
 
-def follow_to_end(
+def follow_job(
     options: FollowOptions,
     context: CommandContext,
     gang: Gang,
@@ -140,7 +140,7 @@ def _finish(
     """Write down how the job ended, collect artifacts, clean up, and show the result."""
     topology = gang.topology
     observer.report_checkpoint()  # a short job ends before it is checked
-    explanation = failure.explain(
+    explanation = explain_failure.explain(
         topology, endings, logs, lambda reason: missing_files.of_job(reason, record.data, record.path.parent / BUNDLES)
     )
     # If all ranks ended with code 0, a verdict that they stand still was wrong.

@@ -20,7 +20,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.er
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import GOING_ON
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.gang import STOP_SECONDS, Gang
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.topology import Node
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis.ending import RankEnding
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis.rank_ending import RankEnding
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis.stall import StallReport
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.rank_log import RankLog

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.settings import NodeSettings
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.topology import rank_nodes
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis.ending import RankEnding
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis.failure import (
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis.explain_failure import (
     Explanation,
     LogEnd,
     explain,
     read_log_end,
 )
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis.rank_ending import RankEnding
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.rank_log import RankLog
 
 TRACEBACK = ["Traceback (most recent call last):", '  File "train.py", line 1, in <module>', "    main()", "    ~~~~^^"]

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.topology import Node
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis.ending import RankEnding
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis.rank_ending import RankEnding
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis.stall import StallReport
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following import follow as follow_module
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following.follow import JobFollower
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following import follow_ranks
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following.follow_ranks import JobFollower
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.launch import Launch
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.rank_log import RankLog
 from local_nodes import SLEEP, Altered, Connection, LocalNode, by_rank, code, gang_of, until
@@ -78,7 +78,7 @@ def launched(nodes: list[LocalNode], folder: Path, script: str, **changes: Any) 
 
 @pytest.fixture(autouse=True)
 def _quiet_ranks_are_looked_at_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(follow_module, "QUIET_SECONDS", 0.05)
+    monkeypatch.setattr(follow_ranks, "QUIET_SECONDS", 0.05)
 
 
 @pytest.fixture
@@ -171,8 +171,8 @@ def test_a_stop_on_request_is_no_failure(nodes: list[LocalNode], tmp_path: Path)
 @pytest.fixture
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A second between retries is a twentieth here."""
-    monkeypatch.setattr(follow_module, "FIRST_PAUSE_SECONDS", 0.05)
-    monkeypatch.setattr(follow_module, "LONGEST_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(follow_ranks, "FIRST_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(follow_ranks, "LONGEST_PAUSE_SECONDS", 0.05)
 
 
 class EverySecond(Connection):
@@ -199,7 +199,7 @@ class EverySecond(Connection):
 def test_a_bad_connection_loses_and_repeats_nothing(
     nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(follow_module, "CHUNK_BYTES", 997)
+    monkeypatch.setattr(follow_ranks, "CHUNK_BYTES", 997)
     noise = random.Random(3).randbytes(4000)
     project = tmp_path / "code"
     project.mkdir()
@@ -241,7 +241,7 @@ def let_go(*nodes: LocalNode) -> None:
 
 
 def cut_at_the_next_poll(node: LocalNode, monkeypatch: pytest.MonkeyPatch) -> Cut:
-    monkeypatch.setattr(follow_module, "POLL_SECONDS", 0.2)
+    monkeypatch.setattr(follow_ranks, "POLL_SECONDS", 0.2)
     cut = node.connection = Cut()
     return cut
 
@@ -279,8 +279,8 @@ def test_who_does_not_know_how_it_ends_says_so(
     live: int, nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The only node, or the only one that has not ended."""
-    monkeypatch.setattr(follow_module, "NO_REPLY_SECONDS", 2)
-    monkeypatch.setattr(follow_module, "NO_REPLY_TIMES", 2)
+    monkeypatch.setattr(follow_ranks, "NO_REPLY_SECONDS", 2)
+    monkeypatch.setattr(follow_ranks, "NO_REPLY_TIMES", 2)
     some = [nodes[1]] if live == 1 else nodes
     cut = cut_at_the_next_poll(nodes[1], monkeypatch)
     launch = launched(some, tmp_path, WAITS, node_timeout_seconds=1)
@@ -305,8 +305,8 @@ def test_who_does_not_know_how_it_ends_says_so(
 def test_this_machine_is_cut_off_from_all(
     nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(follow_module, "NO_REPLY_SECONDS", 2)
-    monkeypatch.setattr(follow_module, "NO_REPLY_TIMES", 2)
+    monkeypatch.setattr(follow_ranks, "NO_REPLY_SECONDS", 2)
+    monkeypatch.setattr(follow_ranks, "NO_REPLY_TIMES", 2)
     cuts = [cut_at_the_next_poll(node, monkeypatch) for node in nodes]
     launch = launched(nodes, tmp_path, WAITS, node_timeout_seconds=1)
     for cut in cuts:
@@ -430,9 +430,9 @@ def test_no_failing_poll_ends_a_job(
     count: int, nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For longer than the nodes' own time-out, the only one or one of two gives no answer, or none that is valid."""
-    monkeypatch.setattr(follow_module, "POLL_SECONDS", 0.2)
-    monkeypatch.setattr(follow_module, "FIRST_PAUSE_SECONDS", 0.1)
-    monkeypatch.setattr(follow_module, "LONGEST_PAUSE_SECONDS", 0.1)
+    monkeypatch.setattr(follow_ranks, "POLL_SECONDS", 0.2)
+    monkeypatch.setattr(follow_ranks, "FIRST_PAUSE_SECONDS", 0.1)
+    monkeypatch.setattr(follow_ranks, "LONGEST_PAUSE_SECONDS", 0.1)
     left = [*FAILING]
 
     class Failing(Connection):
@@ -524,9 +524,9 @@ class DeafAndUnwatched(Altered, Deaf):
 def test_a_node_that_cannot_be_stopped(
     unwatched: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(follow_module, "STOP_SECONDS", 1)
-    monkeypatch.setattr(follow_module, "NO_REPLY_SECONDS", 8)
-    monkeypatch.setattr(follow_module, "NO_REPLY_TIMES", 0)
+    monkeypatch.setattr(follow_ranks, "STOP_SECONDS", 1)
+    monkeypatch.setattr(follow_ranks, "NO_REPLY_SECONDS", 8)
+    monkeypatch.setattr(follow_ranks, "NO_REPLY_TIMES", 0)
     unwatched[0].connection = DeafAndUnwatched(("WATCH_AFTER_SECONDS = 1", "WATCH_AFTER_SECONDS = 9"))
     script = by_rank("time.sleep(600)", "raise SystemExit(1)")
     launch = launched(unwatched, tmp_path, script, grace_seconds=1)
@@ -653,7 +653,7 @@ def test_a_defect_is_seen(nodes: list[LocalNode], tmp_path: Path) -> None:
 def test_what_the_controller_holds_is_bounded(
     nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(follow_module, "CHUNK_BYTES", 10_000)
+    monkeypatch.setattr(follow_ranks, "CHUNK_BYTES", 10_000)
     sizes = []
 
     write = RankLog.write
