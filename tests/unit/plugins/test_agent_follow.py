@@ -160,7 +160,7 @@ def test_another_name_of_the_log_is_no_trouble(any_node: LocalNode, tmp_path: Pa
 
 
 def test_what_a_job_spoils_is_said_once_and_the_job_goes_on(nodes: list[LocalNode], tmp_path: Path) -> None:
-    from test_follow import JobObserver, followed, launched
+    from test_follow_ranks import JobObserver, followed, launched
 
     spoils = SPOILT["pipe"][0].replace("log", "os.environ['JOB_DIR'] + '/log'")
     script = f"import os, time\nif os.environ['NODE_RANK'] == '1':\n    {spoils}\ntime.sleep(2)\nprint('done')\n"

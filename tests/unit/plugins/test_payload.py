@@ -54,7 +54,7 @@ def test_frame(more: bytes) -> None:
 
 
 def test_a_request_is_sent_the_modules_that_it_needs_and_no_others() -> None:
-    base = ("answer", "errors", "files", "job_paths", "job_state", "job_user", "node_lock", "systemd")
+    base = ("answer", "errors", "files", "job_paths", "job_user", "node_lock", "read_job_state", "systemd")
     follow = {"_agent.contract", "_agent.operations.follow", *(f"_agent.base.{name}" for name in base)}
     assert names("follow") == follow
     assert "_agent.supervisor.watch_other_nodes" in names("prepare"), "what a function imports is needed too"
