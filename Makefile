@@ -10,6 +10,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 NODES ?= 16
 ROUNDS ?= 5
+SEEDS ?= 100000
 BYTES ?= 1000000000
 VENV := .venv
 BIN := $(VENV)/bin
@@ -72,6 +73,10 @@ sanity: $(VENV)/.test ## ansible-test sanity on the built collection, every test
 unit: $(VENV)/.test ## Unit tests of plugins/ and train/
 	pytest --numprocesses 3 --dist loadfile tests/unit/plugins # most of a test is waiting
 	pytest tests/unit/train # apart: Ansible replaces sys.intern, and torch cannot be imported after it
+
+.PHONY: simulate
+simulate: $(VENV)/.test ## The supervisors of a job in simulated time, with faults (SEEDS=100000)
+	PYTHONPATH=collections python tests/unit/plugins/gang_simulator.py 0 $(SEEDS)
 
 .PHONY: unit-newest
 unit-newest: $(VENV)/.test ## Unit tests of what talks to Ansible, with the newest ansible-core; Python 3.12 or newer

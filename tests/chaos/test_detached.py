@@ -30,7 +30,6 @@ def test_a_rank_dies_while_nobody_looks_on(cluster: Cluster, timeline: Timeline)
 
 def test_a_unit_is_killed_while_nobody_looks_on(cluster: Cluster, timeline: Timeline) -> None:
     job = detached(cluster, "raises.py", "-e", "script_args=none", ready="ready")
-    time.sleep(1.5)  # the watch is taken up a second after the start
     cluster.nodes[0].kill_unit(job)
     at = time.monotonic()
     cluster.await_nothing_left(job, NODE_TIMEOUT_SECONDS + GRACE_SECONDS + END_SECONDS)
@@ -53,7 +52,6 @@ def test_a_node_vanishes_while_nobody_looks_on(
     cluster: Cluster, timeline: Timeline, victim: int, fault: str, strike: object
 ) -> None:
     job = detached(cluster, "raises.py", "-e", "script_args=none", ready="ready")
-    time.sleep(1.5)  # the watch is taken up a second after the start
     node = cluster.nodes[victim]
     others = [other for other in cluster.nodes if other is not node]
     assert callable(strike)

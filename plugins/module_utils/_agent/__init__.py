@@ -16,6 +16,7 @@ Each module of ``operations`` answers the requests of its name with its function
 sides share, ``base`` what the operations have in common.
 
 ``prepare`` leaves one process behind, the supervisor (``supervisor``): it locks the node for the job, waits for the
-start, is the parent of the job's processes until the last has ended, and watches over the job together with the other
-nodes' supervisors. It is a fork of the agent, so nothing is written to the node and no second interpreter has to start.
+start, is the parent of the job's processes until the last has ended, and decides with the other nodes' supervisors when
+the job ends (docs/gang.md). It is a fork of the agent, so nothing is written to the node and no second interpreter has
+to start.
 """

@@ -161,6 +161,11 @@ DIGITS = frozenset("0123456789")
 ID_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
 
 
+def node_name(rank: int, host: str) -> str:
+    """Return what messages call a node of a job."""
+    return f"rank {rank} ({host})"
+
+
 def is_made_of(text: str, characters: frozenset[str], length: int) -> bool:
     """Return whether a text has this length and no other characters."""
     return len(text) == length and characters.issuperset(text)

@@ -1,10 +1,14 @@
 # Copyright (c) The Thunderhead developers
 # SPDX-License-Identifier: GPL-3.0-or-later
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from local_nodes import LocalNode, free_port
+
+# Before hypothesis is imported: else it makes a folder in this checkout.
+os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(Path(__file__).parents[3] / ".cache" / "hypothesis"))
 
 
 def set_up(tmp_path: Path, count: int) -> list[LocalNode]:

@@ -119,6 +119,22 @@ class Altered(Connection):
         self.changes = (*Connection.changes, *changes)
 
 
+APART = (
+    ("REACH_SECONDS = 2.0", "REACH_SECONDS = 0.0"),
+    ("PASS_ON_SECONDS = 0.2", "PASS_ON_SECONDS = 0.0"),
+    ("for rank in self._connections.to_dial(now):", "for rank in ():"),
+)
+"""Changes by which supervisors do not connect to each other, as where the nodes have no network."""
+NO_PYTHON = ('job_directory(request), str(reply["python"])', 'job_directory(request), "/no/such/python"')
+"""A change by which the interpreter of the environment is gone."""
+PLAN = {
+    **{"rank": 0, "world_size": 1, "gang_key": "00", "node_timeout_seconds": 5, "grace_seconds": 2},
+    **{"launcher": "lightning", "gang": True, "devices": None, "checkpoint": "", "master_port": 29500},
+    **{"launcher_arguments": [], "arguments": ["train.py"], "variables": {}, "given": {}, "spec": {}},
+}
+"""What the only node of a job runs."""
+
+
 @contextlib.contextmanager
 def closed(folder: Path) -> Iterator[None]:
     """Have a folder that nobody may look into, not even this process."""
@@ -189,7 +205,7 @@ class LocalNode:
             "host": self.host,
             "address": self.address,
             "master_port": None,
-            "watched": False,
+            "plan": PLAN,
             "because": "",
             "bundle": bundle.sha256 if bundle else "0" * 64,
             "packed": None,
@@ -218,13 +234,10 @@ class LocalNode:
         args: Sequence[str] = (),
         variables: Mapping[str, str] | None = None,
         grace_seconds: float = 5,
-        python: str | None = None,
     ) -> None:
         """Prepare and start ``train.py`` of the bundle, as the only node of a job."""
         launch = gang_of([self], bundle, id=job, args=args, env=variables or {}, grace_seconds=grace_seconds)
         launch.prepare()
-        if python:
-            launch._prepared[self.host]["python"] = python
         launch.start()
 
     def follow(self, offset: int = 0, job: str = "job-1", **more: Any) -> tuple[dict[str, Any], bytes]:

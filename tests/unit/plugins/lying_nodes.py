@@ -137,6 +137,7 @@ def honest(request: Mapping[str, Any], rank: int = 0) -> Answer:
             {"top": "/data", "folder": False, "files": [("last.pt", len(CONTENT), 10**18, DIGEST)]},
             b"",
         ),
+        "find_unreached": ({"unreached": []}, b""),
         "node_env_info": ({"has_user": True, "is_complete": False}, b""),
         "place_file": ({"placed": True}, b""),
         "prepare": (
@@ -149,7 +150,7 @@ def honest(request: Mapping[str, Any], rank: int = 0) -> Answer:
                     "node_env": None,
                     "limits": {"nofile": 1048576},
                 },
-                **{"gpus": 0, "has_bundle": True, "watch_port": 40000},
+                **{"gpus": 0, "has_bundle": True, "gang_port": 40000},
             },
             b"",
         ),
@@ -172,6 +173,7 @@ def honest(request: Mapping[str, Any], rank: int = 0) -> Answer:
         "receive_code_piece": ({"has": 4096}, b""),
         "try_program": ({"messages": [{"step": "import", "seconds": 60}], "error": "", "late": False}, b""),
         "call_stacks": ({"processes": [PROCESS], "seconds": 1.0, "missing": None, "free_port": 40001}, STACK),
+        "start": ({}, b""),
         "stop": ({**ENDED, "left": []}, b""),
         "verify_checkpoint": ({"why": "", "bytes": len(CONTENT), "sha256": DIGEST}, b""),
     }

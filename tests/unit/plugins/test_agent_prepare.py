@@ -21,7 +21,21 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.er
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.operations import prepare
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.bundle import Bundle, make_bundle
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.channel import NodeError
-from local_nodes import DAEMON, IS_ROOT, SLEEP, Altered, LocalNode, alive, closed, code, daemon_of, full, refused, until
+from local_nodes import (
+    DAEMON,
+    IS_ROOT,
+    PLAN,
+    SLEEP,
+    Altered,
+    LocalNode,
+    alive,
+    closed,
+    code,
+    daemon_of,
+    full,
+    refused,
+    until,
+)
 
 
 def test_a_job_from_start_to_end(node: LocalNode, tmp_path: Path) -> None:
@@ -40,7 +54,7 @@ def test_a_job_from_start_to_end(node: LocalNode, tmp_path: Path) -> None:
         "has_bundle": False,
         "gpus": 0,
         "node_env": None,
-        "watch_port": 0,
+        "gang_port": 0,
     }
     node.ask("receive_code", bundle, bundle.content)
     assert node.follow(wait_seconds=0)[0] == {"state": "prepared", "offset": 0, "more": False}
@@ -228,8 +242,8 @@ def test_code_has_a_time_that_tells_it_from_what_a_job_wrote(node: LocalNode, tm
     assert (node.job_dir() / "work" / "train.py").stat().st_mtime == working_directory.BUNDLE_MTIME
 
 
-def test_the_head_of_several_listens_for_the_others(node: LocalNode, tmp_path: Path) -> None:
-    port = node.ask("prepare", code(tmp_path / "code", ""), watched=True)["watch_port"]
+def test_a_node_of_several_listens_for_the_others(node: LocalNode, tmp_path: Path) -> None:
+    port = node.ask("prepare", code(tmp_path / "code", ""), plan={**PLAN, "world_size": 2})["gang_port"]
     with socket.create_connection(("127.0.0.1", port)):
         pass
     node.ask("discard")

@@ -55,7 +55,7 @@ def test_as_many_addresses_as_can_be_let_in(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_job_that_hides(node: LocalNode, tmp_path: Path) -> None:
     """What it writes into its own folder does not count: while its supervisor lives, it holds the node."""
-    node.connection = Altered(("EXIT_SECONDS = 5", "EXIT_SECONDS = 1"))
+    node.connection = Altered(("EXIT_SECONDS = 8", "EXIT_SECONDS = 1"))
     assert node.ask("setup_facts")["job"] is None
     node.start(code(tmp_path / "code", SLEEP))
     until(lambda: node.follow(wait_seconds=0)[1])

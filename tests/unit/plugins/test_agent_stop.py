@@ -109,7 +109,7 @@ def test_what_outlived_a_supervisor_is_ended(node: LocalNode, tmp_path: Path) ->
 def test_a_frozen_supervisor_is_killed_with_all_it_has(node: LocalNode, tmp_path: Path) -> None:
     supervisor, script = running(node, tmp_path)
     os.kill(supervisor, signal.SIGSTOP)
-    node.connection = Altered(("EXIT_SECONDS = 5", "EXIT_SECONDS = 0"))
+    node.connection = Altered(("EXIT_SECONDS = 8", "EXIT_SECONDS = 0"))
     state = node.ask("stop", grace_seconds=0.5)
     assert (state["state"], state["left"]) == ("lost", [])
     assert not alive(script) and not alive(supervisor)

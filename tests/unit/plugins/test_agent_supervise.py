@@ -9,13 +9,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor import supervise
 from local_nodes import (
     DAEMON,
     ME,
+    NO_PYTHON,
     PYTHON,
     SLEEP,
     Altered,
@@ -49,7 +49,8 @@ def test_how_a_job_ended(
 
 
 def test_a_python_that_is_gone(node: LocalNode, tmp_path: Path) -> None:
-    ended, _log = node.run("pass", tmp_path / "code", python="/no/such/python")
+    node.connection = Altered(NO_PYTHON)
+    ended, _log = node.run("pass", tmp_path / "code")
     assert (ended["state"], ended["error"]) == ("failed", "did not start: No such file or directory: /no/such/python")
 
 
@@ -228,9 +229,3 @@ def test_what_a_job_does_to_its_folder_does_not_hide_how_it_ended(node: LocalNod
     until(lambda: path.is_file() and '"ended"' in path.read_text())
     state, _log = node.wait()
     assert (state["state"], state["exit_code"]) == ("failed", 3)
-
-
-def test_another_nodes_reason_is_kept_short() -> None:
-    supervisor = supervise.Supervisor("/nowhere", SimpleNamespace(world_size=2), None, [])  # type: ignore[arg-type]
-    supervisor._watch = SimpleNamespace(verdict="x" * 1_000_000)  # type: ignore[assignment]
-    assert supervisor._reason() == "x" * supervise.LONGEST_REASON

@@ -485,9 +485,9 @@ def test_a_node_that_cannot_start_is_recorded(nodes: list[LocalNode], tmp_path: 
                 raise AnsibleConnectionFailure("Connection refused")
             return super().exec_command(command, in_data)
 
-    nodes[1].connection = NoStart()
+    nodes[0].connection = NoStart()
     session = Session(nodes, run_options(tmp_path, "import time; time.sleep(600)")).run()
-    assert session.error == ("node1 is unreachable: Connection refused. The job was stopped on every other node.")
+    assert session.error == "node0 is unreachable: Connection refused. The job was stopped on every other node."
     assert (session.record["state"], session.record["cause"]) == ("failed", session.error)
     assert [node.supervisor() for node in nodes] == [None, None]
 

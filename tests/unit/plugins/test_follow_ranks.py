@@ -22,7 +22,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.follow
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following.follow_ranks import JobFollower
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.launch import Launch
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.rank_log import RankLog
-from local_nodes import SLEEP, Altered, Connection, LocalNode, by_rank, code, gang_of, until
+from local_nodes import APART, NO_PYTHON, SLEEP, Altered, Connection, LocalNode, by_rank, code, gang_of, until
 
 
 class JobObserver:
@@ -83,9 +83,9 @@ def _quiet_ranks_are_looked_at_soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def unwatched(nodes: list[LocalNode]) -> list[LocalNode]:
-    """Two nodes whose jobs have no watch of their own for as long as a test runs: only who follows can end them."""
+    """Two nodes whose supervisors do not connect to each other: only who follows can end the job on both."""
     for node in nodes:
-        node.connection = Altered(("WATCH_AFTER_SECONDS = 1", "WATCH_AFTER_SECONDS = 9"))
+        node.connection = Altered(*APART)
     return nodes
 
 
@@ -337,7 +337,6 @@ def test_a_node_that_the_others_have_given_up_is_lost(
     cut = cut_at_the_next_poll(nodes[victim], monkeypatch)
     launch = launched(nodes, tmp_path, "import time; print(1); time.sleep(600)", node_timeout_seconds=1)
     until(lambda: nodes[1 - victim].state())
-    time.sleep(2)  # the watch is taken up a second after the start
     cut.cut = True
     halt(nodes[victim])
     began = time.monotonic()
@@ -527,7 +526,7 @@ def test_a_node_that_cannot_be_stopped(
     monkeypatch.setattr(follow_ranks, "STOP_SECONDS", 1)
     monkeypatch.setattr(follow_ranks, "NO_REPLY_SECONDS", 8)
     monkeypatch.setattr(follow_ranks, "NO_REPLY_TIMES", 0)
-    unwatched[0].connection = DeafAndUnwatched(("WATCH_AFTER_SECONDS = 1", "WATCH_AFTER_SECONDS = 9"))
+    unwatched[0].connection = DeafAndUnwatched(*APART)
     script = by_rank("time.sleep(600)", "raise SystemExit(1)")
     launch = launched(unwatched, tmp_path, script, grace_seconds=1)
     began, observer = time.monotonic(), JobObserver(tmp_path, unwatched)
@@ -545,7 +544,7 @@ def test_a_node_that_cannot_be_stopped(
 
 @pytest.mark.usefixtures("_impatient")
 def test_a_stop_that_failed_is_tried_again(unwatched: list[LocalNode], tmp_path: Path) -> None:
-    deaf = unwatched[0].connection = DeafAndUnwatched(("WATCH_AFTER_SECONDS = 1", "WATCH_AFTER_SECONDS = 9"))
+    deaf = unwatched[0].connection = DeafAndUnwatched(*APART)
     deaf.times = 3
     launch = launched(unwatched, tmp_path, by_rank("time.sleep(600)", "raise SystemExit(1)"), grace_seconds=1)
     observer = JobObserver(tmp_path, unwatched)
@@ -556,7 +555,7 @@ def test_a_stop_that_failed_is_tried_again(unwatched: list[LocalNode], tmp_path:
 
 def test_what_a_stop_leaves_is_said(unwatched: list[LocalNode], tmp_path: Path) -> None:
     change = ("    left = end_leftovers(request)\n", "    left = [4711]\n")
-    unwatched[0].connection = Altered(("WATCH_AFTER_SECONDS = 1", "WATCH_AFTER_SECONDS = 9"), change)
+    unwatched[0].connection = Altered(*APART, change)
     launch = launched(unwatched, tmp_path, by_rank(SLEEP, "raise SystemExit(1)"), grace_seconds=1)
     observer = JobObserver(tmp_path, unwatched)
     followed(launch, observer)
@@ -614,8 +613,8 @@ def test_a_job_whose_folder_is_gone(unwatched: list[LocalNode], tmp_path: Path) 
 
 def test_a_script_that_cannot_start_is_said(nodes: list[LocalNode], tmp_path: Path) -> None:
     launch = gang_of(nodes, code(tmp_path / "code", SLEEP))
+    nodes[1].connection = Altered(NO_PYTHON)
     launch.prepare()
-    launch._prepared["node1"]["python"] = "/no/such/python"
     launch.start()
     endings = followed(launch, JobObserver(tmp_path, nodes))
     note = "did not start: No such file or directory: /no/such/python"

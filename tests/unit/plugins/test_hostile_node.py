@@ -49,7 +49,7 @@ from user_options import Undisturbed, run_options
 WORDS = [
     *("", "\x1b]0;owned\x07\x1b[2J", "fine\nnode0: all is well", "\u202egnihton", "\udc80", "\0", "x" * 100_000),
     *("../../../../victim", "/tmp/victim", "..", "{{ lookup('pipe', 'touch victim') }}", "{0.__class__} %s %n"),
-    *("127.0.0.1\nwatch_key=00", "0.0.0.0/0", "10.0.0.1, 0.0.0.0/0", "a/../../b", "~/.ssh/authorized_keys"),
+    *("127.0.0.1\ngang_key=00", "0.0.0.0/0", "10.0.0.1, 0.0.0.0/0", "a/../../b", "~/.ssh/authorized_keys"),
 ]
 VALUES = [*WORDS, None, True, -1, 0, 2**40, 2**70, 1.5, 1e300, [], {}, ["\x1b[2J"], {"\x1b[2J": 1}]
 REQUESTS: dict[str, dict[str, Any]] = {

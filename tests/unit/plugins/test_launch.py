@@ -8,6 +8,7 @@ import random
 import re
 import shutil
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 from ansible.errors import AnsibleConnectionFailure
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor import supervise
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor import job_plan
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs import launch as launch_module
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.launch import Launch
@@ -172,14 +173,14 @@ def test_a_release_is_tried_again(nodes: list[LocalNode], tmp_path: Path) -> Non
 
 
 def test_a_start_that_fails_halfway_says_where_the_job_may_run(three: list[LocalNode], tmp_path: Path) -> None:
-    three[1].connection = Losing({".start": 99}, done=False)
+    three[0].connection = Losing({".start": 99}, done=False)
     three[2].connection = Losing({"stop": 99}, done=False)
     launch = gang_of(three, code(tmp_path / "code", SLEEP))
     launch.prepare()
     with pytest.raises(JobError) as caught:
         launch.start()
     assert str(caught.value).split("\n") == [
-        "node1 is unreachable: the line broke",
+        "node0 is unreachable: the line broke",
         "node2 is unreachable: the line broke",
         "The job was stopped on every node but node2, where it may run; stop it there: ansible-playbook stop.yml -e "
         "job=job-1",
@@ -273,12 +274,13 @@ def test_pieces_that_make_no_bundle_are_not_kept(node: LocalNode, tmp_path: Path
     gang_of([node], bundle).prepare()
 
 
-@pytest.mark.parametrize("kept", [0, 1, 100, -1])
+@pytest.mark.parametrize("kept", [0, 1, 20, -1])
 def test_an_incomplete_start_message_is_ignored(node: LocalNode, tmp_path: Path, kept: int) -> None:
     """A shell that reads it sees the end of a connection that broke as the end of the file."""
     launch = gang_of([node], code(tmp_path / "code", "print('trained')"))
     prepared = launch.prepare() and launch._prepared[node.host]
-    message = launch_module.with_checksum(launch._start_request(launch.gang.topology.head))
+    members = [[one.host, one.address, 0] for one in launch.gang.topology.nodes]
+    message = launch_module.with_checksum(json.dumps(members).encode())
     node.channel().put(prepared["start_file"], message[:kept])
     time.sleep(0.3)
     assert node.state() == {} and node.supervisor()
@@ -596,16 +598,30 @@ def test_a_hold_of_a_supervisor_that_was_killed_is_void(nodes: list[LocalNode], 
 def test_a_node_that_cannot_start_stops_the_others(nodes: list[LocalNode], tmp_path: Path) -> None:
     launch = gang_of(nodes, code(tmp_path / "code", SLEEP))
     launch.prepare()
-    (nodes[1].directory / "jobs" / "job-1.start.part").mkdir()
+    supervisor = nodes[1].supervisor()
+    assert supervisor
+    os.kill(supervisor, signal.SIGKILL)
     with pytest.raises(JobError) as caught:
         launch.start()
-    assert str(caught.value).startswith(f"node1 could not write {nodes[1].directory}/jobs/job-1.start: ")
-    assert str(caught.value).endswith(". The job was stopped on every other node.")
-    (nodes[1].directory / "jobs" / "job-1.start.part").rmdir()
+    assert str(caught.value) == (
+        "node1 lost the job's supervisor process before the start. The job was stopped on every other node."
+    )
     assert [node.supervisor() for node in nodes] == [None, None]
     assert nodes[1].jobs == []
     state = nodes[0].state()
     assert (state["state"], state["because"]) == ("stopped", "node1 could not start")
+
+
+def test_a_head_that_cannot_start_starts_nobody(nodes: list[LocalNode], tmp_path: Path) -> None:
+    launch = gang_of(nodes, code(tmp_path / "code", SLEEP))
+    launch.prepare()
+    part = nodes[0].directory / "jobs" / "job-1.start.part"
+    part.mkdir()
+    with pytest.raises(JobError) as caught:
+        launch.start()
+    assert str(caught.value).startswith(f"node0 could not write {nodes[0].directory}/jobs/job-1.start: ")
+    part.rmdir()
+    assert [node.supervisor() for node in nodes] == [None, None]
 
 
 def test_every_rank_has_its_environment(nodes: list[LocalNode], tmp_path: Path) -> None:
@@ -739,36 +755,59 @@ def test_what_a_node_keeps_of_the_job(nodes: list[LocalNode], tmp_path: Path) ->
         }
 
 
-def start_file(launch: Launch, rank: int = 0) -> supervise.StartRequest:
-    """Return what a node's supervisor would read at its start_file."""
-    return supervise.StartRequest(**json.loads(launch._start_request(launch.gang.topology.nodes[rank])))
+def filled_in(launch: Launch, rank: int = 0) -> tuple[list[str], dict[str, str], dict[str, Any]]:
+    """Return the command, the variables and the spec that a node's supervisor makes of its plan."""
+    members = [job_plan.Member(one.host, one.address, 0) for one in launch.gang.topology.nodes]
+    host = members[rank].host
+    prepared = launch._prepared[host]
+    facts = job_plan.NodeFacts(*(prepared[name] for name in ("job_dir", "python", "interface", "gpus")))
+    return job_plan.fill_in(job_plan.Plan(**launch._plan(host)), facts, members)
 
 
-def test_a_supervisor_understands_its_start_request(nodes: list[LocalNode], tmp_path: Path) -> None:
-    launch = gang_of(
-        nodes, code(tmp_path / "code", ""), args=["", "two\nlines"], env={"A": "=\n'\""}, node_timeout_seconds=7
-    )
+def test_what_a_node_is_to_run(nodes: list[LocalNode], tmp_path: Path) -> None:
+    given = {"args": ["", "two\nlines"], "env": {"A": "=\n'\"{job_dir}"}, "node_timeout_seconds": 7}
+    launch = gang_of(nodes, code(tmp_path / "code", ""), **given)
     launch.prepare()
-    first, second = start_file(launch), start_file(launch, 1)
+    first, second = (job_plan.Plan(**launch._plan(node.host)) for node in nodes)
     assert (first.grace_seconds, first.node_timeout_seconds) == (2, 7)
     assert (first.rank, second.rank, second.world_size) == (0, 1, 2)
-    assert (first.name, second.name, second.head_name) == ("rank 0 (node0)", "rank 1 (node1)", "rank 0 (node0)")
-    assert first.watch_key == second.watch_key and len(bytes.fromhex(first.watch_key)) == 32
-    assert (second.watch_address, second.watch_port) == ("127.0.0.1", first.watch_port)
-    assert first.watch_port
-    assert first.argv[1:] == ["train.py", "", "two\nlines"]
-    assert first.environment["A"] == "=\n'\""
+    assert first.gang_key == second.gang_key and len(bytes.fromhex(first.gang_key)) == 32
+    assert len({launch._prepared[node.host]["gang_port"] for node in nodes} - {0}) == 2
+    assert first.arguments == ["train.py", "", "two\nlines"]
+    assert filled_in(launch)[1]["A"] == "=\n'\"{job_dir}"
 
 
-def test_two_jobs_have_two_keys_and_one_node_needs_no_watch(node: LocalNode, tmp_path: Path) -> None:
+def test_two_jobs_have_two_keys_and_one_node_needs_no_gang(node: LocalNode, tmp_path: Path) -> None:
     launches = [gang_of([node], code(tmp_path / "code", "")) for _number in range(2)]
-    requests = []
     for launch in launches:
         launch.prepare()
-        requests.append(start_file(launch))
+        assert launch._prepared["node0"]["gang_port"] == 0
         launch.discard()
-    assert requests[0].watch_key != requests[1].watch_key
-    assert [one.watch_port for one in requests] == [0, 0]
+    assert len({launch._plan("node0")["gang_key"] for launch in launches}) == 2
+
+
+def test_nodes_that_the_head_cannot_reach_are_started_over_ssh(three: list[LocalNode], tmp_path: Path) -> None:
+    launch = gang_of(three, code(tmp_path / "code", "import os; print(os.environ['MASTER_ADDR'])"))
+    launch.prepare()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        for host in ("node1", "node2"):
+            launch._prepared[host]["gang_port"] = silent.getsockname()[1]
+        said: list[str] = []
+        launch.start(said.append)
+    assert [line.partition(", so ")[0] for line in said] == ["node0, the head, could not connect to node1, node2"]
+    assert [node.wait()[1] for node in three] == ["127.0.0.1\n"] * 3
+
+
+def test_a_head_that_ends_before_it_starts_the_others(nodes: list[LocalNode], tmp_path: Path) -> None:
+    launch = gang_of(nodes, code(tmp_path / "code", SLEEP))
+    launch.prepare()
+    supervisor = nodes[0].supervisor()
+    assert supervisor
+    os.kill(supervisor, signal.SIGKILL)
+    with pytest.raises(JobError) as caught:
+        launch.start()
+    assert "lost the job's supervisor process before it had started the job on the other nodes" in str(caught.value)
+    assert [node.supervisor() for node in nodes] == [None, None]
 
 
 # ------------------------------------------------------------------------------------------------------------ launchers
@@ -780,7 +819,9 @@ def commands(nodes: list[LocalNode], tmp_path: Path, gpus: Sequence[int] = (0, 0
     launch.prepare(dry=True)
     for node, count in zip(nodes, gpus, strict=True):
         launch._prepared[node.host]["gpus"] = count
-    return [launch._command(one, "PYTHON") for one in launch.gang.topology.nodes]
+        launch._prepared[node.host]["python"] = "PYTHON"
+    ranks = range(len(nodes))
+    return [[*filled_in(launch, rank)[0], *launch._plan(nodes[rank].host)["arguments"]] for rank in ranks]
 
 
 def test_lightning_runs_the_script_once_per_node(nodes: list[LocalNode], tmp_path: Path) -> None:
@@ -890,7 +931,7 @@ def test_the_variables_of_a_framework(
     """Beside the number of nodes, which every job's environment has; a CLI, the checkpoint it goes on from."""
     launch = gang_of(nodes, code(tmp_path / "code", ""), **changes)
     launch.prepare()
-    environment = start_file(launch, 1).environment
+    environment = filled_in(launch, 1)[1]
     launch.discard()
     ours = ("LT_NUM_NODES", "PL_TRAINER_NUM_NODES")
     assert {name: value for name, value in environment.items() if name.startswith(("LT_", "PL_", "JSON"))} == {

@@ -57,7 +57,7 @@ def test_a_request_is_sent_the_modules_that_it_needs_and_no_others() -> None:
     base = ("answer", "errors", "files", "job_paths", "job_user", "node_lock", "read_job_state", "systemd")
     follow = {"_agent.contract", "_agent.operations.follow", *(f"_agent.base.{name}" for name in base)}
     assert names("follow") == follow
-    assert "_agent.supervisor.watch_other_nodes" in names("prepare"), "what a function imports is needed too"
+    assert "_agent.supervisor.drive_gang" in names("prepare"), "what a function imports is needed too"
     assert "_agent.operations.list_artifacts" not in names("prepare")
     assert {"_firewall.find_firewall", "_firewall.ufw", "_agent.base.active_firewalls"} <= names("firewall_info")
 

@@ -25,6 +25,11 @@ def reason_path(job_dir: str) -> str:
     return job_dir + ".because"
 
 
+def unreached_path(job_dir: str) -> str:
+    """Return the file in the head's folder of a job with the ranks that its supervisor could not start."""
+    return os.path.join(job_dir, "unreached.json")
+
+
 def started_path(job_dir: str) -> str:
     """Return the file beside a job's folder with the user who started it; unlike what is in it, not the job's own."""
     return job_dir + ".started"

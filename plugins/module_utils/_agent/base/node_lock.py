@@ -14,8 +14,8 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.er
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.files import read_json, write_file
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import Request
 
-EXIT_SECONDS = 5
-"""How long a supervisor may run on after its job has ended here: it tells the other nodes."""
+EXIT_SECONDS = 8
+"""How long a supervisor may run on after its job has ended on all nodes, or is stopped: it tells the others."""
 MOST_STATE_BYTES = 8192
 """Of a state.json, which its job can write: a supervisor's has half of that."""
 POLL_SECONDS = 0.05
@@ -57,7 +57,7 @@ def in_use_refusal(job: dict[str, str], state: dict[str, object]) -> Refusal:
     return Refusal(
         "{does} job {id}, which {user} started at {start}, and a node runs one job at a time; wait for it "
         "with -e wait=SECONDS, end it with: ansible-playbook stop.yml -e job={id}, or leave the node out "
-        "with --limit".format(does="runs" if state else "is held for", **job),
+        "with --limit".format(does="runs" if state and "ended" not in state else "is held for", **job),
         busy={**job, "prepared": not state},
     )
 
@@ -65,10 +65,15 @@ def in_use_refusal(job: dict[str, str], state: dict[str, object]) -> Refusal:
 def require_unlocked(directory: str) -> None:
     """Refuse a node that another job holds, as ``lock_node`` does, and hold nothing."""
     jobs = os.path.join(directory, "jobs")
-    job = read_holder(jobs)
-    state = read_state(jobs, job["id"])
-    if "ended" not in state and LockHolder({"directory": directory, "job": job}).pid() is not None:
-        raise in_use_refusal(job, state)
+    deadline = time.monotonic() + EXIT_SECONDS
+    while True:
+        job = read_holder(jobs)
+        state = read_state(jobs, job["id"])
+        if LockHolder({"directory": directory, "job": job}).pid() is None:
+            return
+        if "ended" not in state or time.monotonic() > deadline:
+            raise in_use_refusal(job, state)
+        time.sleep(POLL_SECONDS)
 
 
 def read_state(jobs: str, job: str) -> dict[str, object]:

@@ -42,15 +42,16 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contrac
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.fork_supervisor import (
     fork_supervisor,
 )
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.job_plan import NodeFacts, Plan
 
 
 def prepare(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     """Check that the job can start here, hold the node for it, and lay out its directory.
 
     Request: directory, user, job {id, user, start}, host (its name in the inventory: a hold for the same job and host
-    is the request's own, whose reply was lost), address (or None), master_port (on the head, else None), watched (on
-    the head of several nodes), bundle (its SHA-256), size (bytes, unpacked), dry (look only). Reply: address,
-    interface, gpus, python, job_dir, start_file (starts the job when it appears), watch_port (0 if not asked for),
+    is the request's own, whose reply was lost), address (or None), master_port (on the head, else None), plan (see
+    ``Plan``; of a dry one None), bundle (its SHA-256), size (bytes, unpacked), dry (look only). Reply: address,
+    interface, gpus, python, job_dir, start_file (starts the job when it appears), gang_port (0 on the only node),
     clock, packages, node_env (of it what ``place_at_setup`` returns), shm and limits (nofile) as in
     ``preflight_facts``, stale (a job that held the node until it crashed; absent if none) and has_bundle: if not, a
     ``receive_code`` must follow.
@@ -91,7 +92,7 @@ def prepare(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
         "limits": {"nofile": raise_limits()},  # the supervisor inherits them
         "clock": (time.time(),) * 2,
         "has_bundle": False,
-        "watch_port": 0,
+        "gang_port": 0,
     }
     if request["dry"]:
         require_unlocked(directory)
@@ -110,10 +111,12 @@ def prepare(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
         reply["has_bundle"] = os.path.exists(bundle_path(request))  # from now on nobody cleans it away
         if reply["has_bundle"]:
             unpack_bundle(request, user)
-        listener = listen(address) if request["watched"] else None
+        plan = Plan(**request["plan"])
+        listener = listen(address) if plan.world_size > 1 else None
         if listener:
-            reply["watch_port"] = listener.getsockname()[1]
-        fork_supervisor(request, user, listener)
+            reply["gang_port"] = listener.getsockname()[1]
+        facts = NodeFacts(job_directory(request), str(reply["python"]), interface, count_gpus())
+        fork_supervisor(request, user, listener, plan, facts)
     except BaseException:
         undo_prepare(request)
         raise
@@ -129,7 +132,7 @@ def check_master_port(request: Request, user: User) -> None:
 
 
 def listen(address: str) -> socket.socket:
-    """Return a socket at which the other nodes' supervisors find the head's, on a port of the system's choice."""
+    """Return a socket at which the other nodes' supervisors find this one's, on a port of the system's choice."""
     listener = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
     listener.bind((address, 0))
     listener.listen(1024)

@@ -22,13 +22,14 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.no
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.processes import run_command
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.systemd import job_unit
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import Request
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.job_plan import NodeFacts, Plan
 
 UNIT_SECONDS = 2
 """How long systemd may take to see that a unit has no process any more."""
 
 
-def fork_supervisor(request: Request, user: User, listener: socket.socket | None) -> None:
-    """Leave a process behind that outlives the connection and waits for the start request."""
+def fork_supervisor(request: Request, user: User, listener: socket.socket | None, plan: Plan, facts: NodeFacts) -> None:
+    """Leave a process behind that outlives the connection and waits for the start."""
     with user.acting():
         path = os.path.join(job_directory(request), "log")
         log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -48,7 +49,7 @@ def fork_supervisor(request: Request, user: User, listener: socket.socket | None
                 supervise,
             )
 
-            supervise(request, user, listener, stop_times)
+            supervise(request, user, listener, plan, facts, stop_times)
         except BaseException as error:
             sys.excepthook(type(error), error, error.__traceback__)  # into the job's log
         finally:

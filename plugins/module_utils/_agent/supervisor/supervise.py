@@ -1,7 +1,7 @@
 # Copyright (c) The Thunderhead developers
 # Simplified BSD License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
 # SPDX-License-Identifier: BSD-2-Clause
-"""Start the script when the start request arrives, wait for its end, and end all of its processes."""
+"""Start the script when the start message arrives, wait for its end, and end all of its processes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ import socket
 import sys
 import time
 import zlib
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.environment_file import environment_text
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import Refusal, error_text
@@ -26,6 +27,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.jo
     reason_path,
     start_file_path,
     started_path,
+    unreached_path,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_user import User, job_environment
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.node_lock import POLL_SECONDS
@@ -38,101 +40,76 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.sy
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import (
     START_SECONDS,
     Request,
+    node_name,
+)
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.drive_gang import Gang
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.gang_member import LONGEST_REASON
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.job_plan import (
+    Member,
+    NodeFacts,
+    Plan,
+    fill_in,
+    read_members,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.observe_script import (
     FileReadObserver,
     RendezvousObserver,
 )
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.watch_other_nodes import (
-    Head,
-    Peer,
-    Watch,
-)
 
-WATCH_AFTER_SECONDS = 1
-"""The watch is taken up this long after the script's start: right then the nodes are busy."""
 NOTICE_SECONDS = 45
 """What a script was not seen to do for this long is reported, so that the user reads it within a minute."""
-LONGEST_REASON = 300
-"""Characters of a reason for a stop that are kept."""
 STATE_BYTES = 4000
 """More than state.json ever has, whatever is escaped in it."""
 
 
-class StartRequest(NamedTuple):
-    """What a supervisor has to start; the fields of the JSON object in its start file.
-
-    Attributes:
-        argv: the command; a node replaces $NAME in all of it but the program.
-        environment: the job's variables.
-        spec: what spec.json is to say.
-        rank: NODE_RANK.
-        world_size: how many nodes take part.
-        name: what messages call this node.
-        head_name: what they call the head.
-        launcher: what starts the script's processes, such as torchrun.
-        gang: whether the nodes work together.
-        resumes: whether the job goes on from a checkpoint.
-        master_port: TCP port of the rendezvous.
-        watch_address: where the head's supervisor listens for the others'.
-        watch_port: at which port.
-        watch_key: what proves that a supervisor belongs to the job, in hexadecimal digits.
-        node_timeout_seconds: a node silent for this long is lost.
-        grace_seconds: between TERM and KILL.
-    """
-
-    argv: list[str]
-    environment: dict[str, str]
-    spec: dict[str, Any]
-    rank: int
-    world_size: int
-    name: str
-    head_name: str
-    launcher: str
-    gang: bool
-    resumes: bool
-    master_port: int
-    watch_address: str
-    watch_port: int
-    watch_key: str
-    node_timeout_seconds: float
-    grace_seconds: float
-
-
-def supervise(request: Request, user: User, listener: socket.socket | None, stop_times: list[float]) -> None:
-    """Run the script from its start request to its end.
+def supervise(
+    request: Request,
+    user: User,
+    listener: socket.socket | None,
+    plan: Plan,
+    facts: NodeFacts,
+    stop_times: list[float],
+) -> None:
+    """Run the script from its start to its end.
 
     Args:
         request: the one that prepares the job.
         user: whom the job runs as.
-        listener: the head's socket for the watch, else None.
+        listener: where the other nodes' supervisors find this one; None if there are none.
+        plan: what to start.
+        facts: what this node puts into it.
         stop_times: when a stop was requested, on the monotonic clock; a handler of SIGTERM adds to them.
     """
-    start_request = wait_for_start(request, stop_times)
-    if start_request is None:
+    key = bytes.fromhex(plan.gang_key)
+    gang = Gang(plan.rank, plan.world_size, listener, key, plan.node_timeout_seconds) if listener else None
+    members = wait_for_start(request, plan, gang, stop_times)
+    if members is None:
         return
     write_file(started_path(job_directory(request)), request["job"]["user"].encode(errors="replace"), 0o644)
-    os.unlink(start_file_path(request))
+    with suppress(FileNotFoundError):  # where the head passed the start on
+        os.unlink(start_file_path(request))
     # Orphans of the job become children of this process (PR_SET_CHILD_SUBREAPER), so none escapes the final sweep.
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
     unit = job_unit(request)
     user.become()
     os.umask(0o022)
-    Supervisor(job_directory(request), start_request, listener, stop_times).run(user, unit)
+    Supervisor(plan, facts, members, gang, stop_times).run(user, unit)
 
 
 class Supervisor:
     """The parent of a job's processes on this node."""
 
     def __init__(
-        self, job_dir: str, request: StartRequest, listener: socket.socket | None, stop_times: list[float]
+        self, plan: Plan, facts: NodeFacts, members: list[Member], gang: Gang | None, stop_times: list[float]
     ) -> None:
         """Do nothing yet. ``stop_times`` are when a stop was requested, on the monotonic clock; more are added."""
-        self._job_dir = job_dir
-        self._request = request
-        self._world_size = request.world_size  # 1 once the watch has failed
-        self._listener = listener
-        self._watch: Watch | None = None
+        self._job_dir = facts.job_dir
+        self._plan = plan
+        self._command, self._variables, self._spec = fill_in(plan, facts, members)
+        self._name = node_name(plan.rank, members[plan.rank].host)
+        self._gang = gang  # None where there are no other nodes, and once it has failed
+        self._has_noted_unreached = False
+        self._failure = ""  # why there is no gang any more
         self._stop_times = stop_times
         self._observers: dict[
             str, FileReadObserver | RendezvousObserver
@@ -144,25 +121,27 @@ class Supervisor:
         killed_before = count_oom_kills()
         try:
             if unit:
-                await_unit(unit)
+                await_unit(unit, self._pause)
             os.chdir(os.path.join(self._job_dir, "work"))
             for name, content in (
-                ("node.env", environment_text(self._request.environment)),
-                ("spec.json", json.dumps(self._request.spec) + "\n"),
+                ("node.env", environment_text(self._variables)),
+                ("spec.json", json.dumps(self._spec) + "\n"),
                 ("state.json", state_text(self._state)),
             ):
                 write_file(os.path.join(self._job_dir, name), content.encode(errors="surrogateescape"), 0o600)
-            environment = job_environment(user, self._request.argv[0], self._request.environment)
-            argv = [argument.encode(errors="surrogateescape") for argument in self._request.argv]
-            argv[1:] = [expand_variables(argument, environment) for argument in argv[1:]]
-            if self._request.resumes:
+            environment = job_environment(user, self._command[0], self._variables)
+            argv = [one.encode(errors="surrogateescape") for one in self._command]
+            for one in self._plan.arguments:
+                argv.append(expand_variables(one.encode(errors="surrogateescape"), environment))
+            if self._plan.checkpoint:
                 self._observe_checkpoint(environment[b"CKPT_PATH"])
             # Python ignores these two signals; a script expects the default.
             # pylint: disable-next=ansible-bad-function
             script = os.posix_spawn(argv[0], argv, environment, setsigdef=[signal.SIGPIPE, signal.SIGXFSZ])
         except (OSError, ValueError, Refusal) as error:
+            self._note_unreached(last=True)
             self._save(state="failed", ended=time.time(), error=f"did not start: {error_text(error)}")
-            self._leave_watch(f"{self._request.name} did not start: {error_text(error)}")
+            self._leave_gang("failed", f"{self._name} did not start: {error_text(error)}")
             return
         try:
             self._run_to_end(script, time.monotonic(), killed_before)
@@ -172,28 +151,31 @@ class Supervisor:
 
     def _run_to_end(self, script: int, started: float, killed_before: int) -> None:
         """Wait for the script, tell the other nodes of its end, end what it left, and write down how it ended."""
-        if self._request.gang and self._world_size > 1:
+        if self._plan.gang and self._plan.world_size > 1:
             self._observe_rendezvous(script)
         code = os.waitstatus_to_exitcode(self._wait_for_script(script, started))
         self._state["ended"] = time.time()
         self._state["oom"] = count_oom_kills() - killed_before
         state = "stopped" if "stopping" in self._state else "succeeded" if code == 0 else "failed"
-        if state == "failed" and self._watch:  # at once: the others would wait for this rank
-            self._watch.end(f"{self._request.name} {how_it_ended(code)}")
-        end_leftover_processes()
+        why = f"{self._name} {how_it_ended(code)}" if state == "failed" else ""
+        if why and self._gang:  # at once: the others would wait for this rank
+            self._gang.end(why)
+            self._pause(0)
+        self._note_unreached(last=True)
+        end_leftover_processes(self._pause)
         exit_code, number = (code, None) if code >= 0 else (128 - code, -code)
         self._save(state=state, exit_code=exit_code, signal=number, **self._observe(last=True))
-        self._leave_watch(f"{self._request.name} {how_it_ended(code)}" if state == "failed" else None)
+        self._leave_gang(state, why)
 
     def _observe_checkpoint(self, path: bytes) -> None:
         with suppress(OSError):  # then nothing is known of it
             self._observers["checkpoint_read"] = FileReadObserver(path)
 
     def _observe_rendezvous(self, script: int) -> None:
-        request = self._request
-        torchrun = request.launcher == "torchrun"
+        plan = self._plan
+        torchrun = plan.launcher == "torchrun"
         self._observers["met"] = RendezvousObserver(
-            request.master_port, request.rank == 0 and not torchrun, script if torchrun else None
+            plan.master_port, plan.rank == 0 and not torchrun, script if torchrun else None
         )
 
     def _observe(self, last: bool = False) -> dict[str, bool]:
@@ -213,21 +195,20 @@ class Supervisor:
             pid, status = os.waitpid(-1, os.WNOHANG)  # orphans of the job too
             if pid == script:
                 return status
-            if self._watch and self._watch.verdict is not None and not self._stop_times:
+            if self._gang and self._gang.verdict is not None and not self._stop_times:
                 self._stop_times.append(time.monotonic())
             if self._stop_times and not stopping:
                 stopping = True
                 self._state["stopping"] = time.monotonic() - started
                 self._state["because"] = self._reason()
                 signal_processes(descendants(os.getpid()), signal.SIGTERM)
-                if self._watch:
-                    self._watch.end(self._state["because"])
-            elif self._stop_times and time.monotonic() - self._stop_times[0] > self._request.grace_seconds:
+                if self._gang:
+                    self._gang.end(self._state["because"])
+            elif self._stop_times and time.monotonic() - self._stop_times[0] > self._plan.grace_seconds:
                 signal_processes(descendants(os.getpid()), signal.SIGKILL)
-            if not self._watch and self._world_size > 1 and time.monotonic() - started > WATCH_AFTER_SECONDS:
-                self._watch = self._open_watch()
             if pid:
                 continue
+            self._note_unreached()
             news = self._observe()
             if news:
                 with suppress(OSError):  # a full disk: written at the end
@@ -235,40 +216,52 @@ class Supervisor:
             self._wait()
 
     def _wait(self) -> None:
-        seconds = min([POLL_SECONDS, *(one.pause for one in self._observers.values())])
-        if not self._watch:
+        self._pause(min([POLL_SECONDS, *(one.pause for one in self._observers.values())]))
+
+    def _pause(self, seconds: float) -> None:
+        """Wait for so long at most, and listen to the gang meanwhile."""
+        if not self._gang:
             return time.sleep(seconds)
         try:
-            self._watch.wait(seconds)
-        except Exception as error:  # the script matters more than the watch
-            sys.excepthook(type(error), error, error.__traceback__)  # into the job's log
-            self._watch, self._world_size = None, 1
+            self._gang.wait(seconds)
+        except Exception as error:
+            self._end_without_gang(error)
         return None
 
+    def _end_without_gang(self, error: Exception) -> None:
+        """End this node's part, as the others do theirs, because this supervisor cannot take part in the gang."""
+        sys.excepthook(type(error), error, error.__traceback__)  # into the job's log
+        self._gang, self._failure = None, f"the supervisor of {self._name} failed: {error_text(error)}"
+        self._stop_times.append(time.monotonic())
+
+    def _note_unreached(self, last: bool = False) -> None:
+        """Write down once which nodes the head could not pass the start on to; ``last``: it does not try any longer."""
+        if self._plan.rank or self._plan.world_size == 1 or self._has_noted_unreached:
+            return
+        unreached = self._gang.unreached(last) if self._gang else []
+        if unreached is not None:
+            self._has_noted_unreached = True
+            with suppress(OSError):
+                write_file(unreached_path(self._job_dir), json.dumps({"ranks": unreached}).encode(), 0o600)
+
     def _reason(self) -> str:
-        """Return why this node has to stop, by the watch or by the controller; "" for a stop on request."""
-        if self._watch and self._watch.verdict is not None:
-            return self._watch.verdict[:LONGEST_REASON]  # written by another node
+        """Return why this node has to stop, by the gang or by the controller; "" for a stop on request."""
+        if self._gang and self._gang.verdict is not None:
+            return self._gang.verdict
+        if self._failure:
+            return self._failure
         with suppress(OSError), open(reason_path(self._job_dir), errors="replace") as file:
             return file.read(LONGEST_REASON)
-        return f"{self._request.name} was stopped by its own node, as at a shutdown"
+        return f"{self._name} was stopped by its own node, as at a shutdown"
 
-    def _open_watch(self) -> Watch:
-        request = self._request
-        key = bytes.fromhex(request.watch_key)
-        if request.rank == 0 and self._listener:
-            return Head(self._listener, key, request.node_timeout_seconds, self._world_size)
-        target = (request.watch_address, request.watch_port)
-        return Peer(*target, key, request.node_timeout_seconds, request.rank, request.name, request.head_name)
-
-    def _leave_watch(self, why: str | None) -> None:
-        """Leave the watch; with a reason for all others to end, if this rank ended badly."""
-        if self._world_size == 1:
-            return
-        self._watch = self._watch or self._open_watch()
-        if why is not None:
-            self._watch.end(why)
-        self._watch.leave(lambda: bool(self._stop_times) and why is None)
+    def _leave_gang(self, state: str, why: str) -> None:
+        """Tell the gang how this rank has ended, and stay as long as the others need this supervisor."""
+        if self._gang:
+            self._gang.script_ended(state, why)
+            try:
+                self._gang.leave(lambda: self._reason() if self._stop_times else None)
+            except Exception as error:
+                self._end_without_gang(error)
 
     def _save(self, **changes: Any) -> None:
         """Write state.json. Padded, so that the last state fits into the first one's place when the disk is full."""
@@ -309,16 +302,25 @@ def count_oom_kills() -> int:
     return 0
 
 
-def wait_for_start(request: Request, stop_times: list[float]) -> StartRequest | None:
-    """Wait for the start request, and return it; None if the job is discarded, forgotten or stopped before."""
+def wait_for_start(request: Request, plan: Plan, gang: Gang | None, stop_times: list[float]) -> list[Member] | None:
+    """Wait for the start message, in a file or from the head's supervisor, and return who takes part.
+
+    Returns:
+        None if the job is discarded, forgotten or stopped before.
+    """
     while True:
-        # Before the file is read: a stop that comes after the start request must not discard the job.
+        # Before it is looked for: a stop that comes after it must not discard the job.
         has_to_stop = bool(stop_times)
         with suppress(FileNotFoundError), open(start_file_path(request), "rb") as start_file:
             header, _newline, message = start_file.read().partition(b"\n")
             # Less is what a connection that broke has left of it: no start.
             if header == b"%d %d" % (len(message), zlib.crc32(message)):
-                return StartRequest(**json.loads(message))
+                members = read_members(json.loads(message), plan.world_size)
+                if gang and members:
+                    gang.start(members)
+                return members
+        if gang and gang.members and os.path.isdir(job_directory(request)):  # else it was discarded at this moment
+            return gang.members
         if has_to_stop:
             return None
         try:
@@ -337,10 +339,13 @@ def wait_for_start(request: Request, stop_times: list[float]) -> StartRequest | 
                     os.unlink(path)
             shutil.rmtree(job_directory(request), ignore_errors=True)
             return None
-        time.sleep(0.01)
+        if gang:
+            gang.wait(0.01)
+        else:
+            time.sleep(0.01)
 
 
-def await_unit(unit: str) -> None:
+def await_unit(unit: str, pause: Callable[[float], None]) -> None:
     """Return when this process is in its unit: systemd takes it there some time after it was asked to."""
     deadline = time.monotonic() + 5
     while True:
@@ -349,7 +354,7 @@ def await_unit(unit: str) -> None:
                 return
         if time.monotonic() > deadline:
             raise Refusal(f"systemd did not put the job into its unit {unit} within 5 s")
-        time.sleep(0.005)
+        pause(0.005)
 
 
 def expand_variables(argument: bytes, variables: dict[bytes, bytes]) -> bytes:
@@ -363,7 +368,7 @@ def expand_variables(argument: bytes, variables: dict[bytes, bytes]) -> bytes:
     return re.sub(rb"\$(?:\$|(\w+)|\{(\w+)\})", value, argument)
 
 
-def end_leftover_processes() -> None:
+def end_leftover_processes(pause: Callable[[float], None]) -> None:
     """End what the script left behind: TERM, a second to comply, KILL."""
     began = time.monotonic()
     signal_processes(descendants(os.getpid()), signal.SIGTERM)
@@ -375,4 +380,4 @@ def end_leftover_processes() -> None:
         if time.monotonic() > began + 1:
             signal_processes(descendants(os.getpid()), signal.SIGKILL)
         if not pid:
-            time.sleep(0.01)
+            pause(0.01)

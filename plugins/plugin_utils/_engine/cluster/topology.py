@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import node_name
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.settings import NodeSettings
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
 
@@ -38,7 +39,7 @@ class Node:
     @property
     def name(self) -> str:
         """What it is called in a sentence."""
-        return f"rank {self.rank} ({self.host})"
+        return node_name(self.rank, self.host)
 
     @property
     def file_stem(self) -> str:

@@ -106,7 +106,7 @@ def run(options: RunOptions, context: CommandContext) -> dict[str, Any]:
         f"MASTER_ADDR {head.address}, MASTER_PORT {head.settings.master_port}, {launch.launch_method}"
     )
     try:
-        launch.start()
+        launch.start(context.say)
     except JobError as error:
         record.note(context.say, state="failed", cause=str(error))
         raise

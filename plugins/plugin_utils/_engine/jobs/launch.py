@@ -9,12 +9,11 @@ import contextlib
 import functools
 import hashlib
 import json
-import posixpath
 import secrets
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import START_SECONDS
@@ -26,7 +25,6 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluste
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.job_identity import Identity
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.node_group import NodeGroup
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.topology import (
-    Node,
     Topology,
     rank_nodes,
     require_distinct,
@@ -71,12 +69,14 @@ EXTEND_SECONDS = 60
 """How often nodes that are ready are asked to wait on for those that are not yet."""
 RELEASE_POLL_SECONDS = 0.02
 """How often it is checked whether a node that is about to be released has answered."""
+FIND_UNREACHED_SECONDS = 10
+"""How long the head may take to say which nodes it could not start; it tries to reach them for two."""
 PREPARE_TRIES = 3
 """How often a node is asked whose answer is lost with the connection."""
 
 
 def with_checksum(message: bytes) -> bytes:
-    """Return a start request with its length and CRC-32 in front: a supervisor ignores one that is not complete."""
+    """Return a start message with its length and CRC-32 in front: a supervisor ignores one that is not complete."""
     return b"%d %d\n%b" % (len(message), zlib.crc32(message), message)
 
 
@@ -102,7 +102,7 @@ class Launch:
         self._asked: set[str] = set()  # to hold their node, which they do or may do
         self._asking: set[str] = set()  # whose answer to that is awaited
         self._given_up = False
-        self._watch_key = secrets.token_hex(32)
+        self._gang_key = secrets.token_hex(32)
         self._say: Callable[[str], None] = lambda line: None
         self._check_interrupt: Callable[[], None] = lambda: None
         self._progress_lock = threading.Lock()
@@ -185,7 +185,7 @@ class Launch:
             host=host,
             address=one.address,
             master_port=one.master_port if host == self._head else None,
-            watched=host == self._head and len(self.gang.settings) > 1,
+            plan=None if dry else self._plan(host),
             bundle=self.job.bundle.sha256,
             size=self.job.bundle.size,
             dry=dry,
@@ -289,16 +289,32 @@ class Launch:
                 "many ranks; set -e devices=N, or leave nodes out with --limit"
             )
 
-    def start(self) -> None:
-        """Start the prepared job on all nodes at the same time.
+    def start(self, say: Callable[[str], None] = lambda line: None) -> None:
+        """Start the prepared job on all nodes at the same time: the head's supervisor passes the message on.
+
+        Args:
+            say: is called with a sentence about nodes that the head cannot reach; they are started over SSH.
 
         Raises:
             JobError: a node could not start it; those that had are stopped again.
         """
-        messages = {
-            node.host: (node.host, with_checksum(self._start_request(node))) for node in self.gang.topology.nodes
-        }
-        _replies, errors = fan_out(messages, self._send_start_request, PREPARE_SECONDS)
+        topology = self.gang.topology
+        message = with_checksum(
+            json.dumps(
+                [[node.host, node.address, self._prepared[node.host]["gang_port"]] for node in topology.nodes]
+            ).encode()
+        )
+        errors = self._start_head(message)
+        if not errors and topology.world_size > 1:
+            hosts, errors = self._find_unreached()
+            if hosts:
+                errors = self.gang.ask("start", PREPARE_SECONDS, hosts, message)[1]
+            if hosts and not errors:
+                say(
+                    f"{self._head}, the head, could not connect to {join_names(hosts)}, so the job was started there "
+                    "over SSH; as long as they cannot connect, no node notices if the other is lost; run "
+                    "ansible-playbook setup.yml, which opens the ports between the nodes"
+                )
         if not errors:
             return
         _ended, left = self.gang.end(self.job.grace_seconds, f"{next(iter(errors))} could not start")
@@ -311,89 +327,85 @@ class Launch:
             f"The job was stopped on every node but {join_names(list(left))}, where it may run; stop it there: {stop}",
         )
 
-    def _send_start_request(self, item: tuple[str, bytes]) -> None:
-        host, message = item
-        self._open(host).put(self._prepared[host]["start_file"], message)
+    def _start_head(self, message: bytes) -> dict[str, NodeError]:
+        """Write the start message to the head; return its error if that failed."""
 
-    def _start_request(self, node: Node) -> bytes:
-        """Return the start request for a node's supervisor, as JSON: a ``StartRequest`` of the agent."""
-        topology, job = self.gang.topology, self.job
-        prepared = self._prepared[node.host]
-        job_dir = prepared["job_dir"]
-        checkpoint = posixpath.join(job_dir, "work", job.checkpoint) if job.checkpoint else ""
-        variables = environment_variables.variables(
-            topology.place_of(node),
-            {**node.settings.env, **job.env},
-            {
-                "id": self.gang.job_id,
-                "dir": job_dir,
-                "checkpoint": checkpoint,
-                "commit": job.bundle.described_commit,
-                "gang": job.gang,
-                "framework": self._framework(node, checkpoint),
-            },
-        )
-        request = {
-            "argv": self._command(node, prepared["python"]),
-            "environment": variables,
-            "spec": {**self._shared_spec, "rank": node.rank, "python": prepared["python"]},
-            "rank": node.rank,
-            "world_size": topology.world_size,
-            "name": node.name,
-            "head_name": topology.head.name,
-            "launcher": job.launcher,
-            "gang": job.gang,
-            "resumes": bool(job.checkpoint),
-            "master_port": topology.head.settings.master_port,
-            "watch_address": topology.head.address,
-            "watch_port": self._prepared[topology.head.host]["watch_port"],
-            "watch_key": self._watch_key,
-            "node_timeout_seconds": job.node_timeout_seconds,
-            "grace_seconds": job.grace_seconds,
+        def send(host: str) -> None:
+            self._open(host).put(self._prepared[host]["start_file"], message)
+
+        return fan_out({self._head: self._head}, send, PREPARE_SECONDS)[1]
+
+    def _find_unreached(self) -> tuple[list[str], dict[str, NodeError]]:
+        """Return the hosts that the head could not start, and an error if it did not say."""
+        for number in range(PREPARE_TRIES):
+            if number:
+                time.sleep(RETRY_SECONDS)
+            replies, errors = self.gang.ask(
+                "find_unreached", PREPARE_SECONDS, [self._head], wait_seconds=FIND_UNREACHED_SECONDS
+            )
+            if not any(isinstance(error, (Unreachable, Unable)) for error in errors.values()):
+                break
+        ranks = {rank for reply, _payload in replies.values() for rank in reply["unreached"]}
+        return [node.host for node in self.gang.topology.nodes if node.rank in ranks], errors
+
+    def _plan(self, host: str) -> dict[str, Any]:
+        """Return what a node is to run, a ``Plan`` of the agent; the node puts in what is in braces."""
+        job, hosts = self.job, list(self.gang.settings)
+        one, head = self.gang.settings[host], self.gang.settings[self._head]
+        place = {
+            "rank": hosts.index(host),
+            "world_size": len(hosts),
+            "master_addr": "{master_addr}",
+            "master_port": head.master_port,
+            "interface": "{interface}",
         }
-        return json.dumps(request).encode()
-
-    @functools.cached_property
-    def _shared_spec(self) -> dict[str, Any]:
-        """The fields of spec.json that are the same on all nodes."""
-        topology, job = self.gang.topology, self.job
-        return {
-            "id": job.identity.id,
-            "user": job.identity.user,
-            "start": job.identity.start,
-            "script": job.script,
-            "module": job.module,
-            "args": list(job.args),
-            "launcher": job.launcher,
-            "devices": job.devices,
+        about = {
+            "id": self.gang.job_id,
+            "dir": "{job_dir}",
+            "checkpoint": "{checkpoint}" if job.checkpoint else "",
+            "commit": job.bundle.described_commit,
             "gang": job.gang,
-            "uses": job.uses,
-            "bundle": job.bundle.sha256,
-            "grace_seconds": job.grace_seconds,
-            "node_timeout_seconds": job.node_timeout_seconds,
-            "world_size": topology.world_size,
-            "master_addr": topology.head.address,
-            "master_port": topology.head.settings.master_port,
-            "ranks": topology.ranks,
+            "framework": self._framework(),
         }
-
-    def _command(self, node: Node, python: str) -> list[str]:
-        job, topology = self.job, self.gang.topology
         script = job.script if not job.script.startswith("-") else f"./{job.script}"
-        # A node replaces variables in these arguments.
-        start = ["-m", job.module, *job.args] if job.module else [script.replace("$", "$$"), *job.args]
-        if job.launcher != "torchrun":
-            return [python, *start]
-        together = (topology.world_size, node.rank, topology.head.address)
-        nodes, rank, master = together if job.gang else (1, 0, "127.0.0.1")
+        return {
+            "rank": place["rank"],
+            "world_size": place["world_size"],
+            "gang_key": self._gang_key,
+            "node_timeout_seconds": job.node_timeout_seconds,
+            "grace_seconds": job.grace_seconds,
+            "launcher": job.launcher,
+            "gang": job.gang,
+            "devices": job.devices,
+            "checkpoint": job.checkpoint,
+            "master_port": head.master_port,
+            "launcher_arguments": self._torchrun(place) if job.launcher == "torchrun" else [],
+            "arguments": ["-m", job.module, *job.args] if job.module else [script.replace("$", "$$"), *job.args],
+            "variables": environment_variables.variables(place, {}, about),
+            "given": dict(sorted({**one.env, **job.env}.items())),
+            "spec": {
+                "id": job.identity.id,
+                "user": job.identity.user,
+                "start": job.identity.start,
+                "script": job.script,
+                "module": job.module,
+                "args": list(job.args),
+                "uses": job.uses,
+                "bundle": job.bundle.sha256,
+            },
+        }
+
+    def _torchrun(self, place: Mapping[str, Any]) -> list[str]:
+        """Return what starts torchrun on a node, and its options."""
+        together = (place["world_size"], place["rank"], place["master_addr"])
+        nodes, rank, master = together if self.job.gang else (1, 0, "127.0.0.1")
         return [
-            *(python, "-m", "torch.distributed.run"),
-            *(f"--nnodes={nodes}", f"--node-rank={rank}", f"--nproc-per-node={self._devices(node)}"),
-            *("--rdzv-backend=static", f"--rdzv-id={job.identity.id}", "--max-restarts=0"),
+            *("-m", "torch.distributed.run"),
+            *(f"--nnodes={nodes}", f"--node-rank={rank}", "--nproc-per-node={devices}"),
+            *("--rdzv-backend=static", f"--rdzv-id={self.job.identity.id}", "--max-restarts=0"),
             "--log-dir=../torchrun",  # beside the working directory; else each job leaves a folder in /tmp
             f"--master-addr={master}",
-            f"--master-port={topology.head.settings.master_port}",
-            *start,
+            f"--master-port={place['master_port']}",
         ]
 
     @property
@@ -404,27 +416,23 @@ class Launch:
         alone = "" if job.gang else ", each for itself"
         return f"{texts[job.launcher]}{f', because {job.reason}' if job.reason else ''}{alone}"
 
-    def _devices(self, node: Node) -> int:
-        """How many ranks torchrun starts on a node."""
-        return self.job.devices or max(1, self._prepared[node.host]["gpus"])
-
-    def _framework(self, node: Node, checkpoint: str) -> dict[str, str | int]:
+    def _framework(self) -> dict[str, str | int]:
         """Return the variables by which the framework that the script uses takes part in the job by default."""
-        job, nodes = self.job, self.gang.topology.world_size
-        if job.uses == CLI and (job.gang or checkpoint):
+        job, nodes = self.job, len(self.gang.settings)
+        if job.uses == CLI and (job.gang or job.checkpoint):
             # It gives its Trainer every argument, PL_TRAINER_NUM_NODES or not, but its parser too has its defaults from
             # the environment, if a variable asks for it. An argument and a configuration file win, as with the others.
             prefixes = [f"PL_{command}__" for command in ("FIT", "VALIDATE", "TEST", "PREDICT")]
             defaults: dict[str, str | int] = {"JSONARGPARSE_DEFAULT_ENV": "true"}
             if job.gang:
                 defaults |= {f"{prefix}TRAINER__NUM_NODES": nodes for prefix in ("PL_", *prefixes)}
-            if checkpoint:
-                defaults |= {f"{prefix}CKPT_PATH": checkpoint for prefix in prefixes}
+            if job.checkpoint:
+                defaults |= {f"{prefix}CKPT_PATH": "{checkpoint}" for prefix in prefixes}
             return defaults
         if job.uses in (FABRIC, FABRIC_LAUNCHED) and job.launcher == "torchrun":
             # As `fabric run` does; of a script that it starts, Fabric refuses to start processes itself.
             used = {"LT_CLI_USED": 1} if job.uses == FABRIC else {}
-            return {"LT_DEVICES": self._devices(node), **used}
+            return {"LT_DEVICES": "{devices}", **used}
         return {}
 
     def discard(self) -> str:

@@ -290,6 +290,7 @@ REPLIES: Mapping[str, tuple[Mapping[str, Check], Mapping[str, Check]]] = {
         },
         {"why": is_sentence},
     ),
+    "find_unreached": ({"unreached": many(is_size)}, {}),
     "node_env_info": ({"has_user": is_flag, "is_complete": is_flag}, {}),
     "place_file": ({"placed": is_flag}, {}),
     "prepare": (
@@ -304,7 +305,7 @@ REPLIES: Mapping[str, tuple[Mapping[str, Check], Mapping[str, Check]]] = {
             "start_file": is_absolute_path,
             "gpus": is_size,
             "has_bundle": is_flag,
-            "watch_port": is_port,
+            "gang_port": is_port,
         },
         {"stale": fields(_HOLDER)},
     ),
@@ -363,6 +364,7 @@ REPLIES: Mapping[str, tuple[Mapping[str, Check], Mapping[str, Check]]] = {
         },
         {},
     ),
+    "start": ({}, {}),
     "stop": ({**_STATE, "left": many(is_size)}, _MORE_OF_STATE),
     "verify_checkpoint": ({"why": is_text}, {"bytes": is_size, "sha256": matches(_SHA256)}),
 }

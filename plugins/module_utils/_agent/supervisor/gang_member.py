@@ -1,0 +1,404 @@
+# Copyright (c) The Thunderhead developers
+# Simplified BSD License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
+# SPDX-License-Identifier: BSD-2-Clause
+"""Decide together with the job's other supervisors when the job ends, and why; docs/gang.md has the protocol.
+
+Nothing here opens a socket, reads a clock or writes a file: what happens comes in as a call with the time, and what is
+to be sent goes out through ``outbox``. So a simulator can run many of these against each other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import node_name
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.authenticated_stream import Message
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.job_plan import Member, read_members
+
+HEAD, CANDIDATE, MEMBER = "head", "candidate", "member"
+RUNNING = "running"
+STATES = (RUNNING, "succeeded", "failed", "stopped")
+"""Of a rank."""
+RECONNECT_SECONDS = 5.0
+"""A supervisor at whose port nobody listens any more counts as dead after this long."""
+REDIAL_SECONDS = 1.0
+"""A member whose connection to the head is gone waits this long for the head to make a new one, then makes one."""
+ELECTION_SECONDS = 3.0
+"""How long a candidate waits for votes, and one that has voted for the new head."""
+TURN_SECONDS = 0.5
+"""How long a member waits for each one before it that may become the head."""
+MOST_TURNS = 10
+"""After so many turns all that are left stand for election: of hundreds, the first ones may all be gone."""
+QUIET = "the head is quiet"
+LEAVE_SECONDS = 3.0
+"""How long a supervisor whose rank has ended stays for others that it has never met, or after it knows the verdict."""
+REACH_SECONDS = 2.0
+"""How long the head tries to reach a member before it counts as not reached: it is started over SSH then."""
+LONGEST_REASON = 300
+"""Characters of a verdict."""
+
+
+class Other:
+    """What a supervisor knows of another, or of itself.
+
+    Attributes:
+        name: what messages call its node, such as ``rank 1 (gpu-2)``.
+        connected: whether there is a connection that has proven to belong to the job.
+        heard: when the last message came, or would have come while this process was frozen; None if none ever came.
+        apart_since: since when there is no connection.
+        refused_since: since when nobody listens at its port though its machine answers; None if that is not so.
+        has_started: it has the start message, as far as the head knows.
+        has_verdict: it knows that the job has to end.
+        state: its rank's, one of ``STATES``, as far as is known.
+    """
+
+    def __init__(self, now: float) -> None:
+        """Begin without a connection."""
+        self.name = ""
+        self.connected = False
+        self.heard: float | None = None
+        self.apart_since = now
+        self.refused_since: float | None = None
+        self.has_started = False
+        self.has_verdict = False
+        self.state = RUNNING
+
+
+class GangMember:
+    """One supervisor's part in the gang. Times are seconds on a monotonic clock of this node.
+
+    Attributes:
+        role: ``HEAD``, ``CANDIDATE`` or ``MEMBER``.
+        term: grows with each election; a head of an earlier term is not obeyed.
+        head: the rank that leads in this term.
+        members: who takes part, in rank order; None until the start message has come.
+        verdict: why the job has to end; None as long as it need not, "" for a stop on request.
+        outbox: ``(rank, message)`` to be sent; whoever drives this empties it.
+        over: nothing is left to say or to hear.
+    """
+
+    def __init__(self, rank: int, size: int, timeout_seconds: float, now: float) -> None:
+        """Begin in the first term, in which rank 0 is the head, and wait for the start message.
+
+        Args:
+            rank: this supervisor's.
+            size: how many take part.
+            timeout_seconds: a supervisor that is silent for longer is lost.
+            now: the time.
+        """
+        self.role = HEAD if rank == 0 else MEMBER
+        self.term = 1
+        self.head = 0
+        self.members: list[Member] | None = None
+        self.verdict: str | None = None
+        self.outbox: list[tuple[int, Message]] = []
+        self.over = False
+        self._rank = rank
+        self._timeout = timeout_seconds
+        self._heartbeat_seconds = min(timeout_seconds / 5, 5.0)
+        self._nodes = [Other(now) for _rank in range(size)]
+        self._own = self._nodes[rank]
+        self._others = [other for other in range(size) if other != rank]
+        self._why_failed = ""
+        self._news: set[int] = set()  # ranks whose state the head has still to tell the others
+        self._next_heartbeat = now
+        self._last_tick = now
+        self._started_at = 0.0
+        self._ended_at: float | None = None
+        self._verdict_at: float | None = None
+        self._suspicion = ""  # why the head counts as lost
+        self._deadline = 0.0  # of the wait for one's turn, or for votes
+        self._voted = 1  # the latest term in which this supervisor has given its vote
+        self._votes: set[int] = set()
+
+    def start(self, members: list[Member], now: float) -> None:
+        """Take note of who takes part, unless that is known; the head connects to all others then."""
+        if self.members is None:
+            self.members, self._started_at = members, now
+            for rank, member in enumerate(members):
+                self._nodes[rank].name = node_name(rank, member.host)
+
+    def unreached(self, now: float) -> list[int] | None:
+        """Return the ranks that the head has not reached; None as long as it still tries to."""
+        apart = [rank for rank in self._others if not self._nodes[rank].has_started]
+        return apart if not apart or now - self._started_at > REACH_SECONDS else None
+
+    # ------------------------------------------------------------------------------------------------------ connections
+
+    def wanted(self) -> list[int]:
+        """Return the ranks to which a connection is to be made."""
+        apart = [rank for rank in self._others if not self._nodes[rank].connected]
+        if self.over or self.members is None:
+            return []
+        if self.role == MEMBER:
+            late = self._last_tick - REDIAL_SECONDS
+            return [rank for rank in apart if rank == self.head and self._nodes[rank].apart_since < late]
+        return apart
+
+    def connected(self, rank: int, now: float) -> None:
+        """Take note of a connection to a rank, which has proven that it belongs to the job."""
+        other = self._nodes[rank]
+        other.connected, other.heard, other.refused_since = True, now, None
+        if self.role == HEAD:
+            self._lead(rank)
+        elif self.role == CANDIDATE:
+            self._ask_vote(rank)
+        elif rank == self.head:
+            self._report()
+
+    def disconnected(self, rank: int, now: float) -> None:
+        """Take note that there is no connection to a rank any more."""
+        self._nodes[rank].connected, self._nodes[rank].apart_since = False, now
+
+    def not_reached(self, rank: int, refused: bool, now: float) -> None:
+        """Take note that no connection could be made; ``refused``: its machine answers, and nobody listens there."""
+        other = self._nodes[rank]
+        if not refused:
+            other.refused_since = None
+        elif other.refused_since is None:
+            other.refused_since = now
+
+    # ----------------------------------------------------------------------------------------- what happens on the node
+
+    def script_ended(self, state: str, why: str, now: float) -> None:
+        """Take note that this node's rank has ended.
+
+        Args:
+            state: one of ``STATES``.
+            why: if it failed, how, a clause with the rank's name.
+            now: the time.
+        """
+        self._own.state, self._why_failed, self._ended_at = state, why, now
+        self._report()
+
+    def end(self, why: str) -> None:
+        """End the job on all nodes for this reason, unless there is one already; "" for a stop on request."""
+        self._decide(why)
+        self._report()
+
+    # --------------------------------------------------------------------------------------------------------- messages
+
+    def received(self, rank: int, message: Message, now: float) -> None:
+        """Take a message of another supervisor; one that makes no sense is passed over."""
+        kind, term = message.get("kind"), message.get("term")
+        if not isinstance(term, int):
+            return
+        self._nodes[rank].heard = now
+        if kind == "ask_vote":
+            self._answer_vote_request(rank, term, now)
+        elif kind in ("lead", "verdict", "alive", "over"):
+            if term < self.term:
+                self._send(rank, "outdated", verdict=self.verdict)
+            elif term > self.term or rank == self.head:
+                self._obey(rank, kind, message, now)
+        elif kind == "outdated" and term > self.term:
+            self._follow_later_term(term, message.get("verdict"))
+        elif kind == "report" and self.role == HEAD:
+            self._take_report(rank, message)
+        elif kind == "vote" and self.role == CANDIDATE and term == self._voted:
+            self._votes.add(rank)
+            if 2 * len(self._votes) > len(self._nodes):
+                self._become_head()
+
+    def _obey(self, rank: int, kind: str, message: Message, now: float) -> None:
+        """Do what the head of this term, or of a later one, says."""
+        members = read_members(message.get("members"), len(self._nodes))
+        if members:
+            self.start(members, now)
+        is_new = rank != self.head or message["term"] > self.term or self.role != MEMBER
+        self.term, self.head, self.role, self._suspicion = message["term"], rank, MEMBER, ""
+        states, verdict = message.get("states"), message.get("verdict")
+        if isinstance(states, dict):
+            for other in self._others:
+                state = states.get(str(other))
+                self._nodes[other].state = state if state in STATES else self._nodes[other].state
+        if isinstance(verdict, str):
+            self._nodes[rank].has_verdict = True
+            self._decide(verdict)
+        if kind == "over" and self._own.state != RUNNING:
+            self.over = True
+        if is_new or kind in ("lead", "verdict"):
+            self._report()
+
+    def _take_report(self, rank: int, message: Message) -> None:
+        state, why, verdict = message.get("state"), message.get("why"), message.get("verdict")
+        other = self._nodes[rank]
+        other.has_started = other.has_started or message.get("started") is True
+        if state in STATES and state != other.state and other.state == RUNNING:
+            other.state = state
+            self._news.add(rank)
+        if isinstance(verdict, str):
+            other.has_verdict = True
+            self._decide(verdict)
+        elif state == "failed" and isinstance(why, str):
+            self._decide(why)
+
+    def _report(self) -> None:
+        """Tell the head of this rank; the head takes its own report itself."""
+        started = self.members is not None
+        report = {"started": started, "state": self._own.state, "why": self._why_failed, "verdict": self.verdict}
+        if self.role == HEAD:
+            self._news.add(self._rank)
+            self._take_report(self._rank, report)
+        elif self.head != self._rank:
+            self._send(self.head, "report", **report)
+
+    def _decide(self, why: str) -> None:
+        """Take a verdict, unless there is one, and pass it on to all if this supervisor is the head."""
+        if self.verdict is not None:
+            return
+        self.verdict, self._verdict_at = why[:LONGEST_REASON], self._last_tick
+        if self.role == HEAD:
+            for rank in self._others:
+                self._send(rank, "verdict", verdict=self.verdict)
+
+    # ------------------------------------------------------------------------------------------------------------- time
+
+    def tick(self, now: float) -> None:
+        """Do what is due; to be called several times a heartbeat, when all that has arrived was taken."""
+        paused = now - self._last_tick
+        self._last_tick = now
+        if paused > 2 * self._heartbeat_seconds:  # this process was frozen, and has heard nobody meanwhile
+            for other in self._nodes:
+                other.heard = None if other.heard is None else min(other.heard + paused, now)
+        if self.members is None:
+            return
+        if self.role == HEAD:
+            self._judge_members(now)
+        elif self.role == MEMBER:
+            self._judge_head(now)
+        elif now > self._deadline:
+            self._end_alone()
+        self._leave(now)
+        if now >= self._next_heartbeat and not self.over:
+            self._next_heartbeat = now + self._heartbeat_seconds
+            if self.role == HEAD:
+                news, self._news = self._states(self._news), set()
+                for rank in self._others:
+                    self._send(rank, "alive", states=news)
+            else:
+                self._report()
+
+    def _loss(self, rank: int, now: float) -> str:
+        """Return why a rank's supervisor counts as lost, a clause with its name; "" if it does not."""
+        other = self._nodes[rank]
+        if other.heard is None:  # never met: the script may need no network
+            return ""
+        role = ", the head," if rank == self.head else ""
+        if now - other.heard > self._timeout:
+            return f"the node of {other.name}{role} sent no heartbeat for {now - other.heard:.0f} s"
+        if not other.connected and other.refused_since is not None and now - other.refused_since > RECONNECT_SECONDS:
+            return f"{other.name}{role} lost its supervisor process"
+        return ""
+
+    def _judge_members(self, now: float) -> None:
+        for rank in self._others:
+            loss = self._loss(rank, now) if self._nodes[rank].state == RUNNING else ""
+            if loss:
+                self._decide(loss)
+
+    def _judge_head(self, now: float) -> None:
+        """Become a candidate in the head's place, once it is lost and it is this supervisor's turn."""
+        loss = self._loss(self.head, now) if self.head != self._rank else ""
+        if not loss:
+            self._suspicion = ""
+        elif not self._suspicion:
+            self._suspicion = loss
+            before = self._rank - (self.head < self._rank)
+            self._deadline = now + min(before, MOST_TURNS) * TURN_SECONDS
+        if self._suspicion and len(self._nodes) == 2:  # of two, one is not more than half
+            self._end_alone()
+        elif self._suspicion and now >= self._deadline:
+            self._start_election(now)
+
+    # -------------------------------------------------------------------------------------------------------- elections
+
+    def _start_election(self, now: float) -> None:
+        """Ask all others for their vote in a new term; this supervisor is in it only once it is elected."""
+        self.role = CANDIDATE
+        self._voted = max(self.term, self._voted) + 1
+        self._votes = {self._rank}
+        self._deadline = now + ELECTION_SECONDS
+        for rank in self._others:
+            self._ask_vote(rank)
+
+    def _ask_vote(self, rank: int) -> None:
+        self._send(rank, "ask_vote", term=self._voted)
+
+    def _answer_vote_request(self, rank: int, term: int, now: float) -> None:
+        """Vote once in a term, and only where the head is quiet here too."""
+        if term <= self.term:
+            self._send(rank, "outdated", verdict=self.verdict)
+        elif term > self._voted and self.role != HEAD and self._is_head_quiet(now):
+            self._voted, self.role = term, MEMBER
+            self._suspicion = self._suspicion or self._loss(self.head, now) or QUIET
+            self._deadline = now + ELECTION_SECONDS
+            self._send(rank, "vote", term=term)
+
+    def _is_head_quiet(self, now: float) -> bool:
+        other = self._nodes[self.head]
+        is_refused = not other.connected and other.refused_since is not None
+        return other.heard is None or is_refused or now - other.heard > self._timeout / 2
+
+    def _become_head(self) -> None:
+        """Lead from now on; the job ends, because its head is lost."""
+        self.role, self.head, self.term = HEAD, self._rank, self._voted
+        for rank in self._others:
+            self._lead(rank)
+        self._report()
+        self._decide(self._suspicion)
+
+    def _follow_later_term(self, term: int, verdict: object) -> None:
+        """Stop leading, or standing for election, because others have a later head; its verdict counts here too."""
+        was_head = self.role == HEAD
+        self.role, self._voted = MEMBER, max(self._voted, term)
+        if was_head:
+            self._decide(verdict if isinstance(verdict, str) else f"{self._own.name} was cut off from the other nodes")
+
+    def _end_alone(self) -> None:
+        """End this node's part: it can neither lead more than half of the gang nor hear its head."""
+        self.role, self._deadline = MEMBER, math.inf
+        self._decide(self._suspicion)
+
+    # ---------------------------------------------------------------------------------------------------------- leaving
+
+    def _leave(self, now: float) -> None:
+        """Be done once this rank has ended and nobody needs this supervisor any more."""
+        if self._ended_at is None or self.over:
+            return
+        met = [rank for rank in self._others if self._nodes[rank].heard is not None]
+        partners = met if self.role == HEAD else [rank for rank in met if rank == self.head]
+        # One that is cut off for the moment has still to hear the verdict, or to be counted as lost.
+        unsure = [
+            rank
+            for rank in partners
+            if self._nodes[rank].state == RUNNING and not self._nodes[rank].has_verdict and not self._loss(rank, now)
+        ]
+        waited = now - max(self._ended_at, self._verdict_at or 0)
+        is_late = waited > (self._timeout if unsure else LEAVE_SECONDS)
+        if self.role == HEAD:
+            all_ended = all(self._nodes[rank].state != RUNNING or self._loss(rank, now) for rank in met)
+            is_done = all_ended and (len(met) == len(self._others) or is_late)
+            self.over = is_done or (is_late and self.verdict is not None)
+            for rank in self._others if self.over else []:
+                self._send(rank, "over")
+        else:
+            is_alone = self.role == MEMBER and self.head not in met
+            self.over = is_late and (self.verdict is not None or is_alone)
+
+    # ---------------------------------------------------------------------------------------------------------- sending
+
+    def _lead(self, rank: int) -> None:
+        """Tell a member who leads, who takes part, and all that is known."""
+        states = self._states(range(len(self._nodes)))
+        self._send(rank, "lead", members=self.members, states=states, verdict=self.verdict)
+
+    def _states(self, ranks: Iterable[int]) -> dict[str, str]:
+        return {str(rank): self._nodes[rank].state for rank in ranks}
+
+    def _send(self, rank: int, kind: str, **fields: Any) -> None:
+        """Send a message of this term, or of the one that is given, if there is a connection."""
+        if self._nodes[rank].connected:
+            self.outbox.append((rank, {"kind": kind, "term": self.term, **fields}))

@@ -1,0 +1,130 @@
+# Copyright (c) The Thunderhead developers
+# Simplified BSD License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
+# SPDX-License-Identifier: BSD-2-Clause
+"""Describe what a supervisor starts, once it is told which nodes take part.
+
+All but the members comes with the request to prepare, over SSH: a user's variables and arguments may be secrets, and
+the start message comes from the head's supervisor, in the clear.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+
+class Plan(NamedTuple):
+    """What a node runs, but for what it or the other nodes know; the fields of ``plan`` in a request to prepare.
+
+    In ``launcher_arguments`` and in the values of ``variables``, ``{job_dir}``, ``{checkpoint}``, ``{devices}``,
+    ``{interface}`` and ``{master_addr}`` stand for what the node puts in.
+
+    Attributes:
+        rank: NODE_RANK.
+        world_size: how many nodes take part.
+        gang_key: what proves that a supervisor belongs to the job, in hexadecimal digits.
+        node_timeout_seconds: a node silent for this long is lost.
+        grace_seconds: between TERM and KILL.
+        launcher: what starts the script's processes, such as torchrun.
+        gang: whether the nodes work together.
+        devices: ranks per node under torchrun; None for as many as there are GPUs, or one.
+        checkpoint: that the job goes on from, relative to its working directory; "" if there is none.
+        master_port: TCP port of the rendezvous.
+        launcher_arguments: of Python, before the script's.
+        arguments: the script, or ``-m`` and the module, and its arguments; the node replaces $NAME in them.
+        variables: the job's environment variables.
+        given: those of the user, which win.
+        spec: what spec.json says besides of the job.
+    """
+
+    rank: int
+    world_size: int
+    gang_key: str
+    node_timeout_seconds: float
+    grace_seconds: float
+    launcher: str
+    gang: bool
+    devices: int | None
+    checkpoint: str
+    master_port: int
+    launcher_arguments: list[str]
+    arguments: list[str]
+    variables: dict[str, str]
+    given: dict[str, str]
+    spec: dict[str, Any]
+
+
+class NodeFacts(NamedTuple):
+    """What a node knows of itself.
+
+    Attributes:
+        job_dir: the job's folder.
+        python: path of the environment's interpreter.
+        interface: that holds the node's address on the cluster's network.
+        gpus: how many there are.
+    """
+
+    job_dir: str
+    python: str
+    interface: str
+    gpus: int
+
+
+class Member(NamedTuple):
+    """A node that takes part, in the order of their ranks.
+
+    Attributes:
+        host: its name in the inventory.
+        address: on the cluster's network.
+        gang_port: where its supervisor listens; 0 if it is the only node.
+    """
+
+    host: str
+    address: str
+    gang_port: int
+
+
+def read_members(value: object, world_size: int) -> list[Member] | None:
+    """Return the members of a start message, or None if it is not one of so many nodes."""
+    if not isinstance(value, list) or len(value) != world_size:
+        return None
+    members = []
+    for one in value:
+        if not isinstance(one, list) or [type(part) for part in one] != [str, str, int]:
+            return None
+        if not 0 <= one[2] < 2**16:
+            return None
+        members.append(Member(*one))
+    return members
+
+
+def fill_in(plan: Plan, facts: NodeFacts, members: list[Member]) -> tuple[list[str], dict[str, str], dict[str, Any]]:
+    """Return the command, the environment variables of the job, and what spec.json says.
+
+    The command is complete but for the script and its arguments, in which $NAME is still to be replaced.
+    """
+    known = {
+        "job_dir": facts.job_dir,
+        "checkpoint": f"{facts.job_dir}/work/{plan.checkpoint}",
+        "devices": plan.devices or max(1, facts.gpus),
+        "interface": facts.interface,
+        "master_addr": members[0].address,
+    }
+    if plan.checkpoint.startswith("/"):
+        known["checkpoint"] = plan.checkpoint
+    command = [facts.python, *(one.format(**known) for one in plan.launcher_arguments)]
+    variables = {name: value.format(**known) for name, value in plan.variables.items()}
+    spec = {
+        **plan.spec,
+        "launcher": plan.launcher,
+        "devices": plan.devices,
+        "gang": plan.gang,
+        "grace_seconds": plan.grace_seconds,
+        "node_timeout_seconds": plan.node_timeout_seconds,
+        "world_size": plan.world_size,
+        "rank": plan.rank,
+        "python": facts.python,
+        "master_addr": members[0].address,
+        "master_port": plan.master_port,
+        "ranks": [{"rank": rank, "host": one.host, "address": one.address} for rank, one in enumerate(members)],
+    }
+    return command, {**variables, **plan.given}, spec

@@ -1,0 +1,606 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Run the supervisors of a job against each other in simulated time, with faults, and check what must always hold.
+
+One seed is one run: the same seed gives the same run, event for event. ``make simulate`` runs many, and prints a time
+line of the first that fail.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import json
+import random
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor import (
+    gang_connections,
+    gang_member,
+    job_plan,
+)
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.authenticated_stream import (
+    AuthenticatedStream,
+)
+
+KEY = bytes(range(32))
+TIMEOUTS = (6.0, 6.0, 30.0)
+"""Of gangs, in seconds; nothing here takes real time."""
+TICK = 0.2
+LONGEST_DELAY = 0.15
+MILD = 0.6
+"""A fault that is shorter than this part of the time-out ends no job."""
+GRACE = 2.0
+HORIZON = 1000.0
+"""By then every run is over."""
+
+
+class Broken(AssertionError):
+    """What must always hold did not."""
+
+
+def recording(base: type[AuthenticatedStream]) -> type[AuthenticatedStream]:
+    """Return a class of streams that keep what was sent and what has come."""
+
+    class RecordingStream(base):  # type: ignore[misc,valid-type]
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            self.sent: list[dict[str, Any]] = []
+            self.come: list[dict[str, Any]] = []
+
+        def send(self, message: dict[str, Any]) -> None:
+            if self._connection_key is not None:  # else it waits, and comes here again
+                self.sent.append(message)
+            super().send(message)
+
+        def receive(self, data: bytes) -> list[dict[str, Any]]:
+            messages: list[dict[str, Any]] = super().receive(data)
+            self.come += messages
+            return messages
+
+    return RecordingStream
+
+
+@dataclass
+class Link:
+    """One direction of a connection: what is on its way, and when the last of it arrives."""
+
+    arrives: float = 0.0
+    stuck_since: float | None = None
+    stalled: list[Callable[[], None]] = field(default_factory=list)
+
+
+@dataclass
+class Machine:
+    """A node with its supervisor and its script."""
+
+    rank: int
+    clock: float
+    connections: gang_connections.GangConnections
+    seconds: float  # that its script takes
+    ends_at: float = HORIZON
+    ends_well: bool = True
+    alive: bool = True  # the supervisor
+    powered: bool = True
+    frozen: list[Callable[[], None]] | None = None  # what waits until it thaws
+    script: str = "waiting"
+    open: dict[int, int] = field(default_factory=dict)  # connection: the rank at the other end
+    stopping: bool = False
+    ended: float = 0.0
+    term: int = 1
+
+    @property
+    def member(self) -> gang_member.GangMember:
+        """Its part in the gang."""
+        return self.connections.member
+
+
+class World:
+    """All machines of one run, the network between them, and what has happened."""
+
+    def __init__(self, seed: int) -> None:
+        """Choose size, scripts and faults by the seed."""
+        self.random = random.Random(seed)
+        self.now = 0.0
+        self.lines: list[str] = []
+        self.events: list[tuple[float, int, Callable[[], None]]] = []
+        self.numbers = itertools.count()
+        self.links: dict[tuple[int, int], Link] = {}
+        self.cut: set[tuple[int, int]] = set()
+        self.heads: dict[int, int] = {}
+        self.severe: dict[str, float] = {}  # when what has happened that may end the job
+        self.mild = 0
+        self.has_tampered = False
+        self.voted: dict[tuple[int, int], int] = {}  # by rank and term, for whom
+        self.asked_to_stop = False
+        self.streams: dict[int, list[Any]] = {}
+        self.tampered: dict[tuple[int, int], str] = {}  # with the next piece of a connection's direction
+        size = self.random.choice([2, 2, 3, 3, 3, 4, 5, 5, 8])
+        self.members = [job_plan.Member(f"n{rank}", f"198.18.0.{rank}", 40000) for rank in range(size)]
+        self.timeout = self.random.choice(TIMEOUTS)
+        length = self.random.uniform(5, 7 * self.timeout)
+        self.machines = []
+        for rank in range(size):
+            clock = self.random.uniform(0, 1e6)
+            member = gang_member.GangMember(rank, size, self.timeout, clock)
+            nonces = random.Random(f"{seed} {rank}")
+            connections = gang_connections.GangConnections(
+                member, rank, size, self.timeout, KEY, lambda nonces=nonces: nonces.randbytes(16)
+            )
+            seconds = length + self.random.choice([0.0, 0.0, self.random.uniform(0, 10)])
+            self.machines.append(Machine(rank, clock, connections, seconds))
+        for machine in self.machines:
+            self.at(self.random.uniform(0, TICK), lambda machine=machine: self.tick(machine))
+        self.at(0, lambda: self.start(self.machines[:1]))
+        self.at(gang_member.REACH_SECONDS + self.random.uniform(0.2, 1), self.help)
+        self.plan(length)
+
+    def start(self, machines: list[Machine]) -> None:
+        """Have the controller write the start message to some nodes."""
+        for machine in machines:
+            self.on(machine, lambda machine=machine: machine.member.start(self.members, self.now + machine.clock))
+
+    def help(self) -> None:
+        """Have the controller start over SSH whom the head could not reach, or undo what it has prepared."""
+        head = self.machines[0]
+        waiting = [machine for machine in self.machines if machine.script == "waiting"]
+        if head.alive and head.frozen is None:
+            unreached = [self.machines[rank] for rank in head.member.unreached(self.now + head.clock) or []]
+            self.start(unreached)
+            if not all(machine.alive for machine in unreached):
+                self.end_all("a node could not start")
+        elif head.frozen is not None:
+            self.at(1, self.help)
+        else:
+            for machine in waiting:
+                self.say(f"n{machine.rank} is discarded")
+                self.die(machine)
+            self.end_all("n0 could not start")
+
+    def end_all(self, why: str) -> None:
+        """Have the controller stop all nodes."""
+        for machine in self.machines:
+            if machine.script == "running":
+                self.on(machine, lambda machine=machine: machine.member.end(why))
+
+    def plan(self, length: float) -> None:
+        """Choose the faults: mild ones, one after the other, and at most two severe ones."""
+        when = self.random.uniform(0, self.timeout)
+        while when < length and self.random.random() < 0.6:
+            seconds = self.random.uniform(0.1, MILD * self.timeout)
+            fault = self.random.choice([self.freeze, self.freeze_all, self.partition, self.reset, self.tamper])
+            self.at(when, lambda fault=fault, seconds=seconds: fault(seconds))
+            when += 5 * seconds + self.random.uniform(1, 2) * self.timeout
+            self.mild += 1
+        for _number in range(self.random.choice([0, 0, 1, 1, 1, 2])):
+            fault = self.random.choice(
+                [self.kill, self.power_off, self.fail, self.stop, self.long_freeze, self.long_partition]
+            )
+            self.at(self.random.uniform(0, length), fault)
+
+    # ------------------------------------------------------------------------------------------------------- faults
+
+    def say(self, text: str) -> None:
+        self.lines.append(f"{self.now:8.3f}  {text}")
+
+    def some(self) -> Machine | None:
+        """Return a machine that is on, if there is one."""
+        alive = [machine for machine in self.machines if machine.alive and machine.powered and not machine.member.over]
+        return self.random.choice(alive) if alive else None
+
+    def freeze(self, seconds: float) -> None:
+        machine = self.some()
+        if machine is None or machine.frozen is not None:
+            return
+        self.say(f"n{machine.rank} freezes for {seconds:.1f} s")
+        machine.frozen = []
+        self.at(seconds, lambda: self.thaw(machine))
+
+    def freeze_all(self, seconds: float) -> None:
+        """Freeze all machines together, as one that carries them all as virtual machines may be."""
+        seconds *= 5
+        self.say(f"all freeze for {seconds:.1f} s")
+        for machine in self.machines:
+            if machine.frozen is None:
+                machine.frozen = []
+                self.at(seconds + self.random.uniform(0, 0.5), lambda machine=machine: self.thaw(machine))
+
+    def thaw(self, machine: Machine) -> None:
+        waiting, machine.frozen = machine.frozen or [], None
+        self.say(f"n{machine.rank} thaws")
+        for one in waiting:
+            one()
+
+    def long_freeze(self) -> None:
+        self.severe["freeze"] = self.now
+        self.freeze(self.random.uniform(1, 4) * self.timeout)
+
+    def partition(self, seconds: float) -> None:
+        ranks = [machine.rank for machine in self.machines]
+        side = set(self.random.sample(ranks, self.random.randint(1, len(ranks) - 1)))
+        pairs = {(a, b) for a in side for b in ranks if b not in side}
+        back = {(b, a) for a, b in pairs}
+        cut = self.random.choice([pairs, back, pairs | back, pairs | back]) - self.cut
+        self.say(f"cut off for {seconds:.1f} s: {sorted(cut)}")
+        self.cut |= cut
+        self.at(seconds, lambda: self.heal(cut, seconds))
+
+    def heal(self, cut: set[tuple[int, int]], seconds: float) -> None:
+        self.cut -= cut
+        self.say(f"healed: {sorted(cut)}")
+        for pair in sorted(cut):
+            for (_number, *ends), link in list(self.links.items()):
+                if ends == [*pair] and link.stalled:  # TCP waits ever longer before it tries again
+                    self.at(self.random.uniform(0, seconds), lambda link=link, ends=ends: self.release(link, *ends))
+
+    def release(self, link: Link, sender: int, receiver: int) -> None:
+        """Have what waited on a link arrive, unless it is cut again."""
+        if (sender, receiver) not in self.cut:
+            link.stuck_since = None
+            stalled, link.stalled = link.stalled, []
+            for one in stalled:
+                one()
+
+    def long_partition(self) -> None:
+        self.severe["partition"] = self.now
+        self.partition(self.random.uniform(1, 4) * self.timeout)
+
+    def reset(self, _seconds: float) -> None:
+        machine = self.some()
+        if machine is None or not machine.open:
+            return
+        number = self.random.choice(list(machine.open))
+        self.say(f"connection {number} is reset")
+        for one in self.machines:
+            if number in one.open:
+                self.on(one, lambda one=one: self.lose(one, number))
+
+    def tamper(self, _seconds: float) -> None:
+        """Have somebody on the network change what a connection carries."""
+        machine = self.some()
+        if machine is None or not machine.open:
+            return
+        number = self.random.choice(list(machine.open))
+        how = self.random.choice(["repeated", "lost", "changed", "swapped with the next"])
+        self.say(f"something that n{machine.rank} sends over connection {number} is {how}")
+        self.tampered[number, machine.rank] = how
+        self.has_tampered = True
+
+    def kill(self) -> None:
+        machine = self.some()
+        if machine is None:
+            return
+        self.severe["kill"] = self.now
+        self.say(f"the supervisor of n{machine.rank} is killed")
+        self.die(machine)
+
+    def die(self, machine: Machine) -> None:
+        machine.alive = False
+        for number, other in list(machine.open.items()):
+            self.hang_up(machine, number, other)
+        machine.open.clear()
+
+    def power_off(self) -> None:
+        machine = self.some()
+        if machine is None:
+            return
+        self.severe["power"] = self.now
+        self.say(f"n{machine.rank} loses power")
+        machine.alive = machine.powered = False
+
+    def fail(self) -> None:
+        machine = self.some()
+        if machine is None or machine.script != "running":
+            return
+        self.severe["failure"] = self.now
+        machine.ends_at, machine.ends_well = self.now, False
+
+    def stop(self) -> None:
+        machine = self.some()
+        if machine is None:
+            return
+        self.severe["stop"] = self.now
+        self.asked_to_stop = True
+        self.say(f"n{machine.rank} is asked to stop")
+        self.on(machine, lambda: machine.member.end(""))
+
+    # ----------------------------------------------------------------------------------------------- time and network
+
+    def at(self, seconds: float, what: Callable[[], None]) -> None:
+        heapq.heappush(self.events, (self.now + seconds, next(self.numbers), what))
+
+    def on(self, machine: Machine, what: Callable[[], None]) -> None:
+        """Do something in a supervisor: not in one that is dead, and later in one that is frozen."""
+        if not machine.alive:
+            return
+        if machine.frozen is not None:
+            machine.frozen.append(lambda: self.on(machine, what))
+            return
+        what()
+        self.pump(machine)
+
+    def tick(self, machine: Machine) -> None:
+        def once() -> None:
+            now = self.now + machine.clock
+            if machine.script == "running" and self.now >= machine.ends_at:
+                machine.ended = self.now
+                machine.script = "succeeded" if machine.ends_well else "failed"
+                if machine.stopping:
+                    machine.script = "stopped"
+                self.say(f"the script of n{machine.rank} ended: {machine.script}")
+                why = f"rank {machine.rank} (n{machine.rank}) exited with code 1" if machine.script == "failed" else ""
+                machine.member.script_ended(machine.script, why, now)
+            machine.connections.tick(now)
+            self.at(TICK * self.random.uniform(0.8, 1.2), lambda: self.tick(machine))
+
+        if not machine.member.over:
+            self.on(machine, once)
+
+    def pump(self, machine: Machine) -> None:
+        """Do what a supervisor wants done after anything has happened in it."""
+        member, now = machine.member, self.now + machine.clock
+        if member.term < machine.term:
+            raise Broken(f"no head of an earlier term is obeyed: n{machine.rank} goes back to term {member.term}")
+        machine.term = member.term
+        for rank, message in member.outbox:
+            if message.get("kind") == "vote" and self.voted.setdefault((machine.rank, message["term"]), rank) != rank:
+                raise Broken(f"one vote per member and term: n{machine.rank} votes twice in {message['term']}")
+        if member.role == gang_member.HEAD and member.term not in self.heads and member.term > 1:
+            self.check_election(machine)
+        if member.role == gang_member.HEAD and self.heads.setdefault(member.term, machine.rank) != machine.rank:
+            raise Broken(f"one head per term: n{machine.rank} and n{self.heads[member.term]} lead in {member.term}")
+        if member.members is not None and machine.script == "waiting":
+            self.say(f"n{machine.rank} starts")
+            machine.script, machine.ends_at = "running", self.now + machine.seconds
+        if member.verdict is not None and not machine.stopping:
+            self.say(f"n{machine.rank} ({member.role}, term {member.term}): verdict {member.verdict!r}")
+            machine.stopping = True
+            machine.ends_at = min(machine.ends_at, self.now + self.random.uniform(0, GRACE))
+        for number, data in machine.connections.take_unsent().items():
+            self.transmit(machine, number, data)
+        closing, machine.connections.closing = machine.connections.closing, []
+        for number in closing:
+            if number in machine.open:
+                self.hang_up(machine, number, machine.open.pop(number))
+        for rank in machine.connections.to_dial(now):
+            self.dial(machine, self.machines[rank], now)
+        if member.over and machine.alive:
+            self.say(f"n{machine.rank} ({member.role}) is over")
+            self.die(machine)
+
+    def check_election(self, machine: Machine) -> None:
+        """Check that the old head was quiet for more than half of the gang."""
+        old = next(one.rank for one in self.machines if one.rank in self.heads.values() and one is not machine)
+        quiet = [one for one in self.machines if one.rank != old and self.silence(one, old) > self.timeout / 2 - 1]
+        if 2 * len(quiet) <= len(self.machines):
+            raise Broken(f"a head that half of the gang hears leads on: n{machine.rank} takes the place of n{old}")
+
+    def silence(self, machine: Machine, rank: int) -> float:
+        """Return how long a machine has not heard another; for ever if nobody listens there any more."""
+        other = machine.member._nodes[rank]
+        if other.heard is None or (not other.connected and other.refused_since is not None):
+            return self.timeout
+        return self.now + machine.clock - other.heard
+
+    def dial(self, machine: Machine, other: Machine, now: float) -> None:
+        number = next(self.numbers)
+        machine.open[number] = other.rank
+        machine.connections.opened(number, now, other.rank)
+        self.record(machine, number)
+        self.links[number, machine.rank, other.rank] = Link()
+        self.links[number, other.rank, machine.rank] = Link()
+        self.at(self.delay(), lambda: self.arrive(machine, other, number))
+
+    def arrive(self, machine: Machine, other: Machine, number: int) -> None:
+        """A request for a connection arrives, or never does."""
+        if not other.powered or self.cut & {(machine.rank, other.rank), (other.rank, machine.rank)}:
+            return
+        if other.alive:
+            other.open[number] = machine.rank
+            self.on(other, lambda: self.accept(other, number))
+        else:
+            self.on(machine, lambda: self.refuse(machine, other.rank, number))
+            return
+        self.on(machine, lambda: self.flush_held(machine, number))
+
+    def accept(self, machine: Machine, number: int) -> None:
+        machine.connections.opened(number, self.now + machine.clock)
+        self.record(machine, number)
+
+    def record(self, machine: Machine, number: int) -> None:
+        self.streams.setdefault(number, []).append(machine.connections._connections[number].stream)
+
+    def refuse(self, machine: Machine, rank: int, number: int) -> None:
+        now = self.now + machine.clock
+        machine.open.pop(number, None)
+        machine.connections.not_reached(rank, True, now)
+        machine.connections.closed(number, now)
+
+    def flush_held(self, machine: Machine, number: int) -> None:
+        if number in machine.open:
+            link = self.links[number, machine.rank, machine.open[number]]
+            stalled, link.stalled = link.stalled, []
+            for one in stalled:
+                one()
+
+    def delay(self) -> float:
+        return self.random.uniform(0.001, self.random.choice([0.01, LONGEST_DELAY]))
+
+    def transmit(self, machine: Machine, number: int, data: bytes) -> None:
+        if number not in machine.open:
+            return
+        other = self.machines[machine.open[number]]
+        for piece in self.pieces(number, machine.rank, data):
+            self.carry(number, machine.rank, other.rank, lambda piece=piece: self.deliver(other, number, piece))
+
+    def pieces(self, number: int, sender: int, data: bytes) -> Iterator[bytes]:
+        """Cut a stream as a network may, or change it as somebody there may."""
+        how = self.tampered.pop((number, sender), None)
+        if how == "changed":
+            at = self.random.randrange(len(data))
+            data = data[:at] + bytes([data[at] ^ (1 << self.random.randrange(8))]) + data[at + 1 :]
+        elif how == "repeated":
+            data += data
+        elif how == "lost":
+            return
+        elif how == "swapped with the next":
+            first, newline, rest = data.partition(b"\n")
+            data = rest + first + newline
+        while data:
+            size = self.random.choice([len(data), len(data), self.random.randint(1, len(data))])
+            yield data[:size]
+            data = data[size:]
+
+    def carry(self, number: int, sender: int, receiver: int, what: Callable[[], None]) -> None:
+        """Have something happen at the other end, after all that was sent before, once the way is free."""
+        link = self.links[number, sender, receiver]
+        if number not in self.machines[receiver].open or link.stalled or (sender, receiver) in self.cut:
+            link.stalled.append(lambda: self.carry(number, sender, receiver, what))
+            self.give_up(link, number, sender, receiver)
+            return
+        link.arrives = max(link.arrives, self.now + self.delay())
+
+        def arrive() -> None:
+            if (sender, receiver) in self.cut or link.stalled:
+                link.stalled.append(lambda: self.carry(number, sender, receiver, what))
+                self.give_up(link, number, sender, receiver)
+            else:
+                what()
+
+        self.at(link.arrives - self.now, arrive)
+
+    def give_up(self, link: Link, number: int, sender: int, receiver: int) -> None:
+        """Close a connection at the end that sends, if nothing of it arrives for too long (TCP_USER_TIMEOUT)."""
+        if link.stuck_since is not None or number not in self.machines[receiver].open:
+            return
+        since = link.stuck_since = self.now
+        machine = self.machines[sender]
+
+        def close() -> None:
+            if link.stuck_since == since:
+                link.stalled = []
+                self.on(machine, lambda: self.lose(machine, number))
+
+        self.at(self.timeout / 3, close)
+
+    def deliver(self, machine: Machine, number: int, data: bytes) -> None:
+        if machine.powered and number in machine.open:
+            self.on(machine, lambda: machine.connections.received(number, data, self.now + machine.clock))
+
+    def hang_up(self, machine: Machine, number: int, rank: int) -> None:
+        other = self.machines[rank]
+        self.carry(number, machine.rank, rank, lambda: self.on(other, lambda: self.lose(other, number)))
+
+    def lose(self, machine: Machine, number: int) -> None:
+        if machine.open.pop(number, None) is not None:
+            machine.connections.closed(number, self.now + machine.clock)
+
+    # ------------------------------------------------------------------------------------------------------ the run
+
+    def run(self) -> None:
+        """Run to the end.
+
+        Raises:
+            Broken: what must hold does not.
+        """
+        while self.events and self.now < HORIZON:
+            self.now, _number, what = heapq.heappop(self.events)
+            what()
+        self.check()
+
+    def check(self) -> None:
+        """Check what must hold at the end."""
+        left = [one for one in self.machines if one.alive and not one.member.over]
+        if left:
+            raise Broken(f"every gang ends: n{left[0].rank} has not")
+        for streams in self.streams.values():
+            for one, other in (streams, streams[::-1]) if len(streams) == 2 else ():
+                if one.come != json.loads(json.dumps(other.sent[: len(one.come)])):
+                    raise Broken(f"every message once, in order, as it was sent: {one.come} of {other.sent}")
+        living = [one for one in self.machines if one.member.over]
+        lost = [one for one in self.machines if not one.member.over and one.script == "running"]
+        for one in living:
+            self.check_one(one, lost)
+        if len(self.severe) == 1 and not self.severe.keys() & {"freeze", "partition"}:
+            self.check_time()
+            blamed = {self.blamed(one.member.verdict) for one in living if one.script == "stopped"}
+            if len(blamed) > 1 and not self.has_tampered:
+                raise Broken(f"one verdict for all: {sorted(blamed)}")
+
+    def check_one(self, one: Machine, lost: list[Machine]) -> None:
+        verdict = one.member.verdict
+        if one.script == "running":
+            raise Broken(f"no process outlives its job: the script of n{one.rank} does")
+        if one.script == "stopped" and verdict is None:
+            raise Broken(f"every end has a cause: n{one.rank} was stopped without one")
+        if verdict == "" and not self.asked_to_stop:
+            raise Broken(f"every end has a cause: that of n{one.rank} is a stop on request, which nobody made")
+        if one.script != "succeeded" and not self.severe:
+            raise Broken(f"no false alarm: n{one.rank} {one.script} because {verdict}")
+        has_met = any(other.heard is not None for other in one.member._nodes)  # else it is told nothing, and runs alone
+        if lost and verdict is None and has_met and "partition" not in self.severe:
+            raise Broken(f"every end has a cause: n{one.rank} does not know that n{lost[0].rank} was lost")
+        bad = [other for other in self.machines if other.member.over and other.script == "failed"]
+        if bad and verdict is None and has_met:
+            raise Broken(f"succeeded only if every rank did: n{one.rank} does not know that n{bad[0].rank} failed")
+
+    def check_time(self) -> None:
+        """Check that what happened has ended the job soon."""
+        ((kind, when),) = self.severe.items()
+        noticed = {"failure": 0.0, "stop": 0.0, "power": self.timeout, "kill": min(self.timeout, 7.0)}[kind]
+        limit = when + noticed + 8 + (7 * self.timeout if self.mild else 0)
+        for one in self.machines:
+            has_met = any(other.heard is not None for other in one.member._nodes)
+            if one.script == "succeeded" and one.ended > limit and has_met:
+                raise Broken(f"every gang ends soon: n{one.rank} goes on {one.ended - when:.0f} s after: {kind}")
+
+    @staticmethod
+    def blamed(verdict: str | None) -> str:
+        """Return the rank that a verdict names; two that lose the same one may say so in other words."""
+        found = re.search(r"rank \d+", verdict or "")
+        return found[0] if found else repr(verdict)
+
+
+gang_connections.AuthenticatedStream = recording(AuthenticatedStream)  # type: ignore[misc]
+
+
+def run(seed: int) -> World:
+    """Run one seed.
+
+    Raises:
+        Broken: with the time line.
+    """
+    world = World(seed)
+    try:
+        world.run()
+    except Exception as error:
+        raise Broken(f"seed {seed}: {error!r}\n" + "\n".join(world.lines)) from error
+    return world
+
+
+def main(first: int, count: int) -> int:
+    """Run seeds, and print those that fail."""
+    began, failed = time.monotonic(), 0
+    seen: dict[str, int] = {}
+    for seed in range(first, first + count):
+        try:
+            world = run(seed)
+        except Broken as error:
+            failed += 1
+            if failed <= 3:
+                print(error)
+            continue
+        for kind in world.severe or ["nothing severe"]:
+            seen[kind] = seen.get(kind, 0) + 1
+    seconds = time.monotonic() - began
+    print(f"{count} seeds, {failed} failed, {60 * count / seconds:.0f} a minute; {seen}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]), int(sys.argv[2])))

@@ -1,0 +1,127 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The simulator's runs, and whether it finds mistakes of the kind that people make in such a protocol."""
+
+import types
+from pathlib import Path
+
+import gang_simulator
+import pytest
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor import (
+    authenticated_stream,
+    gang_connections,
+    gang_member,
+)
+
+SEEDS = 10_000
+PARTS = 10
+MOST = 2_000
+"""Seeds in which a mistake has to be found."""
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_what_always_holds(part: int) -> None:
+    kinds: set[str] = set()
+    for seed in range(part, SEEDS, PARTS):
+        kinds.update(gang_simulator.run(seed).severe)
+    assert kinds == {"failure", "freeze", "kill", "partition", "power", "stop"}
+
+
+def test_a_seed_is_always_the_same_run() -> None:
+    assert gang_simulator.run(9).lines == gang_simulator.run(9).lines
+
+
+MISTAKES = {
+    "a head of an earlier term is obeyed": (
+        gang_member,
+        """            if term < self.term:
+                self._send(rank, "outdated", verdict=self.verdict)
+            elif term > self.term or rank == self.head:
+""",
+        "            if True:\n",
+    ),
+    "a member votes twice in a term": (gang_member, "elif term > self._voted and", "elif term >= self._voted and"),
+    "a third of the votes is enough": (gang_member, "if 2 * len(self._votes)", "if 3 * len(self._votes)"),
+    "a candidate leads without votes": (
+        gang_member,
+        "            self._ask_vote(rank)\n\n",
+        "            self._become_head()\n\n",
+    ),
+    "a member votes though the head is well": (
+        gang_member,
+        "self.role != HEAD and self._is_head_quiet(now)",
+        "self.role != HEAD",
+    ),
+    "who connects late is not told the verdict": (
+        gang_member,
+        "states=states, verdict=self.verdict)",
+        "states=states, verdict=None)",
+    ),
+    "time in which it was frozen counts as others' silence": (
+        gang_member,
+        "if paused > 2 * self._heartbeat_seconds:",
+        "if False:",
+    ),
+    "a failure is not passed on": (gang_member, 'elif state == "failed" and isinstance(why, str):', "elif False:"),
+    "a stop is not passed on": (gang_member, '"verdict": self.verdict}', '"verdict": None}'),
+    "the head leaves before the others have ended": (gang_member, "is_done = all_ended and", "is_done = True and"),
+    "a candidate leaves without a verdict": (
+        gang_member,
+        "is_alone = self.role == MEMBER and",
+        "is_alone = self.role == CANDIDATE or",
+    ),
+    "a lost node is not noticed": (gang_member, "if now - other.heard > self._timeout:", "if False:"),
+    "a dead supervisor is not noticed": (
+        gang_member,
+        "if not other.connected and other.refused_since is not None and",
+        "if False and",
+    ),
+    "a connection is not made again": (
+        gang_connections,
+        "            if rank not in dialing and",
+        "            if rank not in self._tried and rank not in dialing and",
+    ),
+    "a repeated message is taken": (authenticated_stream, "        self._numbers[from_dialer] += 1\n", ""),
+    "a changed message is taken": (
+        authenticated_stream,
+        "if not hmac.compare_digest(",
+        "if None is hmac.compare_digest(",
+    ),
+    "the end of a connection is not noticed": (
+        gang_connections,
+        "self.member.disconnected(connection.rank, now)",
+        "pass",
+    ),
+}
+
+
+def broken(module: types.ModuleType, right: str, wrong: str) -> types.ModuleType:
+    """Return a module with a mistake in it."""
+    text = Path(str(module.__file__)).read_text()
+    assert text.count(right) == 1, right
+    copy = types.ModuleType(module.__name__)
+    exec(compile(text.replace(right, wrong), "broken.py", "exec"), vars(copy))
+    return copy
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_found(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, right, wrong = MISTAKES[mistake]
+    copy = broken(module, right, wrong)
+    if module is authenticated_stream:
+        for name in ("AuthenticatedStream", "ForgedMessage"):
+            monkeypatch.setattr(authenticated_stream, name, getattr(copy, name))
+        monkeypatch.setattr(gang_connections, "ForgedMessage", copy.ForgedMessage)
+        stream = gang_simulator.recording(copy.AuthenticatedStream)
+        monkeypatch.setattr(gang_connections, "AuthenticatedStream", stream)
+    elif module is gang_connections:
+        copy.AuthenticatedStream = gang_connections.AuthenticatedStream  # type: ignore[attr-defined]
+        monkeypatch.setattr(gang_simulator, "gang_connections", copy)
+    else:
+        monkeypatch.setattr(gang_simulator, "gang_member", copy)
+    for seed in range(MOST):
+        try:
+            gang_simulator.run(seed)
+        except gang_simulator.Broken:
+            return
+    pytest.fail(f"{MOST} seeds hold although {mistake}")
