@@ -31,7 +31,6 @@ TURN_SECONDS = 0.5
 """How long a member waits for each one before it that may become the head."""
 MOST_TURNS = 10
 """After so many turns all that are left stand for election: of hundreds, the first ones may all be gone."""
-QUIET = "the head is quiet"
 LEAVE_SECONDS = 3.0
 """How long a supervisor whose rank has ended stays for others that it has never met, or after it knows the verdict."""
 REACH_SECONDS = 2.0
@@ -333,8 +332,7 @@ class GangMember:
             self._send(rank, "outdated", verdict=self.verdict)
         elif term > self._voted and self.role != HEAD and self._is_head_quiet(now):
             self._voted, self.role = term, MEMBER
-            self._suspicion = self._suspicion or self._loss(self.head, now) or QUIET
-            self._deadline = now + ELECTION_SECONDS
+            self._deadline = now + ELECTION_SECONDS  # if it counts the head as lost, too
             self._send(rank, "vote", term=term)
 
     def _is_head_quiet(self, now: float) -> bool:
