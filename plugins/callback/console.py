@@ -221,11 +221,13 @@ class CallbackModule(Default):
         """Count a node that had nothing to do."""
         self._ended(result, "skipped")
 
+    # Ansible passes ignore_errors by this name: whether the task's author expects it to fail.
     @unless_verbose
-    def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:  # Ansible's name, and its default
+    def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
         """Show why a node has failed, if no other had the same message."""
         tally = self._ended(result, "ignored" if ignore_errors else "failed")
-        if ignore_errors:  # the task's author expects it: the count of ignored nodes says it, an [ERROR] would mislead
+        # The count of ignored nodes says what the author expects; an [ERROR] would mislead.
+        if ignore_errors:
             return
         self._has_failed = self._has_failed or not tally.alone
         for fault in faults(result.result):

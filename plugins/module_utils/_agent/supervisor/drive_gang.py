@@ -36,7 +36,7 @@ LONGEST_UNSENT = 2**22
 """Bytes that wait for one connection; one that takes nothing is closed."""
 
 
-def prepared(made: socket.socket, timeout_seconds: float) -> socket.socket:
+def set_up_socket(made: socket.socket, timeout_seconds: float) -> socket.socket:
     """Return a socket that does not block, and that the kernel closes if nobody confirms what it sends.
 
     Else TCP waits ever longer before it sends again, and a connection would stay silent for as long as it was cut.
@@ -151,7 +151,7 @@ class Gang:
                     self._accept_after = now + ACCEPT_AGAIN_SECONDS
                 return
             number = next(self._numbers)
-            self._sockets[number] = prepared(accepted, self._timeout)
+            self._sockets[number] = set_up_socket(accepted, self._timeout)
             self._connections.opened(number, now)
 
     def _dial(self, rank: int, now: float) -> None:
@@ -162,7 +162,7 @@ class Gang:
             self._connections.not_reached(rank, False, now)
             return
         number = next(self._numbers)
-        self._sockets[number], self._dialing[number] = prepared(made, self._timeout), rank
+        self._sockets[number], self._dialing[number] = set_up_socket(made, self._timeout), rank
         self._connections.opened(number, now, rank)
         error = made.connect_ex((address, port))
         if error not in (0, errno.EINPROGRESS):

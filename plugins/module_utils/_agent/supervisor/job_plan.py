@@ -9,6 +9,7 @@ the start message comes from the head's supervisor, in the clear.
 
 from __future__ import annotations
 
+import os
 from typing import Any, NamedTuple
 
 
@@ -27,7 +28,7 @@ class Plan(NamedTuple):
         launcher: what starts the script's processes, such as torchrun.
         gang: whether the nodes work together.
         devices: ranks per node under torchrun; None for as many as there are GPUs, or one.
-        checkpoint: that the job goes on from, relative to its working directory; "" if there is none.
+        checkpoint: that the job goes on from, absolute or relative to its working directory; "" if there is none.
         master_port: TCP port of the rendezvous.
         launcher_arguments: of Python, before the script's.
         arguments: the script, or ``-m`` and the module, and its arguments; the node replaces $NAME in them.
@@ -104,13 +105,11 @@ def fill_in(plan: Plan, facts: NodeFacts, members: list[Member]) -> tuple[list[s
     """
     known = {
         "job_dir": facts.job_dir,
-        "checkpoint": f"{facts.job_dir}/work/{plan.checkpoint}",
+        "checkpoint": os.path.join(facts.job_dir, "work", plan.checkpoint),  # which may be absolute
         "devices": plan.devices or max(1, facts.gpus),
         "interface": facts.interface,
         "master_addr": members[0].address,
     }
-    if plan.checkpoint.startswith("/"):
-        known["checkpoint"] = plan.checkpoint
     command = [facts.python, *(one.format(**known) for one in plan.launcher_arguments)]
     variables = {name: value.format(**known) for name, value in plan.variables.items()}
     spec = {

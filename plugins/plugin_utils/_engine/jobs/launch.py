@@ -350,13 +350,12 @@ class Launch:
 
     def _plan(self, host: str) -> dict[str, Any]:
         """Return what a node is to run, a ``Plan`` of the agent; the node puts in what is in braces."""
-        job, hosts = self.job, list(self.gang.settings)
-        one, head = self.gang.settings[host], self.gang.settings[self._head]
+        job, rank = self.job, self._ranks[host]
         place = {
-            "rank": hosts.index(host),
-            "world_size": len(hosts),
+            "rank": rank,
+            "world_size": len(self._ranks),
             "master_addr": "{master_addr}",
-            "master_port": head.master_port,
+            "master_port": self._shared_plan["master_port"],
             "interface": "{interface}",
         }
         about = {
@@ -365,12 +364,28 @@ class Launch:
             "checkpoint": "{checkpoint}" if job.checkpoint else "",
             "commit": job.bundle.described_commit,
             "gang": job.gang,
-            "framework": self._framework(),
+            "framework": self._framework,
         }
+        return {
+            **self._shared_plan,
+            "rank": rank,
+            "launcher_arguments": self._torchrun(place) if job.launcher == "torchrun" else [],
+            "variables": environment_variables.variables(place, {}, about),
+            "given": dict(sorted({**self.gang.settings[host].env, **job.env}.items())),
+        }
+
+    @functools.cached_property
+    def _ranks(self) -> dict[str, int]:
+        """The rank of each host."""
+        return {host: rank for rank, host in enumerate(self.gang.settings)}
+
+    @functools.cached_property
+    def _shared_plan(self) -> dict[str, Any]:
+        """The fields of a ``Plan`` that are the same on all nodes."""
+        job = self.job
         script = job.script if not job.script.startswith("-") else f"./{job.script}"
         return {
-            "rank": place["rank"],
-            "world_size": place["world_size"],
+            "world_size": len(self._ranks),
             "gang_key": self._gang_key,
             "node_timeout_seconds": job.node_timeout_seconds,
             "grace_seconds": job.grace_seconds,
@@ -378,11 +393,8 @@ class Launch:
             "gang": job.gang,
             "devices": job.devices,
             "checkpoint": job.checkpoint,
-            "master_port": head.master_port,
-            "launcher_arguments": self._torchrun(place) if job.launcher == "torchrun" else [],
+            "master_port": self.gang.settings[self._head].master_port,
             "arguments": ["-m", job.module, *job.args] if job.module else [script.replace("$", "$$"), *job.args],
-            "variables": environment_variables.variables(place, {}, about),
-            "given": dict(sorted({**one.env, **job.env}.items())),
             "spec": {
                 "id": job.identity.id,
                 "user": job.identity.user,
@@ -416,6 +428,7 @@ class Launch:
         alone = "" if job.gang else ", each for itself"
         return f"{texts[job.launcher]}{f', because {job.reason}' if job.reason else ''}{alone}"
 
+    @functools.cached_property
     def _framework(self) -> dict[str, str | int]:
         """Return the variables by which the framework that the script uses takes part in the job by default."""
         job, nodes = self.job, len(self.gang.settings)
