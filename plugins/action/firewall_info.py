@@ -9,13 +9,13 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import escape, join_names
 from ansible_collections.thunderhead.cluster.plugins.module_utils._firewall.opening import networks, required_spans
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.every_node_action import (
     EveryNodeAction,
 )
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.inventory import Inventory
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import escape, join_names
 
 
 class ActionModule(EveryNodeAction):

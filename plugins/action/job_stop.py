@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import pluralize
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.topology import require_hosts
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.commands.stop import stop
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.cluster_action import (
@@ -19,7 +20,6 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.contro
 )
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.inventory import Inventory
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.options import FOLLOW_OPTIONS
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import pluralize
 
 
 class ActionModule(ClusterAction):

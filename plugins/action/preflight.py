@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from ansible.utils.color import ANSIBLE_COLOR
 from ansible.utils.display import Display
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import escape
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.environment_variables import (
     as_environment,
 )
@@ -32,7 +33,6 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.p
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.paths import EXAMPLE
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight import report, run_checks
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.job_code import Code
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import escape
 
 
 class ActionModule(ClusterAction):

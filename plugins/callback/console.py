@@ -41,13 +41,10 @@ from ansible import context
 from ansible.playbook.task_include import TaskInclude
 from ansible.plugins.callback.default import CallbackModule as Default
 from ansible.utils.color import ANSIBLE_COLOR
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import join_names, pluralize
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.line_stream import write_lines_at_once
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.progress import Progress
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import (
-    escape_lines,
-    join_names,
-    pluralize,
-)
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import escape_lines
 
 COMMANDS = {
     f"thunderhead.cluster.{name}" for name in ("job", "job_logs", "job_info", "job_stop", "job_cleanup", "preflight")

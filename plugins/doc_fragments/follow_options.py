@@ -42,19 +42,6 @@ options:
         machine gets no reply from is named, and asked again.
     type: int
     default: 30
-  stall_timeout_seconds:
-    description:
-      - When no rank has printed anything for this long, say what each of them does, and keep their stacks in the job's
-        folder. The job goes on. V(0) means never.
-    type: int
-    default: 0
-  rendezvous_timeout_seconds:
-    description:
-      - When no rank has printed anything for this long since the start, find out what they do. A job whose ranks wait
-        for each other without end is stopped, with the reason; one in which a rank works while the others wait for it
-        goes on. V(0) means never.
-    type: int
-    default: 120
   stop_grace_seconds:
     description: The time between SIGTERM and SIGKILL when the job is stopped.
     type: int

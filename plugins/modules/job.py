@@ -112,6 +112,19 @@ options:
     description: Return once the job is started.
     type: bool
     default: false
+  stall_timeout_seconds:
+    description:
+      - When no rank has printed anything for this long, say what each of them does, and keep their stacks in the job's
+        folder. The job goes on. V(0) means never.
+    type: int
+    default: 0
+  rendezvous_timeout_seconds:
+    description:
+      - When no rank has printed anything for this long since the start, find out what they do. A job whose ranks wait
+        for each other without end is stopped, with the reason; one in which a rank works while the others wait for it
+        goes on. V(0) means never.
+    type: int
+    default: 120
   wait:
     description: How many seconds to wait for nodes that run another job.
     type: int

@@ -154,6 +154,10 @@ GOING_ON = ("prepared", "running")
 """The states of a job that has not ended."""
 
 
+STANDSTILL = "nothing was printed for"
+"""How a sentence begins that says why a job prints nothing."""
+
+
 # ---------------------------------------------------------------------------------------------------------------- names
 
 HEX = frozenset("0123456789abcdef")

@@ -19,7 +19,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import REFUSED, STANDSTILL
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor import (
+    examination,
     gang_connections,
     gang_member,
     job_plan,
@@ -36,6 +38,12 @@ LONGEST_DELAY = 0.15
 MILD = 0.6
 """A fault that is shorter than this part of the time-out ends no job."""
 GRACE = 2.0
+RENDEZVOUS_SECONDS = 20.0
+"""A job that prints nothing for so long is looked into."""
+STUCK_SECONDS = 200.0
+"""A script that waits for others gives up after so long, as torch's does."""
+LONGEST_LOOK = 2.0
+"""What an inspector takes at most, besides the time that it is told to measure."""
 HORIZON = 1000.0
 """By then every run is over."""
 
@@ -93,6 +101,7 @@ class Machine:
     stopping: bool = False
     ended: float = 0.0
     term: int = 1
+    inspects: bool = True
 
     @property
     def member(self) -> gang_member.GangMember:
@@ -121,19 +130,35 @@ class World:
         self.streams: dict[int, list[Any]] = {}
         self.tampered: dict[tuple[int, int], str] = {}  # with the next piece of a connection's direction
         size = self.random.choice([2, 2, 3, 3, 3, 4, 5, 5, 8])
+        if seed % 100 == 99:
+            size = self.random.choice([16, 32, 64])
         self.members = [job_plan.Member(f"n{rank}", f"198.18.0.{rank}", 40000) for rank in range(size)]
         self.timeout = self.random.choice(TIMEOUTS)
         length = self.random.uniform(5, 7 * self.timeout)
+        kinds = random.Random(f"{seed} kind")
+        # Most print all the time. In others all ranks wait in a rendezvous, for good or for a while, or one works while
+        # the others wait for it.
+        self.kind = kinds.choice([*["prints"] * 7, "is stuck", "is quiet", "pauses"])
+        self.quiet_from = HORIZON if self.kind == "prints" else kinds.uniform(0, 10)
+        self.quiet_to = HORIZON
+        if self.kind == "pauses":
+            self.quiet_to = self.quiet_from + RENDEZVOUS_SECONDS + kinds.uniform(0, examination.WORK_SECONDS / 2 - 2)
+        self.inspector_dies = self.kind in ("is stuck", "is quiet") and kinds.random() < 0.2
+        self.stood_still: dict[int, float] = {}  # when which supervisor took a verdict on a job that prints nothing
+        if self.kind == "is stuck":
+            length = STUCK_SECONDS
         self.machines = []
         for rank in range(size):
             clock = self.random.uniform(0, 1e6)
-            member = gang_member.GangMember(rank, size, self.timeout, clock)
+            member = gang_member.GangMember(rank, size, self.timeout, clock, 0, RENDEZVOUS_SECONDS)
             nonces = random.Random(f"{seed} {rank}")
             connections = gang_connections.GangConnections(
                 member, rank, size, self.timeout, KEY, lambda nonces=nonces: nonces.randbytes(16)
             )
             seconds = length + self.random.choice([0.0, 0.0, self.random.uniform(0, 10)])
             self.machines.append(Machine(rank, clock, connections, seconds))
+        if self.inspector_dies:
+            (self.machines[-1] if self.kind == "is quiet" else kinds.choice(self.machines)).inspects = False
         for machine in self.machines:
             self.at(self.random.uniform(0, TICK), lambda machine=machine: self.tick(machine))
         self.at(0, lambda: self.start(self.machines[:1]))
@@ -335,6 +360,8 @@ class World:
                 self.say(f"the script of n{machine.rank} ended: {machine.script}")
                 why = f"rank {machine.rank} (n{machine.rank}) exited with code 1" if machine.script == "failed" else ""
                 machine.member.script_ended(machine.script, why, now)
+            if machine.script == "running" and not self.quiet_from <= self.now < self.quiet_to:
+                machine.member.printed(int(1000 * self.now))
             machine.connections.tick(now)
             self.at(TICK * self.random.uniform(0.8, 1.2), lambda: self.tick(machine))
 
@@ -359,8 +386,13 @@ class World:
             machine.script, machine.ends_at = "running", self.now + machine.seconds
         if member.verdict is not None and not machine.stopping:
             self.say(f"n{machine.rank} ({member.role}, term {member.term}): verdict {member.verdict!r}")
+            if member.verdict.startswith(STANDSTILL):
+                self.stood_still[machine.rank] = self.now
             machine.stopping = True
             machine.ends_at = min(machine.ends_at, self.now + self.random.uniform(0, GRACE))
+        tasks, member.tasks = member.tasks, []
+        for task in tasks:
+            self.inspect(machine, task)
         for number, data in machine.connections.take_unsent().items():
             self.transmit(machine, number, data)
         closing, machine.connections.closing = machine.connections.closing, []
@@ -372,6 +404,25 @@ class World:
         if member.over and machine.alive:
             self.say(f"n{machine.rank} ({member.role}) is over")
             self.die(machine)
+
+    def inspect(self, machine: Machine, task: dict[str, Any]) -> None:
+        """Do what a node's inspector is asked to, which takes a while."""
+        if not machine.inspects:
+            return
+        if task["task"] == examination.LOOK:
+            works = self.kind == "is quiet" and machine.rank == len(self.machines) - 1
+            result: dict[str, Any] = {"found": "works" if works else "waits"}
+        elif task["task"] == examination.CONNECT:
+            result = {"found": {"failed": {}, "master": None}}
+        elif task["reached"] is None and "works" not in task["activities"].values():
+            ports = {rank: 40000 + int(rank) for rank in task["activities"]}
+            result = {"ports": ports, "master": True}
+        else:
+            is_open = "works" in task["activities"].values() or bool(task["errors"])
+            result = {"found": [True, False, f"{len(task['activities'])} wait", is_open]}
+        answer = {"task": task["task"], "number": task["number"], "result": result}
+        seconds = task.get("seconds", 0) + self.random.uniform(0.01, LONGEST_LOOK)
+        self.at(seconds, lambda: self.on(machine, lambda: machine.member.task_done(answer)))
 
     def silence(self, machine: Machine, rank: int) -> float:
         """Return how long a machine has not heard another; for ever if nobody listens there any more."""
@@ -411,7 +462,7 @@ class World:
     def refuse(self, machine: Machine, rank: int, number: int) -> None:
         now = self.now + machine.clock
         machine.open.pop(number, None)
-        machine.connections.not_reached(rank, True, now)
+        machine.connections.not_reached(rank, REFUSED, now)
         machine.connections.closed(number, now)
 
     def flush_held(self, machine: Machine, number: int) -> None:
@@ -515,6 +566,7 @@ class World:
             for one, other in (streams, streams[::-1]) if len(streams) == 2 else ():
                 if one.come != json.loads(json.dumps(other.sent[: len(one.come)])):
                     raise Broken(f"every message once, in order, as it was sent: {one.come} of {other.sent}")
+        self.check_standstill()
         living = [one for one in self.machines if one.member.over]
         lost = [
             one
@@ -537,7 +589,7 @@ class World:
             raise Broken(f"every end has a cause: n{one.rank} was stopped without one")
         if verdict == "" and not self.asked_to_stop:
             raise Broken(f"every end has a cause: that of n{one.rank} is a stop on request, which nobody made")
-        if one.script != "succeeded" and not self.severe:
+        if one.script != "succeeded" and not self.severe and self.kind != "is stuck":
             raise Broken(f"no false alarm: n{one.rank} {one.script} because {verdict}")
         has_met = any(other.heard is not None for other in one.member._nodes)  # else it is told nothing, and runs alone
         if lost and verdict is None and has_met and "partition" not in self.severe:
@@ -546,10 +598,32 @@ class World:
         if bad and verdict is None and has_met:
             raise Broken(f"succeeded only if every rank did: n{one.rank} does not know that n{bad[0].rank} failed")
 
+    def check_standstill(self) -> None:
+        """Check who was taken for standing still."""
+        if self.stood_still and self.kind != "is stuck":
+            raise Broken(f"no false alarm: a job that {self.kind} stands still for {sorted(self.stood_still)}")
+        notices = self.machines[0].member.notices
+        if len(set(notices)) < len(notices):
+            raise Broken(f"every finding is told once: {notices}")
+        is_alone = any(all(other.heard is None for other in one.member._nodes) for one in self.machines)
+        if self.kind != "is stuck" or self.severe or self.mild or is_alone:
+            return
+        if self.inspector_dies:
+            if self.machines[0].inspects and not notices:
+                raise Broken("who waits for a rank of which nothing is known is told: nobody was")
+            return
+        looks = examination.WORK_SECONDS + examination.CONNECT_SECONDS + 3 * LONGEST_LOOK
+        limit = self.quiet_from + RENDEZVOUS_SECONDS + looks + self.timeout
+        late = [one.rank for one in self.machines if not self.stood_still.get(one.rank, HORIZON) <= limit]
+        if late:
+            raise Broken(f"a rendezvous that cannot complete ends the job: that of n{late[0]} did not by {limit:.0f}")
+
     def check_time(self) -> None:
         """Check that what happened has ended the job soon."""
         ((kind, when),) = self.severe.items()
         noticed = {"failure": 0.0, "stop": 0.0, "power": self.timeout, "kill": min(self.timeout, 7.0)}[kind]
+        if self.kind == "is stuck" and when > self.quiet_from + RENDEZVOUS_SECONDS:
+            return  # that has ended the job before, or does so meanwhile
         limit = when + noticed + 8 + (7 * self.timeout if self.mild else 0)
         for one in self.machines:
             has_met = any(other.heard is not None for other in one.member._nodes)

@@ -47,10 +47,6 @@ Thread 7 (idle): "MainThread"
     init_process_group (torch/distributed/distributed_c10d.py:1800)
     main (train.py:1)
 """
-PROCESS = {
-    **{"pid": 7, "parent": 1, "command": "python train.py", "local_rank": None, "state": "S", "python": True},
-    **{"dumped": True, "bytes": len(STACK), "cpu": 0.5, "io": 4096},
-}
 
 
 def honest(request: Mapping[str, Any], rank: int = 0) -> Answer:
@@ -61,7 +57,8 @@ def honest(request: Mapping[str, Any], rank: int = 0) -> Answer:
     paths = {"python": "/x/env/bin/python", "job_dir": "/x/jobs/y", "start_file": "/x/jobs/y.start"}
     if op == "follow":
         data = LOG[request["offset"] :]
-        return {**ENDED, "more": False, "offset": request["offset"] + len(data)}, data
+        more = {"notices": ["nothing was printed for 60 s: rank 0 (node0) waits"], "has_stacks": True}
+        return {**ENDED, "more": False, "offset": request["offset"] + len(data), **more}, data
     if op == "read_files":
         parts = [CONTENT[offset : offset + length] for _path, offset, length in request["parts"]]
         return {"parts": [[len(part), len(CONTENT), 10**18] for part in parts]}, b"".join(parts)
@@ -172,7 +169,7 @@ def honest(request: Mapping[str, Any], rank: int = 0) -> Answer:
         ),
         "receive_code_piece": ({"has": 4096}, b""),
         "try_program": ({"messages": [{"step": "import", "seconds": 60}], "error": "", "late": False}, b""),
-        "call_stacks": ({"processes": [PROCESS], "seconds": 1.0, "missing": None, "free_port": 40001}, STACK),
+        "read_stacks": ({}, STACK),
         "start": ({}, b""),
         "stop": ({**ENDED, "left": []}, b""),
         "verify_checkpoint": ({"why": "", "bytes": len(CONTENT), "sha256": DIGEST}, b""),

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import printable
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.diagnosis.read_stacks import Process
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.settings import NodeSettings
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.topology import Topology, rank_nodes
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.line_reader import printable
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.channel import (
     NodeError,
     Unreachable,
@@ -17,16 +18,6 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transp
 
 FOLDER = Path(__file__).parent / "stacks"
 Answer = tuple[dict[str, Any], bytes] | NodeError
-
-
-class Log:
-    """As much of a RankLog as is read."""
-
-    def __init__(self, text: bytes) -> None:
-        self.text = text
-
-    def tail(self) -> list[str]:
-        return [printable(line) for line in self.text.split(b"\n")]
 
 
 def topology_of(count: int) -> Topology:
@@ -44,8 +35,20 @@ def reply_of(case: str, host: str) -> tuple[dict[str, Any], bytes]:
     return {"seconds": 0.0, **found, "processes": processes}, payload
 
 
-def log_of(case: str, host: str) -> Log:
-    return Log((FOLDER / case / f"{host}.log").read_bytes())
+def processes_of(case: str, host: str) -> list[Process]:
+    """Return the processes of a job that an agent on ``host`` once saw."""
+    reply, payload = reply_of(case, host)
+    processes, offset = [], 0
+    for one in reply["processes"]:
+        text = payload[offset : offset + one["bytes"]]
+        offset += one["bytes"]
+        fields = {name: one[name] for name in ("pid", "parent", "local_rank", "state", "python", "cpu", "io")}
+        processes.append(Process(**fields, text="\n".join(map(printable, text.split(b"\n")))))
+    return processes
+
+
+def log_of(case: str, host: str) -> bytes:
+    return (FOLDER / case / f"{host}.log").read_bytes()
 
 
 class FakeGang:

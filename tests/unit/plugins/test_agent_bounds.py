@@ -19,7 +19,10 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent import 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.files import read_json
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.read_job_state import valid_fields
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import SPEC, STATE
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.operations.call_stacks import read_process
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.diagnosis.take_stacks import (
+    read_process,
+    take_snapshot,
+)
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.node_group import NodeGroup
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs import listing, status_report
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.channel import NodeError
@@ -192,10 +195,10 @@ def test_stacks_of_a_job_whose_processes_are_odd(wide_node: LocalNode, tmp_path:
     )
     wide_node.start(code(tmp_path / "code", script + SLEEP))
     until(lambda: b"ready" in wide_node.follow()[1])
-    reply, payload = wide_node.channel().call(wide_node.request("call_stacks", seconds=0))
-    assert len(reply["processes"]) == 3
-    assert {one["local_rank"] for one in reply["processes"]} == {None}
-    assert all(len(one["command"]) < 4096 for one in reply["processes"]) and payload
+    found = take_snapshot(wide_node.supervisor(), str(wide_node.directory), None, 0)
+    assert len(found.processes) == 3
+    assert {one.local_rank for one in found.processes} == {None}
+    assert all(len(one.text.partition("\n")[0]) < 4096 for one in found.processes)
 
 
 # --------------------------------------------------------------------------------------- what a job can say of itself

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import Refusal
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.ports import ephemeral_ports
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.operations import try_connections
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.operations.try_connections import (
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.diagnosis import connection_test
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.diagnosis.connection_test import (
     ConnectionTest,
 )
 from local_nodes import LocalNode, free_port, until
@@ -238,7 +238,7 @@ def only_hello() -> dict[str, Any]:
 
 # On loopback no packet is lost; containers whose link loses the large ones are in tests/preflight.
 def test_large_packets_that_do_not_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(try_connections, "has_arrived", lambda connection: False)
+    monkeypatch.setattr(connection_test, "has_arrived", lambda connection: False)
     assert only_hello() == {**MET, "failed": {"node1": "only small packets"}}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine import text as words
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base import text as words
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.job_identity import who
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.node_group import NodeGroup
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError

@@ -24,13 +24,11 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.contro
     CommandContext,
 )
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.interrupts import Interrupted
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis import stall
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following import (
     follow_job,
     follow_ranks,
 )
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following.follow_ranks import JobFollower
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.options import RunOptions
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.record import still_running_message
 from left_jobs import checkpoint
@@ -375,14 +373,15 @@ def test_a_screen_without_a_thread(nodes: list[LocalNode], tmp_path: Path, monke
 
 
 # Rank 0 works for a while; the other waits for it, in a function that has the name of torch's.
-PREPARES = """\
+LOOKS_ON = ["attached", "logs.yml", "nobody"]
+"""Who follows a job while its nodes decide on it; logs.yml comes later in any case but the first."""
+MEETS = """\
 import os, sys, time
 sys.path.append({packages!r})
 from torch.distributed import distributed_c10d
 
 def prepare():
-    ends = time.monotonic() + 8
-    while time.monotonic() < ends: pass
+    {prepares}
     open({met!r}, 'w').close()
 
 prepare() if os.environ['NODE_RANK'] == '0' else distributed_c10d.init_process_group({met!r})
@@ -390,41 +389,61 @@ print('trained')
 """
 
 
-def test_a_verdict_that_comes_too_late_does_not_make_a_success_a_failure(
-    nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every rank ended well before it could be stopped."""
-    monkeypatch.setattr(
-        JobFollower, "verdict", property(lambda _self: "it stands still", lambda _self, _value: None), raising=False
-    )
-    session = Session(nodes, run_options(tmp_path, "", detach=True)).run()
-    until(lambda: all(node.state(session.id).get("state") == "succeeded" for node in nodes))
-    session.follow(session.id)
-    assert (session.error, session.result["state"], session.record["cause"]) == ("", "succeeded", None)
-
-
-@pytest.mark.parametrize("looks_on", ["attached", "logs.yml"])
-def test_a_rank_that_prepares_is_waited_for_whoever_looks_on(
-    looks_on: str, nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is said that it works, and ends nothing."""
-    monkeypatch.setattr(stall, "WORK_SECONDS", 1)
-    library = tmp_path / "lib" / "site-packages" / "torch" / "distributed"
+def meeting(nodes: list[LocalNode], folder: Path, prepares: str) -> str:
+    """Return a script whose rank 0 prepares something while rank 1 is in a function of the name of torch's."""
+    library = folder / "lib" / "site-packages" / "torch" / "distributed"
     library.mkdir(parents=True)
     (library / "distributed_c10d.py").write_text(
         "import os, time\n\ndef init_process_group(met):\n    while not os.path.exists(met): time.sleep(0.02)\n"
     )
     for node in nodes:
         (node.directory / "tools" / "env" / "bin" / "py-spy").symlink_to(Path(sys.executable).parent / "py-spy")
-    script = PREPARES.format(packages=str(library.parents[1]), met=str(tmp_path / "met"))
-    asked = run_options(tmp_path, script, gang=True, rendezvous_timeout_seconds=2, detach=looks_on != "attached")
+    return MEETS.format(packages=str(library.parents[1]), met=str(folder / "met"), prepares=prepares)
+
+
+def ended(nodes: list[LocalNode], asked: RunOptions, looks_on: str) -> Session:
+    """Return a job's end as it is known in the end, whoever looks on meanwhile."""
     session = Session(nodes, asked).run()
-    if looks_on == "logs.yml":
+    if looks_on == "nobody":
+        until(lambda: all(node.state(session.id).get("ended") for node in nodes), 60)
+    if looks_on != "attached":
         session.follow(session.id)
+    return session
+
+
+@pytest.mark.parametrize("looks_on", LOOKS_ON)
+def test_a_rank_that_prepares_is_waited_for_whoever_looks_on(
+    looks_on: str, nodes: list[LocalNode], tmp_path: Path
+) -> None:
+    """It is said that it works, and ends nothing."""
+    script = meeting(nodes, tmp_path, "ends = time.monotonic() + 8\n    while time.monotonic() < ends: pass")
+    asked = run_options(tmp_path, script, gang=True, rendezvous_timeout_seconds=2, detach=looks_on != "attached")
+    session = ended(nodes, asked, looks_on)
     assert (session.error, session.result["state"]) == ("", "succeeded")
+    if looks_on == "nobody":
+        until(lambda: any(line.startswith("nothing was printed for ") for line in session.lines))
     said, *_later = (line for line in session.lines if line.startswith("nothing was printed for "))
     assert "rank 0 (node0) is in prepare at train.py:" in said and ", and works (" in said
-    assert "for it; the job goes on; what every rank is doing: " in said
+    assert "for it; the job goes on; what every rank was doing: " in said
+
+
+@pytest.mark.parametrize("looks_on", LOOKS_ON)
+def test_a_rendezvous_that_cannot_complete_ends_the_job_whoever_looks_on(
+    looks_on: str, nodes: list[LocalNode], tmp_path: Path
+) -> None:
+    script = meeting(nodes, tmp_path, "time.sleep(600)")
+    asked = run_options(tmp_path, script, gang=True, rendezvous_timeout_seconds=2, detach=looks_on != "attached")
+    session = ended(nodes, asked, looks_on)
+    cause, _phrase, folder = session.record["cause"].partition("; what every rank was doing: ")
+    assert re.sub(r"for \d+ s", "for N s", cause) == (
+        "nothing was printed for N s: the rendezvous does not complete: rank 0 (node0) never came to it, but is in "
+        "prepare at train.py:6; rank 1 (node1) waits in init_process_group; if more time is all that is needed, raise "
+        "job_rendezvous_timeout_seconds"
+    )
+    assert (session.record["state"], session.error) == ("failed", session.record["cause"])
+    assert {node.state(session.id)["because"] for node in nodes} == {cause}
+    files = {path.name: path.read_text() for path in Path(folder).iterdir()}
+    assert "init_process_group" in files["rank1-node1.txt"] and "prepare" in files["rank0-node0.txt"]
 
 
 def test_a_file_that_did_not_travel_is_named_in_the_cause(nodes: list[LocalNode], tmp_path: Path) -> None:

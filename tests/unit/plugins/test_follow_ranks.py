@@ -16,7 +16,6 @@ import pytest
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.topology import Node
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis.rank_ending import RankEnding
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis.stall import StallReport
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following import follow_ranks
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following.follow_ranks import JobFollower
@@ -26,12 +25,11 @@ from local_nodes import APART, NO_PYTHON, SLEEP, Altered, Connection, LocalNode,
 
 
 class JobObserver:
-    """Each rank's log in a folder, what was shown live, and when the job was looked at."""
+    """Each rank's log in a folder, and what was shown live."""
 
     def __init__(self, folder: Path, nodes: list[LocalNode]) -> None:
         self.files = {node.host: RankLog(folder / f"{node.host}.log") for node in nodes}
         self.shown: dict[str, bytes] = {node.host: b"" for node in nodes}
-        self.checks: list[tuple[dict[str, int], list[str]]] = []
         self.said: list[str] = []
 
     def output(self, node: Node) -> None:
@@ -40,9 +38,8 @@ class JobObserver:
     def update_state(self, node: Node, state: Mapping[str, Any]) -> None:
         pass
 
-    def check_stall(self, written: Mapping[str, int], endings: Mapping[str, RankEnding]) -> StallReport | None:
-        self.checks.append((dict(written), list(endings)))
-        return None
+    def report_state(self) -> None:
+        pass
 
     def say(self, text: str) -> None:
         self.said.append(text)
@@ -138,22 +135,6 @@ def test_order_of_causes_is_that_of_the_ends_not_of_the_news(nodes: list[LocalNo
     launch = launched(nodes, tmp_path, by_rank("raise SystemExit(1)", "time.sleep(0.4); raise SystemExit(2)"))
     endings = followed(launch, JobObserver(tmp_path, nodes))
     assert endings["node0"].arrived < endings["node1"].arrived
-
-
-def test_a_stall_ends_the_job_if_it_is_hopeless(unwatched: list[LocalNode], tmp_path: Path) -> None:
-    class Tired(JobObserver):
-        def check_stall(self, written: Mapping[str, int], endings: Mapping[str, RankEnding]) -> StallReport | None:
-            super().check_stall(written, endings)
-            if written != {"node0": 6, "node1": 6}:
-                return None
-            return StallReport("it stands still", True) if self.said else StallReport("it waits", False)
-
-    observer = Tired(tmp_path, unwatched)
-    endings = followed(launched(unwatched, tmp_path, SLEEP), observer)
-    assert [(one.state, one.because) for one in endings.values()] == [("stopped", "it stands still")] * 2
-    assert observer.said == ["it waits"]
-    assert observer.checks[0] == ({"node0": 0, "node1": 0}, [])
-    assert observer.checks[-1][0] == {"node0": 6, "node1": 6}
 
 
 def test_a_stop_on_request_is_no_failure(nodes: list[LocalNode], tmp_path: Path) -> None:
@@ -777,19 +758,3 @@ def test_a_node_that_answers_late_is_no_silent_one(nodes: list[LocalNode], tmp_p
     endings = following(launch, JobObserver(tmp_path, nodes), "node0 node1").run(waits)
     assert endings is not None
     assert [(one.state, one.note) for one in endings.values()] == [("succeeded", ""), ("succeeded", "")]
-
-
-class StallFinder(JobObserver):
-    """Takes ranks that still run for a rendezvous that cannot complete, once another has ended."""
-
-    def check_stall(self, written: dict[str, int], endings: Mapping[str, RankEnding]) -> StallReport | None:
-        return StallReport("the rendezvous does not complete", True) if endings else None
-
-
-def test_a_stall_during_a_stop_is_not_its_cause(nodes: list[LocalNode], tmp_path: Path) -> None:
-    waits = "signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
-    launch = launched(nodes, tmp_path, f"import signal\n{by_rank(waits, 'time.sleep(1); raise SystemExit(3)')}")
-    follower = following(launch, StallFinder(tmp_path, nodes))
-    endings = follower.run(lambda: False)
-    assert endings is not None
-    assert (endings["node1"].exit_code, endings["node0"].state, follower.verdict) == (3, "stopped", "")

@@ -25,9 +25,9 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.contro
     CommandContext,
 )
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.interrupts import Interrupted
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis import stall
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following import follow_ranks
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following.fetch_stacks import fetch_stacks
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs import (
     artifacts,
     checkpoints,
@@ -35,7 +35,6 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs i
     listing,
     status_report,
 )
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.rank_log import RankLog
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight import report, run_checks
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import escape_lines
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.channel import NodeError
@@ -57,6 +56,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "preflight_facts": {"op": "preflight_facts", "imports": {}},
     "list_artifacts": {"op": "list_artifacts", "after": "", "most": 2000},
     "follow": {"op": "follow", "offset": 0, "max_bytes": 100},
+    "read_stacks": {"op": "read_stacks", "max_bytes": 1000},
     "read_files": {"op": "read_files", "parts": [("result", 0, 8)]},
 }
 
@@ -285,12 +285,10 @@ class Scene:
         found = ask_setup_facts.inspect_cluster(self.nodes_there, ["node0", "node1"])
         assert [*found["nodes"]] == ["node0", "node1"]
 
-    def stall(self) -> None:
+    def stacks(self) -> None:
         gang, runs = self.gang(), self.folder / "runs"
         runs.mkdir()
-        logs = {node.host: RankLog(runs / node.host) for node in self.nodes}
-        stacks = stall.gather_stacks(gang, runs / "stacks")
-        self.context().say(stall.explain(gang.topology, stacks, logs, gang).sentence)
+        self.context().say(str(fetch_stacks(gang, runs / "stacks")))
 
     def preflight(self, *skip: str) -> None:
         options = {name: about.get("default") for name, about in run_checks.OPTIONS.items()}
@@ -343,7 +341,7 @@ COMMANDS = {
     "status": ["list_jobs"],
     "clean": ["clean"],
     "setup": ["setup_facts"],
-    "stall": ["call_stacks", "try_connections"],
+    "stacks": ["read_stacks"],
     "preflight": ["preflight_facts", "try_connections"],
     "collective": ["try_program"],
 }
@@ -467,20 +465,6 @@ def test_a_log_that_acts_upon_a_terminal(tmp_path: Path) -> None:
     (record,) = (tmp_path / "runs").glob("2*")
     assert (record / "logs" / "rank1-node1.log").read_bytes() == log, "the file has every byte"
     assert "{{ 7 * 7 }}" in "\n".join(scene.said)
-
-
-def test_stacks_that_keep_a_reader_busy(tmp_path: Path) -> None:
-    lines = b"\n".join([b"    " + b" (" * 4000, b"    x (" + b":1" * 4000 + b")", b"Thread 1 (" * 800] * 300)
-
-    def tell(request: Mapping[str, Any], reply: Any, payload: bytes) -> Answer:
-        if request["op"] != "call_stacks":
-            return reply, payload
-        return {**reply, "processes": [{**reply["processes"][0], "bytes": len(lines)}]}, lines
-
-    scene = Scene(tmp_path, tell)
-    began = time.monotonic()
-    scene.play("stall")
-    assert time.monotonic() - began < 5
 
 
 def test_what_is_written_is_what_is_sent() -> None:

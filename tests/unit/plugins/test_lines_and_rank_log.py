@@ -7,11 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import LONGEST_LINE, printable
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.line_reader import (
     BAR_SECONDS,
-    LONGEST_LINE,
     LineReader,
-    printable,
 )
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.rank_log import TAIL_BYTES, RankLog
 

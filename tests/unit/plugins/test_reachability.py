@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.reachability import (
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.diagnosis.describe_reachability import (
     Reachability,
     describe_unreachable,
     ports_of,
-    probe_connections,
 )
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.reachability import probe_connections
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.channel import NodeError
 from stacks_of_jobs import Answer, FakeGang, topology_of, unreachable
 
@@ -22,13 +22,12 @@ def reach(count: int, *pairs: tuple[int, int, str], master: Mapping[int, str] | 
     failed: dict[str, dict[str, str]] = {f"node{rank}": {} for rank in range(count)}
     for source, target, why in pairs:
         failed[f"node{source}"][f"node{target}"] = why
-    return Reachability(
-        dict.fromkeys(failed, 47011), failed, {f"node{rank}": why for rank, why in (master or {}).items()}, {}
-    )
+    masters = {f"node{rank}": why for rank, why in (master or {}).items()}
+    return Reachability(list(failed), 29500, dict.fromkeys(failed, 47011), failed, masters, {})
 
 
 def described(count: int, *pairs: tuple[int, int, str], **more: Any) -> list[str]:
-    return describe_unreachable(topology_of(count), reach(count, *pairs, **more))
+    return describe_unreachable(reach(count, *pairs, **more))
 
 
 def all_pairs(count: int, why: str) -> list[tuple[int, int, str]]:
@@ -120,9 +119,9 @@ def test_master_port() -> None:
 def test_master_port_where_the_head_listens_for_the_probe() -> None:
     found = dataclasses.replace(reach(3, master={1: "refused", 2: "refused"}), at_master=True)
     expected = f"node1, node2 cannot connect to MASTER_PORT 29500 on node0: a firewall rejects it; {SETUP}"
-    assert describe_unreachable(topology_of(3), found) == [expected]
+    assert describe_unreachable(found) == [expected]
     found.unknown["node0"] = unreachable("node0")
-    assert describe_unreachable(topology_of(3), found) == []  # it did not listen
+    assert describe_unreachable(found) == []  # it did not listen
 
 
 SMALL = (
@@ -155,18 +154,20 @@ def test_probe() -> None:
 
     gang = FakeGang(topology_of(3), try_connections=answer)
     ports = {"node0": 40000, "node1": 40001, "node2": 40002}
-    found = probe_connections(gang, ports, master=True)  # type: ignore[arg-type]
+    found = probe_connections(gang, ports)  # type: ignore[arg-type]
     expected = {"node0": {}, "node1": {"node0": "refused"}, "node2": {}}
     trips = dict.fromkeys(expected, (50, {"node0": 70}))
-    assert found == Reachability(ports, expected, {}, {}, trips=trips, mtus=dict.fromkeys(expected, 1500))
+    assert found == Reachability(
+        [*ports], 29500, ports, expected, {}, {}, True, trips=trips, mtus=dict.fromkeys(expected, 1500)
+    )
     ((op, requests),) = gang.asked
     peers = {"node0": ["198.18.0.1", 40000], "node1": ["198.18.0.2", 40001], "node2": ["198.18.0.3", 40002]}
-    common = {"interface": "eth0", "peers": peers, "seconds": 5.15, "head": None}
+    common = {"interface": "eth0", "peers": peers, "seconds": 5.15, "head": "node0", "master": ["198.18.0.1", 29500]}
     assert op == "try_connections"
     assert requests == {
-        "node0": {"name": "node0", "address": "198.18.0.1", "port": 40000, "master": None, **common},
-        "node1": {"name": "node1", "address": "198.18.0.2", "port": 40001, "master": ["198.18.0.1", 29500], **common},
-        "node2": {"name": "node2", "address": "198.18.0.3", "port": 40002, "master": ["198.18.0.1", 29500], **common},
+        "node0": {"name": "node0", "address": "198.18.0.1", "port": 40000, **common},
+        "node1": {"name": "node1", "address": "198.18.0.2", "port": 40001, **common},
+        "node2": {"name": "node2", "address": "198.18.0.3", "port": 40002, **common},
     }
 
 
@@ -175,11 +176,11 @@ def test_probe_with_a_head_that_listens_for_it() -> None:
     gang = FakeGang(
         topology_of(2), try_connections=lambda host, _request: ({**MET, "taken": taken, "master": "refused"}, b"")
     )
-    found = probe_connections(gang, PORTS, master=True, at_master=True)  # type: ignore[arg-type]
+    found = probe_connections(gang, PORTS)  # type: ignore[arg-type]
     ((_op, requests),) = gang.asked
     assert {(request["head"], *request["master"]) for request in requests.values()} == {("node0", "198.18.0.1", 29500)}
     assert (found.at_master, found.taken) == (True, taken)
-    assert describe_unreachable(gang.topology, found) == []  # who is refused there is no news
+    assert describe_unreachable(found) == []  # who is refused there is no news
 
 
 def test_a_port_that_is_taken_is_replaced_once() -> None:
@@ -189,7 +190,7 @@ def test_a_port_that_is_taken_is_replaced_once() -> None:
         return {**MET, "failed": {"node1": "refused"}}, b""
 
     gang = FakeGang(topology_of(2), try_connections=answer)
-    found = probe_connections(gang, PORTS, master=False)  # type: ignore[arg-type]
+    found = probe_connections(gang, PORTS)  # type: ignore[arg-type]
     asked = [[request["port"] for request in requests.values()] for _op, requests in gang.asked]
     assert asked == [[40001, 40003], [40001, 40005]]
     assert gang.asked[1][1]["node0"]["peers"]["node1"] == ["198.18.0.2", 40005]
@@ -199,11 +200,11 @@ def test_a_port_that_is_taken_is_replaced_once() -> None:
 def test_a_node_whose_port_is_not_known() -> None:
     """It is not asked, nobody looks for it, and nothing is said of it."""
     gang = FakeGang(topology_of(3), try_connections=lambda _host, _request: (MET, b""))
-    found = probe_connections(gang, {**PORTS, "node2": 0}, master=False)  # type: ignore[arg-type]
+    found = probe_connections(gang, {**PORTS, "node2": 0})  # type: ignore[arg-type]
     ((_op, requests),) = gang.asked
     assert [[*request["peers"]] for request in requests.values()] == [["node0", "node1"]] * 2
     assert (found.ports, list(found.unknown)) == (PORTS, ["node2"])
-    assert describe_unreachable(gang.topology, found) == []
+    assert describe_unreachable(found) == []
 
 
 def test_the_ports_of_those_that_are_not_reached() -> None:
@@ -211,7 +212,7 @@ def test_the_ports_of_those_that_are_not_reached() -> None:
         reach(4, (0, 1, "refused"), (2, 3, "refused"), (1, 2, "no answer"), (0, 9, "refused")),
         ports={f"node{rank}": 40001 + 2 * rank for rank in range(4)},
     )
-    assert describe_unreachable(topology_of(4), found) == [
+    assert describe_unreachable(found) == [
         "node0 is refused by node1, node1 gets no answer from node2, node2 is refused by node3 (ports 40003 to 40007): "
         "a firewall rejects it; run: ansible-playbook setup.yml"
     ]
@@ -224,9 +225,9 @@ def test_a_node_that_cannot_be_asked() -> None:
         return {**MET, "failed": {"node1": "no answer"}}, b""
 
     gang = FakeGang(topology_of(2), try_connections=answer)
-    found = probe_connections(gang, PORTS, master=True)  # type: ignore[arg-type]
+    found = probe_connections(gang, PORTS)  # type: ignore[arg-type]
     assert (found.failed, list(found.unknown), len(gang.asked)) == ({"node0": {"node1": "no answer"}}, ["node1"], 1)
-    assert describe_unreachable(topology_of(2), found) == []  # it did not listen
+    assert describe_unreachable(found) == []  # it did not listen
 
 
 @pytest.mark.parametrize(

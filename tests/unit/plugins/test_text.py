@@ -1,7 +1,8 @@
 # Copyright (c) The Thunderhead developers
 # SPDX-License-Identifier: GPL-3.0-or-later
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import escape, escape_lines
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import escape
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import escape_lines
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,16 @@ def unreached_path(job_dir: str) -> str:
     return os.path.join(job_dir, "unreached.json")
 
 
+def notices_path(job_dir: str) -> str:
+    """Return the file in the head's folder of a job with what whoever follows the job is to be told."""
+    return os.path.join(job_dir, "notices.json")
+
+
+def stacks_path(job_dir: str) -> str:
+    """Return the file in a job's folder with what its processes on this node were doing when it last stood still."""
+    return os.path.join(job_dir, "stacks.txt")
+
+
 def started_path(job_dir: str) -> str:
     """Return the file beside a job's folder with the user who started it; unlike what is in it, not the job's own."""
     return job_dir + ".started"

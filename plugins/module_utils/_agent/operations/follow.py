@@ -10,13 +10,25 @@ import time
 from contextlib import suppress
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import error_text
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.files import open_regular
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_paths import log_path
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.files import open_regular, read_json
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_paths import (
+    log_path,
+    notices_path,
+    stacks_path,
+)
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_user import become_job_owner
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.node_lock import POLL_SECONDS, LockHolder
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.read_job_state import job_state
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import GOING_ON, Reply, Request
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import (
+    GOING_ON,
+    Reply,
+    Request,
+    is_text,
+)
 
+MOST_NOTICES = 20
+LONGEST_NOTICES = 2**17
+"""Bytes of the file with them."""
 GATHER_SECONDS = 0.25
 """How often a ``follow`` that only gathers looks at the log and the state."""
 
@@ -26,8 +38,9 @@ def follow(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
 
     Request: offset (bytes of the log already known), wait_seconds, linger_seconds (after the first news, to gather
     more), pace_seconds (from the request on, likewise), max_bytes, quiet (log growth alone is no news until
-    ``max_bytes`` have gathered). Reply: the job's state, the new offset, and trouble (what the job has done to its log,
-    a verb phrase; absent if nothing); payload: the log from the old offset on.
+    ``max_bytes`` have gathered). Reply: the job's state, the new offset, and, absent if there is nothing: trouble (what
+    the job has done to its log, a verb phrase), notices (what the gang's head found out of a job that prints nothing,
+    the oldest first), has_stacks (there is something for ``read_stacks``); payload: the log from the old offset on.
     """
     holder, job_dir = LockHolder(request), become_job_owner(request)
     descriptor, trouble = find_log(job_dir)
@@ -53,7 +66,13 @@ def follow(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
         state["more"] = size > offset + len(data)
     if size < offset and not trouble:
         trouble = f"made its log shorter; its output is shown again once that is longer than {offset} bytes, as it was"
-    return {**state, "offset": offset + len(data), **({"trouble": trouble} if trouble else {})}, data
+    more: Reply = {"trouble": trouble} if trouble else {}
+    found = (read_json(notices_path(job_dir), LONGEST_NOTICES) or {}).get("notices")
+    if isinstance(found, list) and all(map(is_text, found)):
+        more["notices"] = found[-MOST_NOTICES:]
+    if os.path.lexists(stacks_path(job_dir)):
+        more["has_stacks"] = True
+    return {**state, "offset": offset + len(data), **more}, data
 
 
 def find_log(job_dir: str) -> tuple[int, str]:

@@ -15,6 +15,8 @@ import socket
 import time
 from collections.abc import Callable
 
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.why_not_connected import why_not_connected
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import NO_ANSWER
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.authenticated_stream import (
     NONCE_BYTES,
 )
@@ -22,7 +24,8 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervi
     GangConnections,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.gang_member import GangMember
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.job_plan import Member
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.inspector import Inspector
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.job_plan import Member, Plan
 
 PASS_ON_SECONDS = 0.2
 """How long the head's own script waits until all others have the start message."""
@@ -47,24 +50,30 @@ def set_up_socket(made: socket.socket, timeout_seconds: float) -> socket.socket:
 
 
 class Gang:
-    """This supervisor's part in the gang, with its sockets. Only ``start``, ``wait`` and ``leave`` block."""
+    """This supervisor's part in the gang, with its sockets. Only ``start``, ``wait`` and ``leave`` block.
 
-    def __init__(self, rank: int, size: int, listener: socket.socket, key: bytes, timeout_seconds: float) -> None:
+    Attributes:
+        inspector: looks into the job's processes; None as long as it has not started, or where it cannot.
+    """
+
+    def __init__(self, plan: Plan, listener: socket.socket | None) -> None:
         """Begin without a connection, and wait for the start message.
 
         Args:
-            rank: this supervisor's.
-            size: how many nodes take part.
-            listener: where the other supervisors find this one; it is taken over.
-            key: the job's.
-            timeout_seconds: a supervisor that is silent for longer is lost.
+            plan: the job's.
+            listener: where the other supervisors find this one, which is taken over; None on the only node.
         """
-        self._member = GangMember(rank, size, timeout_seconds, time.monotonic())
+        rank, size, timeout = plan.rank, plan.world_size, plan.node_timeout_seconds
+        limits = (plan.stall_timeout_seconds, plan.rendezvous_timeout_seconds)
+        self.inspector: Inspector | None = None
+        self._member = GangMember(rank, size, timeout, time.monotonic(), *limits)
         nonce = functools.partial(os.urandom, NONCE_BYTES)
-        self._connections = GangConnections(self._member, rank, size, timeout_seconds, key, nonce)
-        self._listener = socket.socket(fileno=listener.detach())
-        self._listener.setblocking(False)
-        self._timeout = timeout_seconds
+        key = bytes.fromhex(plan.gang_key)
+        self._connections = GangConnections(self._member, rank, size, timeout, key, nonce)
+        self._listener = socket.socket(fileno=listener.detach()) if listener else None
+        if self._listener:
+            self._listener.setblocking(False)
+        self._timeout = timeout
         self._accept_after = 0.0
         self._numbers = itertools.count()
         self._sockets: dict[int, socket.socket] = {}
@@ -80,6 +89,15 @@ class Gang:
     def verdict(self) -> str | None:
         """Why the job has to end; None as long as it need not, "" for a stop on request."""
         return self._member.verdict
+
+    @property
+    def notices(self) -> list[str]:
+        """What the head has to tell whoever follows the job, the oldest first."""
+        return self._member.notices
+
+    def printed(self, written: int) -> None:
+        """Take note of how many bytes this node's rank has printed."""
+        self._member.printed(written)
 
     def start(self, members: list[Member]) -> None:
         """Take the start message; the head passes it on to all others, for a moment at most, before it returns."""
@@ -104,13 +122,16 @@ class Gang:
         """Wait for messages for so long at most, and do what is due."""
         self._pump(time.monotonic())
         poll = select.poll()
-        if self._connections.has_room() and time.monotonic() >= self._accept_after:
+        if self._listener and self._connections.has_room() and time.monotonic() >= self._accept_after:
             poll.register(self._listener, select.POLLIN)
         for number, one in self._sockets.items():
             wants_to_send = number in self._dialing or number in self._unsent
             poll.register(one, select.POLLIN | (select.POLLOUT if wants_to_send else 0))
+        if self.inspector:
+            poll.register(self.inspector.connection, select.POLLIN)
         poll.poll(seconds * 1000)
         now = time.monotonic()
+        self._inspect()
         self._accept(now)
         for number in list(self._sockets):
             if number not in self._dialing or self._is_made(number, now):
@@ -124,6 +145,7 @@ class Gang:
         Args:
             reason: returns why the job has to end now, or None; it is asked again and again.
         """
+        self.wait(0)
         while not self._member.over:
             self.wait(0.05)
             why = reason() if self.verdict is None else None
@@ -142,8 +164,22 @@ class Gang:
         while self._sockets and time.monotonic() < deadline:
             self.wait(0.05)
 
+    def _inspect(self) -> None:
+        """Take what the inspector has found, and ask it for more."""
+        tasks, self._member.tasks = self._member.tasks, []
+        if self.inspector is None:
+            return
+        for result in self.inspector.results():
+            self._member.task_done(result)
+        for task in tasks:
+            self.inspector.ask(task)
+        self.inspector.flush()
+        if self.inspector.is_gone:
+            self.inspector.connection.close()
+            self.inspector = None
+
     def _accept(self, now: float) -> None:
-        while self._connections.has_room():
+        while self._listener and self._connections.has_room():
             try:
                 accepted = self._listener.accept()[0]
             except OSError as error:
@@ -159,7 +195,7 @@ class Gang:
         try:
             made = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
         except OSError:  # too many files; it is tried again
-            self._connections.not_reached(rank, False, now)
+            self._connections.not_reached(rank, NO_ANSWER, now)
             return
         number = next(self._numbers)
         self._sockets[number], self._dialing[number] = set_up_socket(made, self._timeout), rank
@@ -182,7 +218,7 @@ class Gang:
         return True
 
     def _fail_to_dial(self, number: int, error: int, now: float) -> None:
-        self._connections.not_reached(self._dialing[number], error == errno.ECONNREFUSED, now)
+        self._connections.not_reached(self._dialing[number], why_not_connected(error), now)
         self._close(number, now)
 
     def _receive(self, number: int, now: float) -> None:

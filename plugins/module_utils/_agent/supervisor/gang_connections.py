@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import NO_ANSWER
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.authenticated_stream import (
     AuthenticatedStream,
     ForgedMessage,
@@ -102,9 +103,9 @@ class GangConnections:
         if rank is not None:
             stream.send({"join": self._rank})
 
-    def not_reached(self, rank: int, refused: bool, now: float) -> None:
+    def not_reached(self, rank: int, why: str, now: float) -> None:
         """Take note that no connection could be made; see ``GangMember.not_reached``."""
-        self.member.not_reached(rank, refused, now)
+        self.member.not_reached(rank, why, now)
 
     def received(self, number: int, data: bytes, now: float) -> None:
         """Take bytes that have arrived over a connection."""
@@ -150,7 +151,7 @@ class GangConnections:
         for number, one in list(self._connections.items()):
             if not one.joined and now - one.since > (self._connect_seconds if one.dialed else PROOF_SECONDS):
                 if one.dialed and one.rank is not None:
-                    self.member.not_reached(one.rank, False, now)
+                    self.member.not_reached(one.rank, NO_ANSWER, now)
                 self._close(number, now)
 
     def take_unsent(self) -> dict[int, bytes]:

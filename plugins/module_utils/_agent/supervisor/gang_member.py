@@ -9,12 +9,18 @@ to be sent goes out through ``outbox``. So a simulator can run many of these aga
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable
 from typing import Any
 
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import node_name
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import NO_ANSWER, REFUSED, node_name
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.authenticated_stream import Message
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.examination import (
+    CONNECT,
+    LOOK,
+    Examination,
+)
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.job_plan import Member, read_members
 
 HEAD, CANDIDATE, MEMBER = "head", "candidate", "member"
@@ -35,8 +41,8 @@ LEAVE_SECONDS = 3.0
 """How long a supervisor whose rank has ended stays for others that it has never met, or after it knows the verdict."""
 REACH_SECONDS = 2.0
 """How long the head tries to reach a member before it counts as not reached: it is started over SSH then."""
-LONGEST_REASON = 300
-"""Characters of a verdict."""
+LONGEST_REASON = 3000
+"""Bytes of a verdict as JSON: one is part of state.json, which has a fixed size."""
 
 
 class Other:
@@ -51,6 +57,8 @@ class Other:
         has_started: it has the start message, as far as the head knows.
         has_verdict: it knows that the job has to end.
         state: its rank's, one of ``STATES``, as far as is known.
+        written: bytes that its rank has printed, as far as is known.
+        why_apart: why no connection could be made to it last, as in ``contract``.
     """
 
     def __init__(self, now: float) -> None:
@@ -63,6 +71,8 @@ class Other:
         self.has_started = False
         self.has_verdict = False
         self.state = RUNNING
+        self.written = 0
+        self.why_apart = NO_ANSWER
 
 
 class GangMember:
@@ -75,10 +85,19 @@ class GangMember:
         members: who takes part, in rank order; None until the start message has come.
         verdict: why the job has to end; None as long as it need not, "" for a stop on request.
         outbox: ``(rank, message)`` to be sent; whoever drives this empties it.
+        tasks: what this node's inspector is to do; whoever drives this empties it.
         over: nothing is left to say or to hear.
     """
 
-    def __init__(self, rank: int, size: int, timeout_seconds: float, now: float) -> None:
+    def __init__(
+        self,
+        rank: int,
+        size: int,
+        timeout_seconds: float,
+        now: float,
+        stall_seconds: float = 0,
+        rendezvous_seconds: float = 0,
+    ) -> None:
         """Begin in the first term, in which rank 0 is the head, and wait for the start message.
 
         Args:
@@ -86,6 +105,8 @@ class GangMember:
             size: how many take part.
             timeout_seconds: a supervisor that is silent for longer is lost.
             now: the time.
+            stall_seconds: a job that prints nothing for so long is looked into; 0: none is.
+            rendezvous_seconds: the same while its ranks may still be about to meet.
         """
         self.role = HEAD if rank == 0 else MEMBER
         self.term = 1
@@ -93,6 +114,7 @@ class GangMember:
         self.members: list[Member] | None = None
         self.verdict: str | None = None
         self.outbox: list[tuple[int, Message]] = []
+        self.tasks: list[dict[str, Any]] = []
         self.over = False
         self._rank = rank
         self._timeout = timeout_seconds
@@ -105,6 +127,8 @@ class GangMember:
         self._next_heartbeat = now
         self._last_tick = now
         self._started_at = 0.0
+        self._examination: Examination | None = None  # of the first head
+        self._limits = (stall_seconds, rendezvous_seconds)
         self._ended_at: float | None = None
         self._verdict_at: float | None = None
         self._suspicion = ""  # why the head counts as lost
@@ -116,6 +140,8 @@ class GangMember:
         """Take note of who takes part, unless that is known; the head connects to all others then."""
         if self.members is None:
             self.members, self._started_at = members, now
+            if self.role == HEAD:
+                self._examination = Examination(self._rank, len(self._nodes), *self._limits, now)
             for rank, member in enumerate(members):
                 self._nodes[rank].name = node_name(rank, member.host)
 
@@ -123,6 +149,11 @@ class GangMember:
         """Return the ranks that the head has not reached; None as long as it still tries to."""
         apart = [rank for rank in self._others if not self._nodes[rank].has_started]
         return apart if not apart or now - self._started_at > REACH_SECONDS else None
+
+    @property
+    def notices(self) -> list[str]:
+        """What whoever follows the job is to be told, the oldest first."""
+        return self._examination.notices if self._examination else []
 
     # ------------------------------------------------------------------------------------------------------ connections
 
@@ -151,10 +182,11 @@ class GangMember:
         """Take note that there is no connection to a rank any more."""
         self._nodes[rank].connected, self._nodes[rank].apart_since = False, now
 
-    def not_reached(self, rank: int, refused: bool, now: float) -> None:
-        """Take note that no connection could be made; ``refused``: its machine answers, and nobody listens there."""
+    def not_reached(self, rank: int, why: str, now: float) -> None:
+        """Take note that no connection could be made; ``REFUSED``: its machine answers, and nobody listens there."""
         other = self._nodes[rank]
-        if not refused:
+        other.why_apart = why
+        if why != REFUSED:
             other.refused_since = None
         elif other.refused_since is None:
             other.refused_since = now
@@ -172,6 +204,17 @@ class GangMember:
         self._own.state, self._why_failed, self._ended_at = state, why, now
         self._report()
 
+    def printed(self, written: int) -> None:
+        """Take note of how many bytes this node's rank has printed."""
+        self._own.written = written
+
+    def task_done(self, result: dict[str, Any]) -> None:
+        """Take what this node's inspector has found: the task, its number and the result."""
+        if self.role == HEAD:
+            self._take_finding(self._rank, result)
+        else:
+            self._send(self.head, "finding", finding=result)
+
     def end(self, why: str) -> None:
         """End the job on all nodes for this reason, unless there is one already; "" for a stop on request."""
         self._decide(why)
@@ -187,7 +230,7 @@ class GangMember:
         self._nodes[rank].heard = now
         if kind == "ask_vote":
             self._answer_vote_request(rank, term, now)
-        elif kind in ("lead", "verdict", "alive", "over"):
+        elif kind in ("lead", "verdict", "alive", "over", "task"):
             if term < self.term:
                 self._send(rank, "outdated", verdict=self.verdict)
             elif term > self.term or rank == self.head:
@@ -196,6 +239,8 @@ class GangMember:
             self._follow_later_term(term, message.get("verdict"))
         elif kind == "report" and self.role == HEAD:
             self._take_report(rank, message)
+        elif kind == "finding" and self.role == HEAD:
+            self._take_finding(rank, message.get("finding"))
         elif kind == "vote" and self.role == CANDIDATE and term == self._voted:
             self._votes.add(rank)
             if 2 * len(self._votes) > len(self._nodes):
@@ -218,6 +263,9 @@ class GangMember:
             self._decide(verdict)
         if kind == "over" and self._own.state != RUNNING:
             self.over = True
+        task = message.get("task")
+        if kind == "task" and isinstance(task, dict) and task.get("task") in (LOOK, CONNECT):
+            self.tasks.append(task)
         if is_new or kind in ("lead", "verdict"):
             self._report()
 
@@ -225,6 +273,8 @@ class GangMember:
         state, why, verdict = message.get("state"), message.get("why"), message.get("verdict")
         other = self._nodes[rank]
         other.has_started = other.has_started or message.get("started") is True
+        written = message.get("written")
+        other.written = written if isinstance(written, int) else other.written
         if state in STATES and state != other.state and other.state == RUNNING:
             other.state = state
             self._news.add(rank)
@@ -238,6 +288,7 @@ class GangMember:
         """Tell the head of this rank; the head takes its own report itself."""
         started = self.members is not None
         report = {"started": started, "state": self._own.state, "why": self._why_failed, "verdict": self.verdict}
+        report["written"] = self._own.written
         if self.role == HEAD:
             self._news.add(self._rank)
             self._take_report(self._rank, report)
@@ -248,7 +299,9 @@ class GangMember:
         """Take a verdict, unless there is one, and pass it on to all if this supervisor is the head."""
         if self.verdict is not None:
             return
-        self.verdict, self._verdict_at = why[:LONGEST_REASON], self._last_tick
+        while len(json.dumps(why)) > LONGEST_REASON:
+            why = why[: len(why) * 9 // 10]
+        self.verdict, self._verdict_at = why, self._last_tick
         if self.role == HEAD:
             for rank in self._others:
                 self._send(rank, "verdict", verdict=self.verdict)
@@ -262,10 +315,13 @@ class GangMember:
         if paused > 2 * self._heartbeat_seconds:  # this process was frozen, and has heard nobody meanwhile
             for other in self._nodes:
                 other.heard = None if other.heard is None else min(other.heard + paused, now)
+            if self._examination:
+                self._examination.skip(paused)
         if self.members is None:
             return
         if self.role == HEAD:
             self._judge_members(now)
+            self._examine(now)
         elif self.role == MEMBER:
             self._judge_head(now)
         elif now > self._deadline:
@@ -297,6 +353,30 @@ class GangMember:
             loss = self._loss(rank, now) if self._nodes[rank].state == RUNNING else ""
             if loss:
                 self._decide(loss)
+
+    def _examine(self, now: float) -> None:
+        """Look into a job that prints nothing; end one whose ranks wait in a rendezvous that cannot complete."""
+        one = self._examination
+        if one is None or self.verdict is not None:
+            return
+        ended = sum(node.state != RUNNING for node in self._nodes)
+        connected = [rank for rank, node in enumerate(self._nodes) if node.connected or rank == self._rank]
+        unreached = {rank: self._nodes[rank].why_apart for rank in self._others if self._nodes[rank].heard is None}
+        if ended < len(self._nodes):
+            one.tick(sum(node.written for node in self._nodes), ended, connected, unreached, now)
+        requests, one.requests = one.requests, []
+        for ranks, task in requests:
+            for rank in ranks:
+                if rank == self._rank:
+                    self.tasks.append(task)
+                else:
+                    self._send(rank, "task", task=task)
+        if one.verdict is not None:
+            self._decide(one.verdict)
+
+    def _take_finding(self, rank: int, finding: object) -> None:
+        if self._examination and isinstance(finding, dict):
+            self._examination.take(rank, finding.get("task"), finding.get("number"), finding.get("result"))
 
     def _judge_head(self, now: float) -> None:
         """Become a candidate in the head's place, once it is lost and it is this supervisor's turn."""

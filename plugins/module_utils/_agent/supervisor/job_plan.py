@@ -24,6 +24,8 @@ class Plan(NamedTuple):
         world_size: how many nodes take part.
         gang_key: what proves that a supervisor belongs to the job, in hexadecimal digits.
         node_timeout_seconds: a node silent for this long is lost.
+        stall_timeout_seconds: a job that prints nothing for so long is looked into; 0: none is.
+        rendezvous_timeout_seconds: the same while its ranks may still be about to meet.
         grace_seconds: between TERM and KILL.
         launcher: what starts the script's processes, such as torchrun.
         gang: whether the nodes work together.
@@ -41,6 +43,8 @@ class Plan(NamedTuple):
     world_size: int
     gang_key: str
     node_timeout_seconds: float
+    stall_timeout_seconds: float
+    rendezvous_timeout_seconds: float
     grace_seconds: float
     launcher: str
     gang: bool

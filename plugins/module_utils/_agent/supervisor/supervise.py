@@ -24,6 +24,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.fi
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_paths import (
     job_directory,
     log_path,
+    notices_path,
     reason_path,
     start_file_path,
     started_path,
@@ -44,6 +45,10 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contrac
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.drive_gang import Gang
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.gang_member import LONGEST_REASON
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.inspector import (
+    Subject,
+    fork_inspector,
+)
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.job_plan import (
     Member,
     NodeFacts,
@@ -80,34 +85,30 @@ def supervise(
         facts: what this node puts into it.
         stop_times: when a stop was requested, on the monotonic clock; a handler of SIGTERM adds to them.
     """
-    key = bytes.fromhex(plan.gang_key)
-    gang = Gang(plan.rank, plan.world_size, listener, key, plan.node_timeout_seconds) if listener else None
+    gang = Gang(plan, listener)
     members = wait_for_start(request, plan, gang, stop_times)
     if members is None:
         return
     write_file(started_path(job_directory(request)), request["job"]["user"].encode(errors="replace"), 0o644)
     with suppress(FileNotFoundError):  # where the head passed the start on
         os.unlink(start_file_path(request))
-    # Orphans of the job become children of this process (PR_SET_CHILD_SUBREAPER), so none escapes the final sweep.
-    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
-    unit = job_unit(request)
-    user.become()
-    os.umask(0o022)
-    Supervisor(plan, facts, members, gang, stop_times).run(user, unit)
+    subject = Subject(request["job"]["id"], request["directory"], user, os.getpid(), plan, facts, members)
+    Supervisor(plan, facts, members, gang, stop_times).run(subject, job_unit(request))
 
 
 class Supervisor:
     """The parent of a job's processes on this node."""
 
     def __init__(
-        self, plan: Plan, facts: NodeFacts, members: list[Member], gang: Gang | None, stop_times: list[float]
+        self, plan: Plan, facts: NodeFacts, members: list[Member], gang: Gang, stop_times: list[float]
     ) -> None:
         """Do nothing yet. ``stop_times`` are when a stop was requested, on the monotonic clock; more are added."""
         self._job_dir = facts.job_dir
         self._plan = plan
         self._command, self._variables, self._spec = fill_in(plan, facts, members)
         self._name = node_name(plan.rank, members[plan.rank].host)
-        self._gang = gang  # None where there are no other nodes, and once it has failed
+        self._gang: Gang | None = gang  # None once it has failed
+        self._notices: list[str] = []  # that were written down
         self._has_noted_unreached = False
         self._failure = ""  # why there is no gang any more
         self._stop_times = stop_times
@@ -116,12 +117,12 @@ class Supervisor:
         ] = {}  # by the name in state.json of what is looked for
         self._state: dict[str, Any] = {"state": "running", "pid": os.getpid(), "started": time.time()}
 
-    def run(self, user: User, unit: str | None) -> None:
+    def run(self, subject: Subject, unit: str | None) -> None:
         """Start the script, wait for it, and write down how it ended."""
         killed_before = count_oom_kills()
+        user = subject.user
         try:
-            if unit:
-                await_unit(unit, self._pause)
+            self._become_user(subject, unit)
             os.chdir(os.path.join(self._job_dir, "work"))
             for name, content in (
                 ("node.env", environment_text(self._variables)),
@@ -148,6 +149,20 @@ class Supervisor:
         except BaseException:  # a defect: no script may be left that nobody looks after
             signal_processes(descendants(os.getpid()), signal.SIGKILL)
             raise
+
+    def _become_user(self, subject: Subject, unit: str | None) -> None:
+        """Turn into the job's user, after what takes the agent's own rights."""
+        try:
+            if unit:
+                await_unit(unit, self._pause)
+            with suppress(OSError):  # no more processes; the job runs, and cannot be looked into
+                if self._gang:
+                    self._gang.inspector = fork_inspector(subject)
+        finally:
+            subject.user.become()
+            os.umask(0o022)
+        # Orphans of the job become children of this process (PR_SET_CHILD_SUBREAPER), so none escapes the final sweep.
+        ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
 
     def _run_to_end(self, script: int, started: float, killed_before: int) -> None:
         """Wait for the script, tell the other nodes of its end, end what it left, and write down how it ended."""
@@ -209,6 +224,7 @@ class Supervisor:
             if pid:
                 continue
             self._note_unreached()
+            self._note_notices()
             news = self._observe()
             if news:
                 with suppress(OSError):  # a full disk: written at the end
@@ -223,6 +239,7 @@ class Supervisor:
         if not self._gang:
             return time.sleep(seconds)
         try:
+            self._gang.printed(os.fstat(1).st_size)  # the log
             self._gang.wait(seconds)
         except Exception as error:
             self._end_without_gang(error)
@@ -243,6 +260,13 @@ class Supervisor:
             self._has_noted_unreached = True
             with suppress(OSError):
                 write_file(unreached_path(self._job_dir), json.dumps({"ranks": unreached}).encode(), 0o600)
+
+    def _note_notices(self) -> None:
+        """Write down what whoever follows the job is to be told."""
+        if self._gang and self._gang.notices != self._notices:
+            self._notices = self._gang.notices
+            with suppress(OSError):
+                write_file(notices_path(self._job_dir), json.dumps({"notices": self._notices}).encode(), 0o600)
 
     def _reason(self) -> str:
         """Return why this node has to stop, by the gang or by the controller; "" for a stop on request."""
@@ -302,7 +326,7 @@ def count_oom_kills() -> int:
     return 0
 
 
-def wait_for_start(request: Request, plan: Plan, gang: Gang | None, stop_times: list[float]) -> list[Member] | None:
+def wait_for_start(request: Request, plan: Plan, gang: Gang, stop_times: list[float]) -> list[Member] | None:
     """Wait for the start message, in a file or from the head's supervisor, and return who takes part.
 
     Returns:
@@ -316,10 +340,10 @@ def wait_for_start(request: Request, plan: Plan, gang: Gang | None, stop_times: 
             # Less is what a connection that broke has left of it: no start.
             if header == b"%d %d" % (len(message), zlib.crc32(message)):
                 members = read_members(json.loads(message), plan.world_size)
-                if gang and members:
+                if members:
                     gang.start(members)
                 return members
-        if gang and gang.members and os.path.isdir(job_directory(request)):  # else it was discarded at this moment
+        if gang.members and os.path.isdir(job_directory(request)):  # else it was discarded at this moment
             return gang.members
         if has_to_stop:
             return None
@@ -339,10 +363,7 @@ def wait_for_start(request: Request, plan: Plan, gang: Gang | None, stop_times: 
                     os.unlink(path)
             shutil.rmtree(job_directory(request), ignore_errors=True)
             return None
-        if gang:
-            gang.wait(0.01)
-        else:
-            time.sleep(0.01)
+        gang.wait(0.01)
 
 
 def await_unit(unit: str, pause: Callable[[float], None]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import escape
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.node_group import NodeGroup
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.settings import NodeSettings
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.topology import (
@@ -15,7 +16,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluste
     require_distinct,
 )
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError, join_errors
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import escape, hosts_by_value
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import hosts_by_value
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.fan_out import fan_out
 
 TIMEOUT_SECONDS = 60

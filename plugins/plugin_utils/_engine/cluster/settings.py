@@ -14,11 +14,11 @@ from typing import Any
 
 from ansible.errors import AnsibleError
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import escape
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.environment_variables import (
     as_environment,
 )
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import escape
 
 SPEC: dict[str, dict[str, Any]] = {
     "cluster_address": {"type": "str", "default": ""},

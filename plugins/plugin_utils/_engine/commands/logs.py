@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import pluralize
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.job_identity import who
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.command_context import (
     CommandContext,
@@ -17,7 +18,6 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs i
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.history import described_by_nodes
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.options import FollowOptions
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.record import Record, merge_ranks
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import pluralize
 
 
 def follow_earlier_job(options: FollowOptions, context: CommandContext, job: str, offset: int | None) -> dict[str, Any]:

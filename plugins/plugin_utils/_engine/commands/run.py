@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from ansible.release import __version__ as ansible_version
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import pluralize
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.command_context import (
     CommandContext,
 )
@@ -26,7 +27,6 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.r
     still_running_message,
 )
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.script_variables import require_known
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import pluralize
 
 if TYPE_CHECKING:
     from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.resume_point import ResumePoint

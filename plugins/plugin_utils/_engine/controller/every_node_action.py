@@ -11,9 +11,10 @@ from typing import Any, ClassVar
 from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.plugins.action import ActionBase
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import escape
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.inventory import Inventory
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError, join_errors
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import escape, escape_lines
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import escape_lines
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.channel import Channel, NodeError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.fan_out import fan_out
 

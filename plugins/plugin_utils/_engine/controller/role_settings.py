@@ -11,9 +11,9 @@ from typing import Any
 from ansible.errors import AnsibleError
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.parsing.dataloader import DataLoader
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import join_names
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.paths import ROLES
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import join_names
 
 Resolve = Callable[[str, str, Mapping[str, Any]], Any]
 """Returns a host's variable by its name, with others that count where the host has none of that name."""

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.processes import how_it_ended
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import join_names, pluralize
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.diagnosis.describe_ranks import NOISE
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.topology import Node, Topology
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis.rank_ending import RankEnding
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.rank_log import RankLog
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import join_names, pluralize
 
 TRACEBACK_LINES = 40
 """The most of a traceback that is shown; of a longer one the end."""
@@ -31,11 +32,6 @@ _TRACEBACK = "Traceback (most recent call last):"
 _RANK = re.compile(r"\[rank\d+\]: ")
 # What stands before every line of a traceback: an exception group's margin.
 _MARGIN = re.compile(r"[ |+]*")
-# Lightning's children prefix nothing, torch's C++ log and warnings do: none of these names a cause.
-_NOISE = re.compile(
-    r"\[?(rank\d+\]:)?\[[WIEF]\d|[WIEF]\d{4} \d\d:|\S*Warning: |\s*warnings\.warn\(|\S+\.py:\d+: |frame #\d+: "
-    r"|terminate called |Exception raised from |\[rank: \d+\] "
-)
 _CHAINED = (
     "The above exception was the direct cause of the following exception:",
     "During handling of the above exception, another exception occurred:",
@@ -317,7 +313,7 @@ def read_log_end(lines: Sequence[str]) -> LogEnd:
         victim = not causes and (bool(deaths) or chosen[0].is_victims)
         text, tail = _reason(chosen[0].message), _shortened(chosen[0].lines)
     else:
-        meaningful = [line.strip() for line in _before_summary(lines) if line.strip() and not _NOISE.match(line)]
+        meaningful = [line.strip() for line in _before_summary(lines) if line.strip() and not NOISE.match(line)]
         aborts = [line for line in lines[-ABORT_LINES:] if (found := _CPLUSPLUS.match(line)) and any(found.groups())]
         text = _CPLUSPLUS.sub(r"\1\2", aborts[0]) if aborts else meaningful[-1] if meaningful else "it printed nothing"
         victim = is_victims(text) or (not child and any(_aborted(line) for line in lines[-ABORT_LINES:]))
@@ -337,11 +333,6 @@ def _reason(message: Sequence[str]) -> str:
     if refused := _REFUSED_TYPE.search("\n".join(message)):
         return _REFUSED.format(type=refused[1], name=refused[1].removeprefix("__main__."))
     return message[0]
-
-
-def is_noise(line: str) -> bool:
-    """Return whether a line is a warning of torch or Lightning, or the like, and not the script's."""
-    return bool(_NOISE.match(line))
 
 
 def _last_lines(lines: Sequence[str]) -> list[str]:
@@ -410,7 +401,7 @@ def _blocks_of(rank: str, stream: Sequence[tuple[int, str]]) -> Iterator[_Block]
                 if (text := stream[position][1]).startswith(margin)
                 and (content := text.removeprefix(margin)).strip()
                 and not content.startswith((" ", "\t"))
-                and (rank or not _NOISE.match(text))
+                and (rank or not NOISE.match(text))
             ),
             None,
         )
@@ -432,7 +423,7 @@ def _blocks_of(rank: str, stream: Sequence[tuple[int, str]]) -> Iterator[_Block]
 
 def _goes_on(before: int, number: int, text: str) -> bool:
     """Whether the next line of a process still belongs to an exception's message."""
-    return number == before + 1 and bool(text.strip()) and text.strip() not in _CHAINED and not _NOISE.match(text)
+    return number == before + 1 and bool(text.strip()) and text.strip() not in _CHAINED and not NOISE.match(text)
 
 
 def _final(lines: Sequence[str], blocks: Sequence[_Block]) -> list[_Block]:
@@ -441,7 +432,7 @@ def _final(lines: Sequence[str], blocks: Sequence[_Block]) -> list[_Block]:
     end, chained = len(lines), False
     for block in reversed(blocks):
         between = _before_summary(lines[block.last + 1 : end])
-        if not chained and any(line.strip() and not _NOISE.match(line) and not _RANK.match(line) for line in between):
+        if not chained and any(line.strip() and not NOISE.match(line) and not _RANK.match(line) for line in between):
             break
         final.append(block)
         end, chained = min(end, block.first), block.chained

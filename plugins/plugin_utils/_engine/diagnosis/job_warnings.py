@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import escape, join_names
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.choose_launcher import (
     CLI,
     KINDS,
@@ -15,7 +16,6 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.projec
     SPAWN,
     TRAINER,
 )
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import escape, join_names
 
 Parts = Sequence[tuple[str, Mapping[str, Any]]]
 """Each host with its rank's state as its node reports it, in rank order: the head first."""

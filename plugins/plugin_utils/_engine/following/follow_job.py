@@ -9,6 +9,7 @@ import datetime
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import STANDSTILL
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.gang import Gang
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.topology import Node
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.command_context import (
@@ -21,6 +22,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.contro
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis import explain_failure, job_warnings
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis.rank_ending import RankEnding
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError, Stopped
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following.fetch_stacks import fetch_stacks
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following.follow_ranks import JobFollower
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following.observer import JobObserver
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs import artifacts, cleanup
@@ -42,6 +44,9 @@ SCREEN_SECONDS = 10
 
 SHOWN_SECONDS = 0.2
 """How often an interrupt is checked for while the terminal shows what is here already."""
+
+STACKS = "stacks"
+"""Folder in a job's record with what its ranks were doing."""
 
 SHOWN: Mapping[str, Callable[[Node], bool]] = {
     "all": lambda node: True,
@@ -82,9 +87,7 @@ def follow_job(
             gang,
             logs,
             screen,
-            record.path / "stacks",
-            options.stall_timeout_seconds,
-            options.rendezvous_timeout_seconds,
+            record.path / STACKS,
             record.data,
         )
         while not screen.await_shown(SHOWN_SECONDS) and not interrupted():
@@ -109,7 +112,7 @@ def follow_job(
     for log in logs.values():
         log.close()
     try:
-        return _finish(options, context.say, gang, record, logs, endings, observer, following.verdict)
+        return _finish(options, context.say, gang, record, logs, endings, observer)
     except JobError as error:
         if interrupts.came:  # and it is not shown elsewhere
             interrupts.say(escape_lines(str(error)))
@@ -135,7 +138,6 @@ def _finish(
     logs: Mapping[str, RankLog],
     endings: Mapping[str, RankEnding],
     observer: JobObserver,
-    verdict: str,
 ) -> dict[str, Any]:
     """Write down how the job ended, collect artifacts, clean up, and show the result."""
     topology = gang.topology
@@ -143,9 +145,11 @@ def _finish(
     explanation = explain_failure.explain(
         topology, endings, logs, lambda reason: missing_files.of_job(reason, record.data, record.path.parent / BUNDLES)
     )
-    # If all ranks ended with code 0, a verdict that they stand still was wrong.
-    state = ("failed" if verdict else explanation.state) if explanation else "succeeded"
-    cause = (verdict or explanation.sentence) if explanation else None
+    state = explanation.state if explanation else "succeeded"
+    cause = explanation.sentence if explanation else None
+    if cause and cause.startswith(STANDSTILL) and any(part.get("has_stacks") for _host, part in observer.parts):
+        folder = fetch_stacks(gang, record.path / STACKS)
+        cause = f"{cause}; what every rank was doing: {folder}" if folder else cause
     if _is_news(record, topology.nodes, endings):
         seen = dict(observer.parts)
         ranks = merge_ranks(
@@ -187,7 +191,7 @@ def _finish(
     if state == "stopped":
         raise Stopped(f"job {gang.job_id} was stopped: {cause}")
     if state != "succeeded":
-        tail = "".join(f"\n  | {line}" for line in explanation.tail) if explanation and not verdict else ""
+        tail = "".join(f"\n  | {line}" for line in explanation.tail) if explanation else ""
         raise JobError(
             f"{cause}{tail}", not_shown=f"the job has failed, for the reason shown above{tail}" if is_shown else ""
         )

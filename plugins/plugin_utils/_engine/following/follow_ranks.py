@@ -17,14 +17,13 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import error_text
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import escape, join_names
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import GOING_ON
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.gang import STOP_SECONDS, Gang
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.topology import Node
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis.rank_ending import RankEnding
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis.stall import StallReport
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.rank_log import RankLog
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import escape, join_names
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.channel import Channel, NodeError
 
 CHUNK_BYTES = 2**22
@@ -54,7 +53,7 @@ MAY_STILL_RUN = "It is not known whether the job still runs"
 
 
 class Observer(Protocol):
-    """Takes what happens to a job that is followed; all but ``check_stall`` is called from any thread."""
+    """Takes what happens to a job that is followed; all but ``report_state`` is called from any thread."""
 
     def output(self, node: Node) -> None:
         """Take note that a shown rank's log has grown, from the thread that follows it; must not block."""
@@ -62,12 +61,8 @@ class Observer(Protocol):
     def update_state(self, node: Node, state: Mapping[str, Any]) -> None:
         """Take a rank's state from its node's reply, in the thread that follows it."""
 
-    def check_stall(self, written: Mapping[str, int], endings: Mapping[str, RankEnding]) -> StallReport | None:
-        """Check for a stall, called every so often with the bytes of log by host, and the ranks that have ended.
-
-        Returns:
-            A report on a job that stalls, once; else None.
-        """
+    def report_state(self) -> None:
+        """Report what is new of all ranks together; called every so often as long as none has ended."""
 
     def say(self, text: str) -> None:
         """Show a sentence about the job, from any thread."""
@@ -100,11 +95,7 @@ class _Rank:
 
 
 class JobFollower:
-    """Follow all ranks of one job, and decide when it has to end.
-
-    Attributes:
-        verdict: why the job has to end because it stalls; "" if it need not.
-    """
+    """Follow all ranks of one job, and stop it where one has failed and the others do not know."""
 
     def __init__(
         self,
@@ -136,7 +127,6 @@ class JobFollower:
         self._news: queue.SimpleQueue[tuple[str, RankEnding | BaseException]] = queue.SimpleQueue()
         self._endings: dict[str, RankEnding] = {}
         self._idle = list(self._ranks.values())  # whose thread is still to be started
-        self.verdict = ""
         self._stopping = False
         self._stop_sent_at: float | None = None  # when all nodes had replied to the request to stop, or failed
         self._given_up = threading.Event()
@@ -170,13 +160,11 @@ class JobFollower:
             if interrupted():
                 return None
             self._check_silence()
-            written = {host: rank.offset for host, rank in self._ranks.items()}
             bad = next((host for host, ending in endings.items() if ending.state != "succeeded"), None)
             if because is None and bad is not None:
                 because = self._cause(bad, endings[bad])
-            if because is None:  # what happens during a stop is no cause of it
-                self._report_stall(self._observer.check_stall(written, endings))
-                because = self.verdict or None
+            if not endings:
+                self._observer.report_state()
         left = [self._ranks[host] for host, ending in endings.items() if ending.unknown]
         if left and all(ending.unknown or ending.state == "succeeded" for ending in endings.values()):
             lines = [f"{rank.node.name} {endings[rank.node.host].note}" for rank in left]
@@ -237,13 +225,6 @@ class JobFollower:
             self._observer.say(f"{self._no_reply_sentence(unreported)}. {STILL_RUNS}; this machine asks again")
         for rank in unreported:
             rank.reported_silent = True
-
-    def _report_stall(self, report: StallReport | None) -> None:
-        """Set the verdict for a stall that cannot end by itself; report any other to the user."""
-        if report and report.hopeless:
-            self.verdict = self.verdict or report.sentence
-        elif report:
-            self._observer.say(report.sentence)
 
     def _no_reply_sentence(self, ranks: list[_Rank]) -> str:
         names = join_names([rank.node.name for rank in ranks])

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import format_bytes, join_names
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.gang import Gang
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.topology import Node
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.record import Record
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import format_bytes, join_names
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.channel import NodeError, Refused
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.fan_out import fan_out
 

@@ -17,6 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import (
+    escape,
+    format_bytes,
+    join_names,
+)
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.gang import Gang, Replies
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError, join_errors
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.artifacts import (
@@ -24,7 +29,6 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.a
     RETRY_SECONDS,
     Source,
 )
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import escape, format_bytes, join_names
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.channel import (
     NodeError,
     Unreachable,

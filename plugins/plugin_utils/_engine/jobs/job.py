@@ -34,6 +34,8 @@ class Job:
         env: environment variables besides those of the inventory; they win over these.
         node_timeout_seconds: a node silent for this long is lost.
         grace_seconds: between TERM and KILL when the job is stopped.
+        stall_timeout_seconds: a job that prints nothing for so long is looked into; 0: none is.
+        rendezvous_timeout_seconds: the same while its ranks may still be about to meet.
         wait_seconds: how long to wait for nodes that run another job.
         launcher: one of LAUNCHERS.
         devices: ranks per node under torchrun; None means as many as there are GPUs, or one.
@@ -51,6 +53,8 @@ class Job:
     env: Mapping[str, str]
     node_timeout_seconds: int
     grace_seconds: int
+    stall_timeout_seconds: int = 0
+    rendezvous_timeout_seconds: int = 0
     wait_seconds: int = 0
     launcher: str = LAUNCHERS[0]
     devices: int | None = None

@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import format_bytes, join_names
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import START_SECONDS
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster import environment_variables
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.gang import (
@@ -38,7 +39,6 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.projec
     FABRIC,
     FABRIC_LAUNCHED,
 )
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import format_bytes, join_names
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.channel import (
     NodeError,
     Refused,
@@ -388,6 +388,8 @@ class Launch:
             "world_size": len(self._ranks),
             "gang_key": self._gang_key,
             "node_timeout_seconds": job.node_timeout_seconds,
+            "stall_timeout_seconds": job.stall_timeout_seconds,
+            "rendezvous_timeout_seconds": job.rendezvous_timeout_seconds,
             "grace_seconds": job.grace_seconds,
             "launcher": job.launcher,
             "gang": job.gang,

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import escape, join_names, printable
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import GOING_ON, is_job_id
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.gang import Gang
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.job_identity import (
@@ -22,8 +23,6 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluste
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.topology import Node, Topology
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis import job_warnings
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.line_reader import printable
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import escape, join_names
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.channel import NodeError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.fan_out import fan_out
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.reply_schemas import is_address

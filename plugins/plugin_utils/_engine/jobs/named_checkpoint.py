@@ -15,6 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import (
+    escape,
+    format_bytes,
+    join_names,
+    pluralize,
+)
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.operations.describe_checkpoint import (
     MOST_NAMED_FILES,
 )
@@ -25,12 +31,6 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.c
     NOTHING_STARTED,
     SLOWEST_DISK,
     Checkpoint,
-)
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import (
-    escape,
-    format_bytes,
-    join_names,
-    pluralize,
 )
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.channel import (
     NodeError,

@@ -32,8 +32,6 @@ FOLLOW_OPTIONS: Spec = {
     "keep": {"type": "int"},
     "runs_dir": {"type": "path", "default": "runs"},
     "node_timeout_seconds": {"type": "int", "default": 30},
-    "stall_timeout_seconds": {"type": "int", "default": 0},
-    "rendezvous_timeout_seconds": {"type": "int", "default": 120},
     "stop_grace_seconds": {"type": "int", "default": 10},
 }
 """Of every command that follows a job."""
@@ -58,6 +56,8 @@ RUN_OPTIONS: Spec = {
     "rerun": {"type": "str", "default": ""},
     "detach": {"type": "bool", "default": False},
     "wait": {"type": "int", "default": 0},
+    "stall_timeout_seconds": {"type": "int", "default": 0},
+    "rendezvous_timeout_seconds": {"type": "int", "default": 120},
     "skip": {"type": "list", "elements": "str", "default": []},
     **prepared_nodes.OPTIONS,
     **FOLLOW_OPTIONS,
@@ -76,8 +76,6 @@ class FollowOptions:
         keep: how many ended jobs stay on the nodes; None means all.
         runs_dir: folder of the controller's records.
         node_timeout_seconds: a node silent for this long is lost.
-        stall_timeout_seconds: without any output for this long, a message says what the ranks do; 0 means never.
-        rendezvous_timeout_seconds: the same at the start, where a rendezvous that hangs ends the job; 0 means never.
         stop_grace_seconds: between TERM and KILL.
     """
 
@@ -87,8 +85,6 @@ class FollowOptions:
     keep: int | None
     runs_dir: Path
     node_timeout_seconds: int
-    stall_timeout_seconds: int
-    rendezvous_timeout_seconds: int
     stop_grace_seconds: int
 
     @classmethod
@@ -99,7 +95,7 @@ class FollowOptions:
             JobError: a number is out of its range.
         """
         given = {name: arguments[name] for name in FOLLOW_OPTIONS}
-        for name, least in {"node_timeout_seconds": 1, **dict.fromkeys(_FROM_ZERO, 0)}.items():
+        for name, least in {"node_timeout_seconds": 1, "stop_grace_seconds": 0}.items():
             _require_at_least(f"job_{name}", given[name], least)
         _require_at_least("keep", given["keep"] or 0, 0)
         return cls(**{**given, "runs_dir": Path(os.path.abspath(given["runs_dir"]))})
@@ -126,6 +122,8 @@ class RunOptions:
         rerun: id of a job to be run again with the same code.
         detach: return after the start.
         wait: how many seconds to wait for nodes that run another job.
+        stall_timeout_seconds: without any output for this long, a message says what the ranks do; 0 means never.
+        rendezvous_timeout_seconds: the same at the start, where a rendezvous that hangs ends the job; 0 means never.
         preflight: thresholds, and checks to be skipped; see preflight.prepared_nodes.
         follow: how it is followed.
     """
@@ -146,6 +144,8 @@ class RunOptions:
     rerun: str
     detach: bool
     wait: int
+    stall_timeout_seconds: int
+    rendezvous_timeout_seconds: int
     preflight: Mapping[str, Any]
     follow: FollowOptions
 
@@ -159,6 +159,8 @@ class RunOptions:
         others = {*FOLLOW_OPTIONS, *prepared_nodes.DEFAULTS}
         given = {name: arguments[name] for name in RUN_OPTIONS if name not in others}
         _require_at_least("wait", given["wait"], 0)
+        for name in ("stall_timeout_seconds", "rendezvous_timeout_seconds"):
+            _require_at_least(f"job_{name}", given[name], 0)
         folder = given["project_dir"]
         given["project_dir"] = Path(os.path.abspath(folder)) if folder else None
         given["include"] = split_patterns(given["include"])
@@ -170,9 +172,6 @@ class RunOptions:
             )
         preflight = {name: arguments[name] for name in prepared_nodes.DEFAULTS}
         return cls(**given, preflight=preflight, follow=FollowOptions.from_arguments(arguments))
-
-
-_FROM_ZERO = ("stop_grace_seconds", "stall_timeout_seconds", "rendezvous_timeout_seconds")
 
 
 def _require_at_least(name: str, value: int, least: int) -> None:

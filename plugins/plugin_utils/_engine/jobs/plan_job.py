@@ -173,6 +173,8 @@ def make_job(
         args=args,
         env=env,
         node_timeout_seconds=options.follow.node_timeout_seconds,
+        stall_timeout_seconds=options.stall_timeout_seconds,
+        rendezvous_timeout_seconds=options.rendezvous_timeout_seconds,
         grace_seconds=options.follow.stop_grace_seconds,
         wait_seconds=options.wait,
         launcher=launcher,

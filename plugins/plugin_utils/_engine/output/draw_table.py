@@ -9,7 +9,7 @@ import io
 from collections.abc import Mapping, Sequence
 
 from ansible.utils.color import ANSIBLE_COLOR
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import escape
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import escape
 
 NARROWEST = 30
 """Columns that the last cells get, however narrow the terminal is."""

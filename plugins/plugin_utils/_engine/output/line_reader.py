@@ -9,18 +9,18 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import ACTING
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import (
+    ACTING,
+    LONGEST_LINE,
+    cut_line,
+    printable,
+)
 
-LONGEST_LINE = 8192
-"""Characters of one line that the terminal gets; the file has them all."""
 BAR_SECONDS = 10
 """How long a line that is redrawn again and again (a progress bar) waits until it is shown as it stands."""
 
 _LONGEST_BYTES = 4 * LONGEST_LINE  # a character has four bytes at most
 
-# Escape sequences (CSI, OSC, other two-character ones), then every control character but the tab: what a script
-# prints, or what stands in a file it prints, must not drive the user's terminal.
-_ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[@-_]?")
 _CONTROL_BYTES = bytes({*range(32), 127} - set(b"\t\n"))
 _CURSOR_UP = re.compile(rb"\x1b\[\d*[AF]")
 
@@ -98,7 +98,7 @@ class LineReader:
         """Yield the lines of a block at whose end there was a newline."""
         if self.due is None and _is_clean(block):  # many times as fast, and the usual case
             for line in block.decode("utf-8", errors="replace").split("\n"):
-                yield line if len(line) <= LONGEST_LINE else _shortened(line)
+                yield cut_line(line)
         else:
             for raw in block.split(b"\n"):
                 yield from self._end(raw)
@@ -160,14 +160,3 @@ def _newest(states: Iterable[bytes | bytearray]) -> str:
             if text.strip():
                 return text
     return ""
-
-
-def printable(line: bytes) -> str:
-    """Return one line as a terminal may show it: a progress bar's last state, no escapes, no control characters."""
-    text = line.decode("utf-8", errors="replace").rstrip("\r").rpartition("\r")[2]
-    text = ACTING.sub("", _ESCAPES.sub("", text))
-    return text if len(text) <= LONGEST_LINE else _shortened(text)
-
-
-def _shortened(text: str) -> str:
-    return f"{text[:LONGEST_LINE]} … ({len(text)} characters)"

@@ -9,7 +9,7 @@ import os
 import threading
 from pathlib import Path
 
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.line_reader import printable
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import printable
 
 TAIL_BYTES = 65536
 """How much of the end of a log is read to explain a failure."""

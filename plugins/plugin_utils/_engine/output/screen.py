@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from ansible.utils.color import stringc
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import format_bytes
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.line_reader import LineReader
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.rank_log import RankLog
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import escape_lines, format_bytes
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import escape_lines
 
 FAR_BEHIND_BYTES = 4 * 2**20
 """The most of a log that waits to be shown; of more, only the end is."""

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import format_bytes, join_names
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.check import Verdict
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.cluster_facts import ClusterFacts
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.try_collective import (
     AllReduceRun,
     run_all_reduce,
 )
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import format_bytes, join_names
 
 CHECKS = {
     "collective.gloo": "an all-reduce of all nodes through gloo works, as a job's user, in a job's environment",

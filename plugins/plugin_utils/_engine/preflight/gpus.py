@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import join_names, pluralize
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.check import Verdict
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.cluster_facts import ClusterFacts
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.nvidia_smi import (
@@ -17,8 +18,6 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text i
     all_nodes,
     describe_hosts,
     hosts_by_value,
-    join_names,
-    pluralize,
 )
 
 NO_GPUS = "no node has an NVIDIA GPU: jobs run on the CPUs"

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import format_bytes, pluralize
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight import gpus
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.check import Verdict
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.cluster_facts import (
@@ -17,9 +18,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.prefli
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import (
     all_nodes,
     describe_hosts,
-    format_bytes,
     hosts_by_value,
-    pluralize,
 )
 
 CHECKS = {

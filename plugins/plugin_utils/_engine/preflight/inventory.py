@@ -7,18 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import join_names, pluralize
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.ask_setup_facts import other_uids
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.check import SETUP, Verdict
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.cluster_facts import (
     ClusterFacts,
     make_checks,
 )
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import (
-    all_nodes,
-    describe_hosts,
-    join_names,
-    pluralize,
-)
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import all_nodes, describe_hosts
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.channel import NodeError
 
 CHECKS = {

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import join_names
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.check import SETUP, Verdict
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.cluster_facts import (
     ClusterFacts,
@@ -15,7 +16,6 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text i
     all_nodes,
     describe_hosts,
     hosts_by_value,
-    join_names,
 )
 
 CHECKS = {

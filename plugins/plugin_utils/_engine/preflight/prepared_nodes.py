@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import escape
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.settings import NodeSettings
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight import (
@@ -21,7 +22,6 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.prefli
     ClusterFacts,
     make_checks,
 )
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import escape
 
 CHECKS: dict[str, Callable[[ClusterFacts], Verdict]] = {
     "inventory.ranks": inventory.ranks,

@@ -9,22 +9,19 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.reachability import (
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import join_names, pluralize
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.diagnosis.describe_reachability import (
     MOST_PAIRS,
     Pairs,
     Reachability,
     describe_master,
     describe_pairs,
     ports_of,
-    probe_connections,
 )
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.reachability import probe_connections
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.check import Verdict
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.cluster_facts import ClusterFacts
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import (
-    hosts_by_value,
-    join_names,
-    pluralize,
-)
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import hosts_by_value
 
 CHECKS = {
     "reach.ephemeral": "every node connects to every other, at a port of those that torch listens at",
@@ -45,7 +42,7 @@ def checks(cluster: ClusterFacts) -> list[Verdict]:
     if cluster.gang is None:
         return [Verdict(check, "skipped", "the nodes' addresses are not known") for check in wanted]
     ports = {host: facts["free_port"] for host, facts in cluster.facts.items()}
-    reach = probe_connections(cluster.gang, ports, master=True, at_master=True)
+    reach = probe_connections(cluster.gang, ports)
     judges: dict[str, Callable[[ClusterFacts, Reachability], Verdict]] = {
         "reach.ephemeral": ephemeral,
         "reach.master_port": master_port,
@@ -58,7 +55,7 @@ def checks(cluster: ClusterFacts) -> list[Verdict]:
 def ephemeral(cluster: ClusterFacts, reach: Reachability) -> Verdict:
     """Name the pairs that do not connect."""
     bad = reach.pairs(small=False)
-    found = [str(error) for error in reach.unknown.values()] + describe_pairs(cluster.topology, reach, bad)
+    found = [str(error) for error in reach.unknown.values()] + describe_pairs(reach, bad)
     data = {"ports": dict(reach.ports), "pairs": _as_data(bad)}
     if found:
         return Verdict("reach.ephemeral", "failed", "; ".join(found), data)
@@ -73,7 +70,7 @@ def master_port(cluster: ClusterFacts, reach: Reachability) -> Verdict:
     if reach.taken or head.host in reach.unknown:
         why = reach.taken or "it could not be asked"
         return Verdict("reach.master_port", "skipped", f"{head.host} cannot listen at {port}: {why}", data)
-    found = describe_master(cluster.topology, reach)
+    found = describe_master(reach)
     if found:
         return Verdict("reach.master_port", "failed", "; ".join(found), data)
     elsewhere = [host for host in reach.master if head.host in reach.failed.get(host, {})]
@@ -89,7 +86,7 @@ def mtu(cluster: ClusterFacts, reach: Reachability) -> Verdict:
     """Name the pairs between which large packets are lost; else the interfaces that differ from the others."""
     lost = reach.pairs(small=True)
     data = {"mtus": dict(reach.mtus), "pairs": _as_data(lost)}
-    found = describe_pairs(cluster.topology, reach, lost)
+    found = describe_pairs(reach, lost)
     if found:
         return Verdict("reach.mtu", "failed", "; ".join(found), data)
     interfaces = {node.host: node.interface for node in cluster.topology.nodes}

@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import escape, pluralize
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.draw_table import laid_out
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.check import Verdict
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import escape, pluralize
 
 COLORS = {"ok": "green", "warning": "yellow", "failed": "red", "skipped": "cyan"}
 

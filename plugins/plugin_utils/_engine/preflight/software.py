@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import join_names, pluralize
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.check import REBUILD, SETUP, Verdict
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.cluster_facts import (
     ClusterFacts,
@@ -20,8 +21,6 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text i
     all_nodes,
     describe_hosts,
     hosts_by_value,
-    join_names,
-    pluralize,
 )
 
 with contextlib.suppress(ImportError):  # ansible-core needs it too; its sanity tests do without

@@ -13,13 +13,13 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import join_names
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.project_files import (
     bringing,
     choose,
     git,
 )
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import join_names
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\n"
 MEBIBYTE = 2**20

@@ -20,14 +20,14 @@ from dataclasses import dataclass, field
 from importlib.util import decode_source
 from pathlib import Path
 
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import is_job_id
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.imports import imported_by, own_files
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import (
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import (
     format_bytes,
     join_names,
     pluralize,
 )
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import is_job_id
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.imports import imported_by, own_files
 
 INCLUDE_FILE = ".thunderheadinclude"
 """Of a project: patterns of files that are brought besides, in the syntax of a .gitignore."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import join_names
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster import environment_variables
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import join_names
 
 ACCOUNT = ("HOME", "LANG", "LOGNAME", "PATH", "PYTHONUNBUFFERED", "SHELL", "USER")
 """Variables of every job besides those of node.env; ``job_environment`` of the agent sets them."""

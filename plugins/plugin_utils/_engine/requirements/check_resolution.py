@@ -11,9 +11,9 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import escape
 from ansible_collections.thunderhead.cluster.plugins.module_utils._python_env.resolution import GIT_URL, WHEELS
 from ansible_collections.thunderhead.cluster.plugins.module_utils._python_env.uv import Failure
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import escape
 
 FILE = r"[A-Za-z0-9][A-Za-z0-9_.+!-]{0,200}\.(whl|tar\.gz)"
 PACKAGE = r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}"

@@ -9,6 +9,7 @@ import re
 import shutil
 from pathlib import Path
 
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import join_names
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requirements.local_projects import (
     files_of,
@@ -17,7 +18,6 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requir
     is_project,
 )
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requirements.requirements import Requirements
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import join_names
 
 
 def place_of(number: int, path: Path) -> str:

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import format_bytes, join_names
 from ansible_collections.thunderhead.cluster.plugins.module_utils._python_env.node import key, wheel_platform
 from ansible_collections.thunderhead.cluster.plugins.module_utils._python_env.resolution import (
     MALWARE,
@@ -48,7 +49,6 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requir
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requirements.read_requirements import read
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requirements.requirements import Requirements
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requirements.uv_settings import require_usable
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import format_bytes, join_names
 
 with contextlib.suppress(ImportError):  # ansible-core needs it too; its sanity tests do without
     from packaging.specifiers import InvalidSpecifier, SpecifierSet

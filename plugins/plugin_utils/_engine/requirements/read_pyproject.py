@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import tomllib
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import join_names
 from ansible_collections.thunderhead.cluster.plugins.module_utils._python_env.resolution import path_of
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requirements.credentials import (
@@ -23,7 +24,6 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requir
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requirements.requirement_lines import decoded
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requirements.requirements import Requirements
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.requirements.uv_settings import require_usable
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import join_names
 
 with contextlib.suppress(ImportError):  # ansible-core needs it too; its sanity tests do without
     from packaging.utils import canonicalize_name

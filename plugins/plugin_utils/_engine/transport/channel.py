@@ -16,8 +16,8 @@ from typing import Any
 
 from ansible import constants as C
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import escape
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import MARK
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import escape
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.become_errors import (
     explain_become_failure,
 )

@@ -36,7 +36,6 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contrac
 
 Check = Callable[[object], bool]
 
-MOST_STACKS_BYTES = 2**26
 _INTERFACE = re.compile(r"[^\s/\0]{1,15}")  # as the kernel allows them
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -250,7 +249,10 @@ REPLIES: Mapping[str, tuple[Mapping[str, Check], Mapping[str, Check]]] = {
         },
         {},
     ),
-    "follow": ({**_STATE, "more": is_flag, "offset": is_size}, {**_MORE_OF_STATE, "trouble": is_sentence}),
+    "follow": (
+        {**_STATE, "more": is_flag, "offset": is_size},
+        {**_MORE_OF_STATE, "trouble": is_sentence, "notices": many(is_sentence), "has_stacks": is_flag},
+    ),
     "setup_facts": (
         {
             **_PLACE,
@@ -340,30 +342,7 @@ REPLIES: Mapping[str, tuple[Mapping[str, Check], Mapping[str, Check]]] = {
     "read_files": ({"parts": many(row(is_size, is_size, is_time_ns))}, {}),
     "receive_code_piece": ({"has": is_size}, {}),
     "try_program": ({"messages": many(table(is_text, is_plain)), "error": is_document, "late": is_flag}, {}),
-    "call_stacks": (
-        {
-            "processes": many(
-                fields(
-                    {
-                        "pid": is_size,
-                        "parent": is_size,
-                        "command": is_text,
-                        "local_rank": none_or(is_count),
-                        "state": matches(re.compile("[A-Za-z]")),
-                        "python": is_flag,
-                        "dumped": is_flag,
-                        "bytes": is_size,
-                        "cpu": is_number,
-                        "io": is_size,
-                    }
-                )
-            ),
-            "seconds": is_number,
-            "missing": none_or(is_text),
-            "free_port": is_port,
-        },
-        {},
-    ),
+    "read_stacks": ({}, {}),
     "start": ({}, {}),
     "stop": ({**_STATE, "left": many(is_size)}, _MORE_OF_STATE),
     "verify_checkpoint": ({"why": is_text}, {"bytes": is_size, "sha256": matches(_SHA256)}),
@@ -475,15 +454,15 @@ def _is_verdict(_request: Mapping[str, Any], reply: Mapping[str, Any], payload: 
     return not payload and (reply.keys() == {"why"} if reply["why"] else len(reply) == 3)
 
 
-def _are_stacks(_request: Mapping[str, Any], reply: Mapping[str, Any], payload: bytes) -> bool:
-    """Whether every byte belongs to a process."""
-    return bool(sum(one["bytes"] for one in reply["processes"]) == len(payload) <= MOST_STACKS_BYTES)
+def _is_file(request: Mapping[str, Any], _reply: Mapping[str, Any], payload: bytes) -> bool:
+    """Whether it is no more than was asked for."""
+    return bool(len(payload) <= request["max_bytes"])
 
 
 _PAYLOADS: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, Any], bytes], bool]] = {
     "list_artifacts": _is_listing,
     "follow": _is_log,
     "read_files": _are_parts,
-    "call_stacks": _are_stacks,
+    "read_stacks": _is_file,
     "verify_checkpoint": _is_verdict,
 }

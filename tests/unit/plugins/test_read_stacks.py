@@ -1,25 +1,26 @@
 # Copyright (c) The Thunderhead developers
 # SPDX-License-Identifier: GPL-3.0-or-later
 import dataclasses
+import time
 
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis.call_stacks import (
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.diagnosis.read_stacks import (
+    WAITING,
     Frame,
     Process,
     activity,
     members,
-    parse,
 )
-from stacks_of_jobs import reply_of
+from stacks_of_jobs import processes_of
 
 PACKAGES = "/opt/thunderhead/env/lib/python3.11/site-packages"
 WORK = "/opt/thunderhead/jobs/20261122-173000-train-1a2b/work"
 
 
 def doing(case: str, host: str) -> list[tuple[int | None, str, str, bool]]:
-    processes = parse(*reply_of(case, host))
+    processes = processes_of(case, host)
     found = [(rank.local_rank, activity(rank, processes)) for rank in members(processes)]
-    return [(local_rank, one.kind, one.description, one.waits) for local_rank, one in found]
+    return [(local_rank, one.kind, one.description, one.kind in WAITING) for local_rank, one in found]
 
 
 @pytest.mark.parametrize(
@@ -165,8 +166,8 @@ def test_descriptions(frames: list[str], expected: str) -> None:
 
 def test_a_busy_backward_waits_for_nobody() -> None:
     frame = f"_engine_run_backward ({PACKAGES}/torch/autograd/graph.py:979)"
-    assert activity(process(7, stack=stack(frame))).waits
-    assert not activity(process(7, stack=stack(frame, state="active"))).waits
+    assert activity(process(7, stack=stack(frame))).kind in WAITING
+    assert activity(process(7, stack=stack(frame, state="active"))).kind not in WAITING
 
 
 def test_the_main_thread_counts() -> None:
@@ -181,7 +182,7 @@ def test_the_main_thread_counts() -> None:
 def test_a_stack_that_could_not_be_taken() -> None:
     text = "==== process 7\npy-spy: Permission denied\nState:\tD (disk sleep)\n"
     found = activity(dataclasses.replace(process(7, stack=text), state="D"))
-    assert (found.kind, found.waits) == ("unknown", False)
+    assert found.kind == "unknown"
     assert found.description == "in state D, with a stack that could not be taken"
 
 
@@ -191,15 +192,14 @@ def test_frames() -> None:
     assert not Frame("main", f"{WORK}/train.py", 3).is_library
 
 
-def test_what_a_node_says_is_made_printable() -> None:
-    text = b'==== process 7\nThread 7 (idle): "MainThread"\n    a\x1b[31m\x07 (/x/\xff.py:1)\n'
-    reply = {
-        "processes": [
-            {
-                **{"pid": 7, "parent": 1, "local_rank": None, "state": "S", "python": True, "bytes": len(text)},
-                **{"cpu": 0.0, "io": 0},
-            }
-        ]
-    }
-    (found,) = parse(reply, text)
-    assert activity(found).description == "in a at /x/\N{REPLACEMENT CHARACTER}.py:1"
+def test_stacks_cannot_keep_a_reader_busy() -> None:
+    """Four times the text takes about four times as long, whatever stands in it."""
+    lines = "\n".join(["    " + " (" * 4000, "    x (" + ":1" * 4000 + ")", "Thread 1 (" * 800] * 100)
+
+    def seconds(text: str) -> float:
+        began = time.process_time()
+        activity(Process(7, 1, None, "S", True, text))
+        return time.process_time() - began
+
+    once = min(seconds(lines) for _time in range(3))
+    assert seconds("\n".join([lines] * 4)) < 16 * once

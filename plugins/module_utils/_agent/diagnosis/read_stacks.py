@@ -1,22 +1,21 @@
 # Copyright (c) The Thunderhead developers
-# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
-# SPDX-License-Identifier: GPL-3.0-or-later
+# Simplified BSD License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
+# SPDX-License-Identifier: BSD-2-Clause
 """Read py-spy's output and describe what a rank is doing."""
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.line_reader import printable
 
 RENDEZVOUS, COLLECTIVE, BACKWARD, LOADER, IMPORT, RUNNING, UNKNOWN = (
     *("rendezvous", "collective", "backward", "loader", "import", "running", "unknown"),
 )
-"""Kinds of activity. In a rendezvous, a collective or an idle backward pass a rank waits for others."""
+"""Kinds of activity."""
+WAITING = (RENDEZVOUS, COLLECTIVE, BACKWARD)
+"""In these, a backward pass that is idle, a rank waits for others."""
 
 # In torch 2.13: distributed/distributed_c10d.py, rendezvous.py, elastic/agent/server/api.py, elastic/rendezvous/.
 _RENDEZVOUS = {
@@ -76,7 +75,7 @@ def _frame(line: str) -> Frame | None:
 
 @dataclass(frozen=True)
 class Process:
-    """One process of a job, as the agent's ``call_stacks`` replied.
+    """One process of a job, as ``take_stacks`` found it.
 
     Attributes:
         pid: its id.
@@ -109,19 +108,6 @@ class Process:
                 threads[-1][2].append(frame)
         named = [thread for thread in threads if thread[0] == "MainThread"] or threads[:1]
         return (named[0][1], named[0][2]) if named else (False, [])
-
-
-def parse(reply: Mapping[str, Any], payload: bytes) -> list[Process]:
-    """Return the processes of one node, the oldest first, from what its agent replied."""
-    processes = []
-    offset = 0
-    for one in reply["processes"]:
-        text = payload[offset : offset + one["bytes"]]
-        offset += one["bytes"]
-        lines = "\n".join(map(printable, text.split(b"\n")))
-        fields = {name: one[name] for name in ("pid", "parent", "local_rank", "state", "python", "cpu", "io")}
-        processes.append(Process(**fields, text=lines))
-    return processes
 
 
 def members(processes: Sequence[Process]) -> list[Process]:
@@ -187,11 +173,6 @@ class Activity:
 
     kind: str
     description: str
-
-    @property
-    def waits(self) -> bool:
-        """Whether it waits for other ranks."""
-        return self.kind in (RENDEZVOUS, COLLECTIVE, BACKWARD)
 
 
 def activity(process: Process, others: Sequence[Process] = ()) -> Activity:

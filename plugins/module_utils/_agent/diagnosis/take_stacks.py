@@ -1,7 +1,7 @@
 # Copyright (c) The Thunderhead developers
 # Simplified BSD License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
 # SPDX-License-Identifier: BSD-2-Clause
-"""Look up what the processes of a job are doing, by py-spy."""
+"""Take the stacks of a job's processes, by py-spy, and measure how much they work."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ import contextlib
 import os
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import Refusal, error_text
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_paths import job_directory
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_user import User, owner_of
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.node_lock import LockHolder
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.ports import free_port
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import error_text
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_user import User
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.processes import descendants
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import Reply, Request
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import printable
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.diagnosis.read_stacks import Process
 
 SPY_SECONDS = 5
 """How long the stacks of all processes may take; one takes 15 ms."""
@@ -33,46 +32,56 @@ LONGEST_RANK = len("LOCAL_RANK=123456789")
 """Bytes of a variable that names a local rank; in a longer one stands something else."""
 
 
-def call_stacks(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
-    """Take the Python stacks of the job's processes, without halting one, and see how much they work meanwhile.
+@dataclass(frozen=True)
+class Snapshot:
+    """What the processes of a job are doing on this node.
 
-    Request: seconds (how long to look at what they use; 0: not at all). Reply: processes, oldest first, each {pid,
-    parent, command, local_rank (or None), state (R, S, D, ...), python, dumped, bytes (of its part of the payload), cpu
-    (seconds used in that time) and io (bytes read and written), with those of children that came or went}; seconds (how
-    long that was); missing (where py-spy should have been, or None); free_port (an ephemeral one; 0 if there is
-    none). Payload: the stacks as text; where there is none, what the kernel says.
+    Attributes:
+        processes: the oldest first.
+        seconds: for how long their use of CPU and disk was measured.
+        missing: where py-spy should have been, or "".
+        text: the stacks of all as text, for a person; where there is none, what the kernel says.
+    """
+
+    processes: list[Process]
+    seconds: float
+    missing: str
+    text: str
+
+
+def take_snapshot(supervisor: int, directory: str, owner: User | None, seconds: float) -> Snapshot:
+    """Take the Python stacks of a job's processes, without halting one, and see how much they work meanwhile.
+
+    Args:
+        supervisor: the process below which they run.
+        directory: the cluster directory, in which py-spy lies.
+        owner: as whom they run; None if that is who this process runs as.
+        seconds: how long to look at what they use; children that come or go meanwhile count at their parents.
     """
     began = time.monotonic()
-    supervisor = LockHolder(request).pid()
-    if supervisor is None:
-        raise Refusal(f"does not run job {request['job']['id']} any more")
-    job_dir = job_directory(request)
-    owner = owner_of(job_dir)
     with acting(owner):  # where it lacks CAP_SYS_PTRACE, root sees less of a user's processes than the user
         found = [one for one in map(read_process, descendants(supervisor)) if one]
         before = used(descendants(supervisor))
     found.sort(key=lambda one: (one.pop("start"), one["pid"]))
     del found[MOST_LISTED:]
-    spy = os.path.realpath(os.path.join(request["directory"], "tools", "env", "bin", "py-spy"))
-    missing = None if os.path.isfile(spy) else spy
+    spy = os.path.realpath(os.path.join(directory, "tools", "env", "bin", "py-spy"))
+    missing = "" if os.path.isfile(spy) else spy
     pids = [one["pid"] for one in found if one["python"]]
     taken = {} if missing else take_stacks(pids[:MOST_SPIED], spy, owner)
-    payload = b""
     for one in found:
-        one["dumped"], text = taken.get(one["pid"], (False, b""))
-        if not one["dumped"]:
+        is_taken, text = taken.get(one["pid"], (False, b""))
+        if not is_taken:
             with acting(owner):
                 text += kernels_view(one["pid"])
         rank = "" if one["local_rank"] is None else f", local rank {one['local_rank']}"
-        head = f"==== process {one['pid']}{rank}, state {one['state']}: {one['command']}\n".encode(errors="replace")
-        one["bytes"] = len(head) + len(text) + 1
-        payload += head + text + b"\n"
-    time.sleep(max(0, began + request["seconds"] - time.monotonic()))
+        head = f"==== process {one['pid']}{rank}, state {one['state']}: {one.pop('command')}"
+        one["text"] = "\n".join([printable(head.encode(errors="replace")), *map(printable, text.split(b"\n")), ""])
+    time.sleep(max(0, began + seconds - time.monotonic()))
     with acting(owner):
         after = used(descendants(supervisor))
     add_work(found, before, after)
-    seconds = time.monotonic() - began
-    return {"processes": found, "seconds": seconds, "missing": missing, "free_port": free_port()}, payload
+    processes = [Process(**one) for one in found]
+    return Snapshot(processes, time.monotonic() - began, missing, "\n".join(one.text for one in processes))
 
 
 def used(pids: list[int]) -> dict[int, tuple[int, float, int]]:

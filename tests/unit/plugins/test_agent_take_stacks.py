@@ -5,18 +5,19 @@ import re
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.ports import ephemeral_ports
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.operations.call_stacks import is_roots
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis.call_stacks import (
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_user import owner_of
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.diagnosis.read_stacks import (
     activity,
     members,
-    parse,
     work,
 )
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.channel import NodeError
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.diagnosis.take_stacks import (
+    Snapshot,
+    is_roots,
+    take_snapshot,
+)
 from local_nodes import IS_ROOT, LocalNode, code, until
 
 PY_SPY = Path(sys.executable).parent / "py-spy"
@@ -51,41 +52,33 @@ def running(node: LocalNode, tmp_path: Path) -> LocalNode:
     return node
 
 
-def stacks(node: LocalNode) -> tuple[dict[str, Any], bytes]:
-    return node.channel().call(node.request("call_stacks"))
+def taken(node: LocalNode, seconds: float = 0) -> Snapshot:
+    return take_snapshot(node.supervisor(), str(node.directory), owner_of(str(node.job_dir())), seconds)
+
+
+def is_dumped(text: str) -> bool:
+    return "Thread " in text and "State:" not in text
 
 
 def test_stacks(running: LocalNode) -> None:
-    reply, payload = stacks(running)
-    first, last = ephemeral_ports()
-    assert reply["missing"] is None
-    assert first <= reply["free_port"] <= last
-    first, *others = reply["processes"]
-    assert first == {
-        "pid": first["pid"],
-        "parent": running.supervisor(),
-        "command": first["command"],
-        "local_rank": None,
-        "state": "S",
-        "python": True,
-        "dumped": True,
-        "bytes": first["bytes"],
-        "cpu": first["cpu"],
-        "io": first["io"],
-    }
-    assert first["command"].endswith("python train.py")
-    assert sorted((one["python"], one["dumped"], one["local_rank"]) for one in others) == [
-        (False, False, None),
-        (True, True, 1),
-        (True, True, 1),
+    found = taken(running)
+    assert found.missing == ""
+    first, *others = found.processes
+    assert (first.parent, first.local_rank, first.state, first.python) == (running.supervisor(), None, "S", True)
+    head = first.text.partition("\n")[0]
+    assert head.startswith(f"==== process {first.pid}, state S: ") and head.endswith("python train.py")
+    assert sorted((one.python, is_dumped(one.text), one.local_rank is None) for one in others) == [
+        (False, False, True),
+        (True, True, False),
+        (True, True, False),
     ]
-    processes = parse(reply, payload)
-    ranks = members(processes)
+    assert {one.local_rank for one in others} == {None, 1}
+    ranks = members(found.processes)
     assert [rank.local_rank for rank in ranks] == [None, 1]
     assert [activity(rank).description for rank in ranks] == ["in work at train.py:5"] * 2
-    assert processes[0].text.startswith(f"==== process {first['pid']}, state S: {first['command']}\nProcess ")
-    asleep = next(process for process in processes if not process.python)
+    asleep = next(process for process in found.processes if not process.python)
     assert re.search(r"\nState:\s+S \(sleeping\)\n", asleep.text)
+    assert found.text == "\n".join(process.text for process in found.processes)
 
 
 def test_what_processes_use_meanwhile(node: LocalNode, tmp_path: Path) -> None:
@@ -110,9 +103,9 @@ time.sleep(600)
     (node.directory / "tools" / "env" / "bin" / "py-spy").symlink_to(PY_SPY)
     node.start(code(tmp_path / "code", script))
     until(lambda: (node.job_dir() / "log").read_text().count("ready") == 4)
-    reply, payload = node.channel().call(node.request("call_stacks", seconds=3))
-    assert 3 <= reply["seconds"] < 10
-    processes = parse(reply, payload)
+    found = taken(node, seconds=3)
+    assert found.seconds >= 3
+    processes = found.processes
     ranks = members(processes)
     used = [work(processes, ranks)[rank.pid] for rank in ranks]
     assert [rank.local_rank for rank in ranks] == [None, 1, 2, 3]
@@ -125,10 +118,9 @@ time.sleep(600)
 
 def test_without_py_spy_the_kernel_is_asked(running: LocalNode) -> None:
     (running.directory / "tools" / "env" / "bin" / "py-spy").unlink()
-    reply, payload = stacks(running)
-    assert reply["missing"] == str(running.directory / "tools" / "env" / "bin" / "py-spy")
-    assert not any(one["dumped"] for one in reply["processes"])
-    for process in parse(reply, payload):
+    found = taken(running)
+    assert found.missing == str(running.directory / "tools" / "env" / "bin" / "py-spy")
+    for process in found.processes:
         assert "Waits in the kernel at: " in process.text
         assert "State:" in process.text
 
@@ -149,9 +141,7 @@ def test_a_py_spy_that_fails(running: LocalNode, script: str, expected: str) -> 
     spy.unlink()
     spy.write_text(script)
     spy.chmod(0o755)
-    reply, payload = stacks(running)
-    assert not any(one["dumped"] for one in reply["processes"])
-    text = parse(reply, payload)[0].text
+    text = taken(running).processes[0].text
     assert expected in text
     assert "State:" in text
 
@@ -161,15 +151,13 @@ def test_a_process_that_changes_is_looked_at_again(running: LocalNode) -> None:
     spy.unlink()
     spy.write_text(f'#!/bin/sh\nmkdir "{running.directory}/$5" 2>/dev/null && exit 1\nexec {PY_SPY} "$@"\n')
     spy.chmod(0o755)
-    reply, _payload = stacks(running)
-    assert [one["dumped"] for one in reply["processes"] if one["python"]] == [True] * 3
+    assert [is_dumped(one.text) for one in taken(running).processes if one.python] == [True] * 3
 
 
-def test_a_job_that_has_ended_has_no_stacks(node: LocalNode, tmp_path: Path) -> None:
-    node.run("pass", tmp_path / "code")
-    with pytest.raises(NodeError) as caught:
-        stacks(node)
-    assert str(caught.value) == "node0 does not run job job-1 any more"
+def test_what_a_process_prints_of_itself_is_made_printable(node: LocalNode, tmp_path: Path) -> None:
+    node.start(code(tmp_path / "code", "import os\nos.execv('/bin/sh', ['a\\x1b[31m\\x07', '-c', 'sleep 600; :'])\n"))
+    until(lambda: any(re.match(r"==== process \d+, state S: a ", one.text) for one in taken(node).processes))
+    assert "\x1b" not in taken(node).text and "\x07" not in taken(node).text
 
 
 def test_root_runs_only_what_root_installed(tmp_path: Path) -> None:

@@ -1,0 +1,250 @@
+# Copyright (c) The Thunderhead developers
+# Simplified BSD License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
+# SPDX-License-Identifier: BSD-2-Clause
+"""Look into the job's processes, in a process beside the supervisor.
+
+The supervisor must not wait for that; and where it has become the job's user, it may see less than the account that
+the agent has: by default, Linux lets only root look into a process that is no child of one's own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import error_text
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.files import open_regular, write_file
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_paths import stacks_path
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_user import User
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.examination import (
+    CONNECT,
+    EXPLAIN,
+    LOOK,
+)
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.job_plan import (
+    Member,
+    NodeFacts,
+    Plan,
+)
+
+LOG_BYTES = 2**16
+"""How much of the end of the log is read."""
+LONGEST_STACKS = 2**22
+"""Bytes of the file with the stacks."""
+LONGEST_ERROR = 300
+
+
+class Subject(NamedTuple):
+    """The job that is inspected, as this node knows it.
+
+    Attributes:
+        id: the job's.
+        directory: the cluster directory.
+        user: whom the job runs as.
+        supervisor: id of the process below which it runs.
+        plan: what was started.
+        facts: what this node has put into it.
+        members: who takes part, in rank order.
+    """
+
+    id: str
+    directory: str
+    user: User
+    supervisor: int
+    plan: Plan
+    facts: NodeFacts
+    members: list[Member]
+
+
+class Inspector:
+    """The supervisor's end of the connection to the process that inspects. Nothing here blocks.
+
+    Attributes:
+        connection: to be read when there is something to read.
+        is_gone: the process has ended.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        """Take the connection over."""
+        connection.setblocking(False)
+        self.connection = connection
+        self.is_gone = False
+        self._received = b""
+        self._unsent = b""
+
+    def ask(self, task: dict[str, Any]) -> None:
+        """Have something done, after all that was asked before."""
+        self._unsent += json.dumps(task).encode() + b"\n"
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what the connection takes now of what was asked."""
+        with suppress(OSError):
+            while self._unsent:
+                self._unsent = self._unsent[self.connection.send(self._unsent) :]
+
+    def results(self) -> list[dict[str, Any]]:
+        """Return what has been found since the last time; with ``task`` and ``number`` as they were asked."""
+        try:
+            while data := self.connection.recv(2**16):
+                self._received += data
+            self.is_gone = True
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.is_gone = True
+        *lines, self._received = self._received.split(b"\n")
+        return [json.loads(line) for line in lines]
+
+
+def fork_inspector(subject: Subject) -> Inspector:
+    """Leave a process behind that does tasks one after the other, until this one closes its end or ends.
+
+    It is no child of this one, so that it is none of the job's processes.
+    """
+    ours, theirs = socket.socketpair()
+    child = os.fork()
+    if child:
+        theirs.close()
+        os.waitpid(child, 0)
+        return Inspector(ours)
+    try:
+        if os.fork() == 0:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.dup2(theirs.fileno(), 3)
+            for descriptor in map(int, os.listdir("/proc/self/fd")):  # above all, where the gang finds this node
+                if descriptor > 3:
+                    with suppress(OSError):
+                        os.close(descriptor)
+            serve(socket.socket(fileno=3), subject)
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)  # into the job's log
+    finally:
+        os._exit(0)
+    raise AssertionError
+
+
+def serve(connection: socket.socket, subject: Subject) -> None:
+    """Do what comes over a connection until it is closed."""
+    tasks: dict[str, Callable[[Subject, dict[str, Any]], dict[str, Any]]] = {
+        LOOK: look,
+        CONNECT: connect,
+        EXPLAIN: explain,
+    }
+    with connection.makefile("rb") as lines:
+        for line in lines:
+            task = json.loads(line)
+            try:
+                result = tasks[task["task"]](subject, task)
+            except Exception as error:  # a defect, or a disk that is full: told, and no reason to end
+                result = {"error": f"{type(error).__name__}: {error_text(error)}"[:LONGEST_ERROR]}
+            answer = {"task": task["task"], "number": task["number"], "result": result}
+            connection.sendall(json.dumps(answer).encode() + b"\n")
+
+
+def look(subject: Subject, task: dict[str, Any]) -> dict[str, Any]:
+    """Take the stacks of this node's ranks, write them into the job's folder, and say in short what they do."""
+    from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.ports import free_port
+    from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.diagnosis.describe_ranks import (
+        describe_ranks,
+    )
+    from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.diagnosis.take_stacks import take_snapshot
+
+    job_dir, user = subject.facts.job_dir, subject.user
+    owner = user if os.geteuid() != user.uid else None
+    found = take_snapshot(subject.supervisor, subject.directory, owner, task["seconds"])
+    log = b""
+    with user.acting():
+        with suppress(OSError), open(open_regular(os.path.join(job_dir, "log")), "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - LOG_BYTES))
+            log = file.read(LOG_BYTES)
+        text = found.text or "no process of the job runs here\n"
+        with suppress(OSError):
+            write_file(stacks_path(job_dir), text.encode()[:LONGEST_STACKS], 0o600)
+    seconds = found.seconds if task["seconds"] else 0.0
+    return {"found": describe_ranks(found.processes, log, seconds, found.missing, free_port())}
+
+
+def connect(subject: Subject, task: dict[str, Any]) -> dict[str, Any]:
+    """Try to connect to all other nodes, and to MASTER_PORT on the head, while they do the same."""
+    from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.diagnosis.connection_test import (
+        ConnectionTest,
+    )
+
+    own, head = subject.members[subject.plan.rank], subject.members[0]
+    ports = {subject.members[int(rank)].host: port for rank, port in task["ports"].items()}
+    addresses = {member.host: member.address for member in subject.members}
+    tries_master = task["master"] and subject.plan.rank
+    test = ConnectionTest(
+        {
+            "job": {"id": subject.id},
+            "name": own.host,
+            "address": own.address,
+            "port": ports[own.host],
+            "interface": subject.facts.interface,
+            "peers": {host: [addresses[host], port] for host, port in ports.items()},
+            "seconds": task["seconds"],
+            "master": [head.address, subject.plan.master_port] if tries_master else None,
+            "head": None,
+        }
+    )
+    reply = test.run()
+    return {"found": {"failed": reply["failed"], "master": reply["master"]}}
+
+
+class _ConnectFirst(Exception):
+    """The explanation depends on which nodes can connect to which."""
+
+
+def explain(subject: Subject, task: dict[str, Any]) -> dict[str, Any]:
+    """Explain why no rank prints anything.
+
+    Returns:
+        found: ``(rendezvous, passed, sentence, open)`` of a ``Verdict``; or ports and master, with which all nodes are
+        to connect to each other first.
+    """
+    from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import ONLY_SMALL
+    from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.diagnosis.describe_ranks import (
+        read_activity,
+    )
+    from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.diagnosis.describe_reachability import (
+        Reachability,
+    )
+    from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.diagnosis.explain_stall import Findings
+    from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.diagnosis.explain_stall import (
+        explain as explain_findings,
+    )
+
+    hosts = [member.host for member in subject.members]
+    activities = {hosts[int(rank)]: read_activity(one) for rank, one in task["activities"].items()}
+    known = {host: one for host, one in activities.items() if one is not None}
+    errors = {hosts[int(rank)]: str(why) for rank, why in task["errors"].items()}
+    errors.update({host: "sent something that is no activity" for host, one in activities.items() if one is None})
+    unreached = {hosts[int(rank)]: why for rank, why in task["unreached"].items()}
+    master_port = subject.plan.master_port
+
+    def try_connections(master: bool) -> Reachability | None:
+        if task["reached"] is None:
+            raise _ConnectFirst(master)
+        ports = {hosts[int(rank)]: port for rank, port in task["ports"].items()}
+        replies = {hosts[int(rank)]: one for rank, one in task["reached"].items()}
+        found = {host: one for host, one in replies.items() if isinstance(one, dict)}
+        unknown: dict[str, object] = {host: "did not try" for host in hosts if host not in found}
+        failed = {host: dict(one["failed"]) for host, one in found.items()}
+        masters = {host: one["master"] for host, one in found.items() if one["master"] not in (None, ONLY_SMALL)}
+        return Reachability(hosts, master_port, ports, failed, masters, unknown)
+
+    gang_ports = {member.host: member.gang_port for member in subject.members}
+    findings = Findings(hosts, known, errors, unreached, gang_ports, master_port)
+    try:
+        verdict = explain_findings(findings, try_connections)
+    except _ConnectFirst as needed:
+        ports = {rank: one.port for rank, host in enumerate(hosts) if (one := known.get(host)) and one.port}
+        return {"ports": {str(rank): port for rank, port in ports.items()}, "master": needed.args[0]}
+    return {"found": [verdict.rendezvous, verdict.passed, verdict.sentence, verdict.open]}
