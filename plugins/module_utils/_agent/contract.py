@@ -150,6 +150,12 @@ STATE: dict[str, Callable[[object], bool]] = {
 }
 """The fields of state.json."""
 
+GANG_RANK: dict[str, Callable[[object], bool]] = {
+    "state": lambda value: value in ("unknown", "running", "succeeded", "failed", "stopped"),
+    **dict.fromkeys(("met", "checkpoint_read"), is_flag),
+}
+"""What the gang's head says of each rank."""
+
 GOING_ON = ("prepared", "running")
 """The states of a job that has not ended."""
 

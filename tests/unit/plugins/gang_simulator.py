@@ -602,7 +602,8 @@ class World:
         """Check who was taken for standing still."""
         if self.stood_still and self.kind != "is stuck":
             raise Broken(f"no false alarm: a job that {self.kind} stands still for {sorted(self.stood_still)}")
-        notices = self.machines[0].member.notices
+        first = self.machines[0].member._examination
+        notices = first.notices if first else []
         if len(set(notices)) < len(notices):
             raise Broken(f"every finding is told once: {notices}")
         is_alone = any(all(other.heard is None for other in one.member._nodes) for one in self.machines)

@@ -243,7 +243,7 @@ class LocalNode:
 
     def follow(self, offset: int = 0, job: str = "job-1", **more: Any) -> tuple[dict[str, Any], bytes]:
         poll = {"offset": offset, "wait_seconds": 5, "linger_seconds": 0, "max_bytes": 2**20}
-        poll |= {"pace_seconds": 0, "quiet": False, **more}
+        poll |= {"pace_seconds": 0, "quiet": False, "gang_changed": 0, **more}
         return self.channel().call(self.request("follow", job=job, **poll))
 
     def wait(self, job: str = "job-1") -> tuple[dict[str, Any], str]:

@@ -57,7 +57,9 @@ def honest(request: Mapping[str, Any], rank: int = 0) -> Answer:
     paths = {"python": "/x/env/bin/python", "job_dir": "/x/jobs/y", "start_file": "/x/jobs/y.start"}
     if op == "follow":
         data = LOG[request["offset"] :]
-        more = {"notices": ["nothing was printed for 60 s: rank 0 (node0) waits"], "has_stacks": True}
+        ranks = [{"state": "failed", "met": True}] * 2
+        gang = {"ranks": ranks, "ending": True, "notices": ["nothing was printed for 60 s: rank 0 waits"]}
+        more = {"gang": {**gang, "changed": 10**18}, "has_stacks": True}
         return {**ENDED, "more": False, "offset": request["offset"] + len(data), **more}, data
     if op == "read_files":
         parts = [CONTENT[offset : offset + length] for _path, offset, length in request["parts"]]

@@ -47,6 +47,22 @@ def test_a_job_s_user_who_cannot_read_the_supervisor_s_python(nodes: list[LocalN
     freed(*nodes)
 
 
+def test_the_head_keeps_the_gang_s_state(three: list[LocalNode], tmp_path: Path) -> None:
+    launched(three, tmp_path, by_rank("time.sleep(3)", "time.sleep(0.5)", "time.sleep(3)"))
+    path = three[0].job_dir() / "gang.json"
+    until(lambda: path.exists() and json.loads(path.read_text()).get("unreached") == [])
+    until(
+        lambda: [one["state"] for one in json.loads(path.read_text())["ranks"]] == ["running", "succeeded", "running"]
+    )
+    assert ended(*three) == [("succeeded", "")] * 3
+    freed(*three)
+    last = json.loads(path.read_text())
+    assert [one["state"] for one in last["ranks"]] == ["succeeded"] * 3
+    assert [one["met"] for one in last["ranks"]] == [False] * 3, "no script took part in a rendezvous"
+    assert (last["ending"], last["notices"]) == (False, [])
+    assert not any((node.job_dir() / "gang.json").exists() for node in three[1:])
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("seconds", [0, 1.5])
 def test_a_rank_that_fails_ends_the_others(three: list[LocalNode], tmp_path: Path, rank: int, seconds: float) -> None:

@@ -101,6 +101,37 @@ def test_success(nodes: list[LocalNode], tmp_path: Path) -> None:
     assert observer.shown == {"node0": b"0\n", "node1": b""}
 
 
+class Counting(Connection):
+    """Counts the questions for a log."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
+        self.count += b'"op": "follow"' in in_data
+        return super().exec_command(command, in_data)
+
+
+@pytest.mark.parametrize("end", ["raise SystemExit(0)", "raise SystemExit(3)"])
+def test_a_rank_that_is_not_shown_rests_while_the_head_says_that_it_runs(
+    three: list[LocalNode], tmp_path: Path, end: str
+) -> None:
+    """Its log comes when it has ended, on its own or because of another; nobody is told that it is silent."""
+    _shown, resting, last = three
+    for node in (resting, last):
+        node.connection = Counting()
+    prints = "print(1, flush=True); time.sleep(4); print(2, flush=True); "
+    launch = launched(three, tmp_path, by_rank("time.sleep(6)", prints + end, "time.sleep(6)"), node_timeout_seconds=2)
+    observer, began = JobObserver(tmp_path, three), time.monotonic()
+    endings = followed(launch, observer)
+    assert endings["node1"].state == ("succeeded" if "(0)" in end else "failed")
+    assert time.monotonic() - began < 0.5 * follow_ranks.REST_SECONDS, "who rests is woken"
+    assert observer.read("node1") == b"1\n2\n"
+    assert [node.connection.count <= 4 for node in (resting, last)] == [True, True]
+    assert observer.said == []
+
+
 @pytest.mark.parametrize("kept", ["nodes", "unwatched"])
 def test_the_first_that_fails_ends_the_others(kept: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     both = request.getfixturevalue(kept)

@@ -82,7 +82,7 @@ def test_what_the_head_has_found_out_is_said_once_with_the_stacks(
     (nodes[0].job_dir() / "stacks.txt").write_bytes(b"==== process 7\x1b[31m\n")
     notice = "nothing was printed for 61 s: rank 1 (node1) sleeps\x1b[2J"
     for _time in range(2):
-        scene.observer.update_state(SimpleNamespace(rank=0, host="node0"), {"notices": [notice]})  # type: ignore[arg-type]
+        scene.observer.update_state(SimpleNamespace(rank=0, host="node0"), {"gang": {"notices": [notice]}})  # type: ignore[arg-type]
     until(lambda: bool(scene.said))
     time.sleep(0.2)
     assert scene.said == [

@@ -25,14 +25,9 @@ def reason_path(job_dir: str) -> str:
     return job_dir + ".because"
 
 
-def unreached_path(job_dir: str) -> str:
-    """Return the file in the head's folder of a job with the ranks that its supervisor could not start."""
-    return os.path.join(job_dir, "unreached.json")
-
-
-def notices_path(job_dir: str) -> str:
-    """Return the file in the head's folder of a job with what whoever follows the job is to be told."""
-    return os.path.join(job_dir, "notices.json")
+def gang_state_path(job_dir: str) -> str:
+    """Return the file in a job's folder in which the head of its gang keeps what it knows of all nodes."""
+    return os.path.join(job_dir, "gang.json")
 
 
 def stacks_path(job_dir: str) -> str:

@@ -8,12 +8,11 @@ from __future__ import annotations
 import time
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import Refusal
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.files import read_json
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_paths import unreached_path
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_user import become_job_owner
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.node_lock import POLL_SECONDS, LockHolder
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.read_gang_state import read_unreached
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.read_job_state import job_state
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import Reply, Request, is_count
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import Reply, Request
 
 
 def find_unreached(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
@@ -25,9 +24,8 @@ def find_unreached(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     deadline = time.monotonic() + request["wait_seconds"]
     while True:
         is_lost = job_state(job_dir, holder)["state"] == "lost"  # before the file: it may be written last of all
-        found = read_json(unreached_path(job_dir)) or {}
-        ranks = found.get("ranks")
-        if isinstance(ranks, list) and all(map(is_count, ranks)):
+        ranks = read_unreached(job_dir)
+        if ranks is not None:
             return {"unreached": ranks}, b""
         if is_lost:
             raise Refusal("lost the job's supervisor process before it had started the job on the other nodes")

@@ -10,25 +10,26 @@ import time
 from contextlib import suppress
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import error_text
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.files import open_regular, read_json
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.files import open_regular
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_paths import (
     log_path,
-    notices_path,
     stacks_path,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_user import become_job_owner
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.node_lock import POLL_SECONDS, LockHolder
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.read_gang_state import (
+    read_gang_state,
+    when_changed,
+)
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.read_job_state import job_state
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import (
     GOING_ON,
     Reply,
     Request,
-    is_text,
 )
 
-MOST_NOTICES = 20
-LONGEST_NOTICES = 2**17
-"""Bytes of the file with them."""
+GANG_SECONDS = 1.0
+"""How long news of the gang may wait for more of them; deadlines only come nearer."""
 GATHER_SECONDS = 0.25
 """How often a ``follow`` that only gathers looks at the log and the state."""
 
@@ -38,9 +39,10 @@ def follow(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
 
     Request: offset (bytes of the log already known), wait_seconds, linger_seconds (after the first news, to gather
     more), pace_seconds (from the request on, likewise), max_bytes, quiet (log growth alone is no news until
-    ``max_bytes`` have gathered). Reply: the job's state, the new offset, and, absent if there is nothing: trouble (what
-    the job has done to its log, a verb phrase), notices (what the gang's head found out of a job that prints nothing,
-    the oldest first), has_stacks (there is something for ``read_stacks``); payload: the log from the old offset on.
+    ``max_bytes`` have gathered), gang_changed (of the gang's state that is known; 0: none). Reply: the job's state, the
+    new offset, and, absent if there is nothing: trouble (what the job has done to its log, a verb phrase), has_stacks
+    (there is something for ``read_stacks``), and from the gang's head gang: what ``read_gang_state`` returns, and
+    changed, in nanoseconds. Payload: the log from the old offset on.
     """
     holder, job_dir = LockHolder(request), become_job_owner(request)
     descriptor, trouble = find_log(job_dir)
@@ -55,6 +57,8 @@ def follow(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
             now = time.monotonic()
             if state["state"] not in GOING_ON or size >= most or now >= deadline:
                 break
+            if when_changed(job_dir) != request["gang_changed"]:
+                deadline = min(deadline, began + GANG_SECONDS)
             if size >= enough:
                 deadline = min(deadline, max(now + request["linger_seconds"], began + request["pace_seconds"]))
                 enough = most
@@ -67,9 +71,10 @@ def follow(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     if size < offset and not trouble:
         trouble = f"made its log shorter; its output is shown again once that is longer than {offset} bytes, as it was"
     more: Reply = {"trouble": trouble} if trouble else {}
-    found = (read_json(notices_path(job_dir), LONGEST_NOTICES) or {}).get("notices")
-    if isinstance(found, list) and all(map(is_text, found)):
-        more["notices"] = found[-MOST_NOTICES:]
+    changed = when_changed(job_dir)
+    gang = read_gang_state(job_dir) if changed else None
+    if gang:
+        more["gang"] = {**gang, "changed": changed}
     if os.path.lexists(stacks_path(job_dir)):
         more["has_stacks"] = True
     return {**state, "offset": offset + len(data), **more}, data

@@ -14,6 +14,7 @@ import select
 import socket
 import time
 from collections.abc import Callable
+from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.why_not_connected import why_not_connected
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import NO_ANSWER
@@ -90,14 +91,17 @@ class Gang:
         """Why the job has to end; None as long as it need not, "" for a stop on request."""
         return self._member.verdict
 
-    @property
-    def notices(self) -> list[str]:
-        """What the head has to tell whoever follows the job, the oldest first."""
-        return self._member.notices
+    def summary(self) -> dict[str, Any] | None:
+        """Return what the head knows of the gang; see ``GangMember.summary``."""
+        return self._member.summary()
 
     def printed(self, written: int) -> None:
         """Take note of how many bytes this node's rank has printed."""
         self._member.printed(written)
+
+    def observed(self, news: dict[str, bool]) -> None:
+        """Take note of what this node's script was seen to do, or not to do."""
+        self._member.observed(news)
 
     def start(self, members: list[Member]) -> None:
         """Take the start message; the head passes it on to all others, for a moment at most, before it returns."""

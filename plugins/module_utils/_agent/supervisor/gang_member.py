@@ -27,6 +27,10 @@ HEAD, CANDIDATE, MEMBER = "head", "candidate", "member"
 RUNNING = "running"
 STATES = (RUNNING, "succeeded", "failed", "stopped")
 """Of a rank."""
+OBSERVED = ("met", "checkpoint_read")
+"""What a script may be seen to do: to take part in the rendezvous, to read its checkpoint."""
+UNKNOWN = "unknown"
+"""Of one that the head has never met."""
 RECONNECT_SECONDS = 5.0
 """A supervisor at whose port nobody listens any more counts as dead after this long."""
 REDIAL_SECONDS = 1.0
@@ -58,6 +62,7 @@ class Other:
         has_verdict: it knows that the job has to end.
         state: its rank's, one of ``STATES``, as far as is known.
         written: bytes that its rank has printed, as far as is known.
+        observed: what its script was seen to do, by the names in state.json, and not to do after a while.
         why_apart: why no connection could be made to it last, as in ``contract``.
     """
 
@@ -72,6 +77,7 @@ class Other:
         self.has_verdict = False
         self.state = RUNNING
         self.written = 0
+        self.observed: dict[str, bool] = {}
         self.why_apart = NO_ANSWER
 
 
@@ -150,10 +156,19 @@ class GangMember:
         apart = [rank for rank in self._others if not self._nodes[rank].has_started]
         return apart if not apart or now - self._started_at > REACH_SECONDS else None
 
-    @property
-    def notices(self) -> list[str]:
-        """What whoever follows the job is to be told, the oldest first."""
-        return self._examination.notices if self._examination else []
+    def summary(self) -> dict[str, Any] | None:
+        """Return what the head knows of the gang, for gang.json; None from any other."""
+        if self.role != HEAD or self.members is None:
+            return None
+        met = [node.heard is not None or rank == self._rank for rank, node in enumerate(self._nodes)]
+        return {
+            "ranks": [
+                {"state": node.state if has_met else UNKNOWN, **node.observed}
+                for node, has_met in zip(self._nodes, met)
+            ],
+            "ending": self.verdict is not None,
+            "notices": self._examination.notices if self._examination else [],
+        }
 
     # ------------------------------------------------------------------------------------------------------ connections
 
@@ -207,6 +222,11 @@ class GangMember:
     def printed(self, written: int) -> None:
         """Take note of how many bytes this node's rank has printed."""
         self._own.written = written
+
+    def observed(self, news: dict[str, bool]) -> None:
+        """Take note of what this node's script was seen to do, or not to do."""
+        self._own.observed.update(news)
+        self._report()
 
     def task_done(self, result: dict[str, Any]) -> None:
         """Take what this node's inspector has found: the task, its number and the result."""
@@ -273,8 +293,10 @@ class GangMember:
         state, why, verdict = message.get("state"), message.get("why"), message.get("verdict")
         other = self._nodes[rank]
         other.has_started = other.has_started or message.get("started") is True
-        written = message.get("written")
+        written, observed = message.get("written"), message.get("observed")
         other.written = written if isinstance(written, int) else other.written
+        if isinstance(observed, dict):
+            other.observed = {name: observed[name] for name in OBSERVED if isinstance(observed.get(name), bool)}
         if state in STATES and state != other.state and other.state == RUNNING:
             other.state = state
             self._news.add(rank)
@@ -288,7 +310,7 @@ class GangMember:
         """Tell the head of this rank; the head takes its own report itself."""
         started = self.members is not None
         report = {"started": started, "state": self._own.state, "why": self._why_failed, "verdict": self.verdict}
-        report["written"] = self._own.written
+        report.update({"written": self._own.written, "observed": dict(self._own.observed)})
         if self.role == HEAD:
             self._news.add(self._rank)
             self._take_report(self._rank, report)

@@ -22,13 +22,12 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.en
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import Refusal, error_text
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.files import write_file
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_paths import (
+    gang_state_path,
     job_directory,
     log_path,
-    notices_path,
     reason_path,
     start_file_path,
     started_path,
-    unreached_path,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_user import User, job_environment
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.node_lock import POLL_SECONDS
@@ -108,8 +107,7 @@ class Supervisor:
         self._command, self._variables, self._spec = fill_in(plan, facts, members)
         self._name = node_name(plan.rank, members[plan.rank].host)
         self._gang: Gang | None = gang  # None once it has failed
-        self._notices: list[str] = []  # that were written down
-        self._has_noted_unreached = False
+        self._summary: dict[str, Any] = {}  # what was written down of the gang
         self._failure = ""  # why there is no gang any more
         self._stop_times = stop_times
         self._observers: dict[
@@ -140,7 +138,7 @@ class Supervisor:
             # pylint: disable-next=ansible-bad-function
             script = os.posix_spawn(argv[0], argv, environment, setsigdef=[signal.SIGPIPE, signal.SIGXFSZ])
         except (OSError, ValueError, Refusal) as error:
-            self._note_unreached(last=True)
+            self._note_gang(last=True)
             self._save(state="failed", ended=time.time(), error=f"did not start: {error_text(error)}")
             self._leave_gang("failed", f"{self._name} did not start: {error_text(error)}")
             return
@@ -176,7 +174,7 @@ class Supervisor:
         if why and self._gang:  # at once: the others would wait for this rank
             self._gang.end(why)
             self._pause(0)
-        self._note_unreached(last=True)
+        self._note_gang(last=True)
         end_leftover_processes(self._pause)
         exit_code, number = (code, None) if code >= 0 else (128 - code, -code)
         self._save(state=state, exit_code=exit_code, signal=number, **self._observe(last=True))
@@ -201,6 +199,8 @@ class Supervisor:
             one.update(last)
             if self._state.get(name) != one.seen and (one.seen or late):
                 news[name] = one.seen
+        if news and self._gang:
+            self._gang.observed(news)
         return news
 
     def _wait_for_script(self, script: int, started: float) -> int:
@@ -223,8 +223,7 @@ class Supervisor:
                 signal_processes(descendants(os.getpid()), signal.SIGKILL)
             if pid:
                 continue
-            self._note_unreached()
-            self._note_notices()
+            self._note_gang()
             news = self._observe()
             if news:
                 with suppress(OSError):  # a full disk: written at the end
@@ -251,22 +250,17 @@ class Supervisor:
         self._gang, self._failure = None, f"the supervisor of {self._name} failed: {error_text(error)}"
         self._stop_times.append(time.monotonic())
 
-    def _note_unreached(self, last: bool = False) -> None:
-        """Write down once which nodes the head could not pass the start on to; ``last``: it does not try any longer."""
-        if self._plan.rank or self._plan.world_size == 1 or self._has_noted_unreached:
+    def _note_gang(self, last: bool = False) -> None:
+        """Write down, as the head, what is known of the gang; ``last``: it does not try any longer to reach a node."""
+        summary = self._gang.summary() if self._gang else {"unreached": []}
+        if summary is None or self._plan.rank or (self._plan.world_size == 1 and not summary.get("notices")):
             return
-        unreached = self._gang.unreached(last) if self._gang else []
-        if unreached is not None:
-            self._has_noted_unreached = True
+        if self._gang:
+            summary["unreached"] = self._gang.unreached(last)
+        if summary != self._summary:
             with suppress(OSError):
-                write_file(unreached_path(self._job_dir), json.dumps({"ranks": unreached}).encode(), 0o600)
-
-    def _note_notices(self) -> None:
-        """Write down what whoever follows the job is to be told."""
-        if self._gang and self._gang.notices != self._notices:
-            self._notices = self._gang.notices
-            with suppress(OSError):
-                write_file(notices_path(self._job_dir), json.dumps({"notices": self._notices}).encode(), 0o600)
+                write_file(gang_state_path(self._job_dir), json.dumps(summary).encode(), 0o600)
+                self._summary = summary
 
     def _reason(self) -> str:
         """Return why this node has to stop, by the gang or by the controller; "" for a stop on request."""
@@ -283,9 +277,15 @@ class Supervisor:
         if self._gang:
             self._gang.script_ended(state, why)
             try:
-                self._gang.leave(lambda: self._reason() if self._stop_times else None)
+                self._gang.leave(self._reason_to_leave)
+                self._note_gang(last=True)
             except Exception as error:
                 self._end_without_gang(error)
+
+    def _reason_to_leave(self) -> str | None:
+        """Return why the job has to end while this supervisor waits for the others, if there is a reason."""
+        self._note_gang(last=True)
+        return self._reason() if self._stop_times else None
 
     def _save(self, **changes: Any) -> None:
         """Write state.json. Padded, so that the last state fits into the first one's place when the disk is full."""

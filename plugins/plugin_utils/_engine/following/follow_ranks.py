@@ -9,6 +9,7 @@ request without a reply, for whatever reason, says nothing about the job: it is 
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
@@ -44,6 +45,8 @@ NO_REPLY_SECONDS = 120
 NO_REPLY_TIMES = 4
 """With no reply from any rank for so long, or so many times the nodes' own time-out if that is longer, the job is not
 followed any more."""
+REST_SECONDS = 30
+"""How long a rank that is not shown live is not asked, at most, while the gang's head says that it runs."""
 QUIET_SECONDS = 1
 """A rank whose output is not shown live is first asked after this long: right after the start, nodes are busy."""
 CHECK_SECONDS = 0.2
@@ -78,6 +81,8 @@ class _Rank:
         gone: the node's reply if it does not have the job any more, a verb phrase; else "".
         reported_silent: the user knows that it does not reply.
         stop_error: why the request to stop failed on its node, a clause; "" if it did not.
+        wake: is set when the rank is to be asked now, though it rests.
+        rests: it is not asked for a while, because the gang's head says that it runs.
     """
 
     node: Node
@@ -88,10 +93,12 @@ class _Rank:
     gone: str = ""
     reported_silent: bool = False
     stop_error: str = ""
+    wake: threading.Event = field(default_factory=threading.Event)
+    rests: bool = False
 
     def silent(self) -> float:
-        """Seconds since its node replied last."""
-        return time.monotonic() - self.last_reply
+        """Seconds since its node replied last; 0 as long as it is not asked."""
+        return 0.0 if self.rests else time.monotonic() - self.last_reply
 
 
 class JobFollower:
@@ -130,6 +137,8 @@ class JobFollower:
         self._stopping = False
         self._stop_sent_at: float | None = None  # when all nodes had replied to the request to stop, or failed
         self._given_up = threading.Event()
+        self._running: frozenset[int] = frozenset()  # the ranks that run, as the head says
+        self._head_spoke = -math.inf  # when it said so
         self._chunk = min(CHUNK_BYTES, max(2**20, ALL_CHUNKS_BYTES // len(self._ranks)))
 
     def run(self, interrupted: Callable[[], bool], stop: bool = False) -> dict[str, RankEnding] | None:
@@ -149,6 +158,7 @@ class JobFollower:
             return self._run(interrupted, "" if stop else None)
         finally:
             self._given_up.set()  # what is not shown any more must not get into the log: it would not be shown later
+            self._wake_all()
 
     def _run(self, interrupted: Callable[[], bool], because: str | None) -> dict[str, RankEnding] | None:
         endings = self._endings
@@ -270,6 +280,7 @@ class JobFollower:
         except RuntimeError:  # no thread can be started; the next round tries again
             return
         self._stopping = True
+        self._wake_all()
 
     def _stop(self, because: str) -> None:
         """Stop the job on its nodes; where that fails, report it to the user and try again."""
@@ -314,11 +325,43 @@ class JobFollower:
             self._news.put((host, self._broken_off(f"the log of {rank.node.name} cannot be written: {error}")))
         except BaseException as error:  # a defect: to be seen
             self._news.put((host, error))
+        if rank.node.rank == 0:  # nobody says any more that the others run
+            self._running = frozenset()
+            self._wake_all()
+
+    def _hear_head(self, gang: Mapping[str, Any]) -> None:
+        """Take what the head says of all ranks; those that run need not be asked for a while."""
+        self._head_spoke = time.monotonic()
+        running = {rank for rank, one in enumerate(gang["ranks"]) if one["state"] == "running" and not gang["ending"]}
+        ended, self._running = self._running - running, frozenset(running)
+        for rank, known in zip(self._ranks.values(), gang["ranks"], strict=False):
+            if rank.rests:
+                self._observer.update_state(rank.node, known)
+            if rank.node.rank in ended:
+                rank.wake.set()
+
+    def _may_rest(self, rank: _Rank) -> bool:
+        if not rank.node.rank:  # the head, whose word counts
+            return False
+        is_known = time.monotonic() - self._head_spoke < max(self._node_timeout, 2 * POLL_SECONDS)
+        return is_known and rank.node.rank in self._running and not self._stopping and not self._given_up.is_set()
+
+    def _rest(self, rank: _Rank) -> None:
+        """Wait before a rank is asked again; not all at the same moment."""
+        rank.rests = True
+        rank.wake.wait(REST_SECONDS * (0.5 + 0.5 * (rank.node.rank + 1) / len(self._ranks)))
+        rank.wake.clear()
+        rank.last_reply, rank.rests = time.monotonic(), False
+
+    def _wake_all(self) -> None:
+        for rank in self._ranks.values():
+            rank.wake.set()
 
     def _follow_to_end(self, rank: _Rank) -> RankEnding:
         channel: Channel | None = None
         live = self._shown(rank.node)
         pace = pause = 0.0
+        gang_changed = 0
         reported = False
         if not live:
             time.sleep(QUIET_SECONDS)
@@ -327,11 +370,12 @@ class JobFollower:
                 "follow",
                 rank.node.host,
                 offset=rank.offset,
-                wait_seconds=min(POLL_SECONDS, self._node_timeout / 3),
+                wait_seconds=0 if not live and self._may_rest(rank) else min(POLL_SECONDS, self._node_timeout / 3),
                 linger_seconds=LINGER_SECONDS,
                 pace_seconds=max(pace, pause),  # a connection that just came back gets no more than it takes
                 max_bytes=self._chunk,
                 quiet=not live,
+                gang_changed=gang_changed,
             )
             try:
                 channel = channel or self._gang.open(rank.node.host)
@@ -361,8 +405,13 @@ class JobFollower:
             if "trouble" in reply and not reported:
                 reported = True
                 self._observer.say(f"{rank.node.name} {escape(reply['trouble'])}")
+            if "gang" in reply and rank.node.rank == 0:
+                gang_changed = reply["gang"]["changed"]
+                self._hear_head(reply["gang"])
             if reply["state"] not in GOING_ON and not (reply["more"] and data):
                 return self._ending(reply)
+            if not live and not reply["more"] and self._may_rest(rank):
+                self._rest(rank)
         return RankEnding("lost", unknown=True)
 
     def _ending(self, reply: Mapping[str, Any]) -> RankEnding:

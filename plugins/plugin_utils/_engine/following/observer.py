@@ -59,8 +59,8 @@ class JobObserver:
 
     def update_state(self, node: Node, state: Mapping[str, Any]) -> None:
         """Take a rank's state from its node's reply."""
-        self._states[node.host] = state
-        news = [one for one in state.get("notices", []) if one not in self._reported]
+        self._states[node.host] = {**self._states.get(node.host, {}), **state}
+        news = [one for one in state.get("gang", {}).get("notices", []) if one not in self._reported]
         if news:
             self._reported.update(news)
             with contextlib.suppress(RuntimeError):  # no thread can be started

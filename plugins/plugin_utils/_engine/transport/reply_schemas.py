@@ -19,6 +19,7 @@ from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import (
     DEEPEST,
+    GANG_RANK,
     LARGEST,
     LONGEST_DOCUMENT,
     LONGEST_REPLY,
@@ -165,6 +166,8 @@ def fields(required: Mapping[str, Check], optional: Mapping[str, Check] | None =
 # ------------------------------------------------------------------------------------------------------------ the table
 
 _STATE = {"state": STATE["state"]}
+_GANG_RANK = fields({"state": GANG_RANK["state"]}, {name: GANG_RANK[name] for name in GANG_RANK if name != "state"})
+_GANG = {"ranks": many(_GANG_RANK), "ending": is_flag, "notices": many(is_sentence), "changed": is_size}
 _MORE_OF_STATE = {name: check for name, check in STATE.items() if name != "state"}
 _OWNER = {name: is_text for name in ("id", "user", "start")}
 _HOLDER = {**_OWNER, "pid": is_text, "process_start": is_text}
@@ -251,7 +254,7 @@ REPLIES: Mapping[str, tuple[Mapping[str, Check], Mapping[str, Check]]] = {
     ),
     "follow": (
         {**_STATE, "more": is_flag, "offset": is_size},
-        {**_MORE_OF_STATE, "trouble": is_sentence, "notices": many(is_sentence), "has_stacks": is_flag},
+        {**_MORE_OF_STATE, "trouble": is_sentence, "gang": fields(_GANG), "has_stacks": is_flag},
     ),
     "setup_facts": (
         {

@@ -1,0 +1,63 @@
+# Copyright (c) The Thunderhead developers
+# Simplified BSD License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
+# SPDX-License-Identifier: BSD-2-Clause
+"""Read what the head of a job's gang has written down; the file is the job's user's to change."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.files import read_json
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_paths import gang_state_path
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import (
+    GANG_RANK,
+    is_count,
+    is_flag,
+    is_text,
+)
+
+MOST_BYTES = 2**18
+
+
+def read_unreached(job_dir: str) -> list[int] | None:
+    """Return the ranks that the head could not reach, or None as long as it has not said so."""
+    found = (read_json(gang_state_path(job_dir), MOST_BYTES) or {}).get("unreached")
+    return found if isinstance(found, list) and all(map(is_count, found)) else None
+
+
+def read_gang_state(job_dir: str) -> dict[str, Any] | None:
+    """Return what the head knows of the gang; None where there is nothing of that kind.
+
+    ``ranks``, of each the state, and met and checkpoint_read as far as known; ``ending``, whether the job has to end;
+    ``notices``, what whoever follows the job is to be told.
+    """
+    found = read_json(gang_state_path(job_dir), MOST_BYTES) or {}
+    ranks, ending, notices = (found.get(name) for name in ("ranks", "ending", "notices"))
+    if not (isinstance(ranks, list) and all(map(is_rank, ranks)) and is_flag(ending)):
+        return None
+    if not (isinstance(notices, list) and all(map(is_sentence, notices))):
+        return None
+    return {"ranks": ranks, "ending": ending, "notices": notices}
+
+
+def is_rank(value: object) -> bool:
+    """Return whether it is what is known of a rank."""
+    return (
+        isinstance(value, dict)
+        and "state" in value
+        and all(name in GANG_RANK and GANG_RANK[name](value[name]) for name in value)
+    )
+
+
+def is_sentence(value: object) -> bool:
+    """Return whether it is a text that is not blank."""
+    return is_text(value) and bool(str(value).strip())
+
+
+def when_changed(job_dir: str) -> int:
+    """Return when the head wrote last, in nanoseconds; 0 for never."""
+    try:
+        return os.stat(gang_state_path(job_dir)).st_mtime_ns
+    except OSError:
+        return 0
