@@ -613,7 +613,8 @@ class World:
             if self.machines[0].inspects and not notices:
                 raise Broken("who waits for a rank of which nothing is known is told: nobody was")
             return
-        looks = examination.WORK_SECONDS + examination.CONNECT_SECONDS + 3 * LONGEST_LOOK
+        connects = examination.CONNECT_SECONDS + examination.SECONDS_PER_NODE * len(self.machines)
+        looks = examination.WORK_SECONDS + connects + 3 * LONGEST_LOOK
         limit = self.quiet_from + RENDEZVOUS_SECONDS + looks + self.timeout
         late = [one.rank for one in self.machines if not self.stood_still.get(one.rank, HORIZON) <= limit]
         if late:
