@@ -1,102 +1,180 @@
 # Copyright (c) The Thunderhead developers
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A rank, a unit, a machine, a cable: what breaks while a job runs and somebody looks on."""
+"""A rank, a unit, a machine, a cable: what breaks while a job runs. Whether somebody looks on makes no difference."""
 
 import re
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from jobs import END_SECONDS, assert_log_whole, await_lines, counting
 from machines import GRACE_SECONDS, NODE_TIMEOUT_SECONDS, Cluster, Node
 from measuring import Timeline
+from playbook import Playbook
 
-VANISHED = r"lost|sent no heartbeat|unreachable"
-
-
-def test_sigkill_of_one_rank(cluster: Cluster, timeline: Timeline) -> None:
-    run = counting(cluster)
-    job, at = run.job, time.monotonic()
-    cluster.nodes[1].kill_processes(job, "count.py")
-    assert run.wait() == 2
-    assert run.ended_at - at < END_SECONDS + GRACE_SECONDS
-    cause = r"rank 1 \(node1\) was killed by (signal 9|SIGKILL)"
-    assert re.search(cause + r".* after \d+ s", run.words)
-    assert f"{cluster.runs}/{job}/logs/rank1-node1.log" in run.words
-    record = cluster.record(job)
-    assert record["state"] == "failed"
-    assert re.search(cause, record["cause"]) and "rank 0" not in record["cause"] and "rank 2" not in record["cause"]
-    assert [rank["state"] for rank in record["ranks"]] == ["stopped", "failed", "stopped"]
-    assert record["ranks"][1]["signal"] == 9
-    cluster.await_nothing_left(job, END_SECONDS)
-    timeline.note_end("a rank is killed (SIGKILL)", run, at, cause)
+VANISHED = r"(lost|sent no heartbeat|unreachable)"
+ALIKE_SECONDS = 1.0
+"""So much may lie between the ends of a job that somebody follows and of one that nobody does."""
 
 
-def test_an_exception_on_one_rank(cluster: Cluster, timeline: Timeline) -> None:
-    run = cluster.run("raises.py", "-e", "script_args=2", "-e", "logs=all")
-    await_lines(run, cluster, "ready")
-    job = run.job
-    cluster.nodes[2].touch(job, "go")
-    at = time.monotonic()
-    assert run.wait() == 2
-    assert run.ended_at - at < END_SECONDS + GRACE_SECONDS
-    cause = r"rank 2 \(node2\) exited with code 1 after \d+ s: RuntimeError: deliberate, on rank 2"
-    assert re.search(cause + r"; see \S*/rank2-node2\.log", run.words)
-    assert [rank["state"] for rank in cluster.record(job)["ranks"]] == ["stopped", "stopped", "failed"]
-    cluster.await_nothing_left(job, END_SECONDS)
-    timeline.note_end("a rank raises an exception", run, at, cause)
+@dataclass(frozen=True)
+class Fault:
+    """What breaks, and what comes of it.
+
+    Attributes:
+        what: for the table.
+        victim: the rank that it happens to.
+        strike: does it, to the victim's node and a job.
+        cause: a pattern of what the user is told.
+        vanishes: the node cannot say anything itself after that, or not at once.
+        script: that runs meanwhile.
+    """
+
+    what: str
+    victim: int
+    strike: Callable[[Node, str], Any]
+    cause: str
+    vanishes: bool = False
+    script: str = "raises.py"
 
 
-def test_sigkill_of_the_whole_unit(cluster: Cluster, timeline: Timeline) -> None:
-    run = counting(cluster)
-    job, at = run.job, time.monotonic()
-    cluster.nodes[1].kill_unit(job)
-    assert run.wait() == 2
-    assert run.ended_at - at < END_SECONDS + GRACE_SECONDS
-    cause = r"rank 1 \(node1\) "
-    record = cluster.record(job)
-    assert record["state"] == "failed"
-    assert re.match(cause, record["cause"])
-    assert record["ranks"][1]["state"] == "lost"
-    assert [record["ranks"][rank]["state"] for rank in (0, 2)] == ["stopped", "stopped"]
-    cluster.await_nothing_left(job, END_SECONDS)
-    timeline.note_end("a node's whole unit is killed, its supervisor too", run, at, cause)
+def run_out_of_memory(node: Node, job: str) -> None:
+    node.execute("systemctl", "set-property", "--runtime", f"thunderhead-{job}.scope", "MemoryMax=64M")
+    node.touch(job, "go")
+
+
+def freeze(node: Node, _job: str) -> None:
+    node.freeze()
+
+
+def power_off(node: Node, _job: str) -> None:
+    node.power_off()
+
+
+def cut(node: Node, _job: str) -> None:
+    node.cut()
+
+
+def reboot(node: Node, _job: str) -> None:
+    node.reboot()
+
+
+def named(rank: int, what: str) -> str:
+    return rf"rank {rank} \(node{rank}\)(, the head,)? {what}"
+
+
+FAULTS = [
+    Fault(
+        "a rank is killed (SIGKILL)",
+        1,
+        lambda node, job: node.kill_processes(job, "raises.py"),
+        named(1, r"was killed by SIGKILL after \d+ s"),
+    ),
+    Fault(
+        "a rank raises an exception",
+        2,
+        lambda node, job: node.touch(job, "go"),
+        named(2, r"exited with code 1 after \d+ s: RuntimeError: deliberate, on rank 2"),
+    ),
+    Fault(
+        "a rank runs out of memory",
+        1,
+        run_out_of_memory,
+        named(1, ".*memory"),
+        script="greedy.py",
+    ),
+    Fault(
+        "a node's whole unit is killed, its supervisor too",
+        1,
+        Node.kill_unit,
+        named(1, VANISHED),
+        vanishes=True,
+    ),
+    Fault(
+        "the head's whole unit is killed, its supervisor too",
+        0,
+        Node.kill_unit,
+        named(0, VANISHED),
+        vanishes=True,
+    ),
+    Fault("the head freezes (docker pause)", 0, freeze, named(0, VANISHED), vanishes=True),
+    Fault("a node freezes (docker pause)", 1, freeze, named(1, VANISHED), vanishes=True),
+    Fault("the head loses power (docker kill)", 0, power_off, named(0, VANISHED), vanishes=True),
+    Fault("a node loses power (docker kill)", 1, power_off, named(1, VANISHED), vanishes=True),
+    Fault("a node is cut off the network", 1, cut, named(1, VANISHED), vanishes=True),
+    Fault("a node reboots", 1, reboot, named(1, ""), vanishes=True),
+]
+
+
+@dataclass
+class Course:
+    """How a job ended.
+
+    Attributes:
+        job: its id.
+        states: of the ranks whose nodes stay, with the reasons that these give.
+        seconds: from the fault to the last of these ends, by the nodes' clock.
+        record: job.json, in the end.
+        run: run.yml, or logs.yml where nobody followed.
+    """
+
+    job: str
+    run: Playbook
+    states: list[tuple[str, str]] = field(default_factory=list)
+    seconds: float = 0.0
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+def course_of(cluster: Cluster, fault: Fault, timeline: Timeline, follows: bool) -> Course:
+    """Run a job, break something, and return what came of it."""
+    run = cluster.run(fault.script, "-e", f"script_args={fault.victim}", "-e", "logs=all" if follows else "detach=true")
+    if follows:
+        await_lines(run, cluster, "ready")
+    else:
+        assert run.wait() == 0, run.text
+    found, node = Course(run.job, run), cluster.nodes[fault.victim]
+    cluster.everywhere(lambda one: one.await_log(found.job, "ready"))
+    others = [other for other in cluster.nodes if other is not node] if fault.vanishes else cluster.nodes
+    at, struck = time.monotonic(), time.time()
+    fault.strike(node, found.job)
+    bound = NODE_TIMEOUT_SECONDS + GRACE_SECONDS + END_SECONDS
+    cluster.await_nothing_left(found.job, bound, others)
+    ends = [other.state(found.job) for other in others]
+    found.states = [(end["state"], re.sub(r"for \d+ s", "for N s", end.get("because", ""))) for end in ends]
+    found.seconds = max(end["ended"] for end in ends) - struck
+    if follows:
+        assert run.wait() == 2, run.text
+        timeline.note_end(fault.what, run, at, fault.cause)
+    node.heal()
+    cluster.await_nothing_left(found.job, bound, [node])  # one that was away finds out that it was given up
+    if node not in others:
+        cluster.disconnect()
+    if not follows:
+        found.run = cluster.playbook("logs.yml", "-e", f"job={found.job}")
+        assert found.run.wait() == 2, found.run.text
+    found.record = cluster.record(found.job)
+    return found
 
 
 @pytest.mark.parametrize(
-    ("victim", "fault", "strike"),
-    [
-        (0, "the head freezes (docker pause)", Node.freeze),
-        (1, "a node freezes (docker pause)", Node.freeze),
-        (0, "the head loses power (docker kill)", Node.power_off),
-        (1, "a node loses power (docker kill)", Node.power_off),
-        (1, "a node is cut off the network", Node.cut),
-    ],
-    ids=["frozen-head", "frozen-node", "dead-head", "dead-node", "cut-node"],
+    "fault", FAULTS, ids=lambda fault: fault.what.partition(" (")[0].partition(",")[0].replace(" ", "-")
 )
-def test_a_node_that_vanishes(
-    cluster: Cluster, timeline: Timeline, victim: int, fault: str, strike: Callable[[Node], None]
-) -> None:
-    run = counting(cluster)
-    await_lines(run, cluster, "line 250$")  # by then the nodes watch over each other
-    job, node = run.job, cluster.nodes[victim]
-    others = [other for other in cluster.nodes if other is not node]
-    at = time.monotonic()
-    strike(node)
-    assert run.wait() == 2
-    bound = NODE_TIMEOUT_SECONDS + GRACE_SECONDS + END_SECONDS
-    assert run.ended_at - at < bound
-    cause = rf"rank {victim} \(node{victim}\) "
-    record = cluster.record(job)
-    assert record["state"] == "failed"
-    assert re.match(cause, record["cause"])
-    assert re.search(VANISHED, record["cause"])
-    assert [rank["state"] for rank in record["ranks"]] == ["lost" if rank == victim else "stopped" for rank in range(3)]
-    cluster.await_nothing_left(job, END_SECONDS, others)
-    node.heal()
-    cluster.await_nothing_left(job, bound, [node])  # it finds out by itself that it was given up
-    cluster.disconnect()
-    timeline.note_end(fault, run, at, rf"{cause}({VANISHED})")
+def test_a_fault(cluster: Cluster, timeline: Timeline, fault: Fault) -> None:
+    followed = course_of(cluster, fault, timeline, follows=True)
+    alone = course_of(cluster, fault, timeline, follows=False)
+    assert followed.states == alone.states
+    assert abs(followed.seconds - alone.seconds) < ALIKE_SECONDS, (followed.seconds, alone.seconds)
+    for course in (followed, alone):
+        assert course.record["state"] == "failed"
+        assert re.match(fault.cause, course.record["cause"]), course.record["cause"]
+        assert re.search(fault.cause, course.run.words)
+        states = [rank["state"] for rank in course.record["ranks"]]
+        assert [state for rank, state in enumerate(states) if rank != fault.victim] == ["stopped", "stopped"]
+        assert not re.search(r"rank \d+ \(node\d+\)", re.sub(named(fault.victim, ""), "", course.record["cause"]))
+    outcome = next(reason for _state, reason in alone.states if reason)
+    timeline.note(f"{fault.what}, while nobody follows the job", outcome, None, alone.seconds)
 
 
 def test_a_cable_that_is_plugged_in_again(cluster: Cluster, timeline: Timeline) -> None:
@@ -125,38 +203,6 @@ def test_sshd_is_restarted_everywhere(cluster: Cluster, timeline: Timeline) -> N
         assert run.printed(rank) == [f"line {number}" for number in range(700)]
     assert cluster.record(job)["state"] == "succeeded"
     timeline.note("sshd restarts on every node, all sessions are killed", "the job goes on, and no line is lost")
-
-
-def test_a_node_reboots(cluster: Cluster, timeline: Timeline) -> None:
-    run = counting(cluster)
-    job, at = run.job, time.monotonic()
-    cluster.nodes[1].reboot()
-    assert run.wait() == 2
-    cause = r"rank 1 \(node1\) "
-    record = cluster.record(job)
-    assert record["state"] == "failed"
-    assert re.match(cause, record["cause"])
-    assert [record["ranks"][rank]["state"] for rank in (0, 2)] == ["stopped", "stopped"]
-    cluster.nodes[1].await_sshd()
-    cluster.await_nothing_left(job, END_SECONDS)
-    timeline.note_end("a node reboots", run, at, cause)
-    again = cluster.run("succeeds.py")
-    assert again.wait() == 0, again.text
-
-
-def test_out_of_memory(cluster: Cluster, timeline: Timeline) -> None:
-    run = cluster.run("greedy.py", "-e", "logs=all")
-    await_lines(run, cluster, "ready")
-    job, node = run.job, cluster.nodes[1]
-    node.execute("systemctl", "set-property", "--runtime", f"thunderhead-{job}.scope", "MemoryMax=64M")
-    at = time.monotonic()
-    node.touch(job, "go")
-    assert run.wait() == 2
-    cause = r"rank 1 \(node1\) .*(out of memory|memory)"
-    assert re.search(cause, run.words)
-    assert cluster.record(job)["ranks"][1]["signal"] == 9
-    cluster.await_nothing_left(job, END_SECONDS)
-    timeline.note_end("a rank runs out of memory", run, at, cause)
 
 
 def test_a_script_that_ignores_sigterm(cluster: Cluster, timeline: Timeline) -> None:

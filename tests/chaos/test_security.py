@@ -197,6 +197,7 @@ def test_modes_and_owners(cluster: Cluster) -> None:
         mine: f"drwx------ {USER}",
         f"{mine}.log": f"-rw------- {USER}",
         f"{mine}.started": "-rw-r--r-- root",
+        f"{mine}/gang.json": f"-rw------- {USER}",
         f"{mine}/log": f"-rw------- {USER}",
         f"{mine}/node.env": f"-rw------- {USER}",
         f"{mine}/spec.json": f"-rw------- {USER}",

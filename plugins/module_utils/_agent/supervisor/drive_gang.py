@@ -14,6 +14,7 @@ import select
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.why_not_connected import why_not_connected
@@ -55,15 +56,18 @@ class Gang:
 
     Attributes:
         inspector: looks into the job's processes; None as long as it has not started, or where it cannot.
+        signals: descriptor at which something arrives with every signal that this process gets.
     """
 
-    def __init__(self, plan: Plan, listener: socket.socket | None) -> None:
+    def __init__(self, plan: Plan, listener: socket.socket | None, signals: int) -> None:
         """Begin without a connection, and wait for the start message.
 
         Args:
             plan: the job's.
             listener: where the other supervisors find this one, which is taken over; None on the only node.
+            signals: descriptor at which something arrives with every signal, which ends a wait; it does not block.
         """
+        self.signals = signals
         rank, size, timeout = plan.rank, plan.world_size, plan.node_timeout_seconds
         limits = (plan.stall_timeout_seconds, plan.rendezvous_timeout_seconds)
         self.inspector: Inspector | None = None
@@ -133,7 +137,10 @@ class Gang:
             poll.register(one, select.POLLIN | (select.POLLOUT if wants_to_send else 0))
         if self.inspector:
             poll.register(self.inspector.connection, select.POLLIN)
+        poll.register(self.signals, select.POLLIN)
         poll.poll(seconds * 1000)
+        with suppress(BlockingIOError):
+            os.read(self.signals, 4096)
         now = time.monotonic()
         self._inspect()
         self._accept(now)

@@ -116,7 +116,9 @@ def fork_inspector(subject: Subject) -> Inspector:
         return Inspector(ours)
     try:
         if os.fork() == 0:
+            signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             os.dup2(theirs.fileno(), 3)
             for descriptor in map(int, os.listdir("/proc/self/fd")):  # above all, where the gang finds this node
                 if descriptor > 3:

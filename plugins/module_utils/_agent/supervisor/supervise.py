@@ -60,6 +60,8 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervi
     RendezvousObserver,
 )
 
+MOST_IDLE_SECONDS = 0.5
+"""How long this process waits at most before it looks whether anything is due; what happens wakes it."""
 NOTICE_SECONDS = 45
 """What a script was not seen to do for this long is reported, so that the user reads it within a minute."""
 STATE_BYTES = 4000
@@ -84,7 +86,7 @@ def supervise(
         facts: what this node puts into it.
         stop_times: when a stop was requested, on the monotonic clock; a handler of SIGTERM adds to them.
     """
-    gang = Gang(plan, listener)
+    gang = Gang(plan, listener, report_signals())
     members = wait_for_start(request, plan, gang, stop_times)
     if members is None:
         return
@@ -231,10 +233,13 @@ class Supervisor:
             self._wait()
 
     def _wait(self) -> None:
-        self._pause(min([POLL_SECONDS, *(one.pause for one in self._observers.values())]))
+        # Heartbeats are a fifth of the time-out apart.
+        idle = min(MOST_IDLE_SECONDS, max(POLL_SECONDS, self._plan.node_timeout_seconds / 60))
+        idle = POLL_SECONDS if self._stop_times or not self._gang else idle
+        self._pause(min([idle, *(one.pause for one in self._observers.values())]))
 
     def _pause(self, seconds: float) -> None:
-        """Wait for so long at most, and listen to the gang meanwhile."""
+        """Wait for so long at most, or until a signal or a message comes, and listen to the gang meanwhile."""
         if not self._gang:
             return time.sleep(seconds)
         try:
@@ -301,6 +306,14 @@ class Supervisor:
         except OSError:
             with open(path, "r+b") as file:
                 file.write(data)
+
+
+def report_signals() -> int:
+    """Return a descriptor at which something arrives with every signal, also with that of a child's end."""
+    reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_signal: None)  # by default none is reported
+    return reading
 
 
 def make_room(path: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -172,7 +173,9 @@ def explain(
     if requests:
         seconds = next((ending.stopping for ending in requests if ending.stopping is not None), None)
         return Explanation("on request" + _after(seconds) + "".join(left), [], "stopped")
-    because = next((ending.because for node in bad if (ending := endings[node.host]).because), "")
+    # A node that was cut off blames those that it did not hear any more; most know better.
+    reasons = Counter(ending.because for node in bad if (ending := endings[node.host]).because)
+    because = reasons.most_common(1)[0][0] if reasons else ""
     return Explanation((because or "it was stopped") + "".join(left), [], "failed")
 
 

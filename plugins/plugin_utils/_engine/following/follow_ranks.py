@@ -45,7 +45,7 @@ NO_REPLY_SECONDS = 120
 NO_REPLY_TIMES = 4
 """With no reply from any rank for so long, or so many times the nodes' own time-out if that is longer, the job is not
 followed any more."""
-REST_SECONDS = 30
+REST_SECONDS = 60
 """How long a rank that is not shown live is not asked, at most, while the gang's head says that it runs."""
 QUIET_SECONDS = 1
 """A rank whose output is not shown live is first asked after this long: right after the start, nodes are busy."""
