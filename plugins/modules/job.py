@@ -122,7 +122,7 @@ options:
     description:
       - When no rank has printed anything for this long since the start, find out what they do. A job whose ranks wait
         for each other without end is stopped, with the reason; one in which a rank works while the others wait for it
-        goes on. V(0) means never.
+        goes on. V(0) means never, as does O(gang=false).
     type: int
     default: 120
   wait:

@@ -142,7 +142,7 @@ class World:
         self.quiet_from = HORIZON if self.kind == "prints" else kinds.uniform(0, 10)
         self.quiet_to = HORIZON
         if self.kind == "pauses":
-            self.quiet_to = self.quiet_from + RENDEZVOUS_SECONDS + kinds.uniform(0, examination.WORK_SECONDS / 2 - 2)
+            self.quiet_to = self.quiet_from + RENDEZVOUS_SECONDS + kinds.uniform(0, examination.WORK_SECONDS - 1)
         self.inspector_dies = self.kind in ("is stuck", "is quiet") and kinds.random() < 0.2
         self.stood_still: dict[int, float] = {}  # when which supervisor took a verdict on a job that prints nothing
         if self.kind == "is stuck":

@@ -12,6 +12,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervi
     NO_REPLY,
     WORK_SECONDS,
     Examination,
+    read_task,
 )
 
 SILENT = 120.0
@@ -169,7 +170,7 @@ def test_a_dead_inspector_of_the_head_is_told() -> None:
     head.look()
     head.at(SILENT + ANSWER_SECONDS + 2)
     (notice,) = head.one.notices
-    assert notice.endswith(f"the search for the cause failed: {NO_REPLY}")
+    assert notice.endswith("the search for the cause failed: the head's inspector did not answer")
 
 
 def test_the_newest_notices_are_kept() -> None:
@@ -179,3 +180,61 @@ def test_the_newest_notices_are_kept() -> None:
         head.at(10.0 * time)
         head.conclude(head.look(10.0 * time + 5), found=[False, False, str(time), False])
     assert [one[-2:] for one in head.one.notices] == [str(time) for time in range(50 - MOST_NOTICES, 50)]
+
+
+def test_a_node_that_connects_while_the_others_are_looked_at_counts_as_reached() -> None:
+    head = Head()
+    head.connected, head.unreached = [0, 1], {2: "no answer"}
+    ((ranks, task),) = head.at(SILENT)
+    head.answer(task, *ranks, found=["waits"])
+    head.unreached = {}
+    ((_ranks, explanation),) = head.at(SILENT + 1)
+    assert (explanation["unreached"], explanation["errors"]) == ({}, {"2": NO_REPLY})
+
+
+def test_a_head_that_was_frozen_waits_on() -> None:
+    head = Head()
+    explanation = head.look()
+    head.one.skip(500)
+    assert head.at(SILENT + 400) == []
+    head.conclude(explanation, found=WAITING)
+    assert head.one.verdict is not None
+
+
+LOOKS: dict[str, Any] = {"task": LOOK, "number": 1, "seconds": 10}
+CONNECTS: dict[str, Any] = {
+    "task": CONNECT,
+    "number": 2,
+    "seconds": 5,
+    "ports": {"0": 40000, "2": 50000},
+    "master": True,
+}
+
+
+def test_what_a_head_asks_of_a_member() -> None:
+    assert read_task(LOOKS, 3) == LOOKS
+    assert read_task(CONNECTS, 3) == CONNECTS
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"task": task} for task in (EXPLAIN, "sh", None, [])),
+        *({"number": number} for number in (None, "1", 1.5, float("nan"))),
+        *({"seconds": seconds} for seconds in (None, "5", float("inf"), float("nan"))),
+        *(
+            {"ports": ports}
+            for ports in (None, [40000], {"3": 40000}, {"-1": 40000}, {"0": 22}, {"0": 2**16}, {"0": "x"})
+        ),
+    ],
+)
+def test_what_no_head_asks_reaches_no_inspector(changes: dict[str, Any]) -> None:
+    """A member that somebody has broken into can lead, but not have root listen anywhere, or wait for ever."""
+    assert read_task({**CONNECTS, **changes}, 3) is None
+
+
+def test_a_task_s_time_is_bounded() -> None:
+    assert read_task({**LOOKS, "seconds": 1e9, "path": "/etc/shadow"}, 3) == {**LOOKS, "seconds": WORK_SECONDS}
+    bounded = read_task({**CONNECTS, "seconds": 1e9}, 3)
+    assert bounded is not None and bounded["seconds"] < 10
+    assert read_task({**LOOKS, "seconds": -5}, 3) == {**LOOKS, "seconds": 0}

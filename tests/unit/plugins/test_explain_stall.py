@@ -12,6 +12,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.diagnos
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.diagnosis.describe_reachability import (
     Reachability,
+    read_connections,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.diagnosis.explain_stall import (
     Findings,
@@ -395,8 +396,8 @@ def test_without_py_spy_the_logs_count() -> None:
     assert explain(Findings(list(logs), activities), lambda _master: None) == Verdict(
         True,
         False,
-        "the rendezvous does not complete: rank 1 (node1) never came to it, but is in state S, with a stack that could "
-        "not be taken; rank 0 (node0) waits in Lightning's rendezvous; if more time is all that is needed, raise "
+        "the rendezvous does not complete: rank 1 (node1) was not seen in it, and is in state S, with a stack that "
+        "could not be taken; rank 0 (node0) waits in Lightning's rendezvous; if more time is all that is needed, raise "
         "job_rendezvous_timeout_seconds; node0 has no /opt/thunderhead/tools/env/bin/py-spy, so run: ansible-playbook "
         "setup.yml",
     )
@@ -462,3 +463,35 @@ def test_connections_are_tried_only_where_the_explanation_depends_on_them() -> N
 )
 def test_what_is_no_activity(value: Any) -> None:
     assert read_activity(value) is None
+
+
+def test_more_ranks_than_stacks_are_taken_of() -> None:
+    many = [Process(10 + rank, 10 if rank else 1, rank or None, "S", True, "State: S") for rank in range(96)]
+    logs = {node: announced(*((96 * node + rank, 192) for rank in range(96))) for node in (0, 1)}
+    assert "the script expects" not in said([many, many], logs).sentence
+    logs = {node: announced(*((96 * node + rank, 200) for rank in range(96))) for node in (0, 1)}
+    assert "the script expects 200 ranks, but 2 nodes with 96 processes each" in said([many, many], logs).sentence
+
+
+def test_what_a_node_sends_of_a_rank_is_escaped_and_bounded() -> None:
+    sent = [[[0, "running", "in a\x1b[2J\n" + "x" * 4000, "", ""]], [], False, False, False, "\u202e/py-spy", 40000]
+    found = read_activity(sent)
+    assert found is not None and found.missing == "\\u202e/py-spy"
+    (rank,) = found.ranks
+    assert rank.description.startswith("in a\\x1b[2J\\nxxx") and len(rank.description) == 400
+
+
+def test_what_a_node_sends_of_its_connections() -> None:
+    hosts = ["node0", "node1"]
+    sent = {"failed": {"node1": "no\nanswer", "stranger": "refused"}, "master": "x" * 1000}
+    assert read_connections(sent, hosts) == ({"node1": "no\\nanswer"}, "x" * 200)
+    assert read_connections({"failed": {}, "master": None}, hosts) == ({}, "")
+    bad: list[Any] = [None, [], {}, {"failed": []}, {"failed": {"node1": 5}}, {"failed": {}, "master": ["x"]}]
+    assert [read_connections(one, hosts) for one in bad] == [None] * len(bad)
+
+
+def test_where_only_the_head_tried_it_is_not_said_of_every_node() -> None:
+    waiting: list[list[Process] | str] = [ranks(MEETING), *["did not answer the head"] * 3]
+    failed = {f"node{rank}": "no answer" for rank in (1, 2, 3)}
+    sentence = said(waiting, unreached=failed, ports=dict.fromkeys(failed, 40000)).sentence
+    assert "node0 gets no answer from every other" in sentence and "every node" not in sentence

@@ -9,7 +9,11 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import format_bytes, printable
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import (
+    escape,
+    format_bytes,
+    printable,
+)
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import (
     is_count,
     is_flag,
@@ -22,7 +26,7 @@ LEAST_CPU = 0.01
 """Of a core: a rank that uses less, and no disk, stands still. One that waits uses a hundredth of this."""
 LEAST_BYTES = 2**16
 """A rank that has read and written so much in that time works."""
-MOST_RANKS = 64
+MOST_RANKS = 1024
 """Of one node, that are described."""
 LONGEST_DESCRIPTION = 400
 # Lightning's (fabric/utilities/distributed.py) before it waits, from every rank, and after it, from rank 0.
@@ -127,15 +131,28 @@ def _work(cpu: float, transferred: int, waits_for_disk: bool, seconds: float) ->
 
 def read_activity(value: Any) -> NodeActivity | None:
     """Return the activity that a node has sent as JSON, or None if it is none."""
-    kinds = (is_count, is_text, is_text, is_text, is_text)
-    try:
-        ranks, announced, registered, waits, passed, missing, port = value
-        pairs = [(int(rank), int(count)) for rank, count in announced[:MOST_RANKS]]
-        activities = [RankActivity(*one) for one in ranks[:MOST_RANKS]]
-    except (TypeError, ValueError):
+    if not isinstance(value, list) or len(value) != len(NodeActivity._fields):
         return None
+    ranks, announced, registered, waits, passed, missing, port = value
     flags = (registered, waits, passed)
-    is_whole = all(check(part) for one in activities for check, part in zip(kinds, one))
-    if not (is_whole and all(map(is_flag, flags)) and is_text(missing) and is_count(port)):
+    if not (isinstance(ranks, list) and isinstance(announced, list) and all(map(is_flag, flags)) and is_text(missing)):
         return None
-    return NodeActivity(activities, pairs, *flags, missing, port)
+    if not (
+        all(map(_is_rank, ranks)) and all(map(_is_announcement, announced)) and is_count(port) and 0 <= port < 2**16
+    ):
+        return None
+    activities = [
+        RankActivity(one[0], *(escape(text)[:LONGEST_DESCRIPTION] for text in one[1:])) for one in ranks[:MOST_RANKS]
+    ]
+    pairs = [(one[0], one[1]) for one in announced[:MOST_RANKS]]
+    return NodeActivity(activities, pairs, *flags, escape(missing), port)
+
+
+def _is_rank(value: object) -> bool:
+    if not isinstance(value, list) or len(value) != len(RankActivity._fields):
+        return False
+    return is_count(value[0]) and all(map(is_text, value[1:]))
+
+
+def _is_announcement(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(is_count, value))

@@ -9,15 +9,17 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import join_names
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import escape, join_names
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import (
     NO_ANSWER,
     NO_ROUTE,
     ONLY_SMALL,
     REFUSED,
+    is_text,
 )
 
 MOST_PAIRS = 5
+LONGEST_REASON = 200
 
 _VERBS = {
     NO_ANSWER: "gets no answer from",
@@ -84,6 +86,28 @@ class Reachability:
         }
 
 
+def read_connections(value: object, hosts: Sequence[str]) -> tuple[dict[str, str], str] | None:
+    """Return whom a node could not connect to, and why, and why not to MASTER_PORT ("": it could, or did not try).
+
+    Args:
+        value: what the node has sent as JSON.
+        hosts: of the job.
+
+    Returns:
+        None if it is nothing of that kind.
+    """
+    if not isinstance(value, dict):
+        return None
+    failed, master = value.get("failed"), value.get("master") or ""
+    if not (isinstance(failed, dict) and is_text(master) and all(map(is_text, failed.values()))):
+        return None
+    return {host: _reason(why) for host, why in failed.items() if host in hosts}, _reason(master)
+
+
+def _reason(why: str) -> str:
+    return escape(why)[:LONGEST_REASON]
+
+
 def ports_of(ports: Iterable[int]) -> str:
     """Return "port 40001", or "ports 33001 to 59873" if these are several."""
     first, *others = sorted(set(ports))
@@ -105,7 +129,7 @@ def describe_pairs(reach: Reachability, pairs: Pairs) -> list[str]:
     found: Phrases = {}
     if len(hosts) > 2:
         every = len(reach.failed) * (len(hosts) - 1)
-        if every and len(pairs) == every:
+        if every and len(pairs) == every and len(reach.failed) == len(hosts):
             found[_remedy(pairs.values())] = [(f"every node {_verb(pairs.values())} every other", [*pairs])]
             pairs = {}
         unreached = [

@@ -173,7 +173,11 @@ def _of_rendezvous(
     empty = [node for node in silent if node.host not in findings.errors]
     where = " or ".join(dict.fromkeys(member.activity.description.removeprefix("in ") for member in meeting))
     if empty or (others and not met):
-        missing = [_doing(group, "never came to it, but ") for group in _grouped(others)]
+        unknown = {member.activity.description for member in others if member.activity.kind == read_stacks.UNKNOWN}
+        missing = [
+            _doing(group, "was not seen in it, and " if group[0] in unknown else "never came to it, but ")
+            for group in _grouped(others)
+        ]
         if empty:
             missing.append(_empty(empty))
         return (

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -49,7 +50,13 @@ class Snapshot:
     text: str
 
 
-def take_snapshot(supervisor: int, directory: str, owner: User | None, seconds: float) -> Snapshot:
+def take_snapshot(
+    supervisor: int,
+    directory: str,
+    owner: User | None,
+    seconds: float,
+    wait: Callable[[float], None] = time.sleep,
+) -> Snapshot:
     """Take the Python stacks of a job's processes, without halting one, and see how much they work meanwhile.
 
     Args:
@@ -57,6 +64,7 @@ def take_snapshot(supervisor: int, directory: str, owner: User | None, seconds: 
         directory: the cluster directory, in which py-spy lies.
         owner: as whom they run; None if that is who this process runs as.
         seconds: how long to look at what they use; children that come or go meanwhile count at their parents.
+        wait: waits for so many seconds.
     """
     began = time.monotonic()
     with acting(owner):  # where it lacks CAP_SYS_PTRACE, root sees less of a user's processes than the user
@@ -76,7 +84,7 @@ def take_snapshot(supervisor: int, directory: str, owner: User | None, seconds: 
         rank = "" if one["local_rank"] is None else f", local rank {one['local_rank']}"
         head = f"==== process {one['pid']}{rank}, state {one['state']}: {one.pop('command')}"
         one["text"] = "\n".join([printable(head.encode(errors="replace")), *map(printable, text.split(b"\n")), ""])
-    time.sleep(max(0, began + seconds - time.monotonic()))
+    wait(max(0, began + seconds - time.monotonic()))
     with acting(owner):
         after = used(descendants(supervisor))
     add_work(found, before, after)

@@ -41,8 +41,8 @@ def follow(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     more), pace_seconds (from the request on, likewise), max_bytes, quiet (log growth alone is no news until
     ``max_bytes`` have gathered), gang_changed (of the gang's state that is known; 0: none). Reply: the job's state, the
     new offset, and, absent if there is nothing: trouble (what the job has done to its log, a verb phrase), has_stacks
-    (there is something for ``read_stacks``), and from the gang's head gang: what ``read_gang_state`` returns, and
-    changed, in nanoseconds. Payload: the log from the old offset on.
+    (there is something for ``read_stacks``), and from the gang's head gang, what ``read_gang_state`` returns, and
+    gang_changed, when it wrote that, in nanoseconds. Payload: the log from the old offset on.
     """
     holder, job_dir = LockHolder(request), become_job_owner(request)
     descriptor, trouble = find_log(job_dir)
@@ -73,8 +73,10 @@ def follow(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
     more: Reply = {"trouble": trouble} if trouble else {}
     changed = when_changed(job_dir)
     gang = read_gang_state(job_dir) if changed else None
+    if changed:
+        more["gang_changed"] = changed
     if gang:
-        more["gang"] = {**gang, "changed": changed}
+        more["gang"] = gang
     if os.path.lexists(stacks_path(job_dir)):
         more["has_stacks"] = True
     return {**state, "offset": offset + len(data), **more}, data

@@ -136,18 +136,19 @@ class Gang:
             wants_to_send = number in self._dialing or number in self._unsent
             poll.register(one, select.POLLIN | (select.POLLOUT if wants_to_send else 0))
         if self.inspector:
-            poll.register(self.inspector.connection, select.POLLIN)
+            sends = self.inspector.has_unsent
+            poll.register(self.inspector.connection, select.POLLIN | (select.POLLOUT if sends else 0))
         poll.register(self.signals, select.POLLIN)
         poll.poll(seconds * 1000)
         with suppress(BlockingIOError):
             os.read(self.signals, 4096)
         now = time.monotonic()
-        self._inspect()
         self._accept(now)
         for number in list(self._sockets):
             if number not in self._dialing or self._is_made(number, now):
                 self._receive(number, now)
         self._connections.tick(now)
+        self._inspect()
         self._pump(now)
 
     def leave(self, reason: Callable[[], str | None]) -> None:
@@ -177,17 +178,19 @@ class Gang:
 
     def _inspect(self) -> None:
         """Take what the inspector has found, and ask it for more."""
+        if self.inspector:
+            for result in self.inspector.results():
+                self._member.task_done(result)
+            self.inspector.flush()
+            if self.inspector.is_gone:
+                self.inspector.connection.close()
+                self.inspector = None
         tasks, self._member.tasks = self._member.tasks, []
-        if self.inspector is None:
-            return
-        for result in self.inspector.results():
-            self._member.task_done(result)
         for task in tasks:
-            self.inspector.ask(task)
-        self.inspector.flush()
-        if self.inspector.is_gone:
-            self.inspector.connection.close()
-            self.inspector = None
+            if self.inspector is None or not self.inspector.ask(task):
+                why = "is at another task" if self.inspector else "has ended"
+                answer = {"task": task["task"], "number": task["number"]}
+                self._member.task_done({**answer, "result": {"error": f"cannot look: its inspector {why}"}})
 
     def _accept(self, now: float) -> None:
         while self._listener and self._connections.has_room():

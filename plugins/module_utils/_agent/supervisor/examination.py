@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import STANDSTILL
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import STANDSTILL, is_count, is_number
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.diagnosis.detect_stall import (
     Silence,
     StallDetector,
@@ -28,7 +28,27 @@ SECONDS_PER_NODE = 0.05
 ANSWER_SECONDS = 30.0
 """A node that has not answered for so long, besides the time that it was to take, counts as unknown."""
 MOST_NOTICES = 20
+LONGEST_ERROR = 300
 NO_REPLY = "did not answer the head"
+LOWEST_PORT = 1024
+"""Of those at which an inspector listens, which has root's rights."""
+
+
+def read_task(value: object, size: int) -> dict[str, Any] | None:
+    """Return the task for a member's inspector in a head's message, or None if it is none that a head gives."""
+    if not isinstance(value, dict) or not is_count(value.get("number")) or not is_number(value.get("seconds")):
+        return None
+    task = {name: value[name] for name in ("task", "number")}
+    seconds, ports = max(0, value["seconds"]), value.get("ports")
+    if task["task"] == LOOK:
+        return {**task, "seconds": min(seconds, WORK_SECONDS)}
+    ranks = {str(rank) for rank in range(size)}
+    if task["task"] != CONNECT or not isinstance(ports, dict) or not ports.keys() <= ranks:
+        return None
+    if not all(is_count(port) and LOWEST_PORT <= port < 2**16 for port in ports.values()):
+        return None
+    seconds = min(seconds, CONNECT_SECONDS + SECONDS_PER_NODE * size)
+    return {**task, "seconds": seconds, "ports": ports, "master": value.get("master") is True}
 
 
 class Examination:
@@ -82,10 +102,9 @@ class Examination:
         """
         silence, progress = self._detector.check(written, ended, now), (written, ended)
         self._waiting = silence or (self._waiting if progress == self._progress else None)
-        self._progress = progress
+        self._progress, self._unreached = progress, dict(unreached)
         if not self._step and self._waiting:
             self._silence, self._waiting, self._progress_then = self._waiting, None, progress
-            self._unreached = dict(unreached)
             seconds = min(WORK_SECONDS, self._silence.seconds) if self._silence.rendezvous else 0.0
             self._number += 1
             self._ask(LOOK, list(connected), now, seconds, seconds=seconds)
@@ -95,6 +114,7 @@ class Examination:
     def skip(self, seconds: float) -> None:
         """Leave out a time in which this process was frozen."""
         self._detector.skip(seconds)
+        self._deadline += seconds
 
     def take(self, rank: int, task: object, number: object, result: object) -> None:
         """Take what an inspector has found; an answer to an earlier question is passed over."""
@@ -113,7 +133,7 @@ class Examination:
         if step == LOOK:
             self._activities = {rank: one["found"] for rank, one in answers.items() if "found" in one}
             self._errors = {
-                rank: str(answers.get(rank, {}).get("error", NO_REPLY))
+                rank: str(answers.get(rank, {}).get("error", NO_REPLY))[:LONGEST_ERROR]
                 for rank in range(self._size)
                 if rank not in self._activities
             }
@@ -121,7 +141,7 @@ class Examination:
         elif step == CONNECT:
             self._explain({str(rank): one.get("found") for rank, one in answers.items()}, now)
         elif step == EXPLAIN:
-            self._conclude(answers.get(self._rank, {"error": NO_REPLY}), now)
+            self._conclude(answers.get(self._rank, {"error": "the head's inspector did not answer"}), now)
 
     def _explain(self, reached: dict[str, Any] | None, now: float) -> None:
         """Have the head's inspector explain what was found; ``reached``: whom each node could connect to."""

@@ -17,9 +17,8 @@ from typing import Any
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import NO_ANSWER, REFUSED, node_name
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.authenticated_stream import Message
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.examination import (
-    CONNECT,
-    LOOK,
     Examination,
+    read_task,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.job_plan import Member, read_members
 
@@ -47,6 +46,13 @@ REACH_SECONDS = 2.0
 """How long the head tries to reach a member before it counts as not reached: it is started over SSH then."""
 LONGEST_REASON = 3000
 """Bytes of a verdict as JSON: one is part of state.json, which has a fixed size."""
+
+
+def cut_reason(why: str) -> str:
+    """Return as much of a reason as state.json has room for."""
+    while len(json.dumps(why)) > LONGEST_REASON:
+        why = why[: len(why) * 9 // 10]
+    return why
 
 
 class Other:
@@ -233,6 +239,7 @@ class GangMember:
         if self.role == HEAD:
             self._take_finding(self._rank, result)
         else:
+            self._report()  # what the rank has printed meanwhile counts
             self._send(self.head, "finding", finding=result)
 
     def end(self, why: str) -> None:
@@ -283,8 +290,8 @@ class GangMember:
             self._decide(verdict)
         if kind == "over" and self._own.state != RUNNING:
             self.over = True
-        task = message.get("task")
-        if kind == "task" and isinstance(task, dict) and task.get("task") in (LOOK, CONNECT):
+        task = read_task(message.get("task"), len(self._nodes)) if kind == "task" else None
+        if task:
             self.tasks.append(task)
         if is_new or kind in ("lead", "verdict"):
             self._report()
@@ -321,9 +328,7 @@ class GangMember:
         """Take a verdict, unless there is one, and pass it on to all if this supervisor is the head."""
         if self.verdict is not None:
             return
-        while len(json.dumps(why)) > LONGEST_REASON:
-            why = why[: len(why) * 9 // 10]
-        self.verdict, self._verdict_at = why, self._last_tick
+        self.verdict, self._verdict_at = cut_reason(why), self._last_tick
         if self.role == HEAD:
             for rank in self._others:
                 self._send(rank, "verdict", verdict=self.verdict)

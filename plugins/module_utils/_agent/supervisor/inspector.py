@@ -9,11 +9,14 @@ the agent has: by default, Linux lets only root look into a process that is no c
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import select
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -77,11 +80,21 @@ class Inspector:
         self.is_gone = False
         self._received = b""
         self._unsent = b""
+        self._is_busy = False
 
-    def ask(self, task: dict[str, Any]) -> None:
-        """Have something done, after all that was asked before."""
+    @property
+    def has_unsent(self) -> bool:
+        """Whether a task is still to be sent."""
+        return bool(self._unsent)
+
+    def ask(self, task: dict[str, Any]) -> bool:
+        """Have something done; return False if it is still at what it was asked before."""
+        if self._is_busy:
+            return False
+        self._is_busy = True
         self._unsent += json.dumps(task).encode() + b"\n"
         self.flush()
+        return True
 
     def flush(self) -> None:
         """Send what the connection takes now of what was asked."""
@@ -100,6 +113,7 @@ class Inspector:
         except OSError:
             self.is_gone = True
         *lines, self._received = self._received.split(b"\n")
+        self._is_busy = self._is_busy and not lines
         return [json.loads(line) for line in lines]
 
 
@@ -135,11 +149,11 @@ def fork_inspector(subject: Subject) -> Inspector:
 def serve(connection: socket.socket, subject: Subject) -> None:
     """Do what comes over a connection until it is closed."""
     tasks: dict[str, Callable[[Subject, dict[str, Any]], dict[str, Any]]] = {
-        LOOK: look,
+        LOOK: functools.partial(look, functools.partial(wait_or_end, connection)),
         CONNECT: connect,
         EXPLAIN: explain,
     }
-    with connection.makefile("rb") as lines:
+    with suppress(BrokenPipeError, ConnectionResetError), connection.makefile("rb") as lines:
         for line in lines:
             task = json.loads(line)
             try:
@@ -150,7 +164,19 @@ def serve(connection: socket.socket, subject: Subject) -> None:
             connection.sendall(json.dumps(answer).encode() + b"\n")
 
 
-def look(subject: Subject, task: dict[str, Any]) -> dict[str, Any]:
+def wait_or_end(connection: socket.socket, seconds: float) -> None:
+    """Wait, but end this process at once when the supervisor has ended: the job may be over."""
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    deadline = time.monotonic() + seconds
+    while (left := deadline - time.monotonic()) > 0:
+        if poll.poll(left * 1000) and not connection.recv(1, socket.MSG_PEEK):
+            sys.exit()
+        elif left > 0.1:
+            time.sleep(0.1)  # the next task has come already, and waits
+
+
+def look(wait: Callable[[float], None], subject: Subject, task: dict[str, Any]) -> dict[str, Any]:
     """Take the stacks of this node's ranks, write them into the job's folder, and say in short what they do."""
     from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.ports import free_port
     from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.diagnosis.describe_ranks import (
@@ -160,7 +186,7 @@ def look(subject: Subject, task: dict[str, Any]) -> dict[str, Any]:
 
     job_dir, user = subject.facts.job_dir, subject.user
     owner = user if os.geteuid() != user.uid else None
-    found = take_snapshot(subject.supervisor, subject.directory, owner, task["seconds"])
+    found = take_snapshot(subject.supervisor, subject.directory, owner, task["seconds"], wait)
     log = b""
     with user.acting():
         with suppress(OSError), open(open_regular(os.path.join(job_dir, "log")), "rb") as file:
@@ -196,7 +222,8 @@ def connect(subject: Subject, task: dict[str, Any]) -> dict[str, Any]:
             "head": None,
         }
     )
-    reply = test.run()
+    with subject.user.acting():  # which ports are free is another matter for root
+        reply = test.run()
     return {"found": {"failed": reply["failed"], "master": reply["master"]}}
 
 
@@ -211,12 +238,14 @@ def explain(subject: Subject, task: dict[str, Any]) -> dict[str, Any]:
         found: ``(rendezvous, passed, sentence, open)`` of a ``Verdict``; or ports and master, with which all nodes are
         to connect to each other first.
     """
+    from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import escape
     from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import ONLY_SMALL
     from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.diagnosis.describe_ranks import (
         read_activity,
     )
     from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.diagnosis.describe_reachability import (
         Reachability,
+        read_connections,
     )
     from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.diagnosis.explain_stall import Findings
     from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.diagnosis.explain_stall import (
@@ -226,7 +255,7 @@ def explain(subject: Subject, task: dict[str, Any]) -> dict[str, Any]:
     hosts = [member.host for member in subject.members]
     activities = {hosts[int(rank)]: read_activity(one) for rank, one in task["activities"].items()}
     known = {host: one for host, one in activities.items() if one is not None}
-    errors = {hosts[int(rank)]: str(why) for rank, why in task["errors"].items()}
+    errors = {hosts[int(rank)]: escape(str(why)) for rank, why in task["errors"].items()}
     errors.update({host: "sent something that is no activity" for host, one in activities.items() if one is None})
     unreached = {hosts[int(rank)]: why for rank, why in task["unreached"].items()}
     master_port = subject.plan.master_port
@@ -235,11 +264,11 @@ def explain(subject: Subject, task: dict[str, Any]) -> dict[str, Any]:
         if task["reached"] is None:
             raise _ConnectFirst(master)
         ports = {hosts[int(rank)]: port for rank, port in task["ports"].items()}
-        replies = {hosts[int(rank)]: one for rank, one in task["reached"].items()}
-        found = {host: one for host, one in replies.items() if isinstance(one, dict)}
+        replies = {hosts[int(rank)]: read_connections(one, hosts) for rank, one in task["reached"].items()}
+        found = {host: one for host, one in replies.items() if one is not None}
         unknown: dict[str, object] = {host: "did not try" for host in hosts if host not in found}
-        failed = {host: dict(one["failed"]) for host, one in found.items()}
-        masters = {host: one["master"] for host, one in found.items() if one["master"] not in (None, ONLY_SMALL)}
+        failed = {host: one for host, (one, _master) in found.items()}
+        masters = {host: why for host, (_failed, why) in found.items() if why not in ("", ONLY_SMALL)}
         return Reachability(hosts, master_port, ports, failed, masters, unknown)
 
     gang_ports = {member.host: member.gang_port for member in subject.members}

@@ -43,7 +43,10 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contrac
     node_name,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.drive_gang import Gang
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.gang_member import LONGEST_REASON
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.gang_member import (
+    LONGEST_REASON,
+    cut_reason,
+)
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.inspector import (
     Subject,
     fork_inspector,
@@ -257,7 +260,7 @@ class Supervisor:
 
     def _note_gang(self, last: bool = False) -> None:
         """Write down, as the head, what is known of the gang; ``last``: it does not try any longer to reach a node."""
-        summary = self._gang.summary() if self._gang else {"unreached": []}
+        summary = self._gang.summary() if self._gang else {"unreached": [], **self._summary}
         if summary is None or self._plan.rank or (self._plan.world_size == 1 and not summary.get("notices")):
             return
         if self._gang:
@@ -274,7 +277,7 @@ class Supervisor:
         if self._failure:
             return self._failure
         with suppress(OSError), open(reason_path(self._job_dir), errors="replace") as file:
-            return file.read(LONGEST_REASON)
+            return cut_reason(file.read(LONGEST_REASON))
         return f"{self._name} was stopped by its own node, as at a shutdown"
 
     def _leave_gang(self, state: str, why: str) -> None:

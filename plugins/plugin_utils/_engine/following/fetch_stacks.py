@@ -15,6 +15,8 @@ FETCH_SECONDS = 15
 """A node that has not replied after so long is left out."""
 MOST_BYTES = 2**22
 """Of one node's."""
+ALL_BYTES = 2**26
+"""Of all nodes' together."""
 
 
 def fetch_stacks(gang: Gang, folder: Path) -> Path | None:
@@ -27,7 +29,9 @@ def fetch_stacks(gang: Gang, folder: Path) -> Path | None:
     Returns:
         None if nothing can be written here.
     """
-    replies, errors = gang.ask("read_stacks", FETCH_SECONDS, max_bytes=MOST_BYTES)
+    replies, errors = gang.ask(
+        "read_stacks", FETCH_SECONDS, max_bytes=min(MOST_BYTES, ALL_BYTES // gang.topology.world_size)
+    )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for node in gang.topology.nodes:

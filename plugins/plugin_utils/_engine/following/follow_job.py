@@ -97,6 +97,7 @@ def follow_job(
         )
         try:
             endings = following.run(interrupted, stop=stopped)
+            observer.finish()
         except JobError as error:
             if interrupts.came:  # and it is not shown elsewhere
                 interrupts.say(escape_lines(str(error)))

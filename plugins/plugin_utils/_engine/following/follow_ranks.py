@@ -45,6 +45,8 @@ NO_REPLY_SECONDS = 120
 NO_REPLY_TIMES = 4
 """With no reply from any rank for so long, or so many times the nodes' own time-out if that is longer, the job is not
 followed any more."""
+GANG_SECONDS = 10
+"""How long the gang has to end a job of which a rank has ended badly; after that this machine stops what still runs."""
 REST_SECONDS = 60
 """How long a rank that is not shown live is not asked, at most, while the gang's head says that it runs."""
 QUIET_SECONDS = 1
@@ -139,6 +141,8 @@ class JobFollower:
         self._given_up = threading.Event()
         self._running: frozenset[int] = frozenset()  # the ranks that run, as the head says
         self._head_spoke = -math.inf  # when it said so
+        self._unmet: frozenset[int] = frozenset()  # the ranks that the head has never met
+        self._bad_since: float | None = None  # when a rank was first known to have ended badly
         self._chunk = min(CHUNK_BYTES, max(2**20, ALL_CHUNKS_BYTES // len(self._ranks)))
 
     def run(self, interrupted: Callable[[], bool], stop: bool = False) -> dict[str, RankEnding] | None:
@@ -171,7 +175,7 @@ class JobFollower:
                 return None
             self._check_silence()
             bad = next((host for host, ending in endings.items() if ending.state != "succeeded"), None)
-            if because is None and bad is not None:
+            if because is None and bad is not None and self._must_stop():
                 because = self._cause(bad, endings[bad])
             if not endings:
                 self._observer.report_state()
@@ -180,6 +184,17 @@ class JobFollower:
             lines = [f"{rank.node.name} {endings[rank.node.host].note}" for rank in left]
             raise self._broken_off("\n".join(lines), MAY_STILL_RUN, "to stop it: {stop}")
         return {host: endings[host] for host in self._ranks}
+
+    def _must_stop(self) -> bool:
+        """Return whether this machine has to stop the ranks that still run, though one has ended badly.
+
+        The gang does that; but it cannot where a node has never met the head.
+        """
+        if self._bad_since is None:
+            self._bad_since = time.monotonic()
+            self._wake_all()
+        running = {rank.node.rank for host, rank in self._ranks.items() if host not in self._endings}
+        return bool(running & self._unmet) or time.monotonic() - self._bad_since > GANG_SECONDS
 
     def _start_asking(self) -> None:
         """Start the threads that follow a rank each, as many as this machine allows now."""
@@ -215,13 +230,17 @@ class JobFollower:
         if not unfinished:
             return
         quiet = [rank for rank in unfinished if rank.silent() > self._node_timeout]
+        for rank in quiet:
+            if ending := self._ending_by_the_others(rank):
+                self._endings[rank.node.host] = ending
         if self._stopping:
             sent = self._stop_sent_at
             overdue = sent is not None and time.monotonic() > sent + STOP_SECONDS
             for rank in unfinished if overdue else quiet:
-                ending = self._ending_by_the_others(rank) or (self._unknown(rank) if sent is not None else None)
-                if ending:
-                    self._endings[rank.node.host] = ending
+                if sent is not None and rank.node.host not in self._endings:
+                    self._endings[rank.node.host] = self._ending_by_the_others(rank) or self._unknown(rank)
+            return
+        if self._bad_since is not None:
             return
         if len(quiet) == len(unfinished):
             if all(rank.gone for rank in unfinished):
@@ -333,6 +352,7 @@ class JobFollower:
         """Take what the head says of all ranks; those that run need not be asked for a while."""
         self._head_spoke = time.monotonic()
         running = {rank for rank, one in enumerate(gang["ranks"]) if one["state"] == "running" and not gang["ending"]}
+        self._unmet = frozenset(rank for rank, one in enumerate(gang["ranks"]) if one["state"] == "unknown")
         ended, self._running = self._running - running, frozenset(running)
         for rank, known in zip(self._ranks.values(), gang["ranks"], strict=False):
             if rank.rests:
@@ -344,14 +364,17 @@ class JobFollower:
         if not rank.node.rank:  # the head, whose word counts
             return False
         is_known = time.monotonic() - self._head_spoke < max(self._node_timeout, 2 * POLL_SECONDS)
-        return is_known and rank.node.rank in self._running and not self._stopping and not self._given_up.is_set()
+        goes_on = self._bad_since is None and not self._stopping and not self._given_up.is_set()
+        return is_known and goes_on and rank.node.rank in self._running
 
     def _rest(self, rank: _Rank) -> None:
         """Wait before a rank is asked again; not all at the same moment."""
         rank.rests = True
         rank.wake.wait(REST_SECONDS * (0.5 + 0.5 * (rank.node.rank + 1) / len(self._ranks)))
         rank.wake.clear()
-        rank.last_reply, rank.rests = time.monotonic(), False
+        if self._bad_since is None:  # else it counts how long the node of a rank has been silent that the gang has lost
+            rank.last_reply = time.monotonic()
+        rank.rests = False
 
     def _wake_all(self) -> None:
         for rank in self._ranks.values():
@@ -405,8 +428,9 @@ class JobFollower:
             if "trouble" in reply and not reported:
                 reported = True
                 self._observer.say(f"{rank.node.name} {escape(reply['trouble'])}")
-            if "gang" in reply and rank.node.rank == 0:
-                gang_changed = reply["gang"]["changed"]
+            if rank.node.rank == 0:
+                gang_changed = reply.get("gang_changed", gang_changed)
+            if rank.node.rank == 0 and "gang" in reply:
                 self._hear_head(reply["gang"])
             if reply["state"] not in GOING_ON and not (reply["more"] and data):
                 return self._ending(reply)

@@ -15,9 +15,15 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.te
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.gang import Gang
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.topology import Node
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis import job_warnings
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following.fetch_stacks import fetch_stacks
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following.fetch_stacks import (
+    FETCH_SECONDS,
+    fetch_stacks,
+)
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.rank_log import RankLog
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.screen import Screen
+
+MOST_REPORTED = 100
+"""How many different sentences are shown of what was found out: what a node says of its job is not to fill a screen."""
 
 
 class JobObserver:
@@ -47,6 +53,8 @@ class JobObserver:
         self._about = about
         self._states: dict[str, Mapping[str, Any]] = {}
         self._reported: set[str] = set()
+        self._reporting: threading.Thread | None = None  # that fetches stacks
+        self._lock = threading.Lock()
         self._warned = False  # that the ranks have not met
 
     def output(self, node: Node) -> None:
@@ -59,18 +67,33 @@ class JobObserver:
 
     def update_state(self, node: Node, state: Mapping[str, Any]) -> None:
         """Take a rank's state from its node's reply."""
-        self._states[node.host] = {**self._states.get(node.host, {}), **state}
-        news = [one for one in state.get("gang", {}).get("notices", []) if one not in self._reported]
-        if news:
-            self._reported.update(news)
-            with contextlib.suppress(RuntimeError):  # no thread can be started
-                threading.Thread(target=self._report, args=(news,), daemon=True).start()
+        with self._lock:
+            self._states[node.host] = {**self._states.get(node.host, {}), **state}
+        if node.rank == 0:  # the head; what others say that they have found out is not the gang's
+            self._report_notices(state.get("gang", {}).get("notices", []))
+
+    def _report_notices(self, notices: list[str]) -> None:
+        """Show what the head has found out, and where the stacks lie, in a thread: the nodes are asked for those."""
+        with self._lock:
+            news = [one for one in notices if one not in self._reported]
+            is_busy = self._reporting is not None and self._reporting.is_alive()
+            if not news or is_busy or len(self._reported) > MOST_REPORTED:
+                return
+            reporting = threading.Thread(target=self._report, args=(news,), daemon=True)
+            with contextlib.suppress(RuntimeError):  # no thread can be started; the next reply tries again
+                reporting.start()
+                self._reported.update(news)
+                self._reporting = reporting
 
     def _report(self, notices: list[str]) -> None:
-        """Show what the head has found out, and where the stacks lie."""
         folder = fetch_stacks(self._gang, self._stacks)
         for one in notices:
             self._screen.say(f"{escape(one)}{f'; what every rank was doing: {folder}' if folder else ''}")
+
+    def finish(self) -> None:
+        """Wait until all that was found out is shown."""
+        if self._reporting:
+            self._reporting.join(FETCH_SECONDS)
 
     @property
     def parts(self) -> job_warnings.Parts:

@@ -389,7 +389,7 @@ class Launch:
             "gang_key": self._gang_key,
             "node_timeout_seconds": job.node_timeout_seconds,
             "stall_timeout_seconds": job.stall_timeout_seconds,
-            "rendezvous_timeout_seconds": job.rendezvous_timeout_seconds,
+            "rendezvous_timeout_seconds": job.rendezvous_timeout_seconds if job.gang else 0,
             "grace_seconds": job.grace_seconds,
             "launcher": job.launcher,
             "gang": job.gang,

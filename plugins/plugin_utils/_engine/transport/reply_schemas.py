@@ -167,7 +167,7 @@ def fields(required: Mapping[str, Check], optional: Mapping[str, Check] | None =
 
 _STATE = {"state": STATE["state"]}
 _GANG_RANK = fields({"state": GANG_RANK["state"]}, {name: GANG_RANK[name] for name in GANG_RANK if name != "state"})
-_GANG = {"ranks": many(_GANG_RANK), "ending": is_flag, "notices": many(is_sentence), "changed": is_size}
+_GANG = {"ranks": many(_GANG_RANK), "ending": is_flag, "notices": many(is_sentence)}
 _MORE_OF_STATE = {name: check for name, check in STATE.items() if name != "state"}
 _OWNER = {name: is_text for name in ("id", "user", "start")}
 _HOLDER = {**_OWNER, "pid": is_text, "process_start": is_text}
@@ -254,7 +254,13 @@ REPLIES: Mapping[str, tuple[Mapping[str, Check], Mapping[str, Check]]] = {
     ),
     "follow": (
         {**_STATE, "more": is_flag, "offset": is_size},
-        {**_MORE_OF_STATE, "trouble": is_sentence, "gang": fields(_GANG), "has_stacks": is_flag},
+        {
+            **_MORE_OF_STATE,
+            "trouble": is_sentence,
+            "gang": fields(_GANG),
+            "gang_changed": is_size,
+            "has_stacks": is_flag,
+        },
     ),
     "setup_facts": (
         {
