@@ -193,8 +193,7 @@ class JobFollower:
         if self._bad_since is None:
             self._bad_since = time.monotonic()
             self._wake_all()
-        running = {rank.node.rank for host, rank in self._ranks.items() if host not in self._endings}
-        return bool(running & self._unmet) or time.monotonic() - self._bad_since > GANG_SECONDS
+        return bool(self._unmet) or time.monotonic() - self._bad_since > GANG_SECONDS
 
     def _start_asking(self) -> None:
         """Start the threads that follow a rank each, as many as this machine allows now."""
