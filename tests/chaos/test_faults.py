@@ -61,8 +61,14 @@ def reboot(node: Node, _job: str) -> None:
     node.reboot()
 
 
+def how(reason: str) -> str:
+    """Return a reason without what may differ: a dead supervisor is noticed as its machine says so, or by its silence."""
+    said = re.sub(rf"{VANISHED}.*", "vanished", reason)
+    return said.removeprefix("the node of ").replace(", the head,", "")
+
+
 def named(rank: int, what: str) -> str:
-    return rf"rank {rank} \(node{rank}\)(, the head,)? {what}"
+    return rf"(the node of )?rank {rank} \(node{rank}\)(, the head,)? {what}"
 
 
 FAULTS = [
@@ -142,7 +148,7 @@ def course_of(cluster: Cluster, fault: Fault, timeline: Timeline, follows: bool)
     bound = NODE_TIMEOUT_SECONDS + GRACE_SECONDS + END_SECONDS
     cluster.await_nothing_left(found.job, bound, others)
     ends = [other.state(found.job) for other in others]
-    found.states = [(end["state"], re.sub(r"for \d+ s", "for N s", end.get("because", ""))) for end in ends]
+    found.states = [(end["state"], how(end.get("because", ""))) for end in ends]
     found.seconds = max(end["ended"] for end in ends) - struck
     if follows:
         assert run.wait() == 2, run.text

@@ -65,6 +65,8 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervi
 
 MOST_IDLE_SECONDS = 0.5
 """How long this process waits at most before it looks whether anything is due; what happens wakes it."""
+SHUTDOWN_SECONDS = 0.2
+"""How much later than the script this process may get the SIGTERM that a shutdown sends to both."""
 NOTICE_SECONDS = 45
 """What a script was not seen to do for this long is reported, so that the user reads it within a minute."""
 STATE_BYTES = 4000
@@ -214,16 +216,16 @@ class Supervisor:
         while True:
             pid, status = os.waitpid(-1, os.WNOHANG)  # orphans of the job too
             if pid == script:
+                if os.waitstatus_to_exitcode(status) == -signal.SIGTERM and not stopping:
+                    self._pause(SHUTDOWN_SECONDS)
+                    if self._stop_times:  # it was sent to both
+                        self._begin_to_stop(started)
                 return status
             if self._gang and self._gang.verdict is not None and not self._stop_times:
                 self._stop_times.append(time.monotonic())
             if self._stop_times and not stopping:
                 stopping = True
-                self._state["stopping"] = time.monotonic() - started
-                self._state["because"] = self._reason()
-                signal_processes(descendants(os.getpid()), signal.SIGTERM)
-                if self._gang:
-                    self._gang.end(self._state["because"])
+                self._begin_to_stop(started)
             elif self._stop_times and time.monotonic() - self._stop_times[0] > self._plan.grace_seconds:
                 signal_processes(descendants(os.getpid()), signal.SIGKILL)
             if pid:
@@ -234,6 +236,14 @@ class Supervisor:
                 with suppress(OSError):  # a full disk: written at the end
                     self._save(**news)
             self._wait()
+
+    def _begin_to_stop(self, started: float) -> None:
+        """Note why this node's part has to end, send TERM to all of its processes, and tell the gang."""
+        self._state["stopping"] = time.monotonic() - started
+        self._state["because"] = self._reason()
+        signal_processes(descendants(os.getpid()), signal.SIGTERM)
+        if self._gang:
+            self._gang.end(self._state["because"])
 
     def _wait(self) -> None:
         # Heartbeats are a fifth of the time-out apart.
