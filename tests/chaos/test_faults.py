@@ -62,7 +62,7 @@ def reboot(node: Node, _job: str) -> None:
 
 
 def how(reason: str) -> str:
-    """Return a reason without what may differ: a dead supervisor is noticed as its machine says so, or by its silence."""
+    """Return a reason without what may differ: that a supervisor is dead is known by a refusal, or by its silence."""
     said = re.sub(rf"{VANISHED}.*", "vanished", reason)
     return said.removeprefix("the node of ").replace(", the head,", "")
 
