@@ -11,6 +11,7 @@ PYTHON ?= python3
 NODES ?= 16
 ROUNDS ?= 5
 SEEDS ?= 100000
+RUNS ?= 1000000
 BYTES ?= 1000000000
 VENV := .venv
 BIN := $(VENV)/bin
@@ -77,6 +78,11 @@ unit: $(VENV)/.test ## Unit tests of plugins/ and train/
 .PHONY: simulate
 simulate: $(VENV)/.test ## The supervisors of a job in simulated time, with faults (SEEDS=100000)
 	PYTHONPATH=collections python tests/unit/plugins/gang_simulator.py 0 $(SEEDS)
+
+.PHONY: fuzz
+fuzz: $(VENV)/.test ## Untrusted bytes that reach new code (RUNS=1000000 per target, ONLY=a target); keeps the corpus
+	uv pip install --quiet --python $(VENV)/bin/python --group fuzz
+	PYTHONPATH=collections python tests/fuzz/fuzz.py --runs $(RUNS) $(ONLY)
 
 .PHONY: unit-newest
 unit-newest: $(VENV)/.test ## Unit tests of what talks to Ansible, with the newest ansible-core; Python 3.12 or newer

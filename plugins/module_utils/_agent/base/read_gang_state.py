@@ -32,7 +32,11 @@ def read_gang_state(job_dir: str) -> dict[str, Any] | None:
     ``ranks``, of each the state, and met and checkpoint_read as far as known; ``ending``, whether the job has to end;
     ``notices``, what whoever follows the job is to be told.
     """
-    found = read_json(gang_state_path(job_dir), MOST_BYTES) or {}
+    return valid_gang_state(read_json(gang_state_path(job_dir), MOST_BYTES) or {})
+
+
+def valid_gang_state(found: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what the file holds that is of the kinds that are expected; None if a part is not."""
     ranks, ending, notices = (found.get(name) for name in ("ranks", "ending", "notices"))
     if not (isinstance(ranks, list) and all(map(is_rank, ranks)) and is_flag(ending)):
         return None
