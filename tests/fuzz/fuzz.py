@@ -34,7 +34,7 @@ def fuzz_one(target: str, arguments: list[str]) -> None:
 
 
 def fuzz(target: str, runs: int) -> bool:
-    """Fuzz a target from its corpus on, and keep what the corpus needs now; return whether nothing was found."""
+    """Fuzz a target from its corpus on, and keep what has reached new code; return whether nothing was found."""
     folder, found = CACHE / target, CACHE / target / "corpus"
     found.mkdir(parents=True, exist_ok=True)
     archive = CORPUS / f"{target}.zip"
@@ -43,14 +43,9 @@ def fuzz(target: str, runs: int) -> bool:
     own = [sys.executable, __file__, "--target", target]
     limits = [f"-max_len={LONGEST}", f"-timeout={SLOWEST_SECONDS}", f"-artifact_prefix={folder}/"]
     ended = subprocess.run([*own, str(found), f"-runs={runs}", "-print_final_stats=1", *limits])
-    smallest = folder / "smallest"
-    smallest.mkdir(exist_ok=True)
-    for old in smallest.iterdir():
-        old.unlink()
-    subprocess.run([*own, "-merge=1", str(smallest), str(found), *limits], check=True, capture_output=True)
     CORPUS.mkdir(exist_ok=True)
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
-        for path in sorted(smallest.iterdir()):
+        for path in sorted(found.iterdir()):
             packed.writestr(zipfile.ZipInfo(path.name), path.read_bytes(), zipfile.ZIP_DEFLATED)
     return ended.returncode == 0
 

@@ -233,6 +233,11 @@ def test_what_no_head_asks_reaches_no_inspector(changes: dict[str, Any]) -> None
     assert read_task({**CONNECTS, **changes}, 3) is None
 
 
+@pytest.mark.parametrize("value", [None, [], "look", {}, {"number": 1, "seconds": 1}, {"task": LOOK, "number": 1}])
+def test_what_is_no_task(value: Any) -> None:
+    assert read_task(value, 3) is None
+
+
 def test_a_task_s_time_is_bounded() -> None:
     assert read_task({**LOOKS, "seconds": 1e9, "path": "/etc/shadow"}, 3) == {**LOOKS, "seconds": WORK_SECONDS}
     bounded = read_task({**CONNECTS, "seconds": 1e9}, 3)

@@ -38,7 +38,7 @@ def read_task(value: object, size: int) -> dict[str, Any] | None:
     """Return the task for a member's inspector in a head's message, or None if it is none that a head gives."""
     if not isinstance(value, dict) or not is_count(value.get("number")) or not is_number(value.get("seconds")):
         return None
-    task = {name: value[name] for name in ("task", "number")}
+    task = {"task": value.get("task"), "number": value["number"]}
     seconds, ports = max(0, value["seconds"]), value.get("ports")
     if task["task"] == LOOK:
         return {**task, "seconds": min(seconds, WORK_SECONDS)}
