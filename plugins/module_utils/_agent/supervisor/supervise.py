@@ -270,7 +270,10 @@ class Supervisor:
 
     def _note_gang(self, last: bool = False) -> None:
         """Write down, as the head, what is known of the gang; ``last``: it does not try any longer to reach a node."""
-        summary = self._gang.summary() if self._gang else {"unreached": [], **self._summary}
+        if self._gang:
+            summary = self._gang.summary()
+        else:  # what was known stays, and nobody is tried any longer
+            summary = {**self._summary, "unreached": self._summary.get("unreached") or []}
         if summary is None or self._plan.rank or (self._plan.world_size == 1 and not summary.get("notices")):
             return
         if self._gang:
