@@ -136,13 +136,12 @@ class World:
         self.timeout = self.random.choice(TIMEOUTS)
         length = self.random.uniform(5, 7 * self.timeout)
         kinds = random.Random(f"{seed} kind")
-        # Most print all the time. In others all ranks wait in a rendezvous, for good or for a while, or one works while
-        # the others wait for it.
+        # Most print all the time. In others all ranks wait in a rendezvous, for good or until one prints while it is
+        # looked at, or one works while the others wait for it.
         self.kind = kinds.choice([*["prints"] * 7, "is stuck", "is quiet", "pauses"])
         self.quiet_from = HORIZON if self.kind == "prints" else kinds.uniform(0, 10)
         self.quiet_to = HORIZON
-        if self.kind == "pauses":
-            self.quiet_to = self.quiet_from + RENDEZVOUS_SECONDS + kinds.uniform(0, examination.WORK_SECONDS - 1)
+        self.must_connect = kinds.random() < 0.5
         self.inspector_dies = self.kind in ("is stuck", "is quiet") and kinds.random() < 0.2
         self.stood_still: dict[int, float] = {}  # when which supervisor took a verdict on a job that prints nothing
         if self.kind == "is stuck":
@@ -360,7 +359,8 @@ class World:
                 self.say(f"the script of n{machine.rank} ended: {machine.script}")
                 why = f"rank {machine.rank} (n{machine.rank}) exited with code 1" if machine.script == "failed" else ""
                 machine.member.script_ended(machine.script, why, now)
-            if machine.script == "running" and not self.quiet_from <= self.now < self.quiet_to:
+            goes_on = self.now >= self.quiet_to and machine.rank == len(self.machines) - 1  # the others wait for it
+            if machine.script == "running" and (self.now < self.quiet_from or goes_on):
                 machine.member.printed(int(1000 * self.now))
             machine.connections.tick(now)
             self.at(TICK * self.random.uniform(0.8, 1.2), lambda: self.tick(machine))
@@ -410,11 +410,13 @@ class World:
         if not machine.inspects:
             return
         if task["task"] == examination.LOOK:
+            if self.kind == "pauses" and machine.rank == len(self.machines) - 1:
+                self.quiet_to = min(self.quiet_to, self.now + self.random.uniform(0, task["seconds"] - 3 * TICK))
             works = self.kind == "is quiet" and machine.rank == len(self.machines) - 1
             result: dict[str, Any] = {"found": "works" if works else "waits"}
         elif task["task"] == examination.CONNECT:
             result = {"found": {"failed": {}, "master": None}}
-        elif task["reached"] is None and "works" not in task["activities"].values():
+        elif self.must_connect and task["reached"] is None and "works" not in task["activities"].values():
             ports = {rank: 40000 + int(rank) for rank in task["activities"]}
             result = {"ports": ports, "master": True}
         else:

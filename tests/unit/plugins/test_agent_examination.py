@@ -14,6 +14,8 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervi
     Examination,
     read_task,
 )
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.gang_member import GangMember
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.job_plan import Member
 
 SILENT = 120.0
 WAITING: list[Any] = [True, False, "they wait", False]
@@ -243,3 +245,15 @@ def test_a_task_s_time_is_bounded() -> None:
     bounded = read_task({**CONNECTS, "seconds": 1e9}, 3)
     assert bounded is not None and bounded["seconds"] < 10
     assert read_task({**LOOKS, "seconds": -5}, 3) == {**LOOKS, "seconds": 0}
+
+
+def test_what_a_rank_prints_while_it_is_looked_at_comes_before_what_was_found() -> None:
+    """Else the head could end a job that goes on: what it knows of others is as old as their last heartbeats."""
+    member = GangMember(1, 2, 30.0, 0.0)
+    member.start([Member(f"node{rank}", f"198.18.0.{rank}", 40000) for rank in range(2)], 0.0)
+    member.connected(0, 0.0)
+    member.outbox.clear()
+    member.printed(12)
+    member.task_done({"task": LOOK, "number": 1, "result": {}})
+    (_head, report), (_head, finding) = member.outbox
+    assert (report["kind"], report["written"], finding["kind"]) == ("report", 12, "finding")

@@ -119,12 +119,7 @@ MISTAKES = {
         '        step, answers = self._step, self._answers\n        self._step = ""\n',
         "        step, answers = self._step, self._answers\n",
     ),
-    "what a rank prints while it is looked at is not reported": (
-        gang_member,
-        "            self._report()  # what the rank has printed meanwhile counts\n",
-        "",
-    ),
-    "members do not do what the head asks": (gang_member, 'if kind == "task" and', "if False and"),
+    "members do not do what the head asks": (gang_member, 'if kind == "task" else None', "if False else None"),
 }
 
 

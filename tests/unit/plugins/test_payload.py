@@ -54,7 +54,8 @@ def test_frame(more: bytes) -> None:
 
 
 def test_a_request_is_sent_the_modules_that_it_needs_and_no_others() -> None:
-    base = ("answer", "errors", "files", "job_paths", "job_user", "node_lock", "read_job_state", "systemd")
+    base = ("answer", "errors", "files", "job_paths", "job_user", "node_lock", "read_gang_state", "read_job_state")
+    base += ("systemd",)
     follow = {"_agent.contract", "_agent.operations.follow", *(f"_agent.base.{name}" for name in base)}
     assert names("follow") == follow
     assert "_agent.supervisor.drive_gang" in names("prepare"), "what a function imports is needed too"
