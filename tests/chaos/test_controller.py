@@ -191,8 +191,9 @@ def test_stop_while_somebody_follows(cluster: Cluster) -> None:
 def test_stop_of_what_would_outlive_it(cluster: Cluster, timeline: Timeline) -> None:
     job = detached(cluster, "daemons.py", ready="all there")
     found = cluster.left(job)
-    # Per node: the supervisor, the script, its child, the detached one, and the one that forgot where it came from.
-    assert len(found) == 5 * 3, found
+    # Per node: the supervisor, its inspector, the script, its child, the detached one, and the one that forgot where it
+    # came from.
+    assert len(found) == 6 * 3, found
     assert sum("sleep 3600" in line for line in found) == 3
     at = time.monotonic()
     stop = cluster.playbook("stop.yml", "-e", f"job={job}")
