@@ -164,9 +164,7 @@ def course_of(cluster: Cluster, fault: Fault, timeline: Timeline, follows: bool)
     return found
 
 
-@pytest.mark.parametrize(
-    "fault", FAULTS, ids=lambda fault: fault.what.partition(" (")[0].partition(",")[0].replace(" ", "-")
-)
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: re.sub(r" \(.*|,.*|'", "", fault.what).replace(" ", "-"))
 def test_a_fault(cluster: Cluster, timeline: Timeline, fault: Fault) -> None:
     followed = course_of(cluster, fault, timeline, follows=True)
     alone = course_of(cluster, fault, timeline, follows=False)
