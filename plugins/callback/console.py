@@ -218,13 +218,11 @@ class CallbackModule(Default):
         """Count a node that had nothing to do."""
         self._ended(result, "skipped")
 
-    # Ansible passes ignore_errors by this name: whether the task's author expects it to fail.
     @unless_verbose
-    def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
+    def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:  # Ansible passes it by this name
         """Show why a node has failed, if no other had the same message."""
         tally = self._ended(result, "ignored" if ignore_errors else "failed")
-        # The count of ignored nodes says what the author expects; an [ERROR] would mislead.
-        if ignore_errors:
+        if ignore_errors:  # the task's author expects it: the count of ignored nodes says so, an [ERROR] would mislead
             return
         self._has_failed = self._has_failed or not tally.alone
         for fault in faults(result.result):

@@ -121,6 +121,7 @@ class Course:
     Attributes:
         job: its id.
         states: of the ranks whose nodes stay, with the reasons that these give.
+        reason: one of these as it stands.
         seconds: from the fault to the last of these ends, by the nodes' clock.
         record: job.json, in the end.
         run: run.yml, or logs.yml where nobody followed.
@@ -129,6 +130,7 @@ class Course:
     job: str
     run: Playbook
     states: list[tuple[str, str]] = field(default_factory=list)
+    reason: str = ""
     seconds: float = 0.0
     record: dict[str, Any] = field(default_factory=dict)
 
@@ -149,6 +151,7 @@ def course_of(cluster: Cluster, fault: Fault, timeline: Timeline, follows: bool)
     cluster.await_nothing_left(found.job, bound, others)
     ends = [other.state(found.job) for other in others]
     found.states = [(end["state"], how(end.get("because", ""))) for end in ends]
+    found.reason = next(end["because"] for end in ends if end.get("because"))
     found.seconds = max(end["ended"] for end in ends) - struck
     if follows:
         assert run.wait() == 2, run.text
@@ -177,8 +180,7 @@ def test_a_fault(cluster: Cluster, timeline: Timeline, fault: Fault) -> None:
         states = [rank["state"] for rank in course.record["ranks"]]
         assert [state for rank, state in enumerate(states) if rank != fault.victim] == ["stopped", "stopped"]
         assert not re.search(r"rank \d+ \(node\d+\)", re.sub(named(fault.victim, ""), "", course.record["cause"]))
-    outcome = next(reason for _state, reason in alone.states if reason)
-    timeline.note(f"{fault.what}, while nobody follows the job", outcome, None, alone.seconds)
+    timeline.note(f"{fault.what}, while nobody follows the job", alone.reason, None, alone.seconds)
 
 
 def test_a_cable_that_is_plugged_in_again(cluster: Cluster, timeline: Timeline) -> None:

@@ -92,6 +92,11 @@ def is_text(value: object) -> bool:
     return isinstance(value, str) and len(value) <= LONGEST_TEXT and is_encodable(value)
 
 
+def is_sentence(value: object) -> bool:
+    """Return whether it is a text that is not blank."""
+    return isinstance(value, str) and is_text(value) and bool(value.strip())
+
+
 def is_number(value: object) -> bool:
     """Return whether it is a number that a reply can hold: neither NaN nor infinite."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST

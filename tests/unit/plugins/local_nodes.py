@@ -46,10 +46,10 @@ from requests_on_the_wire import taken_apart
 
 PYTHON = os.path.realpath(sys.executable)
 IS_ROOT = os.geteuid() == 0
-# The kernel lets nobody but root become another account. CI runs as root, so these tests run there.
-as_root = pytest.mark.skipif(not IS_ROOT, reason="only root can act as another account; CI runs the tests as root")
-# Under systemd the agent refuses jobs as root (test_agent_prepare). CI has no systemd, so these tests run there.
-starts_jobs = pytest.mark.skipif(
+as_root = pytest.mark.skipif(  # the kernel lets nobody but root become another account; CI is root, and runs these
+    not IS_ROOT, reason="only root can act as another account; CI runs the tests as root"
+)
+starts_jobs = pytest.mark.skipif(  # under systemd the agent refuses jobs as root; CI has no systemd, and runs these
     IS_ROOT and has_systemd(), reason="under systemd, root runs no jobs as root; tests/molecule runs jobs there"
 )
 NOBODY = pwd.getpwnam("nobody").pw_uid

@@ -14,7 +14,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contrac
     GANG_RANK,
     is_count,
     is_flag,
-    is_text,
+    is_sentence,
 )
 
 MOST_BYTES = 2**18
@@ -52,11 +52,6 @@ def is_rank(value: object) -> bool:
         and "state" in value
         and all(name in GANG_RANK and GANG_RANK[name](value[name]) for name in value)
     )
-
-
-def is_sentence(value: object) -> bool:
-    """Return whether it is a text that is not blank."""
-    return is_text(value) and bool(str(value).strip())
 
 
 def when_changed(job_dir: str) -> int:

@@ -32,6 +32,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contrac
     is_encodable,
     is_flag,
     is_number,
+    is_sentence,
     is_text,
 )
 
@@ -63,11 +64,6 @@ def is_relative_path(value: object) -> bool:
     if not (isinstance(value, str) and is_text(value)) or "\0" in value:
         return False
     return all(part not in ("", ".", "..") for part in value.split("/"))
-
-
-def is_sentence(value: object) -> bool:
-    """Return whether it is a text that is not blank."""
-    return isinstance(value, str) and is_text(value) and bool(value.strip())
 
 
 def is_document(value: object) -> bool:
