@@ -5,6 +5,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -158,6 +159,46 @@ class Node:
     def mend(self) -> None:
         """Plug the cable in again."""
         self.execute("nft", "delete", "table", "inet", "cut")
+
+    def thaw(self) -> None:
+        """Let the machine go on."""
+        docker("unpause", self.container)
+
+    @contextlib.contextmanager
+    def losing(self, percent: int) -> Iterator[Callable[[], int]]:
+        """Have the network lose so much of what it sends and gets; gives what counts the packets that were lost."""
+        lose = f"numgen random mod 100 < {percent} counter drop"
+        chains = "".join(
+            f"chain {hook} {{ type filter hook {hook} priority -400; {way} lo accept; {lose}; }}\n"
+            for hook, way in (("input", "iif"), ("output", "oif"))
+        )
+
+        def lost() -> int:
+            rules = self.execute("nft", "list", "table", "inet", "losing")
+            return sum(map(int, re.findall(r"packets (\d+)", rules)))
+
+        self.execute("nft", "-f", "-", text=f"table inet losing {{ {chains} }}")
+        try:
+            yield lost
+        finally:
+            self.execute("nft", "delete", "table", "inet", "losing")
+
+    def shift_clocks(self) -> None:
+        """Have the programs that start from now on follow a clock that can be set: see clock_offset.c."""
+        library = CACHE / f"{self.container}.clock_offset.so"
+        source = Path(__file__).with_name("clock_offset.c")
+        subprocess.run(["gcc", "-Wall", "-Werror", "-shared", "-fPIC", "-o", library, source], check=True)
+        self.put(library, "/usr/local/lib")
+        self._broken.append(lambda: self.execute("rm", "-f", "/etc/ld.so.preload", "/run/clock_offset"))
+        self.execute("sh", "-c", f"echo /usr/local/lib/{library.name} > /etc/ld.so.preload")
+        self.execute("systemctl", "restart", "ssh")
+
+    def set_clock(self, seconds: int) -> None:
+        """Set its clock, as an administrator does that finds it so far off."""
+        before = time.time()
+        self.execute("sh", "-c", f"echo {seconds} > /run/clock_offset")
+        now = float(self.execute("python3", "-I", "-S", "-c", "import time; print(time.time())"))
+        assert abs(now - before - seconds) < 60, f"the clock of {self} is {now - before:.0f} s off, not {seconds}"
 
     def drop_connections(self) -> None:
         """Restart sshd and end all its sessions, as an upgrade or an impatient administrator does."""

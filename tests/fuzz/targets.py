@@ -13,7 +13,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.re
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.read_job_state import valid_fields
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import printable
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import SPEC, STATE, fit_to_limits
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.diagnosis import read_stacks
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.diagnosis import parse_stacks
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.diagnosis.describe_ranks import (
     describe_ranks,
     read_activity,
@@ -118,7 +118,7 @@ def stacks(data: bytes) -> None:
     """py-spy's text of two processes, apart by a line that begins with ====."""
     texts = ["\n".join(map(printable, text.split(b"\n"))) for text in data.split(b"\n====")[:3]]
     processes = [
-        read_stacks.Process(7 + number, 7 if number else 1, number or None, "S", True, text)
+        parse_stacks.Process(7 + number, 7 if number else 1, number or None, "S", True, text)
         for number, text in enumerate(texts)
     ]
     activity = describe_ranks(processes, data, 10.0)

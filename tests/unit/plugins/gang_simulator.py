@@ -21,9 +21,9 @@ from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import REFUSED, STANDSTILL
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor import (
-    examination,
     gang_connections,
     gang_member,
+    inspector_tasks,
     job_plan,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.authenticated_stream import (
@@ -409,12 +409,12 @@ class World:
         """Do what a node's inspector is asked to, which takes a while."""
         if not machine.inspects:
             return
-        if task["task"] == examination.LOOK:
+        if task["task"] == inspector_tasks.LOOK:
             if self.kind == "pauses" and machine.rank == len(self.machines) - 1:
                 self.quiet_to = min(self.quiet_to, self.now + self.random.uniform(0, task["seconds"] - 3 * TICK))
             works = self.kind == "is quiet" and machine.rank == len(self.machines) - 1
             result: dict[str, Any] = {"found": "works" if works else "waits"}
-        elif task["task"] == examination.CONNECT:
+        elif task["task"] == inspector_tasks.CONNECT:
             result = {"found": {"failed": {}, "master": None}}
         elif self.must_connect and task["reached"] is None and "works" not in task["activities"].values():
             ports = {rank: 40000 + int(rank) for rank in task["activities"]}
@@ -615,8 +615,8 @@ class World:
             if self.machines[0].inspects and not notices:
                 raise Broken("who waits for a rank of which nothing is known is told: nobody was")
             return
-        connects = examination.CONNECT_SECONDS + examination.SECONDS_PER_NODE * len(self.machines)
-        looks = examination.WORK_SECONDS + connects + 3 * LONGEST_LOOK
+        connects = inspector_tasks.CONNECT_SECONDS + inspector_tasks.SECONDS_PER_NODE * len(self.machines)
+        looks = inspector_tasks.WORK_SECONDS + connects + 3 * LONGEST_LOOK
         limit = self.quiet_from + RENDEZVOUS_SECONDS + looks + self.timeout
         late = [one.rank for one in self.machines if not self.stood_still.get(one.rank, HORIZON) <= limit]
         if late:

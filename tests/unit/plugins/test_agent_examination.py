@@ -5,16 +5,18 @@ from typing import Any
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.examination import (
     ANSWER_SECONDS,
+    MOST_NOTICES,
+    NO_REPLY,
+    Examination,
+)
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.gang_member import GangMember
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.inspector_tasks import (
     CONNECT,
     EXPLAIN,
     LOOK,
-    MOST_NOTICES,
-    NO_REPLY,
     WORK_SECONDS,
-    Examination,
     read_task,
 )
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.gang_member import GangMember
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.job_plan import Member
 
 SILENT = 120.0

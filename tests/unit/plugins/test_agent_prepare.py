@@ -269,7 +269,7 @@ def test_what_a_crashed_job_left_running_is_ended(node: LocalNode, tmp_path: Pat
 def test_a_preparation_that_is_taken_back_does_not_undo_the_next(node: LocalNode, tmp_path: Path) -> None:
     """Where systemd is slow to take the supervisor in, the first agent still runs when the job is prepared again."""
     slow = (
-        "if unit:\n        move_to_unit(unit, pid)",
+        "if unit:\n        move_to_unit(unit, pids)",
         "if True:\n        time.sleep(1.5)\n        raise Refusal('has no such process')",
     )
     bundle = code(tmp_path / "code", "print('trained')")

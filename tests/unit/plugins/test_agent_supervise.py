@@ -65,6 +65,17 @@ def test_a_prepared_job_whose_controller_vanished_is_given_up(node: LocalNode, t
     node.prepare(bundle, "job-2")
 
 
+@pytest.mark.parametrize("seconds", [3600, -3600])
+def test_a_clock_that_is_set_changes_nothing(node: LocalNode, tmp_path: Path, seconds: int) -> None:
+    is_off = tmp_path / "off"
+    is_off.touch()
+    clock = f"time.time = lambda now=time.time: now() + {seconds} * os.path.exists({str(is_off)!r})"
+    node.connection = Altered(("HEAD_POLL_SECONDS = 0.01\n", f"HEAD_POLL_SECONDS = 0.01\n{clock}\n"))
+    ended, _log = node.run(f"import os; os.unlink({str(is_off)!r})", tmp_path / "code")
+    assert ended["state"] == "succeeded"
+    assert 0 <= ended["ended"] - ended["started"] < 60
+
+
 def test_a_job_starts_from_a_clean_environment(node: LocalNode, tmp_path: Path) -> None:
     dirty = {"LOCAL_RANK": "0", "RANK": "0", "GROUP_RANK": "0", "SLURM_NTASKS": "2", "TORCHELASTIC_RUN_ID": "x"}
     node.connection = Connection({**os.environ, **dirty, "SECRET_OF_THE_LOGIN": "x", "LANG": "C", "PYTHONPATH": "/x"})

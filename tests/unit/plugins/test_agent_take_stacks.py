@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_user import owner_of
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.diagnosis.read_stacks import (
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.diagnosis.parse_stacks import (
     activity,
     members,
     work,

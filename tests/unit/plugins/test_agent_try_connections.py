@@ -11,8 +11,8 @@ import pytest
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import Refusal
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.ports import ephemeral_ports
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.diagnosis import connection_test
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.diagnosis.connection_test import (
-    ConnectionTest,
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.operations.try_connections import (
+    try_connections,
 )
 from local_nodes import LocalNode, free_port, until
 
@@ -36,7 +36,7 @@ def meet(
     replies: dict[str, dict[str, Any]] = {}
 
     def hold(host: str) -> None:
-        replies[host] = ConnectionTest(request(host, peers, port, **more)).run()
+        replies[host] = try_connections(request(host, peers, port, **more), b"")[0]
         replies[host].pop("trips")  # differ each time
 
     threads = [threading.Thread(target=hold, args=(host,)) for host in peers if host not in absent]
@@ -173,7 +173,7 @@ def test_strangers_do_not_disturb() -> None:
 
 def test_a_port_that_is_taken() -> None:
     with socket.create_server(("127.0.0.1", free_port())) as other, pytest.raises(Refusal) as caught:
-        ConnectionTest(request("node0", hosts(2), other.getsockname()[1]))
+        try_connections(request("node0", hosts(2), other.getsockname()[1]), b"")
     first, last = ephemeral_ports()
     assert first <= caught.value.facts["taken"] <= last
     assert str(caught.value).startswith("cannot listen at 127.0.0.1, port ")
@@ -260,7 +260,7 @@ def test_a_peer_of_a_family_that_this_node_has_not(monkeypatch: pytest.MonkeyPat
     expected = {**MET, "failed": {"node2": "Address family not supported by protocol"}}
     assert replies == {"node0": expected, "node1": expected}
     with pytest.raises(Refusal) as caught:
-        ConnectionTest(request("node2", peers, 47011))
+        try_connections(request("node2", peers, 47011), b"")
     assert (str(caught.value), caught.value.facts) == (
         "cannot listen at ::1, port 47011: Address family not supported by protocol",
         {"taken": 0},

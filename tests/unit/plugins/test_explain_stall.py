@@ -20,7 +20,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.diagnos
     Verdict,
     explain,
 )
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.diagnosis.read_stacks import Process
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.diagnosis.parse_stacks import Process
 from stacks_of_jobs import log_of, processes_of
 
 

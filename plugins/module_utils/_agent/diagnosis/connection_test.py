@@ -14,7 +14,9 @@ import selectors
 import socket
 import struct
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import error_text
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.ports import cannot_listen
@@ -23,7 +25,6 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contrac
     NO_ANSWER,
     ONLY_SMALL,
     Reply,
-    Request,
 )
 
 Place = tuple[str, int]
@@ -44,39 +45,49 @@ MOST_SLOW = 5
 class ConnectionTest:
     """One node's connections to and from all others, in one thread; the operation ``try_connections`` says how."""
 
-    def __init__(self, request: Request) -> None:
-        """Listen for the other nodes, or refuse; the request and the reply of ``run`` are that operation's."""
-        own, head = request["name"], request["head"]
-        self._port: int = request["port"]
-        self._job = request["job"]["id"]
-        self._interface = request["interface"]
-        self._own_hello = self._hello(own)
+    def __init__(
+        self,
+        *,
+        job: str,
+        name: str,
+        address: str,
+        port: int,
+        interface: str,
+        peers: Mapping[str, Sequence[Any]],
+        seconds: float,
+        master: Sequence[Any] | None,
+        head: str | None,
+    ) -> None:
+        """Listen for the other nodes, or refuse; ``job`` is its id, the rest as in the operation's request."""
+        self._port = port
+        self._job = job
+        self._interface = interface
+        self._own_hello = self._hello(name)
         self._targets: dict[Place, str] = {
-            (host, port): address for host, (address, port) in request["peers"].items() if host != own
+            (host, its_port): its_address for host, (its_address, its_port) in peers.items() if host != name
         }
-        peers = [host for host, _port in self._targets]
-        self._hellos = {self._hello(host): host for host in peers}
+        others = [host for host, _port in self._targets]
+        self._hellos = {self._hello(host): host for host in others}
         # Who has not yet connected to this node, or whose large packet has not arrived: until then, it stays.
-        self._missing = dict.fromkeys((host, self._port) for host in peers)
-        self._deadline = time.monotonic() + request["seconds"]
+        self._missing = dict.fromkeys((host, port) for host in others)
+        self._deadline = time.monotonic() + seconds
         allow_files(4 * len(self._targets) + 100)
         self._selector = selectors.DefaultSelector()
         try:
-            self._listen(request["address"], self._port)
+            self._listen(address, port)
         except OSError as error:
             self._selector.close()
-            but = request["master"][1] if request["master"] else None
-            raise cannot_listen(request["address"], self._port, error, but) from None
+            but = master[1] if master else None
+            raise cannot_listen(address, port, error, but) from None
         self._taken: str | None = None
         self._master: Place | None = None
-        if request["master"] and head != own:
-            address, port = request["master"]
-            self._master = (head or "", port)
-            self._targets[self._master] = address
-        elif request["master"]:
+        if master and head != name:
+            self._master = (head or "", master[1])
+            self._targets[self._master] = master[0]
+        elif master:
             try:
-                self._listen(*request["master"])
-                self._missing.update(dict.fromkeys((host, request["master"][1]) for host in peers))
+                self._listen(*master)
+                self._missing.update(dict.fromkeys((host, master[1]) for host in others))
             except OSError as error:
                 self._taken = error_text(error)
         self._failed: dict[Place, str] = dict.fromkeys(self._targets, NO_ANSWER)

@@ -19,8 +19,8 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contrac
     is_flag,
     is_text,
 )
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.diagnosis import read_stacks
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.diagnosis.read_stacks import Process
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.diagnosis import parse_stacks
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.diagnosis.parse_stacks import Process
 
 LEAST_CPU = 0.01
 """Of a core: a rank that uses less, and no disk, stands still. One that waits uses a hundredth of this."""
@@ -45,9 +45,9 @@ class RankActivity(NamedTuple):
 
     Attributes:
         local_rank: of its node.
-        kind: one of those of ``read_stacks``.
+        kind: one of those of ``parse_stacks``.
         description: for a sentence, such as ``in all_reduce at train.py:15``.
-        starter: whose code has it join the others; see ``read_stacks.started_by``.
+        starter: whose code has it join the others; see ``parse_stacks.started_by``.
         work: what it used while it was measured, a noun; "" if it stood still.
     """
 
@@ -60,7 +60,7 @@ class RankActivity(NamedTuple):
     @property
     def waits(self) -> bool:
         """Whether it waits for other ranks."""
-        return self.kind in read_stacks.WAITING
+        return self.kind in parse_stacks.WAITING
 
 
 class NodeActivity(NamedTuple):
@@ -97,17 +97,17 @@ def describe_ranks(
         missing: where py-spy should have been, or "".
         port: a free ephemeral port; 0 if there is none.
     """
-    members = read_stacks.members(processes)
-    used = read_stacks.work(processes, members)
+    members = parse_stacks.members(processes)
+    used = parse_stacks.work(processes, members)
     ranks = []
     for process in members[:MOST_RANKS]:
-        activity = read_stacks.activity(process, processes)
+        activity = parse_stacks.activity(process, processes)
         ranks.append(
             RankActivity(
                 process.local_rank or 0,
                 activity.kind,
                 activity.description[:LONGEST_DESCRIPTION],
-                read_stacks.started_by(process),
+                parse_stacks.started_by(process),
                 _work(*used[process.pid], seconds),
             )
         )

@@ -32,15 +32,15 @@ class StallDetector:
 
     def __init__(
         self,
-        stall_timeout_seconds: float | None,
-        rendezvous_timeout_seconds: float | None,
+        stall_timeout_seconds: float,
+        rendezvous_timeout_seconds: float,
         now: float,
     ) -> None:
         """Count the start as the first output.
 
         Args:
-            stall_timeout_seconds: a silence of this length is reported once; 0 or None: never.
-            rendezvous_timeout_seconds: the same while the ranks may still be about to meet; 0 or None: never. It is
+            stall_timeout_seconds: a silence of this length is reported once; 0: never.
+            rendezvous_timeout_seconds: the same while the ranks may still be about to meet; 0: never. It is
                 reported again when the job is twice as old as it was then: ranks may come late, and print nothing.
             now: the time, in seconds on any clock.
         """

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import pluralize
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import node_name
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.diagnosis import read_stacks
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.diagnosis import parse_stacks
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.diagnosis.describe_ranks import (
     NodeActivity,
     RankActivity,
@@ -102,10 +102,10 @@ def explain(findings: Findings, try_connections: TryConnections) -> Verdict:
     met = any(one.registered for one in activities.values())
     met = met or (findings.hosts[0] in activities and activities[findings.hosts[0]].passed)
     members = [member for node in nodes if node.host in activities for member in _members(node, activities, met)]
-    met = met or any(member.activity.kind in (read_stacks.COLLECTIVE, read_stacks.BACKWARD) for member in members)
+    met = met or any(member.activity.kind in (parse_stacks.COLLECTIVE, parse_stacks.BACKWARD) for member in members)
     present = {member.node.rank for member in members}
     silent = [node for node in nodes if node.rank not in present]
-    meeting = [member for member in members if member.activity.kind == read_stacks.RENDEZVOUS]
+    meeting = [member for member in members if member.activity.kind == parse_stacks.RENDEZVOUS]
     working = [member for member in members if member.activity.work and not member.activity.waits] if meeting else []
     wrong = (_wrong_numbers(findings) or _of_unreached(findings)) if meeting else None
     unknown = any(node.host in findings.errors for node in silent)
@@ -134,8 +134,8 @@ def _members(node: Node, activities: Mapping[str, NodeActivity], met: bool) -> l
     """
     found = activities[node.host]
     ranks = found.ranks
-    if all(one.kind == read_stacks.UNKNOWN for one in ranks) and not met and found.waits:
-        ranks = [RankActivity(0, read_stacks.RENDEZVOUS, "in Lightning's rendezvous")]
+    if all(one.kind == parse_stacks.UNKNOWN for one in ranks) and not met and found.waits:
+        ranks = [RankActivity(0, parse_stacks.RENDEZVOUS, "in Lightning's rendezvous")]
     return [_Member(node, len(ranks), one) for one in ranks]
 
 
@@ -169,11 +169,11 @@ def _of_rendezvous(
     try_connections: TryConnections,
 ) -> str:
     """Say why some ranks wait in the rendezvous: the first reason that is found."""
-    others = [member for member in members if member.activity.kind != read_stacks.RENDEZVOUS]
+    others = [member for member in members if member.activity.kind != parse_stacks.RENDEZVOUS]
     empty = [node for node in silent if node.host not in findings.errors]
     where = " or ".join(dict.fromkeys(member.activity.description.removeprefix("in ") for member in meeting))
     if empty or (others and not met):
-        unknown = {member.activity.description for member in others if member.activity.kind == read_stacks.UNKNOWN}
+        unknown = {member.activity.description for member in others if member.activity.kind == parse_stacks.UNKNOWN}
         missing = [
             _doing(group, "was not seen in it, and " if group[0] in unknown else "never came to it, but ")
             for group in _grouped(others)

@@ -17,7 +17,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.er
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_user import User
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.processes import descendants
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import printable
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.diagnosis.read_stacks import Process
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.diagnosis.parse_stacks import Process
 
 SPY_SECONDS = 5
 """How long the stacks of all processes may take; one takes 15 ms."""

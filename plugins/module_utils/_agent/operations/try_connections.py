@@ -26,4 +26,6 @@ def try_connections(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
         trips    to a peer and back, in microseconds: the median, and {host: time} of the slowest
         mtu      the interface's, in bytes; None if that is not known
     """
-    return ConnectionTest(request).run(), b""
+    names = ("name", "address", "port", "interface", "peers", "seconds", "master", "head")
+    test = ConnectionTest(job=request["job"]["id"], **{name: request[name] for name in names})
+    return test.run(), b""

@@ -11,44 +11,25 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import STANDSTILL, is_count, is_number
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import STANDSTILL
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.diagnosis.detect_stall import (
     Silence,
     StallDetector,
 )
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.inspector_tasks import (
+    CONNECT,
+    CONNECT_SECONDS,
+    EXPLAIN,
+    LOOK,
+    SECONDS_PER_NODE,
+    WORK_SECONDS,
+)
 
-LOOK, CONNECT, EXPLAIN = "look", "connect", "explain"
-"""What an inspector does: see what its node's ranks do, try to connect to the other nodes, explain what was found."""
-WORK_SECONDS = 10.0
-"""For how long the work of ranks is measured where others may wait for them in the rendezvous, at most."""
-CONNECT_SECONDS = 5.0
-"""How long a small job's nodes try to connect to each other."""
-SECONDS_PER_NODE = 0.05
-"""Besides: a message reaches the last of hundreds of nodes some time after the first."""
 ANSWER_SECONDS = 30.0
 """A node that has not answered for so long, besides the time that it was to take, counts as unknown."""
 MOST_NOTICES = 20
 LONGEST_ERROR = 300
 NO_REPLY = "did not answer the head"
-LOWEST_PORT = 1024
-"""Of those at which an inspector listens, which has root's rights."""
-
-
-def read_task(value: object, size: int) -> dict[str, Any] | None:
-    """Return the task for a member's inspector in a head's message, or None if it is none that a head gives."""
-    if not isinstance(value, dict) or not is_count(value.get("number")) or not is_number(value.get("seconds")):
-        return None
-    task = {"task": value.get("task"), "number": value["number"]}
-    seconds, ports = max(0, value["seconds"]), value.get("ports")
-    if task["task"] == LOOK:
-        return {**task, "seconds": min(seconds, WORK_SECONDS)}
-    ranks = {str(rank) for rank in range(size)}
-    if task["task"] != CONNECT or not isinstance(ports, dict) or not ports.keys() <= ranks:
-        return None
-    if not all(is_count(port) and LOWEST_PORT <= port < 2**16 for port in ports.values()):
-        return None
-    seconds = min(seconds, CONNECT_SECONDS + SECONDS_PER_NODE * size)
-    return {**task, "seconds": seconds, "ports": ports, "master": value.get("master") is True}
 
 
 class Examination:

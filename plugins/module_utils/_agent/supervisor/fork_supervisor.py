@@ -1,7 +1,7 @@
 # Copyright (c) The Thunderhead developers
 # Simplified BSD License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
 # SPDX-License-Identifier: BSD-2-Clause
-"""Fork the supervisor, a process that outlives the connection."""
+"""Fork the supervisor and its inspector, processes that outlive the connection."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import Refusal
@@ -29,47 +30,81 @@ UNIT_SECONDS = 2
 
 
 def fork_supervisor(request: Request, user: User, listener: socket.socket | None, plan: Plan, facts: NodeFacts) -> None:
-    """Leave a process behind that outlives the connection and waits for the start."""
+    """Leave a process behind that outlives the connection and waits for the start, and its inspector beside it."""
     with user.acting():
         path = os.path.join(job_directory(request), "log")
         log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     with suppress(OSError):
         os.link(path, log_path(job_directory(request)))
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os.setsid()
-            nothing = os.open(os.devnull, os.O_RDONLY)
-            for source, target in ((nothing, 0), (log, 1), (log, 2)):
-                os.dup2(source, target)
-            stop_times: list[float] = []
-            signal.signal(signal.SIGTERM, lambda *_signal: stop_times.append(time.monotonic()))
-            # Not before the fork: what only the supervisor needs does not hold up the reply to the controller.
-            from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.supervise import (
-                supervise,
-            )
+    to_inspector, to_supervisor = socket.socketpair()
 
-            supervise(request, user, listener, plan, facts, stop_times)
-        except BaseException as error:
-            sys.excepthook(type(error), error, error.__traceback__)  # into the job's log
-        finally:
-            sys.stderr.flush()
-            os._exit(0)
+    def be_supervisor() -> None:
+        to_supervisor.close()
+        stop_times: list[float] = []
+        signal.signal(signal.SIGTERM, lambda *_signal: stop_times.append(time.monotonic()))
+        # Not before the fork: what only the supervisor needs does not hold up the reply to the controller.
+        from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.supervise import (
+            supervise,
+        )
+
+        supervise(request, user, listener, to_inspector, plan, facts, stop_times)
+
+    def be_inspector() -> None:
+        os.dup2(to_supervisor.fileno(), 3)
+        for descriptor in map(int, os.listdir("/proc/self/fd")):  # above all, where the gang finds this node
+            if descriptor > 3:
+                with suppress(OSError):
+                    os.close(descriptor)
+        connection = socket.socket(fileno=3)
+        if not connection.recv(1, socket.MSG_PEEK):
+            return
+        # Not before there is a task: few jobs give one.
+        from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.inspector import (
+            Subject,
+            serve,
+        )
+
+        serve(connection, Subject(request["job"]["id"], request["directory"], user, pids[0], plan, facts))
+
+    pids = [fork_daemon(log, be_supervisor)]
+    # No child of the supervisor, so none of the job's processes. Without one the job runs, and cannot be looked into.
+    with suppress(OSError):
+        pids.append(fork_daemon(log, be_inspector))
     os.close(log)
+    to_inspector.close()
+    to_supervisor.close()
     unit = job_unit(request)
     if unit:
-        move_to_unit(unit, pid)
+        move_to_unit(unit, pids)
     # Until then this agent holds the node, and a second request ends it: it would undo what that one has made.
-    write_holder(request, pid)
+    write_holder(request, pids[0])
 
 
-def move_to_unit(unit: str, pid: int) -> None:
-    """Have systemd put a process into a unit of its own: its control group holds all of a job, so a stop ends it all.
+def fork_daemon(log: int, work: Callable[[], None]) -> int:
+    """Fork a process that outlives the connection, writes to the log, and ends after its work; return its id."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        os.setsid()
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        for source, target in ((nothing, 0), (log, 1), (log, 2)):
+            os.dup2(source, target)
+        work()
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)  # into the job's log
+    finally:
+        sys.stderr.flush()
+        os._exit(0)
 
-    A scope, which takes a process that runs already; systemd-run would start one more interpreter per node.
+
+def move_to_unit(unit: str, pids: list[int]) -> None:
+    """Have systemd put processes into a unit of their own: its control group holds all of a job, so a stop ends it all.
+
+    A scope, which takes processes that run already; systemd-run would start one more interpreter per node.
     """
     properties = [
-        *("PIDs", "au", "1", str(pid)),
+        *("PIDs", "au", str(len(pids)), *map(str, pids)),
         *("KillMode", "s", "control-group"),
         *("CollectMode", "s", "inactive-or-failed"),
         *("TasksMax", "t", str(2**64 - 1)),  # data loader workers

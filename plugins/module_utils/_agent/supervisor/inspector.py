@@ -13,9 +13,7 @@ import functools
 import json
 import os
 import select
-import signal
 import socket
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -25,7 +23,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.er
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.files import open_regular, write_file
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_paths import stacks_path
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_user import User
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.examination import (
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.inspector_tasks import (
     CONNECT,
     EXPLAIN,
     LOOK,
@@ -51,9 +49,8 @@ class Subject(NamedTuple):
         directory: the cluster directory.
         user: whom the job runs as.
         supervisor: id of the process below which it runs.
-        plan: what was started.
-        facts: what this node has put into it.
-        members: who takes part, in rank order.
+        plan: what is started.
+        facts: what this node puts into it.
     """
 
     id: str
@@ -62,92 +59,14 @@ class Subject(NamedTuple):
     supervisor: int
     plan: Plan
     facts: NodeFacts
-    members: list[Member]
-
-
-class Inspector:
-    """The supervisor's end of the connection to the process that inspects. Nothing here blocks.
-
-    Attributes:
-        connection: to be read when there is something to read.
-        is_gone: the process has ended.
-    """
-
-    def __init__(self, connection: socket.socket) -> None:
-        """Take the connection over."""
-        connection.setblocking(False)
-        self.connection = connection
-        self.is_gone = False
-        self._received = b""
-        self._unsent = b""
-        self._is_busy = False
-
-    @property
-    def has_unsent(self) -> bool:
-        """Whether a task is still to be sent."""
-        return bool(self._unsent)
-
-    def ask(self, task: dict[str, Any]) -> bool:
-        """Have something done; return False if it is still at what it was asked before."""
-        if self._is_busy:
-            return False
-        self._is_busy = True
-        self._unsent += json.dumps(task).encode() + b"\n"
-        self.flush()
-        return True
-
-    def flush(self) -> None:
-        """Send what the connection takes now of what was asked."""
-        with suppress(OSError):
-            while self._unsent:
-                self._unsent = self._unsent[self.connection.send(self._unsent) :]
-
-    def results(self) -> list[dict[str, Any]]:
-        """Return what has been found since the last time; with ``task`` and ``number`` as they were asked."""
-        try:
-            while data := self.connection.recv(2**16):
-                self._received += data
-            self.is_gone = True
-        except BlockingIOError:
-            pass
-        except OSError:
-            self.is_gone = True
-        *lines, self._received = self._received.split(b"\n")
-        self._is_busy = self._is_busy and not lines
-        return [json.loads(line) for line in lines]
-
-
-def fork_inspector(subject: Subject) -> Inspector:
-    """Leave a process behind that does tasks one after the other, until this one closes its end or ends.
-
-    It is no child of this one, so that it is none of the job's processes.
-    """
-    ours, theirs = socket.socketpair()
-    child = os.fork()
-    if child:
-        theirs.close()
-        os.waitpid(child, 0)
-        return Inspector(ours)
-    try:
-        if os.fork() == 0:
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            os.dup2(theirs.fileno(), 3)
-            for descriptor in map(int, os.listdir("/proc/self/fd")):  # above all, where the gang finds this node
-                if descriptor > 3:
-                    with suppress(OSError):
-                        os.close(descriptor)
-            serve(socket.socket(fileno=3), subject)
-    except BaseException as error:
-        sys.excepthook(type(error), error, error.__traceback__)  # into the job's log
-    finally:
-        os._exit(0)
-    raise AssertionError
 
 
 def serve(connection: socket.socket, subject: Subject) -> None:
-    """Do what comes over a connection until it is closed."""
+    """Do the tasks that come over a connection, one after the other, until it is closed.
+
+    A task is a line of JSON: ``task`` (its name), ``number``, ``members`` (of the start message), and what it takes;
+    the answer is one with ``task``, ``number`` and ``result``.
+    """
     tasks: dict[str, Callable[[Subject, dict[str, Any]], dict[str, Any]]] = {
         LOOK: functools.partial(look, functools.partial(wait_or_end, connection)),
         CONNECT: connect,
@@ -205,22 +124,21 @@ def connect(subject: Subject, task: dict[str, Any]) -> dict[str, Any]:
         ConnectionTest,
     )
 
-    own, head = subject.members[subject.plan.rank], subject.members[0]
-    ports = {subject.members[int(rank)].host: port for rank, port in task["ports"].items()}
-    addresses = {member.host: member.address for member in subject.members}
+    members = [Member(*one) for one in task["members"]]
+    own, head = members[subject.plan.rank], members[0]
+    ports = {members[int(rank)].host: port for rank, port in task["ports"].items()}
+    addresses = {member.host: member.address for member in members}
     tries_master = task["master"] and subject.plan.rank
     test = ConnectionTest(
-        {
-            "job": {"id": subject.id},
-            "name": own.host,
-            "address": own.address,
-            "port": ports[own.host],
-            "interface": subject.facts.interface,
-            "peers": {host: [addresses[host], port] for host, port in ports.items()},
-            "seconds": task["seconds"],
-            "master": [head.address, subject.plan.master_port] if tries_master else None,
-            "head": None,
-        }
+        job=subject.id,
+        name=own.host,
+        address=own.address,
+        port=ports[own.host],
+        interface=subject.facts.interface,
+        peers={host: (addresses[host], port) for host, port in ports.items()},
+        seconds=task["seconds"],
+        master=(head.address, subject.plan.master_port) if tries_master else None,
+        head=None,
     )
     with subject.user.acting():  # which ports are free is another matter for root
         reply = test.run()
@@ -252,7 +170,8 @@ def explain(subject: Subject, task: dict[str, Any]) -> dict[str, Any]:
         explain as explain_findings,
     )
 
-    hosts = [member.host for member in subject.members]
+    members = [Member(*one) for one in task["members"]]
+    hosts = [member.host for member in members]
     activities = {hosts[int(rank)]: read_activity(one) for rank, one in task["activities"].items()}
     known = {host: one for host, one in activities.items() if one is not None}
     errors = {hosts[int(rank)]: escape(str(why)) for rank, why in task["errors"].items()}
@@ -271,7 +190,7 @@ def explain(subject: Subject, task: dict[str, Any]) -> dict[str, Any]:
         masters = {host: why for host, (_failed, why) in found.items() if why not in ("", ONLY_SMALL)}
         return Reachability(hosts, master_port, ports, failed, masters, unknown)
 
-    gang_ports = {member.host: member.gang_port for member in subject.members}
+    gang_ports = {member.host: member.gang_port for member in members}
     findings = Findings(hosts, known, errors, unreached, gang_ports, master_port)
     try:
         verdict = explain_findings(findings, try_connections)

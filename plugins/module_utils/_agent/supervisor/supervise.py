@@ -42,14 +42,11 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contrac
     Request,
     node_name,
 )
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.ask_inspector import Inspector
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.drive_gang import Gang
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.gang_member import (
     LONGEST_REASON,
     cut_reason,
-)
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.inspector import (
-    Subject,
-    fork_inspector,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.job_plan import (
     Member,
@@ -65,6 +62,8 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervi
 
 MOST_IDLE_SECONDS = 0.5
 """How long this process waits at most before it looks whether anything is due; what happens wakes it."""
+HEAD_POLL_SECONDS = 0.01
+"""How often the head looks for the start message, which comes in a file; the others wait for the head's word."""
 SHUTDOWN_SECONDS = 0.2
 """How much later than the script this process may get the SIGTERM that a shutdown sends to both."""
 NOTICE_SECONDS = 45
@@ -77,6 +76,7 @@ def supervise(
     request: Request,
     user: User,
     listener: socket.socket | None,
+    inspector: socket.socket,
     plan: Plan,
     facts: NodeFacts,
     stop_times: list[float],
@@ -87,19 +87,19 @@ def supervise(
         request: the one that prepares the job.
         user: whom the job runs as.
         listener: where the other nodes' supervisors find this one; None if there are none.
+        inspector: the connection to the process that looks into the job's processes.
         plan: what to start.
         facts: what this node puts into it.
         stop_times: when a stop was requested, on the monotonic clock; a handler of SIGTERM adds to them.
     """
-    gang = Gang(plan, listener, report_signals())
+    gang = Gang(plan, listener, Inspector(inspector), report_signals())
     members = wait_for_start(request, plan, gang, stop_times)
     if members is None:
         return
     write_file(started_path(job_directory(request)), request["job"]["user"].encode(errors="replace"), 0o644)
     with suppress(FileNotFoundError):  # where the head passed the start on
         os.unlink(start_file_path(request))
-    subject = Subject(request["job"]["id"], request["directory"], user, os.getpid(), plan, facts, members)
-    Supervisor(plan, facts, members, gang, stop_times).run(subject, job_unit(request))
+    Supervisor(plan, facts, members, gang, stop_times).run(user, job_unit(request))
 
 
 class Supervisor:
@@ -121,13 +121,13 @@ class Supervisor:
             str, FileReadObserver | RendezvousObserver
         ] = {}  # by the name in state.json of what is looked for
         self._state: dict[str, Any] = {"state": "running", "pid": os.getpid(), "started": time.time()}
+        self._started_at = time.monotonic()  # the other clock may be set while the job runs
 
-    def run(self, subject: Subject, unit: str | None) -> None:
-        """Start the script, wait for it, and write down how it ended."""
+    def run(self, user: User, unit: str | None) -> None:
+        """Start the script as a user, in a unit of systemd's if there is one, and write down how it ended."""
         killed_before = count_oom_kills()
-        user = subject.user
         try:
-            self._become_user(subject, unit)
+            self._become_user(user, unit)
             os.chdir(os.path.join(self._job_dir, "work"))
             for name, content in (
                 ("node.env", environment_text(self._variables)),
@@ -146,35 +146,34 @@ class Supervisor:
             script = os.posix_spawn(argv[0], argv, environment, setsigdef=[signal.SIGPIPE, signal.SIGXFSZ])
         except (OSError, ValueError, Refusal) as error:
             self._note_gang(last=True)
-            self._save(state="failed", ended=time.time(), error=f"did not start: {error_text(error)}")
+            self._save(
+                state="failed", ended=self._state["started"] + self._age(), error=f"did not start: {error_text(error)}"
+            )
             self._leave_gang("failed", f"{self._name} did not start: {error_text(error)}")
             return
         try:
-            self._run_to_end(script, time.monotonic(), killed_before)
+            self._run_to_end(script, killed_before)
         except BaseException:  # a defect: no script may be left that nobody looks after
             signal_processes(descendants(os.getpid()), signal.SIGKILL)
             raise
 
-    def _become_user(self, subject: Subject, unit: str | None) -> None:
-        """Turn into the job's user, after what takes the agent's own rights."""
+    def _become_user(self, user: User, unit: str | None) -> None:
+        """Turn into the job's user, whatever comes of waiting for the unit."""
         try:
             if unit:
                 await_unit(unit, self._pause)
-            with suppress(OSError):  # no more processes; the job runs, and cannot be looked into
-                if self._gang:
-                    self._gang.inspector = fork_inspector(subject)
         finally:
-            subject.user.become()
+            user.become()
             os.umask(0o022)
         # Orphans of the job become children of this process (PR_SET_CHILD_SUBREAPER), so none escapes the final sweep.
         ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
 
-    def _run_to_end(self, script: int, started: float, killed_before: int) -> None:
+    def _run_to_end(self, script: int, killed_before: int) -> None:
         """Wait for the script, tell the other nodes of its end, end what it left, and write down how it ended."""
         if self._plan.gang and self._plan.world_size > 1:
             self._observe_rendezvous(script)
-        code = os.waitstatus_to_exitcode(self._wait_for_script(script, started))
-        self._state["ended"] = time.time()
+        code = os.waitstatus_to_exitcode(self._wait_for_script(script))
+        self._state["ended"] = self._state["started"] + self._age()
         self._state["oom"] = count_oom_kills() - killed_before
         state = "stopped" if "stopping" in self._state else "succeeded" if code == 0 else "failed"
         why = f"{self._name} {how_it_ended(code)}" if state == "failed" else ""
@@ -186,6 +185,10 @@ class Supervisor:
         exit_code, number = (code, None) if code >= 0 else (128 - code, -code)
         self._save(state=state, exit_code=exit_code, signal=number, **self._observe(last=True))
         self._leave_gang(state, why)
+
+    def _age(self) -> float:
+        """Return for how many seconds the job has run here."""
+        return time.monotonic() - self._started_at
 
     def _observe_checkpoint(self, path: bytes) -> None:
         with suppress(OSError):  # then nothing is known of it
@@ -200,7 +203,7 @@ class Supervisor:
 
     def _observe(self, last: bool = False) -> dict[str, bool]:
         """Return what is new for state.json; what was not seen is new only at the end (``last``), or late."""
-        late = last or time.time() - self._state["started"] > NOTICE_SECONDS
+        late = last or self._age() > NOTICE_SECONDS
         news = {}
         for name, one in self._observers.items():
             one.update(last)
@@ -210,7 +213,7 @@ class Supervisor:
             self._gang.observed(news)
         return news
 
-    def _wait_for_script(self, script: int, started: float) -> int:
+    def _wait_for_script(self, script: int) -> int:
         """Wait for the script and return its status; once it is to stop: TERM to all processes, the grace, KILL."""
         stopping = False
         while True:
@@ -219,13 +222,13 @@ class Supervisor:
                 if os.waitstatus_to_exitcode(status) == -signal.SIGTERM and not stopping:
                     self._pause(SHUTDOWN_SECONDS)
                     if self._stop_times:  # it was sent to both
-                        self._begin_to_stop(started)
+                        self._begin_to_stop()
                 return status
             if self._gang and self._gang.verdict is not None and not self._stop_times:
                 self._stop_times.append(time.monotonic())
             if self._stop_times and not stopping:
                 stopping = True
-                self._begin_to_stop(started)
+                self._begin_to_stop()
             elif self._stop_times and time.monotonic() - self._stop_times[0] > self._plan.grace_seconds:
                 signal_processes(descendants(os.getpid()), signal.SIGKILL)
             if pid:
@@ -237,9 +240,9 @@ class Supervisor:
                     self._save(**news)
             self._wait()
 
-    def _begin_to_stop(self, started: float) -> None:
+    def _begin_to_stop(self) -> None:
         """Note why this node's part has to end, send TERM to all of its processes, and tell the gang."""
-        self._state["stopping"] = time.monotonic() - started
+        self._state["stopping"] = self._age()
         self._state["because"] = self._reason()
         signal_processes(descendants(os.getpid()), signal.SIGTERM)
         if self._gang:
@@ -361,6 +364,10 @@ def wait_for_start(request: Request, plan: Plan, gang: Gang, stop_times: list[fl
     Returns:
         None if the job is discarded, forgotten or stopped before.
     """
+    touched, noticed = (
+        0.0,
+        0.0,
+    )  # when by the folder's time, which the node's clock gives, and when on the monotonic one
     while True:
         # Before it is looked for: a stop that comes after it must not discard the job.
         has_to_stop = bool(stop_times)
@@ -377,10 +384,12 @@ def wait_for_start(request: Request, plan: Plan, gang: Gang, stop_times: list[fl
         if has_to_stop:
             return None
         try:
-            touched = os.stat(job_directory(request)).st_mtime  # when a checkpoint was put in place last, or at first
+            changed = os.stat(job_directory(request)).st_mtime  # when a checkpoint was put in place last, or at first
         except FileNotFoundError:
             return None
-        if time.time() - touched > START_SECONDS:
+        if changed != touched:
+            touched, noticed = changed, time.monotonic()
+        if time.monotonic() - noticed > START_SECONDS:
             import shutil
 
             for path in (
@@ -392,7 +401,7 @@ def wait_for_start(request: Request, plan: Plan, gang: Gang, stop_times: list[fl
                     os.unlink(path)
             shutil.rmtree(job_directory(request), ignore_errors=True)
             return None
-        gang.wait(0.01)
+        gang.wait(POLL_SECONDS if plan.rank else HEAD_POLL_SECONDS)
 
 
 def await_unit(unit: str, pause: Callable[[float], None]) -> None:

@@ -4,7 +4,7 @@ import dataclasses
 import time
 
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.diagnosis.read_stacks import (
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.diagnosis.parse_stacks import (
     WAITING,
     Frame,
     Process,

@@ -1,0 +1,103 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Whatever happens to a healthy job's nodes for less than the time-out ends nothing; for an hour with --minutes=60."""
+
+import random
+import re
+import time
+from collections.abc import Callable
+
+import pytest
+from jobs import detached
+from machines import NODE_TIMEOUT_SECONDS, Cluster, Node, until
+from measuring import Timeline
+
+SHORT_SECONDS = 0.6 * NODE_TIMEOUT_SECONDS
+"""Less than a node may be silent."""
+HOUR = 3600
+FOLLOWER_SECONDS = 60
+"""How long a follower lives."""
+
+
+def lose_packets(node: Node, _job: str) -> str:
+    """Have the network lose most or all of what a node sends and gets."""
+    share = random.choice((50, 80, 100))
+    with node.losing(share) as lost:
+        time.sleep(SHORT_SECONDS)
+        count = lost()
+    assert count, f"{node} lost no packet"
+    return f"{node} loses {share} % of its packets, {count} of them"
+
+
+def stop_supervisor(node: Node, job: str) -> str:
+    """Have a supervisor do nothing."""
+    supervisor = str(node.state(job)["pid"])
+    node.execute("kill", "-STOP", supervisor)
+    time.sleep(SHORT_SECONDS)
+    state = node.execute("ps", "--no-headers", "-o", "state", supervisor).strip()
+    node.execute("kill", "-CONT", supervisor)
+    assert state == "T", f"the supervisor of {node} was not stopped, but {state}"
+    return f"the supervisor of {node} stands still"
+
+
+def set_clock(node: Node, _job: str) -> str:
+    """Set a node's clock by an hour, either way."""
+    seconds = random.choice((-HOUR, HOUR))
+    node.set_clock(seconds)
+    return f"the clock of {node} is {seconds} s off"
+
+
+def freeze(node: Node, _job: str) -> str:
+    """Freeze a machine."""
+    node.freeze()
+    time.sleep(SHORT_SECONDS)
+    node.thaw()
+    return f"{node} freezes"
+
+
+HAPPENINGS: list[Callable[[Node, str], str]] = [lose_packets, stop_supervisor, set_clock, freeze]
+
+
+def test_what_is_shorter_than_the_time_out_ends_nothing(
+    cluster: Cluster, timeline: Timeline, request: pytest.FixtureRequest
+) -> None:
+    random.seed(0)
+    minutes = request.config.getoption("--minutes")
+    cluster.everywhere(Node.shift_clocks)
+    job = detached(cluster, "computes.py", "-e", "job_rendezvous_timeout_seconds=10", ready="ready")
+    deadline = time.monotonic() + 60 * minutes
+    followers = 0
+    follower, followed_since = None, 0.0
+    happened: dict[str, int] = {}
+    while time.monotonic() < deadline or len(happened) < len(HAPPENINGS):
+        if follower and time.monotonic() - followed_since > FOLLOWER_SECONDS:
+            follower.kill()
+            follower, followers = None, followers + 1
+        if follower is None:
+            follower, followed_since = cluster.playbook("logs.yml", "-e", f"job={job}"), time.monotonic()
+        happening = HAPPENINGS[sum(happened.values()) % len(HAPPENINGS)]
+        what = happening(random.choice(cluster.nodes), job)
+        happened[happening.__name__] = happened.get(happening.__name__, 0) + 1
+        print(f"{time.strftime('%H:%M:%S')} {what}", flush=True)
+        time.sleep(NODE_TIMEOUT_SECONDS)  # else two short silences are a long one
+        states = [node.state(job) for node in cluster.nodes]
+        assert all(state["state"] == "running" and "because" not in state for state in states), (what, states)
+    assert follower
+    print(happened, f"{followers} followers")
+    for node in cluster.nodes:
+        node.touch(job, "go")
+        until(lambda node=node: node.state(job)["state"] == "succeeded", f"{node} has succeeded")  # type: ignore[misc]
+    assert follower.wait() == 0, follower.text
+    alarms = [line.text for line in follower.lines if re.search("lost|stopped|failed|no heartbeat", line.text)]
+    assert not [line for line in alarms if "PLAY RECAP" not in line and "unreachable=0" not in line], alarms
+    record = cluster.record(job)
+    assert record["state"] == "succeeded", record
+    for rank in record["ranks"]:
+        assert 0 < rank["seconds"] < HOUR + 60 * minutes, rank
+    times = sum(happened.values())
+    timeline.note(
+        f"for {minutes:.0f} min, all nodes compute without a word, and every 10 s one loses packets, freezes, its "
+        f"supervisor stops, for {SHORT_SECONDS:.1f} s, or its clock is set by an hour ({times} times, {followers} "
+        "followers killed)",
+        "the job goes on, and no one says otherwise",
+    )
