@@ -9,6 +9,10 @@ from local_nodes import LocalNode, free_port
 
 # Before hypothesis is imported: else it makes a folder in this checkout.
 os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(Path(__file__).parents[3] / ".cache" / "hypothesis"))
+from hypothesis import settings
+
+settings.register_profile("plain", deadline=None, derandomize=True, max_examples=60)
+settings.load_profile("plain")
 
 
 def set_up(tmp_path: Path, count: int) -> list[LocalNode]:

@@ -44,6 +44,10 @@ STUCK_SECONDS = 200.0
 """A script that waits for others gives up after so long, as torch's does."""
 LONGEST_LOOK = 2.0
 """What an inspector takes at most, besides the time that it is told to measure."""
+GIVE_UP_SECONDS = 60.0
+"""A supervisor that nobody starts gives its job up after so long; here sooner than in reality."""
+GANG_SECONDS = 10.0
+"""How long a follower leaves it to the gang to end a job of which a rank has ended badly."""
 HORIZON = 1000.0
 """By then every run is over."""
 
@@ -102,6 +106,8 @@ class Machine:
     ended: float = 0.0
     term: int = 1
     inspects: bool = True
+    returned: bool = False  # after it lost power
+    verdict: str | None = None  # that its supervisor took first
 
     @property
     def member(self) -> gang_member.GangMember:
@@ -146,6 +152,13 @@ class World:
         self.stood_still: dict[int, float] = {}  # when which supervisor took a verdict on a job that prints nothing
         if self.kind == "is stuck":
             length = STUCK_SECONDS
+        # What happens besides, in every other run.
+        self.more = random.Random(f"{seed} more")
+        self.has_more = self.more.random() < 0.5
+        self.controller_dies = self.has_more and self.more.random() < 0.2  # once the head has the start message
+        self.disk_full_from = self.more.uniform(0, length) if self.has_more and self.more.random() < 0.3 else HORIZON
+        self.gang_file: dict[str, Any] | None = None  # what the head wrote down last
+        self.notices: list[str] = []  # its own, so far
         self.machines = []
         for rank in range(size):
             clock = self.random.uniform(0, 1e6)
@@ -161,8 +174,14 @@ class World:
         for machine in self.machines:
             self.at(self.random.uniform(0, TICK), lambda machine=machine: self.tick(machine))
         self.at(0, lambda: self.start(self.machines[:1]))
-        self.at(gang_member.REACH_SECONDS + self.random.uniform(0.2, 1), self.help)
+        if self.controller_dies:
+            self.say("the controller dies once the head has the start message")
+            self.at(GIVE_UP_SECONDS, self.give_up_waiting)
+        else:
+            self.at(gang_member.REACH_SECONDS + self.random.uniform(0.2, 1), self.help)
         self.plan(length)
+        if self.has_more:
+            self.plan_more(length)
 
     def start(self, machines: list[Machine]) -> None:
         """Have the controller write the start message to some nodes."""
@@ -186,6 +205,13 @@ class World:
                 self.die(machine)
             self.end_all("n0 could not start")
 
+    def give_up_waiting(self) -> None:
+        """Have the supervisors that nobody has started give the job up."""
+        for machine in self.machines:
+            if machine.script == "waiting" and machine.alive:
+                self.say(f"n{machine.rank} gives up waiting")
+                self.die(machine)
+
     def end_all(self, why: str) -> None:
         """Have the controller stop all nodes."""
         for machine in self.machines:
@@ -206,6 +232,56 @@ class World:
                 [self.kill, self.power_off, self.fail, self.stop, self.long_freeze, self.long_partition]
             )
             self.at(self.random.uniform(0, length), fault)
+
+    def plan_more(self, length: float) -> None:
+        """Choose what happens besides: followers that come and go, machines that sleep, start messages that repeat."""
+        for _number in range(self.more.choice([0, 1, 1, 2, 2])):
+            comes, stays = self.more.uniform(1, length), self.more.uniform(1, length)
+            self.at(comes, lambda until=comes + stays: self.follow(until, None))
+        for _number in range(self.more.choice([0, 0, 1, 2])):
+            again = self.more.sample(self.machines, self.more.randint(1, len(self.machines)))
+            self.at(self.more.uniform(0, length), lambda again=again: self.start_again(again))
+        if not self.mild and self.more.random() < 0.3:
+            seconds = self.more.uniform(0.1, MILD * self.timeout)
+            self.mild += 1
+            self.at(self.more.uniform(0, length), lambda: self.sleep(seconds))
+        if self.more.random() < 0.2:
+            self.at(self.more.uniform(0, length), self.more.choice([self.reboot, self.stop_twice]))
+
+    def start_again(self, machines: list[Machine]) -> None:
+        """Have the start message come again, as when its answer was lost on the way to the controller."""
+        started = [machine for machine in machines if machine.script != "waiting" or not self.controller_dies]
+        self.say(f"the start message comes again to {[machine.rank for machine in started]}")
+        self.start(started)
+
+    def follow(self, until: float, bad_since: float | None) -> None:
+        """Have a follower look at the job every second, as run.yml and logs.yml do, until it goes."""
+        if self.now > until or all(machine.script not in ("waiting", "running") for machine in self.machines):
+            return
+        head = self.machines[0]
+        told = self.gang_file if head.powered and self.more.random() < 0.95 else None  # a torn file says nothing
+        reached = [machine for machine in self.machines if machine.powered and not machine.returned]
+        why = next((self.why_bad(machine) for machine in reached if self.why_bad(machine)), "")
+        if why:
+            bad_since = self.now if bad_since is None else bad_since
+            unmet = [one for one in (told or {"ranks": []})["ranks"] if one["state"] == gang_member.UNKNOWN]
+            if unmet or self.now - bad_since > GANG_SECONDS:
+                self.say(f"a follower stops the job: {why}")
+                self.end_all(why)
+                return
+        self.at(1, lambda: self.follow(until, bad_since))
+
+    @staticmethod
+    def why_bad(machine: Machine) -> str:
+        """Return why a rank has ended badly, as its node tells a follower; "" if it has not."""
+        name = f"rank {machine.rank} (n{machine.rank})"
+        if machine.script == "failed":
+            return f"{name} exited with code 1"
+        if machine.script == "stopped":
+            return machine.member.verdict or ""
+        if machine.script == "running" and not machine.alive:
+            return f"{name} lost its supervisor process"
+        return ""
 
     # ------------------------------------------------------------------------------------------------------- faults
 
@@ -317,6 +393,46 @@ class World:
         self.say(f"n{machine.rank} loses power")
         machine.alive = machine.powered = False
 
+    def reboot(self) -> None:
+        """Have a machine lose power and come back, without a supervisor."""
+        machine = self.some()
+        if machine is None:
+            return
+        self.severe["reboot"] = self.now
+        self.say(f"n{machine.rank} loses power, and comes back")
+        machine.alive = machine.powered = False
+        self.at(self.more.uniform(0.2, 2) * self.timeout, lambda: self.come_back(machine))
+
+    def come_back(self, machine: Machine) -> None:
+        self.say(f"n{machine.rank} is there again")
+        machine.powered = machine.returned = True
+        machine.open.clear()
+
+    def sleep(self, seconds: float) -> None:
+        """Suspend a machine: its monotonic clock stands still, so that it does not notice."""
+        machine = self.some()
+        if machine is None or machine.frozen is not None:
+            return
+        self.say(f"n{machine.rank} sleeps for {seconds:.1f} s")
+        machine.frozen = []
+
+        def wake() -> None:
+            machine.clock -= seconds
+            self.thaw(machine)
+
+        self.at(seconds, wake)
+
+    def stop_twice(self) -> None:
+        """Have two controllers stop the job at the same time, each on a node and for a reason of its own."""
+        one, other = self.some(), self.some()
+        if one is None or other is None:
+            return
+        self.severe["two stops"] = self.now
+        self.asked_to_stop = True
+        self.say(f"n{one.rank} and n{other.rank} are asked to stop")
+        self.on(one, lambda: one.member.end(""))
+        self.at(self.more.uniform(0, 1), lambda: self.on(other, lambda: other.member.end("another controller")))
+
     def fail(self) -> None:
         machine = self.some()
         if machine is None or machine.script != "running":
@@ -384,12 +500,22 @@ class World:
         if member.members is not None and machine.script == "waiting":
             self.say(f"n{machine.rank} starts")
             machine.script, machine.ends_at = "running", self.now + machine.seconds
+        if machine.verdict not in (None, member.verdict):
+            raise Broken(f"the first verdict stays: n{machine.rank} takes {member.verdict!r} for {machine.verdict!r}")
+        machine.verdict = member.verdict
         if member.verdict is not None and not machine.stopping:
             self.say(f"n{machine.rank} ({member.role}, term {member.term}): verdict {member.verdict!r}")
             if member.verdict.startswith(STANDSTILL):
                 self.stood_still[machine.rank] = self.now
             machine.stopping = True
             machine.ends_at = min(machine.ends_at, self.now + self.random.uniform(0, GRACE))
+        summary = member.summary() if machine.rank == 0 else None
+        if summary:
+            if summary["notices"][: len(self.notices)] != self.notices:
+                raise Broken(f"what was found is kept: {self.notices} became {summary['notices']}")
+            self.notices = summary["notices"]
+            if self.now < self.disk_full_from:
+                self.gang_file = summary
         tasks, member.tasks = member.tasks, []
         for task in tasks:
             self.inspect(machine, task)
@@ -504,8 +630,13 @@ class World:
 
     def carry(self, number: int, sender: int, receiver: int, what: Callable[[], None]) -> None:
         """Have something happen at the other end, after all that was sent before, once the way is free."""
-        link = self.links[number, sender, receiver]
-        if number not in self.machines[receiver].open or link.stalled or (sender, receiver) in self.cut:
+        link, there = self.links[number, sender, receiver], self.machines[receiver]
+        if there.returned:  # it knows of no connection
+            machine = self.machines[sender]
+            self.at(self.delay(), lambda: self.on(machine, lambda: self.lose(machine, number)))
+            return
+        is_open = number in there.open and there.powered
+        if not is_open or link.stalled or (sender, receiver) in self.cut:
             link.stalled.append(lambda: self.carry(number, sender, receiver, what))
             self.give_up(link, number, sender, receiver)
             return
@@ -580,6 +711,8 @@ class World:
         if len(self.severe) == 1 and not self.severe.keys() & {"freeze", "partition"}:
             self.check_time()
             blamed = {self.blamed(one.member.verdict) for one in living if one.script == "stopped"}
+            if "two stops" in self.severe:
+                blamed -= {"''", "'another controller'"}
             if len(blamed) > 1 and not self.has_tampered:
                 raise Broken(f"one verdict for all: {sorted(blamed)}")
 
@@ -625,10 +758,12 @@ class World:
     def check_time(self) -> None:
         """Check that what happened has ended the job soon."""
         ((kind, when),) = self.severe.items()
-        noticed = {"failure": 0.0, "stop": 0.0, "power": self.timeout, "kill": min(self.timeout, 7.0)}[kind]
+        soon = min(self.timeout, 7.0)
+        noticed = {"failure": 0.0, "stop": 0.0, "two stops": 0.0, "power": self.timeout, "kill": soon}
+        noticed["reboot"] = self.timeout
         if self.kind == "is stuck" and when > self.quiet_from + RENDEZVOUS_SECONDS:
             return  # that has ended the job before, or does so meanwhile
-        limit = when + noticed + 8 + (7 * self.timeout if self.mild else 0)
+        limit = when + noticed[kind] + 8 + (7 * self.timeout if self.mild else 0)
         for one in self.machines:
             has_met = any(other.heard is not None for other in one.member._nodes)
             if one.script == "succeeded" and one.ended > limit and has_met:

@@ -12,11 +12,9 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervi
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.gang_member import GangMember
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.job_plan import Member
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-settings.register_profile("plain", deadline=None, derandomize=True, max_examples=60)
-settings.load_profile("plain")
 KEY = bytes(range(32))
 FIRST, SECOND = {"kind": "alive"}, {"kind": "report"}
 JSON = st.recursive(

@@ -25,7 +25,7 @@ def test_what_always_holds(part: int) -> None:
     kinds: set[str] = set()
     for seed in range(part, SEEDS, PARTS):
         kinds.update(gang_simulator.run(seed).severe)
-    assert kinds == {"failure", "freeze", "kill", "partition", "power", "stop"}
+    assert kinds == {"failure", "freeze", "kill", "partition", "power", "reboot", "stop", "two stops"}
 
 
 def test_a_seed_is_always_the_same_run() -> None:
@@ -118,6 +118,16 @@ MISTAKES = {
         examination,
         '        step, answers = self._step, self._answers\n        self._step = ""\n',
         "        step, answers = self._step, self._answers\n",
+    ),
+    "a later verdict replaces the first": (
+        gang_member,
+        "        if self.verdict is not None:\n            return\n        self.verdict, self._verdict_at",
+        "        self.verdict, self._verdict_at",
+    ),
+    "a start message that comes again begins anew": (
+        gang_member,
+        "        if self.members is None:\n            self.members, self._started_at",
+        "        if True:\n            self.members, self._started_at",
     ),
     "members do not do what the head asks": (gang_member, 'if kind == "task" else None', "if False else None"),
 }
