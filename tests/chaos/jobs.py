@@ -9,6 +9,8 @@ from playbook import Playbook
 
 END_SECONDS = 5
 """The most between a rank's death and the end of run.yml, besides the grace; a supervisor says good-bye as long."""
+ALIKE_SECONDS = 1.0
+"""So much may lie between the ends of a job that somebody follows and of one that nobody does."""
 
 
 def counting(cluster: Cluster, *arguments: str, lines: int = 1_000_000, terminal: bool = False) -> Playbook:

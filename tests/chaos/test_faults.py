@@ -9,14 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from jobs import END_SECONDS, assert_log_whole, await_lines, counting
+from jobs import ALIKE_SECONDS, END_SECONDS, assert_log_whole, await_lines, counting
 from machines import GRACE_SECONDS, NODE_TIMEOUT_SECONDS, Cluster, Node
 from measuring import Timeline
 from playbook import Playbook
 
 VANISHED = r"(lost|sent no heartbeat|unreachable)"
-ALIKE_SECONDS = 1.0
-"""So much may lie between the ends of a job that somebody follows and of one that nobody does."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from machines import Cluster
+from jobs import ALIKE_SECONDS
+from machines import Cluster, until
 from measuring import Timeline
 from playbook import Playbook
 
@@ -76,17 +77,37 @@ def test_plain_torch(cluster: Cluster, options: list[str], sums: dict[int, list[
 
 
 def test_a_rendezvous_that_never_completes(cluster: Cluster, timeline: Timeline) -> None:
-    at = time.monotonic()
-    short = ("-e", "job_rendezvous_timeout_seconds=10")
-    run = cluster.run("plain.py", "-e", "script_args=1", "-e", "launcher=python", *short, *TWO)
-    assert run.wait() == 2
-    job = run.job
-    cause = r"rendezvous|never came|num_nodes|world_size|WORLD_SIZE"
-    assert re.search(cause, cluster.record(job)["cause"])
-    stacks = sorted(path.name for path in (cluster.runs / job / "stacks").iterdir())
-    assert len(stacks) >= 2, stacks
-    cluster.await_nothing_left(job, 5)
-    timeline.note("a rendezvous that never completes", cluster.record(job)["cause"][:200], None, run.ended_at - at)
+    """It ends the job for the same reason at the same age, whether somebody follows it or comes later."""
+    short = ("-e", "script_args=1", "-e", "launcher=python", "-e", "job_rendezvous_timeout_seconds=10")
+    causes, ages = [], []
+    for follows in (True, False):
+        job, run = ended_job(cluster, "plain.py", *short, follows=follows)
+        assert run.process.returncode == 2, run.text
+        record = cluster.record(job)
+        cause, _see, stacks = record["cause"].partition("; what every rank was doing: ")
+        assert re.search(r"rendezvous|never came|num_nodes|world_size|WORLD_SIZE", cause)
+        assert len(list(Path(stacks).iterdir())) >= 2, stacks
+        cluster.await_nothing_left(job, 5)
+        causes.append(cause)
+        ages.append(max(rank["seconds"] for rank in record["ranks"]))
+    assert causes[0] == causes[1]
+    assert abs(ages[0] - ages[1]) < ALIKE_SECONDS, ages
+    what = "a rendezvous that never completes"
+    timeline.note(what, causes[0][:200], None, ages[0])
+    timeline.note(f"{what}, while nobody follows the job", causes[1][:200], None, ages[1])
+
+
+def ended_job(cluster: Cluster, script: str, *arguments: str, follows: bool) -> tuple[str, Playbook]:
+    """Run a job on two nodes to its end; return its id, and the playbook that followed it or came once it was over."""
+    run = cluster.run(script, *arguments, *TWO, *(() if follows else ("-e", "detach=true")))
+    status, job = run.wait(), run.job
+    if follows:
+        return job, run
+    assert status == 0, run.text
+    until(lambda: all(node.state(job)["state"] != "running" for node in cluster.nodes[:2]), f"{job} ends", 60)
+    logs = cluster.playbook("logs.yml", "-e", f"job={job}")
+    logs.wait()
+    return job, logs
 
 
 @pytest.mark.parametrize(
@@ -110,13 +131,13 @@ def test_a_script_as_it_is_trains_on_all_nodes(cluster: Cluster, script: str, ho
 @pytest.mark.parametrize("script", ["trainer_alone.py", "one_machine.py", "two_gpus.py", "shards.py"])
 def test_nodes_that_never_met_are_no_plain_success(cluster: Cluster, script: str) -> None:
     """The same scripts, meant to work each for itself, give no alarm."""
-    run = cluster.run(script, "-e", f"project_dir={FIELD}", *TWO)
-    assert run.wait() == 0, run.text
-    record = cluster.record(run.job)
+    job, run = ended_job(cluster, script, "-e", f"project_dir={FIELD}", follows=script != "trainer_alone.py")
+    assert run.process.returncode == 0, run.text
+    record = cluster.record(job)
     assert (record["nodes"], record["world_size"], record["met"]) == (2, 1, False)
     assert record["warning"].startswith("the ranks never met: ") and f"warning: {record['warning']}" in run.text
     status = cluster.playbook("status.yml")
-    assert status.wait() == 0 and f"{run.job}: {record['warning']}" in status.text
+    assert status.wait() == 0 and f"{job}: {record['warning']}" in status.text
     alone = cluster.run(script, "-e", f"project_dir={FIELD}", "-e", "gang=false", *TWO)
     assert alone.wait() == 0, alone.text
     record = cluster.record(alone.job)
