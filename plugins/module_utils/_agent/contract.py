@@ -102,6 +102,11 @@ def is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
+def is_notice(value: object) -> bool:
+    """Return whether it says when something was found out, in seconds since 1970, and what."""
+    return isinstance(value, list) and len(value) == 2 and is_number(value[0]) and is_sentence(value[1])
+
+
 def is_count(value: object) -> bool:
     """Return whether it is a whole number."""
     return isinstance(value, int) and is_number(value)

@@ -1,10 +1,11 @@
 # Copyright (c) The Thunderhead developers
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Format lists of hosts, and text of several lines, for the user."""
+"""Format moments, lists of hosts, and text of several lines, for the user."""
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Mapping, Sequence
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import ACTING, join_names
@@ -16,6 +17,14 @@ MOST_GROUPS = 4
 def escape_lines(text: str) -> str:
     """Return a text of several lines, which stay lines, with what would act upon a terminal escaped."""
     return ACTING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def format_moment(seconds: float | None) -> str:
+    """Return seconds since 1970 as "11-30 03:12:05", by this machine's time zone; "-" for what is no moment."""
+    try:
+        return datetime.datetime.fromtimestamp(seconds).strftime("%m-%d %H:%M:%S") if seconds else "-"
+    except (ValueError, OverflowError, OSError):  # a job's user can write any number
+        return "-"
 
 
 def hosts_by_value(values: Mapping[str, str]) -> str:

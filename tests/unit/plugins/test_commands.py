@@ -411,6 +411,9 @@ def ended(nodes: list[LocalNode], asked: RunOptions, looks_on: str) -> Session:
     return session
 
 
+NOTICE = re.compile(r"\d\d-\d\d \d\d:\d\d:\d\d nothing was printed for ")
+
+
 @pytest.mark.parametrize("looks_on", LOOKS_ON)
 def test_a_rank_that_prepares_is_waited_for_whoever_looks_on(
     looks_on: str, nodes: list[LocalNode], tmp_path: Path
@@ -421,8 +424,8 @@ def test_a_rank_that_prepares_is_waited_for_whoever_looks_on(
     session = ended(nodes, asked, looks_on)
     assert (session.error, session.result["state"]) == ("", "succeeded")
     if looks_on == "nobody":
-        until(lambda: any(line.startswith("nothing was printed for ") for line in session.lines))
-    said, *_later = (line for line in session.lines if line.startswith("nothing was printed for "))
+        until(lambda: any(NOTICE.match(line) for line in session.lines))
+    said, *_later = (line for line in session.lines if NOTICE.match(line))
     assert "rank 0 (node0) is in prepare at train.py:" in said and ", and works (" in said
     assert "for it; the job goes on; what every rank was doing: " in said
 

@@ -10,8 +10,11 @@ import pytest
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following.observer import JobObserver
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.rank_log import RankLog
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.screen import Screen, ShownLog
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import format_moment
 from left_jobs import gang_on
 from local_nodes import LocalNode, code, until
+
+AT = 1_800_000_000.5
 
 
 class Scene:
@@ -82,11 +85,12 @@ def test_what_the_head_has_found_out_is_said_once_with_the_stacks(
     (nodes[0].job_dir() / "stacks.txt").write_bytes(b"==== process 7\x1b[31m\n")
     notice = "nothing was printed for 61 s: rank 1 (node1) sleeps\x1b[2J"
     for _time in range(2):
-        scene.observer.update_state(SimpleNamespace(rank=0, host="node0"), {"gang": {"notices": [notice]}})  # type: ignore[arg-type]
+        scene.observer.update_state(SimpleNamespace(rank=0, host="node0"), {"gang": {"notices": [[AT, notice]]}})  # type: ignore[arg-type]
     until(lambda: bool(scene.said))
     time.sleep(0.2)
     assert scene.said == [
-        "nothing was printed for 61 s: rank 1 (node1) sleeps\\x1b[2J; what every rank was doing: " + str(scene.stacks)
+        f"{format_moment(AT)} nothing was printed for 61 s: rank 1 (node1) sleeps\\x1b[2J; "
+        f"what every rank was doing: {scene.stacks}"
     ]
     files = {path.name: path.read_text() for path in scene.stacks.iterdir()}
     assert files["rank0-node0.txt"] == "==== process 7\n"

@@ -159,9 +159,13 @@ def test_whatever_an_inspector_is_said_to_have_found(value: Any) -> None:
     read_connections(value, ["node0", "node1"])
 
 
+NOTICES = st.lists(st.tuples(st.floats(), st.text(max_size=8)).map(list))
 STATES = st.fixed_dictionaries(
     {"ranks": st.lists(st.fixed_dictionaries({"state": st.sampled_from(["running", "failed", "unknown"]) | JSON}))},
-    optional={"ending": st.booleans() | JSON, "notices": st.lists(st.text(max_size=8)) | JSON},
+    optional={
+        "ending": st.booleans() | JSON,
+        "notices": NOTICES | JSON,
+    },
 )
 
 

@@ -14,7 +14,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contrac
     GANG_RANK,
     is_count,
     is_flag,
-    is_sentence,
+    is_notice,
 )
 
 MOST_BYTES = 2**18
@@ -30,7 +30,7 @@ def read_gang_state(job_dir: str) -> dict[str, Any] | None:
     """Return what the head knows of the gang; None where there is nothing of that kind.
 
     ``ranks``, of each the state, and met and checkpoint_read as far as known; ``ending``, whether the job has to end;
-    ``notices``, what whoever follows the job is to be told.
+    ``notices``, what whoever follows the job is to be told: ``[when it was found out, seconds since 1970, sentence]``.
     """
     return valid_gang_state(read_json(gang_state_path(job_dir), MOST_BYTES) or {})
 
@@ -40,7 +40,7 @@ def valid_gang_state(found: dict[str, Any]) -> dict[str, Any] | None:
     ranks, ending, notices = (found.get(name) for name in ("ranks", "ending", "notices"))
     if not (isinstance(ranks, list) and all(map(is_rank, ranks)) and is_flag(ending)):
         return None
-    if not (isinstance(notices, list) and all(map(is_sentence, notices))):
+    if not (isinstance(notices, list) and all(map(is_notice, notices))):
         return None
     return {"ranks": ranks, "ending": ending, "notices": notices}
 

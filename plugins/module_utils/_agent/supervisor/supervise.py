@@ -115,6 +115,7 @@ class Supervisor:
         self._name = node_name(plan.rank, members[plan.rank].host)
         self._gang: Gang | None = gang  # None once it has failed
         self._summary: dict[str, Any] = {}  # what was written down of the gang
+        self._found_at: dict[str, float] = {}  # when the head found out what its notices say, by the node's clock
         self._failure = ""  # why there is no gang any more
         self._stop_times = stop_times
         self._observers: dict[
@@ -281,6 +282,8 @@ class Supervisor:
             return
         if self._gang:
             summary["unreached"] = self._gang.unreached(last)
+            self._found_at = {one: self._found_at.get(one, time.time()) for one in summary["notices"]}
+            summary["notices"] = [[at, one] for one, at in self._found_at.items()]
         if summary != self._summary:
             with suppress(OSError):
                 write_file(gang_state_path(self._job_dir), json.dumps(summary).encode(), 0o600)

@@ -21,6 +21,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.follow
 )
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.rank_log import RankLog
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.screen import Screen
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import format_moment
 
 MOST_REPORTED = 100
 """How many different sentences are shown of what was found out: what a node says of its job is not to fill a screen."""
@@ -72,10 +73,11 @@ class JobObserver:
         if node.rank == 0:  # the head; what others say that they have found out is not the gang's
             self._report_notices(state.get("gang", {}).get("notices", []))
 
-    def _report_notices(self, notices: list[str]) -> None:
+    def _report_notices(self, notices: list[tuple[float, str]]) -> None:
         """Show what the head has found out, and where the stacks lie, in a thread: the nodes are asked for those."""
         with self._lock:
-            news = [one for one in notices if one not in self._reported]
+            news = [f"{format_moment(at)} {escape(one)}" for at, one in notices]
+            news = [one for one in news if one not in self._reported]
             is_busy = self._reporting is not None and self._reporting.is_alive()
             if not news or is_busy or len(self._reported) > MOST_REPORTED:
                 return
@@ -88,7 +90,7 @@ class JobObserver:
     def _report(self, notices: list[str]) -> None:
         folder = fetch_stacks(self._gang, self._stacks)
         for one in notices:
-            self._screen.say(f"{escape(one)}{f'; what every rank was doing: {folder}' if folder else ''}")
+            self._screen.say(f"{one}{f'; what every rank was doing: {folder}' if folder else ''}")
 
     def finish(self) -> None:
         """Wait until all that was found out is shown."""

@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis import job_warnings
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.listing import JobView
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.draw_table import laid_out
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import escape_lines
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import escape_lines, format_moment
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.channel import NodeError
 
 COLORS = {
@@ -58,18 +57,11 @@ def as_data(views: Sequence[JobView], errors: Mapping[str, NodeError]) -> dict[s
     }
 
 
-def _clock(seconds: float | None) -> str:
-    try:
-        return datetime.datetime.fromtimestamp(seconds).strftime("%m-%d %H:%M:%S") if seconds else "-"
-    except (ValueError, OverflowError, OSError):  # a job's user can write any number
-        return "-"
-
-
 def as_table(views: Sequence[JobView], errors: Mapping[str, NodeError], width: int, is_terminal: bool = False) -> str:
     """Return what is known as a table of at most ``width`` columns, which the last line of rank 0 fills."""
     rows = []
     for view in views:
-        since = _clock(view.since)
+        since = format_moment(view.since)
         last = next((part.last_line for part in view.parts.values() if part.last_line), "")
         spec = view.spec
         rows.append((view.id, spec.get("script", "-"), view.user or "-", view.state, since, view.ranks, last))
