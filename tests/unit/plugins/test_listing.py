@@ -120,6 +120,31 @@ def test_a_node_that_does_not_answer(nodes: list[LocalNode]) -> None:
     assert (one.state, one.ranks) == ("unknown", "1 succeeded, 1 unknown")
 
 
+def test_of_a_node_that_does_not_answer_the_head_knows_more(nodes: list[LocalNode], tmp_path: Path) -> None:
+    launch = gang_of(nodes, code(tmp_path / "code", SLEEP), id=JOB)
+    launch.prepare()
+    launch.start()
+    answers, nodes[1].connection = nodes[1].connection, Dead()
+    until(lambda: [one.ranks for one in looked(nodes)[0]] == ["2 running"])
+    nodes[1].connection = answers
+    launch.gang.stop(2)
+
+
+@pytest.mark.parametrize(
+    ("head", "told", "expected"),
+    [("stopped", "running", "1 stopped, 1 unknown"), ("failed", "stopped", "1 failed, 1 stopped")],
+)
+def test_a_rank_that_runs_once_the_head_has_ended_is_lost(
+    nodes: list[LocalNode], head: str, told: str, expected: str
+) -> None:
+    work = leave(nodes[0], JOB, state=head, spec=spec(JOB, 0))
+    gang = {"ranks": [{"state": "running"}, {"state": told}], "ending": False, "notices": []}
+    (work.parent / "gang.json").write_text(json.dumps(gang))
+    nodes[1].connection = Dead()
+    (one,), _errors = looked(nodes)
+    assert one.ranks == expected
+
+
 def test_a_node_that_has_the_job_no_more(nodes: list[LocalNode]) -> None:
     leave(nodes[1], JOB, spec=spec(JOB, 1))
     assert [one.state for one in looked(nodes)[0]] == ["succeeded"]

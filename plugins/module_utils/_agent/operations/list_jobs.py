@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.files import open_own, read_json
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_paths import log_path, started_by
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.node_lock import LockHolder, read_holder
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.read_gang_state import read_gang_state
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.read_job_state import (
     job_state,
     valid_fields,
@@ -33,8 +34,8 @@ def list_jobs(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
 
     Request: directory, newest (how many at most), only (one job's id, or None). Reply: jobs, a list of {id, spec (as
     the controller wrote it, or None for a job that never started), state (as for ``follow``), size (bytes of the log),
-    last_line, user (who started it; "" if that is not known)}. A spec has ``ranks``, which are many on a
-    large cluster, only for ``only`` and on rank 0.
+    last_line, user (who started it; "" if that is not known)}, and from its head gang, the ``ranks`` that
+    ``read_gang_state`` returns. A spec has ``ranks``, which are many on a large cluster, for ``only`` and on rank 0.
     """
     folder = os.path.join(request["directory"], "jobs")
     ids: list[str] = []
@@ -56,7 +57,9 @@ def list_jobs(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
         spec = spec and shortened(spec, LONGEST_REPLY // 2 // len(meant))
         state = job_state(job_dir, holder)
         user = started_by(job_dir) or (current["user"] if name == current["id"] else "")
-        found.append({"id": name, "spec": spec, "state": state, "size": size, "last_line": last_line, "user": user})
+        one = {"id": name, "spec": spec, "state": state, "size": size, "last_line": last_line, "user": user}
+        gang = read_gang_state(job_dir) if spec and spec.get("rank") == 0 else None
+        found.append({**one, "gang": gang["ranks"]} if gang else one)
     return {"jobs": found}, b""
 
 

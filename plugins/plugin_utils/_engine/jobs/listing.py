@@ -41,8 +41,8 @@ class Part:
 
     Attributes:
         host: inventory name; "" if only rank 0, which did not answer, could say it.
-        state: prepared, running, succeeded, failed, stopped, lost, unknown (its node did not answer), or removed
-            (it did, but the job lies there no more).
+        state: prepared, running, succeeded, failed, stopped, lost, unknown (its node did not answer, and the head of
+            its gang does not know it), or removed (it did, but the job lies there no more).
         record: from the node's reply: started, ended, exit_code, signal, because, error.
         last_line: of its log.
         log_bytes: of its log.
@@ -140,6 +140,7 @@ def list_jobs(nodes: NodeGroup, only: str | None = None) -> tuple[list[JobView],
     answers, errors = fan_out({one.host: one for one in nodes.settings}, ask, LIST_SECONDS)
     found: dict[str, list[tuple[Part, dict[str, Any]]]] = {}
     users: dict[str, str] = {}
+    told: dict[str, list[str]] = {}  # by its head, of all ranks of a job
     for host, jobs in answers.items():
         for job in jobs:
             spec = _readable(job["spec"] or {})
@@ -148,9 +149,17 @@ def list_jobs(nodes: NodeGroup, only: str | None = None) -> tuple[list[JobView],
             state = _readable(job["state"])
             part = Part(host, state["state"], state, printable(job["last_line"].encode()), job["size"])
             found.setdefault(job["id"], []).append((part, spec))
+            if spec.get("rank") == 0 and "gang" in job:
+                # Of a job that has ended on its head, one that still runs is one that the gang has lost.
+                goes_on = state["state"] in GOING_ON
+                states = [one["state"] for one in job["gang"]]
+                told[job["id"]] = [one if goes_on or one != "running" else "unknown" for one in states]
             # While a job holds a node, that is written down where the job cannot change it.
             users[job["id"]] = escape(job["user"]) or users.get(job["id"], "") or spec.get("user", "")
-    views = [_view(job, users[job], parts, answers.keys(), bool(errors)) for job, parts in found.items()]
+    views = [
+        _view(job, users[job], parts, answers.keys(), told.get(job, []) if errors else None)
+        for job, parts in found.items()
+    ]
     return sorted(views, key=lambda view: view.id, reverse=True), errors
 
 
@@ -185,9 +194,17 @@ def _has_rank(spec: Mapping[str, Any]) -> bool:
 
 
 def _view(
-    job: str, user: str, found: Sequence[tuple[Part, dict[str, Any]]], answered: Collection[str], silent: bool
+    job: str, user: str, found: Sequence[tuple[Part, dict[str, Any]]], answered: Collection[str], told: list[str] | None
 ) -> JobView:
-    """Put a job together from its nodes' replies; ``silent``: other nodes did not reply."""
+    """Put a job together from its nodes' replies.
+
+    Args:
+        job: id.
+        user: who started it.
+        found: the ranks of the nodes that replied, each with its spec.
+        answered: the nodes that replied, whether they have the job or not.
+        told: what the gang's head says of all ranks; None if every node replied.
+    """
     specs = [spec for _part, spec in found if spec]
     spec = next((spec for spec in specs if "ranks" in spec), specs[0] if specs else {})
     parts: dict[int, Part] = {}
@@ -201,10 +218,11 @@ def _view(
             rank = ranks.get(part.host, free)
             parts[free if rank in parts else rank] = part
     for host, rank in ranks.items():
-        parts.setdefault(rank, Part(escape(host), "removed" if host in answered else "unknown"))
+        state = "removed" if host in answered else told[rank] if told and rank < len(told) else "unknown"
+        parts.setdefault(rank, Part(escape(host), state))
     if specs and "ranks" not in spec and len(parts) < min(spec["world_size"], MOST_RANKS):
         for rank in range(spec["world_size"]):
-            parts.setdefault(rank, Part("", "unknown" if silent else "removed"))
+            parts.setdefault(rank, Part("", "removed" if told is None else "unknown"))
     return JobView(job, spec, dict(sorted(parts.items())), user)
 
 

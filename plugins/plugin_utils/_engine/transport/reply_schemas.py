@@ -284,7 +284,8 @@ REPLIES: Mapping[str, tuple[Mapping[str, Check], Mapping[str, Check]]] = {
                         "size": is_size,
                         "last_line": is_text,
                         "user": is_text,
-                    }
+                    },
+                    {"gang": many(_GANG_RANK)},
                 )
             )
         },
