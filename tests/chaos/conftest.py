@@ -12,7 +12,7 @@ from measuring import Timeline
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--keep", action="store_true", help="leave the nodes running, and use those that run already")
-    parser.addoption("--minutes", type=float, default=1, help="for which a healthy job has to outlive what happens")
+    parser.addoption("--minutes", type=float, default=0.5, help="for which a healthy job has to outlive what happens")
     parser.addoption("--rounds", type=int, default=0, help="of failing polls, on four nodes of their own")
 
 

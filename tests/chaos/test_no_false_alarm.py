@@ -96,7 +96,7 @@ def test_what_is_shorter_than_the_time_out_ends_nothing(
         assert 0 < rank["seconds"] < HOUR + 60 * minutes, rank
     times = sum(happened.values())
     timeline.note(
-        f"for {minutes:.0f} min, all nodes compute without a word, and every 10 s one loses packets, freezes, its "
+        f"for {minutes:g} min, all nodes compute without a word, and every 10 s one loses packets, freezes, its "
         f"supervisor stops, for {SHORT_SECONDS:.1f} s, or its clock is set by an hour ({times} times, {followers} "
         "followers killed)",
         "the job goes on, and no one says otherwise",
