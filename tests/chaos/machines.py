@@ -206,10 +206,10 @@ class Node:
         self.await_sshd()
 
     def kill_agents(self, job: str) -> int:
-        """Kill the agents that answer at this moment, not the job's supervisor; return how many there were."""
-        supervisor = str(self.state(job)["pid"])
+        """Kill the agents that answer at this moment, not the job's supervisor and inspector; return how many."""
+        of_job = {line.split()[0] for line in self.processes(job)}
         agents = [pid for pid in self.execute("pgrep", "-f", "^python3 -I -S -c", check=False).split()]
-        agents = [pid for pid in agents if pid != supervisor]
+        agents = [pid for pid in agents if pid not in of_job]
         if agents:
             self.execute("kill", "-KILL", *agents, check=False)
         return len(agents)
@@ -291,7 +291,9 @@ class Node:
         """Make the machine usable whatever an earlier session did to it."""
         docker("unpause", self.container, check=False)
         docker("start", self.container)
-        self.execute("nft", "delete", "table", "inet", "cut", check=False)
+        for table in ("cut", "losing"):
+            self.execute("nft", "delete", "table", "inet", table, check=False)
+        self.execute("rm", "-f", "/etc/ld.so.preload", "/run/clock_offset")
         self.await_sshd()
         self.end_jobs()
 

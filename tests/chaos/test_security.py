@@ -285,7 +285,7 @@ def test_a_job_that_puts_a_pipe_in_the_place_of_its_log(cluster: Cluster) -> Non
     for rank, node in enumerate(cluster.nodes):
         run.await_line(rf"^\[{rank} {node.name}\] +after {4 * NODE_TIMEOUT_SECONDS - 4}")
         agents = node.execute("pgrep", "--full", "--list-full", "^[^ ]*python3 -I -S -c", check=False).splitlines()
-        assert 1 <= len(agents) <= 3, "its supervisor, and who looks at it now"
+        assert 2 <= len(agents) <= 4, "its supervisor, the inspector, and who looks at it now"
         node.touch(run.job, "enough")
     assert run.wait() == 0, run.text
     assert run.words.count("put something else") == len(cluster.nodes), "it is said once for each"

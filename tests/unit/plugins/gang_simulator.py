@@ -29,6 +29,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervi
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.authenticated_stream import (
     AuthenticatedStream,
 )
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following.follow_ranks import GANG_SECONDS
 
 KEY = bytes(range(32))
 TIMEOUTS = (6.0, 6.0, 30.0)
@@ -46,8 +47,6 @@ LONGEST_LOOK = 2.0
 """What an inspector takes at most, besides the time that it is told to measure."""
 GIVE_UP_SECONDS = 60.0
 """A supervisor that nobody starts gives its job up after so long; here sooner than in reality."""
-GANG_SECONDS = 10.0
-"""How long a follower leaves it to the gang to end a job of which a rank has ended badly."""
 HORIZON = 1000.0
 """By then every run is over."""
 
@@ -153,10 +152,12 @@ class World:
         if self.kind == "is stuck":
             length = STUCK_SECONDS
         # What happens besides, in every other run.
-        self.more = random.Random(f"{seed} more")
-        self.has_more = self.more.random() < 0.5
-        self.controller_dies = self.has_more and self.more.random() < 0.2  # once the head has the start message
-        self.disk_full_from = self.more.uniform(0, length) if self.has_more and self.more.random() < 0.3 else HORIZON
+        self.extras = random.Random(f"{seed} extras")
+        self.has_extras = self.extras.random() < 0.5
+        self.controller_dies = self.has_extras and self.extras.random() < 0.2  # once the head has the start message
+        self.disk_full_from = (
+            self.extras.uniform(0, length) if self.has_extras and self.extras.random() < 0.3 else HORIZON
+        )
         self.gang_file: dict[str, Any] | None = None  # what the head wrote down last
         self.notices: list[str] = []  # its own, so far
         self.machines = []
@@ -180,8 +181,8 @@ class World:
         else:
             self.at(gang_member.REACH_SECONDS + self.random.uniform(0.2, 1), self.help)
         self.plan(length)
-        if self.has_more:
-            self.plan_more(length)
+        if self.has_extras:
+            self.plan_extras(length)
 
     def start(self, machines: list[Machine]) -> None:
         """Have the controller write the start message to some nodes."""
@@ -192,8 +193,11 @@ class World:
         """Have the controller start over SSH whom the head could not reach, or undo what it has prepared."""
         head = self.machines[0]
         waiting = [machine for machine in self.machines if machine.script == "waiting"]
-        if head.alive and head.frozen is None:
-            unreached = [self.machines[rank] for rank in head.member.unreached(self.now + head.clock) or []]
+        ranks = head.member.unreached(self.now + head.clock) if head.alive and head.frozen is None else []
+        if ranks is None:  # it still tries to
+            self.at(1, self.help)
+        elif head.alive and head.frozen is None:
+            unreached = [self.machines[rank] for rank in ranks]
             self.start(unreached)
             if not all(machine.alive for machine in unreached):
                 self.end_all("a node could not start")
@@ -233,20 +237,20 @@ class World:
             )
             self.at(self.random.uniform(0, length), fault)
 
-    def plan_more(self, length: float) -> None:
+    def plan_extras(self, length: float) -> None:
         """Choose what happens besides: followers that come and go, machines that sleep, start messages that repeat."""
-        for _number in range(self.more.choice([0, 1, 1, 2, 2])):
-            comes, stays = self.more.uniform(1, length), self.more.uniform(1, length)
+        for _number in range(self.extras.choice([0, 1, 1, 2, 2])):
+            comes, stays = self.extras.uniform(1, length), self.extras.uniform(1, length)
             self.at(comes, lambda until=comes + stays: self.follow(until, None))
-        for _number in range(self.more.choice([0, 0, 1, 2])):
-            again = self.more.sample(self.machines, self.more.randint(1, len(self.machines)))
-            self.at(self.more.uniform(0, length), lambda again=again: self.start_again(again))
-        if not self.mild and self.more.random() < 0.3:
-            seconds = self.more.uniform(0.1, MILD * self.timeout)
+        for _number in range(self.extras.choice([0, 0, 1, 2])):
+            again = self.extras.sample(self.machines, self.extras.randint(1, len(self.machines)))
+            self.at(self.extras.uniform(0, length), lambda again=again: self.start_again(again))
+        if not self.mild and self.extras.random() < 0.3:
+            seconds = self.extras.uniform(0.1, MILD * self.timeout)
             self.mild += 1
-            self.at(self.more.uniform(0, length), lambda: self.sleep(seconds))
-        if self.more.random() < 0.2:
-            self.at(self.more.uniform(0, length), self.more.choice([self.reboot, self.stop_twice]))
+            self.at(self.extras.uniform(0, length), lambda: self.sleep(seconds))
+        if self.extras.random() < 0.2:
+            self.at(self.extras.uniform(0, length), self.extras.choice([self.reboot, self.stop_twice]))
 
     def start_again(self, machines: list[Machine]) -> None:
         """Have the start message come again, as when its answer was lost on the way to the controller."""
@@ -259,8 +263,8 @@ class World:
         if self.now > until or all(machine.script not in ("waiting", "running") for machine in self.machines):
             return
         head = self.machines[0]
-        told = self.gang_file if head.powered and self.more.random() < 0.95 else None  # a torn file says nothing
-        reached = [machine for machine in self.machines if machine.powered and not machine.returned]
+        told = self.gang_file if head.powered and self.extras.random() < 0.95 else None  # a torn file says nothing
+        reached = [machine for machine in self.machines if machine.powered]
         why = next((self.why_bad(machine) for machine in reached if self.why_bad(machine)), "")
         if why:
             bad_since = self.now if bad_since is None else bad_since
@@ -401,7 +405,7 @@ class World:
         self.severe["reboot"] = self.now
         self.say(f"n{machine.rank} loses power, and comes back")
         machine.alive = machine.powered = False
-        self.at(self.more.uniform(0.2, 2) * self.timeout, lambda: self.come_back(machine))
+        self.at(self.extras.uniform(0.2, 2) * self.timeout, lambda: self.come_back(machine))
 
     def come_back(self, machine: Machine) -> None:
         self.say(f"n{machine.rank} is there again")
@@ -431,7 +435,7 @@ class World:
         self.asked_to_stop = True
         self.say(f"n{one.rank} and n{other.rank} are asked to stop")
         self.on(one, lambda: one.member.end(""))
-        self.at(self.more.uniform(0, 1), lambda: self.on(other, lambda: other.member.end("another controller")))
+        self.at(self.extras.uniform(0, 1), lambda: self.on(other, lambda: other.member.end("another controller")))
 
     def fail(self) -> None:
         machine = self.some()
@@ -713,7 +717,8 @@ class World:
             blamed = {self.blamed(one.member.verdict) for one in living if one.script == "stopped"}
             if "two stops" in self.severe:
                 blamed -= {"''", "'another controller'"}
-            if len(blamed) > 1 and not self.has_tampered:
+            is_one = len(blamed) <= 1 or (self.stood_still and self.asked_to_stop)  # at the same moment
+            if not is_one and not self.has_tampered:
                 raise Broken(f"one verdict for all: {sorted(blamed)}")
 
     def check_one(self, one: Machine, lost: list[Machine]) -> None:
@@ -758,12 +763,11 @@ class World:
     def check_time(self) -> None:
         """Check that what happened has ended the job soon."""
         ((kind, when),) = self.severe.items()
-        soon = min(self.timeout, 7.0)
-        noticed = {"failure": 0.0, "stop": 0.0, "two stops": 0.0, "power": self.timeout, "kill": soon}
-        noticed["reboot"] = self.timeout
+        loss, soon = self.timeout, min(self.timeout, 7.0)
+        noticed = {"failure": 0, "stop": 0, "two stops": 0, "power": loss, "reboot": loss, "kill": soon}[kind]
         if self.kind == "is stuck" and when > self.quiet_from + RENDEZVOUS_SECONDS:
             return  # that has ended the job before, or does so meanwhile
-        limit = when + noticed[kind] + 8 + (7 * self.timeout if self.mild else 0)
+        limit = when + noticed + 8 + (7 * self.timeout if self.mild else 0)
         for one in self.machines:
             has_met = any(other.heard is not None for other in one.member._nodes)
             if one.script == "succeeded" and one.ended > limit and has_met:

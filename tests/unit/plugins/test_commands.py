@@ -430,6 +430,16 @@ def test_a_rank_that_prepares_is_waited_for_whoever_looks_on(
     assert "for it; the job goes on; what every rank was doing: " in said
 
 
+def test_a_job_runs_where_no_inspector_could_be_forked(nodes: list[LocalNode], tmp_path: Path) -> None:
+    for node in nodes:
+        node.connection = Altered(("pids.append(fork_daemon(log, be_inspector))", "raise OSError"))
+    asked = run_options(tmp_path, "import time; time.sleep(4)", gang=True, rendezvous_timeout_seconds=2)
+    session = ended(nodes, asked, "attached")
+    assert (session.error, session.result["state"]) == ("", "succeeded")
+    said, *_later = (line for line in session.lines if NOTICE.match(line))
+    assert ", and the search for the cause failed: cannot look: its inspector has ended" in said
+
+
 @pytest.mark.parametrize("looks_on", LOOKS_ON)
 def test_a_rendezvous_that_cannot_complete_ends_the_job_whoever_looks_on(
     looks_on: str, nodes: list[LocalNode], tmp_path: Path

@@ -19,7 +19,6 @@ from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.why_not_connected import why_not_connected
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import NO_ANSWER
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.ask_inspector import Inspector
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.authenticated_stream import (
     NONCE_BYTES,
 )
@@ -27,6 +26,9 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervi
     GangConnections,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.gang_member import GangMember
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.inspector_connection import (
+    InspectorConnection,
+)
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.job_plan import Member, Plan
 
 PASS_ON_SECONDS = 0.2
@@ -58,19 +60,21 @@ class Gang:
         signals: descriptor at which something arrives with every signal that this process gets.
     """
 
-    def __init__(self, plan: Plan, listener: socket.socket | None, inspector: Inspector, signals: int) -> None:
+    def __init__(
+        self, plan: Plan, listener: socket.socket | None, inspector: InspectorConnection, signals: int
+    ) -> None:
         """Begin without a connection, and wait for the start message.
 
         Args:
             plan: the job's.
             listener: where the other supervisors find this one, which is taken over; None on the only node.
-            inspector: looks into the job's processes.
+            inspector: that looks into the job's processes.
             signals: descriptor at which something arrives with every signal, which ends a wait; it does not block.
         """
         self.signals = signals
         rank, size, timeout = plan.rank, plan.world_size, plan.node_timeout_seconds
         limits = (plan.stall_timeout_seconds, plan.rendezvous_timeout_seconds)
-        self._inspector: Inspector | None = inspector  # None once it has ended
+        self._inspector = inspector
         self._member = GangMember(rank, size, timeout, time.monotonic(), *limits)
         nonce = functools.partial(os.urandom, NONCE_BYTES)
         key = bytes.fromhex(plan.gang_key)
@@ -135,9 +139,9 @@ class Gang:
         for number, one in self._sockets.items():
             wants_to_send = number in self._dialing or number in self._unsent
             poll.register(one, select.POLLIN | (select.POLLOUT if wants_to_send else 0))
-        if self._inspector:
+        if not self._inspector.is_gone:
             sends = self._inspector.has_unsent
-            poll.register(self._inspector.connection, select.POLLIN | (select.POLLOUT if sends else 0))
+            poll.register(self._inspector.socket, select.POLLIN | (select.POLLOUT if sends else 0))
         poll.register(self.signals, select.POLLIN)
         poll.poll(seconds * 1000)
         with suppress(BlockingIOError):
@@ -178,19 +182,12 @@ class Gang:
 
     def _inspect(self) -> None:
         """Take what the inspector has found, and ask it for more."""
-        if self._inspector:
-            for result in self._inspector.results():
-                self._member.task_done(result)
-            self._inspector.flush()
-            if self._inspector.is_gone:
-                self._inspector.connection.close()
-                self._inspector = None
+        for result in self._inspector.results():
+            self._member.task_done(result)
+        self._inspector.flush()
         tasks, self._member.tasks = self._member.tasks, []
         for task in tasks:
-            if self._inspector is None or not self._inspector.ask({**task, "members": self.members}):
-                why = "is at another task" if self._inspector else "has ended"
-                answer = {"task": task["task"], "number": task["number"]}
-                self._member.task_done({**answer, "result": {"error": f"cannot look: its inspector {why}"}})
+            self._inspector.ask(task, self.members or [])
 
     def _accept(self, now: float) -> None:
         while self._listener and self._connections.has_room():

@@ -50,13 +50,11 @@ def fork_supervisor(request: Request, user: User, listener: socket.socket | None
         supervise(request, user, listener, to_inspector, plan, facts, stop_times)
 
     def be_inspector() -> None:
-        os.dup2(to_supervisor.fileno(), 3)
         for descriptor in map(int, os.listdir("/proc/self/fd")):  # above all, where the gang finds this node
-            if descriptor > 3:
+            if descriptor not in (0, 1, 2, to_supervisor.fileno()):
                 with suppress(OSError):
                     os.close(descriptor)
-        connection = socket.socket(fileno=3)
-        if not connection.recv(1, socket.MSG_PEEK):
+        if not to_supervisor.recv(1, socket.MSG_PEEK):
             return
         # Not before there is a task: few jobs give one.
         from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.inspector import (
@@ -64,7 +62,7 @@ def fork_supervisor(request: Request, user: User, listener: socket.socket | None
             serve,
         )
 
-        serve(connection, Subject(request["job"]["id"], request["directory"], user, pids[0], plan, facts))
+        serve(to_supervisor, Subject(request["job"]["id"], request["directory"], user, pids[0], plan, facts))
 
     pids = [fork_daemon(log, be_supervisor)]
     # No child of the supervisor, so none of the job's processes. Without one the job runs, and cannot be looked into.

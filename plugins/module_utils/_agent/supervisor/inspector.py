@@ -14,7 +14,6 @@ import json
 import os
 import select
 import socket
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -87,12 +86,8 @@ def wait_or_end(connection: socket.socket, seconds: float) -> None:
     """Wait, but end this process at once when the supervisor has ended: the job may be over."""
     poll = select.poll()
     poll.register(connection, select.POLLIN)
-    deadline = time.monotonic() + seconds
-    while (left := deadline - time.monotonic()) > 0:
-        if poll.poll(left * 1000) and not connection.recv(1, socket.MSG_PEEK):
-            os._exit(0)
-        elif left > 0.1:
-            time.sleep(0.1)  # the next task has come already, and waits
+    if poll.poll(seconds * 1000) and not connection.recv(1, socket.MSG_PEEK):
+        os._exit(0)
 
 
 def look(wait: Callable[[float], None], subject: Subject, task: dict[str, Any]) -> dict[str, Any]:
@@ -129,18 +124,18 @@ def connect(subject: Subject, task: dict[str, Any]) -> dict[str, Any]:
     ports = {members[int(rank)].host: port for rank, port in task["ports"].items()}
     addresses = {member.host: member.address for member in members}
     tries_master = task["master"] and subject.plan.rank
-    test = ConnectionTest(
-        job=subject.id,
-        name=own.host,
-        address=own.address,
-        port=ports[own.host],
-        interface=subject.facts.interface,
-        peers={host: (addresses[host], port) for host, port in ports.items()},
-        seconds=task["seconds"],
-        master=(head.address, subject.plan.master_port) if tries_master else None,
-        head=None,
-    )
-    with subject.user.acting():  # which ports are free is another matter for root
+    with subject.user.acting():
+        test = ConnectionTest(
+            job=subject.id,
+            name=own.host,
+            address=own.address,
+            port=ports[own.host],
+            interface=subject.facts.interface,
+            peers={host: (addresses[host], port) for host, port in ports.items()},
+            seconds=task["seconds"],
+            master=(head.address, subject.plan.master_port) if tries_master else None,
+            head=None,
+        )
         reply = test.run()
     return {"found": {"failed": reply["failed"], "master": reply["master"]}}
 

@@ -18,7 +18,7 @@ CONNECT_SECONDS = 5.0
 SECONDS_PER_NODE = 0.05
 """Besides: a message reaches the last of hundreds of nodes some time after the first."""
 LOWEST_PORT = 1024
-"""Of those at which an inspector listens, which has root's rights."""
+"""An inspector listens at no port below this one."""
 
 
 def read_task(value: object, size: int) -> dict[str, Any] | None:

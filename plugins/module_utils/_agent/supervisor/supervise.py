@@ -42,11 +42,13 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contrac
     Request,
     node_name,
 )
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.ask_inspector import Inspector
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.drive_gang import Gang
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.gang_member import (
     LONGEST_REASON,
     cut_reason,
+)
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.inspector_connection import (
+    InspectorConnection,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.job_plan import (
     Member,
@@ -63,7 +65,8 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervi
 MOST_IDLE_SECONDS = 0.5
 """How long this process waits at most before it looks whether anything is due; what happens wakes it."""
 HEAD_POLL_SECONDS = 0.01
-"""How often the head looks for the start message, which comes in a file; the others wait for the head's word."""
+"""How often the head looks for the file with the start message; the others, who mostly have the head's word, look every
+POLL_SECONDS."""
 SHUTDOWN_SECONDS = 0.2
 """How much later than the script this process may get the SIGTERM that a shutdown sends to both."""
 NOTICE_SECONDS = 45
@@ -76,7 +79,7 @@ def supervise(
     request: Request,
     user: User,
     listener: socket.socket | None,
-    inspector: socket.socket,
+    to_inspector: socket.socket,
     plan: Plan,
     facts: NodeFacts,
     stop_times: list[float],
@@ -87,12 +90,12 @@ def supervise(
         request: the one that prepares the job.
         user: whom the job runs as.
         listener: where the other nodes' supervisors find this one; None if there are none.
-        inspector: the connection to the process that looks into the job's processes.
+        to_inspector: the connection to the process that looks into the job's processes.
         plan: what to start.
         facts: what this node puts into it.
         stop_times: when a stop was requested, on the monotonic clock; a handler of SIGTERM adds to them.
     """
-    gang = Gang(plan, listener, Inspector(inspector), report_signals())
+    gang = Gang(plan, listener, InspectorConnection(to_inspector), report_signals())
     members = wait_for_start(request, plan, gang, stop_times)
     if members is None:
         return
@@ -367,10 +370,7 @@ def wait_for_start(request: Request, plan: Plan, gang: Gang, stop_times: list[fl
     Returns:
         None if the job is discarded, forgotten or stopped before.
     """
-    touched, noticed = (
-        0.0,
-        0.0,
-    )  # when by the folder's time, which the node's clock gives, and when on the monotonic one
+    touched = noticed = 0.0  # the folder's time, by the node's clock; when that was seen, by the monotonic one
     while True:
         # Before it is looked for: a stop that comes after it must not discard the job.
         has_to_stop = bool(stop_times)
