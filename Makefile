@@ -44,6 +44,7 @@ tools: $(VENV)/.controller ## Install ansible and the other tools of the control
 demo: $(VENV)/.controller ## Train on two nodes on this machine, from nothing: no root, no Docker
 	ansible-playbook setup.yml
 	ansible-playbook run.yml -e script=train.py
+	@echo "Go on with: . $(VENV)/bin/activate; ansible-playbook status.yml"
 
 # ------------------------------------------------------------------------------------------------------------- testing
 

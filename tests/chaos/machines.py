@@ -164,24 +164,25 @@ class Node:
         """Let the machine go on."""
         docker("unpause", self.container)
 
-    @contextlib.contextmanager
-    def losing(self, percent: int) -> Iterator[Callable[[], int]]:
-        """Have the network lose so much of what it sends and gets; gives what counts the packets that were lost."""
+    def lose_packets(self, percent: int, seconds: float) -> tuple[int, float]:
+        """Have the network lose so much of what it sends and gets, for a while.
+
+        Returns:
+            How many packets were lost, and for how long it was, in seconds: on a busy machine longer.
+        """
         lose = f"numgen random mod 100 < {percent} counter drop"
         chains = "".join(
             f"chain {hook} {{ type filter hook {hook} priority -400; {way} lo accept; {lose}; }}\n"
             for hook, way in (("input", "iif"), ("output", "oif"))
         )
-
-        def lost() -> int:
-            rules = self.execute("nft", "list", "table", "inet", "losing")
-            return sum(map(int, re.findall(r"packets (\d+)", rules)))
-
-        self.execute("nft", "-f", "-", text=f"table inet losing {{ {chains} }}")
-        try:
-            yield lost
-        finally:
-            self.execute("nft", "delete", "table", "inet", "losing")
+        # In one command: to call docker takes a second where all nodes compute.
+        script = (
+            f"trap 'nft delete table inet losing' EXIT; cat /proc/uptime; nft -f - ; sleep {seconds}; "
+            "nft list table inet losing; cat /proc/uptime"
+        )
+        said = self.execute("sh", "-ec", script, text=f"table inet losing {{ {chains} }}")
+        began, ended = (float(line.split()[0]) for line in said.splitlines() if re.fullmatch(r"[\d.]+ [\d.]+", line))
+        return sum(map(int, re.findall(r"packets (\d+)", said))), ended - began
 
     def shift_clocks(self) -> None:
         """Have the programs that start from now on follow a clock that can be set: see clock_offset.c."""

@@ -27,6 +27,14 @@ def format_moment(seconds: float | None) -> str:
         return "-"
 
 
+def utc_time(seconds: float) -> str:
+    """Return seconds since 1970 as ISO 8601 has it, such as "2026-11-30T03:12:05+00:00"; "" for what is no moment."""
+    try:
+        return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc).isoformat(timespec="seconds")
+    except (ValueError, OverflowError, OSError):  # a job's user can write any number
+        return ""
+
+
 def hosts_by_value(values: Mapping[str, str]) -> str:
     """Return "2.13.0 (node0, node1), 2.12.1 (node2)": who has what, the commonest first."""
     groups: dict[str, list[str]] = {}

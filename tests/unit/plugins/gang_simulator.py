@@ -107,6 +107,7 @@ class Machine:
     inspects: bool = True
     returned: bool = False  # after it lost power
     verdict: str | None = None  # that its supervisor took first
+    started: float = HORIZON
 
     @property
     def member(self) -> gang_member.GangMember:
@@ -160,6 +161,7 @@ class World:
         )
         self.gang_file: dict[str, Any] | None = None  # what the head wrote down last
         self.notices: list[str] = []  # its own, so far
+        self.decided = HORIZON  # when the first verdict was taken
         self.machines = []
         for rank in range(size):
             clock = self.random.uniform(0, 1e6)
@@ -503,7 +505,7 @@ class World:
             raise Broken(f"one head per term: n{machine.rank} and n{self.heads[member.term]} lead in {member.term}")
         if member.members is not None and machine.script == "waiting":
             self.say(f"n{machine.rank} starts")
-            machine.script, machine.ends_at = "running", self.now + machine.seconds
+            machine.script, machine.ends_at, machine.started = "running", self.now + machine.seconds, self.now
         if machine.verdict not in (None, member.verdict):
             raise Broken(f"the first verdict stays: n{machine.rank} takes {member.verdict!r} for {machine.verdict!r}")
         machine.verdict = member.verdict
@@ -512,6 +514,7 @@ class World:
             if member.verdict.startswith(STANDSTILL):
                 self.stood_still[machine.rank] = self.now
             machine.stopping = True
+            self.decided = min(self.decided, self.now)
             machine.ends_at = min(machine.ends_at, self.now + self.random.uniform(0, GRACE))
         summary = member.summary() if machine.rank == 0 else None
         if summary:
@@ -712,9 +715,12 @@ class World:
         ]  # one that never met another is missed by none
         for one in living:
             self.check_one(one, lost)
-        if len(self.severe) == 1 and not self.severe.keys() & {"freeze", "partition"}:
+        is_missed = not (self.controller_dies and any(one.script == "waiting" for one in self.machines))  # by nobody
+        if len(self.severe) == 1 and not self.severe.keys() & {"freeze", "partition"} and is_missed:
             self.check_time()
-            blamed = {self.blamed(one.member.verdict) for one in living if one.script == "stopped"}
+            # One that slept until all was over has met nobody in time.
+            stopped = [one for one in living if one.script == "stopped" and one.started <= self.decided]
+            blamed = {self.blamed(one.member.verdict) for one in stopped}
             if "two stops" in self.severe:
                 blamed -= {"''", "'another controller'"}
             is_one = len(blamed) <= 1 or (self.stood_still and self.asked_to_stop)  # at the same moment

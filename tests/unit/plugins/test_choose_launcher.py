@@ -14,7 +14,7 @@ FIELD = Path(__file__).parents[2] / "field"
 LIGHTNING, CLI, FABRIC = "uses Lightning's Trainer", "uses LightningCLI", "uses Fabric"
 DISTRIBUTED = "uses torch.distributed"
 SPAWN = "uses torch.multiprocessing to start its processes itself"
-PLAIN = "the script uses neither Lightning nor torch.distributed"
+PLAIN = "the script uses no Trainer, no Fabric and no torch.distributed"
 CASES = {
     "trainer.py": ("lightning", f"trainer.py {LIGHTNING}"),
     "trainer_alone.py": ("lightning", f"trainer_alone.py {LIGHTNING}"),

@@ -31,6 +31,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.follow
 )
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.options import RunOptions
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.record import still_running_message
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import utc_time
 from left_jobs import checkpoint
 from local_nodes import SLEEP, Altered, Connection, LocalNode, by_rank, code, opener, until
 from user_options import Undisturbed, run_options
@@ -167,7 +168,7 @@ def test_success(nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.Mon
     }
     assert session.lines == [
         f"{session.id}: train.py on 2 nodes, MASTER_ADDR 127.0.0.1, MASTER_PORT {nodes[0].master_port}, once per node, "
-        "because the script uses neither Lightning nor torch.distributed, each for itself",
+        "because the script uses no Trainer, no Fabric and no torch.distributed, each for itself",
         "[0 node0] rank 0 ['a', 'b c'] from the inventory",
         f"logs: {session.path}/logs",
         f"artifacts: {session.path}/artifacts",
@@ -186,6 +187,7 @@ def test_success(nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.Mon
         "state": "succeeded",
         "cause": None,
         "notes": [],
+        "notices": [],
         "versions": {"ansible": ansible_version, "python": platform.python_version()},
         "script": "train.py",
         "args": ["a", "b c"],
@@ -438,6 +440,7 @@ def test_a_job_runs_where_no_inspector_could_be_forked(nodes: list[LocalNode], t
     assert (session.error, session.result["state"]) == ("", "succeeded")
     said, *_later = (line for line in session.lines if NOTICE.match(line))
     assert ", and the search for the cause failed: cannot look: its inspector has ended" in said
+    assert session.record["notices"][0] == said.partition("; what every rank was doing")[0]
 
 
 @pytest.mark.parametrize("looks_on", LOOKS_ON)
@@ -455,6 +458,8 @@ def test_a_rendezvous_that_cannot_complete_ends_the_job_whoever_looks_on(
     )
     assert (session.record["state"], session.error) == ("failed", session.record["cause"])
     assert {node.state(session.id)["because"] for node in nodes} == {cause}
+    assert session.record["met"] is False
+    assert session.record["ended"] == utc_time(max(node.state(session.id)["ended"] for node in nodes))
     files = {path.name: path.read_text() for path in Path(folder).iterdir()}
     assert "init_process_group" in files["rank1-node1.txt"] and "prepare" in files["rank0-node0.txt"]
 
@@ -786,7 +791,7 @@ def test_ctrl_c_leaves_the_job_running(nodes: list[LocalNode], tmp_path: Path) -
     session = interrupted(nodes, tmp_path, "signal")
     assert (session.interrupted, session.error) == (True, "")
     assert session.interrupts.said == [
-        f"\n{session.id} still runs; press Ctrl-C once more to stop it",
+        f"\n{session.id} still runs; press Ctrl-C once more within 3 s to stop it",
         still_running_message(session.id),
     ]
     assert states(session) == ["running", "running"]

@@ -59,7 +59,10 @@ NOBODY = "no process of the job listened at MASTER_PORT 29500 on node0, and none
             "or neither",
         ),
         (about("cli"), "set trainer.num_nodes to 3 in its arguments or its configuration, or nowhere"),
-        (about("plain"), "the script uses neither Lightning nor torch.distributed, which train on several nodes"),
+        (
+            about("plain"),
+            "the script uses no Trainer, no Fabric and no torch.distributed, which train on several nodes",
+        ),
         (
             about("spawn"),
             "the script starts its processes itself, so let it count over all nodes: rank = NODE_RANK * devices + "

@@ -12,6 +12,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluste
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs import listing, status_report
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.listing import JobView, Part
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import format_moment
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.channel import Unreachable
 from left_jobs import leave
 from local_nodes import SLEEP, Connection, LocalNode, code, gang_of, opener, until
@@ -138,11 +139,12 @@ def test_a_rank_that_runs_once_the_head_has_ended_is_lost(
     nodes: list[LocalNode], head: str, told: str, expected: str
 ) -> None:
     work = leave(nodes[0], JOB, state=head, spec=spec(JOB, 0))
-    gang = {"ranks": [{"state": "running"}, {"state": told}], "ending": False, "notices": []}
+    gang = {"ranks": [{"state": "running"}, {"state": told}], "ending": False, "notices": [[1.8e9, "it waits\x1b[2J"]]}
     (work.parent / "gang.json").write_text(json.dumps(gang))
     nodes[1].connection = Dead()
     (one,), _errors = looked(nodes)
     assert one.ranks == expected
+    assert one.notices == [f"{format_moment(1.8e9)} it waits\\x1b[2J"]
 
 
 def test_a_node_that_has_the_job_no_more(nodes: list[LocalNode]) -> None:
@@ -368,6 +370,7 @@ def test_as_data(nodes: list[LocalNode]) -> None:
                 "world_size": 1,
                 "met": None,
                 "warning": None,
+                "notices": [],
                 "ranks": [
                     {
                         "rank": 0,
@@ -411,6 +414,16 @@ def test_ranks_that_never_met(state: str, begins: str) -> None:
     assert status_report.as_table([one], {}, 80).splitlines()[2] == f"{JOB}: {about['warning']}"
     failed = view("failed", "stopped", met=False)
     assert (failed.met, failed.warning) == (False, "")
+
+
+def test_what_the_head_found_out_last_is_shown_as_long_as_the_job_runs() -> None:
+    notices = ["11-30 03:12:05 nothing was printed for 61 s", "11-30 03:14:05 nothing was printed for 181 s"]
+    for state, shown in (("running", notices[1:]), ("failed", [])):
+        one = view(state, state)
+        one.notices = notices
+        table = status_report.as_table([one], {}, 200)
+        assert [line for line in table.splitlines() if "nothing was" in line] == [f"{JOB}: {text}" for text in shown]
+        assert status_report.as_data([one], {})["jobs"][0]["notices"] == notices
 
 
 def test_no_jobs() -> None:

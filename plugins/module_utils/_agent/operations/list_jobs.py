@@ -34,7 +34,7 @@ def list_jobs(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
 
     Request: directory, newest (how many at most), only (one job's id, or None). Reply: jobs, a list of {id, spec (as
     the controller wrote it, or None for a job that never started), state (as for ``follow``), size (bytes of the log),
-    last_line, user (who started it; "" if that is not known)}, and from its head gang, the ``ranks`` that
+    last_line, user (who started it; "" if that is not known)}, and from its head gang, what
     ``read_gang_state`` returns. A spec has ``ranks``, which are many on a large cluster, for ``only`` and on rank 0.
     """
     folder = os.path.join(request["directory"], "jobs")
@@ -59,7 +59,7 @@ def list_jobs(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
         user = started_by(job_dir) or (current["user"] if name == current["id"] else "")
         one = {"id": name, "spec": spec, "state": state, "size": size, "last_line": last_line, "user": user}
         gang = read_gang_state(job_dir) if spec and spec.get("rank") == 0 else None
-        found.append({**one, "gang": gang["ranks"]} if gang else one)
+        found.append({**one, "gang": gang} if gang else one)
     return {"jobs": found}, b""
 
 

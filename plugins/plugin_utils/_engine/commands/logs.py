@@ -53,5 +53,7 @@ def follow_earlier_job(options: FollowOptions, context: CommandContext, job: str
         raise JobError(sentence) from None
     goes_on = offset is None and "ended" not in record.data
     starts = {host: log.last_line_start() if goes_on else offset or 0 for host, log in logs.items()}
-    context.say(f"{view.id}: {view.spec.get('script', '')} on {pluralize(len(view.parts), 'node')}, {view.ranks}")
+    context.say(
+        f"{view.id}: {view.spec.get('script', '')} on {pluralize(len(view.parts), 'node')}, {view.state}: {view.ranks}"
+    )
     return follow_job(options, context, gang, record, logs, starts)

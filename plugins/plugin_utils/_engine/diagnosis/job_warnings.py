@@ -108,7 +108,7 @@ def _remedy(about: Mapping[str, Any], nodes: int) -> str:
             "device, world_size = NUM_NODES * devices, with MASTER_ADDR and MASTER_PORT as the job sets them"
         )
     if not name:
-        return "the script uses neither Lightning nor torch.distributed, which train on several nodes"
+        return "the script uses no Trainer, no Fabric and no torch.distributed, which train on several nodes"
     if about.get("launcher") != launcher:
         return f"the script uses {name}, so start it with -e launcher={launcher}"
     return (

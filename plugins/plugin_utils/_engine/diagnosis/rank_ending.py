@@ -21,6 +21,7 @@ class RankEnding:
         exit_code: the script's; 128 + signal if it was killed; None if not known.
         signal: number of the signal that ended it, or None.
         seconds: how long it ran, or None.
+        ended: when, by its node's clock, in seconds since 1970, or None.
         note: what is known besides, a verb phrase, or "".
         because: why it was stopped; "" for a stop on request, or if it was not stopped.
         stopping: seconds after its start when it got the request to stop, or None.
@@ -34,6 +35,7 @@ class RankEnding:
     exit_code: int | None = None
     signal: int | None = None
     seconds: float | None = None
+    ended: float | None = None
     note: str = ""
     because: str = ""
     stopping: float | None = None

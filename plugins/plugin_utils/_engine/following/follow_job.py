@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-import datetime
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +16,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.contro
     CommandContext,
 )
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.interrupts import (
+    SECOND_SECONDS,
     Interrupted,
     Interrupts,
 )
@@ -37,7 +38,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.r
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.rank_log import RankLog
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.screen import Screen, ShownLog
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project import missing_files
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import escape_lines
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import escape_lines, utc_time
 
 SCREEN_SECONDS = 10
 """How long the end of a job waits for a slow terminal."""
@@ -124,7 +125,7 @@ def _wants_stop(options: FollowOptions, interrupts: Interrupts, job_id: str) -> 
     if options.on_interrupt != "stop":
         if interrupts.came == "gone":
             return False
-        interrupts.say(f"\n{job_id} still runs; press Ctrl-C once more to stop it")
+        interrupts.say(f"\n{job_id} still runs; press Ctrl-C once more within {SECOND_SECONDS} s to stop it")
         if not interrupts.again():
             return False
     interrupts.say(f"stopping {job_id}")
@@ -156,13 +157,15 @@ def _finish(
         ranks = merge_ranks(
             record, [_rank(node, endings[node.host], logs[node.host], seen[node.host]) for node in topology.nodes]
         )
-        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-        ended = record.data.get("ended", now)
+        known = [utc_time(ending.ended) for ending in endings.values() if ending.ended]
+        ended = record.data.get("ended") or max(filter(None, known), default=utc_time(time.time()))
         parts = [(str(rank["host"]), rank) for rank in ranks]
-        met = job_warnings.met(record.data, parts)
+        # To have connected to MASTER_PORT is not enough where the rendezvous does not complete.
+        met = False if (cause or "").startswith(STANDSTILL) else job_warnings.met(record.data, parts)
         record.note(
             say,
             ended=ended,
+            notices=observer.notices,
             nodes=len(ranks),
             world_size=job_warnings.world_size(len(ranks), record.data.get("gang", True), met),
             met=met,

@@ -445,6 +445,7 @@ class JobFollower:
             exit_code=reply.get("exit_code"),
             signal=reply.get("signal"),
             seconds=seconds,
+            ended=ended,
             note=reply.get("error") or ("lost its supervisor process" if reply["state"] == "lost" else ""),
             because=reply.get("because", ""),
             stopping=reply.get("stopping"),

@@ -28,7 +28,11 @@ MOST_REPORTED = 100
 
 
 class JobObserver:
-    """Show what the ranks of one job print, and what its head has found out of ranks that print nothing."""
+    """Show what the ranks of one job print, and what its head has found out of ranks that print nothing.
+
+    Attributes:
+        notices: what the head has found out, each with its time, the oldest first.
+    """
 
     def __init__(
         self,
@@ -53,6 +57,7 @@ class JobObserver:
         self._stacks = stacks
         self._about = about
         self._states: dict[str, Mapping[str, Any]] = {}
+        self.notices: list[str] = []
         self._reported: set[str] = set()
         self._reporting: threading.Thread | None = None  # that fetches stacks
         self._lock = threading.Lock()
@@ -85,6 +90,7 @@ class JobObserver:
             with contextlib.suppress(RuntimeError):  # no thread can be started; the next reply tries again
                 reporting.start()
                 self._reported.update(news)
+                self.notices += news
                 self._reporting = reporting
 
     def _report(self, notices: list[str]) -> None:

@@ -23,6 +23,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluste
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.topology import Node, Topology
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis import job_warnings
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import format_moment
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.channel import NodeError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.fan_out import fan_out
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.reply_schemas import is_address
@@ -64,12 +65,14 @@ class JobView:
         spec: as the launch wrote it on each node; empty for a job that was never started.
         parts: by rank.
         user: who started it; "" if no node can say so.
+        notices: what its head has found out of ranks that print nothing, each with its time, the oldest first.
     """
 
     id: str
     spec: Mapping[str, Any]
     parts: dict[int, Part]
     user: str = ""
+    notices: Sequence[str] = ()
 
     @property
     def state(self) -> str:
@@ -84,10 +87,11 @@ class JobView:
 
     @property
     def warning(self) -> str:
-        """What its ranks, running or ended well, were not seen to do; "" if there is nothing."""
+        """What its ranks, running or ended well, were not seen to do, and what the head found out last; or ""."""
         if self.state not in ("running", "succeeded"):
             return ""
-        return job_warnings.warning(self.spec, self._noticed, ended=self.state == "succeeded")
+        unseen = job_warnings.warning(self.spec, self._noticed, ended=self.state == "succeeded")
+        return "; ".join(filter(None, [unseen, *(self.notices[-1:] if self.state == "running" else ())]))
 
     @property
     def met(self) -> bool | None:
@@ -141,6 +145,7 @@ def list_jobs(nodes: NodeGroup, only: str | None = None) -> tuple[list[JobView],
     found: dict[str, list[tuple[Part, dict[str, Any]]]] = {}
     users: dict[str, str] = {}
     told: dict[str, list[str]] = {}  # by its head, of all ranks of a job
+    notices: dict[str, list[str]] = {}
     for host, jobs in answers.items():
         for job in jobs:
             spec = _readable(job["spec"] or {})
@@ -152,14 +157,17 @@ def list_jobs(nodes: NodeGroup, only: str | None = None) -> tuple[list[JobView],
             if spec.get("rank") == 0 and "gang" in job:
                 # Of a job that has ended on its head, one that still runs is one that the gang has lost.
                 goes_on = state["state"] in GOING_ON
-                states = [one["state"] for one in job["gang"]]
+                states = [one["state"] for one in job["gang"]["ranks"]]
                 told[job["id"]] = [one if goes_on or one != "running" else "unknown" for one in states]
+                notices[job["id"]] = [f"{format_moment(at)} {escape(text)}" for at, text in job["gang"]["notices"]]
             # While a job holds a node, that is written down where the job cannot change it.
             users[job["id"]] = escape(job["user"]) or users.get(job["id"], "") or spec.get("user", "")
     views = [
         _view(job, users[job], parts, answers.keys(), told.get(job, []) if errors else None)
         for job, parts in found.items()
     ]
+    for view in views:
+        view.notices = notices.get(view.id, ())
     return sorted(views, key=lambda view: view.id, reverse=True), errors
 
 

@@ -36,6 +36,7 @@ def as_data(views: Sequence[JobView], errors: Mapping[str, NodeError]) -> dict[s
                 "world_size": job_warnings.world_size(len(view.parts), view.spec.get("gang", True), view.met),
                 "met": view.met,
                 "warning": view.warning or None,
+                "notices": list(view.notices),
                 "ranks": [
                     {
                         "rank": rank,

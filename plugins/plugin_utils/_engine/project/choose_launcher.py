@@ -64,7 +64,7 @@ class Fit:
     def reason(self) -> str:
         """Why that one, a clause: "train.py uses torch.distributed"."""
         if self.kind == PLAIN:
-            return "the script uses neither Lightning nor torch.distributed"
+            return "the script uses no Trainer, no Fabric and no torch.distributed"
         return f"{self.file} uses {KINDS[self.kind][1]}"
 
 

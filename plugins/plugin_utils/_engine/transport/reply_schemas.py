@@ -285,7 +285,7 @@ REPLIES: Mapping[str, tuple[Mapping[str, Check], Mapping[str, Check]]] = {
                         "last_line": is_text,
                         "user": is_text,
                     },
-                    {"gang": many(_GANG_RANK)},
+                    {"gang": fields(_GANG)},
                 )
             )
         },
