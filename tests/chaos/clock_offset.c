@@ -1,7 +1,4 @@
-/* Copyright (c) The Thunderhead developers
- * SPDX-License-Identifier: GPL-3.0-or-later
- *
- * Sets the clock of the programs on one container: all containers share the machine's. A program that has this library
+/* Sets the clock of the programs on one container: all containers share the machine's. A program that has this library
  * preloaded adds the seconds in /run/clock_offset to the time of day; the monotonic clock stays as it is.
  */
 #define _GNU_SOURCE

@@ -121,7 +121,6 @@ class Altered(Connection):
 
 APART = (
     ("REACH_SECONDS = 2.0", "REACH_SECONDS = 0.0"),
-    ("PASS_ON_SECONDS = 0.2", "PASS_ON_SECONDS = 0.0"),
     ("for rank in self._connections.to_dial(now):", "for rank in ():"),
 )
 """Changes by which supervisors do not connect to each other, as where the nodes have no network."""

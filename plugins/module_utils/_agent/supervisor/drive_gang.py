@@ -31,8 +31,6 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervi
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.job_plan import Member, Plan
 
-PASS_ON_SECONDS = 0.2
-"""How long the head's own script waits until all others have the start message."""
 ACCEPT_AGAIN_SECONDS = 0.5
 """How long no connection is accepted after this process had no room for one."""
 FLUSH_SECONDS = 3
@@ -54,7 +52,7 @@ def set_up_socket(made: socket.socket, timeout_seconds: float) -> socket.socket:
 
 
 class Gang:
-    """This supervisor's part in the gang, with its sockets. Only ``start``, ``wait`` and ``leave`` block.
+    """This supervisor's part in the gang, with its sockets. Only ``wait`` and ``leave`` block.
 
     Attributes:
         signals: descriptor at which something arrives with every signal that this process gets.
@@ -112,11 +110,9 @@ class Gang:
         self._member.observed(news)
 
     def start(self, members: list[Member]) -> None:
-        """Take the start message; the head passes it on to all others, for a moment at most, before it returns."""
+        """Take the start message; the head begins to connect to all others, to pass it on."""
         self._member.start(members, time.monotonic())
-        deadline = time.monotonic() + PASS_ON_SECONDS
-        while self._member.wanted() and time.monotonic() < deadline:
-            self.wait(0.01)
+        self.wait(0)
 
     def unreached(self, last: bool) -> list[int] | None:
         """Return the ranks that the head has not reached; None as long as it still tries to, unless this is the end."""
