@@ -157,8 +157,9 @@ def _finish(
         ranks = merge_ranks(
             record, [_rank(node, endings[node.host], logs[node.host], seen[node.host]) for node in topology.nodes]
         )
-        known = [utc_time(ending.ended) for ending in endings.values() if ending.ended]
-        ended = record.data.get("ended") or max(filter(None, known), default=utc_time(time.time()))
+        now = time.time()
+        last = min(now, max((ending.ended for ending in endings.values() if ending.ended), default=now))
+        ended = record.data.get("ended") or utc_time(last) or utc_time(now)  # a node may say anything
         parts = [(str(rank["host"]), rank) for rank in ranks]
         # To have connected to MASTER_PORT is not enough where the rendezvous does not complete.
         met = False if (cause or "").startswith(STANDSTILL) else job_warnings.met(record.data, parts)
