@@ -13,7 +13,6 @@ ROUNDS ?= 5
 SEEDS ?= 100000
 RUNS ?= 1000000
 BYTES ?= 1000000000
-MINUTES ?= 0.5
 VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -120,7 +119,7 @@ training: $(VENV)/.test ## A training on three containers behind firewalld, ufw 
 chaos: $(VENV)/.test ## Faults on containers: machines that freeze, cables, Ctrl-C (ONLY=a test's name, MINUTES=60 of false alarms)
 	trap 'python tests/docker/rig.py down' EXIT; \
 	python tests/docker/rig.py up; \
-	pytest tests/chaos --minutes $(MINUTES) $(if $(ONLY),-k '$(ONLY)')
+	pytest tests/chaos $(if $(MINUTES),--minutes $(MINUTES)) $(if $(ONLY),-k '$(ONLY)')
 
 .PHONY: security
 security: $(VENV)/.test ## Secrets, modes, traps, host keys, locks on containers: a part of chaos; for docs/security.md

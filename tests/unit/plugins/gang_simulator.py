@@ -391,23 +391,19 @@ class World:
             self.hang_up(machine, number, other)
         machine.open.clear()
 
-    def power_off(self) -> None:
+    def power_off(self, kind: str = "power") -> Machine | None:
         machine = self.some()
-        if machine is None:
-            return
-        self.severe["power"] = self.now
-        self.say(f"n{machine.rank} loses power")
-        machine.alive = machine.powered = False
+        if machine:
+            self.severe[kind] = self.now
+            self.say(f"n{machine.rank} loses power")
+            machine.alive = machine.powered = False
+        return machine
 
     def reboot(self) -> None:
         """Have a machine lose power and come back, without a supervisor."""
-        machine = self.some()
-        if machine is None:
-            return
-        self.severe["reboot"] = self.now
-        self.say(f"n{machine.rank} loses power, and comes back")
-        machine.alive = machine.powered = False
-        self.at(self.extras.uniform(0.2, 2) * self.timeout, lambda: self.come_back(machine))
+        machine = self.power_off("reboot")
+        if machine:
+            self.at(self.extras.uniform(0.2, 2) * self.timeout, lambda: self.come_back(machine))
 
     def come_back(self, machine: Machine) -> None:
         self.say(f"n{machine.rank} is there again")
@@ -715,8 +711,8 @@ class World:
         ]  # one that never met another is missed by none
         for one in living:
             self.check_one(one, lost)
-        is_missed = not (self.controller_dies and any(one.script == "waiting" for one in self.machines))  # by nobody
-        if len(self.severe) == 1 and not self.severe.keys() & {"freeze", "partition"} and is_missed:
+        is_forgotten = self.controller_dies and any(one.script == "waiting" for one in self.machines)
+        if len(self.severe) == 1 and not self.severe.keys() & {"freeze", "partition"} and not is_forgotten:
             self.check_time()
             # One that slept until all was over has met nobody in time.
             stopped = [one for one in living if one.script == "stopped" and one.started <= self.decided]

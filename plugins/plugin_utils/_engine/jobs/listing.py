@@ -163,11 +163,9 @@ def list_jobs(nodes: NodeGroup, only: str | None = None) -> tuple[list[JobView],
             # While a job holds a node, that is written down where the job cannot change it.
             users[job["id"]] = escape(job["user"]) or users.get(job["id"], "") or spec.get("user", "")
     views = [
-        _view(job, users[job], parts, answers.keys(), told.get(job, []) if errors else None)
+        _view(job, users[job], parts, answers.keys(), told.get(job, []) if errors else None, notices.get(job, []))
         for job, parts in found.items()
     ]
-    for view in views:
-        view.notices = notices.get(view.id, ())
     return sorted(views, key=lambda view: view.id, reverse=True), errors
 
 
@@ -202,7 +200,12 @@ def _has_rank(spec: Mapping[str, Any]) -> bool:
 
 
 def _view(
-    job: str, user: str, found: Sequence[tuple[Part, dict[str, Any]]], answered: Collection[str], told: list[str] | None
+    job: str,
+    user: str,
+    found: Sequence[tuple[Part, dict[str, Any]]],
+    answered: Collection[str],
+    told: list[str] | None,
+    notices: Sequence[str],
 ) -> JobView:
     """Put a job together from its nodes' replies.
 
@@ -212,6 +215,7 @@ def _view(
         found: the ranks of the nodes that replied, each with its spec.
         answered: the nodes that replied, whether they have the job or not.
         told: what the gang's head says of all ranks; None if every node replied.
+        notices: what it has found out.
     """
     specs = [spec for _part, spec in found if spec]
     spec = next((spec for spec in specs if "ranks" in spec), specs[0] if specs else {})
@@ -231,7 +235,7 @@ def _view(
     if specs and "ranks" not in spec and len(parts) < min(spec["world_size"], MOST_RANKS):
         for rank in range(spec["world_size"]):
             parts.setdefault(rank, Part("", "removed" if told is None else "unknown"))
-    return JobView(job, spec, dict(sorted(parts.items())), user)
+    return JobView(job, spec, dict(sorted(parts.items())), user, notices)
 
 
 def choose_job(
