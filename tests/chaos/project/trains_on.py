@@ -31,5 +31,4 @@ for number in itertools.count():
         break
     time.sleep(0.01)
 dist.destroy_process_group()
-if rank == 0:
-    time.sleep(1)  # it has the store, which the others use to the end
+time.sleep(1)  # rank 0 has the store, which the others use to the end; and gloo's threads have to let go of the tensors

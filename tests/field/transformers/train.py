@@ -1,5 +1,6 @@
 """The Trainer of Transformers, with a model of a few numbers, that goes on from CKPT_PATH."""
 
+import gc
 import os
 
 import torch
@@ -45,4 +46,6 @@ class Says(TrainerCallback):
 
 trainer.add_callback(Says())
 trainer.train(resume_from_checkpoint=os.environ.get("CKPT_PATH"))
-torch.distributed.destroy_process_group()  # left to Python's exit, one of gloo's threads may abort the process
+del trainer  # it has the process group, and its threads: left to Python's exit, one of them may abort the process
+gc.collect()
+torch.distributed.destroy_process_group()

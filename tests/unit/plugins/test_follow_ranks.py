@@ -152,19 +152,23 @@ def test_the_first_that_fails_ends_the_others(kept: str, request: pytest.Fixture
     assert observer.shown == {"node0": b"waiting\n", "node1": b""}
 
 
-def test_order_of_causes_is_that_of_the_ends_not_of_the_news(nodes: list[LocalNode], tmp_path: Path) -> None:
+def test_order_of_causes_is_that_of_the_ends_not_of_the_news(unwatched: list[LocalNode], tmp_path: Path) -> None:
     """Rank 0's node answers late."""
 
-    class Late(Connection):
+    class Late(Altered):
         def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
             answer = super().exec_command(command, in_data)
             if b'"op": "follow"' in in_data:
-                time.sleep(1)
+                time.sleep(2)
             return answer
 
-    nodes[0].connection = Late()
-    launch = launched(nodes, tmp_path, by_rank("raise SystemExit(1)", "time.sleep(0.4); raise SystemExit(2)"))
-    endings = followed(launch, JobObserver(tmp_path, nodes))
+    unwatched[0].connection = Late(*APART)
+    over = str(tmp_path / "over")
+    first = f"open({over!r}, 'x'); raise SystemExit(1)"
+    second = f"while not os.path.exists({over!r}): time.sleep(0.01)\ntime.sleep(1); raise SystemExit(2)"
+    launch = launched(unwatched, tmp_path, by_rank(first, second))
+    endings = followed(launch, JobObserver(tmp_path, unwatched))
+    assert [endings[host].state for host in ("node0", "node1")] == ["failed", "failed"]
     assert endings["node0"].arrived < endings["node1"].arrived
 
 
