@@ -132,11 +132,20 @@ def test_a_rank_that_is_not_shown_rests_while_the_head_says_that_it_runs(
     assert observer.said == []
 
 
+ENDS_SLOWLY = (
+    "import signal\n"
+    "signal.signal(15, lambda *_: (time.sleep(0.5), signal.signal(15, signal.SIG_DFL), os.kill(os.getpid(), 15)))\n"
+)
+"""Ends half a second after it is asked to: when a rank ended is known by its own start, and none starts first."""
+
+
 @pytest.mark.parametrize("kept", ["nodes", "unwatched"])
 def test_the_first_that_fails_ends_the_others(kept: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     both = request.getfixturevalue(kept)
-    script = by_rank("print('waiting'); time.sleep(600)", "time.sleep(0.5); raise SystemExit(7)")
-    launch = launched(both, tmp_path, script)
+    waits = str(tmp_path / "waits")
+    first = f"print('waiting', flush=True); open({waits!r}, 'x'); time.sleep(600)"
+    second = f"while not os.path.exists({waits!r}): time.sleep(0.01)\ntime.sleep(0.5); raise SystemExit(7)"
+    launch = launched(both, tmp_path, by_rank(ENDS_SLOWLY + first, second))
     began, observer = time.monotonic(), JobObserver(tmp_path, both)
     endings = followed(launch, observer)
     assert time.monotonic() - began < 6
@@ -754,7 +763,7 @@ def test_a_job_that_has_ended_is_followed_too(nodes: list[LocalNode], tmp_path: 
     launch = launched(
         nodes,
         tmp_path,
-        by_rank("print(0); time.sleep(600)", "time.sleep(0.4); raise SystemExit(3)"),
+        by_rank(ENDS_SLOWLY + "print(0, flush=True); time.sleep(600)", "time.sleep(0.4); raise SystemExit(3)"),
         start=ended_at.isoformat(timespec="seconds"),
     )
     for node in nodes:
