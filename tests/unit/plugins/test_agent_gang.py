@@ -37,9 +37,9 @@ def freed(*nodes: LocalNode) -> None:
 
 def test_a_job_s_user_who_cannot_read_the_supervisor_s_python(nodes: list[LocalNode], tmp_path: Path) -> None:
     """Its library may lie in a home that is closed to that user: all that is needed has been imported before."""
-    become = "            user.become()\n            os.umask(0o022)\n"
+    become = "        user.become()\n        os.umask(0o022)\n"
     for node in nodes:
-        node.connection = Altered((become, f"{become}            sys.path.clear()\n"))
+        node.connection = Altered((become, f"{become}        __import__('sys').path.clear()\n"))
     launch = gang_of(nodes, code(tmp_path / "code", by_rank("time.sleep(600)", "time.sleep(2); raise SystemExit(3)")))
     launch.prepare()
     launch.start()

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor import supervise
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor import start_script, supervise
 from local_nodes import (
     DAEMON,
     ME,
@@ -220,7 +220,7 @@ def test_what_the_kernel_killed_meanwhile_is_counted(node: LocalNode, tmp_path: 
 def test_the_last_word_has_room_on_a_full_disk(node: LocalNode, tmp_path: Path) -> None:
     """state.json always has the size that its last word may need."""
     node.run("pass", tmp_path / "code")
-    assert (node.job_dir() / "state.json").stat().st_size == supervise.STATE_BYTES + 1
+    assert (node.job_dir() / "state.json").stat().st_size == start_script.STATE_BYTES + 1
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervi
     read_task,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.job_plan import Member, read_members
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.supervise import expand_variables
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.start_script import expand_variables
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.environment_variables import (
     NEVER,
     OURS,

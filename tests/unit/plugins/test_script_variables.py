@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_user import User, job_environment
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.supervise import expand_variables
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.start_script import expand_variables
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.environment_variables import OURS
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.script_variables import (

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -20,7 +21,11 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.jo
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_user import User
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.node_lock import write_holder
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.processes import run_command
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.processes import (
+    descendants,
+    run_command,
+    signal_processes,
+)
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.systemd import job_unit
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import Request
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.job_plan import NodeFacts, Plan
@@ -43,11 +48,23 @@ def fork_supervisor(request: Request, user: User, listener: socket.socket | None
         stop_times: list[float] = []
         signal.signal(signal.SIGTERM, lambda *_signal: stop_times.append(time.monotonic()))
         # Not before the fork: what only the supervisor needs does not hold up the reply to the controller.
-        from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.supervise import (
-            supervise,
+        from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.start_script import (
+            start_when_told,
         )
 
-        supervise(request, user, listener, to_inspector, plan, facts, stop_times)
+        start = start_when_told(request, user, listener, to_inspector, plan, facts, stop_times)
+        if start:
+            gc.enable()
+            try:
+                # Not before the start: what looks after a script does not hold it up.
+                from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.supervise import (
+                    Supervisor,
+                )
+
+                Supervisor(plan, facts.job_dir, stop_times, start).run()
+            except BaseException:  # a defect: no script may be left that nobody looks after
+                signal_processes(descendants(os.getpid()), signal.SIGKILL)
+                raise
 
     def be_inspector() -> None:
         for descriptor in map(int, os.listdir("/proc/self/fd")):  # above all, where the gang finds this node
@@ -56,6 +73,7 @@ def fork_supervisor(request: Request, user: User, listener: socket.socket | None
                     os.close(descriptor)
         if not to_supervisor.recv(1, socket.MSG_PEEK):
             return
+        gc.enable()
         # Not before there is a task: few jobs give one.
         from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.inspector import (
             Subject,

@@ -1,45 +1,32 @@
 # Copyright (c) The Thunderhead developers
 # Simplified BSD License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
 # SPDX-License-Identifier: BSD-2-Clause
-"""Start the script when the start message arrives, wait for its end, and end all of its processes."""
+"""Wait for the end of the script, end all of its processes, and write down how it ended."""
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import re
 import signal
-import socket
 import sys
 import time
-import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.environment_file import environment_text
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import Refusal, error_text
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import error_text
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.files import write_file
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_paths import (
     gang_state_path,
-    job_directory,
-    log_path,
     reason_path,
-    start_file_path,
-    started_path,
 )
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_user import User, job_environment
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.node_lock import POLL_SECONDS
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.processes import (
     descendants,
     how_it_ended,
     signal_processes,
 )
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.systemd import job_unit
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import (
-    START_SECONDS,
-    Request,
     node_name,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.drive_gang import Gang
@@ -47,138 +34,64 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervi
     LONGEST_REASON,
     cut_reason,
 )
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.inspector_connection import (
-    InspectorConnection,
-)
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.job_plan import (
-    Member,
-    NodeFacts,
     Plan,
-    fill_in,
-    read_members,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.observe_script import (
     FileReadObserver,
     RendezvousObserver,
 )
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.start_script import (
+    Start,
+    count_oom_kills,
+    state_text,
+)
 
 MOST_IDLE_SECONDS = 0.5
 """How long this process waits at most before it looks whether anything is due; what happens wakes it."""
-HEAD_POLL_SECONDS = 0.01
-"""How often the head looks for the file with the start message; the others, who mostly have the head's word, look every
-POLL_SECONDS."""
 SHUTDOWN_SECONDS = 0.2
 """How much later than the script this process may get the SIGTERM that a shutdown sends to both."""
 NOTICE_SECONDS = 45
 """What a script was not seen to do for this long is reported, so that the user reads it within a minute."""
-STATE_BYTES = 4000
-"""More than state.json ever has, whatever is escaped in it."""
-
-
-def supervise(
-    request: Request,
-    user: User,
-    listener: socket.socket | None,
-    to_inspector: socket.socket,
-    plan: Plan,
-    facts: NodeFacts,
-    stop_times: list[float],
-) -> None:
-    """Run the script from its start to its end.
-
-    Args:
-        request: the one that prepares the job.
-        user: whom the job runs as.
-        listener: where the other nodes' supervisors find this one; None if there are none.
-        to_inspector: the connection to the process that looks into the job's processes.
-        plan: what to start.
-        facts: what this node puts into it.
-        stop_times: when a stop was requested, on the monotonic clock; a handler of SIGTERM adds to them.
-    """
-    gang = Gang(plan, listener, InspectorConnection(to_inspector), report_signals())
-    members = wait_for_start(request, plan, gang, stop_times)
-    if members is None:
-        return
-    write_file(started_path(job_directory(request)), request["job"]["user"].encode(errors="replace"), 0o644)
-    with suppress(FileNotFoundError):  # where the head passed the start on
-        os.unlink(start_file_path(request))
-    Supervisor(plan, facts, members, gang, stop_times).run(user, job_unit(request))
 
 
 class Supervisor:
     """The parent of a job's processes on this node."""
 
-    def __init__(
-        self, plan: Plan, facts: NodeFacts, members: list[Member], gang: Gang, stop_times: list[float]
-    ) -> None:
+    def __init__(self, plan: Plan, job_dir: str, stop_times: list[float], start: Start) -> None:
         """Do nothing yet. ``stop_times`` are when a stop was requested, on the monotonic clock; more are added."""
-        self._job_dir = facts.job_dir
+        self._job_dir = job_dir
         self._plan = plan
-        self._command, self._variables, self._spec = fill_in(plan, facts, members)
-        self._name = node_name(plan.rank, members[plan.rank].host)
-        self._gang: Gang | None = gang  # None once it has failed
+        self._name = node_name(plan.rank, start.members[plan.rank].host)
+        self._gang: Gang | None = start.gang  # None once it has failed
         self._summary: dict[str, Any] = {}  # what was written down of the gang
         self._found_at: dict[str, float] = {}  # when the head found out what its notices say, by the node's clock
         self._failure = ""  # why there is no gang any more
         self._stop_times = stop_times
-        self._observers: dict[
-            str, FileReadObserver | RendezvousObserver
-        ] = {}  # by the name in state.json of what is looked for
-        self._state: dict[str, Any] = {"state": "running", "pid": os.getpid(), "started": time.time()}
-        self._started_at = time.monotonic()  # the other clock may be set while the job runs
+        # By the name in state.json of what is looked for.
+        self._observers: dict[str, FileReadObserver | RendezvousObserver] = {}
+        if start.checkpoint:
+            self._observers["checkpoint_read"] = start.checkpoint
+        self._start = start
+        self._state = start.state
 
-    def run(self, user: User, unit: str | None) -> None:
-        """Start the script as a user, in a unit of systemd's if there is one, and write down how it ended."""
-        killed_before = count_oom_kills()
-        try:
-            self._become_user(user, unit)
-            os.chdir(os.path.join(self._job_dir, "work"))
-            for name, content in (
-                ("node.env", environment_text(self._variables)),
-                ("spec.json", json.dumps(self._spec) + "\n"),
-                ("state.json", state_text(self._state)),
-            ):
-                write_file(os.path.join(self._job_dir, name), content.encode(errors="surrogateescape"), 0o600)
-            environment = job_environment(user, self._command[0], self._variables)
-            argv = [one.encode(errors="surrogateescape") for one in self._command]
-            for one in self._plan.arguments:
-                argv.append(expand_variables(one.encode(errors="surrogateescape"), environment))
-            if self._plan.checkpoint:
-                self._observe_checkpoint(environment[b"CKPT_PATH"])
-            # Python ignores these two signals; a script expects the default.
-            # pylint: disable-next=ansible-bad-function
-            script = os.posix_spawn(argv[0], argv, environment, setsigdef=[signal.SIGPIPE, signal.SIGXFSZ])
-        except (OSError, ValueError, Refusal) as error:
+    def run(self) -> None:
+        """Wait for the script's end, if it was started, and write down how it ended."""
+        if self._start.script is None:
+            error = f"did not start: {self._start.error}"
             self._note_gang(last=True)
-            self._save(
-                state="failed", ended=self._state["started"] + self._age(), error=f"did not start: {error_text(error)}"
-            )
-            self._leave_gang("failed", f"{self._name} did not start: {error_text(error)}")
+            self._save(state="failed", ended=self._state["started"] + self._age(), error=error)
+            self._leave_gang("failed", f"{self._name} {error}")
             return
-        try:
-            self._run_to_end(script, killed_before)
-        except BaseException:  # a defect: no script may be left that nobody looks after
-            signal_processes(descendants(os.getpid()), signal.SIGKILL)
-            raise
-
-    def _become_user(self, user: User, unit: str | None) -> None:
-        """Turn into the job's user, whatever comes of waiting for the unit."""
-        try:
-            if unit:
-                await_unit(unit, self._pause)
-        finally:
-            user.become()
-            os.umask(0o022)
-        # Orphans of the job become children of this process (PR_SET_CHILD_SUBREAPER), so none escapes the final sweep.
-        ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
-
-    def _run_to_end(self, script: int, killed_before: int) -> None:
-        """Wait for the script, tell the other nodes of its end, end what it left, and write down how it ended."""
         if self._plan.gang and self._plan.world_size > 1:
-            self._observe_rendezvous(script)
+            self._observe_rendezvous(self._start.script)
+        self._see_to_end(self._start.script)
+
+    def _see_to_end(self, script: int) -> None:
+        """Wait for the script, tell the other nodes of its end, end what it left, and write down how it ended."""
         code = os.waitstatus_to_exitcode(self._wait_for_script(script))
         self._state["ended"] = self._state["started"] + self._age()
-        self._state["oom"] = count_oom_kills() - killed_before
+        self._state["oom"] = count_oom_kills() - self._start.oom_kills
         state = "stopped" if "stopping" in self._state else "succeeded" if code == 0 else "failed"
         why = f"{self._name} {how_it_ended(code)}" if state == "failed" else ""
         if why and self._gang:  # at once: the others would wait for this rank
@@ -192,11 +105,7 @@ class Supervisor:
 
     def _age(self) -> float:
         """Return for how many seconds the job has run here."""
-        return time.monotonic() - self._started_at
-
-    def _observe_checkpoint(self, path: bytes) -> None:
-        with suppress(OSError):  # then nothing is known of it
-            self._observers["checkpoint_read"] = FileReadObserver(path)
+        return time.monotonic() - self._start.moment
 
     def _observe_rendezvous(self, script: int) -> None:
         plan = self._plan
@@ -333,14 +242,6 @@ class Supervisor:
                 file.write(data)
 
 
-def report_signals() -> int:
-    """Return a descriptor at which something arrives with every signal, also with that of a child's end."""
-    reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    signal.signal(signal.SIGCHLD, lambda *_signal: None)  # by default none is reported
-    return reading
-
-
 def make_room(path: str) -> None:
     """Have a file's folder be there and open, and no folder in the file's place; the job may do there as it likes."""
     folder = os.path.dirname(path)
@@ -348,86 +249,6 @@ def make_room(path: str) -> None:
     os.chmod(folder, 0o700)
     if os.path.isdir(path) and not os.path.islink(path):
         os.rename(path, f"{path}.{time.time()}")
-
-
-def state_text(state: dict[str, Any]) -> str:
-    """Return what state.json holds, as long as it ever is."""
-    return json.dumps(state).ljust(STATE_BYTES) + "\n"
-
-
-def count_oom_kills() -> int:
-    """Return how many processes this machine's kernel has killed because memory ran out, in any control group."""
-    with suppress(OSError), open("/proc/vmstat") as file:
-        for line in file:
-            if line.startswith("oom_kill "):
-                return int(line.split()[1])
-    return 0
-
-
-def wait_for_start(request: Request, plan: Plan, gang: Gang, stop_times: list[float]) -> list[Member] | None:
-    """Wait for the start message, in a file or from the head's supervisor, and return who takes part.
-
-    Returns:
-        None if the job is discarded, forgotten or stopped before.
-    """
-    touched = noticed = 0.0  # the folder's time, by the node's clock; when that was seen, by the monotonic one
-    while True:
-        # Before it is looked for: a stop that comes after it must not discard the job.
-        has_to_stop = bool(stop_times)
-        with suppress(FileNotFoundError), open(start_file_path(request), "rb") as start_file:
-            header, _newline, message = start_file.read().partition(b"\n")
-            # Less is what a connection that broke has left of it: no start.
-            if header == b"%d %d" % (len(message), zlib.crc32(message)):
-                members = read_members(json.loads(message), plan.world_size)
-                if members:
-                    gang.start(members)
-                return members
-        if gang.members and os.path.isdir(job_directory(request)):  # else it was discarded at this moment
-            return gang.members
-        if has_to_stop:
-            return None
-        try:
-            changed = os.stat(job_directory(request)).st_mtime  # when a checkpoint was put in place last, or at first
-        except FileNotFoundError:
-            return None
-        if changed != touched:
-            touched, noticed = changed, time.monotonic()
-        if time.monotonic() - noticed > START_SECONDS:
-            import shutil
-
-            for path in (
-                log_path(job_directory(request)),
-                start_file_path(request),
-                start_file_path(request) + ".part",
-            ):
-                with suppress(OSError):
-                    os.unlink(path)
-            shutil.rmtree(job_directory(request), ignore_errors=True)
-            return None
-        gang.wait(POLL_SECONDS if plan.rank else HEAD_POLL_SECONDS)
-
-
-def await_unit(unit: str, pause: Callable[[float], None]) -> None:
-    """Return when this process is in its unit: systemd takes it there some time after it was asked to."""
-    deadline = time.monotonic() + 5
-    while True:
-        with open("/proc/self/cgroup") as file:
-            if unit in file.read():
-                return
-        if time.monotonic() > deadline:
-            raise Refusal(f"systemd did not put the job into its unit {unit} within 5 s")
-        pause(0.005)
-
-
-def expand_variables(argument: bytes, variables: dict[bytes, bytes]) -> bytes:
-    """Return an argument of a command with $NAME and ${NAME} replaced, and $$ by a dollar; any other dollar stays."""
-    if b"$" not in argument:
-        return argument
-
-    def value(found: re.Match[bytes]) -> bytes:
-        return b"$" if found[0] == b"$$" else variables.get(found[1] or found[2], found[0])
-
-    return re.sub(rb"\$(?:\$|(\w+)|\{(\w+)\})", value, argument)
 
 
 def end_leftover_processes(pause: Callable[[float], None]) -> None:
