@@ -41,7 +41,7 @@ class SentModules:
 
 def main() -> None:
     """Read modules and request, and answer it."""
-    gc.disable()  # of 42 ms that preparing takes, it would be 2; what lives longer than an answer enables it
+    gc.disable()  # it would be 2 of the 42 ms that preparing takes; a process that outlives the answer enables it
     lengths = [int(length) for length in sys.stdin.buffer.readline().split()]
     parts = [sys.stdin.buffer.read(length) for length in lengths]
     if len(parts) != 2 or [len(part) for part in parts] != lengths:

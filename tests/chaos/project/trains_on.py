@@ -8,6 +8,7 @@ import os
 import time
 
 import torch
+import torch._dynamo  # else DistributedDataParallel imports it, and keeps the process group
 import torch.distributed as dist
 from torch import nn
 
@@ -30,5 +31,7 @@ for number in itertools.count():
     if is_over:
         break
     time.sleep(0.01)
+del model  # it has the process group, and its threads: left to Python's exit, one of them may abort the process
 dist.destroy_process_group()
-time.sleep(1)  # rank 0 has the store, which the others use to the end; and gloo's threads have to let go of the tensors
+if rank == 0:
+    time.sleep(1)  # it has the store, which the others use to the end

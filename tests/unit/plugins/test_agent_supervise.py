@@ -54,6 +54,26 @@ def test_a_python_that_is_gone(node: LocalNode, tmp_path: Path) -> None:
     assert (ended["state"], ended["error"]) == ("failed", "did not start: No such file or directory: /no/such/python")
 
 
+def test_a_defect_at_the_start(node: LocalNode, tmp_path: Path) -> None:
+    spawn = "        script = os.posix_spawn("
+    node.connection = Altered((spawn, f"        raise KeyError('CKPT_PATH')\n{spawn}"))
+    ended, log = node.run("pass", tmp_path / "code")
+    assert (ended["state"], ended["error"]) == ("failed", "did not start: KeyError('CKPT_PATH')")
+    assert "Traceback" in log and "KeyError: 'CKPT_PATH'" in log
+
+
+def test_a_defect_after_the_start_leaves_no_script(node: LocalNode, tmp_path: Path) -> None:
+    run = "import_supervisor()(plan, facts.job_dir, stop_times, start).run()"
+    waits = "import os, time\nwhile not os.path.exists('script.pid'): time.sleep(0.01)\n"
+    defect = f"exec({waits!r}, {{}}); raise ZeroDivisionError(gc.isenabled())"
+    node.connection = Altered((run, defect))
+    script = "import os, time\nopen('pid', 'w').write(str(os.getpid()))\nos.rename('pid', 'script.pid')\n"
+    node.start(code(tmp_path / "code", f"{script}time.sleep(600)"))
+    until(lambda: not node.supervisor())
+    assert not alive(int((node.job_dir() / "work" / "script.pid").read_text()))
+    assert "ZeroDivisionError: True" in (node.job_dir() / "log").read_text()
+
+
 def test_a_prepared_job_whose_controller_vanished_is_given_up(node: LocalNode, tmp_path: Path) -> None:
     node.connection = Altered(("START_SECONDS = 300", "START_SECONDS = 0.3"))
     bundle = code(tmp_path / "code", "")

@@ -330,8 +330,9 @@ def test_a_process_group_that_was_left_to_the_exit_of_python(launcher: str) -> N
     assert log_end.reason == (
         f"{'its process of global rank 1 was killed by SIGABRT: ' if launcher else ''}"
         "terminate called without an active exception (a C++ thread still ran when the process ended: probably one of "
-        "torch.distributed's, while Python exited; at the end of the script, delete the model and its trainer, which "
-        "hold the process group (del, then gc.collect()), and call torch.distributed.destroy_process_group())"
+        "torch.distributed's, while Python exited; call torch.distributed.destroy_process_group() at the end of the "
+        "script; without Lightning, delete the model and its trainer before it (del, then gc.collect()): they hold the "
+        "process group)"
     )
 
 

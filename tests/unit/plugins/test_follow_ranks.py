@@ -136,7 +136,7 @@ ENDS_SLOWLY = (
     "import signal\n"
     "signal.signal(15, lambda *_: (time.sleep(0.5), signal.signal(15, signal.SIG_DFL), os.kill(os.getpid(), 15)))\n"
 )
-"""Ends half a second after it is asked to: when a rank ended is known by its own start, and none starts first."""
+"""Ends half a second after SIGTERM: ``arrived`` counts from each rank's own start, and either may start first."""
 
 
 @pytest.mark.parametrize("kept", ["nodes", "unwatched"])
@@ -168,7 +168,8 @@ def test_order_of_causes_is_that_of_the_ends_not_of_the_news(unwatched: list[Loc
         def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
             answer = super().exec_command(command, in_data)
             if b'"op": "follow"' in in_data:
-                time.sleep(2)
+                until(lambda: "ended" in unwatched[1].state())
+                time.sleep(0.5)  # for the news of it
             return answer
 
     unwatched[0].connection = Late(*APART)
@@ -760,12 +761,11 @@ def test_the_next_goes_on_at_the_offset_of_the_last(nodes: list[LocalNode], tmp_
 def test_a_job_that_has_ended_is_followed_too(nodes: list[LocalNode], tmp_path: Path) -> None:
     """Arrived is when it ended, not when that was heard of."""
     ended_at = datetime.datetime.now().astimezone() - datetime.timedelta(seconds=2)
-    launch = launched(
-        nodes,
-        tmp_path,
-        by_rank(ENDS_SLOWLY + "print(0, flush=True); time.sleep(600)", "time.sleep(0.4); raise SystemExit(3)"),
-        start=ended_at.isoformat(timespec="seconds"),
-    )
+    waits = str(tmp_path / "waits")
+    first = f"print(0, flush=True); open({waits!r}, 'x'); time.sleep(600)"
+    second = f"while not os.path.exists({waits!r}): time.sleep(0.01)\ntime.sleep(0.4); raise SystemExit(3)"
+    script = by_rank(ENDS_SLOWLY + first, second)
+    launch = launched(nodes, tmp_path, script, start=ended_at.isoformat(timespec="seconds"))
     for node in nodes:
         node.wait()
     observer = JobObserver(tmp_path, nodes)

@@ -156,7 +156,7 @@ def test_a_mistake_is_found(mistake: str, monkeypatch: pytest.MonkeyPatch) -> No
         copy.AuthenticatedStream = gang_connections.AuthenticatedStream  # type: ignore[attr-defined]
         monkeypatch.setattr(gang_simulator, "gang_connections", copy)
     elif module is examination:
-        monkeypatch.setattr(examination, "Examination", copy.Examination)
+        monkeypatch.setattr(gang_member, "Examination", copy.Examination)
     else:
         monkeypatch.setattr(gang_simulator, "gang_member", copy)
     for seed in range(MOST):

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import Refusal
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_paths import (
@@ -29,6 +30,9 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.pr
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.systemd import job_unit
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import Request
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.job_plan import NodeFacts, Plan
+
+if TYPE_CHECKING:
+    from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.supervise import Supervisor
 
 UNIT_SECONDS = 2
 """How long systemd may take to see that a unit has no process any more."""
@@ -52,16 +56,13 @@ def fork_supervisor(request: Request, user: User, listener: socket.socket | None
             start_when_told,
         )
 
+        if plan.rank == 0:  # the others are started by it, and would wait for the import
+            import_supervisor()
         start = start_when_told(request, user, listener, to_inspector, plan, facts, stop_times)
         if start:
             gc.enable()
             try:
-                # Not before the start: what looks after a script does not hold it up.
-                from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.supervise import (
-                    Supervisor,
-                )
-
-                Supervisor(plan, facts.job_dir, stop_times, start).run()
+                import_supervisor()(plan, facts.job_dir, stop_times, start).run()
             except BaseException:  # a defect: no script may be left that nobody looks after
                 signal_processes(descendants(os.getpid()), signal.SIGKILL)
                 raise
@@ -94,6 +95,13 @@ def fork_supervisor(request: Request, user: User, listener: socket.socket | None
         move_to_unit(unit, pids)
     # Until then this agent holds the node, and a second request ends it: it would undo what that one has made.
     write_holder(request, pids[0])
+
+
+def import_supervisor() -> type[Supervisor]:
+    """Return what looks after a script that runs: where nothing waits for the import, it comes after the start."""
+    from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.supervise import Supervisor
+
+    return Supervisor
 
 
 def fork_daemon(log: int, work: Callable[[], None]) -> int:

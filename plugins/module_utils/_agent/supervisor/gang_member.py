@@ -12,15 +12,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import NO_ANSWER, REFUSED, node_name
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.authenticated_stream import Message
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.examination import Examination
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.inspector_tasks import read_task
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.job_plan import Member, read_members
-
-if TYPE_CHECKING:
-    from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.examination import Examination
 
 HEAD, CANDIDATE, MEMBER = "head", "candidate", "member"
 RUNNING = "running"
@@ -153,11 +151,6 @@ class GangMember:
         if self.members is None:
             self.members, self._started_at = members, now
             if self.role == HEAD:
-                # No other node imports it, and none that shares a machine with others waits for that at the start.
-                from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.examination import (
-                    Examination,
-                )
-
                 self._examination = Examination(self._rank, len(self._nodes), *self._limits, now)
             for rank, member in enumerate(members):
                 self._nodes[rank].name = node_name(rank, member.host)

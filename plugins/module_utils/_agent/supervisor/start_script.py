@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import socket
+import sys
 import time
 import zlib
 from collections.abc import Callable
@@ -48,8 +49,9 @@ if TYPE_CHECKING:
 
 HEAD_POLL_SECONDS = 0.01
 """How often the head looks for the file with the start message."""
-POLL_SECONDS = 0.25
-"""How often the others do, for whom it is there only if the head could not connect to them."""
+MEMBER_POLL_SECONDS = 0.15
+"""How often the others do, for whom it is there only if the head could not connect to them; less than the time that
+``lock_node`` gives a supervisor to see that its job was discarded."""
 STATE_BYTES = 4000
 """More than state.json ever has, whatever is escaped in it."""
 
@@ -58,13 +60,13 @@ class Start(NamedTuple):
     """How a script was started.
 
     Attributes:
-        script: its process; None if it could not be started.
+        script: the id of its process; None if it could not be started.
         error: why it could not.
         gang: this node's part of it.
         members: the nodes, by rank.
         state: what state.json says at first.
         moment: when, on the monotonic clock: the other one may be set while the job runs.
-        oom_kills: what ``count_oom_kills`` returned before.
+        oom_kills: what ``count_oom_kills`` returned before the start.
         checkpoint: observes whether the checkpoint is read, if the job has one.
     """
 
@@ -151,7 +153,7 @@ def wait_for_start(request: Request, plan: Plan, gang: Gang, stop_times: list[fl
                     os.unlink(path)
             shutil.rmtree(job_directory(request), ignore_errors=True)
             return None
-        gang.wait(POLL_SECONDS if plan.rank else HEAD_POLL_SECONDS)
+        gang.wait(MEMBER_POLL_SECONDS if plan.rank else HEAD_POLL_SECONDS)
 
 
 def start_script(
@@ -180,8 +182,11 @@ def start_script(
         # Python ignores these two signals; a script expects the default.
         # pylint: disable-next=ansible-bad-function
         script = os.posix_spawn(argv[0], argv, environment, setsigdef=[signal.SIGPIPE, signal.SIGXFSZ])
-    except Exception as error:
+    except (OSError, ValueError, Refusal) as error:
         problem = error_text(error)
+    except Exception as error:  # a defect
+        sys.excepthook(type(error), error, error.__traceback__)  # into the job's log
+        problem = repr(error)
     return Start(script, problem, gang, members, state, moment, oom_kills, checkpoint)
 
 

@@ -26,17 +26,13 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.pr
     how_it_ended,
     signal_processes,
 )
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import (
-    node_name,
-)
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import node_name
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.drive_gang import Gang
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.gang_member import (
     LONGEST_REASON,
     cut_reason,
 )
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.job_plan import (
-    Plan,
-)
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.job_plan import Plan
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.observe_script import (
     FileReadObserver,
     RendezvousObserver,

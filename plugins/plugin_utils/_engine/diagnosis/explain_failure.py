@@ -62,9 +62,9 @@ _HINTS = (
     (
         # pytorch/pytorch, issue 190489: gloo's threads take Python's lock while the interpreter ends.
         re.compile(_ABORT_AT_EXIT),
-        "a C++ thread still ran when the process ended: probably one of torch.distributed's, while Python exited; at "
-        "the end of the script, delete the model and its trainer, which hold the process group (del, then "
-        "gc.collect()), and call torch.distributed.destroy_process_group()",
+        "a C++ thread still ran when the process ended: probably one of torch.distributed's, while Python exited; call "
+        "torch.distributed.destroy_process_group() at the end of the script; without Lightning, delete the model and "
+        "its trainer before it (del, then gc.collect()): they hold the process group",
     ),
     (
         re.compile(r"rank < size\. "),
