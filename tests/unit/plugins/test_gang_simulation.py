@@ -9,9 +9,9 @@ import gang_simulator
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor import (
     authenticated_stream,
-    examination,
     gang_connections,
     gang_member,
+    stall_examination,
 )
 
 SEEDS = 10_000
@@ -94,28 +94,28 @@ MISTAKES = {
         "pass",
     ),
     "a job that somebody works in is taken for one that stands still": (
-        examination,
+        stall_examination,
         "if self._silence.rendezvous and rendezvous and not is_open:",
         "if self._silence.rendezvous and rendezvous:",
     ),
     "of a rank that did not answer, nothing is said": (
-        examination,
+        stall_examination,
         "if rank not in self._activities",
         "if rank in self._activities",
     ),
     "a job that goes on meanwhile is ended": (
-        examination,
+        stall_examination,
         "if self._progress != self._progress_then:",
         "if False:",
     ),
     "the head does not wait until all have answered": (
-        examination,
+        stall_examination,
         "self._asked <= self._answers.keys()",
         "self._answers",
     ),
-    "a step that nobody answers is never over": (examination, "now > self._deadline or", ""),
+    "a step that nobody answers is never over": (stall_examination, "now > self._deadline or", ""),
     "a finding is told again and again": (
-        examination,
+        stall_examination,
         '        step, answers = self._step, self._answers\n        self._step = ""\n',
         "        step, answers = self._step, self._answers\n",
     ),
@@ -155,7 +155,7 @@ def test_a_mistake_is_found(mistake: str, monkeypatch: pytest.MonkeyPatch) -> No
     elif module is gang_connections:
         copy.AuthenticatedStream = gang_connections.AuthenticatedStream  # type: ignore[attr-defined]
         monkeypatch.setattr(gang_simulator, "gang_connections", copy)
-    elif module is examination:
+    elif module is stall_examination:
         monkeypatch.setattr(gang_member, "Examination", copy.Examination)
     else:
         monkeypatch.setattr(gang_simulator, "gang_member", copy)

@@ -58,7 +58,7 @@ def test_a_request_is_sent_the_modules_that_it_needs_and_no_others() -> None:
     base += ("systemd",)
     follow = {"_agent.contract", "_agent.operations.follow", *(f"_agent.base.{name}" for name in base)}
     assert names("follow") == follow
-    assert "_agent.supervisor.drive_gang" in names("prepare"), "what a function imports is needed too"
+    assert "_agent.supervisor.gang_sockets" in names("prepare"), "what a function imports is needed too"
     assert "_agent.operations.list_artifacts" not in names("prepare")
     assert {"_firewall.find_firewall", "_firewall.ufw", "_agent.base.active_firewalls"} <= names("firewall_info")
 

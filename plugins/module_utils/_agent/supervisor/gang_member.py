@@ -16,9 +16,9 @@ from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import NO_ANSWER, REFUSED, node_name
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.authenticated_stream import Message
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.examination import Examination
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.inspector_tasks import read_task
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.job_plan import Member, read_members
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.stall_examination import Examination
 
 HEAD, CANDIDATE, MEMBER = "head", "candidate", "member"
 RUNNING = "running"

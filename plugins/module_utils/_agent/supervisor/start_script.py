@@ -30,7 +30,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.jo
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_user import User, job_environment
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.systemd import job_unit
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import START_SECONDS, Request
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.drive_gang import Gang
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.gang_sockets import Gang
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.inspector_connection import (
     InspectorConnection,
 )

@@ -27,11 +27,11 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.pr
     signal_processes,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import node_name
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.drive_gang import Gang
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.gang_member import (
     LONGEST_REASON,
     cut_reason,
 )
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.gang_sockets import Gang
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.job_plan import Plan
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.observe_script import (
     FileReadObserver,

@@ -3,12 +3,6 @@
 from typing import Any
 
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.examination import (
-    ANSWER_SECONDS,
-    MOST_NOTICES,
-    NO_REPLY,
-    Examination,
-)
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.gang_member import GangMember
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.inspector_tasks import (
     CONNECT,
@@ -18,6 +12,12 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervi
     read_task,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.job_plan import Member
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.stall_examination import (
+    ANSWER_SECONDS,
+    MOST_NOTICES,
+    NO_REPLY,
+    Examination,
+)
 
 SILENT = 120.0
 WAITING: list[Any] = [True, False, "they wait", False]
