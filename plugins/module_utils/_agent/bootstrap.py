@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 import importlib
 import json
+import os
 import sys
 import zlib
 from importlib.machinery import ModuleSpec
@@ -52,6 +53,7 @@ def main() -> None:
     operation = importlib.import_module(f"{AGENT}.operations.{request['op']}")
     answer = importlib.import_module(f"{AGENT}.base.answer").answer
     answer(request, getattr(operation, request["op"]))
+    os._exit(0)  # nothing is left to be written; to take the interpreter down would be 5 of 39 ms
 
 
 if __name__ == "__main__":
