@@ -73,6 +73,14 @@ def launched(nodes: list[LocalNode], folder: Path, script: str, **changes: Any) 
     return launch
 
 
+def in_turn(folder: Path, first: str, later: str, second: str) -> str:
+    """Return a script that does ``first`` and ``later`` on rank 0, and ``second`` on rank 1 once ``first`` is done."""
+    done = str(folder / "first")
+    return by_rank(
+        f"{first}\nopen({done!r}, 'x')\n{later}", f"while not os.path.exists({done!r}): time.sleep(0.01)\n{second}"
+    )
+
+
 @pytest.fixture(autouse=True)
 def _quiet_ranks_are_looked_at_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(follow_ranks, "QUIET_SECONDS", 0.05)
@@ -142,10 +150,9 @@ ENDS_SLOWLY = (
 @pytest.mark.parametrize("kept", ["nodes", "unwatched"])
 def test_the_first_that_fails_ends_the_others(kept: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     both = request.getfixturevalue(kept)
-    waits = str(tmp_path / "waits")
-    first = f"print('waiting', flush=True); open({waits!r}, 'x'); time.sleep(600)"
-    second = f"while not os.path.exists({waits!r}): time.sleep(0.01)\ntime.sleep(0.5); raise SystemExit(7)"
-    launch = launched(both, tmp_path, by_rank(ENDS_SLOWLY + first, second))
+    first = ENDS_SLOWLY + "print('waiting', flush=True)"
+    script = in_turn(tmp_path, first, "time.sleep(600)", "time.sleep(0.5); raise SystemExit(7)")
+    launch = launched(both, tmp_path, script)
     began, observer = time.monotonic(), JobObserver(tmp_path, both)
     endings = followed(launch, observer)
     assert time.monotonic() - began < 6
@@ -173,10 +180,8 @@ def test_order_of_causes_is_that_of_the_ends_not_of_the_news(unwatched: list[Loc
             return answer
 
     unwatched[0].connection = Late(*APART)
-    over = str(tmp_path / "over")
-    first = f"open({over!r}, 'x'); raise SystemExit(1)"
-    second = f"while not os.path.exists({over!r}): time.sleep(0.01)\ntime.sleep(1); raise SystemExit(2)"
-    launch = launched(unwatched, tmp_path, by_rank(first, second))
+    script = in_turn(tmp_path, "", "raise SystemExit(1)", "time.sleep(1); raise SystemExit(2)")
+    launch = launched(unwatched, tmp_path, script)
     endings = followed(launch, JobObserver(tmp_path, unwatched))
     assert [endings[host].state for host in ("node0", "node1")] == ["failed", "failed"]
     assert endings["node0"].arrived < endings["node1"].arrived
@@ -761,10 +766,8 @@ def test_the_next_goes_on_at_the_offset_of_the_last(nodes: list[LocalNode], tmp_
 def test_a_job_that_has_ended_is_followed_too(nodes: list[LocalNode], tmp_path: Path) -> None:
     """Arrived is when it ended, not when that was heard of."""
     ended_at = datetime.datetime.now().astimezone() - datetime.timedelta(seconds=2)
-    waits = str(tmp_path / "waits")
-    first = f"print(0, flush=True); open({waits!r}, 'x'); time.sleep(600)"
-    second = f"while not os.path.exists({waits!r}): time.sleep(0.01)\ntime.sleep(0.4); raise SystemExit(3)"
-    script = by_rank(ENDS_SLOWLY + first, second)
+    first = ENDS_SLOWLY + "print(0, flush=True)"
+    script = in_turn(tmp_path, first, "time.sleep(600)", "time.sleep(0.4); raise SystemExit(3)")
     launch = launched(nodes, tmp_path, script, start=ended_at.isoformat(timespec="seconds"))
     for node in nodes:
         node.wait()
