@@ -134,16 +134,16 @@ preflight: $(VENV)/.test ## Defects that preflight.yml has to find, on container
 	pytest tests/preflight $(if $(ONLY),-k '$(ONLY)')
 
 .PHONY: bench-launch
-bench-launch: $(VENV)/.controller ## Time to start on NODES containers, against ssh, pdsh and mpirun (NODES=16 ROUNDS=5)
+bench-launch: $(VENV)/.controller ## Time to start on NODES containers, against ssh, pdsh, mpirun and BEFORE, a commit (NODES=16 ROUNDS=5)
 	trap 'python tests/docker/rig.py down' EXIT; \
 	python tests/docker/rig.py up; \
-	python tests/bench/launch.py --nodes $(NODES) --rounds $(ROUNDS)
+	python tests/bench/launch.py --nodes $(NODES) --rounds $(ROUNDS) $(if $(BEFORE),--before $(BEFORE))
 
 .PHONY: bench-follow
-bench-follow: $(VENV)/.controller ## CPU time of following on NODES containers, and how fast logs of BYTES come home
+bench-follow: $(VENV)/.controller ## CPU time of following on NODES containers, also at commit BEFORE, and how fast logs of BYTES come home
 	trap 'python tests/docker/rig.py down' EXIT; \
 	python tests/docker/rig.py up; \
-	python tests/bench/follow.py --nodes $(NODES) --bytes $(BYTES)
+	python tests/bench/follow.py --nodes $(NODES) --bytes $(BYTES) $(if $(BEFORE),--before $(BEFORE))
 
 .PHONY: bench-preflight
 bench-preflight: $(VENV)/.controller ## Time of preflight.yml on NODES healthy containers, and what its short form costs a run

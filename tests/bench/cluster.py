@@ -108,6 +108,18 @@ def cluster(
             one.remove()
 
 
+@contextlib.contextmanager
+def checkout(commit: str | None) -> Iterator[Path | None]:
+    """A folder with this project at a commit, as long as it is needed; None without one."""
+    if not commit:
+        yield None
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        run(["git", "clone", "--quiet", "--shared", "--no-checkout", str(REPOSITORY), folder])
+        run(["git", "-C", folder, "checkout", "--quiet", "--detach", commit])
+        yield Path(folder)
+
+
 def run(command: list[str]) -> None:
     """Run a command that has to succeed; otherwise show what it said and end."""
     with tempfile.TemporaryFile("w+") as output:

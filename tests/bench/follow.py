@@ -3,12 +3,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What it costs to follow a job: CPU time on the nodes and on the controller, and how fast logs come home.
 
-    follow.py [--nodes 16] [--seconds 60] [--bytes 1000000000]
+    follow.py [--nodes 16] [--seconds 60] [--bytes 1000000000] [--before COMMIT]
 
 CPU: while rank 0 prints 100 lines a second and the others nothing. A node's share is all that its container used, less
 the script and less what the same container uses without a job; the controller's is ansible-playbook, its worker and
-every ssh. Logs: 4 ranks print so many bytes as fast as they can, once with a terminal that takes everything and once
-with one that reads 10 KB a second; the logs that came home are compared with the nodes' by SHA-256.
+every ssh. With --before, this project at that commit is measured so on the same nodes, too. Logs: 4 ranks print so many
+bytes as fast as they can, once with a terminal that takes everything and once with one that reads 10 KB a second; the
+logs that came home are compared with the nodes' by SHA-256.
 Needs a Docker engine (rig.py up) on this machine, and disk for 8 times --bytes. The exit status is 1 if bytes were
 lost; that a target is missed is only said.
 """
@@ -27,7 +28,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from cluster import FOLDER, LIMIT_SECONDS, PROJECT, REPOSITORY, RUNS, Cluster, cluster
+from cluster import FOLDER, LIMIT_SECONDS, PROJECT, REPOSITORY, RUNS, Cluster, checkout, cluster
 
 NETWORK = "thunderhead-bench-follow"
 SUBNET = "198.18.21"
@@ -150,7 +151,9 @@ def docker(*arguments: str) -> str:
 class Playbook:
     """A run.yml that is being watched, with a terminal that takes so many bytes a second (0: all there are)."""
 
-    def __init__(self, nodes: Cluster, arguments: str, terminal: int = 0, limit: str = "") -> None:
+    def __init__(
+        self, nodes: Cluster, arguments: str, terminal: int = 0, limit: str = "", version: Path = REPOSITORY
+    ) -> None:
         RUNS.mkdir(parents=True, exist_ok=True)
         self._before = set(RUNS.iterdir())
         self._control = str(nodes.control)
@@ -165,7 +168,7 @@ class Playbook:
         self.begin = time.monotonic()
         self.process = subprocess.Popen(
             [*nodes.playbook("run.yml"), *options, "-e", "collect=none", *(["--limit", limit] if limit else [])],
-            cwd=REPOSITORY,
+            cwd=version,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -235,8 +238,8 @@ def peak_mb(pid: int) -> float:
 # --------------------------------------------------------------------------------------------------------- measurements
 
 
-def measure_cpu(nodes: Cluster, seconds: float) -> dict[str, list[float]]:
-    """Who used how much, in % of a core: {what: per node, or one figure}."""
+def measure_cpu(nodes: Cluster, seconds: float, version: Path) -> dict[str, list[float]]:
+    """Who used how much with this project at ``version``, in % of a core: {what: per node, or one figure}."""
     accounts = [Node(f"{nodes.network}-{host}") for host in nodes.nodes]
 
     def read(playbook: Playbook | None, scripts: list[list[int]]) -> Reading:
@@ -262,7 +265,7 @@ def measure_cpu(nodes: Cluster, seconds: float) -> dict[str, list[float]]:
     idle = percent(before, read(None, none), "nodes")
 
     length = seconds + 3 * SETTLE_SECONDS
-    playbook = Playbook(nodes, f"--lines {LINES_PER_SECOND} --seconds {length}")
+    playbook = Playbook(nodes, f"--lines {LINES_PER_SECOND} --seconds {length}", version=version)
     scripts = none
     while not all(scripts):
         if playbook.process.poll() is not None:
@@ -345,19 +348,22 @@ def main() -> None:
     parser.add_argument(
         "--bytes", type=int, default=10**9, help="what each of the ranks prints; 0: measure CPU time only"
     )
+    parser.add_argument("--before", metavar="COMMIT", help="measure CPU time of this project at that commit, too")
     parser.add_argument("--output", type=Path, default=FOLDER / "follow.json", help="every figure, as JSON")
     options = parser.parse_args()
     if options.nodes < RANKS:
         sys.exit(f"--nodes is {options.nodes}; it takes {RANKS} or more")
 
-    with cluster(NETWORK, SUBNET, options.nodes) as nodes:
-        cpu = measure_cpu(nodes, options.seconds)
-        print(
-            f"\n{options.nodes} nodes, rank 0 prints {LINES_PER_SECOND} lines a second, {options.seconds:.0f} s: ",
-            end="",
-        )
-        print("CPU time in % of a core")
-        print(cpu_table(cpu), flush=True)
+    with checkout(options.before) as before, cluster(NETWORK, SUBNET, options.nodes) as nodes:
+        versions = {"before": before} if before else {}
+        cpu = {}
+        for name, version in {**versions, "now": REPOSITORY}.items():
+            cpu[name] = measure_cpu(nodes, options.seconds, version)
+            print(
+                f"\n{name}: {options.nodes} nodes, rank 0 prints {LINES_PER_SECOND} lines a second, "
+                f"{options.seconds:.0f} s: CPU time in % of a core"
+            )
+            print(cpu_table(cpu[name]), flush=True)
         transfers = {}
         if options.bytes:
             for name, terminal in (("fast", 0), ("slow", SLOW_BYTES_PER_SECOND)):

@@ -3,11 +3,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """How long it takes until a script runs on every node: this project against a shell loop of ssh, pdsh and mpirun.
 
-    launch.py [--nodes 16] [--rounds 5]
+    launch.py [--nodes 16] [--rounds 5] [--before COMMIT]
 
 Measures from the command to the time stamp of the last node, on containers of the test rig; a run counts only if every
 node left its stamp. All ways log in to the same user with the same key and ssh configuration, and take turns in every
 round. Cold: no SSH connection is open. Warm: those of the run before are (ControlPersist, for every way).
+What any playbook takes is measured beside them, by one without tasks; with --before, so is this project at that commit.
 Needs a Docker engine (rig.py up), pdsh, and an mpirun of the nodes' version (Debian bookworm's, 4.1).
 """
 
@@ -20,14 +21,29 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
-from cluster import FOLDER, PROJECT, SSH_CONFIG, Cluster, cluster, run
+from cluster import FOLDER, PROJECT, SSH_CONFIG, Cluster, checkout, cluster, run
 
 STAMPS = FOLDER / "stamps"
 NETWORK = "thunderhead-bench"
 SUBNET = "198.18.20"
 STAMP = "python3 /bench/stamp.py"
 FLOOR = "ssh loop"  # what the others are compared with: the fastest there is without a daemon on the nodes
+EMPTY = "no tasks"
+EMPTY_PLAYBOOK = "- hosts: cluster\n  gather_facts: false\n  tasks: []\n"
+
+
+class Start(NamedTuple):
+    """One start of a script on all nodes.
+
+    Attributes:
+        seconds: from the command to the last node's stamp.
+        skew: seconds from the first node's stamp to the last's.
+    """
+
+    seconds: float
+    skew: float
 
 
 class Bench:
@@ -36,17 +52,22 @@ class Bench:
     Attributes:
         cluster: the nodes.
         nodes: host name to address.
+        before: folder with another version of this project; None without one.
         warm: whether connections stay open from one run to the next.
     """
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, before: Path | None) -> None:
         self.cluster = cluster
         self.nodes = cluster.nodes
+        self.before = before
         self.warm = False
 
     def ways(self) -> dict[str, Callable[[], list[str]]]:
         """Each way's name and its command."""
-        return {FLOOR: self.loop, "pdsh": self.pdsh, "mpirun": self.mpirun, "thunderhead": self.thunderhead}
+        ways = {FLOOR: self.loop, "pdsh": self.pdsh, "mpirun": self.mpirun, EMPTY: self.no_tasks}
+        if self.before:
+            ways["before"] = lambda: ["env", "--chdir", str(self.before), *self.thunderhead()]
+        return {**ways, "thunderhead": self.thunderhead}
 
     def ssh_options(self) -> str:
         """What every way but Ansible gives to ssh; Ansible keeps connections open by itself."""
@@ -80,8 +101,14 @@ class Bench:
         """This project."""
         return [*self.cluster.playbook("run.yml"), "-e", "script=stamp.py", "-e", f"project_dir={PROJECT}"]
 
-    def measure(self, way: str) -> float:
-        """Run one way once; the seconds from its command to the last node's stamp."""
+    def no_tasks(self) -> list[str]:
+        """A playbook that does nothing: what Ansible itself takes."""
+        playbook = FOLDER / "no_tasks.yml"
+        playbook.write_text(EMPTY_PLAYBOOK)
+        return self.cluster.playbook(str(playbook))
+
+    def measure(self, way: str) -> Start:
+        """Run one way once; of a playbook without tasks, to its end."""
         if not self.warm:
             self.cluster.disconnect()
         for stamp in STAMPS.iterdir():
@@ -89,29 +116,38 @@ class Bench:
         command = self.ways()[way]()
         start = time.time_ns()
         run(command)
+        if way == EMPTY:
+            return Start((time.time_ns() - start) / 1e9, 0)
         stamps = {stamp.name: int(stamp.read_text()) for stamp in STAMPS.iterdir()}
         if missing := self.nodes.keys() - stamps.keys():
             sys.exit(f"{way} ended without having run on {', '.join(sorted(missing))}")
-        return (max(stamps.values()) - start) / 1e9
+        return Start((max(stamps.values()) - start) / 1e9, (max(stamps.values()) - min(stamps.values())) / 1e9)
 
 
-def table(times: dict[str, list[float]]) -> str:
-    """The rounds of every way ({way: seconds per round}) as text; the ratio is the median over the rounds."""
-    lines = [f"{'':14}{'min':>8}{'median':>8}{'max':>8}   x {FLOOR}"]
-    for way, seconds in times.items():
-        ratio = statistics.median(own / floor for own, floor in zip(seconds, times[FLOOR], strict=True))
-        lines.append(f"{way:14}{min(seconds):8.2f}{statistics.median(seconds):8.2f}{max(seconds):8.2f}{ratio:8.2f}")
+def table(starts: dict[str, list[Start]]) -> str:
+    """The rounds of every way ({way: starts}) as text; ratio and difference are medians over the rounds."""
+    lines = [f"{'':14}{'min':>8}{'median':>8}{'max':>8}{'skew':>8}   x {FLOOR}"]
+    for way, rounds in starts.items():
+        seconds = [one.seconds for one in rounds]
+        skew = statistics.median(one.skew for one in rounds)
+        ratio = statistics.median(own / floor.seconds for own, floor in zip(seconds, starts[FLOOR], strict=True))
+        middle = statistics.median(seconds)
+        lines.append(f"{way:14}{min(seconds):8.2f}{middle:8.2f}{max(seconds):8.2f}{skew:8.2f}{ratio:8.2f}")
+    if "before" in starts:
+        pairs = zip(starts["before"], starts["thunderhead"], strict=True)
+        difference = statistics.median(now.seconds - before.seconds for before, now in pairs)
+        lines.append(f"thunderhead takes {difference:+.2f} s, compared with before")
     return "\n".join(lines)
 
 
-def measure_all(count: int, rounds: int) -> dict[str, dict[str, list[float]]]:
-    """Start the nodes, measure every way cold and warm, and remove them; state to way to seconds per round."""
+def measure_all(count: int, rounds: int, before: Path | None) -> dict[str, dict[str, list[Start]]]:
+    """Start the nodes, measure every way cold and warm, and remove them; state to way to starts, one per round."""
     STAMPS.mkdir(parents=True, exist_ok=True)
     STAMPS.chmod(0o777)  # the ways write as different users
-    results: dict[str, dict[str, list[float]]] = {}
+    results: dict[str, dict[str, list[Start]]] = {}
     volumes = ["--volume", f"{STAMPS}:/stamps", "--volume", f"{PROJECT}:/bench:ro"]
     with cluster(NETWORK, SUBNET, count, "--image", "bench", *volumes) as nodes:
-        bench = Bench(nodes)
+        bench = Bench(nodes, before)
         ways = list(bench.ways())
         for state in ("cold", "warm"):
             bench.warm = state == "warm"
@@ -131,13 +167,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nodes", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--before", metavar="COMMIT", help="measure this project at that commit, too")
     parser.add_argument("--output", type=Path, default=FOLDER / "launch.json", help="every measurement, as JSON")
     options = parser.parse_args()
     tools = {"pdsh": "pdsh", "mpirun": "openmpi-bin"}
     if missing := [package for tool, package in tools.items() if not shutil.which(tool)]:
         sys.exit(f"the comparison needs {' and '.join(tools)}; as root: apt-get install {' '.join(missing)}")
 
-    results = measure_all(options.nodes, options.rounds)
+    with checkout(options.before) as before:
+        results = measure_all(options.nodes, options.rounds, before)
     document = {"nodes": options.nodes, "cores": os.cpu_count(), "unit": "s", "rounds": results}
     options.output.write_text(json.dumps(document, indent=2) + "\n")
     print(f"\nevery measurement: {options.output}")

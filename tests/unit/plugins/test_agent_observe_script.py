@@ -172,9 +172,9 @@ def opens(store: socket.socket) -> Iterator[Callable[[], subprocess.Popen[bytes]
 
 def connect(process: subprocess.Popen[bytes], one: RendezvousObserver) -> None:
     """Have it open a connection."""
-    before = sum(1 for _ in one._sockets())
+    before = len(one._read_table()[0])
     process.stdin.write(b"\n")  # type: ignore[union-attr]
-    until(lambda: sum(1 for _ in one._sockets()) > before)
+    until(lambda: len(one._read_table()[0]) > before)
 
 
 def update(one: RendezvousObserver, counts: bool) -> None:
@@ -263,6 +263,44 @@ def test_what_was_there_before_the_job_is_no_sign_of_it(store: socket.socket, la
         pass
     late.update(last=True)
     assert late.seen
+
+
+def test_the_table_is_read_for_new_tcp_sockets_only(store: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch's processes have others, which used up what looking may take before the ranks met on a busy machine."""
+    one = RendezvousObserver(free_port(), False, None)
+    update(one, counts=True)
+    reads = []
+
+    def read_table() -> tuple[list[tuple[str, str, str]], set[str]]:
+        reads.append(time.monotonic())
+        return RendezvousObserver._read_table(one)
+
+    monkeypatch.setattr(one, "_read_table", read_table)
+    one._pids = [os.getpid()]
+    with contextlib.ExitStack() as held:
+        for _time in range(20):
+            for other in (*socket.socketpair(), socket.socket(type=socket.SOCK_DGRAM)):
+                held.enter_context(other)
+            update(one, counts=False)
+    assert len(reads) <= 1, "for those that this process has, the store among them"
+    with socket.socket():
+        for _time in range(20):
+            update(one, counts=False)
+    assert 1 < len(reads) <= 1 + 6, "it may yet listen or connect"
+
+
+def test_what_is_looked_for_too_seldom_is_not_known(store: socket.socket) -> None:
+    """A rank that waits for a late head makes one socket after the other, and then meets it for less than a pause."""
+    one = RendezvousObserver(store.getsockname()[1], False, None)
+    one._spent = observe_script.CREDIT_SECONDS + observe_script.SHARE * 60
+    update(one, counts=True)
+    assert one.pause > 50
+    assert one.seen is None
+    one.update(last=True)
+    assert one.seen is None
+    one._spent = 0
+    update(one, counts=True)
+    assert one.seen is False
 
 
 def test_looking_costs_little(store: socket.socket) -> None:

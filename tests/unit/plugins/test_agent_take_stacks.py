@@ -110,9 +110,8 @@ time.sleep(600)
     used = [work(processes, ranks)[rank.pid] for rank in ranks]
     assert [rank.local_rank for rank in ranks] == [None, 1, 2, 3]
     (waiting, quiet, _), (computing, _io, _), (starting, _more, _), (_cpu, written, _) = used
-    assert waiting < 0.03 and quiet < 1000
-    assert computing > 0.3
-    assert starting > 0.3
+    assert waiting < computing / 10 and quiet < 1000
+    assert starting > computing / 2, "what children that have ended used counts"
     assert written > 500_000
 
 

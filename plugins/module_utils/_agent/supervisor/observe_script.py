@@ -24,8 +24,6 @@ COUNT_SECONDS = 0.5
 SHARE = 0.004
 """The most of a core that looking may take, besides CREDIT_SECONDS of it; then it is done less often."""
 CREDIT_SECONDS = 0.25
-TRIES = 8
-"""How often a socket is searched for in the kernel's table: one of TCP is not there before it listens or connects."""
 _LISTENS = "0A"
 _CONNECTING = "02"
 
@@ -61,6 +59,12 @@ class RendezvousObserver:
 
     Started once per node, the script itself listens there on the head, and connects to it elsewhere. Torchrun's agents
     do so whatever the script does: there, a process below the agent has to connect, on the head too.
+
+    To read the table takes 7 ms. A socket is not in it before it listens or connects, so that it is searched for after
+    1, 2, 4, 8, … looks; one that is there for another port is not.
+
+    Attributes:
+        seen: whether one does or did; None where it was looked too seldom to know, as SHARE was used up.
     """
 
     def __init__(self, port: int, listens: bool, launcher: int | None) -> None:
@@ -71,7 +75,7 @@ class RendezvousObserver:
             listens: whether the script is to listen there; else, to connect.
             launcher: id of torchrun's process, which does not count; None without torchrun.
         """
-        self.seen = False
+        self.seen: bool | None = False
         self._port = f":{port:04X}"
         self._listens = listens
         self._launcher = launcher
@@ -79,7 +83,9 @@ class RendezvousObserver:
         self._next = self._next_count = self._began + FIRST_SECONDS
         self._spent = 0.0
         self._pids: list[int] = []
-        self._tries: dict[str, int] = {}  # by inode
+        self._looks = 0
+        self._first_look: dict[str, int] = {}  # in which a socket was held first, by inode
+        self._elsewhere: set[str] = set()  # inodes of sockets for other ports
         self._others: set[str] | None = None  # connections that are not the job's; None: not read yet
 
     @property
@@ -94,42 +100,44 @@ class RendezvousObserver:
             return
         before = time.process_time()
         with suppress(OSError):
-            self.seen = self._left() if last else self._takes_part(now)
+            self.seen = (self._left() if last else self._takes_part(now)) or self.seen
         self._spent += time.process_time() - before
+        if self.seen or last:
+            return
         often = OFTEN_SECONDS if now < self._began + YOUNG_SECONDS else SELDOM_SECONDS
         self._next = max(now + often, self._began + (self._spent - CREDIT_SECONDS) / SHARE)
+        self.seen = None if self._next > now + SELDOM_SECONDS else False
 
     def _takes_part(self, now: float) -> bool:
         """Whether a process of the job has such a socket. The table, which takes long, is read for new ones only."""
         if now >= self._next_count:
             self._pids = descendants(os.getpid())
             self._next_count = now + COUNT_SECONDS
+        self._looks += 1
         own, others = self._held()
         is_first = self._others is None
         self._others = self._others or set()
-        if not (self._untried(own | others) or is_first):
+        if not (self._due(own | others) or is_first):
             return False
-        sockets = list(self._sockets())
+        sockets, elsewhere = self._read_table()
+        self._elsewhere |= elsewhere & (own | others)
         there = set(sockets)
         if any(inode not in own | others | {"0"} and end not in self._others for end, _state, inode in sockets):
             self._pids = descendants(os.getpid())  # it may be that of a process which began since
             own, others = self._held()
             if self._launcher is None:  # torchrun's agents have short ones, too
-                there &= set(self._sockets())  # or one that was closed before it was looked whose it is
-        new = self._untried(own | others)
+                there &= set(self._read_table()[0])  # or one that was closed before it was looked whose it is
         for end, state, inode in sockets:
             if inode in own and (state == _LISTENS if self._listens else state != _CONNECTING):
                 return True
             if inode in own:
-                new.discard(inode)  # it is about to connect
+                self._first_look[inode] = self._looks  # it is about to connect
             elif is_first or (inode != "0" and (end, state, inode) in there):
                 self._others.add(end)
-        for inode in new:
-            self._tries[inode] = self._tries.get(inode, 0) + 1
         return False
 
     def _held(self) -> tuple[set[str], set[str]]:
-        """Return the inodes of the sockets that the job's processes have, and that the launcher has."""
+        """Return the inodes of the TCP sockets that the job's processes have, and that the launcher has."""
         own: set[str] = set()
         launchers: set[str] = set()
         for pid in self._pids:
@@ -137,32 +145,48 @@ class RendezvousObserver:
                 (launchers if pid == self._launcher else own).update(_sockets_of(pid))
         return own, launchers
 
-    def _untried(self, inodes: set[str]) -> set[str]:
-        return {inode for inode in inodes if self._tries.get(inode, 0) < TRIES}
+    def _due(self, inodes: set[str]) -> set[str]:
+        """Return the sockets that are to be searched for in this look."""
+        ages = {one: self._looks - self._first_look.setdefault(one, self._looks) for one in inodes - self._elsewhere}
+        return {inode for inode, age in ages.items() if age & (age - 1) == 0}  # 0 or a power of two
 
     def _left(self) -> bool:
         """Return whether there is a closed connection that no process had; the kernel keeps each for a minute."""
         return self._others is not None and any(
-            end not in self._others and inode == "0" for end, _state, inode in self._sockets()
+            end not in self._others and inode == "0" for end, _state, inode in self._read_table()[0]
         )
 
-    def _sockets(self) -> Iterator[tuple[str, str, str]]:
-        """Yield each socket at the port: a name for its connection, its state and its inode ("0": it is closed)."""
+    def _read_table(self) -> tuple[list[tuple[str, str, str]], set[str]]:
+        """Return each socket at the port, and the inodes of those elsewhere.
+
+        Of one at the port: a name for its connection, its state and its inode ("0": it is closed).
+        """
         own = 1 if self._listens else 2
+        sockets = []
+        elsewhere = set()
         for table in ("/proc/net/tcp", "/proc/net/tcp6"):
             with suppress(OSError), open(table) as file:
                 for line in file:
-                    if self._port in line:
-                        fields = line.split()
-                        if fields[own].endswith(self._port):
-                            yield fields[1] + fields[2], fields[3], fields[9]
+                    fields = line.split()
+                    if fields[own].endswith(self._port):
+                        sockets.append((fields[1] + fields[2], fields[3], fields[9]))
+                    else:
+                        elsewhere.add(fields[9])
+        return sockets, elsewhere
 
 
 def _sockets_of(pid: int) -> Iterator[str]:
-    """Yield the inodes of a process's sockets."""
+    """Yield the inodes of a process's TCP sockets."""
     folder = f"/proc/{pid}/fd/"
     for descriptor in os.listdir(folder):
         with suppress(OSError):
             link = os.readlink(folder + descriptor)
-            if link.startswith("socket:["):
+            if link.startswith("socket:[") and _is_tcp(folder + descriptor):
                 yield link[8:-1]
+
+
+def _is_tcp(socket: str) -> bool:
+    try:
+        return os.getxattr(socket, "system.sockprotoname").startswith(b"TCP")
+    except OSError:  # this kernel does not say
+        return True

@@ -116,7 +116,7 @@ class Supervisor:
         news = {}
         for name, one in self._observers.items():
             one.update(last)
-            if self._state.get(name) != one.seen and (one.seen or late):
+            if one.seen is not None and self._state.get(name) != one.seen and (one.seen or late):
                 news[name] = one.seen
         if news and self._gang:
             self._gang.observed(news)
