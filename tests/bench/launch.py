@@ -8,22 +8,25 @@
 Measures from the command to the time stamp of the last node, on containers of the test rig; a run counts only if every
 node left its stamp. All ways log in to the same user with the same key and ssh configuration, and take turns in every
 round. Cold: no SSH connection is open. Warm: those of the run before are (ControlPersist, for every way).
+This project is measured with the script of the run before, and with one that was edited since, which has to travel.
 What any playbook takes is measured beside them, by one without tasks; with --before, so is this project at that commit.
 Needs a Docker engine (rig.py up), pdsh, and an mpirun of the nodes' version (Debian bookworm's, 4.1).
 """
 
 import argparse
+import functools
 import json
 import os
 import shutil
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from cluster import FOLDER, PROJECT, SSH_CONFIG, Cluster, checkout, cluster, run
+from cluster import FOLDER, PROJECT, REPOSITORY, SSH_CONFIG, Cluster, checkout, cluster, run
 
 STAMPS = FOLDER / "stamps"
 NETWORK = "thunderhead-bench"
@@ -52,22 +55,25 @@ class Bench:
     Attributes:
         cluster: the nodes.
         nodes: host name to address.
-        before: folder with another version of this project; None without one.
+        versions: name to folder of this project, at this commit and maybe at another.
+        edited: folder for a script that is another in each run, as where a user edits it.
         warm: whether connections stay open from one run to the next.
     """
 
-    def __init__(self, cluster: Cluster, before: Path | None) -> None:
+    def __init__(self, cluster: Cluster, versions: dict[str, Path], edited: Path) -> None:
         self.cluster = cluster
         self.nodes = cluster.nodes
-        self.before = before
+        self.versions = versions
+        self.edited = edited
         self.warm = False
 
     def ways(self) -> dict[str, Callable[[], list[str]]]:
         """Each way's name and its command."""
         ways = {FLOOR: self.loop, "pdsh": self.pdsh, "mpirun": self.mpirun, EMPTY: self.no_tasks}
-        if self.before:
-            ways["before"] = lambda: ["env", "--chdir", str(self.before), *self.thunderhead()]
-        return {**ways, "thunderhead": self.thunderhead}
+        for name, version in self.versions.items():
+            ways[name] = functools.partial(self.thunderhead, version, PROJECT)
+            ways[f"{name}, edited"] = functools.partial(self.thunderhead, version, self.edited)
+        return ways
 
     def ssh_options(self) -> str:
         """What every way but Ansible gives to ssh; Ansible keeps connections open by itself."""
@@ -97,9 +103,12 @@ class Bench:
             *STAMP.split(),
         ]
 
-    def thunderhead(self) -> list[str]:
-        """This project."""
-        return [*self.cluster.playbook("run.yml"), "-e", "script=stamp.py", "-e", f"project_dir={PROJECT}"]
+    def thunderhead(self, version: Path, project: Path) -> list[str]:
+        """This project, with a script that the nodes have from the run before, or that was edited since."""
+        if project == self.edited:
+            (project / "stamp.py").write_text(f"{(PROJECT / 'stamp.py').read_text()}\n# {time.time_ns()}\n")
+        command = [*self.cluster.playbook("run.yml"), "-e", "script=stamp.py", "-e", f"project_dir={project}"]
+        return ["env", "--chdir", str(version), *command]
 
     def no_tasks(self) -> list[str]:
         """A playbook that does nothing: what Ansible itself takes."""
@@ -126,17 +135,17 @@ class Bench:
 
 def table(starts: dict[str, list[Start]]) -> str:
     """The rounds of every way ({way: starts}) as text; ratio and difference are medians over the rounds."""
-    lines = [f"{'':14}{'min':>8}{'median':>8}{'max':>8}{'skew':>8}   x {FLOOR}"]
+    lines = [f"{'':20}{'min':>8}{'median':>8}{'max':>8}{'skew':>8}   x {FLOOR}"]
     for way, rounds in starts.items():
         seconds = [one.seconds for one in rounds]
         skew = statistics.median(one.skew for one in rounds)
         ratio = statistics.median(own / floor.seconds for own, floor in zip(seconds, starts[FLOOR], strict=True))
         middle = statistics.median(seconds)
-        lines.append(f"{way:14}{min(seconds):8.2f}{middle:8.2f}{max(seconds):8.2f}{skew:8.2f}{ratio:8.2f}")
-    if "before" in starts:
-        pairs = zip(starts["before"], starts["thunderhead"], strict=True)
+        lines.append(f"{way:20}{min(seconds):8.2f}{middle:8.2f}{max(seconds):8.2f}{skew:8.2f}{ratio:8.2f}")
+    for way in ("", ", edited") if "before" in starts else ():
+        pairs = zip(starts[f"before{way}"], starts[f"thunderhead{way}"], strict=True)
         difference = statistics.median(now.seconds - before.seconds for before, now in pairs)
-        lines.append(f"thunderhead takes {difference:+.2f} s, compared with before")
+        lines.append(f"thunderhead{way}: {difference:+.2f} s, compared with before")
     return "\n".join(lines)
 
 
@@ -146,8 +155,10 @@ def measure_all(count: int, rounds: int, before: Path | None) -> dict[str, dict[
     STAMPS.chmod(0o777)  # the ways write as different users
     results: dict[str, dict[str, list[Start]]] = {}
     volumes = ["--volume", f"{STAMPS}:/stamps", "--volume", f"{PROJECT}:/bench:ro"]
-    with cluster(NETWORK, SUBNET, count, "--image", "bench", *volumes) as nodes:
-        bench = Bench(nodes, before)
+    edited_code = tempfile.TemporaryDirectory()
+    with edited_code as edited, cluster(NETWORK, SUBNET, count, "--image", "bench", *volumes) as nodes:
+        versions = {"before": before} if before else {}
+        bench = Bench(nodes, {**versions, "thunderhead": REPOSITORY}, Path(edited))
         ways = list(bench.ways())
         for state in ("cold", "warm"):
             bench.warm = state == "warm"

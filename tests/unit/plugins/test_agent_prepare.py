@@ -159,12 +159,15 @@ def test_a_damaged_bundle_leaves_nothing(node: LocalNode, tmp_path: Path, damage
         "garbage": b"\0" * 100,
         "nothing": b"",
     }[damage]
+    refusal = "node0 received a bundle that does not match its SHA-256; run the playbook again"
+    if payload:
+        assert refused(node, "prepare", bundle, payload) == refusal
+        assert node.jobs == list((node.directory / "bundles").iterdir()) == []
     node.ask("prepare", bundle)
-    with pytest.raises(NodeError) as caught:
-        node.ask("receive_code", bundle, payload)
-    assert str(caught.value) == "node0 received a bundle that does not match its SHA-256; run the playbook again"
+    assert refused(node, "receive_code", bundle, payload) == refusal
     assert node.jobs == list((node.directory / "bundles").iterdir()) == []
-    node.prepare(bundle, "job-2")
+    assert node.ask("prepare", bundle, bundle.content)["has_bundle"]
+    assert (node.job_dir() / "work" / "train.py").read_text() == "print(1)\n" * 500
 
 
 def test_a_job_larger_than_the_disk(node: LocalNode) -> None:

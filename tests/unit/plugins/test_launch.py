@@ -135,7 +135,8 @@ def test_a_node_that_is_held_already_is_released_though_it_cannot_be_asked_more(
     node: LocalNode, tmp_path: Path, connection: Breaking
 ) -> None:
     node.connection = connection
-    bundle = large(tmp_path / "code") if connection.op == "receive_code_piece" else code(tmp_path / "code", "")
+    size = {"receive_code": 100_000, "receive_code_piece": 3_000_000}.get(connection.op, 0)
+    bundle = with_data(tmp_path / "code", size)
     message = why_not(gang_of([node], bundle))
     assert message.startswith("this machine cannot start what connects to a node: Too many open files;"), message
     assert node.jobs == [] and node.supervisor() is None
@@ -143,7 +144,7 @@ def test_a_node_that_is_held_already_is_released_though_it_cannot_be_asked_more(
 
 def test_a_node_that_refuses_a_piece_of_the_code_is_released(node: LocalNode, tmp_path: Path) -> None:
     node.connection = Altered(("has += file.write(payload)", "raise OSError(28, 'No space left on device')"))
-    assert "has too little disk space" in why_not(gang_of([node], large(tmp_path / "code")))
+    assert "has too little disk space" in why_not(gang_of([node], with_data(tmp_path / "code", 3_000_000)))
     assert node.jobs == [] and node.supervisor() is None
 
 
@@ -207,10 +208,58 @@ class Thin(Connection):
         return super().exec_command(command, in_data)
 
 
-def large(folder: Path) -> Bundle:
+def with_data(folder: Path, size: int) -> Bundle:
+    """Return a bundle that is larger than ``size`` bytes, compressed too."""
     code(folder, "print(sum(open('data', 'rb').read()))")
-    (folder / "data").write_bytes(random.Random(0).randbytes(3_000_000))
+    (folder / "data").write_bytes(random.Random(0).randbytes(size))
     return make_bundle(folder, "train.py", 100)
+
+
+class Noting(Connection):
+    """Notes what a node is asked, and how many bytes that was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[tuple[str, int]] = []
+
+    def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
+        found = re.search(rb'"op": "(\w+)"', in_data)
+        self.asked.append((found[1].decode() if found else "put", len(in_data)))
+        return super().exec_command(command, in_data)
+
+
+@pytest.mark.parametrize(
+    ("size", "executions"),
+    [
+        (0, ["prepare"]),
+        (100_000, ["prepare", "receive_code"]),
+        (2_000_000, ["prepare", *["receive_code_piece"] * 3, "receive_code"]),
+    ],
+)
+def test_new_code_that_is_small_takes_no_execution_of_its_own(
+    nodes: list[LocalNode], tmp_path: Path, size: int, executions: list[str]
+) -> None:
+    noting = [Noting(), Noting()]
+    for node, connection in zip(nodes, noting):
+        node.connection = connection
+    launch = gang_of(nodes, with_data(tmp_path / "code", size))
+    launch.prepare()
+    launch.start()
+    assert [node.wait()[0]["state"] for node in nodes] == ["succeeded"] * 2
+    asked = [[op for op, _bytes in connection.asked if op != "follow"] for connection in noting]
+    assert asked == [[*executions, "put", "find_unreached"], executions]
+
+
+def test_code_does_not_travel_each_time_that_a_busy_node_is_asked(
+    node: LocalNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch_module, "RETRY_SECONDS", 0.1)
+    node.start(code(tmp_path / "before", SLEEP), "job-0")
+    node.connection = noting = Noting()
+    bundle = with_data(tmp_path / "code", 50_000)
+    why_not(gang_of([node], bundle, wait_seconds=1))
+    first, second, *_more = [size for op, size in noting.asked if op == "prepare"]
+    assert first - second == len(bundle.content)
 
 
 def test_a_thin_line_is_waited_for_as_long_as_code_arrives(
@@ -221,7 +270,7 @@ def test_a_thin_line_is_waited_for_as_long_as_code_arrives(
     nodes[1].connection = Thin(seconds=2.5)
     nodes[0].connection = Altered(("START_SECONDS = 300", "START_SECONDS = 6"))
     said: list[str] = []
-    bundle = large(tmp_path / "code")
+    bundle = with_data(tmp_path / "code", 3_000_000)
     launch = gang_of(nodes, bundle)
     launch.prepare(say=said.append)
     assert [os.listdir(node.directory / "bundles") for node in nodes] == [[bundle.sha256]] * 2
@@ -232,7 +281,7 @@ def test_a_thin_line_is_waited_for_as_long_as_code_arrives(
 
 
 def test_what_has_arrived_is_kept_for_the_next_try(node: LocalNode, tmp_path: Path) -> None:
-    bundle = large(tmp_path / "code")
+    bundle = with_data(tmp_path / "code", 3_000_000)
     node.connection = Thin(breaks_after=2)
     assert why_not(gang_of([node], bundle)) == f"node0 is unreachable: the line broke. {NEVER_STARTED}"
     assert node.connection.offsets == [0, 0] and node.jobs == []
@@ -251,18 +300,18 @@ def test_who_has_given_up_sends_no_more(node: LocalNode, tmp_path: Path) -> None
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        gang_of([node], large(tmp_path / "code")).prepare(check_interrupt=check_interrupt)
+        gang_of([node], with_data(tmp_path / "code", 3_000_000)).prepare(check_interrupt=check_interrupt)
     assert node.connection.offsets == [0, 0] and node.jobs == []
 
 
 def test_a_node_that_takes_no_code_is_not_sent_it_for_ever(node: LocalNode, tmp_path: Path) -> None:
     node.connection = Altered(("has += file.write(payload)", "pass"))
-    message = why_not(gang_of([node], large(tmp_path / "code")))
+    message = why_not(gang_of([node], with_data(tmp_path / "code", 3_000_000)))
     assert message == f"node0 keeps no more than 0 B of the code that it is sent. {NEVER_STARTED}"
 
 
 def test_pieces_that_make_no_bundle_are_not_kept(node: LocalNode, tmp_path: Path) -> None:
-    bundle = large(tmp_path / "code")
+    bundle = with_data(tmp_path / "code", 3_000_000)
     launch = gang_of([node], bundle)
     node.ask("prepare", bundle)
     node.channel().call(

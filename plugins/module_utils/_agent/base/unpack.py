@@ -1,14 +1,17 @@
 # Copyright (c) The Thunderhead developers
 # Simplified BSD License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
 # SPDX-License-Identifier: BSD-2-Clause
-"""Unpack a job's code."""
+"""Store a job's code, and unpack it."""
 
 from __future__ import annotations
 
 import os
+import zlib
+from contextlib import suppress
 from typing import BinaryIO
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import Refusal
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.files import write_file
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_paths import (
     bundle_path,
     job_directory,
@@ -52,6 +55,22 @@ def unpack_code(bundle: BinaryIO, work: str, user: User) -> None:
 def part_path(request: Request) -> str:
     """Return where the pieces of the request's bundle lie: a name of digits, like all that is not finished there."""
     return f"{bundle_path(request)}.{int(request['packed'][:12], 16)}"
+
+
+def store_bundle(request: Request, packed: bytes) -> None:
+    """Store the request's bundle, which came compressed.
+
+    Raises:
+        Refusal: it is not the one that was asked for.
+    """
+    import hashlib
+
+    archive = b""
+    with suppress(zlib.error):  # what is damaged does not match either
+        archive = zlib.decompress(packed)
+    if hashlib.sha256(archive).hexdigest() != request["bundle"]:
+        raise Refusal("received a bundle that does not match its SHA-256; run the playbook again")
+    write_file(bundle_path(request), archive, 0o600, durable=True)
 
 
 def unpack_bundle(request: Request, user: User) -> None:

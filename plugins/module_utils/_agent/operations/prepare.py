@@ -37,7 +37,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.un
     undo_earlier_try,
     undo_prepare,
 )
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.unpack import unpack_bundle
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.unpack import store_bundle, unpack_bundle
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import Reply, Request
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.fork_supervisor import (
     fork_supervisor,
@@ -45,8 +45,10 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervi
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.job_plan import NodeFacts, Plan
 
 
-def prepare(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
+def prepare(request: Request, payload: bytes) -> tuple[Reply, bytes]:
     """Check that the job can start here, hold the node for it, and lay out its directory.
+
+    ``payload`` is the bundle, compressed, or nothing.
 
     Request: directory, user, job {id, user, start}, host (its name in the inventory: a hold for the same job and host
     is the request's own, whose reply was lost), address (or None), master_port (on the head, else None), plan (see
@@ -109,6 +111,9 @@ def prepare(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
         if os.geteuid() == 0:
             os.chown(job_directory(request), user.uid, user.gid)
         reply["has_bundle"] = os.path.exists(bundle_path(request))  # from now on nobody cleans it away
+        if payload and not reply["has_bundle"]:
+            store_bundle(request, payload)
+            reply["has_bundle"] = True
         if reply["has_bundle"]:
             unpack_bundle(request, user)
         plan = Plan(**request["plan"])

@@ -6,15 +6,14 @@
 from __future__ import annotations
 
 import os
-import zlib
-from contextlib import suppress
 
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import Refusal
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.files import write_file
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_paths import bundle_path
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_user import User
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.undo_prepare import undo_prepare
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.unpack import part_path, unpack_bundle
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.unpack import (
+    part_path,
+    store_bundle,
+    unpack_bundle,
+)
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import Reply, Request
 
 
@@ -23,19 +22,12 @@ def receive_code(request: Request, payload: bytes) -> tuple[Reply, bytes]:
 
     Request: as for ``prepare``, packed (as for ``receive_code_piece``, if that has brought the payload; else None).
     """
-    import hashlib
-
     try:
         if request["packed"]:
             with open(part_path(request), "rb") as file:
                 payload = file.read()
             os.unlink(part_path(request))
-        archive = b""
-        with suppress(zlib.error):  # what is damaged does not match either
-            archive = zlib.decompress(payload)
-        if hashlib.sha256(archive).hexdigest() != request["bundle"]:
-            raise Refusal("received a bundle that does not match its SHA-256; run the playbook again")
-        write_file(bundle_path(request), archive, 0o600, durable=True)
+        store_bundle(request, payload)
         unpack_bundle(request, User(request["user"]))
     except BaseException:
         undo_prepare(request)

@@ -60,6 +60,9 @@ RIVAL_SECONDS = 10
 """How long a job waits for one that came at the same moment to give way."""
 RETRY_SECONDS = 1
 """How often a job that waits for nodes asks again."""
+ENCLOSED_BYTES = 2**16
+"""A compressed bundle up to this size, less than the agent's own text, goes with the request to prepare, whether a node
+has it or not: else one that does not is asked twice."""
 PIECE_BYTES = 2**20
 """A compressed bundle that is larger goes to a node in pieces, which grow on a quick line."""
 LONGEST_PIECE_BYTES = 2**24
@@ -98,6 +101,7 @@ class Launch:
         self._members = members
         self._head = nodes.settings[0].host
         self._open = functools.cache(nodes.open_channel)  # each host is talked to by one thread at a time
+        self._enclosed = job.bundle.content if len(job.bundle.content) <= ENCLOSED_BYTES else b""
         self._prepared: dict[str, dict[str, Any]] = {}
         self._asked: set[str] = set()  # to hold their node, which they do or may do
         self._asking: set[str] = set()  # whose answer to that is awaited
@@ -169,6 +173,7 @@ class Launch:
             if not waiting and patience == self.job.wait_seconds:
                 say(f"waiting for up to {patience:.0f} s: {next(iter(errors.values()))}")
                 waiting = True
+                self._enclosed = b""  # from now on they are asked every second
             time.sleep(RETRY_SECONDS)
             self._check_interrupt()
 
@@ -204,7 +209,7 @@ class Launch:
         for number in range(PREPARE_TRIES):
             before = time.time()
             try:
-                reply, _payload = self._open(host).call(request)
+                reply, _payload = self._open(host).call(request, b"" if request["dry"] else self._enclosed)
             except NodeError as error:
                 is_unasked = isinstance(error, Unable) or error.facts.get("unsent", False)
                 # It has undone what it did, or was not reached; but of an earlier try nothing is known.
