@@ -195,7 +195,7 @@ nodes:
 world_size:
   description:
     - How many nodes worked together, and 1 where their ranks never met, or each works for itself.
-    - Null as long as that is not known.
+    - Null if that is not known.
   type: int
   returned: success
 state:

@@ -46,7 +46,7 @@ jobs:
   description:
     - The jobs, the newest first. Each has C(id), C(script), C(user), C(started), C(state), C(since) (seconds since
       1970), C(nodes), C(met) (whether the ranks of all nodes met; null if that is not known), C(world_size) (how many
-      nodes work together; null as long as that is not known), C(warning) (what the ranks were not seen to do, or null)
+      nodes work together; null if that is not known), C(warning) (what the ranks were not seen to do, or null)
       and C(ranks), and each rank C(rank), C(host), C(state), C(exit_code), C(signal), C(because) (why it was stopped),
       C(log_bytes) and C(last_line).
   type: list

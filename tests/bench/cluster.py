@@ -114,9 +114,13 @@ def checkout(commit: str | None) -> Iterator[Path | None]:
     if not commit:
         yield None
         return
+    parse = ["git", "-C", str(REPOSITORY), "rev-parse", "--verify", "--quiet", "--end-of-options"]
+    found = subprocess.run([*parse, f"{commit}^{{commit}}"], check=False, capture_output=True, text=True)
+    if found.returncode:
+        sys.exit(f"--before is {commit}, which is no commit of {REPOSITORY}; give one that git log shows there")
     with tempfile.TemporaryDirectory() as folder:
         run(["git", "clone", "--quiet", "--shared", "--no-checkout", str(REPOSITORY), folder])
-        run(["git", "-C", folder, "checkout", "--quiet", "--detach", commit])
+        run(["git", "-C", folder, "checkout", "--quiet", "--detach", found.stdout.strip()])
         yield Path(folder)
 
 

@@ -7,9 +7,9 @@
 
 CPU: while rank 0 prints 100 lines a second and the others nothing. A node's share is all that its container used, less
 the script and less what the same container uses without a job; the controller's is ansible-playbook, its worker and
-every ssh. With --before, this project at that commit is measured so on the same nodes, too. Logs: 4 ranks print so many
-bytes as fast as they can, once with a terminal that takes everything and once with one that reads 10 KB a second; the
-logs that came home are compared with the nodes' by SHA-256.
+every ssh. With --before, this project at that commit is measured so on the same nodes first; each is measured once.
+Logs: 4 ranks print so many bytes as fast as they can, once with a terminal that takes everything and once with one that
+reads 10 KB a second; the logs that came home are compared with the nodes' by SHA-256.
 Needs a Docker engine (rig.py up) on this machine, and disk for 8 times --bytes. The exit status is 1 if bytes were
 lost; that a target is missed is only said.
 """
@@ -357,7 +357,7 @@ def main() -> None:
     with checkout(options.before) as before, cluster(NETWORK, SUBNET, options.nodes) as nodes:
         versions = {"before": before} if before else {}
         cpu = {}
-        for name, version in {**versions, "now": REPOSITORY}.items():
+        for name, version in {**versions, "thunderhead": REPOSITORY}.items():
             cpu[name] = measure_cpu(nodes, options.seconds, version)
             print(
                 f"\n{name}: {options.nodes} nodes, rank 0 prints {LINES_PER_SECOND} lines a second, "

@@ -23,8 +23,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from cluster import FOLDER, PROJECT, REPOSITORY, SSH_CONFIG, Cluster, checkout, cluster, run
 
@@ -37,16 +37,17 @@ EMPTY = "no tasks"
 EMPTY_PLAYBOOK = "- hosts: cluster\n  gather_facts: false\n  tasks: []\n"
 
 
-class Start(NamedTuple):
+@dataclass(frozen=True)
+class Start:
     """One start of a script on all nodes.
 
     Attributes:
-        seconds: from the command to the last node's stamp.
-        skew: seconds from the first node's stamp to the last's.
+        seconds: from the command to the last node's stamp; of a playbook without tasks, to its end.
+        skew: seconds from the first node's stamp to the last's; None without stamps.
     """
 
     seconds: float
-    skew: float
+    skew: float | None
 
 
 class Bench:
@@ -106,6 +107,7 @@ class Bench:
     def thunderhead(self, version: Path, project: Path) -> list[str]:
         """This project, with a script that the nodes have from the run before, or that was edited since."""
         if project == self.edited:
+            shutil.copytree(PROJECT, project, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
             (project / "stamp.py").write_text(f"{(PROJECT / 'stamp.py').read_text()}\n# {time.time_ns()}\n")
         command = [*self.cluster.playbook("run.yml"), "-e", "script=stamp.py", "-e", f"project_dir={project}"]
         return ["env", "--chdir", str(version), *command]
@@ -126,7 +128,7 @@ class Bench:
         start = time.time_ns()
         run(command)
         if way == EMPTY:
-            return Start((time.time_ns() - start) / 1e9, 0)
+            return Start((time.time_ns() - start) / 1e9, None)
         stamps = {stamp.name: int(stamp.read_text()) for stamp in STAMPS.iterdir()}
         if missing := self.nodes.keys() - stamps.keys():
             sys.exit(f"{way} ended without having run on {', '.join(sorted(missing))}")
@@ -138,14 +140,15 @@ def table(starts: dict[str, list[Start]]) -> str:
     lines = [f"{'':20}{'min':>8}{'median':>8}{'max':>8}{'skew':>8}   x {FLOOR}"]
     for way, rounds in starts.items():
         seconds = [one.seconds for one in rounds]
-        skew = statistics.median(one.skew for one in rounds)
+        skews = [one.skew for one in rounds if one.skew is not None]
+        skew = f"{statistics.median(skews):8.2f}" if skews else f"{'-':>8}"
         ratio = statistics.median(own / floor.seconds for own, floor in zip(seconds, starts[FLOOR], strict=True))
         middle = statistics.median(seconds)
-        lines.append(f"{way:20}{min(seconds):8.2f}{middle:8.2f}{max(seconds):8.2f}{skew:8.2f}{ratio:8.2f}")
+        lines.append(f"{way:20}{min(seconds):8.2f}{middle:8.2f}{max(seconds):8.2f}{skew}{ratio:8.2f}")
     for way in ("", ", edited") if "before" in starts else ():
         pairs = zip(starts[f"before{way}"], starts[f"thunderhead{way}"], strict=True)
         difference = statistics.median(now.seconds - before.seconds for before, now in pairs)
-        lines.append(f"thunderhead{way}: {difference:+.2f} s, compared with before")
+        lines.append(f"thunderhead{way} takes {difference:+.2f} s, compared with before (median of the rounds)")
     return "\n".join(lines)
 
 
@@ -165,8 +168,8 @@ def measure_all(count: int, rounds: int, before: Path | None) -> dict[str, dict[
             for way in ways:  # not counted: opens the connections, fills the caches
                 bench.measure(way)
             results[state] = {way: [] for way in ways}
-            for _ in range(rounds):
-                for way in ways:
+            for number in range(rounds):
+                for way in ways if number % 2 else ways[::-1]:  # so that none always follows the same one
                     results[state][way].append(bench.measure(way))
             print(f"\n{state}: seconds from command to last of {count} nodes, {rounds} rounds")
             print(table(results[state]), flush=True)
@@ -178,7 +181,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nodes", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--before", metavar="COMMIT", help="measure this project at that commit, too")
+    parser.add_argument(
+        "--before", metavar="COMMIT", help="measure this project at that commit, too, on nodes set up by this one"
+    )
     parser.add_argument("--output", type=Path, default=FOLDER / "launch.json", help="every measurement, as JSON")
     options = parser.parse_args()
     tools = {"pdsh": "pdsh", "mpirun": "openmpi-bin"}
@@ -187,7 +192,10 @@ def main() -> None:
 
     with checkout(options.before) as before:
         results = measure_all(options.nodes, options.rounds, before)
-    document = {"nodes": options.nodes, "cores": os.cpu_count(), "unit": "s", "rounds": results}
+    rounds = {
+        state: {way: [asdict(one) for one in starts] for way, starts in ways.items()} for state, ways in results.items()
+    }
+    document = {"nodes": options.nodes, "cores": os.cpu_count(), "unit": "s", "rounds": rounds}
     options.output.write_text(json.dumps(document, indent=2) + "\n")
     print(f"\nevery measurement: {options.output}")
 

@@ -122,6 +122,11 @@ def is_flag(value: object) -> bool:
     return isinstance(value, bool)
 
 
+def is_flag_or_none(value: object) -> bool:
+    """Return whether it is true, false, or None: not known."""
+    return value is None or is_flag(value)
+
+
 def are_arguments(value: object) -> bool:
     """Return whether these are a command's arguments."""
     return isinstance(value, list) and all(
@@ -156,13 +161,13 @@ STATE: dict[str, Callable[[object], bool]] = {
     **dict.fromkeys(("exit_code", "signal"), is_count_or_none),
     **dict.fromkeys(("started", "ended", "stopping"), is_number),
     **dict.fromkeys(("because", "error"), is_text),
-    **dict.fromkeys(("met", "checkpoint_read"), is_flag),
+    **dict.fromkeys(("met", "checkpoint_read"), is_flag_or_none),
 }
 """The fields of state.json."""
 
 GANG_RANK: dict[str, Callable[[object], bool]] = {
     "state": lambda value: value in ("unknown", "running", "succeeded", "failed", "stopped"),
-    **dict.fromkeys(("met", "checkpoint_read"), is_flag),
+    **dict.fromkeys(("met", "checkpoint_read"), is_flag_or_none),
 }
 """What the gang's head says of each rank."""
 

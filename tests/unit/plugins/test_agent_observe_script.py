@@ -91,7 +91,7 @@ def test_ranks_that_meet(nodes: list[LocalNode], tmp_path: Path, scripts: tuple[
 @pytest.mark.parametrize(
     ("script", "met"),
     [
-        (IMPORTS + CONNECTS + STAYS, True),  # one that is gone at once may be looked for when it is gone
+        (IMPORTS + CONNECTS + STAYS, True),  # one that is closed at once may be gone before it is seen whose it is
         (IMPORTS, False),
     ],
 )
@@ -117,6 +117,27 @@ def test_a_rank_that_meets_nobody_yet_is_told_in_time(nodes: list[LocalNode], tm
         (node.job_dir() / "work" / "go").touch()
     until(lambda: [node.state().get("met") for node in nodes] == [True, True])
     assert [node.wait()[0]["met"] for node in nodes] == [True, True]
+
+
+def test_what_was_said_not_to_have_met_is_taken_back_where_that_is_not_known(
+    nodes: list[LocalNode], tmp_path: Path
+) -> None:
+    late = tmp_path / "late"
+    for node in nodes:
+        node.connection = Altered(
+            ("NOTICE_SECONDS = 45", "NOTICE_SECONDS = 0.3"), ("self._gap <=", f"9 * os.path.exists({str(late)!r}) <=")
+        )
+    wait = "while not os.path.exists(os.path.join(os.environ['JOB_DIR'], 'work', 'go')): time.sleep(0.01)\n"
+    launch = gang_of(nodes, code(tmp_path / "code", f"import os, time\n{wait}"))
+    launch.prepare()
+    launch.start()
+    until(lambda: [node.state().get("met") for node in nodes] == [False, False])
+    late.touch()
+    for node in nodes:
+        (node.job_dir() / "work" / "go").touch()
+    ended_as = [node.wait()[0] for node in nodes]
+    assert [(one["state"], one["met"]) for one in ended_as] == [("succeeded", None)] * 2
+    assert together("lightning", [one["met"] for one in ended_as]) is None
 
 
 def test_nobody_is_looked_for_where_nodes_work_for_themselves(nodes: list[LocalNode], tmp_path: Path) -> None:
@@ -289,18 +310,37 @@ def test_the_table_is_read_for_new_tcp_sockets_only(store: socket.socket, monkey
     assert 1 < len(reads) <= 1 + 6, "it may yet listen or connect"
 
 
-def test_what_is_looked_for_too_seldom_is_not_known(store: socket.socket) -> None:
-    """A rank that waits for a late head makes one socket after the other, and then meets it for less than a pause."""
-    one = RendezvousObserver(store.getsockname()[1], False, None)
-    one._spent = observe_script.CREDIT_SECONDS + observe_script.SHARE * 60
-    update(one, counts=True)
-    assert one.pause > 50
-    assert one.seen is None
-    one.update(last=True)
-    assert one.seen is None
-    one._spent = 0
-    update(one, counts=True)
-    assert one.seen is False
+@pytest.mark.parametrize(
+    ("look_seconds", "gap_seconds", "known"),
+    [
+        (0.0003, 0, [False] * 5),
+        (0.028, 0, [False, None, None, False, False]),  # on a node with 1,500 processes
+        (0.0003, 5, [False, None, None, False, False]),  # a machine that stood still
+    ],
+)
+def test_what_is_looked_for_too_seldom_is_not_known(
+    monkeypatch: pytest.MonkeyPatch, look_seconds: float, gap_seconds: float, known: list[bool | None]
+) -> None:
+    """Nor is it forgotten when it is looked for often again. After 2, 15, 30, 90 and 300 s."""
+    now = spent = 0.0
+    monkeypatch.setattr(observe_script.time, "monotonic", lambda: now)
+    monkeypatch.setattr(observe_script.time, "process_time", lambda: spent)
+
+    def takes_part(_now: float) -> bool:
+        nonlocal spent
+        spent += look_seconds
+        return False
+
+    one = RendezvousObserver(29500, True, None)
+    monkeypatch.setattr(one, "_takes_part", takes_part)
+    found = []
+    for seconds in (2, 15, 30, 90, 300):
+        while now < seconds:
+            now = min(now + max(one.pause, gap_seconds if 5 < now < 7 else 0, 0.001), seconds)
+            one.update()
+        found.append(one.seen)
+    assert found == known
+    assert spent < 0.25 + 0.004 * 300 + look_seconds
 
 
 def test_looking_costs_little(store: socket.socket) -> None:

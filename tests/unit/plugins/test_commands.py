@@ -563,6 +563,21 @@ def states(session: Session) -> list[str]:
     return [node.state(session.id)["state"] for node in session.nodes]
 
 
+def test_what_follows_a_job_fails_and_says_that_the_job_goes_on(
+    nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a pull has changed the files of this project between the start and this import."""
+    monkeypatch.setitem(sys.modules, follow_job.__name__, None)
+    session = Session(nodes, run_options(tmp_path, SLEEP))
+    with pytest.raises(ImportError):
+        session.run()
+    assert session.lines[-1] == (
+        f"{session.id} was started, and goes on by itself if it has not ended; follow it: "
+        f"ansible-playbook logs.yml -e job={session.id}"
+    )
+    assert [node.state(job=session.id)["state"] for node in nodes] == ["running"] * 2
+
+
 def test_detach_and_come_back(nodes: list[LocalNode], tmp_path: Path) -> None:
     script = "import os, time\nprint('first')\nwhile not os.path.exists('go'): time.sleep(0.01)\nprint('then')\n"
     detached = Session(nodes, run_options(tmp_path, script, detach=True)).run()

@@ -14,7 +14,12 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import NO_ANSWER, REFUSED, node_name
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import (
+    NO_ANSWER,
+    REFUSED,
+    is_flag_or_none,
+    node_name,
+)
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.authenticated_stream import Message
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.inspector_tasks import read_task
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.job_plan import Member, read_members
@@ -81,7 +86,7 @@ class Other:
         self.has_verdict = False
         self.state = RUNNING
         self.written = 0
-        self.observed: dict[str, bool] = {}
+        self.observed: dict[str, bool | None] = {}
         self.why_apart = NO_ANSWER
 
 
@@ -227,7 +232,7 @@ class GangMember:
         """Take note of how many bytes this node's rank has printed."""
         self._own.written = written
 
-    def observed(self, news: dict[str, bool]) -> None:
+    def observed(self, news: dict[str, bool | None]) -> None:
         """Take note of what this node's script was seen to do, or not to do."""
         self._own.observed.update(news)
         self._report()
@@ -301,7 +306,9 @@ class GangMember:
         written, observed = message.get("written"), message.get("observed")
         other.written = written if isinstance(written, int) else other.written
         if isinstance(observed, dict):
-            other.observed = {name: observed[name] for name in OBSERVED if isinstance(observed.get(name), bool)}
+            other.observed = {
+                name: value for name, value in observed.items() if name in OBSERVED and is_flag_or_none(value)
+            }
         if state in STATES and state != other.state and other.state == RUNNING:
             other.state = state
             self._news.add(rank)

@@ -105,7 +105,7 @@ class Gang:
         """Take note of how many bytes this node's rank has printed."""
         self._member.printed(written)
 
-    def observed(self, news: dict[str, bool]) -> None:
+    def observed(self, news: dict[str, bool | None]) -> None:
         """Take note of what this node's script was seen to do, or not to do."""
         self._member.observed(news)
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.processes import descendants
 
 FIRST_SECONDS = 0.4
-"""Until the first look, from the script's start: to import torch takes longer, and the look 4 ms of CPU, for which the
+"""Until the first look, from the script's start: to import torch takes longer, and the look 9 ms of CPU, for which the
 scripts of nodes that share a machine would wait."""
 OFTEN_SECONDS = 0.02
 """How often sockets are read while a script is young: one that only reduces a number is connected for 45 ms."""
@@ -24,6 +24,9 @@ COUNT_SECONDS = 0.5
 SHARE = 0.004
 """The most of a core that looking may take, besides CREDIT_SECONDS of it; then it is done less often."""
 CREDIT_SECONDS = 0.25
+GAP_SHARE = 0.1
+"""Where no look fell into more than this part of a script's time, it may have met the others meanwhile; one that trains
+stays connected."""
 _LISTENS = "0A"
 _CONNECTING = "02"
 
@@ -60,11 +63,12 @@ class RendezvousObserver:
     Started once per node, the script itself listens there on the head, and connects to it elsewhere. Torchrun's agents
     do so whatever the script does: there, a process below the agent has to connect, on the head too.
 
-    To read the table takes 7 ms. A socket is not in it before it listens or connects, so that it is searched for after
-    1, 2, 4, 8, … looks; one that is there for another port is not.
+    To read the table takes 7 ms where the kernel hashes connections into 262,144 lists. A socket that is not in it yet
+    is searched for in its first look and 1, 2, 4, 8, … looks later, one that is connecting to the port in each, one
+    that is there for another port no more.
 
     Attributes:
-        seen: whether one does or did; None where it was looked too seldom to know, as SHARE was used up.
+        seen: whether one does or did; None if looks were too far apart to know.
     """
 
     def __init__(self, port: int, listens: bool, launcher: int | None) -> None:
@@ -82,9 +86,11 @@ class RendezvousObserver:
         self._began = time.monotonic()
         self._next = self._next_count = self._began + FIRST_SECONDS
         self._spent = 0.0
+        self._last_look = self._began
+        self._gap = 0.0  # most seconds without a look
         self._pids: list[int] = []
         self._looks = 0
-        self._first_look: dict[str, int] = {}  # in which a socket was held first, by inode
+        self._since: dict[str, int] = {}  # from which look on a socket's pauses count, by inode
         self._elsewhere: set[str] = set()  # inodes of sockets for other ports
         self._others: set[str] | None = None  # connections that are not the job's; None: not read yet
 
@@ -98,15 +104,15 @@ class RendezvousObserver:
         now = time.monotonic()
         if self.seen or (now < self._next and not last):
             return
-        before = time.process_time()
+        before, is_seen = time.process_time(), False
         with suppress(OSError):
-            self.seen = (self._left() if last else self._takes_part(now)) or self.seen
+            is_seen = self._left() if last else self._takes_part(now)
         self._spent += time.process_time() - before
-        if self.seen or last:
-            return
+        self._gap, self._last_look = max(self._gap, now - self._last_look), now
+        is_known = self._gap <= max(SELDOM_SECONDS, GAP_SHARE * (now - self._began))
+        self.seen = is_seen or (False if is_known else None)
         often = OFTEN_SECONDS if now < self._began + YOUNG_SECONDS else SELDOM_SECONDS
         self._next = max(now + often, self._began + (self._spent - CREDIT_SECONDS) / SHARE)
-        self.seen = None if self._next > now + SELDOM_SECONDS else False
 
     def _takes_part(self, now: float) -> bool:
         """Whether a process of the job has such a socket. The table, which takes long, is read for new ones only."""
@@ -120,18 +126,18 @@ class RendezvousObserver:
         if not (self._due(own | others) or is_first):
             return False
         sockets, elsewhere = self._read_table()
-        self._elsewhere |= elsewhere & (own | others)
         there = set(sockets)
         if any(inode not in own | others | {"0"} and end not in self._others for end, _state, inode in sockets):
             self._pids = descendants(os.getpid())  # it may be that of a process which began since
             own, others = self._held()
             if self._launcher is None:  # torchrun's agents have short ones, too
                 there &= set(self._read_table()[0])  # or one that was closed before it was looked whose it is
+        self._elsewhere |= elsewhere & (own | others)
         for end, state, inode in sockets:
             if inode in own and (state == _LISTENS if self._listens else state != _CONNECTING):
                 return True
             if inode in own:
-                self._first_look[inode] = self._looks  # it is about to connect
+                self._since[inode] = self._looks  # it is about to connect
             elif is_first or (inode != "0" and (end, state, inode) in there):
                 self._others.add(end)
         return False
@@ -146,9 +152,11 @@ class RendezvousObserver:
         return own, launchers
 
     def _due(self, inodes: set[str]) -> set[str]:
-        """Return the sockets that are to be searched for in this look."""
-        ages = {one: self._looks - self._first_look.setdefault(one, self._looks) for one in inodes - self._elsewhere}
-        return {inode for inode, age in ages.items() if age & (age - 1) == 0}  # 0 or a power of two
+        """Return which of the sockets that are held now are to be searched for in this look; others are forgotten."""
+        self._elsewhere &= inodes
+        self._since = {inode: self._since.get(inode, self._looks) for inode in inodes - self._elsewhere}
+        ages = {inode: self._looks - since for inode, since in self._since.items()}
+        return {inode for inode, age in ages.items() if age & (age - 1) == 0}  # ever more seldom: 0, 1, 2, 4, 8, …
 
     def _left(self) -> bool:
         """Return whether there is a closed connection that no process had; the kernel keeps each for a minute."""
@@ -185,8 +193,8 @@ def _sockets_of(pid: int) -> Iterator[str]:
                 yield link[8:-1]
 
 
-def _is_tcp(socket: str) -> bool:
+def _is_tcp(path: str) -> bool:
     try:
-        return os.getxattr(socket, "system.sockprotoname").startswith(b"TCP")
-    except OSError:  # this kernel does not say
+        return b"TCP" in os.getxattr(path, "system.sockprotoname")  # MPTCP's are in the table, too
+    except (AttributeError, OSError):  # musl before Python 3.11.4; a kernel that does not say; closed since
         return True

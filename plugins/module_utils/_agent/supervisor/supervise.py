@@ -110,13 +110,13 @@ class Supervisor:
             plan.master_port, plan.rank == 0 and not torchrun, script if torchrun else None
         )
 
-    def _observe(self, last: bool = False) -> dict[str, bool]:
-        """Return what is new for state.json; what was not seen is new only at the end (``last``), or late."""
+    def _observe(self, last: bool = False) -> dict[str, bool | None]:
+        """Return what is new for state.json; what was not seen, or is not known, only at the end (``last``) or late."""
         late = last or self._age() > NOTICE_SECONDS
-        news = {}
+        news: dict[str, bool | None] = {}
         for name, one in self._observers.items():
             one.update(last)
-            if one.seen is not None and self._state.get(name) != one.seen and (one.seen or late):
+            if self._state.get(name, "") != one.seen and (one.seen or late):
                 news[name] = one.seen
         if news and self._gang:
             self._gang.observed(news)

@@ -27,6 +27,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.r
     still_running_message,
 )
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.script_variables import require_known
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.channel import NodeError
 
 if TYPE_CHECKING:
     from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.resume_point import ResumePoint
@@ -127,10 +128,19 @@ def run(options: RunOptions, context: CommandContext) -> dict[str, Any]:
     if options.detach:
         context.say(still_running_message(gang.job_id))
         return command_result(record)
-    # Only now: Ansible's loader compiles what it imports, and these modules would hold the start up by 50 ms.
-    from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following.follow_job import (
-        follow_job,
-    )
+    try:
+        # Only now: Ansible's loader compiles what it imports, and these modules would hold the start up by 50 ms.
+        from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following.follow_job import (
+            follow_job,
+        )
 
-    time.sleep(FIRST_CHECK_SECONDS)
-    return follow_job(options.follow, context, gang, record, logs, {})
+        time.sleep(FIRST_CHECK_SECONDS)
+        return follow_job(options.follow, context, gang, record, logs, {})
+    except (JobError, NodeError):
+        raise
+    except Exception:  # a defect, or files of Thunderhead that were changed since
+        context.say(
+            f"{gang.job_id} was started, and goes on by itself if it has not ended; follow it: "
+            f"ansible-playbook logs.yml -e job={gang.job_id}"
+        )
+        raise
