@@ -1,6 +1,7 @@
 # Copyright (c) The Thunderhead developers
 # SPDX-License-Identifier: GPL-3.0-or-later
 import contextlib
+import json
 import os
 import socket
 import subprocess
@@ -138,6 +139,8 @@ def test_what_was_said_not_to_have_met_is_taken_back_where_that_is_not_known(
     ended_as = [node.wait()[0] for node in nodes]
     assert [(one["state"], one["met"]) for one in ended_as] == [("succeeded", None)] * 2
     assert together("lightning", [one["met"] for one in ended_as]) is None
+    gang = json.loads((nodes[0].job_dir() / "gang.json").read_text())
+    assert [one["met"] for one in gang["ranks"]] == [None, None], "the head says no more than it knows either"
 
 
 def test_nobody_is_looked_for_where_nodes_work_for_themselves(nodes: list[LocalNode], tmp_path: Path) -> None:
