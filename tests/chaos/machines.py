@@ -139,7 +139,12 @@ class Node:
     def freeze(self) -> None:
         """Stop the machine in its tracks."""
         self._broken.append(lambda: docker("unpause", self.container, check=False))
-        docker("pause", self.container)
+
+        def is_frozen() -> bool:
+            docker("pause", self.container, check=False)  # runc gives up now and then where processes are busy
+            return docker("inspect", "--format", "{{.State.Paused}}", self.container).strip() == "true"
+
+        until(is_frozen, f"{self} is frozen")
 
     def power_off(self) -> None:
         """Pull the plug."""
