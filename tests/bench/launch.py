@@ -8,7 +8,8 @@
 Measures from the command to the time stamp of the last node, on containers of the test rig; a run counts only if every
 node left its stamp. All ways log in to the same user with the same key and ssh configuration, and take turns in every
 round. Cold: no SSH connection is open. Warm: those of the run before are (ControlPersist, for every way).
-This project is measured with the script of the run before, and with one that was edited since, which has to travel.
+This project is measured with the script of the run before, and with one that was edited since, which has to travel
+(and lies outside of git, where a snapshot takes less).
 What any playbook takes is measured beside them, by one without tasks; with --before, so is this project at that commit.
 Needs a Docker engine (rig.py up), pdsh, and an mpirun of the nodes' version (Debian bookworm's, 4.1).
 """

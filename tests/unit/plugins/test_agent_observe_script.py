@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -56,8 +57,14 @@ os._exit(code)
 """
 
 
+ALWAYS_KNOWN = ("GAP_SHARE = 0.1", "GAP_SHARE = 1")
+"""A change by which a busy machine, where looks are late, does not leave it unknown whether short scripts met."""
+
+
 def ended(launch: Any, nodes: list[LocalNode]) -> list[Any]:
     """Run a launch to its end, and return whether each node's rank met the others, as state.json says."""
+    for node in nodes:
+        node.connection = Altered(ALWAYS_KNOWN)
     launch.prepare()
     launch.start()
     for node in nodes:
@@ -108,7 +115,7 @@ def test_torchruns_agents_do_not_count(nodes: list[LocalNode], tmp_path: Path, s
 
 def test_a_rank_that_meets_nobody_yet_is_told_in_time(nodes: list[LocalNode], tmp_path: Path) -> None:
     for node in nodes:
-        node.connection = Altered(("NOTICE_SECONDS = 45", "NOTICE_SECONDS = 0.3"))
+        node.connection = Altered(("NOTICE_SECONDS = 45", "NOTICE_SECONDS = 0.3"), ALWAYS_KNOWN)
     wait = "while not os.path.exists(os.path.join(os.environ['JOB_DIR'], 'work', 'go')): time.sleep(0.01)\n"
     launch = gang_of(nodes, code(tmp_path / "code", by_rank(wait + LISTENS + STAYS, wait + CONNECTS + STAYS)))
     launch.prepare()
@@ -139,8 +146,8 @@ def test_what_was_said_not_to_have_met_is_taken_back_where_that_is_not_known(
     ended_as = [node.wait()[0] for node in nodes]
     assert [(one["state"], one["met"]) for one in ended_as] == [("succeeded", None)] * 2
     assert together("lightning", [one["met"] for one in ended_as]) is None
-    gang = json.loads((nodes[0].job_dir() / "gang.json").read_text())
-    assert [one["met"] for one in gang["ranks"]] == [None, None], "the head says no more than it knows either"
+    gang = nodes[0].job_dir() / "gang.json"  # the head hears of the other's end after that is written down there
+    until(lambda: [one["met"] for one in json.loads(gang.read_text())["ranks"]] == [None, None])
 
 
 def test_nobody_is_looked_for_where_nodes_work_for_themselves(nodes: list[LocalNode], tmp_path: Path) -> None:
@@ -326,8 +333,8 @@ def test_what_is_looked_for_too_seldom_is_not_known(
 ) -> None:
     """Nor is it forgotten when it is looked for often again. After 2, 15, 30, 90 and 300 s."""
     now = spent = 0.0
-    monkeypatch.setattr(observe_script.time, "monotonic", lambda: now)
-    monkeypatch.setattr(observe_script.time, "process_time", lambda: spent)
+    clocks = SimpleNamespace(monotonic=lambda: now, process_time=lambda: spent)
+    monkeypatch.setattr(observe_script, "time", clocks)
 
     def takes_part(_now: float) -> bool:
         nonlocal spent

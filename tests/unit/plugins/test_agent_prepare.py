@@ -168,6 +168,12 @@ def test_a_damaged_bundle_leaves_nothing(node: LocalNode, tmp_path: Path, damage
     assert node.jobs == list((node.directory / "bundles").iterdir()) == []
     assert node.ask("prepare", bundle, bundle.content)["has_bundle"]
     assert (node.job_dir() / "work" / "train.py").read_text() == "print(1)\n" * 500
+    assert node.ask("prepare", bundle, payload)["has_bundle"], "what is there is not stored again"
+    if payload:  # as by a try that was given up when half of it was sent, and that ends after the next one
+        (node.directory / "bundles" / bundle.sha256).unlink()
+        holder = node.supervisor()
+        assert refused(node, "prepare", bundle, payload) == refusal
+        assert holder and node.supervisor() == holder
 
 
 def test_a_job_larger_than_the_disk(node: LocalNode) -> None:

@@ -57,11 +57,11 @@ def part_path(request: Request) -> str:
     return f"{bundle_path(request)}.{int(request['packed'][:12], 16)}"
 
 
-def store_bundle(request: Request, packed: bytes) -> None:
-    """Store the request's bundle, which came compressed.
+def decompress_bundle(request: Request, packed: bytes) -> bytes:
+    """Return the request's bundle, which came compressed.
 
     Raises:
-        Refusal: it is not the one that was asked for.
+        Refusal: it is another, or not all of it has come.
     """
     import hashlib
 
@@ -70,6 +70,11 @@ def store_bundle(request: Request, packed: bytes) -> None:
         archive = zlib.decompress(packed)
     if hashlib.sha256(archive).hexdigest() != request["bundle"]:
         raise Refusal("received a bundle that does not match its SHA-256; run the playbook again")
+    return archive
+
+
+def store_bundle(request: Request, archive: bytes) -> None:
+    """Keep the request's bundle for this job and later ones."""
     write_file(bundle_path(request), archive, 0o600, durable=True)
 
 

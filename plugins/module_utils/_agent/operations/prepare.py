@@ -37,7 +37,11 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.un
     undo_earlier_try,
     undo_prepare,
 )
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.unpack import store_bundle, unpack_bundle
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.unpack import (
+    decompress_bundle,
+    store_bundle,
+    unpack_bundle,
+)
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import Reply, Request
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.fork_supervisor import (
     fork_supervisor,
@@ -100,6 +104,8 @@ def prepare(request: Request, payload: bytes) -> tuple[Reply, bytes]:
         require_unlocked(directory)
         check_master_port(request, user)
         return reply, b""
+    is_new = bool(payload) and not os.path.exists(bundle_path(request))
+    archive = decompress_bundle(request, payload) if is_new else b""  # a request that broke off undoes nothing
     undo_earlier_try(request)
     stale = lock_node(request)
     try:
@@ -111,8 +117,8 @@ def prepare(request: Request, payload: bytes) -> tuple[Reply, bytes]:
         if os.geteuid() == 0:
             os.chown(job_directory(request), user.uid, user.gid)
         reply["has_bundle"] = os.path.exists(bundle_path(request))  # from now on nobody cleans it away
-        if payload and not reply["has_bundle"]:
-            store_bundle(request, payload)
+        if archive and not reply["has_bundle"]:
+            store_bundle(request, archive)
             reply["has_bundle"] = True
         if reply["has_bundle"]:
             unpack_bundle(request, user)

@@ -10,6 +10,7 @@ import os
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_user import User
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.undo_prepare import undo_prepare
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.unpack import (
+    decompress_bundle,
     part_path,
     store_bundle,
     unpack_bundle,
@@ -27,7 +28,7 @@ def receive_code(request: Request, payload: bytes) -> tuple[Reply, bytes]:
             with open(part_path(request), "rb") as file:
                 payload = file.read()
             os.unlink(part_path(request))
-        store_bundle(request, payload)
+        store_bundle(request, decompress_bundle(request, payload))
         unpack_bundle(request, User(request["user"]))
     except BaseException:
         undo_prepare(request)

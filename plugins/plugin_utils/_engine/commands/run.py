@@ -27,10 +27,10 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.r
     still_running_message,
 )
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.script_variables import require_known
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.channel import NodeError
 
 if TYPE_CHECKING:
     from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.resume_point import ResumePoint
+    from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.rank_log import RankLog
 
 FIRST_CHECK_SECONDS = 0.15
 """Until the nodes are asked how the job goes: a script has hardly begun by then. Where 16 nodes share two cores, to be
@@ -111,15 +111,32 @@ def run(options: RunOptions, context: CommandContext) -> dict[str, Any]:
     except JobError as error:
         record.note(context.say, state="failed", cause=str(error))
         raise
+    try:
+        return _go_on(options, context, launch, record, logs)
+    except JobError:
+        raise
+    except Exception:  # a defect, or files of Thunderhead that were changed since
+        context.say(
+            f"{gang.job_id} was started, and goes on by itself if it has not ended; follow it: "
+            f"ansible-playbook logs.yml -e job={gang.job_id}"
+        )
+        raise
+
+
+def _go_on(
+    options: RunOptions, context: CommandContext, launch: Launch, record: Record, logs: dict[str, RankLog]
+) -> dict[str, Any]:
+    """Note that the job was started, and follow it to its end unless it is detached; return as ``run`` does."""
+    gang, topology = launch.gang, launch.gang.topology
     record.note(
         context.say,
         state="running",
         versions={"ansible": ansible_version, "python": platform.python_version()},
         nodes=topology.world_size,
         world_size=world_size(topology.world_size, launch.job.gang, None),
-        master_addr=head.address,
-        master_port=head.settings.master_port,
-        ranks=gang.topology.ranks,
+        master_addr=topology.head.address,
+        master_port=topology.head.settings.master_port,
+        ranks=topology.ranks,
     )
     try:
         store_bundle(options.follow.runs_dir, launch.job.bundle)
@@ -128,19 +145,10 @@ def run(options: RunOptions, context: CommandContext) -> dict[str, Any]:
     if options.detach:
         context.say(still_running_message(gang.job_id))
         return command_result(record)
-    try:
-        # Only now: Ansible's loader compiles what it imports, and these modules would hold the start up by 50 ms.
-        from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following.follow_job import (
-            follow_job,
-        )
+    # Only now: Ansible's loader compiles what it imports, and these modules would hold the start up by 50 ms.
+    from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following.follow_job import (
+        follow_job,
+    )
 
-        time.sleep(FIRST_CHECK_SECONDS)
-        return follow_job(options.follow, context, gang, record, logs, {})
-    except (JobError, NodeError):
-        raise
-    except Exception:  # a defect, or files of Thunderhead that were changed since
-        context.say(
-            f"{gang.job_id} was started, and goes on by itself if it has not ended; follow it: "
-            f"ansible-playbook logs.yml -e job={gang.job_id}"
-        )
-        raise
+    time.sleep(FIRST_CHECK_SECONDS)
+    return follow_job(options.follow, context, gang, record, logs, {})

@@ -42,7 +42,7 @@ def checkpoint_read(parts: Parts) -> bool | None:
 
 
 def world_size(nodes: int, gang: bool, together: bool | None) -> int | None:
-    """Return how many of a job's nodes work together; None as long as that is not known.
+    """Return how many of a job's nodes work together; None if that is not known.
 
     Args:
         nodes: how many there are.

@@ -170,10 +170,10 @@ class Launch:
                     self._prepared = {}
             if waited >= patience:
                 raise join_errors(errors.values(), "Nothing was started on any node.")
+            self._enclosed = b""  # from now on they are asked every second
             if not waiting and patience == self.job.wait_seconds:
                 say(f"waiting for up to {patience:.0f} s: {next(iter(errors.values()))}")
                 waiting = True
-                self._enclosed = b""  # from now on they are asked every second
             time.sleep(RETRY_SECONDS)
             self._check_interrupt()
 
