@@ -109,19 +109,19 @@ def cluster(
 
 
 @contextlib.contextmanager
-def checkout(commit: str | None) -> Iterator[Path | None]:
-    """A folder with this project at a commit, as long as it is needed; None without one."""
-    if not commit:
-        yield None
+def versions(before: str | None) -> Iterator[dict[str, Path]]:
+    """What is compared, as long as it is needed: name to folder of this project, here and maybe at a commit."""
+    if not before:
+        yield {"thunderhead": REPOSITORY}
         return
     parse = ["git", "-C", str(REPOSITORY), "rev-parse", "--verify", "--quiet", "--end-of-options"]
-    found = subprocess.run([*parse, f"{commit}^{{commit}}"], check=False, capture_output=True, text=True)
+    found = subprocess.run([*parse, f"{before}^{{commit}}"], check=False, capture_output=True, text=True)
     if found.returncode:
-        sys.exit(f"--before is {commit}, which is no commit of {REPOSITORY}; give one that git log shows there")
+        sys.exit(f"--before is {before}, which is no commit of {REPOSITORY}; give one that git log shows there")
     with tempfile.TemporaryDirectory() as folder:
         run(["git", "clone", "--quiet", "--shared", "--no-checkout", str(REPOSITORY), folder])
         run(["git", "-C", folder, "checkout", "--quiet", "--detach", found.stdout.strip()])
-        yield Path(folder)
+        yield {"before": Path(folder), "thunderhead": REPOSITORY}
 
 
 def run(command: list[str]) -> None:

@@ -28,7 +28,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from cluster import FOLDER, LIMIT_SECONDS, PROJECT, REPOSITORY, RUNS, Cluster, checkout, cluster
+from cluster import FOLDER, LIMIT_SECONDS, PROJECT, REPOSITORY, RUNS, Cluster, cluster, versions
 
 NETWORK = "thunderhead-bench-follow"
 SUBNET = "198.18.21"
@@ -354,10 +354,9 @@ def main() -> None:
     if options.nodes < RANKS:
         sys.exit(f"--nodes is {options.nodes}; it takes {RANKS} or more")
 
-    with checkout(options.before) as before, cluster(NETWORK, SUBNET, options.nodes) as nodes:
-        versions = {"before": before} if before else {}
+    with versions(options.before) as compared, cluster(NETWORK, SUBNET, options.nodes) as nodes:
         cpu = {}
-        for name, version in {**versions, "thunderhead": REPOSITORY}.items():
+        for name, version in compared.items():
             cpu[name] = measure_cpu(nodes, options.seconds, version)
             print(
                 f"\n{name}: {options.nodes} nodes, rank 0 prints {LINES_PER_SECOND} lines a second, "

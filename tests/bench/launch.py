@@ -27,7 +27,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cluster import FOLDER, PROJECT, REPOSITORY, SSH_CONFIG, Cluster, checkout, cluster, run
+from cluster import FOLDER, PROJECT, SSH_CONFIG, Cluster, cluster, run, versions
 
 STAMPS = FOLDER / "stamps"
 NETWORK = "thunderhead-bench"
@@ -153,7 +153,7 @@ def table(starts: dict[str, list[Start]]) -> str:
     return "\n".join(lines)
 
 
-def measure_all(count: int, rounds: int, before: Path | None) -> dict[str, dict[str, list[Start]]]:
+def measure_all(count: int, rounds: int, compared: dict[str, Path]) -> dict[str, dict[str, list[Start]]]:
     """Start the nodes, measure every way cold and warm, and remove them; state to way to starts, one per round."""
     STAMPS.mkdir(parents=True, exist_ok=True)
     STAMPS.chmod(0o777)  # the ways write as different users
@@ -161,8 +161,7 @@ def measure_all(count: int, rounds: int, before: Path | None) -> dict[str, dict[
     volumes = ["--volume", f"{STAMPS}:/stamps", "--volume", f"{PROJECT}:/bench:ro"]
     edited_code = tempfile.TemporaryDirectory()
     with edited_code as edited, cluster(NETWORK, SUBNET, count, "--image", "bench", *volumes) as nodes:
-        versions = {"before": before} if before else {}
-        bench = Bench(nodes, {**versions, "thunderhead": REPOSITORY}, Path(edited))
+        bench = Bench(nodes, compared, Path(edited))
         ways = list(bench.ways())
         for state in ("cold", "warm"):
             bench.warm = state == "warm"
@@ -191,8 +190,8 @@ def main() -> None:
     if missing := [package for tool, package in tools.items() if not shutil.which(tool)]:
         sys.exit(f"the comparison needs {' and '.join(tools)}; as root: apt-get install {' '.join(missing)}")
 
-    with checkout(options.before) as before:
-        results = measure_all(options.nodes, options.rounds, before)
+    with versions(options.before) as compared:
+        results = measure_all(options.nodes, options.rounds, compared)
     rounds = {
         state: {way: [asdict(one) for one in starts] for way, starts in ways.items()} for state, ways in results.items()
     }

@@ -161,13 +161,15 @@ STATE: dict[str, Callable[[object], bool]] = {
     **dict.fromkeys(("exit_code", "signal"), is_count_or_none),
     **dict.fromkeys(("started", "ended", "stopping"), is_number),
     **dict.fromkeys(("because", "error"), is_text),
-    **dict.fromkeys(("met", "checkpoint_read"), is_flag_or_none),
+    "met": is_flag_or_none,
+    "checkpoint_read": is_flag,
 }
 """The fields of state.json."""
 
 GANG_RANK: dict[str, Callable[[object], bool]] = {
     "state": lambda value: value in ("unknown", "running", "succeeded", "failed", "stopped"),
-    **dict.fromkeys(("met", "checkpoint_read"), is_flag_or_none),
+    "met": is_flag_or_none,
+    "checkpoint_read": is_flag,
 }
 """What the gang's head says of each rank."""
 

@@ -144,7 +144,7 @@ def test_a_node_that_is_held_already_is_released_though_it_cannot_be_asked_more(
 
 def test_a_node_that_refuses_a_piece_of_the_code_is_released(node: LocalNode, tmp_path: Path) -> None:
     node.connection = Altered(("has += file.write(payload)", "raise OSError(28, 'No space left on device')"))
-    assert "has too little disk space" in why_not(gang_of([node], with_data(tmp_path / "code", 3_000_000)))
+    assert "has too little disk space" in why_not(gang_of([node], with_data(tmp_path / "code")))
     assert node.jobs == [] and node.supervisor() is None
 
 
@@ -208,7 +208,7 @@ class Thin(Connection):
         return super().exec_command(command, in_data)
 
 
-def with_data(folder: Path, size: int) -> Bundle:
+def with_data(folder: Path, size: int = 3_000_000) -> Bundle:
     """Return a bundle that is larger than ``size`` bytes, compressed too."""
     code(folder, "print(sum(open('data', 'rb').read()))")
     (folder / "data").write_bytes(random.Random(0).randbytes(size))
@@ -270,7 +270,7 @@ def test_a_thin_line_is_waited_for_as_long_as_code_arrives(
     nodes[1].connection = Thin(seconds=2.5)
     nodes[0].connection = Altered(("START_SECONDS = 300", "START_SECONDS = 6"))
     said: list[str] = []
-    bundle = with_data(tmp_path / "code", 3_000_000)
+    bundle = with_data(tmp_path / "code")
     launch = gang_of(nodes, bundle)
     launch.prepare(say=said.append)
     assert [os.listdir(node.directory / "bundles") for node in nodes] == [[bundle.sha256]] * 2
@@ -281,7 +281,7 @@ def test_a_thin_line_is_waited_for_as_long_as_code_arrives(
 
 
 def test_what_has_arrived_is_kept_for_the_next_try(node: LocalNode, tmp_path: Path) -> None:
-    bundle = with_data(tmp_path / "code", 3_000_000)
+    bundle = with_data(tmp_path / "code")
     node.connection = Thin(breaks_after=2)
     assert why_not(gang_of([node], bundle)) == f"node0 is unreachable: the line broke. {NEVER_STARTED}"
     assert node.connection.offsets == [0, 0] and node.jobs == []
@@ -300,18 +300,18 @@ def test_who_has_given_up_sends_no_more(node: LocalNode, tmp_path: Path) -> None
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        gang_of([node], with_data(tmp_path / "code", 3_000_000)).prepare(check_interrupt=check_interrupt)
+        gang_of([node], with_data(tmp_path / "code")).prepare(check_interrupt=check_interrupt)
     assert node.connection.offsets == [0, 0] and node.jobs == []
 
 
 def test_a_node_that_takes_no_code_is_not_sent_it_for_ever(node: LocalNode, tmp_path: Path) -> None:
     node.connection = Altered(("has += file.write(payload)", "pass"))
-    message = why_not(gang_of([node], with_data(tmp_path / "code", 3_000_000)))
+    message = why_not(gang_of([node], with_data(tmp_path / "code")))
     assert message == f"node0 keeps no more than 0 B of the code that it is sent. {NEVER_STARTED}"
 
 
 def test_pieces_that_make_no_bundle_are_not_kept(node: LocalNode, tmp_path: Path) -> None:
-    bundle = with_data(tmp_path / "code", 3_000_000)
+    bundle = with_data(tmp_path / "code")
     launch = gang_of([node], bundle)
     node.ask("prepare", bundle)
     node.channel().call(

@@ -116,10 +116,9 @@ def prepare(request: Request, payload: bytes) -> tuple[Reply, bytes]:
         os.mkdir(job_directory(request), 0o700)
         if os.geteuid() == 0:
             os.chown(job_directory(request), user.uid, user.gid)
-        reply["has_bundle"] = os.path.exists(bundle_path(request))  # from now on nobody cleans it away
-        if archive and not reply["has_bundle"]:
+        if archive:
             store_bundle(request, archive)
-            reply["has_bundle"] = True
+        reply["has_bundle"] = os.path.exists(bundle_path(request))  # from now on nobody cleans it away
         if reply["has_bundle"]:
             unpack_bundle(request, user)
         plan = Plan(**request["plan"])

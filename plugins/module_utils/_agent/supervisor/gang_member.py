@@ -15,9 +15,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import (
+    GANG_RANK,
     NO_ANSWER,
     REFUSED,
-    is_flag_or_none,
     node_name,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.authenticated_stream import Message
@@ -307,7 +307,7 @@ class GangMember:
         other.written = written if isinstance(written, int) else other.written
         if isinstance(observed, dict):
             other.observed = {
-                name: value for name, value in observed.items() if name in OBSERVED and is_flag_or_none(value)
+                name: value for name, value in observed.items() if name in OBSERVED and GANG_RANK[name](value)
             }
         if state in STATES and state != other.state and other.state == RUNNING:
             other.state = state

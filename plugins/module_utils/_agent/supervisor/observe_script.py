@@ -155,8 +155,8 @@ class RendezvousObserver:
         """Return which of the sockets that are held now are to be searched for in this look; others are forgotten."""
         self._elsewhere &= inodes
         self._since = {inode: self._since.get(inode, self._looks) for inode in inodes - self._elsewhere}
-        ages = {inode: self._looks - since for inode, since in self._since.items()}
-        return {inode for inode, age in ages.items() if age & (age - 1) == 0}  # ever more seldom: 0, 1, 2, 4, 8, …
+        ages = ((inode, self._looks - since) for inode, since in self._since.items())
+        return {inode for inode, age in ages if age & (age - 1) == 0}  # ever more seldom: 0, 1, 2, 4, 8, …
 
     def _left(self) -> bool:
         """Return whether there is a closed connection that no process had; the kernel keeps each for a minute."""
