@@ -74,7 +74,7 @@ sanity: $(VENV)/.test ## ansible-test sanity on the built collection, every test
 .PHONY: unit
 unit: $(VENV)/.test ## Unit tests of plugins/ and train/
 	pytest --numprocesses 3 --dist loadfile tests/unit/plugins # most of a test is waiting
-	pytest tests/unit/train # apart: Ansible replaces sys.intern, and torch cannot be imported after it
+	pytest tests/unit/train tests/unit/companion # apart: Ansible replaces sys.intern, and torch cannot be imported after it
 
 .PHONY: simulate
 simulate: $(VENV)/.test ## The supervisors of a job in simulated time, with faults (SEEDS=100000)

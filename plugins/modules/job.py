@@ -104,6 +104,15 @@ options:
         which nodes have a part each, every node gets all.
     type: str
     default: ""
+  companion:
+    description:
+      - Whether Lightning's Trainer is helped to find checkpoints. Its C(fit) goes on from the one of O(resume) or
+        O(checkpoint) where the script passes it no C(ckpt_path), the first time that it is called. A script that has
+        C(CKPT_PATH) in its code, or in O(script_args), decides itself what the checkpoint is for.
+      - A checkpoint that only some nodes have, such as C(ckpt_path="best") after C(fit), is sent to the others when
+        they load it, through the training's own connections.
+    type: bool
+    default: true
   rerun:
     description: Id of a job to be run again, with the same code and arguments on the same nodes.
     type: str

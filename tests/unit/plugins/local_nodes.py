@@ -128,8 +128,8 @@ NO_PYTHON = ('job_directory(request), str(reply["python"])', 'job_directory(requ
 """A change by which the interpreter of the environment is gone."""
 PLAN = {
     **{"rank": 0, "world_size": 1, "gang_key": "00", "node_timeout_seconds": 5, "grace_seconds": 2},
-    **{"stall_timeout_seconds": 0, "rendezvous_timeout_seconds": 0},
-    **{"launcher": "lightning", "gang": True, "devices": None, "checkpoint": "", "master_port": 29500},
+    **{"stall_timeout_seconds": 0, "rendezvous_timeout_seconds": 0, "master_port": 29500},
+    **{"launcher": "lightning", "gang": True, "devices": None, "checkpoint": "", "companion": {}},
     **{"launcher_arguments": [], "arguments": ["train.py"], "variables": {}, "given": {}, "spec": {}},
 }
 """What the only node of a job runs."""

@@ -929,6 +929,40 @@ def test_a_job_goes_on_only_where_it_read_the_checkpoint(
     assert record["checkpoint_read"] is words.startswith("goes")
 
 
+LIGHTNING = """\
+import importlib.metadata
+
+class Trainer:
+    fast_dev_run, callbacks, is_global_zero = False, (), True
+
+    def __init__(self):
+        for point in importlib.metadata.entry_points(group="pytorch_lightning.callbacks_factory"):
+            point.load()()
+
+    def fit(self, model, ckpt_path=None):
+        print("from", ckpt_path and open(ckpt_path, "rb").read(2))
+"""
+"""What a job sees of Lightning, without a minute of imports; tests/unit/companion has the real one."""
+
+
+@pytest.mark.parametrize("companion", [True, False])
+def test_a_script_of_lightnings_goes_on_without_a_change(
+    companion: bool, nodes: list[LocalNode], tmp_path: Path
+) -> None:
+    options = run_options(tmp_path, "import pytorch_lightning as pl\npl.Trainer().fit(None)")
+    (tmp_path / "project" / "pytorch_lightning.py").write_text(LIGHTNING)
+    session = Session(nodes, options).run()
+    assert "[0 node0] from None" in session.lines
+    first = session.id
+    for node in nodes:
+        checkpoint(node.job_dir(first) / "work" / "last.ckpt", step=7)
+    again = Session(nodes, run_options(tmp_path, resume=first, companion=companion)).run()
+    assert again.error == ""
+    assert ("[0 node0] from b'PK'" in again.lines) is companion
+    (told,) = (line for line in again.lines if line.startswith(("goes on from ", "warning: ")))
+    assert told.startswith(f"goes on from {first}, step 7" if companion else "warning: the script has not read CKPT")
+
+
 def test_a_job_goes_on_from_what_is_named(nodes: list[LocalNode], tmp_path: Path) -> None:
     """A folder of another library."""
     writes = (

@@ -20,6 +20,7 @@ from ansible.errors import AnsibleConnectionFailure
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor import job_plan
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs import launch as launch_module
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.companion_files import companion_files
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.launch import Launch
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.bundle import Bundle, make_bundle
 from local_nodes import SLEEP, Altered, Connection, LocalNode, alive, code, gang_of, until
@@ -987,6 +988,30 @@ def test_the_variables_of_a_framework(
         **expected,
         **({name: "2" for name in ours} if changes.get("gang", True) else {}),
     }
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"uses": "trainer"}, "JOB_DIR/companion"),
+        ({"uses": "trainer", "env": {"PYTHONPATH": "src:/mine"}}, "JOB_DIR/companion:src:/mine"),
+        ({"uses": "trainer", "companion": False}, None),
+        ({"uses": "trainer", "checkpoint": ""}, None),
+        ({"uses": "distributed", "env": {"PYTHONPATH": "/mine"}}, "/mine"),
+    ],
+)
+def test_a_trainer_finds_the_companion_where_it_is_to_go_on(
+    node: LocalNode, tmp_path: Path, changes: dict[str, Any], expected: str | None
+) -> None:
+    launch = gang_of([node], code(tmp_path / "code", ""), **{"checkpoint": "last.ckpt", **changes})
+    launch.prepare()
+    found = filled_in(launch)[1].get("PYTHONPATH")
+    launch.start()
+    node.wait()
+    assert found == (expected and expected.replace("JOB_DIR", str(node.job_dir())))
+    there = {str(path.relative_to(node.job_dir())) for path in node.job_dir().glob("companion/**/*") if path.is_file()}
+    is_found = "JOB_DIR" in (expected or "")
+    assert there == ({f"companion/{name}" for name in companion_files()} if is_found else set())
 
 
 def test_torchrun_of_nodes_that_work_for_themselves(nodes: list[LocalNode], tmp_path: Path) -> None:

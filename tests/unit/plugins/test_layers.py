@@ -9,7 +9,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils import _engine
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine import LAYERS
 
 PLUGINS = "ansible_collections.thunderhead.cluster.plugins"
-AGENT_LAYERS = ("contract", "base", "diagnosis", "supervisor", "operations")
+AGENT_LAYERS = ("contract", "base", "companion", "diagnosis", "supervisor", "operations")
 
 
 def imports(package: str) -> Iterator[tuple[str, str]]:

@@ -35,6 +35,11 @@ def stacks_path(job_dir: str) -> str:
     return os.path.join(job_dir, "stacks.txt")
 
 
+def companion_path(job_dir: str) -> str:
+    """Return the folder in a job's folder with what the job's own Python imports."""
+    return os.path.join(job_dir, "companion")
+
+
 def started_path(job_dir: str) -> str:
     """Return the file beside a job's folder with the user who started it; unlike what is in it, not the job's own."""
     return job_dir + ".started"

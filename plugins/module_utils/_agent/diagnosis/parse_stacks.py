@@ -32,7 +32,7 @@ _COLLECTIVES = {
     *("_verify_param_shape_across_processes", "_sync_module_states", "_sync_params_and_buffers"),
 }
 _JOBS_CODE = "/".join(("", "jobs", "[^/]+", "work", ""))  # a job's own copy of the code on its node
-_LIBRARY = re.compile(r"/(site|dist)-packages/|/lib/python3\.\d+/|^<")
+_LIBRARY = re.compile(r"/(site|dist)-packages/|/lib/python3\.\d+/|/companion/thunderhead_companion/|^<")
 _THREAD = re.compile(r'Thread (\S+) \(([^)]*)\)(?:: "(.*)")?')
 
 

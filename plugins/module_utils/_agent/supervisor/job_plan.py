@@ -12,6 +12,8 @@ from __future__ import annotations
 import os
 from typing import Any, NamedTuple
 
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_paths import companion_path
+
 
 class Plan(NamedTuple):
     """What a node runs, but for what it or the other nodes know; the fields of ``plan`` in a request to prepare.
@@ -31,6 +33,7 @@ class Plan(NamedTuple):
         gang: whether the nodes work together.
         devices: ranks per node under torchrun; None for as many as there are GPUs, or one.
         checkpoint: that the job goes on from, absolute or relative to its working directory; "" if there is none.
+        companion: files that the job's own Python is to find, paths below a folder to their texts.
         master_port: TCP port of the rendezvous.
         launcher_arguments: of Python, before the script's.
         arguments: the script, or ``-m`` and the module, and its arguments; the node replaces $NAME in them.
@@ -50,6 +53,7 @@ class Plan(NamedTuple):
     gang: bool
     devices: int | None
     checkpoint: str
+    companion: dict[str, str]
     master_port: int
     launcher_arguments: list[str]
     arguments: list[str]
@@ -130,4 +134,8 @@ def fill_in(plan: Plan, facts: NodeFacts, members: list[Member]) -> tuple[list[s
         "master_port": plan.master_port,
         "ranks": [{"rank": rank, "host": one.host, "address": one.address} for rank, one in enumerate(members)],
     }
-    return command, {**variables, **plan.given}, spec
+    variables.update(plan.given)
+    if plan.companion:
+        folders = [companion_path(facts.job_dir), variables.get("PYTHONPATH", "")]
+        variables["PYTHONPATH"] = os.pathsep.join(filter(None, folders))
+    return command, variables, spec

@@ -40,6 +40,7 @@ class Job:
         launcher: one of LAUNCHERS.
         devices: ranks per node under torchrun; None means as many as there are GPUs, or one.
         checkpoint: path relative to the working directory of the checkpoint to go on from, or "".
+        companion: whether a script of Lightning's goes on from the checkpoint though it does not ask for it.
         preflight: thresholds, and checks to be skipped; see preflight.prepared_nodes.
         gang: whether the nodes work together; else each runs the script for itself.
         uses: what the script uses, of choose_launcher.KINDS.
@@ -65,3 +66,4 @@ class Job:
     reason: str = ""
     module: str = ""
     project: Path | None = None
+    companion: bool = True

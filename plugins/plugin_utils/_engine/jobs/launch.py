@@ -38,6 +38,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.projec
     CLI,
     FABRIC,
     FABRIC_LAUNCHED,
+    TRAINER,
 )
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.channel import (
     NodeError,
@@ -400,6 +401,7 @@ class Launch:
             "gang": job.gang,
             "devices": job.devices,
             "checkpoint": job.checkpoint,
+            "companion": self._companion,
             "master_port": self.gang.settings[self._head].master_port,
             "arguments": ["-m", job.module, *job.args] if job.module else [script.replace("$", "$$"), *job.args],
             "spec": {
@@ -413,6 +415,19 @@ class Launch:
                 "bundle": job.bundle.sha256,
             },
         }
+
+    @property
+    def _companion(self) -> Mapping[str, str]:
+        """The files by which a Trainer finds checkpoints that it is not told of, or that only other nodes have."""
+        job = self.job
+        is_alone = len(self._ranks) == 1 or not job.gang
+        if not job.companion or job.uses not in (TRAINER, CLI) or (is_alone and not job.checkpoint):
+            return {}
+        from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.companion_files import (
+            companion_files,
+        )
+
+        return companion_files()
 
     def _torchrun(self, place: Mapping[str, Any]) -> list[str]:
         """Return what starts torchrun on a node, and its options."""

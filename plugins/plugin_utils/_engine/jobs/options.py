@@ -53,6 +53,7 @@ RUN_OPTIONS: Spec = {
     "gang": {"type": "bool"},
     "resume": {"type": "str", "default": ""},
     "checkpoint": {"type": "str", "default": ""},
+    "companion": {"type": "bool", "default": True},
     "rerun": {"type": "str", "default": ""},
     "detach": {"type": "bool", "default": False},
     "wait": {"type": "int", "default": 0},
@@ -119,6 +120,7 @@ class RunOptions:
         gang: whether the nodes work together; else each runs the script for itself.
         resume: id of a job whose newest checkpoint this one goes on from.
         checkpoint: path of another checkpoint to go on from, of whatever library.
+        companion: whether a script of Lightning's goes on from the checkpoint though it does not ask for it.
         rerun: id of a job to be run again with the same code.
         detach: return after the start.
         wait: how many seconds to wait for nodes that run another job.
@@ -141,6 +143,7 @@ class RunOptions:
     gang: bool | None
     resume: str
     checkpoint: str
+    companion: bool
     rerun: str
     detach: bool
     wait: int

@@ -180,6 +180,7 @@ def make_job(
         launcher=launcher,
         devices=devices,
         checkpoint=checkpoint,
+        companion=options.companion,
         preflight=options.preflight,
         gang=earlier.get("gang", True) if options.gang is None else options.gang,
         uses=found.kind,

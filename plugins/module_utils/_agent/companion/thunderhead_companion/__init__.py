@@ -1,0 +1,48 @@
+# Copyright (c) The Thunderhead developers
+# Simplified BSD License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
+# SPDX-License-Identifier: BSD-2-Clause
+"""Have Lightning's Trainer find the job's checkpoints, wherever they lie, without a change in the script.
+
+A job's ranks import this package, by its own name: Lightning calls ``callbacks`` whenever a Trainer is made, because an
+entry point beside this folder names it. It needs nothing but the standard library, and the torch that the job has.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from typing import Any
+
+from .give_checkpoint import with_checkpoint
+from .share_checkpoint import load_shared
+
+PACKAGES = ("pytorch_lightning", "lightning.pytorch")
+"""Lightning by its two names; each has a Trainer of its own."""
+METHODS = ("fit", "validate", "test", "predict")
+"""Of a Trainer: what loads a checkpoint."""
+
+
+def callbacks() -> list[Any]:
+    """Return no callback, but prepare the Trainers that are imported."""
+    for package in PACKAGES:
+        trainer = getattr(sys.modules.get(package), "Trainer", None)
+        for name in METHODS:
+            method = getattr(trainer, name, None)
+            if method and not hasattr(method, "accompanied"):
+                setattr(trainer, name, accompanied(method))
+    return []
+
+
+def accompanied(method: Any) -> Any:
+    """Return a Trainer's method that gives ``fit`` the job's checkpoint, and finds those that only other nodes have."""
+    start = with_checkpoint(method) if method.__name__ == "fit" else method
+
+    @functools.wraps(method)
+    def start_accompanied(*given: Any, **named: Any) -> Any:
+        strategy: Any = getattr(given[0], "strategy", None) if given else None
+        if hasattr(strategy, "load_checkpoint"):
+            strategy.load_checkpoint = functools.partial(load_shared, strategy)
+        return start(*given, **named)
+
+    start_accompanied.accompanied = True  # type: ignore[attr-defined]
+    return start_accompanied

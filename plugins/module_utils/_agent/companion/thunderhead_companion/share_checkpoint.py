@@ -1,0 +1,151 @@
+# Copyright (c) The Thunderhead developers
+# Simplified BSD License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
+# SPDX-License-Identifier: BSD-2-Clause
+"""Load a checkpoint on all ranks that only one node's disk has, as where rank 0 alone has saved it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import Any, NamedTuple
+
+PIECE_BYTES = 2**26
+"""So much of a checkpoint is sent at once."""
+
+
+class Copy(NamedTuple):
+    """What a rank has of a checkpoint.
+
+    Attributes:
+        node: NODE_RANK.
+        path: of it, absolute.
+        name: its path relative to the working directory, if it lies there.
+        size: bytes; -1 if there is no such file.
+        changed: when that was last, ns since 1970.
+    """
+
+    node: str
+    path: str
+    name: str
+    size: int
+    changed: int
+
+
+class Transfer(NamedTuple):
+    """How the nodes that lack a checkpoint get it.
+
+    Attributes:
+        source: the rank that sends it.
+        size: bytes.
+        receivers: the ranks that write it down, one on each node that lacks it.
+        is_for_us: whether this rank's node is one of these.
+    """
+
+    source: int
+    size: int
+    receivers: set[int]
+    is_for_us: bool
+
+
+def load_shared(strategy: Any, path: Any, *given: Any, **named: Any) -> Any:
+    """Do what a strategy's ``load_checkpoint`` does, with the same file on all ranks.
+
+    Every rank has to call this, as it does in ``Trainer.fit``, ``validate``, ``test`` and ``predict``. Nodes that lack
+    the file, or have another of that name, load that of rank 0, or else that of the first node that has one.
+    """
+    import torch.distributed as dist
+
+    load = type(strategy).load_checkpoint
+    transfer = find_transfer(os.fspath(path)) if dist.is_available() and dist.is_initialized() else None
+    if not transfer:
+        return load(strategy, path, *given, **named)
+    received = os.path.join(os.environ["JOB_DIR"], "companion", "received", os.path.basename(path))
+    send(transfer, path, received, strategy.root_device)
+    dist.barrier()  # it is there
+    try:
+        return load(strategy, received if transfer.is_for_us else path, *given, **named)
+    finally:
+        dist.barrier()  # all ranks of this node have read it
+        if dist.get_rank() in transfer.receivers:
+            os.unlink(received)
+
+
+def find_transfer(path: str) -> Transfer | None:
+    """Return how a checkpoint gets to all nodes.
+
+    None if all have the same, none has it, or the ranks do not mean the same file.
+    """
+    import torch.distributed as dist
+
+    rank, copies = dist.get_rank(), gather(describe(path))
+    first: dict[str, int] = {}  # rank of each node
+    for number, copy in enumerate(copies):
+        first.setdefault(copy.node, number)
+    having = [number for number in first.values() if copies[number].size >= 0]
+    if not having or len({copy[3:] for copy in copies}) == 1:
+        return None
+    if len({copy.path for copy in copies}) > 1 and len({copy.name for copy in copies}) > 1:
+        return None
+    source = having[0]
+    alike = [number for number in having if copies[number].size == copies[source].size]
+    digests = gather(digest(path) if rank in alike and len(alike) > 1 else rank)
+    lacking = {node: number for node, number in first.items() if digests[number] != digests[source]}
+    return (
+        Transfer(source, copies[source].size, set(lacking.values()), copies[rank].node in lacking) if lacking else None
+    )
+
+
+def gather(value: Any) -> list[Any]:
+    """Return what each rank passes, in rank order."""
+    import torch.distributed as dist
+
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value)
+    return found
+
+
+def describe(path: str) -> Copy:
+    """Return what this rank has of a checkpoint."""
+    here, whole = os.path.join(os.getcwd(), ""), os.path.abspath(path)
+    name, node = whole.removeprefix(here), os.environ.get("NODE_RANK", "")
+    if not os.path.isfile(path):  # a folder has its parts on several nodes, each where it belongs
+        return Copy(node, whole, name, -1, 0)
+    status = os.stat(path)
+    return Copy(node, whole, name, status.st_size, status.st_mtime_ns)
+
+
+def digest(path: str) -> str:
+    """Return the SHA-256 of a file."""
+    found = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(PIECE_BYTES):
+            found.update(piece)
+    return found.hexdigest()
+
+
+def send(transfer: Transfer, path: str, received: str, device: Any) -> None:
+    """Send a file from one rank to all, in pieces, by way of the training's own process group; receivers write it down.
+
+    Args:
+        transfer: who sends, and who receives.
+        path: of the file, on the rank that sends it.
+        received: of its copy.
+        device: of the tensors that the process group takes.
+    """
+    import torch
+    import torch.distributed as dist
+
+    rank = dist.get_rank()
+    sends, receives = rank == transfer.source, rank in transfer.receivers
+    if receives:
+        os.makedirs(os.path.dirname(received), exist_ok=True)
+    with open(path if sends else received if receives else os.devnull, "rb" if sends else "wb") as file:
+        for start in range(0, transfer.size, PIECE_BYTES):
+            length = min(PIECE_BYTES, transfer.size - start)
+            data = bytearray(file.read(length) if sends else length)
+            if len(data) < length:
+                raise OSError(f"{path} became shorter while it was sent to other nodes")
+            piece = torch.frombuffer(data, dtype=torch.uint8).to(device)
+            dist.broadcast(piece, transfer.source)
+            if receives:
+                file.write(piece.cpu().numpy().tobytes())

@@ -1,0 +1,155 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Scripts that know nothing of CKPT_PATH, run as a job runs them: with the companion's folder on their path."""
+
+import importlib.metadata
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from job_folder import lay_out_companion
+
+MODEL = """\
+import pytorch_lightning as pl
+import torch
+
+class Model(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+        self.learning_rate = 0.1
+
+    def training_step(self, batch, _number):
+        return self.layer(batch).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), self.learning_rate)
+
+torch.manual_seed(0)
+data = torch.utils.data.DataLoader(torch.ones(4, 1), batch_size=2)
+quiet = dict(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+
+def trainer(**options):
+    return pl.Trainer(**{"max_epochs": 3, "enable_checkpointing": False, **quiet, **options})
+"""
+COUNT = """
+class Count(pl.Callback):
+    steps = 0
+    def on_train_batch_end(self, *_about):
+        self.steps += 1
+
+count = Count()
+"""
+LEFT_STEPS, ALL_STEPS = 2, 6
+"""Of three epochs of two batches: those that are left after a checkpoint of two epochs, and all of them."""
+
+
+class Job:
+    """A job's folder, and what its script does."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.work = folder / "work"
+        self.checkpoint = folder / "two epochs.ckpt"
+        self._monkeypatch = monkeypatch
+        self.work.mkdir()
+        monkeypatch.setenv("JOB_DIR", str(folder))
+        for method in ("fit", "validate", "test", "predict"):  # back as they were, whoever replaces them
+            monkeypatch.setattr(pl.Trainer, method, getattr(pl.Trainer, method))
+        self.run("one = trainer(max_epochs=2)\none.fit(Model(), data)\none.save_checkpoint('two epochs.ckpt')\n")
+        monkeypatch.syspath_prepend(lay_out_companion(folder))
+        for name in [name for name in sys.modules if name.startswith("thunderhead_companion")]:
+            monkeypatch.delitem(sys.modules, name)
+        monkeypatch.setenv("CKPT_PATH", str(self.checkpoint))
+
+    def run(self, script: str, *arguments: str) -> dict[str, Any]:
+        """Run a script in the job's folder, and return its variables."""
+        path = self.work / "script.py"
+        path.write_text(MODEL + script)
+        self._monkeypatch.chdir(self.work.parent)
+        self._monkeypatch.setattr(sys, "argv", [str(path), *arguments])
+        main = sys.modules["__main__"]
+        try:
+            return runpy.run_path(str(path), run_name="__main__")
+        finally:
+            sys.modules["__main__"] = main
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+    return Job(tmp_path, monkeypatch)
+
+
+def trained(variables: dict[str, Any]) -> int:
+    """Return how many steps a script's training took itself."""
+    return int(variables["count"].steps)
+
+
+FIT = "trainer(callbacks=[count]).fit(Model(), data)\n"
+TUNED = """\
+from pytorch_lightning.tuner import Tuner
+model, one = Model(), trainer(callbacks=[count])
+Tuner(one).lr_find(model, data, num_training=5)
+count.steps = 0
+one.fit(model, data)
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "steps"),
+    [
+        (FIT, LEFT_STEPS),
+        ("trainer(callbacks=[count]).fit(Model(), data, None, None, None)", LEFT_STEPS),
+        ("trainer(callbacks=[count]).fit(model=Model(), train_dataloaders=data, ckpt_path=None)", LEFT_STEPS),
+        ("trainer(callbacks=[count]).fit(Model(), data, ckpt_path='two epochs.ckpt')", LEFT_STEPS),
+        ("# CKPT_PATH is for something else\n" + FIT, ALL_STEPS),
+        ("trainer(fast_dev_run=True).fit(Model(), data)\n" + FIT, LEFT_STEPS),
+        (TUNED, LEFT_STEPS),
+    ],
+    ids=["nothing", "by-place", "none", "its-own", "mentioned", "trial", "tuner"],
+)
+def test_fit_goes_on_where_the_script_leaves_that_open(job: Job, script: str, steps: int) -> None:
+    assert trained(job.run(COUNT + script)) == steps
+
+
+def test_a_checkpoint_that_an_argument_names_is_for_the_script(job: Job) -> None:
+    assert trained(job.run(COUNT + FIT, f"--init={job.checkpoint}")) == ALL_STEPS
+
+
+def test_without_a_checkpoint_nothing_changes(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CKPT_PATH")
+    assert trained(job.run(COUNT + FIT)) == ALL_STEPS
+
+
+def test_a_second_fit_starts_from_the_beginning_and_says_so(job: Job, capfd: pytest.CaptureFixture[str]) -> None:
+    variables = job.run(COUNT + "trainer().fit(Model(), data)\n" + FIT)
+    assert trained(variables) == ALL_STEPS
+    assert (
+        f"thunderhead: this fit starts from the beginning, because an earlier one went on from {job.checkpoint}; if "
+        "this is the one to go on, pass it ckpt_path=os.environ.get('CKPT_PATH')\n"
+    ) in capfd.readouterr().err
+
+
+def test_a_fit_that_lightning_refuses_is_refused_by_lightning(job: Job) -> None:
+    with pytest.raises(TypeError, match=r"fit\(\) got an unexpected keyword argument 'epochs'"):
+        job.run("trainer().fit(Model(), data, epochs=3)")
+
+
+def test_weights_and_steps_are_those_of_a_training_that_was_not_interrupted(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = "model = Model()\none = trainer()\none.fit(model, data)\nweights = model.state_dict()\n"
+    went_on = job.run(script)
+    monkeypatch.delenv("CKPT_PATH")
+    whole = job.run(script)
+    assert went_on["one"].global_step == whole["one"].global_step == ALL_STEPS
+    for name, tensor in whole["weights"].items():
+        assert torch.equal(tensor, went_on["weights"][name]), name
+
+
+def test_both_names_of_lightning_have_an_entry_point(job: Job) -> None:
+    for group in ("pytorch_lightning.callbacks_factory", "lightning.pytorch.callbacks_factory"):
+        assert "thunderhead_companion:callbacks" in [one.value for one in importlib.metadata.entry_points(group=group)]
