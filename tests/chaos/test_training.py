@@ -52,7 +52,7 @@ def test_a_killed_training_goes_on_to_the_same_loss(cluster: Cluster, timeline: 
     end = result(resumed)
     epochs = [int(line.split()[1]) for line in resumed.printed(0) if re.fullmatch(r"epoch \d+", line)]
     assert epochs[0] > 1 and epochs == list(range(epochs[0], 10)), "from the checkpoint on"
-    assert end == whole, "to the last bit"
+    assert end == whole, "to the last bit, also with the checkpoint that is tested, of which node1 has an older one"
     timeline.note(
         "a killed training is resumed",
         f"goes on at epoch {epochs[0]} of 10; train_loss is bit-identical to an undisturbed one's: {end['train_loss']}",
