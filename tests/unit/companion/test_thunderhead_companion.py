@@ -3,6 +3,7 @@
 """Scripts that know nothing of CKPT_PATH, run as a job runs them: with the companion's folder on their path."""
 
 import importlib.metadata
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -148,6 +149,65 @@ def test_weights_and_steps_are_those_of_a_training_that_was_not_interrupted(
     assert went_on["one"].global_step == whole["one"].global_step == ALL_STEPS
     for name, tensor in whole["weights"].items():
         assert torch.equal(tensor, went_on["weights"][name]), name
+
+
+PIECEWISE = """\
+class Wide(Model):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = torch.nn.Linear(1, 1)
+        self.seen = []
+
+    def training_step(self, batch, _number):
+        self.seen += batch.flatten().tolist()
+        return super().training_step(batch, _number)
+
+numbers = torch.arange(20.0).reshape(20, 1) / 20
+def loader(**options):
+    return torch.utils.data.DataLoader(numbers, batch_size=2, **options)
+
+class Stop(pl.Callback):
+    def stop(self, trainer, *_about):
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint("middle.ckpt")
+            raise KeyboardInterrupt
+
+def fit(data, step=None, hook="on_train_batch_end", **options):
+    callback = Stop()
+    callback.step = step
+    setattr(callback, hook, callback.stop)
+    wide = Wide()
+    one = trainer(max_epochs=3, strategy="ddp", devices=1, callbacks=[callback], **options)
+    try:
+        one.fit(wide, data)
+    except SystemExit:
+        pass
+    return wide
+"""
+"""Ten batches an epoch, in three epochs."""
+
+
+@pytest.mark.parametrize(
+    ("step", "hook"),
+    [(3, "on_train_batch_end"), (10, "on_train_batch_end"), (10, "on_train_epoch_end"), (17, "on_train_batch_end")],
+)
+@pytest.mark.parametrize("loader", ["loader(shuffle=True)", "loader()", "loader(shuffle=True, num_workers=1)"])
+def test_a_training_goes_on_with_the_batches_that_are_left(
+    loader: str, step: int, hook: str, job: Job, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = os.environ["CKPT_PATH"]
+    monkeypatch.delenv("CKPT_PATH")
+    before = job.run(f"{PIECEWISE}whole, begun = fit({loader}), fit({loader}, {step}, {hook!r})")
+    monkeypatch.setenv("CKPT_PATH", checkpoint.replace("two epochs", "middle"))
+    capfd.readouterr()
+    went_on = job.run(f"{PIECEWISE}model = fit({loader})")["model"]
+    assert len(before["whole"].seen) == 60 and len(before["begun"].seen) == 2 * step
+    assert before["begun"].seen + went_on.seen == before["whole"].seen
+    for name, tensor in before["whole"].state_dict().items():
+        assert torch.equal(tensor, went_on.state_dict()[name]), name
+    said = f"thunderhead: goes on at batch {step % 10} of the 10 of this epoch\n"
+    assert (said in capfd.readouterr().err) is (step % 10 > 0)
 
 
 def test_both_names_of_lightning_have_an_entry_point(job: Job) -> None:

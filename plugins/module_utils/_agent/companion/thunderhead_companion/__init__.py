@@ -15,6 +15,7 @@ from typing import Any
 
 from .give_checkpoint import with_checkpoint
 from .share_checkpoint import load_shared
+from .wind_loader import process_wound
 
 PACKAGES = ("pytorch_lightning", "lightning.pytorch")
 """Lightning by its two names; each has a Trainer of its own."""
@@ -34,14 +35,18 @@ def callbacks() -> list[Any]:
 
 
 def accompanied(method: Any) -> Any:
-    """Return a Trainer's method that gives ``fit`` the job's checkpoint, and finds those that only other nodes have."""
+    """Return a Trainer's method, with what this package adds to it.
+
+    What it adds to the strategy is no function of its own: a Trainer whose ranks are spawned is pickled.
+    """
     start = with_checkpoint(method) if method.__name__ == "fit" else method
 
     @functools.wraps(method)
     def start_accompanied(*given: Any, **named: Any) -> Any:
         strategy: Any = getattr(given[0], "strategy", None) if given else None
-        if hasattr(strategy, "load_checkpoint"):
+        if hasattr(strategy, "load_checkpoint") and hasattr(strategy, "process_dataloader"):
             strategy.load_checkpoint = functools.partial(load_shared, strategy)
+            strategy.process_dataloader = functools.partial(process_wound, given[0], [])
         return start(*given, **named)
 
     start_accompanied.accompanied = True  # type: ignore[attr-defined]
