@@ -10,9 +10,11 @@ import socket
 import time
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import Refusal
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.files import write_file
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.find_cluster_directory import require_ours
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_paths import (
     bundle_path,
+    companion_path,
     job_directory,
     start_file_path,
 )
@@ -122,6 +124,7 @@ def prepare(request: Request, payload: bytes) -> tuple[Reply, bytes]:
         if reply["has_bundle"]:
             unpack_bundle(request, user)
         plan = Plan(**request["plan"])
+        write_companion(plan, job_directory(request), user)
         listener = listen(address) if plan.world_size > 1 else None
         if listener:
             reply["gang_port"] = listener.getsockname()[1]
@@ -131,6 +134,15 @@ def prepare(request: Request, payload: bytes) -> tuple[Reply, bytes]:
         undo_prepare(request)
         raise
     return reply, b""
+
+
+def write_companion(plan: Plan, job_dir: str, user: User) -> None:
+    """Write what the job's own Python is to find."""
+    with user.acting():
+        for name, text in plan.companion.items():
+            path = os.path.join(companion_path(job_dir), name)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            write_file(path, text.encode(), 0o644)
 
 
 def check_master_port(request: Request, user: User) -> None:

@@ -22,7 +22,6 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.en
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import Refusal, error_text
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.files import write_file
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_paths import (
-    companion_path,
     job_directory,
     log_path,
     start_file_path,
@@ -174,10 +173,6 @@ def start_script(
             ("state.json", state_text(state)),
         ):
             write_file(os.path.join(facts.job_dir, name), content.encode(errors="surrogateescape"), 0o600)
-        for name, content in plan.companion.items():
-            path = os.path.join(companion_path(facts.job_dir), name)
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            write_file(path, content.encode(), 0o644)
         environment = job_environment(user, command[0], variables)
         argv = [one.encode(errors="surrogateescape") for one in command]
         for one in plan.arguments:
