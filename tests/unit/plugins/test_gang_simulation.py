@@ -133,6 +133,17 @@ MISTAKES = {
 }
 
 
+FOUND_BY = {
+    "a head of an earlier term is obeyed": 344,
+    "a third of the votes is enough": 1510,
+    "who connects late is not told the verdict": 499,
+    "a candidate leaves without a verdict": 244,
+    "a dead supervisor is not noticed": 170,
+    "a start message that comes again begins anew": 212,
+}
+"""The first seed that finds a mistake, where it is a late one: it is tried first, which saves 40 s."""
+
+
 def broken(module: types.ModuleType, right: str, wrong: str) -> types.ModuleType:
     """Return a module with a mistake in it."""
     text = Path(str(module.__file__)).read_text()
@@ -159,7 +170,7 @@ def test_a_mistake_is_found(mistake: str, monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(gang_member, "Examination", copy.Examination)
     else:
         monkeypatch.setattr(gang_simulator, "gang_member", copy)
-    for seed in range(MOST):
+    for seed in (FOUND_BY.get(mistake, 0), *range(MOST)):
         try:
             gang_simulator.run(seed)
         except gang_simulator.Broken:
