@@ -4,6 +4,7 @@
 
 import importlib.metadata
 import os
+import pickle
 import runpy
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.companion import thunderhead_companion
 from job_folder import lay_out_companion
 
 MODEL = """\
@@ -208,6 +210,15 @@ def test_a_training_goes_on_with_the_batches_that_are_left(
         assert torch.equal(tensor, went_on.state_dict()[name]), name
     said = f"thunderhead: goes on at batch {step % 10} of the 10 of this epoch\n"
     assert (said in capfd.readouterr().err) is (step % 10 > 0)
+
+
+def test_a_trainer_can_be_sent_to_ranks_that_it_spawns() -> None:
+    one = pl.Trainer(accelerator="cpu", logger=False)
+    thunderhead_companion.accompanied(lambda _trainer: None)(one)
+    received = pickle.loads(pickle.dumps(one))
+    added = {"load_checkpoint", "process_dataloader"}
+    assert added <= vars(one.strategy).keys() and added <= vars(received.strategy).keys()
+    assert received.strategy.load_checkpoint.args == (received.strategy,)
 
 
 def test_both_names_of_lightning_have_an_entry_point(job: Job) -> None:
