@@ -189,6 +189,16 @@ def test_lightning_cli(recipe: Recipe) -> None:
     assert f"goes on from {first.job}, step 6" in second.lines
 
 
+def test_lightning_trainer(recipe: Recipe) -> None:
+    """It goes on without a word about it."""
+    first = recipe.type()
+    assert "0 of 2 from step 0" in first.printed() and "1 of 2 from step 0" in first.printed(1)
+    assert "0 of 2 tests" in first.printed() and "1 of 2 tests" in first.printed(1)
+    second = recipe.type()
+    assert "0 of 2 from step 6" in second.printed() and "1 of 2 from step 6" in second.printed(1)
+    assert f"goes on from {first.job}, step 6" in second.lines
+
+
 def test_fabric(recipe: Recipe) -> None:
     """Torchrun leaves nothing outside the job's folder."""
     ended = recipe.type()
