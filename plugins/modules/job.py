@@ -106,9 +106,9 @@ options:
     default: ""
   companion:
     description:
-      - Whether Lightning's Trainer is helped to find checkpoints. Its C(fit) goes on from the one of O(resume) or
-        O(checkpoint) where the script passes it no C(ckpt_path), the first time that it is called. A script that has
-        C(CKPT_PATH) in its code, or in O(script_args), decides itself what the checkpoint is for.
+      - Whether Lightning's Trainer is helped to find checkpoints, and to go on in the middle of an epoch. Its C(fit)
+        goes on from the one of O(resume) or O(checkpoint) where the script passes it no C(ckpt_path), the first time
+        that it is called. A project that mentions C(CKPT_PATH), or O(script_args) that do, say what it is for.
       - A checkpoint that only some nodes have, such as C(ckpt_path="best") after C(fit), is sent to the others when
         they load it, through the training's own connections.
     type: bool

@@ -24,6 +24,7 @@ NODES = ("0", "0", "1")
 PATH = "checkpoints/best.ckpt"
 OF_RANK_0 = ""
 """In the place of a path: that which PATH has on rank 0, as Lightning broadcasts it."""
+FOLDER = b"folder"
 CASES: dict[str, tuple[dict[str, bytes], list[str], list[object]]] = {
     "rank 0 alone has it": ({"0": b"weights"}, [PATH] * 3, [b"weights"] * 3),
     "only the other node has it": ({"1": b"weights"}, [PATH] * 3, [b"weights"] * 3),
@@ -34,6 +35,9 @@ CASES: dict[str, tuple[dict[str, bytes], list[str], list[object]]] = {
     "it is empty": ({"0": b""}, [PATH] * 3, [b""] * 3),
     "nobody has it": ({}, [PATH] * 3, ["FileNotFoundError"] * 3),
     "rank 0 names it for all": ({"0": b"its"}, [PATH, OF_RANK_0, OF_RANK_0], [b"its"] * 3),
+    "it is a folder": ({"0": FOLDER}, [PATH] * 3, ["IsADirectoryError", "IsADirectoryError", "FileNotFoundError"]),
+    "on a single device": ({"0": b"its", "1": b"mine"}, [PATH] * 3, [b"its", b"its", b"mine"]),
+    "in its own way": ({"0": b"its", "1": b"mine"}, [PATH] * 3, [b"its", b"its", b"mine"]),
     "each means another": ({"0": b"mine"}, [PATH, PATH, "other.ckpt"], [b"mine", b"mine", "FileNotFoundError"]),
 }
 """What lies at PATH on each node, what each rank loads, and what it gets."""
@@ -43,10 +47,27 @@ class Strategy:
     """What is needed of Lightning's."""
 
     root_device = torch.device("cpu")
+    world_size = len(NODES)
 
-    def load_checkpoint(self, path: str, weights_only: bool) -> bytes:
+    def load_checkpoint(self, path: Path, weights_only: bool) -> bytes:
         assert weights_only
         return Path(path).read_bytes()
+
+    load_checkpoint.__module__ = "pytorch_lightning.strategies.strategy"
+
+
+class SingleDevice(Strategy):
+    world_size = 1
+
+
+class OwnWay(Strategy):
+    """As that of FSDP."""
+
+    def load_checkpoint(self, path: Path, weights_only: bool) -> bytes:
+        return super().load_checkpoint(path, weights_only)
+
+
+STRATEGIES = {"on a single device": SingleDevice, "in its own way": OwnWay}
 
 
 def load_cases(rank: int, folder: Path) -> None:
@@ -62,7 +83,8 @@ def load_cases(rank: int, folder: Path) -> None:
         os.chdir(job / "work")
         try:
             path = str(folder / case / NODES[0] / "work" / PATH) if paths[rank] == OF_RANK_0 else paths[rank]
-            loaded: object = share_checkpoint.load_shared(Strategy(), path, weights_only=True)
+            strategy = STRATEGIES.get(case, Strategy)()
+            loaded: object = share_checkpoint.load_shared(strategy, Path(path), weights_only=True)
         except OSError as error:
             loaded = type(error).__name__
         dist.barrier()
@@ -79,7 +101,9 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, tuple[obje
         for node in set(NODES):
             work = folder / case / node / "work"
             work.mkdir(parents=True)
-            if node in there:
+            if there.get(node) == FOLDER:
+                (work / PATH).mkdir(parents=True)
+            elif node in there:
                 (work / PATH).parent.mkdir()
                 (work / PATH).write_bytes(there[node])
     torch.multiprocessing.spawn(load_cases, (folder,), len(NODES))
@@ -91,7 +115,8 @@ def test_every_rank_loads_the_same(case: str, found: list[dict[str, tuple[object
     there, _paths, expected = CASES[case]
     assert [of_rank[case][0] for of_rank in found] == expected
     for rank, of_rank in enumerate(found):
-        assert of_rank[case][1] == ([f"work/{PATH}"] if NODES[rank] in there else []), "nothing new stays"
+        files = [f"work/{PATH}" for node, content in there.items() if node == NODES[rank] and content != FOLDER]
+        assert of_rank[case][1] == files, "nothing new stays"
 
 
 SCRIPT = """
@@ -129,6 +154,9 @@ class Model(pl.LightningModule):
 
     test_step = validation_step
 
+    def predict_step(self, batch, _number):
+        return self.layer(batch)
+
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), 0.1)
 
@@ -137,6 +165,10 @@ best = pl.callbacks.ModelCheckpoint("checkpoints", monitor="loss")
 quiet = dict(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
 trainer = pl.Trainer(max_epochs=2, callbacks=[best], **quiet)
 trainer.fit(Model(), data, data)
+if trainer.is_global_zero:  # one of its own, of which the others know nothing
+    pl.Trainer(devices=1, num_nodes=1, **quiet).test(Model(), data, ckpt_path=best.best_model_path, verbose=False)
+for stage in (trainer.validate, trainer.predict):
+    stage(dataloaders=data, ckpt_path="best")
 print("tested:", trainer.test(dataloaders=data, ckpt_path="best", verbose=False)[0]["loss"])
 torch.distributed.destroy_process_group()  # left to Python's exit, one of gloo's threads may abort the process
 """

@@ -62,7 +62,9 @@ class Job:
         monkeypatch.setenv("JOB_DIR", str(folder))
         for method in ("fit", "validate", "test", "predict"):  # back as they were, whoever replaces them
             monkeypatch.setattr(pl.Trainer, method, getattr(pl.Trainer, method))
-        self.run("one = trainer(max_epochs=2)\none.fit(Model(), data)\none.save_checkpoint('two epochs.ckpt')\n")
+        for count in ("one epoch", "two epochs"):
+            save = f"one.save_checkpoint('{count}.ckpt')"
+            self.run(f"one = trainer(max_epochs={1 + (count[-1] == 's')})\none.fit(Model(), data)\n{save}\n")
         monkeypatch.syspath_prepend(lay_out_companion(folder))
         for name in [name for name in sys.modules if name.startswith("thunderhead_companion")]:
             monkeypatch.delitem(sys.modules, name)
@@ -109,10 +111,11 @@ one.fit(model, data)
         ("trainer(callbacks=[count]).fit(model=Model(), train_dataloaders=data, ckpt_path=None)", LEFT_STEPS),
         ("trainer(callbacks=[count]).fit(Model(), data, ckpt_path='two epochs.ckpt')", LEFT_STEPS),
         ("# CKPT_PATH is for something else\n" + FIT, ALL_STEPS),
+        ("one = trainer(callbacks=[count])\none.ckpt_path = 'one epoch.ckpt'\none.fit(Model(), data)", 4),
         ("trainer(fast_dev_run=True).fit(Model(), data)\n" + FIT, LEFT_STEPS),
         (TUNED, LEFT_STEPS),
     ],
-    ids=["nothing", "by-place", "none", "its-own", "mentioned", "trial", "tuner"],
+    ids=["nothing", "by-place", "none", "its-own", "mentioned", "set", "trial", "tuner"],
 )
 def test_fit_goes_on_where_the_script_leaves_that_open(job: Job, script: str, steps: int) -> None:
     assert trained(job.run(COUNT + script)) == steps
@@ -120,6 +123,16 @@ def test_fit_goes_on_where_the_script_leaves_that_open(job: Job, script: str, st
 
 def test_a_checkpoint_that_an_argument_names_is_for_the_script(job: Job) -> None:
     assert trained(job.run(COUNT + FIT, f"--init={job.checkpoint}")) == ALL_STEPS
+
+
+@pytest.mark.parametrize("name", ["conf.yaml", "code/helper.py", "start.sh"])
+def test_a_checkpoint_that_a_text_of_the_project_names_is_for_the_script(name: str, job: Job) -> None:
+    path = job.work / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("pretrained: ${oc.env:CKPT_PATH}\n")
+    assert trained(job.run(COUNT + FIT)) == ALL_STEPS
+    path.rename(path.with_suffix(".txt"))
+    assert trained(job.run(COUNT + FIT)) == LEFT_STEPS
 
 
 def test_without_a_checkpoint_nothing_changes(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,13 +225,13 @@ def test_a_training_goes_on_with_the_batches_that_are_left(
     assert (said in capfd.readouterr().err) is (step % 10 > 0)
 
 
-def test_a_trainer_can_be_sent_to_ranks_that_it_spawns() -> None:
+def test_a_trainer_can_be_sent_to_ranks_that_it_spawns_and_is_as_before_in_the_end() -> None:
     one = pl.Trainer(accelerator="cpu", logger=False)
-    thunderhead_companion.accompanied(lambda _trainer: None)(one)
-    received = pickle.loads(pickle.dumps(one))
-    added = {"load_checkpoint", "process_dataloader"}
-    assert added <= vars(one.strategy).keys() and added <= vars(received.strategy).keys()
+    before, added = set(vars(one.strategy)), {"load_checkpoint", "process_dataloader"}
+    received = pickle.loads(thunderhead_companion.accompanied(lambda trainer: pickle.dumps(trainer))(one))
+    assert added <= vars(received.strategy).keys()
     assert received.strategy.load_checkpoint.args == (received.strategy,)
+    assert set(vars(one.strategy)) == before
 
 
 def test_both_names_of_lightning_have_an_entry_point(job: Job) -> None:

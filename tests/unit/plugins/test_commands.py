@@ -931,9 +931,10 @@ def test_a_job_goes_on_only_where_it_read_the_checkpoint(
 
 LIGHTNING = """\
 import importlib.metadata
+import types
 
 class Trainer:
-    fast_dev_run, callbacks, is_global_zero = False, (), True
+    fast_dev_run, callbacks, is_global_zero, strategy = False, (), True, types.SimpleNamespace()
 
     def __init__(self):
         for point in importlib.metadata.entry_points(group="pytorch_lightning.callbacks_factory"):
@@ -959,6 +960,7 @@ def test_a_script_of_lightnings_goes_on_without_a_change(
     again = Session(nodes, run_options(tmp_path, resume=first, companion=companion)).run()
     assert again.error == ""
     assert ("[0 node0] from b'PK'" in again.lines) is companion
+    assert any("thunderhead: fit goes on from" in line for line in again.lines) is companion
     (told,) = (line for line in again.lines if line.startswith(("goes on from ", "warning: ")))
     assert told.startswith(f"goes on from {first}, step 7" if companion else "warning: the script has not read CKPT")
 

@@ -40,7 +40,7 @@ class Job:
         launcher: one of LAUNCHERS.
         devices: ranks per node under torchrun; None means as many as there are GPUs, or one.
         checkpoint: path relative to the working directory of the checkpoint to go on from, or "".
-        companion: whether a script of Lightning's goes on from the checkpoint though it does not ask for it.
+        companion: whether Lightning's Trainer is helped to find checkpoints, and to go on in the middle of an epoch.
         preflight: thresholds, and checks to be skipped; see preflight.prepared_nodes.
         gang: whether the nodes work together; else each runs the script for itself.
         uses: what the script uses, of choose_launcher.KINDS.

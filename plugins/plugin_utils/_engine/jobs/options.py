@@ -120,7 +120,7 @@ class RunOptions:
         gang: whether the nodes work together; else each runs the script for itself.
         resume: id of a job whose newest checkpoint this one goes on from.
         checkpoint: path of another checkpoint to go on from, of whatever library.
-        companion: whether a script of Lightning's goes on from the checkpoint though it does not ask for it.
+        companion: whether Lightning's Trainer is helped to find checkpoints, and to go on in the middle of an epoch.
         rerun: id of a job to be run again with the same code.
         detach: return after the start.
         wait: how many seconds to wait for nodes that run another job.

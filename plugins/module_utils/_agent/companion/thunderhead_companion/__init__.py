@@ -4,7 +4,7 @@
 """Have Lightning's Trainer find the job's checkpoints, wherever they lie, without a change in the script.
 
 A job's ranks import this package, by its own name: Lightning calls ``callbacks`` whenever a Trainer is made, because an
-entry point beside this folder names it. It needs nothing but the standard library, and the torch that the job has.
+entry point beside this folder names it. It needs nothing but the torch that the job has.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from .give_checkpoint import with_checkpoint
 from .share_checkpoint import load_shared
-from .wind_loader import process_wound
+from .wind_loader import process_and_wind
 
 PACKAGES = ("pytorch_lightning", "lightning.pytorch")
 """Lightning by its two names; each has a Trainer of its own."""
@@ -35,19 +35,20 @@ def callbacks() -> list[Any]:
 
 
 def accompanied(method: Any) -> Any:
-    """Return a Trainer's method, with what this package adds to it.
-
-    What it adds to the strategy is no function of its own: a Trainer whose ranks are spawned is pickled.
-    """
+    """Return a Trainer's method, with what this package adds to it."""
     start = with_checkpoint(method) if method.__name__ == "fit" else method
 
     @functools.wraps(method)
-    def start_accompanied(*given: Any, **named: Any) -> Any:
-        strategy: Any = getattr(given[0], "strategy", None) if given else None
-        if hasattr(strategy, "load_checkpoint") and hasattr(strategy, "process_dataloader"):
-            strategy.load_checkpoint = functools.partial(load_shared, strategy)
-            strategy.process_dataloader = functools.partial(process_wound, given[0], [])
-        return start(*given, **named)
+    def start_accompanied(trainer: Any, *given: Any, **named: Any) -> Any:
+        strategy = vars(trainer.strategy)
+        # No functions that are made here: a Trainer whose ranks are spawned is pickled.
+        strategy["load_checkpoint"] = functools.partial(load_shared, trainer.strategy)
+        strategy["process_dataloader"] = functools.partial(process_and_wind, trainer, [])
+        try:
+            return start(trainer, *given, **named)
+        finally:
+            strategy.pop("load_checkpoint", None)
+            strategy.pop("process_dataloader", None)
 
     start_accompanied.accompanied = True  # type: ignore[attr-defined]
     return start_accompanied

@@ -11,6 +11,11 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+TEXTS = (".py", ".yaml", ".yml", ".toml", ".json", ".cfg", ".ini", ".sh")
+"""Endings of files that may say what the checkpoint is for."""
+LONGEST_TEXT = 2**20
+"""Bytes of one that a person wrote."""
+
 _given: list[str] = []  # the checkpoint, once a fit has got it
 
 
@@ -32,24 +37,32 @@ def with_checkpoint(fit: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def is_to_go_on(arguments: dict[str, Any]) -> bool:
-    """Return whether a fit with these arguments is the one that is to go on from the checkpoint.
+    """Return whether a fit with these arguments is the one that is to go on from the checkpoint, and say so.
 
     Raises:
         KeyError: there is no checkpoint.
     """
     trainer, checkpoint = arguments["self"], os.environ["CKPT_PATH"]
-    if arguments.get("ckpt_path") is not None or is_trial(trainer) or is_for_script(checkpoint):
+    connector = getattr(trainer, "_checkpoint_connector", None)
+    is_named = arguments.get("ckpt_path") is not None or getattr(connector, "_user_managed", False)
+    if is_named or is_trial(trainer) or is_for_script(checkpoint):
         return False
-    if not _given:
-        _given.append(checkpoint)
-        return True
-    if trainer.is_global_zero:
-        print(
-            f"thunderhead: this fit starts from the beginning, because an earlier one went on from {checkpoint}; if "
-            "this is the one to go on, pass it ckpt_path=os.environ.get('CKPT_PATH')",
-            file=sys.stderr,
+    if _given:
+        say(
+            trainer,
+            f"this fit starts from the beginning, because an earlier one went on from {checkpoint}; if this is the one "
+            "to go on, pass it ckpt_path=os.environ.get('CKPT_PATH')",
         )
-    return False
+        return False
+    _given.append(checkpoint)
+    say(trainer, f"fit goes on from {checkpoint}, because it is passed no ckpt_path")
+    return True
+
+
+def say(trainer: Any, sentence: str) -> None:
+    """Print a sentence, on one rank."""
+    if trainer.is_global_zero:
+        print(f"thunderhead: {sentence}", file=sys.stderr)
 
 
 def is_trial(trainer: Any) -> bool:
@@ -58,17 +71,22 @@ def is_trial(trainer: Any) -> bool:
 
 
 def is_for_script(checkpoint: str) -> bool:
-    """Return whether the script decides what the checkpoint is for: an argument, or a module of the job's, names it."""
-    work = os.path.join(os.path.realpath(os.environ["JOB_DIR"]), "work", "")
-    files = {getattr(module, "__file__", None) or "" for module in list(sys.modules.values())}
-    own = [file for file in files if os.path.realpath(file).startswith(work)]
-    return any(checkpoint in one for one in sys.argv) or any(map(mentions_checkpoint, own))
+    """Return whether the script decides what the checkpoint is for: an argument, or a text among its code, names it.
+
+    All ranks have the same code, so all decide alike; what each has imported may differ.
+    """
+    if any(checkpoint in one for one in sys.argv):
+        return True
+    for folder, _folders, names in os.walk(os.path.join(os.environ["JOB_DIR"], "work")):
+        if any(mentions_checkpoint(os.path.join(folder, name)) for name in names if name.endswith(TEXTS)):
+            return True
+    return False
 
 
 def mentions_checkpoint(file: str) -> bool:
     """Return whether a file has CKPT_PATH in its text."""
     try:
-        with open(file, "rb") as code:
-            return b"CKPT_PATH" in code.read()
+        with open(file, "rb") as text:
+            return b"CKPT_PATH" in text.read(LONGEST_TEXT)
     except OSError:
         return False

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from typing import Any, NamedTuple
@@ -50,24 +51,37 @@ class Transfer(NamedTuple):
 def load_shared(strategy: Any, path: Any, *given: Any, **named: Any) -> Any:
     """Do what a strategy's ``load_checkpoint`` does, with the same file on all ranks.
 
-    Every rank has to call this, as it does in ``Trainer.fit``, ``validate``, ``test`` and ``predict``. Nodes that lack
-    the file, or have another of that name, load that of rank 0, or else that of the first node that has one.
+    Collective: all ranks of the process group call it, as in ``Trainer.fit``, ``validate``, ``test`` and ``predict``.
+    Nodes that lack the file, or have another of that name, load that of rank 0, or else that of the first node that has
+    one.
     """
     import torch.distributed as dist
 
-    load = type(strategy).load_checkpoint
-    transfer = find_transfer(os.fspath(path)) if dist.is_available() and dist.is_initialized() else None
+    load = functools.partial(type(strategy).load_checkpoint, strategy)
+    transfer = find_transfer(os.fspath(path)) if is_shared(strategy) else None
     if not transfer:
-        return load(strategy, path, *given, **named)
+        return load(path, *given, **named)
     received = os.path.join(os.environ["JOB_DIR"], "companion", "received", os.path.basename(path))
     send(transfer, path, received, strategy.root_device)
     dist.barrier()  # it is there
-    try:
-        return load(strategy, received if transfer.is_for_us else path, *given, **named)
-    finally:
-        dist.barrier()  # all ranks of this node have read it
-        if dist.get_rank() in transfer.receivers:
-            os.unlink(received)
+    loaded = load(received if transfer.is_for_us else path, *given, **named)
+    dist.barrier()  # all ranks of this node have read it
+    if dist.get_rank() in transfer.receivers:
+        os.unlink(received)
+    return loaded
+
+
+def is_shared(strategy: Any) -> bool:
+    """Return whether all ranks work together by this strategy, and each loads the file at the path that it is given.
+
+    One of a single device may exist beside a process group, and some, such as FSDP's, load in their own way.
+    """
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()):
+        return False
+    is_plain = type(strategy).load_checkpoint.__module__.endswith(".strategies.strategy")
+    return is_plain and getattr(strategy, "world_size", 1) == dist.get_world_size()
 
 
 def find_transfer(path: str) -> Transfer | None:

@@ -8,6 +8,7 @@ Lightning counts the batches of an epoch on from a checkpoint, but fetches them 
 
 from __future__ import annotations
 
+import copy
 import itertools
 import sys
 from collections.abc import Iterator
@@ -15,16 +16,22 @@ from typing import Any
 
 
 class SkipOnce:
-    """Yield a batch sampler's batches, the first time from a later one on."""
+    """Yield the batches of indices of torch's ``BatchSampler``, the first time from a later one on.
+
+    Attributes:
+        count: how many to skip.
+        sampler, batch_size, drop_last: the batch sampler's.
+    """
 
     def __init__(self, batches: Any, count: int, says: str) -> None:
         """Skip so many batches, and print a sentence then, if it is not empty."""
         self.count = count
+        self.sampler, self.batch_size, self.drop_last = batches.sampler, batches.batch_size, batches.drop_last
         self._batches = batches
         self._says = says
 
-    def __iter__(self) -> Iterator[Any]:
-        """Yield lists of indices."""
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield them."""
         # Only when the first is asked for: a loader with workers makes two iterators.
         count, self.count = self.count, 0
         if count and self._says:
@@ -35,49 +42,53 @@ class SkipOnce:
         """Return how many batches an epoch has."""
         return len(self._batches)
 
-    def __getattr__(self, name: str) -> Any:
-        """Return what else is asked of a batch sampler."""
-        return getattr(self._batches, name)
 
-
-def process_wound(trainer: Any, earlier: list[SkipOnce | None], loader: Any) -> Any:
+def process_and_wind(trainer: Any, skipping: list[SkipOnce | None], loader: Any) -> Any:
     """Do what a strategy's ``process_dataloader`` does; the loader that a training goes on with begins where it was.
 
     Args:
         trainer: Lightning's.
-        earlier: what was done to the loaders that came before; this one's is added. Of several none is changed.
+        skipping: what skips batches of each loader that the training has besides; this one's is added.
         loader: the training's, or another.
     """
+    from torch.utils.data import DistributedSampler
+
     strategy = trainer.strategy
     loader = type(strategy).process_dataloader(strategy, loader)
-    try:
-        if trainer.training and (trainer.fit_loop.restarting or trainer.fit_loop.is_resuming):
-            earlier.append(None if earlier else wind(trainer, loader))
-            if len(earlier) > 1 and earlier[0]:
-                earlier[0].count = 0
-    except (AttributeError, TypeError):
-        pass  # another Lightning
-    return loader
+    loop = trainer.fit_loop
+    # Before 2.5, Lightning counts on from the batch before.
+    if not trainer.training or not hasattr(loop, "restarted_mid_epoch") or not (loop.restarting or loop.is_resuming):
+        return loader
+    if isinstance(getattr(loader, "sampler", None), DistributedSampler):
+        # Lightning does that, too, but after a loader with workers has begun.
+        epochs, is_over = loop.epoch_progress.current, loop.epoch_loop.batch_progress.is_last_batch
+        loader.sampler.set_epoch(epochs.started if is_over else epochs.processed)
+    wound = wind(trainer, loader) if not skipping else None
+    for one in filter(None, skipping):
+        one.count = 0  # of several none skips
+    skipping.append(wound.batch_sampler if wound else None)
+    return wound or loader
 
 
-def wind(trainer: Any, loader: Any) -> SkipOnce | None:
-    """Have a loader skip the batches that a training has had, if it goes on in the middle of an epoch.
+def wind(trainer: Any, loader: Any) -> Any:
+    """Return a copy of a loader that skips what a training has had, if that goes on in the middle of an epoch.
 
-    None if it does not, or if the order of the samples does not depend on the epoch alone.
+    None if it does not, if the order of the samples does not depend on seed and epoch alone, or if the datamodule
+    restores where it was itself.
     """
     from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, SequentialSampler
 
     is_plain = type(loader) is DataLoader and type(loader.batch_sampler) is BatchSampler
-    if not is_plain or type(loader.sampler) not in (DistributedSampler, SequentialSampler):
+    restores = getattr(type(trainer.datamodule), "load_state_dict", None)
+    is_own = restores and not restores.__module__.startswith(("pytorch_lightning.", "lightning."))
+    if is_own or not is_plain or type(loader.sampler) not in (DistributedSampler, SequentialSampler):
         return None
-    limit, loop = trainer.limit_train_batches, trainer.fit_loop
+    count, limit = trainer.fit_loop.epoch_loop.batch_progress.current.processed, trainer.limit_train_batches
     length = min(len(loader), limit if isinstance(limit, int) else int(limit * len(loader)))
-    count, epochs = loop.epoch_loop.batch_progress.current.processed, loop.epoch_progress.current
-    if isinstance(loader.sampler, DistributedSampler):  # Lightning does that too late for a loader with workers
-        loader.sampler.set_epoch(epochs.started if count >= length else epochs.processed)
     if not 0 < count < length:
         return None
     says = f"thunderhead: goes on at batch {count} of the {length} of this epoch" if trainer.is_global_zero else ""
-    found = SkipOnce(loader.batch_sampler, count, says)
-    object.__setattr__(loader, "batch_sampler", found)  # a loader refuses that once it is made
-    return found
+    wound = copy.copy(loader)  # the script's own may be used again
+    skips = SkipOnce(loader.batch_sampler, count, says)
+    vars(wound).update(batch_sampler=skips, _iterator=None)  # a loader that is made refuses to be changed
+    return wound
