@@ -119,7 +119,7 @@ training: $(VENV)/.test ## A training on three containers behind firewalld, ufw 
 chaos: $(VENV)/.test ## Faults on containers: machines that freeze, cables, Ctrl-C (ONLY=a test's name, MINUTES=60 of false alarms)
 	trap 'python tests/docker/rig.py down' EXIT; \
 	python tests/docker/rig.py up; \
-	pytest tests/chaos $(if $(MINUTES),--minutes $(MINUTES)) $(if $(ONLY),-k '$(ONLY)')
+	pytest tests/chaos --numprocesses 2 --dist loadgroup $(if $(MINUTES),--minutes $(MINUTES)) $(if $(ONLY),-k '$(ONLY)')
 
 .PHONY: security
 security: $(VENV)/.test ## Secrets, modes, traps, host keys, locks on containers: a part of chaos; for docs/security.md

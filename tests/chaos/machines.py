@@ -23,7 +23,8 @@ CACHE = REPOSITORY / ".cache" / "chaos"
 RIG = REPOSITORY / "tests" / "docker" / "rig.py"
 PROJECT = Path(__file__).resolve().parent / "project"
 NETWORK = "thunderhead-chaos"
-SUBNET = "198.18.54"
+SUBNETS = ("198.18.54", "198.18.55")
+"""Of the machines of each process that runs tests."""
 USER = "thunderhead"  # the account that jobs run as
 JOBS = "/opt/thunderhead/jobs"
 
@@ -78,7 +79,7 @@ def until(condition: Callable[[], T], what: str, seconds: float = 30) -> T:
 class Node:
     """One container: a machine with systemd and sshd."""
 
-    def __init__(self, name: str, address: str, network: str = NETWORK) -> None:
+    def __init__(self, name: str, address: str, network: str) -> None:
         self.name = name
         self.address = address
         self.container = f"{network}-{name}"
@@ -322,7 +323,7 @@ class Cluster:
 
     requirements = ("-e", f"python_env_requirements={PROJECT.parent}/requirements.txt")
 
-    def __init__(self, names: Sequence[str], network: str = NETWORK, subnet: str = SUBNET) -> None:
+    def __init__(self, names: Sequence[str], network: str, subnet: str) -> None:
         self.network = network
         self.nodes = [Node(name, f"{subnet}.{10 + number}", network) for number, name in enumerate(names)]
         self.runs = CACHE / "runs"

@@ -7,7 +7,11 @@ import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import pytest
 from playbook import Playbook
+
+MEASUREMENT = "measurement"
+"""Name of such a property."""
 
 
 @dataclass(frozen=True)
@@ -30,22 +34,18 @@ class Measurement:
 
 
 class Timeline:
-    """Takes the measurements of one test; those of its last time are forgotten."""
+    """Takes the measurements of one test, as properties of its report."""
 
-    def __init__(self, path: Path, repeat: str) -> None:
-        self._path = path
-        self._repeat = repeat
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        path.write_text("".join(line for line in lines if json.loads(line)["repeat"] != repeat))
+    def __init__(self, item: pytest.Item) -> None:
+        self._properties = item.user_properties
+        self._repeat = item.name
 
     def note(
         self, fault: str, outcome: str, detected_seconds: float | None = None, ended_seconds: float | None = None
     ) -> None:
         """Write down a measurement; seconds."""
         found = Measurement(fault, outcome, rounded(detected_seconds), rounded(ended_seconds), self._repeat)
-        with self._path.open("a") as file:
-            file.write(json.dumps(asdict(found), ensure_ascii=False) + "\n")
+        self._properties.append((MEASUREMENT, asdict(found)))
 
     def note_end(self, fault: str, playbook: Playbook, at: float, word: str) -> None:
         """Write down the way from a fault at `at` over the first line with `word` to the playbook's end."""
@@ -54,6 +54,25 @@ class Timeline:
         said = re.search(word, line.text)
         outcome = line.text[said.start() :] if said else line.text
         self.note(fault, plain(outcome), line.at - at, playbook.ended_at - at)
+
+
+class Measurements:
+    """Writes down what tests have measured, in the order of the tests, whichever process ran them: a plugin."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Replace what the test measured the last time."""
+        if report.when != "call":
+            return
+        file, line, name = report.location
+        found = [{**value, "place": [file, line]} for key, value in report.user_properties if key == MEASUREMENT]
+        lines = [json.loads(line) for line in self._path.read_text().splitlines()] if self._path.exists() else []
+        kept = [one for one in lines if one["repeat"] != name]
+        lines = sorted([*kept, *found], key=lambda one: one.get("place", []))
+        self._path.write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in lines))
 
 
 def rounded(seconds: float | None) -> float | None:

@@ -28,6 +28,7 @@ class Fault:
         cause: a pattern of what the user is told.
         vanishes: the node cannot say anything itself after that, or not at once.
         script: that runs meanwhile.
+        alone: no other test may run: the kernel counts for all containers together how often memory ran out.
     """
 
     what: str
@@ -36,6 +37,7 @@ class Fault:
     cause: str
     vanishes: bool = False
     script: str = "raises.py"
+    alone: bool = False
 
 
 def run_out_of_memory(node: Node, job: str) -> None:
@@ -88,6 +90,7 @@ FAULTS = [
         run_out_of_memory,
         named(1, ".*memory"),
         script="greedy.py",
+        alone=True,
     ),
     Fault(
         "a node's whole unit is killed, its supervisor too",
@@ -165,7 +168,17 @@ def course_of(cluster: Cluster, fault: Fault, timeline: Timeline, follows: bool)
     return found
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: re.sub(r" \(.*|,.*|'", "", fault.what).replace(" ", "-"))
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(
+            one,
+            id=re.sub(r" \(.*|,.*|'", "", one.what).replace(" ", "-"),
+            marks=[pytest.mark.alone] if one.alone else [],
+        )
+        for one in FAULTS
+    ],
+)
 def test_a_fault(cluster: Cluster, timeline: Timeline, fault: Fault) -> None:
     followed = course_of(cluster, fault, timeline, follows=True)
     alone = course_of(cluster, fault, timeline, follows=False)

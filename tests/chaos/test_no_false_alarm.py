@@ -59,6 +59,7 @@ def freeze(node: Node, _job: str) -> str:
 HAPPENINGS: list[Callable[[Node, str], str]] = [lose_packets, stop_supervisor, set_clock, freeze]
 
 
+@pytest.mark.alone
 def test_what_is_shorter_than_the_time_out_ends_nothing(
     cluster: Cluster, timeline: Timeline, request: pytest.FixtureRequest
 ) -> None:

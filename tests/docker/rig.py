@@ -5,6 +5,7 @@
 
     rig.py up         a Docker engine: the one that answers, else Debian's own, started by hand
     rig.py wheels     fill .cache/wheels with what requirements.txt and the tools name; the nodes install from there
+    rig.py prepare    what nodes share: these wheels, their keys, their image; `create` makes what is missing, too
     rig.py create thunderhead-default node0=198.18.10.10 node1=198.18.10.11 (--ipv6: fd00:198:18:10::10 and ::11 too)
     rig.py reboot thunderhead-default node0=198.18.10.10
     rig.py remove thunderhead-default
@@ -354,8 +355,10 @@ def wheels() -> None:
 def main() -> None:
     """Read the command line and do what it says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="up|down|wheels|create|reboot|remove")
-    for name in ("up", "down", "wheels"):
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="up|down|wheels|prepare|create|reboot|remove"
+    )
+    for name in ("up", "down", "wheels", "prepare"):
         commands.add_parser(name)
     creation = commands.add_parser("create")
     creation.add_argument("network")
@@ -375,6 +378,10 @@ def main() -> None:
         reboot(options.network, dict(node.split("=", 1) for node in options.nodes))
     elif options.command == "remove":
         remove(options.network)
+    elif options.command == "prepare":
+        wheels()
+        keys()
+        image("debian12")
     else:
         {"up": up, "down": down, "wheels": wheels}[options.command]()
 

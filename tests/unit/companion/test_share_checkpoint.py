@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ PATH = "checkpoints/best.ckpt"
 OF_RANK_0 = ""
 """In the place of a path: that which PATH has on rank 0, as Lightning broadcasts it."""
 FOLDER = b"folder"
-CASES: dict[str, tuple[dict[str, bytes], list[str], list[object]]] = {
+CASES: dict[str, tuple[dict[str, bytes], list[str | None], list[object]]] = {
     "rank 0 alone has it": ({"0": b"weights"}, [PATH] * 3, [b"weights"] * 3),
     "only the other node has it": ({"1": b"weights"}, [PATH] * 3, [b"weights"] * 3),
     "the other node has an older one": ({"0": b"new weights", "1": b"old"}, [PATH] * 3, [b"new weights"] * 3),
@@ -38,6 +39,8 @@ CASES: dict[str, tuple[dict[str, bytes], list[str], list[object]]] = {
     "it is a folder": ({"0": FOLDER}, [PATH] * 3, ["IsADirectoryError", "IsADirectoryError", "FileNotFoundError"]),
     "on a single device": ({"0": b"its", "1": b"mine"}, [PATH] * 3, [b"its", b"its", b"mine"]),
     "in its own way": ({"0": b"its", "1": b"mine"}, [PATH] * 3, [b"its", b"its", b"mine"]),
+    "the other node knows of none": ({"0": b"its"}, [PATH, PATH, None], [b"its"] * 3),
+    "nobody names one": ({"0": b"its"}, [None] * 3, [None] * 3),
     "each means another": ({"0": b"mine"}, [PATH, PATH, "other.ckpt"], [b"mine", b"mine", "FileNotFoundError"]),
 }
 """What lies at PATH on each node, what each rank loads, and what it gets."""
@@ -67,6 +70,20 @@ class OwnWay(Strategy):
         return super().load_checkpoint(path, weights_only)
 
 
+class Connector:
+    """As Lightning's between a Trainer and its checkpoint."""
+
+    def __init__(self, strategy: Strategy) -> None:
+        self.loaded: bytes | None = None
+        self._strategy = strategy
+        self._ckpt_path: Path | None = None
+
+    def resume_start(self, checkpoint_path: Path | None, weights_only: bool) -> None:
+        self._ckpt_path = checkpoint_path
+        if checkpoint_path:
+            self.loaded = self._strategy.load_checkpoint(checkpoint_path, weights_only)
+
+
 STRATEGIES = {"on a single device": SingleDevice, "in its own way": OwnWay}
 
 
@@ -82,9 +99,14 @@ def load_cases(rank: int, folder: Path) -> None:
         os.environ["JOB_DIR"] = str(job)
         os.chdir(job / "work")
         try:
-            path = str(folder / case / NODES[0] / "work" / PATH) if paths[rank] == OF_RANK_0 else paths[rank]
+            name = paths[rank]
+            path = folder / case / NODES[0] / "work" / PATH if name == OF_RANK_0 else Path(name) if name else None
             strategy = STRATEGIES.get(case, Strategy)()
-            loaded: object = share_checkpoint.load_shared(strategy, Path(path), weights_only=True)
+            connector = Connector(strategy)
+            trainer = SimpleNamespace(strategy=strategy, _checkpoint_connector=connector)
+            share_checkpoint.resume_shared(trainer, path, weights_only=True)
+            loaded: object = connector.loaded
+            assert path in (connector._ckpt_path, None), "the script does not see where it lay"
         except OSError as error:
             loaded = type(error).__name__
         dist.barrier()
@@ -161,14 +183,14 @@ class Model(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 data = torch.utils.data.DataLoader(torch.ones(4, 1), batch_size=2)
-best = pl.callbacks.ModelCheckpoint("checkpoints", monitor="loss")
+best = pl.callbacks.ModelCheckpoint("checkpoints", monitor="loss", save_last=True)
 quiet = dict(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
 trainer = pl.Trainer(max_epochs=2, callbacks=[best], **quiet)
 trainer.fit(Model(), data, data)
 if trainer.is_global_zero:  # one of its own, of which the others know nothing
     pl.Trainer(devices=1, num_nodes=1, **quiet).test(Model(), data, ckpt_path=best.best_model_path, verbose=False)
 for stage in (trainer.validate, trainer.predict):
-    stage(dataloaders=data, ckpt_path="best")
+    stage(dataloaders=data, ckpt_path="last")  # which each rank looks for on its own disk
 print("tested:", trainer.test(dataloaders=data, ckpt_path="best", verbose=False)[0]["loss"])
 torch.distributed.destroy_process_group()  # left to Python's exit, one of gloo's threads may abort the process
 """

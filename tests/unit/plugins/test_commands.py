@@ -934,7 +934,8 @@ import importlib.metadata
 import types
 
 class Trainer:
-    fast_dev_run, callbacks, is_global_zero, strategy = False, (), True, types.SimpleNamespace()
+    fast_dev_run, callbacks, is_global_zero = False, (), True
+    strategy, _checkpoint_connector = types.SimpleNamespace(), types.SimpleNamespace()
 
     def __init__(self):
         for point in importlib.metadata.entry_points(group="pytorch_lightning.callbacks_factory"):

@@ -14,7 +14,7 @@ import sys
 from typing import Any
 
 from .give_checkpoint import with_checkpoint
-from .share_checkpoint import load_shared
+from .share_checkpoint import resume_shared
 from .wind_loader import process_and_wind
 
 PACKAGES = ("pytorch_lightning", "lightning.pytorch")
@@ -40,15 +40,18 @@ def accompanied(method: Any) -> Any:
 
     @functools.wraps(method)
     def start_accompanied(trainer: Any, *given: Any, **named: Any) -> Any:
-        strategy = vars(trainer.strategy)
         # No functions that are made here: a Trainer whose ranks are spawned is pickled.
-        strategy["load_checkpoint"] = functools.partial(load_shared, trainer.strategy)
-        strategy["process_dataloader"] = functools.partial(process_and_wind, trainer, [])
+        changes = (
+            (trainer._checkpoint_connector, "resume_start", functools.partial(resume_shared, trainer)),
+            (trainer.strategy, "process_dataloader", functools.partial(process_and_wind, trainer, [])),
+        )
+        for changed, name, replacement in changes:
+            setattr(changed, name, replacement)
         try:
             return start(trainer, *given, **named)
         finally:
-            strategy.pop("load_checkpoint", None)
-            strategy.pop("process_dataloader", None)
+            for changed, name, _replacement in changes:
+                vars(changed).pop(name, None)
 
     start_accompanied.accompanied = True  # type: ignore[attr-defined]
     return start_accompanied

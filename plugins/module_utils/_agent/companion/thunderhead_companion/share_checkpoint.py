@@ -19,7 +19,7 @@ class Copy(NamedTuple):
 
     Attributes:
         node: NODE_RANK.
-        path: of it, absolute.
+        path: of it, absolute; "" if this rank knows of none, as where it looked for the last one on its own disk.
         name: its path relative to the working directory, if it lies there.
         size: bytes; -1 if there is no such file.
         changed: when that was last, ns since 1970.
@@ -37,38 +37,42 @@ class Transfer(NamedTuple):
 
     Attributes:
         source: the rank that sends it.
+        path: of the file there, absolute.
         size: bytes.
         receivers: the ranks that write it down, one on each node that lacks it.
         is_for_us: whether this rank's node is one of these.
     """
 
     source: int
+    path: str
     size: int
     receivers: set[int]
     is_for_us: bool
 
 
-def load_shared(strategy: Any, path: Any, *given: Any, **named: Any) -> Any:
-    """Do what a strategy's ``load_checkpoint`` does, with the same file on all ranks.
+def resume_shared(trainer: Any, path: Any = None, *given: Any, **named: Any) -> None:
+    """Do what ``resume_start`` of a Trainer's checkpoint connector does, with the same file on all ranks.
 
-    Collective: all ranks of the process group call it, as in ``Trainer.fit``, ``validate``, ``test`` and ``predict``.
-    Nodes that lack the file, or have another of that name, load that of rank 0, or else that of the first node that has
-    one.
+    Collective: all ranks call it in ``Trainer.fit``, ``validate``, ``test`` and ``predict``, also without a checkpoint.
+    Nodes that lack the file, have another of that name, or know of none, load that of rank 0, or else that of the first
+    node that has one.
     """
     import torch.distributed as dist
 
-    load = functools.partial(type(strategy).load_checkpoint, strategy)
-    transfer = find_transfer(os.fspath(path)) if is_shared(strategy) else None
+    connector = trainer._checkpoint_connector
+    resume = functools.partial(type(connector).resume_start, connector)
+    transfer = find_transfer(os.fspath(path or "")) if is_shared(trainer.strategy) else None
     if not transfer:
-        return load(path, *given, **named)
-    received = os.path.join(os.environ["JOB_DIR"], "companion", "received", os.path.basename(path))
-    send(transfer, path, received, strategy.root_device)
+        resume(path, *given, **named)
+        return
+    received = os.path.join(os.environ["JOB_DIR"], "companion", "received", os.path.basename(transfer.path))
+    send(transfer, received, trainer.strategy.root_device)
     dist.barrier()  # it is there
-    loaded = load(received if transfer.is_for_us else path, *given, **named)
+    resume(received if transfer.is_for_us else transfer.path, *given, **named)
+    connector._ckpt_path = path or transfer.path  # what the script is told
     dist.barrier()  # all ranks of this node have read it
     if dist.get_rank() in transfer.receivers:
         os.unlink(received)
-    return loaded
 
 
 def is_shared(strategy: Any) -> bool:
@@ -88,6 +92,9 @@ def find_transfer(path: str) -> Transfer | None:
     """Return how a checkpoint gets to all nodes.
 
     None if all have the same, none has it, or the ranks do not mean the same file.
+
+    Args:
+        path: of it, or "".
     """
     import torch.distributed as dist
 
@@ -98,15 +105,17 @@ def find_transfer(path: str) -> Transfer | None:
     having = [number for number in first.values() if copies[number].size >= 0]
     if not having or len({copy[3:] for copy in copies}) == 1:
         return None
-    if len({copy.path for copy in copies}) > 1 and len({copy.name for copy in copies}) > 1:
+    meant = [copy for copy in copies if copy.path]
+    if len({copy.path for copy in meant}) > 1 and len({copy.name for copy in meant}) > 1:
         return None
     source = having[0]
     alike = [number for number in having if copies[number].size == copies[source].size]
     digests = gather(digest(path) if rank in alike and len(alike) > 1 else rank)
     lacking = {node: number for node, number in first.items() if digests[number] != digests[source]}
-    return (
-        Transfer(source, copies[source].size, set(lacking.values()), copies[rank].node in lacking) if lacking else None
-    )
+    if not lacking:
+        return None
+    of_source = copies[source]
+    return Transfer(source, of_source.path, of_source.size, set(lacking.values()), copies[rank].node in lacking)
 
 
 def gather(value: Any) -> list[Any]:
@@ -120,7 +129,7 @@ def gather(value: Any) -> list[Any]:
 
 def describe(path: str) -> Copy:
     """Return what this rank has of a checkpoint."""
-    here, whole = os.path.join(os.getcwd(), ""), os.path.abspath(path)
+    here, whole = os.path.join(os.getcwd(), ""), os.path.abspath(path) if path else ""
     name, node = whole.removeprefix(here), os.environ.get("NODE_RANK", "")
     if not os.path.isfile(path):  # a folder has its parts on several nodes, each where it belongs
         return Copy(node, whole, name, -1, 0)
@@ -137,13 +146,12 @@ def digest(path: str) -> str:
     return found.hexdigest()
 
 
-def send(transfer: Transfer, path: str, received: str, device: Any) -> None:
+def send(transfer: Transfer, received: str, device: Any) -> None:
     """Send a file from one rank to all, in pieces, by way of the training's own process group; receivers write it down.
 
     Args:
-        transfer: who sends, and who receives.
-        path: of the file, on the rank that sends it.
-        received: of its copy.
+        transfer: who sends what, and who receives.
+        received: path of the copy.
         device: of the tensors that the process group takes.
     """
     import torch
@@ -153,12 +161,12 @@ def send(transfer: Transfer, path: str, received: str, device: Any) -> None:
     sends, receives = rank == transfer.source, rank in transfer.receivers
     if receives:
         os.makedirs(os.path.dirname(received), exist_ok=True)
-    with open(path if sends else received if receives else os.devnull, "rb" if sends else "wb") as file:
+    with open(transfer.path if sends else received if receives else os.devnull, "rb" if sends else "wb") as file:
         for start in range(0, transfer.size, PIECE_BYTES):
             length = min(PIECE_BYTES, transfer.size - start)
             data = bytearray(file.read(length) if sends else length)
             if len(data) < length:
-                raise OSError(f"{path} became shorter while it was sent to other nodes")
+                raise OSError(f"{transfer.path} became shorter while it was sent to other nodes")
             piece = torch.frombuffer(data, dtype=torch.uint8).to(device)
             dist.broadcast(piece, transfer.source)
             if receives:
