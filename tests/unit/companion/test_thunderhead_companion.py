@@ -7,6 +7,7 @@ import os
 import pickle
 import runpy
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -125,14 +126,29 @@ def test_a_checkpoint_that_an_argument_names_is_for_the_script(job: Job) -> None
     assert trained(job.run(COUNT + FIT, f"--init={job.checkpoint}")) == ALL_STEPS
 
 
-@pytest.mark.parametrize("name", ["conf.yaml", "code/helper.py", "start.sh"])
-def test_a_checkpoint_that_a_text_of_the_project_names_is_for_the_script(name: str, job: Job) -> None:
+@pytest.mark.parametrize("name", ["conf.yaml", "code/conf.toml", "start.sh"])
+def test_a_checkpoint_that_a_configuration_names_is_for_the_script(name: str, job: Job) -> None:
     path = job.work / name
     path.parent.mkdir(exist_ok=True)
     path.write_text("pretrained: ${oc.env:CKPT_PATH}\n")
     assert trained(job.run(COUNT + FIT)) == ALL_STEPS
     path.rename(path.with_suffix(".txt"))
     assert trained(job.run(COUNT + FIT)) == LEFT_STEPS
+
+
+def test_a_checkpoint_that_a_module_names_is_for_the_scripts_that_import_it(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (job.work / "loads_weights.py").write_text("NAME = 'CKPT_PATH'\n")
+    for name, file in (("odd", ["no", "path"]), ("lazy", None)):
+        odd = types.ModuleType(name)
+        odd.__file__ = file  # type: ignore[assignment]
+        monkeypatch.setitem(sys.modules, name, odd)
+    monkeypatch.delitem(sys.modules, "loads_weights", raising=False)
+    assert trained(job.run(COUNT + FIT)) == LEFT_STEPS
+    sys.modules["thunderhead_companion"].give_checkpoint._given.clear()
+    monkeypatch.syspath_prepend(job.work)
+    assert trained(job.run("import loads_weights\n" + COUNT + FIT)) == ALL_STEPS
 
 
 def test_without_a_checkpoint_nothing_changes(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:

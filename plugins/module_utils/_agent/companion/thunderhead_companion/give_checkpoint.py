@@ -11,8 +11,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-TEXTS = (".py", ".yaml", ".yml", ".toml", ".json", ".cfg", ".ini", ".sh")
-"""Endings of files that may say what the checkpoint is for."""
+TEXTS = (".yaml", ".yml", ".toml", ".json", ".cfg", ".ini", ".sh")
+"""Endings of files besides Python's that may say what the checkpoint is for."""
 LONGEST_TEXT = 2**20
 """Bytes of one that a person wrote."""
 
@@ -71,16 +71,17 @@ def is_trial(trainer: Any) -> bool:
 
 
 def is_for_script(checkpoint: str) -> bool:
-    """Return whether the script decides what the checkpoint is for: an argument, or a text among its code, names it.
+    """Return whether the script decides what the checkpoint is for: its arguments, code or configuration name it.
 
-    All ranks have the same code, so all decide alike; what each has imported may differ.
+    Its code is what was imported of the job's folder; another script that lies there does not count.
     """
-    if any(checkpoint in one for one in sys.argv):
-        return True
-    for folder, _folders, names in os.walk(os.path.join(os.environ["JOB_DIR"], "work")):
-        if any(mentions_checkpoint(os.path.join(folder, name)) for name in names if name.endswith(TEXTS)):
-            return True
-    return False
+    work = os.path.join(os.path.realpath(os.environ["JOB_DIR"]), "work")
+    # Not by getattr: a module may import something then.
+    imported = [getattr(module, "__dict__", {}).get("__file__") for module in list(sys.modules.values())]
+    files = [one for one in imported if isinstance(one, str) and os.path.realpath(one).startswith(work + os.sep)]
+    for folder, _folders, names in os.walk(work):
+        files += [os.path.join(folder, name) for name in names if name.endswith(TEXTS)]
+    return any(checkpoint in one for one in sys.argv) or any(map(mentions_checkpoint, files))
 
 
 def mentions_checkpoint(file: str) -> bool:
