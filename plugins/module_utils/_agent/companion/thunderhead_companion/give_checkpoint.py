@@ -62,7 +62,7 @@ def is_to_go_on(arguments: dict[str, Any]) -> bool:
 def say(trainer: Any, sentence: str) -> None:
     """Print a sentence, on one rank."""
     if trainer.is_global_zero:
-        print(f"thunderhead: {sentence}", file=sys.stderr)
+        sys.stderr.write(f"thunderhead: {sentence}\n")
 
 
 def is_trial(trainer: Any) -> bool:

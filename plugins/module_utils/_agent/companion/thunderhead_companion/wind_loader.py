@@ -24,7 +24,7 @@ class SkipOnce:
     """
 
     def __init__(self, batches: Any, count: int, says: str) -> None:
-        """Skip so many batches, and print a sentence then, if it is not empty."""
+        """Skip so many batches, and print a text then."""
         self.count = count
         self.sampler, self.batch_size, self.drop_last = batches.sampler, batches.batch_size, batches.drop_last
         self._batches = batches
@@ -35,7 +35,7 @@ class SkipOnce:
         # Only when the first is asked for: a loader with workers makes two iterators.
         count, self.count = self.count, 0
         if count and self._says:
-            print(self._says, file=sys.stderr)
+            sys.stderr.write(self._says)
         yield from itertools.islice(self._batches, count, None)
 
     def __len__(self) -> int:
@@ -78,16 +78,16 @@ def wind(trainer: Any, loader: Any) -> Any:
     """
     from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, SequentialSampler
 
-    is_plain = type(loader) is DataLoader and type(loader.batch_sampler) is BatchSampler
+    is_plain = loader.__class__ is DataLoader and loader.batch_sampler.__class__ is BatchSampler
     restores = getattr(type(trainer.datamodule), "load_state_dict", None)
     is_own = restores and not restores.__module__.startswith(("pytorch_lightning.", "lightning."))
-    if is_own or not is_plain or type(loader.sampler) not in (DistributedSampler, SequentialSampler):
+    if is_own or not is_plain or loader.sampler.__class__ not in (DistributedSampler, SequentialSampler):
         return None
     count, limit = trainer.fit_loop.epoch_loop.batch_progress.current.processed, trainer.limit_train_batches
     length = min(len(loader), limit if isinstance(limit, int) else int(limit * len(loader)))
     if not 0 < count < length:
         return None
-    says = f"thunderhead: goes on at batch {count} of the {length} of this epoch" if trainer.is_global_zero else ""
+    says = f"thunderhead: goes on at batch {count} of the {length} of this epoch\n" if trainer.is_global_zero else ""
     wound = copy.copy(loader)  # the script's own may be used again
     skips = SkipOnce(loader.batch_sampler, count, says)
     vars(wound).update(batch_sampler=skips, _iterator=None)  # a loader that is made refuses to be changed
