@@ -108,7 +108,8 @@ options:
     description:
       - Whether Lightning's Trainer is helped to find checkpoints, and to go on in the middle of an epoch. Its C(fit)
         goes on from the one of O(resume) or O(checkpoint) where the script passes it no C(ckpt_path), the first time
-        that it is called. A project that mentions C(CKPT_PATH), or O(script_args) that do, say what it is for.
+        that it is called. Where O(script_args), the script's code or a configuration file of the project mention
+        C(CKPT_PATH), they say what it is for.
       - A checkpoint that only some nodes have, such as C(ckpt_path="best") after C(fit), is sent to the others when
         they load it, through the training's own connections.
     type: bool

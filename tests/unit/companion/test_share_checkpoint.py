@@ -141,6 +141,21 @@ def test_every_rank_loads_the_same(case: str, found: list[dict[str, tuple[object
         assert of_rank[case][1] == files, "nothing new stays"
 
 
+def test_a_rank_that_raised_asks_nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As where Lightning's Tuner restores what was before: the others wait elsewhere."""
+    monkeypatch.setattr(share_checkpoint, "is_shared", lambda _strategy: True)
+    monkeypatch.setattr(share_checkpoint, "find_transfer", lambda _path: pytest.fail("would wait for the others"))
+    (tmp_path / "own.ckpt").write_bytes(b"own")
+    connector = Connector(Strategy())
+    trainer = SimpleNamespace(strategy=connector._strategy, _checkpoint_connector=connector)
+    with pytest.raises(ZeroDivisionError):
+        try:
+            print(1 / 0)
+        finally:
+            share_checkpoint.resume_shared(trainer, tmp_path / "own.ckpt", weights_only=True)
+    assert connector.loaded == b"own"
+
+
 SCRIPT = """
 import os
 import sys

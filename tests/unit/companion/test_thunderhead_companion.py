@@ -1,13 +1,13 @@
 # Copyright (c) The Thunderhead developers
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Scripts that know nothing of CKPT_PATH, run as a job runs them: with the companion's folder on their path."""
+"""Scripts that know nothing of a checkpoint, run as a job runs them: with the companion's folder on their path."""
 
+import contextlib
 import importlib.metadata
 import os
 import pickle
 import runpy
 import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ class Job:
         monkeypatch.syspath_prepend(lay_out_companion(folder))
         for name in [name for name in sys.modules if name.startswith("thunderhead_companion")]:
             monkeypatch.delitem(sys.modules, name)
-        monkeypatch.setenv("CKPT_PATH", str(self.checkpoint))
+        monkeypatch.setenv("JOB_FIT_CKPT_PATH", str(self.checkpoint))
 
     def run(self, script: str, *arguments: str) -> dict[str, Any]:
         """Run a script in the job's folder, and return its variables."""
@@ -111,48 +111,27 @@ one.fit(model, data)
         ("trainer(callbacks=[count]).fit(Model(), data, None, None, None)", LEFT_STEPS),
         ("trainer(callbacks=[count]).fit(model=Model(), train_dataloaders=data, ckpt_path=None)", LEFT_STEPS),
         ("trainer(callbacks=[count]).fit(Model(), data, ckpt_path='two epochs.ckpt')", LEFT_STEPS),
-        ("# CKPT_PATH is for something else\n" + FIT, ALL_STEPS),
         ("one = trainer(callbacks=[count])\none.ckpt_path = 'one epoch.ckpt'\none.fit(Model(), data)", 4),
         ("trainer(fast_dev_run=True).fit(Model(), data)\n" + FIT, LEFT_STEPS),
         (TUNED, LEFT_STEPS),
     ],
-    ids=["nothing", "by-place", "none", "its-own", "mentioned", "set", "trial", "tuner"],
+    ids=["nothing", "by-place", "none", "its-own", "set", "trial", "tuner"],
 )
 def test_fit_goes_on_where_the_script_leaves_that_open(job: Job, script: str, steps: int) -> None:
     assert trained(job.run(COUNT + script)) == steps
 
 
-def test_a_checkpoint_that_an_argument_names_is_for_the_script(job: Job) -> None:
-    assert trained(job.run(COUNT + FIT, f"--init={job.checkpoint}")) == ALL_STEPS
-
-
-@pytest.mark.parametrize("name", ["conf.yaml", "code/conf.toml", "start.sh"])
-def test_a_checkpoint_that_a_configuration_names_is_for_the_script(name: str, job: Job) -> None:
-    path = job.work / name
-    path.parent.mkdir(exist_ok=True)
-    path.write_text("pretrained: ${oc.env:CKPT_PATH}\n")
-    assert trained(job.run(COUNT + FIT)) == ALL_STEPS
-    path.rename(path.with_suffix(".txt"))
-    assert trained(job.run(COUNT + FIT)) == LEFT_STEPS
-
-
-def test_a_checkpoint_that_a_module_names_is_for_the_scripts_that_import_it(
-    job: Job, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (job.work / "loads_weights.py").write_text("NAME = 'CKPT_PATH'\n")
-    for name, file in (("odd", ["no", "path"]), ("lazy", None)):
-        odd = types.ModuleType(name)
-        odd.__file__ = file  # type: ignore[assignment]
-        monkeypatch.setitem(sys.modules, name, odd)
-    monkeypatch.delitem(sys.modules, "loads_weights", raising=False)
-    assert trained(job.run(COUNT + FIT)) == LEFT_STEPS
-    sys.modules["thunderhead_companion"].give_checkpoint._given.clear()
-    monkeypatch.syspath_prepend(job.work)
-    assert trained(job.run("import loads_weights\n" + COUNT + FIT)) == ALL_STEPS
+@pytest.mark.parametrize("finder", ["LearningRateFinder(num_training_steps=5)", "BatchSizeFinder()"])
+def test_where_lightning_would_not_go_on_it_is_said(finder: str, job: Job, capfd: pytest.CaptureFixture[str]) -> None:
+    with contextlib.suppress(Exception):  # a finder may want more of the script; that is later
+        job.run(f"trainer(callbacks=[pl.callbacks.{finder}]).fit(Model(), data)")
+    name = finder.partition("(")[0]
+    said = f"thunderhead: this fit starts from the beginning, because Lightning does not go on with a {name}\n"
+    assert said in capfd.readouterr().err
 
 
 def test_without_a_checkpoint_nothing_changes(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CKPT_PATH")
+    monkeypatch.delenv("JOB_FIT_CKPT_PATH")
     assert trained(job.run(COUNT + FIT)) == ALL_STEPS
 
 
@@ -175,7 +154,7 @@ def test_weights_and_steps_are_those_of_a_training_that_was_not_interrupted(
 ) -> None:
     script = "model = Model()\none = trainer()\none.fit(model, data)\nweights = model.state_dict()\n"
     went_on = job.run(script)
-    monkeypatch.delenv("CKPT_PATH")
+    monkeypatch.delenv("JOB_FIT_CKPT_PATH")
     whole = job.run(script)
     assert went_on["one"].global_step == whole["one"].global_step == ALL_STEPS
     for name, tensor in whole["weights"].items():
@@ -227,10 +206,10 @@ def fit(data, step=None, hook="on_train_batch_end", **options):
 def test_a_training_goes_on_with_the_batches_that_are_left(
     loader: str, step: int, hook: str, job: Job, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    checkpoint = os.environ["CKPT_PATH"]
-    monkeypatch.delenv("CKPT_PATH")
+    checkpoint = os.environ["JOB_FIT_CKPT_PATH"]
+    monkeypatch.delenv("JOB_FIT_CKPT_PATH")
     before = job.run(f"{PIECEWISE}whole, begun = fit({loader}), fit({loader}, {step}, {hook!r})")
-    monkeypatch.setenv("CKPT_PATH", checkpoint.replace("two epochs", "middle"))
+    monkeypatch.setenv("JOB_FIT_CKPT_PATH", checkpoint.replace("two epochs", "middle"))
     capfd.readouterr()
     went_on = job.run(f"{PIECEWISE}model = fit({loader})")["model"]
     assert len(before["whole"].seen) == 60 and len(before["begun"].seen) == 2 * step

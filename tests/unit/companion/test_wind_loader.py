@@ -34,11 +34,19 @@ class Restores(LightningDataModule):
         """Go on where it was."""
 
 
-def trainer(done: int, limit: float = 1.0, training: bool = True, restarting: bool = True, **more: Any) -> Any:
+def trainer(
+    done: int,
+    limit: float = 1.0,
+    training: bool = True,
+    restarting: bool = True,
+    is_resuming: bool | None = None,
+    **more: Any,
+) -> Any:
     """Return a Trainer that goes on after so many batches of an epoch, in the second one."""
     progress = SimpleNamespace(current=SimpleNamespace(processed=done), is_last_batch=done == len(WHOLE))
     epochs = SimpleNamespace(current=SimpleNamespace(started=2, processed=1))
-    state = {"restarting": restarting, "is_resuming": False, "restarted_mid_epoch": False}
+    state = {"restarting": restarting, "restarted_mid_epoch": False}
+    state |= {} if is_resuming is None else {"is_resuming": is_resuming}  # since Lightning 2.5.3
     loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress), epoch_progress=epochs, **state)
     about = {"training": training, "fit_loop": loop, "limit_train_batches": limit, "strategy": Strategy()}
     return SimpleNamespace(**{"is_global_zero": True, "datamodule": None, **about, **more})
@@ -69,12 +77,13 @@ def first_epoch(about: Any, *loaders: DataLoader[Any]) -> list[list[list[int]]]:
         (trainer(3, limit=0.6), WHOLE),
         (trainer(2, training=False), WHOLE),
         (trainer(2, restarting=False), WHOLE),
+        (trainer(2, restarting=False, is_resuming=True), WHOLE),  # a new epoch, of another length than the last one
         (trainer(2, fit_loop=SimpleNamespace(restarting=True)), WHOLE),
         (trainer(2, datamodule=LightningDataModule()), WHOLE[2:]),
         (trainer(2, datamodule=Restores()), WHOLE),
     ],
     ids=[
-        *("middle", "start", "end", "limit", "in-limit", "share", "validation", "anew", "lightning-2.4"),
+        *("middle", "start", "end", "limit", "in-limit", "share", "validation", "anew", "new-epoch", "lightning-2.4"),
         *("datamodule", "restores"),
     ],
 )

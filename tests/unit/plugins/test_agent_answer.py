@@ -139,7 +139,8 @@ def test_a_reply_that_nobody_takes_does_not_hold_the_agent(node: LocalNode, tmp_
     assert agent.wait(10) == -signal.SIGALRM
 
 
-MODULES = {path for path in Path(agent.__path__[0]).rglob("*.py") if path.name != "__init__.py"}
+COMPANION = {*Path(agent.__path__[0]).glob("companion/thunderhead_companion/*.py")}
+MODULES = {path for path in Path(agent.__path__[0]).rglob("*.py") if path.name != "__init__.py"} - COMPANION
 SENT = sorted(
     payload._path(name).with_suffix(".py")
     for name in {name for op in REPLIES for name in json.loads(zlib.decompress(payload.modules(op)))}
@@ -149,6 +150,13 @@ SENT = sorted(
 def test_what_is_sent_is_found() -> None:
     assert MODULES - {*SENT} == {Path(bootstrap.__file__)}
     assert {"answer.py", "prepare.py", "supervise.py", "ufw.py"} <= {path.name for path in SENT}
+
+
+def test_the_companion_needs_nothing_but_itself_the_standard_library_and_torch() -> None:
+    nodes = [node for path in COMPANION for node in ast.walk(ast.parse(path.read_text(), feature_version=(3, 9)))]
+    imported = {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
+    imported |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    assert COMPANION and {name.split(".")[0] for name in imported} <= {*sys.stdlib_module_names, "torch"}
 
 
 @pytest.mark.parametrize("path", SENT, ids=lambda path: f"{path.parent.name}.{path.stem}")

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.plan_job import make_job
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.choose_launcher import MOST_BYTES, fit
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.choose_launcher import fit
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.imports import MOST_BYTES
 from user_options import run_options
 
 FIELD = Path(__file__).parents[2] / "field"
@@ -37,6 +38,7 @@ CASES = {
     "accelerate/train.py": ("torchrun", "accelerate/train.py uses Accelerate"),
     "configurator/train.py": ("torchrun", f"configurator/train.py {DISTRIBUTED}"),
     "fabric/train.py": ("torchrun", f"fabric/train.py {FABRIC}"),
+    "lightning-trainer/train.py": ("lightning", f"lightning-trainer/train.py {LIGHTNING}"),
     "lightning-cli/train.py": ("lightning", f"lightning-cli/train.py {CLI}"),
     "spawns/train.py": ("python", f"spawns/train.py {SPAWN}"),
     "spawns_alone.py": ("python", f"spawns_alone.py {SPAWN}"),

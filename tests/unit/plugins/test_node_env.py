@@ -35,6 +35,7 @@ JOB: dict[str, Any] = {
     "commit": "1a2b-dirty",
     "gang": True,
     "framework": {},
+    "fit_goes_on": False,
 }
 AWKWARD = {
     "empty": "",

@@ -81,7 +81,8 @@ def variables(
         node: rank, world_size, master_addr, master_port, interface.
         given: the user's, which win.
         job: its id, dir, checkpoint (path or ""), commit (of its code, or ""), gang (whether its nodes work together)
-            and framework (what a framework that the script uses takes from the environment besides).
+            fit_goes_on (whether Lightning's fit gets it by itself) and framework (what a framework that the script
+            uses takes from the environment besides).
     """
     ours = {
         "MASTER_ADDR": node["master_addr"],
@@ -97,4 +98,6 @@ def variables(
         ours |= {"JOB_ID": job["id"], "JOB_DIR": job["dir"], "JOB_GIT_COMMIT": job["commit"], **job["framework"]}
         if job["checkpoint"]:
             ours["CKPT_PATH"] = job["checkpoint"]
+        if job["fit_goes_on"]:
+            ours["JOB_FIT_CKPT_PATH"] = job["checkpoint"]
     return {name: str(value) for name, value in {**ours, **dict(sorted(given.items()))}.items()}

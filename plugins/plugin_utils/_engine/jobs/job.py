@@ -41,6 +41,7 @@ class Job:
         devices: ranks per node under torchrun; None means as many as there are GPUs, or one.
         checkpoint: path relative to the working directory of the checkpoint to go on from, or "".
         companion: whether Lightning's Trainer is helped to find checkpoints, and to go on in the middle of an epoch.
+        fit_goes_on: whether the first fit of Lightning's Trainer that is passed no checkpoint gets this one.
         preflight: thresholds, and checks to be skipped; see preflight.prepared_nodes.
         gang: whether the nodes work together; else each runs the script for itself.
         uses: what the script uses, of choose_launcher.KINDS.
@@ -67,3 +68,4 @@ class Job:
     module: str = ""
     project: Path | None = None
     companion: bool = True
+    fit_goes_on: bool = False

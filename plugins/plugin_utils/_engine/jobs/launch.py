@@ -370,6 +370,7 @@ class Launch:
             "checkpoint": "{checkpoint}" if job.checkpoint else "",
             "commit": job.bundle.described_commit,
             "gang": job.gang,
+            "fit_goes_on": job.fit_goes_on,
             "framework": self._framework,
         }
         return {

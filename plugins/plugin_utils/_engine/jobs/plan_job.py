@@ -25,10 +25,18 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.j
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.options import RunOptions
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.paths import EXAMPLE
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.bundle import Bundle, make_bundle
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.choose_launcher import PLAIN, Fit, fit
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.choose_launcher import (
+    PLAIN,
+    TRAINER,
+    Fit,
+    fit,
+)
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.entry_point import (
     find_entry,
     search_path,
+)
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.mentions_checkpoint import (
+    mentions_checkpoint,
 )
 
 AUTO = "auto"
@@ -145,6 +153,7 @@ def make_job(
             f"job {options.rerun or options.resume} had environment variables whose values are not kept: "
             f'{", ".join(sorted(missing))}; give them again with -e \'{{"env": {{...}}}}\', or another value, or ""'
         )
+    fit_goes_on = False
     if options.rerun:
         script, bundle = earlier["script"], stored_bundle(options.follow.runs_dir, earlier)
         found = Fit(earlier.get("uses", PLAIN), script)
@@ -160,6 +169,9 @@ def make_job(
         include = options.include or earlier.get("include", [])
         everything = (options.project_files or earlier.get("project_files")) == "all"
         script, bundle, found = take_code(project, named, module, variables, options.bundle_max_mb, include, everything)
+        if options.companion and checkpoint and found.kind == TRAINER:
+            folders = search_path(project, script, module, variables)
+            fit_goes_on = not mentions_checkpoint(project, script, folders, bundle.paths, args)
     wanted = options.launcher or earlier.get("launcher") or AUTO
     launcher, reason = (found.launcher, found.reason) if wanted == AUTO else (wanted, "")
     devices = count_torchrun_devices(options.devices, launcher, reason) if options.devices else earlier.get("devices")
@@ -181,6 +193,7 @@ def make_job(
         devices=devices,
         checkpoint=checkpoint,
         companion=options.companion,
+        fit_goes_on=fit_goes_on,
         preflight=options.preflight,
         gang=earlier.get("gang", True) if options.gang is None else options.gang,
         uses=found.kind,

@@ -58,7 +58,7 @@ class Code:
         }
         job = {
             **{"id": "preflight", "dir": "/", "commit": self.bundle.described_commit},
-            **{"checkpoint": "", "gang": True, "framework": {}},
+            **{"checkpoint": "", "gang": True, "fit_goes_on": False, "framework": {}},
         }
         ranks = _ONE_RANK if self.launcher == "torchrun" else {}
         return {**ranks, **environment_variables.variables(about, {**node.env, **self.env}, job)}

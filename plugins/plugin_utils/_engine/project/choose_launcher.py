@@ -6,13 +6,11 @@
 from __future__ import annotations
 
 import ast
-from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import decode_source
 from pathlib import Path
 
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.imports import imported_by, own_files
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.imports import own_modules
 
 CLI, TRAINER, FABRIC, FABRIC_LAUNCHED = "cli", "trainer", "fabric", "fabric-launched"
 TRANSFORMERS, ACCELERATE, DEEPSPEED = "transformers", "accelerate", "deepspeed"
@@ -33,8 +31,6 @@ KINDS: Mapping[str, tuple[str, str]] = {
 }
 """What a script may use: the launcher that fits, and its name. Of several the first counts."""
 
-MOST_BYTES = 300_000
-"""Of code that is read: some 100 ms. What is imported by then decides."""
 _LIGHTNING = ("pytorch_lightning", "lightning")
 # What a script also asks that runs alone.
 _ASKS = ("is_available", "is_initialized", "get_rank", "get_world_size")
@@ -77,30 +73,12 @@ def fit(project: Path, script: str, search_path: Sequence[Path] = (), files: Col
         search_path: folders of the project where it finds its modules; by default its own.
         files: paths of the files that belong to the job's code; None for all.
     """
-    roots = search_path or [(project / script).parent]
     found: dict[str, str] = {}
-    waiting = deque([project / script])
-    seen = set(waiting)
-    left = MOST_BYTES
-    while waiting and left > 0 and CLI not in found and TRAINER not in found:
-        path = waiting.popleft()
-        if files is not None and path.suffix and str(path.relative_to(project)) not in files:
-            continue
-        try:
-            data = path.read_bytes() if path.is_file() else b""
-            left -= len(data)
-            tree = ast.parse(decode_source(data))
-        except (OSError, SyntaxError, ValueError, RecursionError):
-            continue  # Python will say it
+    for path, _data, tree in own_modules(project, script, search_path, files):
         for kind in _kinds(tree):
             found.setdefault(kind, str(path.relative_to(project)))
-        nodes = [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
-        for root in roots:
-            if path.parent.is_relative_to(root):
-                for module, name in imported_by(nodes, path, root):
-                    new = [file for top in roots for file in own_files(top, module, name) if file not in seen]
-                    seen.update(new)
-                    waiting += new
+        if CLI in found or TRAINER in found:
+            break
     if DISTRIBUTED not in found or RANK in found:
         found.pop(PER_NODE, None)
     if DISTRIBUTED not in found:

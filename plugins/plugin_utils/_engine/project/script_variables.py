@@ -25,7 +25,8 @@ def variables_of(given: Mapping[str, str], checkpoint: str) -> set[str]:
         given: the user's, of the inventory and of the command line.
         checkpoint: path of the one that the job goes on from, or "".
     """
-    job = {"id": "", "dir": "", "checkpoint": checkpoint, "commit": "", "gang": True, "framework": {}}
+    about = {"id": "", "dir": "", "commit": "", "gang": True, "fit_goes_on": False, "framework": {}}
+    job = {**about, "checkpoint": checkpoint}
     return {*ACCOUNT, *environment_variables.variables(_NODE, given, job)}
 
 

@@ -11,83 +11,56 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-TEXTS = (".yaml", ".yml", ".toml", ".json", ".cfg", ".ini", ".sh")
-"""Endings of files besides Python's that may say what the checkpoint is for."""
-LONGEST_TEXT = 2**20
-"""Bytes of one that a person wrote."""
+VARIABLE = "JOB_FIT_CKPT_PATH"
+"""Path of the checkpoint, where neither the script nor a configuration of the project mentions it."""
+FINDERS = ("LearningRateFinder", "BatchSizeFinder")
+"""Callbacks with which Lightning forgets the optimizer's part of a checkpoint."""
 
-_given: list[str] = []  # the checkpoint, once a fit has got it
+_went_on_from: list[str] = []  # the checkpoint, once a fit has got it
 
 
 def with_checkpoint(fit: Callable[..., Any]) -> Callable[..., Any]:
-    """Return ``Trainer.fit``, which goes on from CKPT_PATH the first time that it is called without a ``ckpt_path``."""
+    """Return ``Trainer.fit``, which goes on from the checkpoint the first time that it is passed no ``ckpt_path``."""
     signature = inspect.signature(fit)
 
     def fit_from_checkpoint(*given: Any, **named: Any) -> Any:
         try:
             bound = signature.bind(*given, **named)
-            if is_to_go_on(bound.arguments):
-                bound.arguments["ckpt_path"] = os.environ["CKPT_PATH"]
-                given, named = bound.args, bound.kwargs
-        except (AttributeError, KeyError, TypeError):
-            pass  # no checkpoint, another Lightning, or arguments that it will refuse
-        return fit(*given, **named)
+        except TypeError:
+            return fit(*given, **named)  # which says what is wrong with the arguments
+        is_open = "ckpt_path" in signature.parameters and bound.arguments.get("ckpt_path") is None
+        checkpoint = take_checkpoint(given[0]) if is_open else None
+        if checkpoint:
+            bound.arguments["ckpt_path"] = checkpoint
+        return fit(*bound.args, **bound.kwargs)
 
     return fit_from_checkpoint
 
 
-def is_to_go_on(arguments: dict[str, Any]) -> bool:
-    """Return whether a fit with these arguments is the one that is to go on from the checkpoint, and say so.
-
-    Raises:
-        KeyError: there is no checkpoint.
-    """
-    trainer, checkpoint = arguments["self"], os.environ["CKPT_PATH"]
-    connector = getattr(trainer, "_checkpoint_connector", None)
-    is_named = arguments.get("ckpt_path") is not None or getattr(connector, "_user_managed", False)
-    if is_named or is_trial(trainer) or is_for_script(checkpoint):
-        return False
-    if _given:
+def take_checkpoint(trainer: Any) -> str | None:
+    """Return the checkpoint that a Trainer is to go on from, the first time, and say so; else None."""
+    checkpoint = os.environ.get(VARIABLE)
+    is_set = getattr(getattr(trainer, "_checkpoint_connector", None), "_user_managed", False)  # trainer.ckpt_path = ...
+    is_search = any(getattr(one, "_early_exit", False) for one in trainer.callbacks)  # a Tuner's
+    if not checkpoint or is_set or is_search or trainer.fast_dev_run:
+        return None
+    finder = next((type(one).__name__ for one in trainer.callbacks if type(one).__name__ in FINDERS), None)
+    if finder:
+        say(trainer, f"this fit starts from the beginning, because Lightning does not go on with a {finder}")
+        return None
+    if _went_on_from:
         say(
             trainer,
             f"this fit starts from the beginning, because an earlier one went on from {checkpoint}; if this is the one "
             "to go on, pass it ckpt_path=os.environ.get('CKPT_PATH')",
         )
-        return False
-    _given.append(checkpoint)
+        return None
+    _went_on_from.append(checkpoint)
     say(trainer, f"fit goes on from {checkpoint}, because it is passed no ckpt_path")
-    return True
+    return checkpoint
 
 
 def say(trainer: Any, sentence: str) -> None:
     """Print a sentence, on one rank."""
     if trainer.is_global_zero:
         sys.stderr.write(f"thunderhead: {sentence}\n")
-
-
-def is_trial(trainer: Any) -> bool:
-    """Return whether a fit is no training: a run of a few batches, or a Tuner's that looks for a learning rate."""
-    return bool(trainer.fast_dev_run) or any(getattr(one, "_early_exit", False) for one in trainer.callbacks)
-
-
-def is_for_script(checkpoint: str) -> bool:
-    """Return whether the script decides what the checkpoint is for: its arguments, code or configuration name it.
-
-    Its code is what was imported of the job's folder; another script that lies there does not count.
-    """
-    work = os.path.join(os.path.realpath(os.environ["JOB_DIR"]), "work")
-    # Not by getattr: a module may import something then.
-    imported = [getattr(module, "__dict__", {}).get("__file__") for module in list(sys.modules.values())]
-    files = [one for one in imported if isinstance(one, str) and os.path.realpath(one).startswith(work + os.sep)]
-    for folder, _folders, names in os.walk(work):
-        files += [os.path.join(folder, name) for name in names if name.endswith(TEXTS)]
-    return any(checkpoint in one for one in sys.argv) or any(map(mentions_checkpoint, files))
-
-
-def mentions_checkpoint(file: str) -> bool:
-    """Return whether a file has CKPT_PATH in its text."""
-    try:
-        with open(file, "rb") as text:
-            return b"CKPT_PATH" in text.read(LONGEST_TEXT)
-    except OSError:
-        return False

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import sys
 from typing import Any, NamedTuple
 
 PIECE_BYTES = 2**26
@@ -61,7 +62,8 @@ def resume_shared(trainer: Any, path: Any = None, *given: Any, **named: Any) -> 
 
     connector = trainer._checkpoint_connector
     resume = functools.partial(type(connector).resume_start, connector)
-    transfer = find_transfer(os.fspath(path or "")) if is_shared(trainer.strategy) else None
+    is_failing = sys.exc_info()[1] is not None  # as where a Tuner restores what was, on a rank that raised
+    transfer = find_transfer(os.fspath(path or "")) if is_shared(trainer.strategy) and not is_failing else None
     if not transfer:
         resume(path, *given, **named)
         return
@@ -103,7 +105,7 @@ def find_transfer(path: str) -> Transfer | None:
     for number, copy in enumerate(copies):
         first.setdefault(copy.node, number)
     having = [number for number in first.values() if copies[number].size >= 0]
-    if not having or len({copy[3:] for copy in copies}) == 1:
+    if not having or len({(copy.size, copy.changed) for copy in copies}) == 1:
         return None
     meant = [copy for copy in copies if copy.path]
     if len({copy.path for copy in meant}) > 1 and len({copy.name for copy in meant}) > 1:

@@ -43,12 +43,12 @@ class SkipOnce:
         return len(self._batches)
 
 
-def process_and_wind(trainer: Any, skipping: list[SkipOnce | None], loader: Any) -> Any:
+def process_and_wind(trainer: Any, seen: list[SkipOnce | None], loader: Any) -> Any:
     """Do what a strategy's ``process_dataloader`` does; the loader that a training goes on with begins where it was.
 
     Args:
         trainer: Lightning's.
-        skipping: what skips batches of each loader that the training has besides; this one's is added.
+        seen: what skips batches of each loader that came before; this one's is added. Of several none skips.
         loader: the training's, or another.
     """
     from torch.utils.data import DistributedSampler
@@ -56,17 +56,18 @@ def process_and_wind(trainer: Any, skipping: list[SkipOnce | None], loader: Any)
     strategy = trainer.strategy
     loader = type(strategy).process_dataloader(strategy, loader)
     loop = trainer.fit_loop
-    # Before 2.5, Lightning counts on from the batch before.
-    if not trainer.training or not hasattr(loop, "restarted_mid_epoch") or not (loop.restarting or loop.is_resuming):
+    # Before 2.5, Lightning counts on from the batch before; is_resuming is there since 2.5.3.
+    is_resuming = loop.restarting or getattr(loop, "is_resuming", False)
+    if not trainer.training or not is_resuming or not hasattr(loop, "restarted_mid_epoch"):
         return loader
     if isinstance(getattr(loader, "sampler", None), DistributedSampler):
         # Lightning does that, too, but after a loader with workers has begun.
         epochs, is_over = loop.epoch_progress.current, loop.epoch_loop.batch_progress.is_last_batch
         loader.sampler.set_epoch(epochs.started if is_over else epochs.processed)
-    wound = wind(trainer, loader) if not skipping else None
-    for one in filter(None, skipping):
-        one.count = 0  # of several none skips
-    skipping.append(wound.batch_sampler if wound else None)
+    wound = wind(trainer, loader) if loop.restarting and not seen else None  # else a new epoch begins
+    for one in filter(None, seen):
+        one.count = 0
+    seen.append(wound.batch_sampler if wound else None)
     return wound or loader
 
 
