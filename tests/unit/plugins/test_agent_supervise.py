@@ -70,7 +70,8 @@ def test_a_defect_after_the_start_leaves_no_script(node: LocalNode, tmp_path: Pa
     script = "import os, time\nopen('pid', 'w').write(str(os.getpid()))\nos.rename('pid', 'script.pid')\n"
     node.start(code(tmp_path / "code", f"{script}time.sleep(600)"))
     until(lambda: not node.supervisor())
-    assert not alive(int((node.job_dir() / "work" / "script.pid").read_text()))
+    script_pid = int((node.job_dir() / "work" / "script.pid").read_text())
+    until(lambda: not alive(script_pid))  # it was killed, and takes a moment to go
     assert "ZeroDivisionError: True" in (node.job_dir() / "log").read_text()
 
 
