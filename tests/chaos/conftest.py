@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What the chaos tests share: three machines that any of them may break, and that are mended after each.
 
-Most of a test is waiting, so two may run at once (`--numprocesses 2 --dist loadgroup`), each with machines of its own.
+Most of a test is waiting, so two may run at once (`--numprocesses 2 --dist loadgroup`: each gets the next one that is
+free), each with machines of its own.
 """
 
 import fcntl
@@ -38,9 +39,6 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.getoption("--rounds"):  # a measurement, not a test
         items[:] = [item for item in items if item.get_closest_marker("rounds") is None]
-    for item in items:
-        if item.get_closest_marker("torch"):  # which is installed on the machines of one process only
-            item.add_marker(pytest.mark.xdist_group("torch"))
     items.sort(key=lambda item: item.get_closest_marker("torch") is not None)  # stable: those last, else as they stand
 
 
