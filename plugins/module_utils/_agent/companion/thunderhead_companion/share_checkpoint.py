@@ -21,14 +21,14 @@ class Copy(NamedTuple):
     Attributes:
         node: NODE_RANK.
         path: of it, absolute; "" if this rank knows of none, as where it looked for the last one on its own disk.
-        name: its path relative to the working directory, if it lies there.
+        relative: its path from the working directory on, if it lies there; else as ``path``.
         size: bytes; -1 if there is no such file.
         changed: when that was last, ns since 1970.
     """
 
     node: str
     path: str
-    name: str
+    relative: str
     size: int
     changed: int
 
@@ -108,12 +108,13 @@ def find_transfer(path: str) -> Transfer | None:
     if not having or len({(copy.size, copy.changed) for copy in copies}) == 1:
         return None
     meant = [copy for copy in copies if copy.path]
-    if len({copy.path for copy in meant}) > 1 and len({copy.name for copy in meant}) > 1:
+    if len({copy.path for copy in meant}) > 1 and len({copy.relative for copy in meant}) > 1:
         return None
     source = having[0]
     alike = [number for number in having if copies[number].size == copies[source].size]
-    digests = gather(digest(path) if rank in alike and len(alike) > 1 else rank)
-    lacking = {node: number for node, number in first.items() if digests[number] != digests[source]}
+    digests = gather(digest(path) if rank in alike and len(alike) > 1 else "")
+    same = [number for number in alike if digests[number] == digests[source]]
+    lacking = {node: number for node, number in first.items() if number not in same}
     if not lacking:
         return None
     of_source = copies[source]
@@ -132,11 +133,11 @@ def gather(value: Any) -> list[Any]:
 def describe(path: str) -> Copy:
     """Return what this rank has of a checkpoint."""
     here, whole = os.path.join(os.getcwd(), ""), os.path.abspath(path) if path else ""
-    name, node = whole.removeprefix(here), os.environ.get("NODE_RANK", "")
+    relative, node = whole.removeprefix(here), os.environ.get("NODE_RANK", "")
     if not os.path.isfile(path):  # a folder has its parts on several nodes, each where it belongs
-        return Copy(node, whole, name, -1, 0)
+        return Copy(node, whole, relative, -1, 0)
     status = os.stat(path)
-    return Copy(node, whole, name, status.st_size, status.st_mtime_ns)
+    return Copy(node, whole, relative, status.st_size, status.st_mtime_ns)
 
 
 def digest(path: str) -> str:

@@ -67,8 +67,8 @@ def process_and_wind(trainer: Any, seen: list[SkipOnce | None], loader: Any) -> 
     wound = wind(trainer, loader) if loop.restarting and not seen else None  # else a new epoch begins
     for one in filter(None, seen):
         one.count = 0
-    seen.append(wound.batch_sampler if wound else None)
-    return wound or loader
+    seen.append(None if wound is None else wound.batch_sampler)
+    return loader if wound is None else wound
 
 
 def wind(trainer: Any, loader: Any) -> Any:
