@@ -43,12 +43,12 @@ class Timeline:
     def note(
         self, fault: str, outcome: str, detected_seconds: float | None = None, ended_seconds: float | None = None
     ) -> None:
-        """Write down a measurement; seconds."""
+        """Take a measurement; seconds."""
         found = Measurement(fault, outcome, rounded(detected_seconds), rounded(ended_seconds), self._repeat)
         self._properties.append((MEASUREMENT, asdict(found)))
 
     def note_end(self, fault: str, playbook: Playbook, at: float, word: str) -> None:
-        """Write down the way from a fault at `at` over the first line with `word` to the playbook's end."""
+        """Take the way from a fault at `at` over the first line with `word` to the playbook's end."""
         line = playbook.first(word, since=at)
         assert line, f"no line with {word!r} after the fault in:\n{playbook.text}"
         said = re.search(word, line.text)

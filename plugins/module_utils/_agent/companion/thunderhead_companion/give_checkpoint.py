@@ -40,14 +40,14 @@ def with_checkpoint(fit: Callable[..., Any]) -> Callable[..., Any]:
 def take_checkpoint(trainer: Any) -> str | None:
     """Return the checkpoint that a Trainer is to go on from, the first time, and say so; else None."""
     checkpoint = os.environ.get(VARIABLE)
-    is_set = getattr(getattr(trainer, "_checkpoint_connector", None), "_user_managed", False)  # trainer.ckpt_path = ...
+    is_set = getattr(trainer._checkpoint_connector, "_user_managed", False)  # trainer.ckpt_path = ...
     is_search = any(getattr(one, "_early_exit", False) for one in trainer.callbacks)  # a Tuner's
     if not checkpoint or is_set or is_search or trainer.fast_dev_run:
         return None
-    finder = next((type(one).__name__ for one in trainer.callbacks if type(one).__name__ in FINDERS), None)
-    if finder:
-        say(trainer, f"this fit starts from the beginning, because Lightning does not go on with a {finder}")
-        return None
+    for name in (type(one).__name__ for one in trainer.callbacks):
+        if name in FINDERS:
+            say(trainer, f"this fit starts from the beginning, because Lightning does not go on with a {name}")
+            return None
     if _went_on_from:
         say(
             trainer,
