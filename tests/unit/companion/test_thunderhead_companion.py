@@ -8,6 +8,7 @@ import os
 import pickle
 import runpy
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +86,15 @@ class Job:
 
 
 @pytest.fixture
-def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
-    return Job(tmp_path, monkeypatch)
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Job]:
+    """A job, of which nothing stays: in this process DDP leaves variables, a process group and a number of threads."""
+    before, threads = dict(os.environ), torch.get_num_threads()
+    yield Job(tmp_path, monkeypatch)
+    os.environ.clear()
+    os.environ.update(before)
+    torch.set_num_threads(threads)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def trained(variables: dict[str, Any]) -> int:
