@@ -114,6 +114,23 @@ options:
         they load it, through the training's own connections.
     type: bool
     default: true
+  retries:
+    description:
+      - How often a training with Lightning's Trainer or LightningCLI is started again by itself, from its newest whole
+        checkpoint, after a fault that is none of the script's, such as a rank that was killed. The nodes decide that
+        among themselves, whether anybody follows the job or not.
+      - Each attempt runs the same code on the same nodes, and finds its number in C(JOB_ATTEMPT), from C(1) on. Pauses
+        between attempts grow, and there is no other after three in a row that left no newer checkpoint, after a second
+        C(fit), or where a node is lost. V(0) means never, as do O(gang=false) and O(companion=false).
+    type: int
+    default: 3
+  retry_on:
+    description:
+      - After what the job is started again. V(fault) is a process of it that was killed from outside; V(any) is also
+        a script that failed by itself, but for bad arguments and failed imports.
+    type: str
+    choices: [fault, any]
+    default: fault
   rerun:
     description: Id of a job to be run again, with the same code and arguments on the same nodes.
     type: str

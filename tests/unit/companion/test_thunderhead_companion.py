@@ -143,6 +143,20 @@ def test_without_a_checkpoint_nothing_changes(job: Job, monkeypatch: pytest.Monk
     assert trained(job.run(COUNT + FIT)) == ALL_STEPS
 
 
+@pytest.mark.parametrize("is_given_one", [False, True])
+def test_after_a_second_fit_the_job_is_not_started_again_by_itself(
+    is_given_one: bool, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not is_given_one:
+        monkeypatch.delenv("JOB_FIT_CKPT_PATH")
+    refusal = job.work.parent / "companion" / "no_retry"
+    search = "class Search(pl.Callback):\n    _early_exit = True\n"
+    job.run(f"{search}trainer(callbacks=[Search()]).fit(Model(), data)\ntrainer().fit(Model(), data)\n")
+    assert not refusal.exists(), "a Tuner's fit is none of the script's"
+    job.run("trainer().fit(Model(), data)\n")
+    assert refusal.read_text() == "it has begun a second fit, and its checkpoints may be of either"
+
+
 def test_a_second_fit_starts_from_the_beginning_and_says_so(job: Job, capfd: pytest.CaptureFixture[str]) -> None:
     variables = job.run(COUNT + "trainer().fit(Model(), data)\n" + FIT)
     assert trained(variables) == ALL_STEPS

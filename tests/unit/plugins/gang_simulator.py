@@ -25,6 +25,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervi
     gang_member,
     inspector_tasks,
     job_plan,
+    next_attempt,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.authenticated_stream import (
     AuthenticatedStream,
@@ -47,6 +48,8 @@ LONGEST_LOOK = 2.0
 """What an inspector takes at most, besides the time that it is told to measure."""
 GIVE_UP_SECONDS = 60.0
 """A supervisor that nobody starts gives its job up after so long; here sooner than in reality."""
+MOST_EVENTS = 100_000
+"""More than twice as many as the largest gang needs."""
 HORIZON = 1000.0
 """By then every run is over."""
 
@@ -106,8 +109,11 @@ class Machine:
     term: int = 1
     inspects: bool = True
     returned: bool = False  # after it lost power
-    verdict: str | None = None  # that its supervisor took first
+    verdict: str | None = None  # that its supervisor took first in this attempt
     started: float = HORIZON
+    attempt: int = 1
+    has_fault: bool = False  # its script is killed, and not by its supervisor
+    asked: str | None = None  # by somebody, to stop, and why
 
     @property
     def member(self) -> gang_member.GangMember:
@@ -159,13 +165,23 @@ class World:
         self.disk_full_from = (
             self.extras.uniform(0, length) if self.has_extras and self.extras.random() < 0.3 else HORIZON
         )
+        # A third of the jobs may be tried again.
+        self.attempts = random.Random(f"{seed} attempts")
+        self.retries = self.attempts.choice([0, 0, 0, 0, 2, 5])
+        self.grace = self.attempts.choice([GRACE, 4 * GRACE]) if self.retries else GRACE
+        self.faults = 0  # scripts that were killed
+        self.begun = 1  # the latest attempt of which a rank has started
+        self.step = 0  # of the newest checkpoint
+        self.last_step = 0  # that an attempt has gone on from
+        self.unproductive = 0  # attempts in a row that began from no newer checkpoint
+        self.saves = self.attempts.choice([1.0, 1.0, 0.5, 0.1, 0.1])  # how often an attempt leaves a newer checkpoint
         self.gang_file: dict[str, Any] | None = None  # what the head wrote down last
         self.notices: list[str] = []  # its own, so far
         self.decided = HORIZON  # when the first verdict was taken
         self.machines = []
         for rank in range(size):
             clock = self.random.uniform(0, 1e6)
-            member = gang_member.GangMember(rank, size, self.timeout, clock, 0, RENDEZVOUS_SECONDS)
+            member = gang_member.GangMember(rank, size, self.timeout, clock, 0, RENDEZVOUS_SECONDS, self.retries)
             nonces = random.Random(f"{seed} {rank}")
             connections = gang_connections.GangConnections(
                 member, rank, size, self.timeout, KEY, lambda nonces=nonces: nonces.randbytes(16)
@@ -185,6 +201,9 @@ class World:
         self.plan(length)
         if self.has_extras:
             self.plan_extras(length)
+        if self.retries:
+            for _number in range(self.attempts.choice([0, 1, 1, 2, 3, 9])):
+                self.at(self.attempts.uniform(0, 2 * length), self.kill_script)
 
     def start(self, machines: list[Machine]) -> None:
         """Have the controller write the start message to some nodes."""
@@ -221,7 +240,8 @@ class World:
     def end_all(self, why: str) -> None:
         """Have the controller stop all nodes."""
         for machine in self.machines:
-            if machine.script == "running":
+            if machine.script == "running" or (self.retries and machine.script != "waiting"):
+                machine.asked = machine.asked or why
                 self.on(machine, lambda machine=machine: machine.member.end(why))
 
     def plan(self, length: float) -> None:
@@ -262,7 +282,7 @@ class World:
 
     def follow(self, until: float, bad_since: float | None) -> None:
         """Have a follower look at the job every second, as run.yml and logs.yml do, until it goes."""
-        if self.now > until or all(machine.script not in ("waiting", "running") for machine in self.machines):
+        if self.now > until or not any(self.may_go_on(machine) for machine in self.machines):
             return
         head = self.machines[0]
         told = self.gang_file if head.powered and self.extras.random() < 0.95 else None  # a torn file says nothing
@@ -277,9 +297,14 @@ class World:
                 return
         self.at(1, lambda: self.follow(until, bad_since))
 
-    @staticmethod
-    def why_bad(machine: Machine) -> str:
+    def may_go_on(self, machine: Machine) -> bool:
+        """Return whether a rank runs, or another attempt of it may follow, as its node tells a follower."""
+        return machine.script in ("waiting", "running") or (self.retries > 0 and machine.alive)
+
+    def why_bad(self, machine: Machine) -> str:
         """Return why a rank has ended badly, as its node tells a follower; "" if it has not."""
+        if machine.script != "running" and self.may_go_on(machine):
+            return ""
         name = f"rank {machine.rank} (n{machine.rank})"
         if machine.script == "failed":
             return f"{name} exited with code 1"
@@ -430,7 +455,7 @@ class World:
         if one is None or other is None:
             return
         self.severe["two stops"] = self.now
-        self.asked_to_stop = True
+        self.asked_to_stop, one.asked, other.asked = True, "", "another controller"
         self.say(f"n{one.rank} and n{other.rank} are asked to stop")
         self.on(one, lambda: one.member.end(""))
         self.at(self.extras.uniform(0, 1), lambda: self.on(other, lambda: other.member.end("another controller")))
@@ -442,12 +467,24 @@ class World:
         self.severe["failure"] = self.now
         machine.ends_at, machine.ends_well = self.now, False
 
+    def kill_script(self) -> None:
+        """Have the kernel, or a person, kill a script."""
+        machine = self.some()
+        if machine is None or machine.script != "running" or machine.stopping:
+            return
+        self.severe["fault"] = self.now
+        self.faults += 1
+        self.say(f"the script of n{machine.rank} is killed")
+        machine.ends_at, machine.ends_well, machine.has_fault = self.now, False, True
+        if self.attempts.random() < 0.2:  # while the ranks end, or the next attempt is waited for
+            self.at(self.attempts.uniform(0, 2 * GRACE), self.stop)
+
     def stop(self) -> None:
         machine = self.some()
         if machine is None:
             return
         self.severe["stop"] = self.now
-        self.asked_to_stop = True
+        self.asked_to_stop, machine.asked = True, ""
         self.say(f"n{machine.rank} is asked to stop")
         self.on(machine, lambda: machine.member.end(""))
 
@@ -476,7 +513,9 @@ class World:
                     machine.script = "stopped"
                 self.say(f"the script of n{machine.rank} ended: {machine.script}")
                 why = f"rank {machine.rank} (n{machine.rank}) exited with code 1" if machine.script == "failed" else ""
-                machine.member.script_ended(machine.script, why, now)
+                machine.member.script_ended(machine.script, why, now, machine.has_fault)
+                if machine.asked is not None:
+                    machine.member.end(machine.asked)
             goes_on = self.now >= self.quiet_to and machine.rank == len(self.machines) - 1  # the others wait for it
             if machine.script == "running" and (self.now < self.quiet_from or goes_on):
                 machine.member.printed(int(1000 * self.now))
@@ -502,6 +541,8 @@ class World:
         if member.members is not None and machine.script == "waiting":
             self.say(f"n{machine.rank} starts")
             machine.script, machine.ends_at, machine.started = "running", self.now + machine.seconds, self.now
+        if member.attempt != machine.attempt:
+            self.begin_attempt(machine)
         if machine.verdict not in (None, member.verdict):
             raise Broken(f"the first verdict stays: n{machine.rank} takes {member.verdict!r} for {machine.verdict!r}")
         machine.verdict = member.verdict
@@ -511,7 +552,7 @@ class World:
                 self.stood_still[machine.rank] = self.now
             machine.stopping = True
             self.decided = min(self.decided, self.now)
-            machine.ends_at = min(machine.ends_at, self.now + self.random.uniform(0, GRACE))
+            machine.ends_at = min(machine.ends_at, self.now + self.random.uniform(0, self.grace))
         summary = member.summary() if machine.rank == 0 else None
         if summary:
             if summary["notices"][: len(self.notices)] != self.notices:
@@ -534,15 +575,51 @@ class World:
             self.say(f"n{machine.rank} ({member.role}) is over")
             self.die(machine)
 
+    def begin_attempt(self, machine: Machine) -> None:
+        """Start the script again, as the gang says."""
+        member = machine.member
+        self.say(f"n{machine.rank} begins attempt {member.attempt}, from {member.checkpoint!r}")
+        before = [one for one in self.machines if one.script == "running" and one.powered and not one.returned]
+        running = next((one for one in before if one.attempt < member.attempt), None)
+        if running:
+            raise Broken(f"at most one attempt runs: {running.attempt} on n{running.rank}, {member.attempt} begins")
+        if member.attempt > self.begun:
+            self.begin_anew(member)
+        if member.checkpoint != self.machines[0].member.checkpoint:
+            raise Broken(f"all go on from the same checkpoint: n{machine.rank} does from {member.checkpoint}")
+        machine.attempt, machine.script, machine.verdict = member.attempt, "running", None
+        machine.stopping = machine.has_fault = False
+        machine.ends_well, machine.ends_at = True, self.now + machine.seconds
+        if machine.asked is not None:
+            member.end(machine.asked)
+
+    def begin_anew(self, member: gang_member.GangMember) -> None:
+        """Check what must hold when the first rank of an attempt is started."""
+        step = int(member.checkpoint.partition(".")[0] or 0)
+        if step < self.last_step:
+            raise Broken(f"no older checkpoint replaces a newer one: {step} comes after {self.last_step}")
+        self.unproductive = 0 if step > self.last_step else self.unproductive + 1
+        self.last_step, self.begun = step, member.attempt
+        if self.begun > self.retries + 1 or self.unproductive >= next_attempt.MOST_UNPRODUCTIVE:
+            raise Broken(f"given up in the end: attempt {self.begun} begins, {self.unproductive} left nothing new")
+        if "stop" in self.severe and self.severe.keys() <= {"stop", "fault"} and not self.mild:
+            late = self.now - self.severe["stop"]
+            if late > self.grace + 1:
+                raise Broken(f"what was asked to stop is not started again: it is, {late:.0f} s later")
+
     def inspect(self, machine: Machine, task: dict[str, Any]) -> None:
         """Do what a node's inspector is asked to, which takes a while."""
         if not machine.inspects:
             return
-        if task["task"] == inspector_tasks.LOOK:
+        if task["task"] == inspector_tasks.FIND:
+            if self.attempts.random() < self.saves:
+                self.step += self.attempts.randint(1, 9)
+            result: dict[str, Any] = {"found": [f"{self.step}.ckpt", self.step] if self.step else None, "refusal": ""}
+        elif task["task"] == inspector_tasks.LOOK:
             if self.kind == "pauses" and machine.rank == len(self.machines) - 1:
                 self.quiet_to = min(self.quiet_to, self.now + self.random.uniform(0, task["seconds"] - 3 * TICK))
             works = self.kind == "is quiet" and machine.rank == len(self.machines) - 1
-            result: dict[str, Any] = {"found": "works" if works else "waits"}
+            result = {"found": "works" if works else "waits"}
         elif task["task"] == inspector_tasks.CONNECT:
             result = {"found": {"failed": {}, "master": None}}
         elif self.must_connect and task["reached"] is None and "works" not in task["activities"].values():
@@ -689,7 +766,9 @@ class World:
             Broken: what must hold does not.
         """
         while self.events and self.now < HORIZON:
-            self.now, _number, what = heapq.heappop(self.events)
+            self.now, number, what = heapq.heappop(self.events)
+            if number > MOST_EVENTS:
+                raise Broken("every gang ends: supervisors send each other messages without end")
             what()
         self.check()
 
@@ -703,6 +782,7 @@ class World:
                 if one.come != json.loads(json.dumps(other.sent[: len(one.come)])):
                     raise Broken(f"every message once, in order, as it was sent: {one.come} of {other.sent}")
         self.check_standstill()
+        self.check_attempts()
         living = [one for one in self.machines if one.member.over]
         lost = [
             one
@@ -712,7 +792,7 @@ class World:
         for one in living:
             self.check_one(one, lost)
         is_forgotten = self.controller_dies and any(one.script == "waiting" for one in self.machines)
-        if len(self.severe) == 1 and not self.severe.keys() & {"freeze", "partition"} and not is_forgotten:
+        if len(self.severe) == 1 and not self.severe.keys() & {"freeze", "partition", "fault"} and not is_forgotten:
             self.check_time()
             # One that slept until all was over has met nobody in time.
             stopped = [one for one in living if one.script == "stopped" and one.started <= self.decided]
@@ -739,6 +819,15 @@ class World:
         bad = [other for other in self.machines if other.member.over and other.script == "failed"]
         if bad and verdict is None and has_met:
             raise Broken(f"succeeded only if every rank did: n{one.rank} does not know that n{bad[0].rank} failed")
+
+    def check_attempts(self) -> None:
+        """Check that a job which only lost some of its scripts went on to its end."""
+        if self.severe.keys() != {"fault"} or self.mild or self.has_extras or self.inspector_dies:
+            return
+        if self.kind != "is stuck" and self.saves == 1 and self.faults <= self.retries:
+            left = [one for one in self.machines if one.script != "succeeded"]
+            if left:
+                raise Broken(f"a job goes on by itself: n{left[0].rank} {left[0].script}")
 
     def check_standstill(self) -> None:
         """Check who was taken for standing still."""

@@ -58,7 +58,12 @@ def honest(request: Mapping[str, Any], rank: int = 0) -> Answer:
     if op == "follow":
         data = LOG[request["offset"] :]
         ranks = [{"state": "failed", "met": True}] * 2
-        gang = {"ranks": ranks, "ending": True, "notices": [[1.8e9, "nothing was printed for 60 s: rank 0 waits"]]}
+        gang = {
+            "ranks": ranks,
+            "attempt": 2,
+            "ending": True,
+            "notices": [[1.8e9, "nothing was printed for 60 s: rank 0 waits"]],
+        }
         more = {"gang": gang, "gang_changed": 10**18, "has_stacks": True}
         return {**ENDED, "more": False, "offset": request["offset"] + len(data), **more}, data
     if op == "read_files":

@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base import lightning_checkpoint
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base import (
+    find_checkpoints,
+    lightning_checkpoint,
+)
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.working_directory import (
     BUNDLE_MTIME,
     PLACED_MTIME,
@@ -79,7 +82,7 @@ def test_of_very_many_only_the_latest_are_looked_at(node: LocalNode, monkeypatch
         checkpoint(work / f"{number}.ckpt", step=number)
         os.utime(work / f"{number}.ckpt", (10**9 + number, 10**9 + number))
     request = {"directory": str(node.directory), "job": {"id": "job-1"}}
-    monkeypatch.setattr(list_checkpoints, "MOST_LISTED", 2)
+    monkeypatch.setattr(find_checkpoints, "MOST_LISTED", 2)
     reply, _payload = list_checkpoints.list_checkpoints(request, b"")
     assert [found[0] for found in reply["found"]] == ["5.ckpt", "4.ckpt"]
 

@@ -124,6 +124,7 @@ def test_a_job_starts_from_a_clean_environment(node: LocalNode, tmp_path: Path) 
         "NCCL_SOCKET_IFNAME": "=lo",
         "JOB_ID": "job-1",
         "JOB_DIR": str(node.job_dir()),
+        "JOB_ATTEMPT": "1",
         "JOB_GIT_COMMIT": "",
         "TOKEN": "it's ü\n$1",
     }

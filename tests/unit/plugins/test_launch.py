@@ -997,6 +997,7 @@ def test_the_variables_of_a_framework(
         ({"uses": "trainer", "env": {"PYTHONPATH": "src:/mine"}}, "JOB_DIR/companion:src:/mine"),
         ({"uses": "trainer", "companion": False}, None),
         ({"uses": "trainer", "checkpoint": ""}, None),
+        ({"uses": "trainer", "checkpoint": "", "retries": 1}, "JOB_DIR/companion"),
         ({"uses": "distributed", "env": {"PYTHONPATH": "/mine"}}, "/mine"),
     ],
 )

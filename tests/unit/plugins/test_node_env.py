@@ -31,11 +31,10 @@ FIXED = {
 JOB: dict[str, Any] = {
     "id": "20261122-173000-train-9f3a",
     "dir": "/opt/thunder head/jobs/20261122-173000-train-9f3a",
-    "checkpoint": "",
+    "attempt": 1,
     "commit": "1a2b-dirty",
     "gang": True,
     "framework": {},
-    "fit_goes_on": False,
 }
 AWKWARD = {
     "empty": "",
@@ -194,16 +193,15 @@ def test_all_awkward_values_at_once(tmp_path: Path) -> None:
 
 def test_a_job_has_its_name_and_folder_besides(tmp_path: Path) -> None:
     expected = {**FIXED, "JOB_ID": JOB["id"], "JOB_DIR": JOB["dir"], "JOB_GIT_COMMIT": "1a2b-dirty", "A": "1"}
+    expected["JOB_ATTEMPT"] = "1"
     found = variables(NODE, {"A": "1"}, JOB)
     assert found == source(environment_text(found), tmp_path) == expected
 
 
-def test_a_checkpoint_and_what_fabric_run_sets() -> None:
-    given = {**JOB, "checkpoint": "/x/a b.ckpt", "framework": {"LT_DEVICES": 2, "LT_CLI_USED": 1}}
+def test_what_fabric_run_sets() -> None:
+    given = {**JOB, "framework": {"LT_DEVICES": 2, "LT_CLI_USED": 1}}
     more = variables(NODE, {}, given)
-    assert more.items() - variables(NODE, {}, JOB).items() == {
-        *(("CKPT_PATH", "/x/a b.ckpt"), ("LT_DEVICES", "2"), ("LT_CLI_USED", "1"))
-    }
+    assert more.items() - variables(NODE, {}, JOB).items() == {("LT_DEVICES", "2"), ("LT_CLI_USED", "1")}
 
 
 def test_lightning_is_told_the_number_of_nodes_of_a_gang_only() -> None:

@@ -35,9 +35,9 @@ def test_dollars_that_name_no_variable_stay(word: str) -> None:
 def test_a_name_that_no_variable_has() -> None:
     assert refused("--data", "$DATA_DIR/x", A="1") == (
         "script_args names $DATA_DIR, but the job has no variable of that name; set it with env or job_env, write "
-        "$$DATA_DIR for a dollar as it is, or name one of A, GLOO_SOCKET_IFNAME, HOME, JOB_DIR, JOB_GIT_COMMIT, "
-        "JOB_ID, LT_NUM_NODES, MASTER_ADDR, MASTER_PORT, NCCL_SOCKET_IFNAME, NODE_RANK, NUM_NODES, ON_ALL, "
-        "PL_TRAINER_NUM_NODES, USER, WORLD_SIZE"
+        "$$DATA_DIR for a dollar as it is, or name one of A, GLOO_SOCKET_IFNAME, HOME, JOB_ATTEMPT, JOB_DIR, "
+        "JOB_GIT_COMMIT, JOB_ID, LT_NUM_NODES, MASTER_ADDR, MASTER_PORT, NCCL_SOCKET_IFNAME, NODE_RANK, NUM_NODES, "
+        "ON_ALL, PL_TRAINER_NUM_NODES, USER, WORLD_SIZE"
     )
     for word in ("$RANK", "$LOCAL_RANK", "${NODE_RANKS}", "$$$DATA_DIR"):
         assert "the job has no variable of that name; set it" in refused(word)

@@ -40,6 +40,11 @@ def companion_path(job_dir: str) -> str:
     return os.path.join(job_dir, "companion")
 
 
+def no_retry_path(job_dir: str) -> str:
+    """Return the file in which a job's own Python says why it must not be tried again, a clause."""
+    return os.path.join(companion_path(job_dir), "no_retry")
+
+
 def started_path(job_dir: str) -> str:
     """Return the file beside a job's folder with the user who started it; unlike what is in it, not the job's own."""
     return job_dir + ".started"

@@ -1,7 +1,12 @@
 # Copyright (c) The Thunderhead developers
 # Simplified BSD License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
 # SPDX-License-Identifier: BSD-2-Clause
-"""Read Lightning's checkpoint files without unpickling them."""
+"""Read Lightning's checkpoint files without unpickling them.
+
+One is what torch.save writes: a zip file with its parts stored uncompressed, among them ``<root>/data.pkl``. torch 2.13
+writes each part's CRC-32 (unless torch.serialization.set_crc32_options(False) was called, when all are 0), but
+torch.load does not check it: it loads a damaged checkpoint without an error.
+"""
 
 from __future__ import annotations
 
@@ -89,6 +94,21 @@ def step_in(pickle: bytes) -> int | None:
                 return argument if isinstance(argument, int) and 0 <= argument <= LARGEST else None
             is_next = is_next or argument == "global_step"
     return None
+
+
+def check_parts(archive: ZipFile) -> None:
+    """Read all parts.
+
+    Raises:
+        Unfit: one differs from what was written; the first is named.
+    """
+    for part in archive.infolist():
+        try:
+            with archive.open(part) as content:
+                for _block in blocks(content):  # at its end it compares the checksum
+                    pass
+        except Exception:
+            raise Unfit(f"has a damaged part {part.filename.partition('/')[2] or part.filename}") from None
 
 
 def blocks(file: IO[bytes]) -> Iterator[bytes]:

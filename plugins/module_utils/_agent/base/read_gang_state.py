@@ -29,8 +29,9 @@ def read_unreached(job_dir: str) -> list[int] | None:
 def read_gang_state(job_dir: str) -> dict[str, Any] | None:
     """Return what the head knows of the gang; None where there is nothing of that kind.
 
-    ``ranks``, of each the state, and met and checkpoint_read as far as known; ``ending``, whether the job has to end;
-    ``notices``, what whoever follows the job is to be told: ``[when it was found out, seconds since 1970, sentence]``.
+    ``ranks``, of each the state, and met and checkpoint_read as far as known; ``attempt``, which one it is;
+    ``ending``, whether that has to end; ``notices``, what whoever follows the job is to be told: ``[when it was found
+    out, seconds since 1970, sentence]``.
     """
     return valid_gang_state(read_json(gang_state_path(job_dir), MOST_BYTES) or {})
 
@@ -38,11 +39,12 @@ def read_gang_state(job_dir: str) -> dict[str, Any] | None:
 def valid_gang_state(found: dict[str, Any]) -> dict[str, Any] | None:
     """Return what the file holds that is of the kinds that are expected; None if a part is not."""
     ranks, ending, notices = (found.get(name) for name in ("ranks", "ending", "notices"))
-    if not (isinstance(ranks, list) and all(map(is_rank, ranks)) and is_flag(ending)):
+    attempt = found.get("attempt", 1)  # there was one only, before there could be more
+    if not (isinstance(ranks, list) and all(map(is_rank, ranks)) and is_count(attempt) and is_flag(ending)):
         return None
     if not (isinstance(notices, list) and all(map(is_notice, notices))):
         return None
-    return {"ranks": ranks, "ending": ending, "notices": notices}
+    return {"ranks": ranks, "attempt": attempt, "ending": ending, "notices": notices}
 
 
 def is_rank(value: object) -> bool:

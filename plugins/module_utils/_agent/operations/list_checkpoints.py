@@ -3,10 +3,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """List the checkpoints that a job left here.
 
-Lightning's is what torch.save writes: a zip file with its parts stored uncompressed, among them ``<root>/data.pkl``.
-torch 2.13 writes each part's CRC-32 (unless torch.serialization.set_crc32_options(False) was called, when all are 0),
-but torch.load does not check it: it loads a damaged checkpoint without an error. Other libraries' checkpoints, files or
-folders, are seen, and taken if the user names them.
+Other libraries' checkpoints, files or folders, are seen, and taken if the user names them.
 """
 
 from __future__ import annotations
@@ -24,20 +21,20 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.fi
     open_regular,
     read_json,
 )
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.find_checkpoints import (
+    SHARDED,
+    find_checkpoints,
+)
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_paths import log_path
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_user import become_job_owner
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.lightning_checkpoint import (
     NO_STEP,
     WEIGHTS_ONLY,
-    Unfit,
-    find_step,
-    open_archive,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.node_lock import LockHolder
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.read_job_state import job_state
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.working_directory import (
     BUNDLE_MTIME,
-    open_file,
     walk,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import (
@@ -45,12 +42,11 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contrac
     LONGEST_REPLY,
     Reply,
     Request,
-    escape_surrogates,
     is_encodable,
 )
 
-MOST_LISTED = 1000
-"""Of more checkpoints than this only the latest are read: they have the highest steps."""
+MOST_NAMED = 1000
+"""Paths that the texts of a job name, of which the first are looked at."""
 MOST_OTHERS = 10
 """Of other libraries' checkpoints only so many are named, the latest."""
 MOST_LOOKED_AT = 20_000
@@ -61,7 +57,6 @@ MOST_TEXT_BYTES = 2**20
 """Of the job's settings, of its code and of its output, each, so much is searched for paths."""
 NAMED_IN = (".py", ".yaml", ".yml", ".json", ".toml", ".cfg", ".ini", ".sh")
 """Files of the code that may name where checkpoints go."""
-SHARDED = "is a folder: a sharded checkpoint, of which each node has a part only"
 LOOSE = (".ckpt", ".pt", ".pth", ".pth.tar", ".safetensors")
 """How files are called that torch.save and safetensors write."""
 MARKS = {
@@ -88,28 +83,7 @@ def list_checkpoints(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
         remedy = f"wait for it, or end it with: ansible-playbook stop.yml -e job={name}"
         raise Refusal(f"runs job {name} still; {remedy}", running=True)
     work = os.path.join(job_dir, "work")
-    files: list[tuple[float, str]] = []
-    sharded: dict[str, str] = {}
-    for path, entry in walk(work):  # a link's target is found by itself; so ModelCheckpoint(save_last="link") is served
-        *folders, name = path.split("/")
-        depth = next((depth for depth, folder in enumerate(folders, 1) if folder.endswith(".ckpt")), 0)
-        if depth:
-            sharded[escape_surrogates("/".join(folders[:depth]))] = SHARDED
-        elif name.endswith(".ckpt") and int(entry.st_mtime) != BUNDLE_MTIME:
-            files.append((entry.st_mtime, path))
-    refused = list(sharded.items())
-    found = []
-    for mtime, path in sorted(files, reverse=True)[:MOST_LISTED]:
-        if not is_encodable(path):
-            refused.append((escape_surrogates(path), "has a name that is not UTF-8; rename it"))
-            continue
-        try:
-            with open(open_file(work, path), "rb") as file:
-                found.append((path, find_step(open_archive(file)), os.fstat(file.fileno()).st_size, mtime))
-        except Unfit as why:
-            refused.append((path, str(why)))
-        except OSError as error:
-            refused.append((path, f"cannot be read: {error.strerror}"))
+    found, refused = find_checkpoints(work)
     others = {**others_below(work, ""), **({} if found else others_elsewhere(request, job_dir))}
     broken = {path for path, why in refused if why not in (SHARDED, NO_STEP, WEIGHTS_ONLY)}
     latest = sorted(others.keys() - broken, key=others.__getitem__, reverse=True)[:MOST_OTHERS]
@@ -160,7 +134,7 @@ def others_elsewhere(request: Request, job_dir: str) -> dict[str, tuple[float, s
     found: dict[str, tuple[float, str]] = {}
     seen: set[str] = set()
     paths = re.findall(r"(?<![\w./~-])(?:~|\.\.)?/[\w./@%+=~-]+", "\n".join(texts_of(job_dir)))
-    for named in list(dict.fromkeys(paths))[:MOST_LISTED]:
+    for named in list(dict.fromkeys(paths))[:MOST_NAMED]:
         path = os.path.join(job_dir, "work", home + named[1:] if named.startswith("~") else named)
         folder = os.path.realpath(os.path.dirname(path) if path.endswith(LOOSE) and not os.path.isdir(path) else path)
         if folder == "/" or folder in seen or f"{folder}/".startswith(passed_over):

@@ -6,12 +6,11 @@
 from __future__ import annotations
 
 import os
-from zipfile import ZipFile
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_user import become_job_owner
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.lightning_checkpoint import (
     Unfit,
-    blocks,
+    check_parts,
     digest,
     find_step,
     open_archive,
@@ -31,18 +30,3 @@ def verify_checkpoint(request: Request, _payload: bytes) -> tuple[Reply, bytes]:
             return {"why": str(why)}, b""
         file.seek(0)
         return {"why": "", "bytes": os.fstat(file.fileno()).st_size, "sha256": digest(file)}, b""
-
-
-def check_parts(archive: ZipFile) -> None:
-    """Read all parts.
-
-    Raises:
-        Unfit: one differs from what was written; the first is named.
-    """
-    for part in archive.infolist():
-        try:
-            with archive.open(part) as content:
-                for _block in blocks(content):  # at its end it compares the checksum
-                    pass
-        except Exception:
-            raise Unfit(f"has a damaged part {part.filename.partition('/')[2] or part.filename}") from None

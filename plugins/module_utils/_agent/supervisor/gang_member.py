@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import (
     GANG_RANK,
@@ -21,9 +21,15 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contrac
     node_name,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.authenticated_stream import Message
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.inspector_tasks import read_task
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.inspector_tasks import (
+    FIND,
+    read_task,
+)
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.job_plan import Member, read_members
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.stall_examination import Examination
+
+if TYPE_CHECKING:
+    from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.next_attempt import NextAttempt
 
 HEAD, CANDIDATE, MEMBER = "head", "candidate", "member"
 RUNNING = "running"
@@ -69,7 +75,8 @@ class Other:
         refused_since: since when nobody listens at its port though its machine answers; None if that is not so.
         has_started: it has the start message, as far as the head knows.
         has_verdict: it knows that the job has to end.
-        state: its rank's, one of ``STATES``, as far as is known.
+        state: its rank's in this attempt, one of ``STATES``, as far as is known.
+        has_fault: its rank was ended by something for which the job may be tried again.
         written: bytes that its rank has printed, as far as is known.
         observed: what its script was seen to do, by the names in state.json, and not to do after a while.
         why_apart: why no connection could be made to it last, as in ``contract``.
@@ -83,11 +90,16 @@ class Other:
         self.apart_since = now
         self.refused_since: float | None = None
         self.has_started = False
+        self.written = 0
+        self.why_apart = NO_ANSWER
+        self.begin_attempt()
+
+    def begin_attempt(self) -> None:
+        """Know nothing yet of an attempt that begins."""
         self.has_verdict = False
         self.state = RUNNING
-        self.written = 0
+        self.has_fault = False
         self.observed: dict[str, bool | None] = {}
-        self.why_apart = NO_ANSWER
 
 
 class GangMember:
@@ -98,7 +110,9 @@ class GangMember:
         term: grows with each election; a head of an earlier term is not obeyed.
         head: the rank that leads in this term.
         members: who takes part, in rank order; None until the start message has come.
-        verdict: why the job has to end; None as long as it need not, "" for a stop on request.
+        attempt: which one of the job's attempts runs, or has ended last, from 1 on.
+        checkpoint: that a later attempt goes on from, relative to the working directory; "" for none, or the job's own.
+        verdict: why this attempt has to end; None as long as it need not, "" for a stop on request.
         outbox: ``(rank, message)`` to be sent; whoever drives this empties it.
         tasks: what this node's inspector is to do; whoever drives this empties it.
         over: nothing is left to say or to hear.
@@ -112,6 +126,7 @@ class GangMember:
         now: float,
         stall_seconds: float = 0,
         rendezvous_seconds: float = 0,
+        retries: int = 0,
     ) -> None:
         """Begin in the first term, in which rank 0 is the head, and wait for the start message.
 
@@ -122,11 +137,14 @@ class GangMember:
             now: the time.
             stall_seconds: a job that prints nothing for so long is looked into; 0: none is.
             rendezvous_seconds: the same while its ranks may still be about to meet.
+            retries: how many attempts may follow the first.
         """
         self.role = HEAD if rank == 0 else MEMBER
         self.term = 1
         self.head = 0
         self.members: list[Member] | None = None
+        self.attempt = 1
+        self.checkpoint = ""
         self.verdict: str | None = None
         self.outbox: list[tuple[int, Message]] = []
         self.tasks: list[dict[str, Any]] = []
@@ -138,6 +156,9 @@ class GangMember:
         self._own = self._nodes[rank]
         self._others = [other for other in range(size) if other != rank]
         self._why_failed = ""
+        self._retries = retries
+        self._next_attempt: NextAttempt | None = None  # of the first head, once an attempt has ended
+        self._is_called_off = False  # somebody has asked for the end of the job after this attempt had ended here
         self._news: set[int] = set()  # ranks whose state the head has still to tell the others
         self._next_heartbeat = now
         self._last_tick = now
@@ -175,6 +196,7 @@ class GangMember:
                 {"state": node.state if has_met else UNKNOWN, **node.observed}
                 for node, has_met in zip(self._nodes, met)
             ],
+            "attempt": self.attempt,
             "ending": self.verdict is not None,
             "notices": self._examination.notices if self._examination else [],
         }
@@ -217,15 +239,17 @@ class GangMember:
 
     # ----------------------------------------------------------------------------------------- what happens on the node
 
-    def script_ended(self, state: str, why: str, now: float) -> None:
+    def script_ended(self, state: str, why: str, now: float, has_fault: bool = False) -> None:
         """Take note that this node's rank has ended.
 
         Args:
             state: one of ``STATES``.
             why: if it failed, how, a clause with the rank's name.
             now: the time.
+            has_fault: the job may be tried again because of that.
         """
         self._own.state, self._why_failed, self._ended_at = state, why, now
+        self._own.has_fault = has_fault
         self._report()
 
     def printed(self, written: int) -> None:
@@ -239,7 +263,10 @@ class GangMember:
 
     def task_done(self, result: dict[str, Any]) -> None:
         """Take what this node's inspector has found: the task, its number and the result."""
-        if self.role == HEAD:
+        if self.role == HEAD and result["task"] == FIND:
+            if self._next_attempt:
+                self._next_attempt.take(result["result"])
+        elif self.role == HEAD:
             self._take_finding(self._rank, result)
         else:
             self._report()  # what the rank has printed meanwhile counts
@@ -247,6 +274,7 @@ class GangMember:
 
     def end(self, why: str) -> None:
         """End the job on all nodes for this reason, unless there is one already; "" for a stop on request."""
+        self._is_called_off = self._is_called_off or (self.verdict is not None and self._own.state != RUNNING)
         self._decide(why)
         self._report()
 
@@ -283,7 +311,11 @@ class GangMember:
             self.start(members, now)
         is_new = rank != self.head or message["term"] > self.term or self.role != MEMBER
         self.term, self.head, self.role, self._suspicion = message["term"], rank, MEMBER, ""
-        states, verdict = message.get("states"), message.get("verdict")
+        states, verdict, attempt = message.get("states"), message.get("verdict"), message.get("attempt")
+        has_ended = self._own.state != RUNNING
+        if kind == "lead" and isinstance(attempt, int) and attempt > self.attempt and verdict is None and has_ended:
+            self._begin_attempt(attempt, str(message.get("checkpoint", "")))
+            is_new = True
         if isinstance(states, dict):
             for other in self._others:
                 state = states.get(str(other))
@@ -301,7 +333,9 @@ class GangMember:
 
     def _take_report(self, rank: int, message: Message) -> None:
         state, why, verdict = message.get("state"), message.get("why"), message.get("verdict")
-        other = self._nodes[rank]
+        attempt, other = message.get("attempt"), self._nodes[rank]
+        if self.term == 1 and isinstance(attempt, int) and attempt < self.attempt:
+            return  # it has not heard of this one yet
         other.has_started = other.has_started or message.get("started") is True
         written, observed = message.get("written"), message.get("observed")
         other.written = written if isinstance(written, int) else other.written
@@ -311,7 +345,9 @@ class GangMember:
             }
         if state in STATES and state != other.state and other.state == RUNNING:
             other.state = state
+            other.has_fault = message.get("fault") is True
             self._news.add(rank)
+        self._is_called_off = self._is_called_off or message.get("called_off") is True
         if isinstance(verdict, str):
             other.has_verdict = True
             self._decide(verdict)
@@ -323,6 +359,7 @@ class GangMember:
         started = self.members is not None
         report = {"started": started, "state": self._own.state, "why": self._why_failed, "verdict": self.verdict}
         report.update({"written": self._own.written, "observed": dict(self._own.observed)})
+        report.update({"fault": self._own.has_fault, "called_off": self._is_called_off, "attempt": self.attempt})
         if self.role == HEAD:
             self._news.add(self._rank)
             self._take_report(self._rank, report)
@@ -455,10 +492,10 @@ class GangMember:
     def _become_head(self) -> None:
         """Lead from now on; the job ends, because its head is lost."""
         self.role, self.head, self.term = HEAD, self._rank, self._voted
+        self._decide(self._suspicion)  # before others follow it: a head without a verdict may begin an attempt
         for rank in self._others:
             self._lead(rank)
         self._report()
-        self._decide(self._suspicion)
 
     def _follow_later_term(self, term: int, verdict: object) -> None:
         """Stop leading, or standing for election, because others have a later head; its verdict counts here too."""
@@ -491,19 +528,71 @@ class GangMember:
         if self.role == HEAD:
             all_ended = all(self._nodes[rank].state != RUNNING or self._loss(rank, now) for rank in met)
             is_done = all_ended and (len(met) == len(self._others) or is_late)
-            self.over = is_done or (is_late and self.verdict is not None)
+            if is_done and self._has_another_attempt(now):
+                return
+            may_follow = self._retries > 0 and self.term == 1  # another attempt, once all have ended
+            self.over = is_done or (is_late and self.verdict is not None and not may_follow)
             for rank in self._others if self.over else []:
                 self._send(rank, "over")
-        else:
+        elif not (self._retries and partners and self.role == MEMBER and not self._loss(self.head, now)):
             is_alone = self.role == MEMBER and self.head not in met
             self.over = is_late and (self.verdict is not None or is_alone)
+
+    # --------------------------------------------------------------------------------------------------------- attempts
+
+    def _has_another_attempt(self, now: float) -> bool:
+        """Return whether another attempt follows, or may follow, now that all ranks have ended; begin one that is due.
+
+        Only the first head begins one, and only with all nodes: so no two can.
+        """
+        has_fault = any(node.has_fault for node in self._nodes)
+        if not self._retries or self.term > 1 or not self.verdict or not has_fault or not self._examination:
+            return False
+        if self._next_attempt is None:
+            from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.next_attempt import (
+                NextAttempt,
+            )
+
+            self._next_attempt = NextAttempt(self._retries)
+        following = self._next_attempt
+        if not following.is_sought:
+            have_met = len(self._nodes) == 1 or any(node.observed.get("met") is not False for node in self._nodes)
+            following.seek(self.attempt, self.verdict, have_met, now)
+        unmet = [self._nodes[rank].name for rank in self._others if self._nodes[rank].heard is None]
+        losses = [f"{name} never met the head" for name in unmet] + [self._loss(rank, now) for rank in self._others]
+        if self._is_called_off:
+            following.refuse("its end was asked for")
+        elif any(losses):
+            following.refuse(next(filter(None, losses)))
+        following.tick(now)
+        self.tasks += following.tasks
+        following.tasks = []
+        for sentence in following.notices:
+            self._examination.notice(sentence)
+        following.notices = []
+        if following.is_due and all(self._nodes[rank].connected for rank in self._others):
+            following.is_sought = False
+            self._begin_attempt(self.attempt + 1, following.checkpoint)
+            self._examination.begin_attempt(self.attempt, now)
+            for rank in self._others:
+                self._lead(rank)
+        return not following.is_refused
+
+    def _begin_attempt(self, attempt: int, checkpoint: str) -> None:
+        """Forget how the attempt before has gone; whoever drives this starts the script again."""
+        self.attempt, self.checkpoint = attempt, checkpoint
+        self.verdict, self._verdict_at, self._ended_at = None, None, None
+        self._why_failed, self._news = "", set()
+        for node in self._nodes:
+            node.begin_attempt()
 
     # ---------------------------------------------------------------------------------------------------------- sending
 
     def _lead(self, rank: int) -> None:
         """Tell a member who leads, who takes part, and all that is known."""
         states = self._states(range(len(self._nodes)))
-        self._send(rank, "lead", members=self.members, states=states, verdict=self.verdict)
+        about = {"attempt": self.attempt, "checkpoint": self.checkpoint}
+        self._send(rank, "lead", members=self.members, states=states, verdict=self.verdict, **about)
 
     def _states(self, ranks: Iterable[int]) -> dict[str, str]:
         return {str(rank): self._nodes[rank].state for rank in ranks}

@@ -52,7 +52,7 @@ def set_up_socket(made: socket.socket, timeout_seconds: float) -> socket.socket:
 
 
 class Gang:
-    """This supervisor's part in the gang, with its sockets. Only ``wait`` and ``leave`` block.
+    """This supervisor's part in the gang, with its sockets. Only ``wait``, ``stay`` and ``leave`` block.
 
     Attributes:
         signals: descriptor at which something arrives with every signal that this process gets.
@@ -73,7 +73,7 @@ class Gang:
         rank, size, timeout = plan.rank, plan.world_size, plan.node_timeout_seconds
         limits = (plan.stall_timeout_seconds, plan.rendezvous_timeout_seconds)
         self._inspector = inspector
-        self._member = GangMember(rank, size, timeout, time.monotonic(), *limits)
+        self._member = GangMember(rank, size, timeout, time.monotonic(), *limits, plan.retries)
         nonce = functools.partial(os.urandom, NONCE_BYTES)
         key = bytes.fromhex(plan.gang_key)
         self._connections = GangConnections(self._member, rank, size, timeout, key, nonce)
@@ -94,8 +94,18 @@ class Gang:
 
     @property
     def verdict(self) -> str | None:
-        """Why the job has to end; None as long as it need not, "" for a stop on request."""
+        """Why this attempt has to end; None as long as it need not, "" for a stop on request."""
         return self._member.verdict
+
+    @property
+    def attempt(self) -> int:
+        """Which of the job's attempts this is, from 1 on; it changes only in ``stay``."""
+        return self._member.attempt
+
+    @property
+    def checkpoint(self) -> str:
+        """What a later attempt goes on from; see ``GangMember``."""
+        return self._member.checkpoint
 
     def summary(self) -> dict[str, Any] | None:
         """Return what the head knows of the gang; see ``GangMember.summary``."""
@@ -122,9 +132,9 @@ class Gang:
         """End the job on all nodes for this reason, unless there is one already."""
         self._member.end(why)
 
-    def script_ended(self, state: str, why: str) -> None:
+    def script_ended(self, state: str, why: str, has_fault: bool) -> None:
         """Tell the gang that this node's rank has ended; see ``GangMember.script_ended``."""
-        self._member.script_ended(state, why, time.monotonic())
+        self._member.script_ended(state, why, time.monotonic(), has_fault)
 
     def wait(self, seconds: float) -> None:
         """Wait for messages for so long at most, and do what is due."""
@@ -151,18 +161,23 @@ class Gang:
         self._inspect()
         self._pump(now)
 
-    def leave(self, reason: Callable[[], str | None]) -> None:
-        """Stay in the gang until it needs this supervisor no more, then close all connections.
+    def stay(self, reason: Callable[[], str | None]) -> None:
+        """Stay in the gang until another attempt begins, or until it needs this supervisor no more.
 
         Args:
-            reason: returns why the job has to end now, or None; it is asked again and again.
+            reason: returns why the job has to end now, or None; it is asked again and again, until it says so.
         """
+        attempt, why = self.attempt, None
         self.wait(0)
-        while not self._member.over:
+        while not self._member.over and self.attempt == attempt:
             self.wait(0.05)
-            why = reason() if self.verdict is None else None
-            if why is not None:
-                self._member.end(why)
+            if why is None:
+                why = reason()
+                if why is not None:
+                    self._member.end(why)
+
+    def leave(self) -> None:
+        """Have the last messages sent, and close all connections."""
         deadline = time.monotonic() + FLUSH_SECONDS
         while self._unsent and time.monotonic() < deadline:
             self.wait(0.05)

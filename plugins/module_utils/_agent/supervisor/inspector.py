@@ -13,6 +13,7 @@ import functools
 import json
 import os
 import select
+import signal
 import socket
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,11 +21,15 @@ from typing import Any, NamedTuple
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import error_text
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.files import open_regular, write_file
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_paths import stacks_path
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_paths import (
+    no_retry_path,
+    stacks_path,
+)
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_user import User
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.inspector_tasks import (
     CONNECT,
     EXPLAIN,
+    FIND,
     LOOK,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.job_plan import (
@@ -70,6 +75,7 @@ def serve(connection: socket.socket, subject: Subject) -> None:
         LOOK: functools.partial(look, functools.partial(wait_or_end, connection)),
         CONNECT: connect,
         EXPLAIN: explain,
+        FIND: find,
     }
     with suppress(BrokenPipeError, ConnectionResetError), connection.makefile("rb") as lines:
         for line in lines:
@@ -138,6 +144,28 @@ def connect(subject: Subject, task: dict[str, Any]) -> dict[str, Any]:
         )
         reply = test.run()
     return {"found": {"failed": reply["failed"], "master": reply["master"]}}
+
+
+def find(subject: Subject, _task: dict[str, Any]) -> dict[str, Any]:
+    """Find what another attempt may go on from.
+
+    Returns:
+        found: path, relative to the working directory, and step of the newest whole checkpoint; None without one.
+        refusal: why the job must not be tried again, as its own Python says; "" if it does not.
+    """
+    from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.find_checkpoints import (
+        find_newest_whole,
+    )
+
+    job_dir, refusal = subject.facts.job_dir, ""
+    with subject.user.acting():
+        with suppress(OSError), open(open_regular(no_retry_path(job_dir)), errors="replace") as file:
+            refusal = file.read(LONGEST_ERROR)
+        try:
+            found = None if refusal else find_newest_whole(os.path.join(job_dir, "work"))
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)  # reading has set it: this process would end when it is idle
+    return {"found": [found.path, found.step] if found else None, "refusal": refusal}
 
 
 class _ConnectFirst(Exception):

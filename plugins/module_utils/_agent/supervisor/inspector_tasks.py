@@ -9,8 +9,9 @@ from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import is_count, is_number
 
-LOOK, CONNECT, EXPLAIN = "look", "connect", "explain"
-"""What an inspector does: see what its node's ranks do, try to connect to the other nodes, explain what was found."""
+LOOK, CONNECT, EXPLAIN, FIND = "look", "connect", "explain", "find"
+"""What an inspector does: see what its node's ranks do, try to connect to the other nodes, explain what was found, find
+the checkpoint that another attempt goes on from."""
 WORK_SECONDS = 10.0
 """For how long the work of ranks is measured where others may wait for them in the rendezvous, at most."""
 CONNECT_SECONDS = 5.0

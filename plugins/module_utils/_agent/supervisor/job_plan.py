@@ -18,7 +18,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.jo
 class Plan(NamedTuple):
     """What a node runs, but for what it or the other nodes know; the fields of ``plan`` in a request to prepare.
 
-    In ``launcher_arguments`` and in the values of ``variables``, ``{job_dir}``, ``{checkpoint}``, ``{devices}``,
+    In ``launcher_arguments`` and in the values of ``variables``, ``{job_dir}``, ``{attempt}``, ``{devices}``,
     ``{interface}`` and ``{master_addr}`` stand for what the node puts in.
 
     Attributes:
@@ -33,6 +33,9 @@ class Plan(NamedTuple):
         gang: whether the nodes work together.
         devices: ranks per node under torchrun; None for as many as there are GPUs, or one.
         checkpoint: that the job goes on from, absolute or relative to its working directory; "" if there is none.
+        checkpoint_variables: environment variables that hold the path of the checkpoint, where there is one.
+        retries: how many attempts may follow the first.
+        retries_any: one may also follow where the script failed by itself, not only where it was killed.
         companion: files that the job's own Python is to find, paths below a folder to their texts.
         master_port: TCP port of the rendezvous.
         launcher_arguments: of Python, before the script's.
@@ -53,6 +56,9 @@ class Plan(NamedTuple):
     gang: bool
     devices: int | None
     checkpoint: str
+    checkpoint_variables: list[str]
+    retries: int
+    retries_any: bool
     companion: dict[str, str]
     master_port: int
     launcher_arguments: list[str]
@@ -106,20 +112,33 @@ def read_members(value: object, world_size: int) -> list[Member] | None:
     return members
 
 
-def fill_in(plan: Plan, facts: NodeFacts, members: list[Member]) -> tuple[list[str], dict[str, str], dict[str, Any]]:
+def fill_in(
+    plan: Plan, facts: NodeFacts, members: list[Member], attempt: int = 1, checkpoint: str = ""
+) -> tuple[list[str], dict[str, str], dict[str, Any]]:
     """Return the command, the environment variables of the job, and what spec.json says.
 
     The command is complete but for the script and its arguments, in which $NAME is still to be replaced.
+
+    Args:
+        plan: the job's.
+        facts: the node's.
+        members: who takes part.
+        attempt: its number.
+        checkpoint: what a later attempt goes on from; "" for what the plan says.
     """
+    checkpoint = checkpoint or plan.checkpoint
     known = {
         "job_dir": facts.job_dir,
-        "checkpoint": os.path.join(facts.job_dir, "work", plan.checkpoint),  # which may be absolute
+        "attempt": attempt,
         "devices": plan.devices or max(1, facts.gpus),
         "interface": facts.interface,
         "master_addr": members[0].address,
     }
     command = [facts.python, *(one.format(**known) for one in plan.launcher_arguments)]
     variables = {name: value.format(**known) for name, value in plan.variables.items()}
+    if checkpoint:
+        path = os.path.join(facts.job_dir, "work", checkpoint)  # which may be absolute
+        variables.update(dict.fromkeys(plan.checkpoint_variables, path))
     spec = {
         **plan.spec,
         "launcher": plan.launcher,

@@ -51,6 +51,10 @@ class FileReadObserver:
         if self._descriptor < 0 or libc.inotify_add_watch(self._descriptor, path, 0x20) < 0:  # IN_OPEN
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
+    def close(self) -> None:
+        """Observe no longer."""
+        os.close(self._descriptor)
+
     def update(self, last: bool = False) -> None:
         """Update ``seen``: whether it was opened."""
         with suppress(BlockingIOError):

@@ -56,7 +56,9 @@ class Examination:
         self.notices: list[str] = []
         self._rank = rank
         self._size = size
-        self._detector = StallDetector(stall_seconds, rendezvous_seconds, now)
+        self._about = ""  # how what is found out begins
+        self._limits = (stall_seconds, rendezvous_seconds)
+        self._detector = StallDetector(*self._limits, now)
         self._progress = (0, 0)  # bytes printed, ranks ended
         self._progress_then = (0, 0)  # when the look began
         self._waiting: Silence | None = None  # to be looked into
@@ -70,6 +72,17 @@ class Examination:
         self._errors: dict[int, str] = {}
         self._unreached: dict[int, str] = {}
         self._ports: dict[int, int] = {}
+
+    def begin_attempt(self, number: int, now: float) -> None:
+        """Listen for a silence of another attempt; what was found out before is kept."""
+        self._about = f"attempt {number}: "  # else the same sentence would be no news
+        self.verdict, self._step, self._waiting = None, "", None
+        self._detector = StallDetector(*self._limits, now)
+        self._progress = self._progress_then = (0, 0)
+
+    def notice(self, sentence: str) -> None:
+        """Keep a sentence for whoever follows the job."""
+        self.notices = [*self.notices, sentence][-MOST_NOTICES:]
 
     def tick(self, written: int, ended: int, connected: Iterable[int], unreached: dict[int, str], now: float) -> None:
         """Do what is due.
@@ -148,7 +161,7 @@ class Examination:
             return
         silence = f"{STANDSTILL} {self._silence.seconds:.0f} s"
         if "found" not in answer:
-            self._notice(f"{silence}, and the search for the cause failed: {answer.get('error')}")
+            self.notice(f"{self._about}{silence}, and the search for the cause failed: {answer.get('error')}")
             return
         rendezvous, passed, sentence, is_open = answer["found"]
         if passed:
@@ -165,7 +178,4 @@ class Examination:
         if self._silence.rendezvous and rendezvous and not is_open:
             self.verdict = sentence
         elif self._silence.stall or is_open:
-            self._notice(sentence)
-
-    def _notice(self, sentence: str) -> None:
-        self.notices = [*self.notices, sentence][-MOST_NOTICES:]
+            self.notice(self._about + sentence)

@@ -56,28 +56,42 @@ STATE_BYTES = 4000
 """More than state.json ever has, whatever is escaped in it."""
 
 
-class Start(NamedTuple):
+class Attempt(NamedTuple):
     """How a script was started.
 
     Attributes:
         script: the id of its process; None if it could not be started.
         error: why it could not.
-        gang: this node's part of it.
-        members: the nodes, by rank.
-        state: what state.json says at first.
         moment: when, on the monotonic clock: the other one may be set while the job runs.
         oom_kills: what ``count_oom_kills`` returned before the start.
-        checkpoint: observes whether the checkpoint is read, if the job has one.
+        checkpoint: observes whether the checkpoint is read, if there is one.
     """
 
     script: int | None
     error: str
-    gang: Gang
-    members: list[Member]
-    state: dict[str, Any]
     moment: float
     oom_kills: int
     checkpoint: FileReadObserver | None
+
+
+class Start(NamedTuple):
+    """How a job has begun on this node.
+
+    Attributes:
+        user: whom it runs as.
+        facts: what this node puts into its plan.
+        gang: this node's part of it.
+        members: the nodes, by rank.
+        state: what state.json says at first.
+        attempt: the first.
+    """
+
+    user: User
+    facts: NodeFacts
+    gang: Gang
+    members: list[Member]
+    state: dict[str, Any]
+    attempt: Attempt
 
 
 def start_when_told(
@@ -160,25 +174,54 @@ def start_script(
     plan: Plan, facts: NodeFacts, gang: Gang, members: list[Member], user: User, unit: str | None
 ) -> Start:
     """Start the script as a user, in a unit of systemd's if there is one."""
-    command, variables, spec = fill_in(plan, facts, members)
-    script, problem, checkpoint = None, "", None
     state = {"state": "running", "pid": os.getpid(), "started": time.time()}
-    moment, oom_kills = time.monotonic(), count_oom_kills()
-    try:
+
+    def become_ready() -> None:
         become_user(user, unit, gang.wait)
         os.chdir(os.path.join(facts.job_dir, "work"))
-        for name, content in (
-            ("node.env", environment_text(variables)),
-            ("spec.json", json.dumps(spec) + "\n"),
-            ("state.json", state_text(state)),
-        ):
+
+    attempt = start_attempt(plan, facts, members, user, become_ready, state)
+    return Start(user, facts, gang, members, state, attempt)
+
+
+def start_attempt(
+    plan: Plan,
+    facts: NodeFacts,
+    members: list[Member],
+    user: User,
+    become_ready: Callable[[], None] = lambda: None,
+    state: dict[str, Any] | None = None,
+    number: int = 1,
+    checkpoint: str = "",
+) -> Attempt:
+    """Start the script, in a process that has become the user and works in the job's working directory.
+
+    Args:
+        plan: what to start.
+        facts: what this node puts into it.
+        members: the nodes, by rank.
+        user: whose environment the script gets.
+        become_ready: is called first; what it raises is why the script could not be started.
+        state: what state.json says at first; None where it is there already.
+        number: of the attempt.
+        checkpoint: that a later attempt goes on from, relative to the working directory; "" for what the plan says.
+    """
+    command, variables, spec = fill_in(plan, facts, members, number, checkpoint)
+    script, problem, observer = None, "", None
+    moment, oom_kills = time.monotonic(), count_oom_kills()
+    try:
+        become_ready()
+        files = {"node.env": environment_text(variables), "spec.json": json.dumps(spec) + "\n"}
+        if state:
+            files["state.json"] = state_text(state)
+        for name, content in files.items():
             write_file(os.path.join(facts.job_dir, name), content.encode(errors="surrogateescape"), 0o600)
         environment = job_environment(user, command[0], variables)
         argv = [one.encode(errors="surrogateescape") for one in command]
         for one in plan.arguments:
             argv.append(expand_variables(one.encode(errors="surrogateescape"), environment))
-        if plan.checkpoint:
-            checkpoint = observe_checkpoint(environment[b"CKPT_PATH"])
+        if b"CKPT_PATH" in environment and "CKPT_PATH" not in plan.given:
+            observer = observe_checkpoint(environment[b"CKPT_PATH"])
         # Python ignores these two signals; a script expects the default.
         # pylint: disable-next=ansible-bad-function
         script = os.posix_spawn(argv[0], argv, environment, setsigdef=[signal.SIGPIPE, signal.SIGXFSZ])
@@ -187,7 +230,7 @@ def start_script(
     except Exception as error:  # a defect
         sys.excepthook(type(error), error, error.__traceback__)  # into the job's log
         problem = repr(error)
-    return Start(script, problem, gang, members, state, moment, oom_kills, checkpoint)
+    return Attempt(script, problem, moment, oom_kills, observer)
 
 
 def become_user(user: User, unit: str | None, pause: Callable[[float], None]) -> None:

@@ -40,6 +40,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervi
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.start_script import (
     Start,
     count_oom_kills,
+    start_attempt,
     state_text,
 )
 
@@ -49,6 +50,8 @@ SHUTDOWN_SECONDS = 0.2
 """How much later than the script this process may get the SIGTERM that a shutdown sends to both."""
 NOTICE_SECONDS = 45
 """What a script was not seen to do for this long is reported, so that the user reads it within a minute."""
+LOG_BYTES = 2**16
+"""How much of the end of the log is read."""
 
 
 class Supervisor:
@@ -66,28 +69,34 @@ class Supervisor:
         self._stop_times = stop_times
         # By the name in state.json of what is looked for.
         self._observers: dict[str, FileReadObserver | RendezvousObserver] = {}
-        if start.checkpoint:
-            self._observers["checkpoint_read"] = start.checkpoint
         self._start = start
+        self._attempt = start.attempt
         self._state = start.state
 
     def run(self) -> None:
-        """Wait for the script's end, if it was started, and write down how it ended."""
-        if self._start.script is None:
-            error = f"did not start: {self._start.error}"
-            self._note_gang(last=True)
-            self._save(state="failed", ended=self._state["started"] + self._age(), error=error)
-            self._leave_gang("failed", f"{self._name} {error}")
-            return
-        if self._plan.gang and self._plan.world_size > 1:
-            self._observe_rendezvous(self._start.script)
-        self._see_to_end(self._start.script)
+        """Wait for the script's end, start it again as often as the gang says, and write down how the job ended."""
+        while True:
+            outcome, why, has_fault = self._await_end()
+            if not self._plan.retries:  # nothing can follow, whatever the others say
+                self._save(**outcome)
+            if not self._has_another_attempt(outcome["state"], why, has_fault):
+                break
+        if self._plan.retries:
+            self._save(**outcome)
 
-    def _see_to_end(self, script: int) -> None:
-        """Wait for the script, tell the other nodes of its end, end what it left, and write down how it ended."""
-        code = os.waitstatus_to_exitcode(self._wait_for_script(script))
-        self._state["ended"] = self._state["started"] + self._age()
-        self._state["oom"] = count_oom_kills() - self._start.oom_kills
+    def _await_end(self) -> tuple[dict[str, Any], str, bool]:
+        """Wait for the end of an attempt here, tell the other nodes, and end what it left.
+
+        Returns:
+            How it ended, for state.json; if it failed, why, a clause; whether the job may be tried again because of it.
+        """
+        if self._attempt.script is None:
+            error = f"did not start: {self._attempt.error}"
+            self._note_gang(last=True)
+            return {"state": "failed", "ended": self._now(), "error": error}, f"{self._name} {error}", False
+        self._observe_script(self._attempt.script)
+        code = os.waitstatus_to_exitcode(self._wait_for_script(self._attempt.script))
+        ended, oom = self._now(), count_oom_kills() - self._attempt.oom_kills
         state = "stopped" if "stopping" in self._state else "succeeded" if code == 0 else "failed"
         why = f"{self._name} {how_it_ended(code)}" if state == "failed" else ""
         if why and self._gang:  # at once: the others would wait for this rank
@@ -96,12 +105,53 @@ class Supervisor:
         self._note_gang(last=True)
         end_leftover_processes(self._pause)
         exit_code, number = (code, None) if code >= 0 else (128 - code, -code)
-        self._save(state=state, exit_code=exit_code, signal=number, **self._observe(last=True))
-        self._leave_gang(state, why)
+        outcome = {"state": state, "ended": ended, "oom": oom, "exit_code": exit_code, "signal": number}
+        has_fault = state == "failed" and self._plan.retries > 0 and self._may_help_to_start_again(code)
+        return {**outcome, **self._observe(last=True)}, why, has_fault
 
-    def _age(self) -> float:
-        """Return for how many seconds the job has run here."""
-        return time.monotonic() - self._start.moment
+    def _may_help_to_start_again(self, code: int) -> bool:
+        """Return whether a script that has failed is to be started again, as far as that depends on how it failed."""
+        from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.diagnosis.judge_ending import (
+            fails_again,
+            was_killed,
+        )
+
+        log = b""
+        with suppress(OSError), open(os.path.join(self._job_dir, "log"), "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - LOG_BYTES))
+            log = file.read(LOG_BYTES)
+        return was_killed(code, log) or (self._plan.retries_any and not fails_again(code, log))
+
+    def _has_another_attempt(self, state: str, why: str, has_fault: bool) -> bool:
+        """Stay as long as the others need this supervisor; start the script again if another attempt begins."""
+        attempt = self._gang.attempt if self._gang else 0
+        self._stay_in_gang(state, why, has_fault)
+        if not self._gang or self._gang.attempt == attempt:
+            return False
+        for name in ("stopping", "because", *self._observers):
+            self._state.pop(name, None)
+        if self._attempt.checkpoint:
+            self._attempt.checkpoint.close()
+        number, checkpoint, start = self._gang.attempt, self._gang.checkpoint, self._start
+        begun = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+        following = f"goes on from {checkpoint}" if checkpoint else "starts as the first did"
+        os.write(1, f"thunderhead: attempt {number} {following}, {begun}\n".encode(errors="surrogateescape"))
+        self._attempt = start_attempt(
+            self._plan, start.facts, start.members, start.user, number=number, checkpoint=checkpoint
+        )
+        return True
+
+    def _now(self) -> float:
+        """Return the time, seconds since 1970, by the clock as it was when the job began here."""
+        return float(self._state["started"]) + time.monotonic() - self._start.attempt.moment
+
+    def _observe_script(self, script: int) -> None:
+        """Begin to observe an attempt's script."""
+        self._observers = {}
+        if self._attempt.checkpoint:
+            self._observers["checkpoint_read"] = self._attempt.checkpoint
+        if self._plan.gang and self._plan.world_size > 1:
+            self._observe_rendezvous(script)
 
     def _observe_rendezvous(self, script: int) -> None:
         plan = self._plan
@@ -112,7 +162,7 @@ class Supervisor:
 
     def _observe(self, last: bool = False) -> dict[str, bool | None]:
         """Return what is new for state.json; what was not seen, or is not known, only at the end (``last``) or late."""
-        late = last or self._age() > NOTICE_SECONDS
+        late = last or time.monotonic() - self._attempt.moment > NOTICE_SECONDS
         news: dict[str, bool | None] = {}
         for name, one in self._observers.items():
             one.update(last)
@@ -124,21 +174,20 @@ class Supervisor:
 
     def _wait_for_script(self, script: int) -> int:
         """Wait for the script and return its status; once it is to stop: TERM to all processes, the grace, KILL."""
-        stopping = False
+        since: float | None = None  # when it was to stop
         while True:
             pid, status = os.waitpid(-1, os.WNOHANG)  # orphans of the job too
             if pid == script:
-                if os.waitstatus_to_exitcode(status) == -signal.SIGTERM and not stopping:
+                if os.waitstatus_to_exitcode(status) == -signal.SIGTERM and since is None:
                     self._pause(SHUTDOWN_SECONDS)
                     if self._stop_times:  # it was sent to both
                         self._begin_to_stop()
                 return status
-            if self._gang and self._gang.verdict is not None and not self._stop_times:
-                self._stop_times.append(time.monotonic())
-            if self._stop_times and not stopping:
-                stopping = True
+            has_to_stop = self._stop_times or (self._gang and self._gang.verdict is not None)
+            if has_to_stop and since is None:
+                since = time.monotonic()
                 self._begin_to_stop()
-            elif self._stop_times and time.monotonic() - self._stop_times[0] > self._plan.grace_seconds:
+            elif since is not None and time.monotonic() - since > self._plan.grace_seconds:
                 signal_processes(descendants(os.getpid()), signal.SIGKILL)
             if pid:
                 continue
@@ -147,20 +196,20 @@ class Supervisor:
             if news:
                 with suppress(OSError):  # a full disk: written at the end
                     self._save(**news)
-            self._wait()
+            self._wait(since is not None)
 
     def _begin_to_stop(self) -> None:
         """Note why this node's part has to end, send TERM to all of its processes, and tell the gang."""
-        self._state["stopping"] = self._age()
+        self._state["stopping"] = time.monotonic() - self._start.attempt.moment
         self._state["because"] = self._reason()
         signal_processes(descendants(os.getpid()), signal.SIGTERM)
         if self._gang:
             self._gang.end(self._state["because"])
 
-    def _wait(self) -> None:
+    def _wait(self, is_stopping: bool) -> None:
         # Heartbeats are a fifth of the time-out apart.
         idle = min(MOST_IDLE_SECONDS, max(POLL_SECONDS, self._plan.node_timeout_seconds / 60))
-        idle = POLL_SECONDS if self._stop_times or not self._gang else idle
+        idle = POLL_SECONDS if is_stopping or not self._gang else idle
         self._pause(min([idle, *(one.pause for one in self._observers.values())]))
 
     def _pause(self, seconds: float) -> None:
@@ -207,12 +256,15 @@ class Supervisor:
             return cut_reason(file.read(LONGEST_REASON))
         return f"{self._name} was stopped by its own node, as at a shutdown"
 
-    def _leave_gang(self, state: str, why: str) -> None:
-        """Tell the gang how this rank has ended, and stay as long as the others need this supervisor."""
+    def _stay_in_gang(self, state: str, why: str, has_fault: bool) -> None:
+        """Tell the gang how this rank has ended, and stay until another attempt begins, or nobody needs this node."""
         if self._gang:
-            self._gang.script_ended(state, why)
+            attempt = self._gang.attempt
+            self._gang.script_ended(state, why, has_fault)
             try:
-                self._gang.leave(self._reason_to_leave)
+                self._gang.stay(self._reason_to_leave)
+                if self._gang.attempt == attempt:
+                    self._gang.leave()
                 self._note_gang(last=True)
             except Exception as error:
                 self._end_without_gang(error)

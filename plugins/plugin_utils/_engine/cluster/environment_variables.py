@@ -14,7 +14,9 @@ import yaml
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import is_encodable
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
 
-OURS = frozenset(["MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "NODE_RANK", "NUM_NODES", "JOB_ID", "JOB_DIR"])
+OURS = frozenset(
+    ["MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "NODE_RANK", "NUM_NODES", "JOB_ID", "JOB_DIR", "JOB_ATTEMPT"]
+)
 """Written from the inventory; a second opinion about them is how ranks come to disagree."""
 NEVER = re.compile(r"(LOCAL_RANK|RANK|GROUP_RANK|TORCHELASTIC_.*|SLURM_.*)\Z")
 """Each of these makes Lightning believe that someone else starts the ranks: it then starts none, and hangs."""
@@ -80,9 +82,8 @@ def variables(
     Args:
         node: rank, world_size, master_addr, master_port, interface.
         given: the user's, which win.
-        job: its id, dir, checkpoint (path or ""), commit (of its code, or ""), gang (whether its nodes work together)
-            fit_goes_on (whether Lightning's fit gets it by itself) and framework (what a framework that the script
-            uses takes from the environment besides).
+        job: its id, dir, attempt, commit (of its code, or ""), gang (whether its nodes work together) and framework
+            (what a framework that the script uses takes from the environment besides).
     """
     ours = {
         "MASTER_ADDR": node["master_addr"],
@@ -95,9 +96,6 @@ def variables(
         ours |= dict.fromkeys(("PL_TRAINER_NUM_NODES", "LT_NUM_NODES"), node["world_size"])
     ours |= {"GLOO_SOCKET_IFNAME": node["interface"], "NCCL_SOCKET_IFNAME": f"={node['interface']}"}
     if job:
-        ours |= {"JOB_ID": job["id"], "JOB_DIR": job["dir"], "JOB_GIT_COMMIT": job["commit"], **job["framework"]}
-        if job["checkpoint"]:
-            ours["CKPT_PATH"] = job["checkpoint"]
-        if job["fit_goes_on"]:
-            ours["JOB_FIT_CKPT_PATH"] = job["checkpoint"]
+        ours |= {"JOB_ID": job["id"], "JOB_DIR": job["dir"], "JOB_ATTEMPT": job["attempt"]}
+        ours |= {"JOB_GIT_COMMIT": job["commit"], **job["framework"]}
     return {name: str(value) for name, value in {**ours, **dict(sorted(given.items()))}.items()}

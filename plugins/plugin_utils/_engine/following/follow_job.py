@@ -167,6 +167,7 @@ def _finish(
             say,
             ended=ended,
             notices=observer.notices,
+            attempts=observer.attempt,
             nodes=len(ranks),
             world_size=job_warnings.world_size(len(ranks), record.data.get("gang", True), met),
             met=met,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import escape
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import STANDSTILL
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.gang import Gang
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.topology import Node
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis import job_warnings
@@ -28,10 +29,11 @@ MOST_REPORTED = 100
 
 
 class JobObserver:
-    """Show what the ranks of one job print, and what its head has found out of ranks that print nothing.
+    """Show what the ranks of one job print, and what its head says of silent ranks and of attempts.
 
     Attributes:
         notices: what the head has found out, each with its time, the oldest first.
+        attempt: which of the job's attempts runs, or was the last, as far as the head has said.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class JobObserver:
         self._about = about
         self._states: dict[str, Mapping[str, Any]] = {}
         self.notices: list[str] = []
+        self.attempt = 1
         self._reported: set[str] = set()
         self._reporting: threading.Thread | None = None  # that fetches stacks
         self._lock = threading.Lock()
@@ -76,7 +79,9 @@ class JobObserver:
         with self._lock:
             self._states[node.host] = {**self._states.get(node.host, {}), **state}
         if node.rank == 0:  # the head; what others say that they have found out is not the gang's
-            self._report_notices(state.get("gang", {}).get("notices", []))
+            gang = state.get("gang", {})
+            self.attempt = gang.get("attempt", self.attempt)
+            self._report_notices(gang.get("notices", []))
 
     def _report_notices(self, notices: list[tuple[float, str]]) -> None:
         """Show what the head has found out, and where the stacks lie, in a thread: the nodes are asked for those."""
@@ -94,9 +99,10 @@ class JobObserver:
                 self._reporting = reporting
 
     def _report(self, notices: list[str]) -> None:
-        folder = fetch_stacks(self._gang, self._stacks)
-        for one in notices:
-            self._screen.say(f"{one}{f'; what every rank was doing: {folder}' if folder else ''}")
+        is_standstill = [STANDSTILL in one for one in notices]
+        folder = fetch_stacks(self._gang, self._stacks) if any(is_standstill) else ""
+        for one, has_stacks in zip(notices, is_standstill, strict=True):
+            self._screen.say(f"{one}{f'; what every rank was doing: {folder}' if has_stacks and folder else ''}")
 
     def finish(self) -> None:
         """Wait until all that was found out is shown."""

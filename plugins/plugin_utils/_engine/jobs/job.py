@@ -18,6 +18,8 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.projec
 
 LAUNCHERS = ("lightning", "torchrun", "python")
 """Lightning's own and plain Python start a script once per node, torchrun once per device."""
+FAULT, ANY = "fault", "any"
+"""After what a job is tried again: a fault of a machine or an operator, or also what the script did itself."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,9 @@ class Job:
         devices: ranks per node under torchrun; None means as many as there are GPUs, or one.
         checkpoint: path relative to the working directory of the checkpoint to go on from, or "".
         companion: whether Lightning's Trainer is helped to find checkpoints, and to go on in the middle of an epoch.
-        fit_goes_on: whether the first fit of Lightning's Trainer that is passed no checkpoint gets this one.
+        fit_goes_on: whether the first fit of Lightning's Trainer that is passed no checkpoint gets the job's.
+        retries: how many attempts may follow the first.
+        retry_on: after what, FAULT or ANY.
         preflight: thresholds, and checks to be skipped; see preflight.prepared_nodes.
         gang: whether the nodes work together; else each runs the script for itself.
         uses: what the script uses, of choose_launcher.KINDS.
@@ -69,3 +73,5 @@ class Job:
     project: Path | None = None
     companion: bool = True
     fit_goes_on: bool = False
+    retries: int = 0
+    retry_on: str = FAULT

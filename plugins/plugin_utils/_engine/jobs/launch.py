@@ -31,7 +31,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluste
     require_distinct,
 )
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError, join_errors
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.job import Job
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.job import ANY, Job
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight import prepared_nodes
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight.clocks import ahead
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.choose_launcher import (
@@ -75,6 +75,8 @@ RELEASE_POLL_SECONDS = 0.02
 """How often it is checked whether a node that is about to be released has answered."""
 FIND_UNREACHED_SECONDS = 10
 """How long the head may take to say which nodes it could not start; it tries to reach them for two."""
+CLI_PREFIXES = [f"PL_{command}__" for command in ("FIT", "VALIDATE", "TEST", "PREDICT")]
+"""How variables begin that are defaults of LightningCLI's commands."""
 PREPARE_TRIES = 3
 """How often a node is asked whose answer is lost with the connection."""
 
@@ -367,10 +369,9 @@ class Launch:
         about = {
             "id": self.gang.job_id,
             "dir": "{job_dir}",
-            "checkpoint": "{checkpoint}" if job.checkpoint else "",
+            "attempt": "{attempt}",
             "commit": job.bundle.described_commit,
             "gang": job.gang,
-            "fit_goes_on": job.fit_goes_on,
             "framework": self._framework,
         }
         return {
@@ -402,6 +403,9 @@ class Launch:
             "gang": job.gang,
             "devices": job.devices,
             "checkpoint": job.checkpoint,
+            "checkpoint_variables": self._checkpoint_variables,
+            "retries": job.retries,
+            "retries_any": job.retry_on == ANY,
             "companion": self._companion,
             "master_port": self.gang.settings[self._head].master_port,
             "arguments": ["-m", job.module, *job.args] if job.module else [script.replace("$", "$$"), *job.args],
@@ -422,7 +426,7 @@ class Launch:
         """The files by which a Trainer finds checkpoints that it is not told of, or that only other nodes have."""
         job = self.job
         is_alone = len(self._ranks) == 1 or not job.gang
-        if not job.companion or job.uses not in (TRAINER, CLI) or (is_alone and not job.checkpoint):
+        if not job.companion or job.uses not in (TRAINER, CLI) or (is_alone and not job.checkpoint and not job.retries):
             return {}
         from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.companion_files import (
             companion_files,
@@ -458,18 +462,25 @@ class Launch:
         if job.uses == CLI and (job.gang or job.checkpoint):
             # It gives its Trainer every argument, PL_TRAINER_NUM_NODES or not, but its parser too has its defaults from
             # the environment, if a variable asks for it. An argument and a configuration file win, as with the others.
-            prefixes = [f"PL_{command}__" for command in ("FIT", "VALIDATE", "TEST", "PREDICT")]
             defaults: dict[str, str | int] = {"JSONARGPARSE_DEFAULT_ENV": "true"}
             if job.gang:
-                defaults |= {f"{prefix}TRAINER__NUM_NODES": nodes for prefix in ("PL_", *prefixes)}
-            if job.checkpoint:
-                defaults |= {f"{prefix}CKPT_PATH": "{checkpoint}" for prefix in prefixes}
+                defaults |= {f"{prefix}TRAINER__NUM_NODES": nodes for prefix in ("PL_", *CLI_PREFIXES)}
             return defaults
         if job.uses in (FABRIC, FABRIC_LAUNCHED) and job.launcher == "torchrun":
             # As `fabric run` does; of a script that it starts, Fabric refuses to start processes itself.
             used = {"LT_CLI_USED": 1} if job.uses == FABRIC else {}
             return {"LT_DEVICES": "{devices}", **used}
         return {}
+
+    @property
+    def _checkpoint_variables(self) -> list[str]:
+        """The variables in which a script, or the framework that it uses, finds the checkpoint, where there is one."""
+        names = ["CKPT_PATH"]
+        if self.job.fit_goes_on:
+            names.append("JOB_FIT_CKPT_PATH")
+        if self.job.uses == CLI:
+            names += [f"{prefix}CKPT_PATH" for prefix in CLI_PREFIXES]
+        return names
 
     def discard(self) -> str:
         """Undo ``prepare`` on every node where the job has not started.

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.job import LAUNCHERS
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.job import ANY, FAULT, LAUNCHERS
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.preflight import prepared_nodes
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.bundle import MOST_MB
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.project_files import CHOICES
@@ -54,6 +54,8 @@ RUN_OPTIONS: Spec = {
     "resume": {"type": "str", "default": ""},
     "checkpoint": {"type": "str", "default": ""},
     "companion": {"type": "bool", "default": True},
+    "retries": {"type": "int", "default": 3},
+    "retry_on": {"type": "str", "choices": [FAULT, ANY], "default": FAULT},
     "rerun": {"type": "str", "default": ""},
     "detach": {"type": "bool", "default": False},
     "wait": {"type": "int", "default": 0},
@@ -121,6 +123,8 @@ class RunOptions:
         resume: id of a job whose newest checkpoint this one goes on from.
         checkpoint: path of another checkpoint to go on from, of whatever library.
         companion: whether Lightning's Trainer is helped to find checkpoints, and to go on in the middle of an epoch.
+        retries: how many attempts may follow the first.
+        retry_on: after what, job.FAULT or job.ANY.
         rerun: id of a job to be run again with the same code.
         detach: return after the start.
         wait: how many seconds to wait for nodes that run another job.
@@ -144,6 +148,8 @@ class RunOptions:
     resume: str
     checkpoint: str
     companion: bool
+    retries: int
+    retry_on: str
     rerun: str
     detach: bool
     wait: int
@@ -161,7 +167,8 @@ class RunOptions:
         """
         others = {*FOLLOW_OPTIONS, *prepared_nodes.DEFAULTS}
         given = {name: arguments[name] for name in RUN_OPTIONS if name not in others}
-        _require_at_least("wait", given["wait"], 0)
+        for name in ("wait", "retries"):
+            _require_at_least(name, given[name], 0)
         for name in ("stall_timeout_seconds", "rendezvous_timeout_seconds"):
             _require_at_least(f"job_{name}", given[name], 0)
         folder = given["project_dir"]

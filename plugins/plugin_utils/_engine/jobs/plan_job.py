@@ -26,6 +26,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.o
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.paths import EXAMPLE
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.bundle import Bundle, make_bundle
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.choose_launcher import (
+    CLI,
     PLAIN,
     TRAINER,
     Fit,
@@ -153,10 +154,13 @@ def make_job(
             f"job {options.rerun or options.resume} had environment variables whose values are not kept: "
             f'{", ".join(sorted(missing))}; give them again with -e \'{{"env": {{...}}}}\', or another value, or ""'
         )
-    fit_goes_on = False
+    takes_checkpoint = fit_goes_on = False
     if options.rerun:
         script, bundle = earlier["script"], stored_bundle(options.follow.runs_dir, earlier)
         found = Fit(earlier.get("uses", PLAIN), script)
+        if options.companion and found.kind in (TRAINER, CLI):
+            takes_checkpoint = "fit_goes_on" in earlier
+            fit_goes_on = earlier.get("fit_goes_on") is True
     else:
         if options.resume and earlier and not (options.project_dir or project):
             raise JobError(
@@ -169,12 +173,14 @@ def make_job(
         include = options.include or earlier.get("include", [])
         everything = (options.project_files or earlier.get("project_files")) == "all"
         script, bundle, found = take_code(project, named, module, variables, options.bundle_max_mb, include, everything)
-        if options.companion and checkpoint and found.kind == TRAINER:
+        takes_checkpoint = options.companion and found.kind in (TRAINER, CLI)
+        if takes_checkpoint and found.kind == TRAINER and (checkpoint or options.retries):
             folders = search_path(project, script, module, variables)
             fit_goes_on = not mentions_checkpoint(project, script, folders, bundle.paths, args)
     wanted = options.launcher or earlier.get("launcher") or AUTO
     launcher, reason = (found.launcher, found.reason) if wanted == AUTO else (wanted, "")
     devices = count_torchrun_devices(options.devices, launcher, reason) if options.devices else earlier.get("devices")
+    gang = earlier.get("gang", True) if options.gang is None else options.gang
     now = datetime.datetime.now(datetime.timezone.utc)
     return Job(
         identity=Identity(
@@ -195,7 +201,9 @@ def make_job(
         companion=options.companion,
         fit_goes_on=fit_goes_on,
         preflight=options.preflight,
-        gang=earlier.get("gang", True) if options.gang is None else options.gang,
+        retries=options.retries if gang and takes_checkpoint else 0,
+        retry_on=options.retry_on,
+        gang=gang,
         uses=found.kind,
         reason=reason,
         module=module,
@@ -214,6 +222,9 @@ def describe_job(job: Job, options: RunOptions) -> dict[str, Any]:
         "gang": job.gang,
         "uses": job.uses,
         "checkpoint": job.checkpoint or None,
+        "fit_goes_on": job.fit_goes_on,
+        "retries": job.retries,
+        "retry_on": job.retry_on,
         "project_dir": str(job.project) if job.project else None,
         "include": list(job.bundle.include),
         "project_files": "all" if job.bundle.everything else "git",

@@ -25,9 +25,9 @@ def variables_of(given: Mapping[str, str], checkpoint: str) -> set[str]:
         given: the user's, of the inventory and of the command line.
         checkpoint: path of the one that the job goes on from, or "".
     """
-    about = {"id": "", "dir": "", "commit": "", "gang": True, "fit_goes_on": False, "framework": {}}
-    job = {**about, "checkpoint": checkpoint}
-    return {*ACCOUNT, *environment_variables.variables(_NODE, given, job)}
+    about = {"id": "", "dir": "", "attempt": 1, "commit": "", "gang": True, "framework": {}}
+    names = {*ACCOUNT, *environment_variables.variables(_NODE, given, about)}
+    return names | {"CKPT_PATH"} if checkpoint else names
 
 
 def require_known(

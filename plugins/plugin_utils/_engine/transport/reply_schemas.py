@@ -164,7 +164,7 @@ def fields(required: Mapping[str, Check], optional: Mapping[str, Check] | None =
 
 _STATE = {"state": STATE["state"]}
 _GANG_RANK = fields({"state": GANG_RANK["state"]}, {name: GANG_RANK[name] for name in GANG_RANK if name != "state"})
-_GANG = {"ranks": many(_GANG_RANK), "ending": is_flag, "notices": many(is_notice)}
+_GANG = {"ranks": many(_GANG_RANK), "attempt": is_size, "ending": is_flag, "notices": many(is_notice)}
 _MORE_OF_STATE = {name: check for name, check in STATE.items() if name != "state"}
 _OWNER = {name: is_text for name in ("id", "user", "start")}
 _HOLDER = {**_OWNER, "pid": is_text, "process_start": is_text}

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 import sys
@@ -13,10 +14,12 @@ from typing import Any
 
 VARIABLE = "JOB_FIT_CKPT_PATH"
 """Path of the checkpoint, where neither the script nor a configuration of the project mentions it."""
+NO_RETRY = "no_retry"
+"""File in which the supervisor finds why the job must not be started again."""
 FINDERS = ("LearningRateFinder", "BatchSizeFinder")
 """Callbacks with which Lightning forgets the optimizer's part of a checkpoint."""
 
-_went_on_from: list[str] = []  # the checkpoint, once a fit has got it
+_fits: list[str] = []  # "" for each that has begun, or the checkpoint that it has got
 
 
 def with_checkpoint(fit: Callable[..., Any]) -> Callable[..., Any]:
@@ -32,6 +35,10 @@ def with_checkpoint(fit: Callable[..., Any]) -> Callable[..., Any]:
         checkpoint = take_checkpoint(given[0]) if is_open else None
         if checkpoint:
             bound.arguments["ckpt_path"] = checkpoint
+        if not is_search(given[0]):
+            if _fits:
+                forbid_retry(given[0], "it has begun a second fit, and its checkpoints may be of either")
+            _fits.append(checkpoint or "")
         return fit(*bound.args, **bound.kwargs)
 
     return fit_from_checkpoint
@@ -41,23 +48,36 @@ def take_checkpoint(trainer: Any) -> str | None:
     """Return the checkpoint that a Trainer is to go on from, the first time, and say so; else None."""
     checkpoint = os.environ.get(VARIABLE)
     is_set = getattr(trainer._checkpoint_connector, "_user_managed", False)  # trainer.ckpt_path = ...
-    is_search = any(getattr(one, "_early_exit", False) for one in trainer.callbacks)  # a Tuner's
-    if not checkpoint or is_set or is_search or trainer.fast_dev_run:
+    if not checkpoint or is_set or is_search(trainer) or trainer.fast_dev_run:
         return None
     for name in (type(one).__name__ for one in trainer.callbacks):
         if name in FINDERS:
             say(trainer, f"this fit starts from the beginning, because Lightning does not go on with a {name}")
             return None
-    if _went_on_from:
+    if any(_fits):
         say(
             trainer,
             f"this fit starts from the beginning, because an earlier one went on from {checkpoint}; if this is the one "
             "to go on, pass it ckpt_path=os.environ.get('CKPT_PATH')",
         )
         return None
-    _went_on_from.append(checkpoint)
     say(trainer, f"fit goes on from {checkpoint}, because it is passed no ckpt_path")
     return checkpoint
+
+
+def is_search(trainer: Any) -> bool:
+    """Return whether this fit is one of a Tuner's, which tries a learning rate or a batch size."""
+    return any(getattr(one, "_early_exit", False) for one in trainer.callbacks)
+
+
+def forbid_retry(trainer: Any, why: str) -> None:
+    """Have the job not be started again by itself after a fault; ``why`` is a clause."""
+    if trainer.is_global_zero:
+        with (
+            contextlib.suppress(OSError),
+            open(os.path.join(os.environ["JOB_DIR"], "companion", NO_RETRY), "w") as file,
+        ):
+            file.write(why)
 
 
 def say(trainer: Any, sentence: str) -> None:

@@ -11,6 +11,8 @@ import os
 import sys
 from typing import Any, NamedTuple
 
+from .give_checkpoint import forbid_retry
+
 PIECE_BYTES = 2**26
 """So much of a checkpoint is sent at once."""
 
@@ -63,7 +65,10 @@ def resume_shared(trainer: Any, path: Any = None, *given: Any, **named: Any) -> 
     connector = trainer._checkpoint_connector
     resume = functools.partial(type(connector).resume_start, connector)
     is_failing = sys.exc_info()[1] is not None  # as where a Tuner restores what was, on a rank that raised
-    transfer = find_transfer(os.fspath(path or "")) if is_shared(trainer.strategy) and not is_failing else None
+    is_sharing = is_shared(trainer.strategy)
+    if not is_sharing and trainer.num_nodes > 1:
+        forbid_retry(trainer, f"its {type(trainer.strategy).__name__} needs its checkpoint on each node")
+    transfer = find_transfer(os.fspath(path or "")) if is_sharing and not is_failing else None
     if not transfer:
         resume(path, *given, **named)
         return

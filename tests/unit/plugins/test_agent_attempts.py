@@ -1,0 +1,218 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Jobs that go on by themselves: real supervisors of several nodes, whose job nobody follows."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.launch import Launch
+from local_nodes import Altered, LocalNode, code, gang_of, until
+
+SAVE = """
+import pickle, zipfile
+def save(name, step):
+    about = {"pytorch-lightning_version": "2.6.6", "global_step": step, "state_dict": {}, "optimizer_states": []}
+    with zipfile.ZipFile(name, "w") as file:
+        file.writestr("archive/data.pkl", pickle.dumps(about))
+"""
+"""What a script writes a checkpoint with, as Lightning does."""
+TELL = """
+import os, socket, sys, time
+rank, attempt = int(os.environ["NODE_RANK"]), int(os.environ["JOB_ATTEMPT"])
+print("attempt", attempt, os.environ.get("CKPT_PATH", "from the beginning").rpartition("/")[2], flush=True)
+"""
+MEET = """
+port = int(os.environ["MASTER_PORT"])
+if rank:
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            held = socket.create_connection((os.environ["MASTER_ADDR"], port))
+            break
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+else:
+    server = socket.create_server(("", port))
+time.sleep(1)  # torch's connections stay, too
+"""
+KILL = "os.kill(os.getpid(), {signal})\n"
+
+
+def launched(nodes: list[LocalNode], folder: Path, script: str, pause: float = 0.1, **changes: Any) -> Launch:
+    """Start a script that says which attempt it is."""
+    for node in nodes:
+        node.connection = Altered(
+            ("RECONNECT_SECONDS = 5.0", "RECONNECT_SECONDS = 1.0"),
+            ("FIRST_PAUSE_SECONDS = 1.0", f"FIRST_PAUSE_SECONDS = {pause}"),
+            ("LONGEST_PAUSE_SECONDS = 60.0", "LONGEST_PAUSE_SECONDS = 600.0"),
+        )
+    launch = gang_of(nodes, code(folder / "code", SAVE + TELL + script), **{"retries": 3, **changes})
+    launch.prepare()
+    launch.start()
+    return launch
+
+
+def ended(*nodes: LocalNode) -> list[str]:
+    """Wait until the job has ended on these nodes; return the state of each."""
+    until(lambda: all((node.job_dir() / "state.json").exists() for node in nodes))
+    until(lambda: all("ended" in node.state() for node in nodes), 30)
+    until(lambda: not any(node.supervisor() for node in nodes))
+    return [node.state()["state"] for node in nodes]
+
+
+def told(head: LocalNode) -> list[str]:
+    """Return what the head has written down for whoever follows the job."""
+    gang = json.loads((head.job_dir() / "gang.json").read_text())
+    return [sentence for _at, sentence in gang["notices"]]
+
+
+def printed(node: LocalNode) -> list[str]:
+    """Return what a rank has printed, without the supervisor's own lines."""
+    lines = (node.job_dir() / "log").read_text().splitlines()
+    return [line for line in lines if not line.startswith("thunderhead:")]
+
+
+KILLED_ONCE = """
+if rank == 0:
+    save("last.ckpt", 7 * attempt)
+if attempt == 1:
+    if rank == 1:
+        time.sleep(0.5)
+        os.kill(os.getpid(), 9)
+    time.sleep(600)
+"""
+
+
+def test_a_rank_that_is_killed_is_started_again_with_all_others(three: list[LocalNode], tmp_path: Path) -> None:
+    launched(three, tmp_path, KILLED_ONCE)
+    assert ended(*three) == ["succeeded"] * 3
+    assert [printed(node) for node in three] == [["attempt 1 from the beginning", "attempt 2 last.ckpt"]] * 3
+    assert told(three[0]) == [
+        "attempt 1 ended: rank 1 (node1) was killed by SIGKILL; attempt 2 goes on from last.ckpt, step 7, in 0 s"
+    ]
+    for node in three:
+        state, log = node.state(), (node.job_dir() / "log").read_text()
+        assert "thunderhead: attempt 2 goes on from last.ckpt, 20" in log
+        assert (state["exit_code"], state["signal"], "because" in state, "stopping" in state) == (0, None, False, False)
+    gang = json.loads((three[0].job_dir() / "gang.json").read_text())
+    assert (gang["attempt"], gang["ending"]) == (2, False)
+    assert "\nJOB_ATTEMPT=2\n" in (three[1].job_dir() / "node.env").read_text()
+
+
+def test_the_head_s_rank_and_an_only_one(nodes: list[LocalNode], tmp_path: Path) -> None:
+    script = "if rank == 0 and attempt < 3:\n    save('a.ckpt', attempt)\n    time.sleep(0.3)\n"
+    script += f"    {KILL.format(signal=15)}elif attempt < 3:\n    time.sleep(600)\n"
+    launched(nodes, tmp_path, script)
+    assert ended(*nodes) == ["succeeded"] * 2
+    expected = ["attempt 1 from the beginning", "attempt 2 a.ckpt", "attempt 3 a.ckpt"]
+    assert [printed(node) for node in nodes] == [expected] * 2
+    launched(nodes[:1], tmp_path / "alone", script, id="job-2")
+    state, log = nodes[0].wait("job-2")
+    assert (state["state"], log.count("attempt 3 a.ckpt\n")) == ("succeeded", 1)
+
+
+@pytest.mark.parametrize(
+    ("script", "changes", "why"),
+    [
+        (KILL.format(signal=9), {"retries": 0}, None),
+        ("save('a.ckpt', 1)\nraise SystemExit(3)\n", {}, None),  # its own doing
+        ("save('a.ckpt', 1)\nos.abort()\n", {}, None),
+        ("save('a.ckpt', 1)\nraise SystemExit(2)\n", {"retry_on": "any"}, None),  # bad arguments
+        ("save('a.ckpt', 1)\nimport no_such_module\n", {"retry_on": "any"}, None),
+        (f"{MEET}if rank:\n    {KILL.format(signal=9)}time.sleep(600)\n", {}, "there is no whole checkpoint"),
+        (
+            "os.makedirs('../companion')\nopen('../companion/no_retry', 'w').write('it says so')\nsave('a.ckpt', 1)\n"
+            f"time.sleep(0.2)\n{KILL.format(signal=9)}",
+            {},
+            "it says so",
+        ),
+    ],
+)
+def test_what_is_not_tried_again(
+    nodes: list[LocalNode], tmp_path: Path, script: str, changes: dict[str, Any], why: str | None
+) -> None:
+    launched(nodes, tmp_path, f"time.sleep(0.3)\n{script}", **changes)
+    assert "failed" in ended(*nodes)
+    assert all(lines[0] == "attempt 1 from the beginning" for lines in map(printed, nodes))
+    assert not any("attempt 2" in (node.job_dir() / "log").read_text() for node in nodes)
+    if why is None:
+        assert told(nodes[0]) == []
+    else:
+        (sentence,) = told(nodes[0])
+        assert f"was killed by SIGKILL; the job is not tried again: {why}" in sentence
+
+
+def test_ranks_that_had_not_met_start_from_the_beginning_and_not_for_ever(
+    nodes: list[LocalNode], tmp_path: Path
+) -> None:
+    launched(nodes, tmp_path, "time.sleep(0.2)\n" + KILL.format(signal=9), retries=9)
+    ended(*nodes)
+    assert printed(nodes[0]) == [f"attempt {number} from the beginning" for number in (1, 2, 3)]
+    *before, last = told(nodes[0])
+    assert ["attempt 2 starts from the beginning in 0 s" in one for one in before] == [True, False]
+    assert last.endswith("the job is not tried again: 3 attempts in a row have left no newer checkpoint")
+
+
+def test_there_are_no_more_attempts_than_retries_allows(nodes: list[LocalNode], tmp_path: Path) -> None:
+    script = "save('a.ckpt', attempt)\ntime.sleep(0.2)\nraise SystemExit(3)\n"
+    launched(nodes, tmp_path, script, retries=1, retry_on="any")
+    assert "failed" in ended(*nodes)
+    assert len(printed(nodes[0])) == 2
+    assert told(nodes[0])[-1].endswith("the job is not tried again: retries allows 2 attempts; for more: -e retries=2")
+
+
+def test_a_script_that_always_fails_at_the_same_step_is_given_up(nodes: list[LocalNode], tmp_path: Path) -> None:
+    launched(nodes, tmp_path, "save('a.ckpt', 50)\ntime.sleep(0.2)\nraise SystemExit(3)\n", retries=9, retry_on="any")
+    assert "failed" in ended(*nodes)
+    assert len(printed(nodes[0])) == 4, "one that left it, and three that left nothing newer"
+    assert "3 attempts in a row have left no newer checkpoint" in told(nodes[0])[-1]
+
+
+def test_a_damaged_checkpoint_is_passed_over(nodes: list[LocalNode], tmp_path: Path) -> None:
+    script = """
+if attempt == 1:
+    save("old.ckpt", 1)
+    save("new.ckpt", 2)
+    data = bytearray(open("new.ckpt", "rb").read())
+    data[60] ^= 255
+    open("new.ckpt", "wb").write(data)
+    open("newer.ckpt", "wb").write(b"PK\\3\\4 cut short")
+    time.sleep(0.2)
+    os.kill(os.getpid(), 9)
+"""
+    launched(nodes, tmp_path, script)
+    assert ended(*nodes) == ["succeeded"] * 2
+    assert printed(nodes[1])[1:] == ["attempt 2 old.ckpt"]
+
+
+def in_the_pause(nodes: list[LocalNode], folder: Path) -> Launch:
+    launch = launched(nodes, folder, KILLED_ONCE, pause=600.0)
+    path = nodes[0].job_dir() / "gang.json"
+    until(lambda: path.exists() and json.loads(path.read_text())["notices"], 20)
+    assert [node.state()["state"] for node in nodes] == ["running"] * len(nodes)
+    return launch
+
+
+def test_a_stop_ends_a_job_that_waits_for_its_next_attempt(three: list[LocalNode], tmp_path: Path) -> None:
+    launch = in_the_pause(three, tmp_path)
+    os.kill(int(three[2].supervisor() or 0), signal.SIGTERM)
+    assert ended(*three) == ["stopped", "failed", "stopped"]
+    assert told(launch_head := three[0])[-1].endswith("the job is not tried again: its end was asked for")
+    assert "attempt 2" not in (launch_head.job_dir() / "log").read_text()
+    assert launch.gang.job_id == "job-1"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_supervisor_that_is_killed_while_the_job_waits(three: list[LocalNode], tmp_path: Path, rank: int) -> None:
+    in_the_pause(three, tmp_path)
+    os.kill(int(three[rank].supervisor() or 0), signal.SIGKILL)
+    left = [node for node in three if node is not three[rank]]
+    states = ended(*left)
+    assert states == (["failed", "stopped"] if rank == 0 else ["stopped", "stopped"])
+    if rank:
+        assert told(three[0])[-1].endswith("the job is not tried again: rank 1 (node1) lost its supervisor process")
