@@ -45,6 +45,11 @@ demo: $(VENV)/.controller ## Train on two nodes on this machine, from nothing: n
 	ansible-playbook run.yml -e script=train.py
 	@echo "Go on with: . $(VENV)/bin/activate; ansible-playbook status.yml"
 
+.PHONY: demo-failure
+demo-failure: $(VENV)/.controller ## The same, but rank 1 is killed in the middle: the training goes on by itself
+	ansible-playbook setup.yml
+	python tests/demo/failure.py
+
 # ------------------------------------------------------------------------------------------------------------- testing
 
 .PHONY: test

@@ -121,16 +121,24 @@ options:
         among themselves, whether anybody follows the job or not.
       - Each attempt runs the same code on the same nodes, and finds its number in C(JOB_ATTEMPT), from C(1) on. Pauses
         between attempts grow, and there is no other after three in a row that left no newer checkpoint, after a second
-        C(fit), or where a node is lost. V(0) means never, as do O(gang=false) and O(companion=false).
+        C(fit), or where a node is lost for good. V(0) means never, as do O(gang=false), O(companion=false), and
+        arguments or variables that say which checkpoint the script begins from.
+      - By default V(3), where that is possible.
     type: int
-    default: 3
   retry_on:
     description:
-      - After what the job is started again. V(fault) is a process of it that was killed from outside; V(any) is also
-        a script that failed by itself, but for bad arguments and failed imports.
+      - After what the job is started again. V(fault) is a process of it that was killed from outside, or a node that
+        was lost and is there again; V(any) is also a script that failed by itself, but for bad arguments and failed
+        imports.
     type: str
     choices: [fault, any]
     default: fault
+  return_seconds:
+    description:
+      - How long a job that may be started again waits for a node that is lost, such as one that is frozen or cut off
+        the network. Where the head is lost, the job ends.
+    type: int
+    default: 300
   rerun:
     description: Id of a job to be run again, with the same code and arguments on the same nodes.
     type: str

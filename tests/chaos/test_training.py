@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from jobs import ALIKE_SECONDS
-from machines import Cluster, until
+from machines import JOBS, Cluster, Node, until
 from measuring import Timeline
 from playbook import Playbook
 
@@ -33,12 +33,25 @@ def result(run: Playbook) -> dict[str, object]:
     return found
 
 
-def test_a_killed_training_goes_on_to_the_same_loss(cluster: Cluster, timeline: Timeline) -> None:
-    # The one that nothing happens to is torchrun's: with either launcher the numbers are the same.
-    whole = result(cluster.run("trains.py", "-e", "launcher=torchrun", "-e", "devices=1", *TWO))
-    assert whole["world_size"] == 2
+@pytest.fixture
+def undisturbed(cluster: Cluster, results: dict[str, dict[str, object]]) -> dict[str, object]:
+    """Return what a training prints to which nothing happens: with either launcher the numbers are the same."""
+    if not results:
+        results["torchrun"] = result(cluster.run("trains.py", "-e", "launcher=torchrun", "-e", "devices=1", *TWO))
+    assert results["torchrun"]["world_size"] == 2
+    return results["torchrun"]
 
-    killed = cluster.run("trains.py", *TWO)
+
+@pytest.fixture(scope="module")
+def results() -> dict[str, dict[str, object]]:
+    """Return what is the same for all tests here, once it is known."""
+    return {}
+
+
+def test_a_killed_training_goes_on_to_the_same_loss(
+    cluster: Cluster, timeline: Timeline, undisturbed: dict[str, object]
+) -> None:
+    killed = cluster.run("trains.py", "-e", "retries=0", *TWO)
     killed.await_line(r"^\[0 node0\] +epoch 3$", 90)
     job, at = killed.job, time.monotonic()
     cluster.nodes[1].kill_processes(job, "trains.py")
@@ -52,11 +65,56 @@ def test_a_killed_training_goes_on_to_the_same_loss(cluster: Cluster, timeline: 
     end = result(resumed)
     epochs = [int(line.split()[1]) for line in resumed.printed(0) if re.fullmatch(r"epoch \d+", line)]
     assert epochs[0] > 1 and epochs == list(range(epochs[0], 10)), "from the checkpoint on"
-    assert end == whole, "to the last bit, also with the checkpoint that is tested, of which node1 has an older one"
+    assert end == undisturbed, (
+        "to the last bit, also with the checkpoint that is tested, of which node1 has an older one"
+    )
     timeline.note(
         "a killed training is resumed",
         f"goes on at epoch {epochs[0]} of 10; train_loss is bit-identical to an undisturbed one's: {end['train_loss']}",
     )
+
+
+@pytest.mark.parametrize("follows", [True, False])
+def test_a_training_goes_on_by_itself(
+    cluster: Cluster, timeline: Timeline, undisturbed: dict[str, object], follows: bool
+) -> None:
+    """A rank is killed, then the head's: without a command, the job ends as if nothing had happened."""
+    run = cluster.run("trains.py", *TWO, *(() if follows else ("-e", "detach=true")))
+    run.await_line(r"trains.py on 2 nodes", 60)
+    job, head, at = run.job, cluster.nodes[0], 0.0
+    for attempt, node in enumerate((cluster.nodes[1], head), 1):
+        await_epochs(head, job, attempt, 2)
+        at = time.monotonic()
+        node.kill_processes(job, "trains.py")
+    logs = run if follows else cluster.playbook("logs.yml", "-e", f"job={job}")
+    end = result(logs)
+    assert end == undisturbed, "to the last bit"
+    record = cluster.record(job)
+    assert (record["state"], record["attempts"], record["cause"]) == ("succeeded", 3, None)
+    for number, (sentence, name) in enumerate(
+        zip(record["notices"], ("rank 1 (node1)", "rank 0 (node0)"), strict=True), 1
+    ):
+        assert f"attempt {number} ended: {name} was killed by SIGKILL; attempt {number + 1} goes on from " in sentence
+        assert sentence in logs.text
+    assert cluster.left(job) == []
+    epochs = [int(line.split()[1]) for line in logs.printed(0) if re.fullmatch(r"epoch \d+", line)]
+    timeline.note(
+        f"a rank of a training is killed, then the head's{'' if follows else ', while nobody follows the job'}",
+        f"it goes on by itself, twice, and repeats {len(epochs) - len(set(epochs))} of 10 epochs; train_loss is "
+        f"bit-identical to an undisturbed one's: {end['train_loss']}",
+        None,
+        logs.ended_at - at,
+    )
+
+
+def await_epochs(head: Node, job: str, attempt: int, count: int) -> None:
+    """Return when an attempt has begun so many epochs."""
+
+    def begun() -> int:
+        _before, begin, log = head.execute("cat", f"{JOBS}/{job}/log").rpartition(f"thunderhead: attempt {attempt} ")
+        return log.count("\nepoch ") if attempt == 1 or begin else 0
+
+    until(lambda: begun() >= count, f"{count} epochs of attempt {attempt}", 90)
 
 
 @pytest.mark.parametrize(

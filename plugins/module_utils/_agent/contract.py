@@ -177,6 +177,8 @@ GOING_ON = ("prepared", "running")
 """The states of a job that has not ended."""
 
 
+ATTEMPT_BEGINS = "thunderhead: attempt"
+"""How a line of a log begins that says that another attempt of the job begins."""
 STANDSTILL = "nothing was printed for"
 """How a sentence begins that says why a job prints nothing."""
 

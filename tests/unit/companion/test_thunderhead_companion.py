@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import pickle
 import runpy
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -155,6 +156,36 @@ def test_after_a_second_fit_the_job_is_not_started_again_by_itself(
     assert not refusal.exists(), "a Tuner's fit is none of the script's"
     job.run("trainer().fit(Model(), data)\n")
     assert refusal.read_text() == "it has begun a second fit, and its checkpoints may be of either"
+
+
+@pytest.mark.parametrize("finder", ["", "LearningRateFinder(num_training_steps=5)"])
+def test_what_a_training_saves_is_noted(finder: str, job: Job) -> None:
+    """Not what Lightning saves for a search, and what others have left there."""
+    folder = job.work.parent
+    (folder / "old.ckpt").write_bytes(b"of somebody")
+    saves = "pl.callbacks.ModelCheckpoint('best', save_last=True, save_top_k=-1)"
+    more = f", pl.callbacks.{finder}" if finder else ""
+    job.run(f"trainer(enable_checkpointing=True, callbacks=[{saves}{more}]).fit(Model(), data)\n")
+    saved = sorted(set((folder / "companion" / "checkpoints").read_text().splitlines()))
+    assert saved == sorted(str(path) for path in (folder / "best").iterdir())
+    assert str(folder / "best" / "last.ckpt") in saved
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ("other.ckpt", "its fit is passed a checkpoint of the script's own, and would begin there again"),
+        ("two epochs.ckpt", None),
+    ],
+)
+def test_a_fit_from_a_checkpoint_of_the_script_s_own_is_not_started_again(
+    given: str, why: str | None, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CKPT_PATH", str(job.checkpoint))
+    shutil.copy(job.checkpoint, job.work.parent / "other.ckpt")
+    job.run(f"trainer().fit(Model(), data, ckpt_path={str(job.work.parent / given)!r})\n")
+    refusal = job.work.parent / "companion" / "no_retry"
+    assert (refusal.read_text() if refusal.exists() else None) == why
 
 
 def test_a_second_fit_starts_from_the_beginning_and_says_so(job: Job, capfd: pytest.CaptureFixture[str]) -> None:

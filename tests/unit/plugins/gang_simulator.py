@@ -165,11 +165,17 @@ class World:
         self.disk_full_from = (
             self.extras.uniform(0, length) if self.has_extras and self.extras.random() < 0.3 else HORIZON
         )
-        # A third of the jobs may be tried again.
+        # A third of the jobs may be tried again; with a tenth nothing else happens, and that often.
         self.attempts = random.Random(f"{seed} attempts")
-        self.retries = self.attempts.choice([0, 0, 0, 0, 2, 5])
+        is_killed_often = seed % 10 == 7
+        self.retries = 5 if is_killed_often else self.attempts.choice([0, 0, 0, 0, 2, 5])
+        if is_killed_often:
+            self.kind, self.quiet_from, self.inspector_dies, self.has_extras = "prints", HORIZON, False, False
+            self.controller_dies = False
         self.grace = self.attempts.choice([GRACE, 4 * GRACE]) if self.retries else GRACE
+        self.return_seconds = self.attempts.choice([0.0, 200.0])
         self.faults = 0  # scripts that were killed
+        self.frozen: set[int] = set()  # who was
         self.begun = 1  # the latest attempt of which a rank has started
         self.step = 0  # of the newest checkpoint
         self.last_step = 0  # that an attempt has gone on from
@@ -181,7 +187,9 @@ class World:
         self.machines = []
         for rank in range(size):
             clock = self.random.uniform(0, 1e6)
-            member = gang_member.GangMember(rank, size, self.timeout, clock, 0, RENDEZVOUS_SECONDS, self.retries)
+            member = gang_member.GangMember(
+                rank, size, self.timeout, clock, 0, RENDEZVOUS_SECONDS, self.retries, self.return_seconds, self.grace
+            )
             nonces = random.Random(f"{seed} {rank}")
             connections = gang_connections.GangConnections(
                 member, rank, size, self.timeout, KEY, lambda nonces=nonces: nonces.randbytes(16)
@@ -198,11 +206,12 @@ class World:
             self.at(GIVE_UP_SECONDS, self.give_up_waiting)
         else:
             self.at(gang_member.REACH_SECONDS + self.random.uniform(0.2, 1), self.help)
-        self.plan(length)
+        if not is_killed_often:
+            self.plan(length)
         if self.has_extras:
             self.plan_extras(length)
         if self.retries:
-            for _number in range(self.attempts.choice([0, 1, 1, 2, 3, 9])):
+            for _number in range(9 if is_killed_often else self.attempts.choice([0, 1, 1, 2])):
                 self.at(self.attempts.uniform(0, 2 * length), self.kill_script)
 
     def start(self, machines: list[Machine]) -> None:
@@ -330,6 +339,7 @@ class World:
             return
         self.say(f"n{machine.rank} freezes for {seconds:.1f} s")
         machine.frozen = []
+        self.frozen.add(machine.rank)
         self.at(seconds, lambda: self.thaw(machine))
 
     def freeze_all(self, seconds: float) -> None:
@@ -349,6 +359,7 @@ class World:
 
     def long_freeze(self) -> None:
         self.severe["freeze"] = self.now
+        self.faults += 1
         self.freeze(self.random.uniform(1, 4) * self.timeout)
 
     def partition(self, seconds: float) -> None:
@@ -541,7 +552,9 @@ class World:
         if member.members is not None and machine.script == "waiting":
             self.say(f"n{machine.rank} starts")
             machine.script, machine.ends_at, machine.started = "running", self.now + machine.seconds, self.now
-        if member.attempt != machine.attempt:
+        if member.attempt != machine.attempt and member.has_ended:  # in which it has no part
+            machine.attempt, machine.script, machine.verdict = member.attempt, "stopped", None
+        elif member.attempt != machine.attempt:
             self.begin_attempt(machine)
         if machine.verdict not in (None, member.verdict):
             raise Broken(f"the first verdict stays: n{machine.rank} takes {member.verdict!r} for {machine.verdict!r}")
@@ -596,8 +609,9 @@ class World:
     def begin_anew(self, member: gang_member.GangMember) -> None:
         """Check what must hold when the first rank of an attempt is started."""
         step = int(member.checkpoint.partition(".")[0] or 0)
-        if step < self.last_step:
-            raise Broken(f"no older checkpoint replaces a newer one: {step} comes after {self.last_step}")
+        if self.attempts.random() < 0.3:  # one that begins badly
+            self.at(self.attempts.uniform(0, LONGEST_DELAY), lambda: self.reset(0))
+            self.at(self.attempts.uniform(0, 1), self.kill_script)
         self.unproductive = 0 if step > self.last_step else self.unproductive + 1
         self.last_step, self.begun = step, member.attempt
         if self.begun > self.retries + 1 or self.unproductive >= next_attempt.MOST_UNPRODUCTIVE:
@@ -822,7 +836,11 @@ class World:
 
     def check_attempts(self) -> None:
         """Check that a job which only lost some of its scripts went on to its end."""
-        if self.severe.keys() != {"fault"} or self.mild or self.has_extras or self.inspector_dies:
+        if not self.severe or self.mild or self.has_extras or self.inspector_dies:
+            return
+        if self.severe.keys() - {"fault", "freeze"} or ("freeze" in self.severe and not self.return_seconds):
+            return
+        if 0 in self.frozen:  # where the head is lost, the job ends
             return
         if self.kind != "is stuck" and self.saves == 1 and self.faults <= self.retries:
             left = [one for one in self.machines if one.script != "succeeded"]

@@ -130,7 +130,7 @@ PLAN = {
     **{"rank": 0, "world_size": 1, "gang_key": "00", "node_timeout_seconds": 5, "grace_seconds": 2},
     **{"stall_timeout_seconds": 0, "rendezvous_timeout_seconds": 0, "master_port": 29500},
     **{"launcher": "lightning", "gang": True, "devices": None, "checkpoint": "", "companion": {}},
-    **{"checkpoint_variables": ["CKPT_PATH"], "retries": 0, "retries_any": False},
+    **{"checkpoint_variables": ["CKPT_PATH"], "retries": 0, "return_seconds": 0, "retries_any": False},
     **{"launcher_arguments": [], "arguments": ["train.py"], "variables": {}, "given": {}, "spec": {}},
 }
 """What the only node of a job runs."""

@@ -13,13 +13,16 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.l
 from local_nodes import Altered, LocalNode, code, gang_of, until
 
 SAVE = """
-import pickle, zipfile
+import os, pickle, zipfile
 def save(name, step):
+    os.makedirs("../companion", exist_ok=True)
+    with open("../companion/checkpoints", "a") as file:
+        file.write(os.path.abspath(name) + "\\n")
     about = {"pytorch-lightning_version": "2.6.6", "global_step": step, "state_dict": {}, "optimizer_states": []}
     with zipfile.ZipFile(name, "w") as file:
         file.writestr("archive/data.pkl", pickle.dumps(about))
 """
-"""What a script writes a checkpoint with, as Lightning does."""
+"""What a script writes a checkpoint with, as Lightning and the companion do."""
 TELL = """
 import os, socket, sys, time
 rank, attempt = int(os.environ["NODE_RANK"]), int(os.environ["JOB_ATTEMPT"])
@@ -124,9 +127,9 @@ def test_the_head_s_rank_and_an_only_one(nodes: list[LocalNode], tmp_path: Path)
         ("save('a.ckpt', 1)\nos.abort()\n", {}, None),
         ("save('a.ckpt', 1)\nraise SystemExit(2)\n", {"retry_on": "any"}, None),  # bad arguments
         ("save('a.ckpt', 1)\nimport no_such_module\n", {"retry_on": "any"}, None),
-        (f"{MEET}if rank:\n    {KILL.format(signal=9)}time.sleep(600)\n", {}, "there is no whole checkpoint"),
+        (f"{MEET}if rank:\n    {KILL.format(signal=9)}time.sleep(600)\n", {}, "the head has no whole checkpoint"),
         (
-            "os.makedirs('../companion')\nopen('../companion/no_retry', 'w').write('it says so')\nsave('a.ckpt', 1)\n"
+            "save('a.ckpt', 1)\nopen('../companion/no_retry', 'w').write('it says so\\x1b[2J\\n')\n"
             f"time.sleep(0.2)\n{KILL.format(signal=9)}",
             {},
             "it says so",
@@ -154,7 +157,7 @@ def test_ranks_that_had_not_met_start_from_the_beginning_and_not_for_ever(
     ended(*nodes)
     assert printed(nodes[0]) == [f"attempt {number} from the beginning" for number in (1, 2, 3)]
     *before, last = told(nodes[0])
-    assert ["attempt 2 starts from the beginning in 0 s" in one for one in before] == [True, False]
+    assert ["attempt 2 starts as the first did in 0 s" in one for one in before] == [True, False]
     assert last.endswith("the job is not tried again: 3 attempts in a row have left no newer checkpoint")
 
 
@@ -173,7 +176,9 @@ def test_a_script_that_always_fails_at_the_same_step_is_given_up(nodes: list[Loc
     assert "3 attempts in a row have left no newer checkpoint" in told(nodes[0])[-1]
 
 
-def test_a_damaged_checkpoint_is_passed_over(nodes: list[LocalNode], tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_passed_over_and_one_that_the_trainer_has_not_saved(
+    nodes: list[LocalNode], tmp_path: Path
+) -> None:
     script = """
 if attempt == 1:
     save("old.ckpt", 1)
@@ -181,7 +186,10 @@ if attempt == 1:
     data = bytearray(open("new.ckpt", "rb").read())
     data[60] ^= 255
     open("new.ckpt", "wb").write(data)
+    save("newer.ckpt", 3)
     open("newer.ckpt", "wb").write(b"PK\\3\\4 cut short")
+    save("pretrained.ckpt", 10**6)
+    open("../companion/checkpoints", "r+").truncate(os.stat("../companion/checkpoints").st_size - 5)
     time.sleep(0.2)
     os.kill(os.getpid(), 9)
 """
@@ -198,13 +206,43 @@ def in_the_pause(nodes: list[LocalNode], folder: Path) -> Launch:
     return launch
 
 
+def test_a_node_that_was_frozen_is_waited_for(three: list[LocalNode], tmp_path: Path) -> None:
+    script = "if rank == 0:\n    save('a.ckpt', 5)\nif attempt == 1:\n    time.sleep(600)\n"
+    launched(three, tmp_path, script, node_timeout_seconds=2, return_seconds=60)
+    until(lambda: all((node.job_dir() / "log").read_text().count("attempt 1") for node in three))
+    frozen = int(three[2].supervisor() or 0)
+    os.kill(frozen, signal.SIGSTOP)
+    path = three[0].job_dir() / "gang.json"
+    until(lambda: path.exists() and json.loads(path.read_text())["notices"], 20)
+    os.kill(frozen, signal.SIGCONT)
+    assert ended(*three) == ["succeeded"] * 3
+    assert [printed(node)[-1] for node in three] == ["attempt 2 a.ckpt"] * 3
+    (sentence,) = told(three[0])
+    assert "the node of rank 2 (node2) sent no heartbeat for" in sentence
+    assert sentence.endswith("attempt 2 goes on from a.ckpt, step 5, once rank 2 (node2) can be reached again")
+
+
+def test_a_node_that_does_not_come_back_is_given_up(three: list[LocalNode], tmp_path: Path) -> None:
+    launched(three, tmp_path, "save('a.ckpt', 5)\ntime.sleep(600)\n", node_timeout_seconds=2, return_seconds=1)
+    until(lambda: all((node.job_dir() / "log").read_text().count("attempt 1") for node in three))
+    frozen = int(three[2].supervisor() or 0)
+    os.kill(frozen, signal.SIGSTOP)
+    try:
+        assert ended(*three[:2]) == ["stopped"] * 2
+    finally:
+        os.kill(frozen, signal.SIGCONT)
+    assert "the job is not tried again: the node of rank 2 (node2) sent no heartbeat for" in told(three[0])[-1]
+    assert ended(three[2]) == ["stopped"]
+
+
 def test_a_stop_ends_a_job_that_waits_for_its_next_attempt(three: list[LocalNode], tmp_path: Path) -> None:
-    launch = in_the_pause(three, tmp_path)
+    in_the_pause(three, tmp_path)
     os.kill(int(three[2].supervisor() or 0), signal.SIGTERM)
     assert ended(*three) == ["stopped", "failed", "stopped"]
-    assert told(launch_head := three[0])[-1].endswith("the job is not tried again: its end was asked for")
-    assert "attempt 2" not in (launch_head.job_dir() / "log").read_text()
-    assert launch.gang.job_id == "job-1"
+    assert told(three[0])[-1].endswith(
+        "the job is not tried again: rank 2 (node2) was stopped by its own node, as at a shutdown"
+    )
+    assert "attempt 2" not in (three[0].job_dir() / "log").read_text()
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -29,6 +29,12 @@ def output_of(script: str) -> list[str]:
     return result.stdout.decode().split("\n")
 
 
+def test_what_an_earlier_attempt_printed_is_no_cause() -> None:
+    before = ["Traceback (most recent call last):", '  File "train.py", line 1', "ValueError: of the first"]
+    lines = [*before, "thunderhead: attempt 2 goes on from a.ckpt, 2026-11-30 21:51:25 UTC", "epoch 3"]
+    assert (reason_of(before), reason_of(lines)) == ("ValueError: of the first", "epoch 3")
+
+
 def reason_of(lines: Sequence[str]) -> str:
     return read_log_end(lines).reason
 

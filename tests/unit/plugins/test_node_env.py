@@ -11,6 +11,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.en
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.environment_variables import (
     NEVER,
     OURS,
+    JobFacts,
     as_environment,
     variables,
 )
@@ -28,14 +29,7 @@ FIXED = {
     "GLOO_SOCKET_IFNAME": "eth0",
     "NCCL_SOCKET_IFNAME": "=eth0",
 }
-JOB: dict[str, Any] = {
-    "id": "20261122-173000-train-9f3a",
-    "dir": "/opt/thunder head/jobs/20261122-173000-train-9f3a",
-    "attempt": 1,
-    "commit": "1a2b-dirty",
-    "gang": True,
-    "framework": {},
-}
+JOB = JobFacts("20261122-173000-train-9f3a", "/opt/thunder head/jobs/20261122-173000-train-9f3a", "1a2b-dirty")
 AWKWARD = {
     "empty": "",
     "single quotes": "it's 'quoted'",
@@ -192,21 +186,21 @@ def test_all_awkward_values_at_once(tmp_path: Path) -> None:
 
 
 def test_a_job_has_its_name_and_folder_besides(tmp_path: Path) -> None:
-    expected = {**FIXED, "JOB_ID": JOB["id"], "JOB_DIR": JOB["dir"], "JOB_GIT_COMMIT": "1a2b-dirty", "A": "1"}
+    expected = {**FIXED, "JOB_ID": JOB.id, "JOB_DIR": JOB.dir, "JOB_GIT_COMMIT": "1a2b-dirty", "A": "1"}
     expected["JOB_ATTEMPT"] = "1"
     found = variables(NODE, {"A": "1"}, JOB)
     assert found == source(environment_text(found), tmp_path) == expected
 
 
 def test_what_fabric_run_sets() -> None:
-    given = {**JOB, "framework": {"LT_DEVICES": 2, "LT_CLI_USED": 1}}
+    given = JOB._replace(framework={"LT_DEVICES": 2, "LT_CLI_USED": 1})
     more = variables(NODE, {}, given)
     assert more.items() - variables(NODE, {}, JOB).items() == {("LT_DEVICES", "2"), ("LT_CLI_USED", "1")}
 
 
 def test_lightning_is_told_the_number_of_nodes_of_a_gang_only() -> None:
     """Nodes that work for themselves still know which of them they are."""
-    together, alone = variables(NODE, {}, JOB), variables(NODE, {}, {**JOB, "gang": False})
+    together, alone = variables(NODE, {}, JOB), variables(NODE, {}, JOB._replace(gang=False))
     assert together.items() - alone.items() == {("PL_TRAINER_NUM_NODES", "3"), ("LT_NUM_NODES", "3")}
     assert alone.items() < together.items()
 

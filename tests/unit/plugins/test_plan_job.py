@@ -126,6 +126,8 @@ def test_devices_that_are_none(devices: str, launcher: str, message: str) -> Non
         ({"stall_timeout_seconds": -1}, "job_stall_timeout_seconds is -1; set it to 0 or more"),
         ({"rendezvous_timeout_seconds": -1}, "job_rendezvous_timeout_seconds is -1; set it to 0 or more"),
         ({"wait": -5}, "wait is -5; set it to 0 or more"),
+        ({"retries": -1}, "retries is -1; set it to 0 or more"),
+        ({"return_seconds": -1}, "job_return_seconds is -1; set it to 0 or more"),
         ({"keep": -1}, "keep is -1; set it to 0 or more"),
         *(
             (
@@ -180,6 +182,57 @@ def test_a_job_of_an_order(tmp_path: Path) -> None:
     assert job.identity.id.startswith(f"{start:%Y%m%d-%H%M%S}-train-")
     assert job.identity.user == f"{getpass.getuser()}@{platform.node()}"
     assert before <= datetime.datetime.fromisoformat(job.identity.start) <= datetime.datetime.now().astimezone()
+
+
+TRAINS = "import pytorch_lightning as pl\npl.Trainer().fit(0)\n"
+SAYS = TRAINS + "import os; os.environ.get('CKPT_PATH')\n"
+NO_TRAINER = "only a script that uses Lightning's Trainer or LightningCLI is started again by itself"
+NAMED = "the arguments or variables of the script say which checkpoint it begins from"
+
+
+@pytest.mark.parametrize(
+    ("script", "changes", "goes_on", "why"),
+    [
+        (TRAINS, {}, True, ""),
+        (SAYS, {}, False, ""),
+        ("from lightning.pytorch.cli import LightningCLI\nLightningCLI()\n", {}, None, ""),
+        ("print(1)\n", {}, None, NO_TRAINER),
+        (TRAINS, {"gang": False}, True, "with gang=false no job is started again by itself"),
+        (TRAINS, {"companion": False}, None, "with companion=false no job is started again by itself"),
+        (TRAINS, {"env": {"CKPT_PATH": "/mine.ckpt"}}, True, NAMED),
+        (TRAINS, {"script_args": "--ckpt_path=mine.ckpt"}, True, NAMED),
+        (TRAINS, {"checkpoint": "mine.ckpt"}, True, ""),
+        (
+            SAYS,
+            {"checkpoint": "mine.ckpt"},
+            False,
+            "the script says itself what CKPT_PATH is for, which may be no more than the weights to begin with",
+        ),
+    ],
+)
+def test_what_is_started_again_by_itself(
+    tmp_path: Path, script: str, changes: dict[str, Any], goes_on: bool | None, why: str
+) -> None:
+    options = {"gang": True, **changes}
+    job = make_job(run_options(tmp_path, script, **options), {}, "")
+    assert (job.retries, job.fit_goes_on) == (0 if why else 3, goes_on)
+    assert make_job(run_options(tmp_path, script, **options, retries=0), {}, "").retries == 0
+    if not why:
+        assert make_job(run_options(tmp_path, script, **options, retries=7), {}, "").retries == 7
+        return
+    with pytest.raises(JobError) as caught:
+        make_job(run_options(tmp_path, script, **options, retries=7), {}, "")
+    assert str(caught.value) == f"retries is 7, but {why}; leave retries out"
+
+
+@pytest.mark.parametrize(("given", "retries"), [({}, 3), ({"companion": False}, 0)])
+def test_a_rerun_is_started_again_if_it_is_known_how_it_goes_on(
+    tmp_path: Path, given: dict[str, Any], retries: int
+) -> None:
+    recorded(tmp_path, TRAINS, gang=True, **given)
+    options = run_options(tmp_path, rerun="20260101-000000-train-0000", gang=True)
+    again = make_job(options, earlier_job(options.rerun, options.follow.runs_dir, ["node0", "node1"]), "")
+    assert (again.retries, again.fit_goes_on) == (retries, True if retries else None)
 
 
 def test_who_names_no_project_gets_the_examples(tmp_path: Path) -> None:

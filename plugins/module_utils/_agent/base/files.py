@@ -50,6 +50,17 @@ def open_regular(path: str, folder: int | None = None, flags: int = os.O_RDONLY)
     return descriptor
 
 
+def read_end(path: str, most: int) -> bytes:
+    """Return the last bytes of a regular file, ``most`` at most.
+
+    Raises:
+        OSError: it cannot be read, or is none.
+    """
+    with open(open_regular(path), "rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - most))
+        return file.read(most)
+
+
 def open_own(path: str, beside: str = "") -> BinaryIO:
     """Open a file that a job's folder, which the job may write to, has from the start.
 

@@ -6,8 +6,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from contextlib import suppress
 from typing import NamedTuple
 
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.files import open_regular
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.lightning_checkpoint import (
     Unfit,
     check_parts,
@@ -72,17 +75,19 @@ def find_checkpoints(work: str) -> tuple[list[Found], list[tuple[str, str]]]:
     return found, refused
 
 
-def find_newest_whole(work: str) -> Found | None:
-    """Return the checkpoint with the highest step of which all parts are as they were written; None without one.
+def find_newest_whole(paths: Iterable[str]) -> tuple[str, int] | None:
+    """Return the checkpoint with the highest step of which all parts are as they were written, and the step.
 
-    Of equal steps ``last.ckpt`` is taken, then the latest.
+    Of equal steps ``last.ckpt`` is taken, then the latest. None if none of these paths is one.
     """
-    found = find_checkpoints(work)[0]
-    for one in sorted(found, key=lambda one: (one.step, one.path.endswith("last.ckpt"), one.mtime), reverse=True):
-        try:
-            with open(open_file(work, one.path), "rb") as file:
-                check_parts(open_archive(file))
-                return one
-        except (Unfit, OSError):
-            continue
+    found = []
+    for path in paths:
+        with suppress(Unfit, OSError), open(open_regular(path), "rb") as file:
+            if is_encodable(path):
+                step, mtime = find_step(open_archive(file)), os.fstat(file.fileno()).st_mtime
+                found.append((step, path.endswith("/last.ckpt"), mtime, path))
+    for step, _is_last, _mtime, path in sorted(found, reverse=True):
+        with suppress(Unfit, OSError), open(open_regular(path), "rb") as file:
+            check_parts(open_archive(file))
+            return path, step
     return None

@@ -40,6 +40,11 @@ def companion_path(job_dir: str) -> str:
     return os.path.join(job_dir, "companion")
 
 
+def checkpoints_path(job_dir: str) -> str:
+    """Return the file in which a job's own Python notes the checkpoints that its Trainer has saved, a path a line."""
+    return os.path.join(companion_path(job_dir), "checkpoints")
+
+
 def no_retry_path(job_dir: str) -> str:
     """Return the file in which a job's own Python says why it must not be tried again, a clause."""
     return os.path.join(companion_path(job_dir), "no_retry")

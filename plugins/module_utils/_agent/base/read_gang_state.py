@@ -40,7 +40,9 @@ def valid_gang_state(found: dict[str, Any]) -> dict[str, Any] | None:
     """Return what the file holds that is of the kinds that are expected; None if a part is not."""
     ranks, ending, notices = (found.get(name) for name in ("ranks", "ending", "notices"))
     attempt = found.get("attempt", 1)  # there was one only, before there could be more
-    if not (isinstance(ranks, list) and all(map(is_rank, ranks)) and is_count(attempt) and is_flag(ending)):
+    if not (isinstance(ranks, list) and all(map(is_rank, ranks)) and is_flag(ending)):
+        return None
+    if not is_count(attempt) or attempt < 1:
         return None
     if not (isinstance(notices, list) and all(map(is_notice, notices))):
         return None

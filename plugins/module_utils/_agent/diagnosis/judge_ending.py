@@ -24,10 +24,11 @@ def was_killed(code: int, log: bytes) -> bool:
 
     Args:
         code: its status; negative codes are signals.
-        log: the end of what it has printed.
+        log: the end of what it has printed, in this attempt.
     """
     found = [*LIGHTNINGS_KILL.finditer(log), *TORCHRUNS_CAUSE.finditer(log)]
-    return -(int(found[-1][1]) if found else code) in OUTSIDE
+    last = max(found, key=lambda one: one.start(), default=None)
+    return -(int(last[1]) if last else code) in OUTSIDE
 
 
 def fails_again(code: int, log: bytes) -> bool:

@@ -127,6 +127,8 @@ class GangMember:
         stall_seconds: float = 0,
         rendezvous_seconds: float = 0,
         retries: int = 0,
+        return_seconds: float = 0,
+        grace_seconds: float = 0,
     ) -> None:
         """Begin in the first term, in which rank 0 is the head, and wait for the start message.
 
@@ -138,6 +140,8 @@ class GangMember:
             stall_seconds: a job that prints nothing for so long is looked into; 0: none is.
             rendezvous_seconds: the same while its ranks may still be about to meet.
             retries: how many attempts may follow the first.
+            return_seconds: how long a job that may be tried again waits for a node that is lost to be there again.
+            grace_seconds: how long a rank may take to end when it is told to.
         """
         self.role = HEAD if rank == 0 else MEMBER
         self.term = 1
@@ -157,8 +161,11 @@ class GangMember:
         self._others = [other for other in range(size) if other != rank]
         self._why_failed = ""
         self._retries = retries
+        self._return_seconds = return_seconds
+        self._has_lost = False  # this attempt ended because the head has lost a node
         self._next_attempt: NextAttempt | None = None  # of the first head, once an attempt has ended
-        self._is_called_off = False  # somebody has asked for the end of the job after this attempt had ended here
+        self._called_off = ""  # why there must be no other attempt
+        self._patience = timeout_seconds + grace_seconds  # for ranks that end
         self._news: set[int] = set()  # ranks whose state the head has still to tell the others
         self._next_heartbeat = now
         self._last_tick = now
@@ -171,6 +178,11 @@ class GangMember:
         self._deadline = 0.0  # of the wait for one's turn, or for votes
         self._voted = 1  # the latest term in which this supervisor has given its vote
         self._votes: set[int] = set()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether this node's rank has ended in this attempt, or was not started in it."""
+        return self._own.state != RUNNING
 
     def start(self, members: list[Member], now: float) -> None:
         """Take note of who takes part, unless that is known; the head connects to all others then."""
@@ -274,9 +286,14 @@ class GangMember:
 
     def end(self, why: str) -> None:
         """End the job on all nodes for this reason, unless there is one already; "" for a stop on request."""
-        self._is_called_off = self._is_called_off or (self.verdict is not None and self._own.state != RUNNING)
+        if self.verdict is not None and self.has_ended:
+            self.call_off(why or "its end was asked for")
         self._decide(why)
         self._report()
+
+    def call_off(self, why: str) -> None:
+        """Let no other attempt follow, for this reason, a clause."""
+        self._called_off = self._called_off or cut_reason(why)
 
     # --------------------------------------------------------------------------------------------------------- messages
 
@@ -312,10 +329,11 @@ class GangMember:
         is_new = rank != self.head or message["term"] > self.term or self.role != MEMBER
         self.term, self.head, self.role, self._suspicion = message["term"], rank, MEMBER, ""
         states, verdict, attempt = message.get("states"), message.get("verdict"), message.get("attempt")
-        has_ended = self._own.state != RUNNING
-        if kind == "lead" and isinstance(attempt, int) and attempt > self.attempt and verdict is None and has_ended:
+        if kind == "lead" and isinstance(attempt, int) and attempt > self.attempt and self.has_ended:
             self._begin_attempt(attempt, str(message.get("checkpoint", "")))
             is_new = True
+            if isinstance(verdict, str):  # it has to end already, so nothing is started here
+                self._own.state, self._ended_at = "stopped", now
         if isinstance(states, dict):
             for other in self._others:
                 state = states.get(str(other))
@@ -323,7 +341,7 @@ class GangMember:
         if isinstance(verdict, str):
             self._nodes[rank].has_verdict = True
             self._decide(verdict)
-        if kind == "over" and self._own.state != RUNNING:
+        if kind == "over" and self.has_ended:
             self.over = True
         task = read_task(message.get("task"), len(self._nodes)) if kind == "task" else None
         if task:
@@ -347,7 +365,7 @@ class GangMember:
             other.state = state
             other.has_fault = message.get("fault") is True
             self._news.add(rank)
-        self._is_called_off = self._is_called_off or message.get("called_off") is True
+        self.call_off(str(message.get("called_off") or ""))
         if isinstance(verdict, str):
             other.has_verdict = True
             self._decide(verdict)
@@ -359,7 +377,7 @@ class GangMember:
         started = self.members is not None
         report = {"started": started, "state": self._own.state, "why": self._why_failed, "verdict": self.verdict}
         report.update({"written": self._own.written, "observed": dict(self._own.observed)})
-        report.update({"fault": self._own.has_fault, "called_off": self._is_called_off, "attempt": self.attempt})
+        report.update({"fault": self._own.has_fault, "called_off": self._called_off, "attempt": self.attempt})
         if self.role == HEAD:
             self._news.add(self._rank)
             self._take_report(self._rank, report)
@@ -413,14 +431,18 @@ class GangMember:
         role = ", the head," if rank == self.head else ""
         if now - other.heard > self._timeout:
             return f"the node of {other.name}{role} sent no heartbeat for {now - other.heard:.0f} s"
-        if not other.connected and other.refused_since is not None and now - other.refused_since > RECONNECT_SECONDS:
-            return f"{other.name}{role} lost its supervisor process"
-        return ""
+        return f"{other.name}{role} lost its supervisor process" if self._is_refused(rank, now) else ""
+
+    def _is_refused(self, rank: int, now: float) -> bool:
+        other = self._nodes[rank]
+        since = None if other.connected else other.refused_since
+        return since is not None and now - since > RECONNECT_SECONDS
 
     def _judge_members(self, now: float) -> None:
         for rank in self._others:
             loss = self._loss(rank, now) if self._nodes[rank].state == RUNNING else ""
             if loss:
+                self._has_lost = self._has_lost or self.verdict is None
                 self._decide(loss)
 
     def _examine(self, now: float) -> None:
@@ -528,24 +550,26 @@ class GangMember:
         if self.role == HEAD:
             all_ended = all(self._nodes[rank].state != RUNNING or self._loss(rank, now) for rank in met)
             is_done = all_ended and (len(met) == len(self._others) or is_late)
-            if is_done and self._has_another_attempt(now):
+            if is_done and self._seek_next_attempt(now):
                 return
-            may_follow = self._retries > 0 and self.term == 1  # another attempt, once all have ended
-            self.over = is_done or (is_late and self.verdict is not None and not may_follow)
+            # Another attempt may follow; but a process that nobody can end must not hold all nodes.
+            may_follow = self._retries > 0 and self.term == 1 and self.verdict and not self._called_off
+            is_waiting = bool(may_follow) and waited <= self._patience
+            self.over = is_done or (is_late and self.verdict is not None and not is_waiting)
             for rank in self._others if self.over else []:
                 self._send(rank, "over")
-        elif not (self._retries and partners and self.role == MEMBER and not self._loss(self.head, now)):
+        elif not (self._retries and partners and self.role == MEMBER and not self._is_gone(self.head, now)):
             is_alone = self.role == MEMBER and self.head not in met
             self.over = is_late and (self.verdict is not None or is_alone)
 
     # --------------------------------------------------------------------------------------------------------- attempts
 
-    def _has_another_attempt(self, now: float) -> bool:
+    def _seek_next_attempt(self, now: float) -> bool:
         """Return whether another attempt follows, or may follow, now that all ranks have ended; begin one that is due.
 
         Only the first head begins one, and only with all nodes: so no two can.
         """
-        has_fault = any(node.has_fault for node in self._nodes)
+        has_fault = self._has_lost or any(node.has_fault for node in self._nodes)
         if not self._retries or self.term > 1 or not self.verdict or not has_fault or not self._examination:
             return False
         if self._next_attempt is None:
@@ -559,18 +583,20 @@ class GangMember:
             have_met = len(self._nodes) == 1 or any(node.observed.get("met") is not False for node in self._nodes)
             following.seek(self.attempt, self.verdict, have_met, now)
         unmet = [self._nodes[rank].name for rank in self._others if self._nodes[rank].heard is None]
-        losses = [f"{name} never met the head" for name in unmet] + [self._loss(rank, now) for rank in self._others]
-        if self._is_called_off:
-            following.refuse("its end was asked for")
-        elif any(losses):
-            following.refuse(next(filter(None, losses)))
-        following.tick(now)
+        gone = [self._loss(rank, now) for rank in self._others if self._is_gone(rank, now)]
+        away = [self._nodes[rank].name for rank in self._others if self._loss(rank, now)]
+        if self._called_off:
+            following.refuse(self._called_off)
+        elif unmet or gone:
+            following.refuse(f"{unmet[0]} never met the head" if unmet else gone[0])
+        following.tick(away, now)
         self.tasks += following.tasks
         following.tasks = []
         for sentence in following.notices:
             self._examination.notice(sentence)
         following.notices = []
-        if following.is_due and all(self._nodes[rank].connected for rank in self._others):
+        is_complete = all(self._nodes[rank].connected for rank in self._others)
+        if following.is_due and is_complete and not away:
             following.is_sought = False
             self._begin_attempt(self.attempt + 1, following.checkpoint)
             self._examination.begin_attempt(self.attempt, now)
@@ -578,8 +604,15 @@ class GangMember:
                 self._lead(rank)
         return not following.is_refused
 
+    def _is_gone(self, rank: int, now: float) -> bool:
+        """Return whether a supervisor that is lost is waited for no longer: it has ended, or was away for too long."""
+        other = self._nodes[rank]
+        is_silent = other.heard is not None and now - other.heard > self._timeout + self._return_seconds
+        return is_silent or self._is_refused(rank, now)
+
     def _begin_attempt(self, attempt: int, checkpoint: str) -> None:
         """Forget how the attempt before has gone; whoever drives this starts the script again."""
+        self._has_lost = False
         self.attempt, self.checkpoint = attempt, checkpoint
         self.verdict, self._verdict_at, self._ended_at = None, None, None
         self._why_failed, self._news = "", set()

@@ -71,9 +71,18 @@ class Gang:
         """
         self.signals = signals
         rank, size, timeout = plan.rank, plan.world_size, plan.node_timeout_seconds
-        limits = (plan.stall_timeout_seconds, plan.rendezvous_timeout_seconds)
         self._inspector = inspector
-        self._member = GangMember(rank, size, timeout, time.monotonic(), *limits, plan.retries)
+        self._member = GangMember(
+            rank,
+            size,
+            timeout,
+            time.monotonic(),
+            stall_seconds=plan.stall_timeout_seconds,
+            rendezvous_seconds=plan.rendezvous_timeout_seconds,
+            retries=plan.retries,
+            return_seconds=plan.return_seconds,
+            grace_seconds=plan.grace_seconds,
+        )
         nonce = functools.partial(os.urandom, NONCE_BYTES)
         key = bytes.fromhex(plan.gang_key)
         self._connections = GangConnections(self._member, rank, size, timeout, key, nonce)
@@ -101,6 +110,11 @@ class Gang:
     def attempt(self) -> int:
         """Which of the job's attempts this is, from 1 on; it changes only in ``stay``."""
         return self._member.attempt
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether this node's rank has ended in this attempt, or was not started in it."""
+        return self._member.has_ended
 
     @property
     def checkpoint(self) -> str:
@@ -131,6 +145,10 @@ class Gang:
     def end(self, why: str) -> None:
         """End the job on all nodes for this reason, unless there is one already."""
         self._member.end(why)
+
+    def call_off(self, why: str) -> None:
+        """Let no other attempt follow, for this reason, a clause."""
+        self._member.call_off(why)
 
     def script_ended(self, state: str, why: str, has_fault: bool) -> None:
         """Tell the gang that this node's rank has ended; see ``GangMember.script_ended``."""
@@ -167,9 +185,9 @@ class Gang:
         Args:
             reason: returns why the job has to end now, or None; it is asked again and again, until it says so.
         """
-        attempt, why = self.attempt, None
+        why = None
         self.wait(0)
-        while not self._member.over and self.attempt == attempt:
+        while not self._member.over and self.has_ended:
             self.wait(0.05)
             if why is None:
                 why = reason()

@@ -20,8 +20,9 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import error_text
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.files import open_regular, write_file
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.files import read_end, write_file
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_paths import (
+    checkpoints_path,
     no_retry_path,
     stacks_path,
 )
@@ -43,6 +44,8 @@ LOG_BYTES = 2**16
 LONGEST_STACKS = 2**22
 """Bytes of the file with the stacks."""
 LONGEST_ERROR = 300
+LONGEST_LIST = 2**18
+"""Bytes of the end of the list of checkpoints that are read."""
 
 
 class Subject(NamedTuple):
@@ -109,9 +112,8 @@ def look(wait: Callable[[float], None], subject: Subject, task: dict[str, Any]) 
     found = take_snapshot(subject.supervisor, subject.directory, owner, task["seconds"], wait)
     log = b""
     with user.acting():
-        with suppress(OSError), open(open_regular(os.path.join(job_dir, "log")), "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - LOG_BYTES))
-            log = file.read(LOG_BYTES)
+        with suppress(OSError):
+            log = read_end(os.path.join(job_dir, "log"), LOG_BYTES)
         text = found.text or "no process of the job runs here\n"
         with suppress(OSError):
             write_file(stacks_path(job_dir), text.encode()[:LONGEST_STACKS], 0o600)
@@ -147,25 +149,35 @@ def connect(subject: Subject, task: dict[str, Any]) -> dict[str, Any]:
 
 
 def find(subject: Subject, _task: dict[str, Any]) -> dict[str, Any]:
-    """Find what another attempt may go on from.
+    """Find what another attempt may go on from: a checkpoint that its Trainer has saved, or the job's own.
 
     Returns:
-        found: path, relative to the working directory, and step of the newest whole checkpoint; None without one.
+        found: path, relative to the working directory or absolute, and step of the newest that is whole; None without.
         refusal: why the job must not be tried again, as its own Python says; "" if it does not.
     """
     from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.find_checkpoints import (
         find_newest_whole,
     )
+    from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import printable
 
-    job_dir, refusal = subject.facts.job_dir, ""
+    job_dir, saved = subject.facts.job_dir, b""
+    work = os.path.join(job_dir, "work", "")
     with subject.user.acting():
-        with suppress(OSError), open(open_regular(no_retry_path(job_dir)), errors="replace") as file:
-            refusal = file.read(LONGEST_ERROR)
+        with suppress(FileNotFoundError):
+            why = printable(read_end(no_retry_path(job_dir), LONGEST_ERROR))
+            return {"found": None, "refusal": why or "its own Python forbids it"}
+        with suppress(OSError):
+            saved = read_end(checkpoints_path(job_dir), LONGEST_LIST)
+        paths = {
+            os.path.join(work, os.fsdecode(path))
+            for path in [*saved.splitlines(), os.fsencode(subject.plan.checkpoint)]
+            if path
+        }
         try:
-            found = None if refusal else find_newest_whole(os.path.join(job_dir, "work"))
+            found = find_newest_whole(paths)
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)  # reading has set it: this process would end when it is idle
-    return {"found": [found.path, found.step] if found else None, "refusal": refusal}
+    return {"found": [found[0].removeprefix(work), found[1]] if found else None, "refusal": ""}
 
 
 class _ConnectFirst(Exception):

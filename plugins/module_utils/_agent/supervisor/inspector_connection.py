@@ -40,7 +40,7 @@ class InspectorConnection:
     def ask(self, task: dict[str, Any], members: Sequence[Member]) -> None:
         """Have something done, with what the start message says of the members; ``results`` has what comes of it."""
         if self._task or self.is_gone:
-            self._failed.append(failed(task, "has ended" if self.is_gone else "is at another task"))
+            self._failed.append(failed(task, "has ended") if self.is_gone else failed(task, "is at another task", True))
             return
         self._task = task
         self._unsent += json.dumps({**task, "members": members}).encode() + b"\n"
@@ -77,7 +77,7 @@ class InspectorConnection:
         self.socket.close()
 
 
-def failed(task: dict[str, Any], why: str) -> dict[str, Any]:
-    """Return the result of a task that is not done."""
-    error = f"cannot look: its inspector {why}"
-    return {"task": task["task"], "number": task["number"], "result": {"error": error}}
+def failed(task: dict[str, Any], why: str, is_busy: bool = False) -> dict[str, Any]:
+    """Return the result of a task that is not done; ``is_busy``: because another one is."""
+    result = {"error": f"cannot look: its inspector {why}", **({"is_busy": True} if is_busy else {})}
+    return {"task": task["task"], "number": task["number"], "result": result}

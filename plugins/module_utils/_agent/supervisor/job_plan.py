@@ -35,6 +35,7 @@ class Plan(NamedTuple):
         checkpoint: that the job goes on from, absolute or relative to its working directory; "" if there is none.
         checkpoint_variables: environment variables that hold the path of the checkpoint, where there is one.
         retries: how many attempts may follow the first.
+        return_seconds: how long another attempt waits for a node that is lost to be there again.
         retries_any: one may also follow where the script failed by itself, not only where it was killed.
         companion: files that the job's own Python is to find, paths below a folder to their texts.
         master_port: TCP port of the rendezvous.
@@ -58,6 +59,7 @@ class Plan(NamedTuple):
     checkpoint: str
     checkpoint_variables: list[str]
     retries: int
+    return_seconds: float
     retries_any: bool
     companion: dict[str, str]
     master_port: int

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import join_names
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import LONGEST_TEXT, shorten
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.inspector_tasks import FIND
 
@@ -48,7 +49,7 @@ class NextAttempt:
         self.tasks: list[dict[str, Any]] = []
         self.notices: list[str] = []
         self._retries = retries
-        self._step = -1  # of the checkpoint that the last attempt went on from; none is older
+        self._step = -1  # the highest that an attempt went on from
         self._unproductive = 0  # attempts in a row
         self._attempt = 0
         self._cause = ""
@@ -72,7 +73,10 @@ class NextAttempt:
             self.refuse(f"retries allows {attempt} attempts; for more: -e retries={2 * self._retries}")
 
     def take(self, finding: dict[str, Any]) -> None:
-        """Take what the inspector has found: ``found``, ``[path, step]`` or None, and ``refusal``; or ``error``."""
+        """Take what the inspector has found: ``found``, ``[path, step]`` or None, and ``refusal``; or ``error``.
+
+        Where there is an error, ``is_busy`` says that the inspector is at another task.
+        """
         self._finding = finding
 
     def refuse(self, why: str) -> None:
@@ -81,17 +85,22 @@ class NextAttempt:
             self.is_refused, self.is_due = True, False
             self._tell(f"the job is not tried again: {why}")
 
-    def tick(self, now: float) -> None:
-        """Do what is due."""
+    def tick(self, away: list[str], now: float) -> None:
+        """Do what is due.
+
+        Args:
+            away: the names of nodes that are waited for, because they are lost.
+            now: the time.
+        """
         if self.is_refused:
             return
         finding, self._finding = self._finding, None
-        if finding and "error" in finding:
+        if finding and finding.get("is_busy") and now <= self._deadline:
             self._ask_at = now + ASK_AGAIN_SECONDS
-            if now > self._deadline:
-                self.refuse(f"the search for its checkpoint failed: {finding['error']}")
+        elif finding and "error" in finding:
+            self.refuse(f"the search for its checkpoint failed: {finding['error']}")
         elif finding:
-            self._settle(finding, now)
+            self._settle(finding, away, now)
         elif now > self._deadline + ASK_AGAIN_SECONDS:
             self.refuse(f"the search for its checkpoint took longer than {FIND_SECONDS:.0f} s")
         if now >= self._ask_at:
@@ -99,23 +108,23 @@ class NextAttempt:
             self.tasks.append({"task": FIND, "number": self._attempt})
         self.is_due = self.is_due or now >= self._begin_at
 
-    def _settle(self, finding: dict[str, Any], now: float) -> None:
+    def _settle(self, finding: dict[str, Any], away: list[str], now: float) -> None:
         """Settle what follows, now that the newest whole checkpoint is known."""
         path, step = finding["found"] or ("", -1)
-        if finding["refusal"]:
-            self.refuse(finding["refusal"])
-        elif not path and self._have_met:
-            self.refuse("there is no whole checkpoint in its folder on the head to go on from")
         self._unproductive = 0 if step > self._step else self._unproductive + 1
+        if finding["refusal"]:
+            return self.refuse(finding["refusal"])
+        if not path and self._have_met:
+            return self.refuse("the head has no whole checkpoint of it to go on from")
         if self._unproductive >= MOST_UNPRODUCTIVE:
-            self.refuse(f"{MOST_UNPRODUCTIVE} attempts in a row have left no newer checkpoint")
-        if self.is_refused:
-            return
+            return self.refuse(f"{MOST_UNPRODUCTIVE} attempts in a row have left no newer checkpoint")
         pause = min(FIRST_PAUSE_SECONDS * 2**self._unproductive, LONGEST_PAUSE_SECONDS)
-        start = f"goes on from {path}, step {step}," if path else "starts from the beginning"
+        start = f"goes on from {path}, step {step}," if path else "starts as the first did"
+        when = f"once {join_names(away)} can be reached again" if away else f"in {pause:.0f} s"
         self.checkpoint, self._step = path, max(step, self._step)
         self._deadline, self._begin_at = math.inf, now + pause
-        self._tell(f"attempt {self._attempt + 1} {start} in {pause:.0f} s")
+        self._tell(f"attempt {self._attempt + 1} {start} {when}")
+        return None
 
     def _tell(self, what_follows: str) -> None:
         self.notices.append(shorten(f"attempt {self._attempt} ended: {self._cause}; {what_follows}", LONGEST_TEXT))

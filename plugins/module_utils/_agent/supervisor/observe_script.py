@@ -49,7 +49,10 @@ class FileReadObserver:
         libc = ctypes.CDLL(None, use_errno=True)
         self._descriptor = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if self._descriptor < 0 or libc.inotify_add_watch(self._descriptor, path, 0x20) < 0:  # IN_OPEN
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+            number = ctypes.get_errno()
+            if self._descriptor >= 0:
+                self.close()
+            raise OSError(number, os.strerror(number))
 
     def close(self) -> None:
         """Observe no longer."""

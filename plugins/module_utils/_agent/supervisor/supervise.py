@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import error_text
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.files import write_file
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.files import read_end, write_file
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_paths import (
     gang_state_path,
     reason_path,
@@ -26,7 +26,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.pr
     how_it_ended,
     signal_processes,
 )
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import node_name
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import ATTEMPT_BEGINS, node_name
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.gang_member import (
     LONGEST_REASON,
     cut_reason,
@@ -71,6 +71,7 @@ class Supervisor:
         self._observers: dict[str, FileReadObserver | RendezvousObserver] = {}
         self._start = start
         self._attempt = start.attempt
+        self._log_before = 0  # bytes that the attempts before have printed
         self._state = start.state
 
     def run(self) -> None:
@@ -79,7 +80,7 @@ class Supervisor:
             outcome, why, has_fault = self._await_end()
             if not self._plan.retries:  # nothing can follow, whatever the others say
                 self._save(**outcome)
-            if not self._has_another_attempt(outcome["state"], why, has_fault):
+            if not self._start_next_attempt(outcome["state"], why, has_fault):
                 break
         if self._plan.retries:
             self._save(**outcome)
@@ -103,13 +104,14 @@ class Supervisor:
             self._gang.end(why)
             self._pause(0)
         self._note_gang(last=True)
-        end_leftover_processes(self._pause)
+        if not end_leftover_processes(self._pause) and self._gang:
+            self._gang.call_off(f"a process of {self._name} could not be ended")
         exit_code, number = (code, None) if code >= 0 else (128 - code, -code)
         outcome = {"state": state, "ended": ended, "oom": oom, "exit_code": exit_code, "signal": number}
-        has_fault = state == "failed" and self._plan.retries > 0 and self._may_help_to_start_again(code)
+        has_fault = state == "failed" and self._plan.retries > 0 and self._is_fault(code)
         return {**outcome, **self._observe(last=True)}, why, has_fault
 
-    def _may_help_to_start_again(self, code: int) -> bool:
+    def _is_fault(self, code: int) -> bool:
         """Return whether a script that has failed is to be started again, as far as that depends on how it failed."""
         from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.diagnosis.judge_ending import (
             fails_again,
@@ -117,16 +119,15 @@ class Supervisor:
         )
 
         log = b""
-        with suppress(OSError), open(os.path.join(self._job_dir, "log"), "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - LOG_BYTES))
-            log = file.read(LOG_BYTES)
+        with suppress(OSError):
+            printed = os.fstat(1).st_size - self._log_before  # in this attempt
+            log = read_end(os.path.join(self._job_dir, "log"), max(0, min(LOG_BYTES, printed)))
         return was_killed(code, log) or (self._plan.retries_any and not fails_again(code, log))
 
-    def _has_another_attempt(self, state: str, why: str, has_fault: bool) -> bool:
+    def _start_next_attempt(self, state: str, why: str, has_fault: bool) -> bool:
         """Stay as long as the others need this supervisor; start the script again if another attempt begins."""
-        attempt = self._gang.attempt if self._gang else 0
         self._stay_in_gang(state, why, has_fault)
-        if not self._gang or self._gang.attempt == attempt:
+        if not self._gang or self._gang.has_ended:
             return False
         for name in ("stopping", "because", *self._observers):
             self._state.pop(name, None)
@@ -135,7 +136,9 @@ class Supervisor:
         number, checkpoint, start = self._gang.attempt, self._gang.checkpoint, self._start
         begun = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
         following = f"goes on from {checkpoint}" if checkpoint else "starts as the first did"
-        os.write(1, f"thunderhead: attempt {number} {following}, {begun}\n".encode(errors="surrogateescape"))
+        with suppress(OSError):  # a full disk
+            os.write(1, f"{ATTEMPT_BEGINS} {number} {following}, {begun}\n".encode(errors="surrogateescape"))
+        self._log_before = os.fstat(1).st_size
         self._attempt = start_attempt(
             self._plan, start.facts, start.members, start.user, number=number, checkpoint=checkpoint
         )
@@ -248,8 +251,10 @@ class Supervisor:
 
     def _reason(self) -> str:
         """Return why this node has to stop, by the gang or by the controller; "" for a stop on request."""
-        if self._gang and self._gang.verdict is not None:
-            return self._gang.verdict
+        return self._gang.verdict if self._gang and self._gang.verdict is not None else self._reason_of_stop()
+
+    def _reason_of_stop(self) -> str:
+        """Return why this supervisor has to stop; "" for a stop on request."""
         if self._failure:
             return self._failure
         with suppress(OSError), open(reason_path(self._job_dir), errors="replace") as file:
@@ -259,11 +264,10 @@ class Supervisor:
     def _stay_in_gang(self, state: str, why: str, has_fault: bool) -> None:
         """Tell the gang how this rank has ended, and stay until another attempt begins, or nobody needs this node."""
         if self._gang:
-            attempt = self._gang.attempt
             self._gang.script_ended(state, why, has_fault)
             try:
                 self._gang.stay(self._reason_to_leave)
-                if self._gang.attempt == attempt:
+                if self._gang.has_ended:
                     self._gang.leave()
                 self._note_gang(last=True)
             except Exception as error:
@@ -272,7 +276,7 @@ class Supervisor:
     def _reason_to_leave(self) -> str | None:
         """Return why the job has to end while this supervisor waits for the others, if there is a reason."""
         self._note_gang(last=True)
-        return self._reason() if self._stop_times else None
+        return self._reason_of_stop() if self._stop_times else None
 
     def _save(self, **changes: Any) -> None:
         """Write state.json. Padded, so that the last state fits into the first one's place when the disk is full."""
@@ -299,16 +303,17 @@ def make_room(path: str) -> None:
         os.rename(path, f"{path}.{time.time()}")
 
 
-def end_leftover_processes(pause: Callable[[float], None]) -> None:
-    """End what the script left behind: TERM, a second to comply, KILL."""
+def end_leftover_processes(pause: Callable[[float], None]) -> bool:
+    """End what the script left behind: TERM, a second to comply, KILL; return whether all of it has ended."""
     began = time.monotonic()
     signal_processes(descendants(os.getpid()), signal.SIGTERM)
     while time.monotonic() < began + 5:  # a setuid child may stay; the unit's control group holds it
         try:
             pid, _status = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
-            return
+            return True
         if time.monotonic() > began + 1:
             signal_processes(descendants(os.getpid()), signal.SIGKILL)
         if not pid:
             pause(0.01)
+    return False

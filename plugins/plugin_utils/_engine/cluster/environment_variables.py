@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import yaml
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import is_encodable
@@ -74,16 +75,33 @@ def _value(name: Any, value: Any, subject: str) -> str:
     raise JobError(f"{subject} gives {name} a value that is neither text nor a number; give it a string")
 
 
-def variables(
-    node: Mapping[str, Any], given: Mapping[str, str], job: Mapping[str, Any] | None = None
-) -> dict[str, str]:
-    """Return the environment of one node, or of a job there.
+class JobFacts(NamedTuple):
+    """What the variables of a job say of it.
+
+    Attributes:
+        id: the job's.
+        dir: its folder on the node.
+        commit: of its code, or "".
+        gang: whether its nodes work together.
+        framework: what a framework that the script uses takes from the environment besides.
+        attempt: which attempt it is, a number, or what the node puts one in for.
+    """
+
+    id: str
+    dir: str
+    commit: str
+    gang: bool = True
+    framework: Mapping[str, str | int] = MappingProxyType({})
+    attempt: int | str = 1
+
+
+def variables(node: Mapping[str, Any], given: Mapping[str, str], job: JobFacts | None = None) -> dict[str, str]:
+    """Return the environment of one node, or of a job there; a checkpoint's are the node's to add.
 
     Args:
         node: rank, world_size, master_addr, master_port, interface.
         given: the user's, which win.
-        job: its id, dir, attempt, commit (of its code, or ""), gang (whether its nodes work together) and framework
-            (what a framework that the script uses takes from the environment besides).
+        job: of which these are the variables; None for those of the node itself.
     """
     ours = {
         "MASTER_ADDR": node["master_addr"],
@@ -92,10 +110,10 @@ def variables(
         "NODE_RANK": node["rank"],
         "NUM_NODES": node["world_size"],
     }
-    if job is None or job["gang"]:
+    if job is None or job.gang:
         ours |= dict.fromkeys(("PL_TRAINER_NUM_NODES", "LT_NUM_NODES"), node["world_size"])
     ours |= {"GLOO_SOCKET_IFNAME": node["interface"], "NCCL_SOCKET_IFNAME": f"={node['interface']}"}
     if job:
-        ours |= {"JOB_ID": job["id"], "JOB_DIR": job["dir"], "JOB_ATTEMPT": job["attempt"]}
-        ours |= {"JOB_GIT_COMMIT": job["commit"], **job["framework"]}
+        ours |= {"JOB_ID": job.id, "JOB_DIR": job.dir, "JOB_ATTEMPT": job.attempt}
+        ours |= {"JOB_GIT_COMMIT": job.commit, **job.framework}
     return {name: str(value) for name, value in {**ours, **dict(sorted(given.items()))}.items()}

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.processes import how_it_ended
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import join_names, pluralize
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import ATTEMPT_BEGINS
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.diagnosis.describe_ranks import NOISE
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.topology import Node, Topology
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis.rank_ending import RankEnding
@@ -301,8 +302,10 @@ def read_log_end(lines: Sequence[str]) -> LogEnd:
     prefixed it, or if no ordinary output follows; a cause among them counts more than what it did to the others.
 
     Args:
-        lines: the last lines of the log, printable.
+        lines: the last lines of the log, printable; those of earlier attempts do not count.
     """
+    begins = max((number for number, line in enumerate(lines, 1) if line.startswith(ATTEMPT_BEGINS)), default=0)
+    lines = lines[begins:]
     child, observed = _seen_by_launcher(lines)
     blocks = [
         block

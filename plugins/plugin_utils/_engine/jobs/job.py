@@ -18,6 +18,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.projec
 
 LAUNCHERS = ("lightning", "torchrun", "python")
 """Lightning's own and plain Python start a script once per node, torchrun once per device."""
+RETRIES = 3
 FAULT, ANY = "fault", "any"
 """After what a job is tried again: a fault of a machine or an operator, or also what the script did itself."""
 
@@ -43,9 +44,11 @@ class Job:
         devices: ranks per node under torchrun; None means as many as there are GPUs, or one.
         checkpoint: path relative to the working directory of the checkpoint to go on from, or "".
         companion: whether Lightning's Trainer is helped to find checkpoints, and to go on in the middle of an epoch.
-        fit_goes_on: whether the first fit of Lightning's Trainer that is passed no checkpoint gets the job's.
+        fit_goes_on: whether the first fit of Lightning's Trainer that is passed no checkpoint gets the job's; None if
+            that is not known.
         retries: how many attempts may follow the first.
         retry_on: after what, FAULT or ANY.
+        return_seconds: how long another attempt waits for a node that is lost to be there again.
         preflight: thresholds, and checks to be skipped; see preflight.prepared_nodes.
         gang: whether the nodes work together; else each runs the script for itself.
         uses: what the script uses, of choose_launcher.KINDS.
@@ -72,6 +75,7 @@ class Job:
     module: str = ""
     project: Path | None = None
     companion: bool = True
-    fit_goes_on: bool = False
+    fit_goes_on: bool | None = None
     retries: int = 0
     retry_on: str = FAULT
+    return_seconds: int = 0

@@ -366,14 +366,9 @@ class Launch:
             "master_port": self._shared_plan["master_port"],
             "interface": "{interface}",
         }
-        about = {
-            "id": self.gang.job_id,
-            "dir": "{job_dir}",
-            "attempt": "{attempt}",
-            "commit": job.bundle.described_commit,
-            "gang": job.gang,
-            "framework": self._framework,
-        }
+        about = environment_variables.JobFacts(
+            self.gang.job_id, "{job_dir}", job.bundle.described_commit, job.gang, self._framework, "{attempt}"
+        )
         return {
             **self._shared_plan,
             "rank": rank,
@@ -405,6 +400,7 @@ class Launch:
             "checkpoint": job.checkpoint,
             "checkpoint_variables": self._checkpoint_variables,
             "retries": job.retries,
+            "return_seconds": job.return_seconds,
             "retries_any": job.retry_on == ANY,
             "companion": self._companion,
             "master_port": self.gang.settings[self._head].master_port,

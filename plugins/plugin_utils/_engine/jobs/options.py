@@ -54,7 +54,8 @@ RUN_OPTIONS: Spec = {
     "resume": {"type": "str", "default": ""},
     "checkpoint": {"type": "str", "default": ""},
     "companion": {"type": "bool", "default": True},
-    "retries": {"type": "int", "default": 3},
+    "retries": {"type": "int"},
+    "return_seconds": {"type": "int", "default": 300},
     "retry_on": {"type": "str", "choices": [FAULT, ANY], "default": FAULT},
     "rerun": {"type": "str", "default": ""},
     "detach": {"type": "bool", "default": False},
@@ -123,8 +124,9 @@ class RunOptions:
         resume: id of a job whose newest checkpoint this one goes on from.
         checkpoint: path of another checkpoint to go on from, of whatever library.
         companion: whether Lightning's Trainer is helped to find checkpoints, and to go on in the middle of an epoch.
-        retries: how many attempts may follow the first.
+        retries: how many attempts may follow the first; None for job.RETRIES, where that is possible.
         retry_on: after what, job.FAULT or job.ANY.
+        return_seconds: how long another attempt waits for a node that is lost to be there again.
         rerun: id of a job to be run again with the same code.
         detach: return after the start.
         wait: how many seconds to wait for nodes that run another job.
@@ -148,8 +150,9 @@ class RunOptions:
     resume: str
     checkpoint: str
     companion: bool
-    retries: int
+    retries: int | None
     retry_on: str
+    return_seconds: int
     rerun: str
     detach: bool
     wait: int
@@ -168,8 +171,8 @@ class RunOptions:
         others = {*FOLLOW_OPTIONS, *prepared_nodes.DEFAULTS}
         given = {name: arguments[name] for name in RUN_OPTIONS if name not in others}
         for name in ("wait", "retries"):
-            _require_at_least(name, given[name], 0)
-        for name in ("stall_timeout_seconds", "rendezvous_timeout_seconds"):
+            _require_at_least(name, given[name] or 0, 0)
+        for name in ("stall_timeout_seconds", "rendezvous_timeout_seconds", "return_seconds"):
             _require_at_least(f"job_{name}", given[name], 0)
         folder = given["project_dir"]
         given["project_dir"] = Path(os.path.abspath(folder)) if folder else None

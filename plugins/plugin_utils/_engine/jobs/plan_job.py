@@ -21,7 +21,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluste
 )
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import JobError
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.history import stored_bundle
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.job import Job
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.job import RETRIES, Job
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.options import RunOptions
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.paths import EXAMPLE
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.bundle import Bundle, make_bundle
@@ -154,13 +154,11 @@ def make_job(
             f"job {options.rerun or options.resume} had environment variables whose values are not kept: "
             f'{", ".join(sorted(missing))}; give them again with -e \'{{"env": {{...}}}}\', or another value, or ""'
         )
-    takes_checkpoint = fit_goes_on = False
+    fit_goes_on: bool | None = None  # not known
     if options.rerun:
         script, bundle = earlier["script"], stored_bundle(options.follow.runs_dir, earlier)
         found = Fit(earlier.get("uses", PLAIN), script)
-        if options.companion and found.kind in (TRAINER, CLI):
-            takes_checkpoint = "fit_goes_on" in earlier
-            fit_goes_on = earlier.get("fit_goes_on") is True
+        fit_goes_on = earlier.get("fit_goes_on") if options.companion else None
     else:
         if options.resume and earlier and not (options.project_dir or project):
             raise JobError(
@@ -173,14 +171,16 @@ def make_job(
         include = options.include or earlier.get("include", [])
         everything = (options.project_files or earlier.get("project_files")) == "all"
         script, bundle, found = take_code(project, named, module, variables, options.bundle_max_mb, include, everything)
-        takes_checkpoint = options.companion and found.kind in (TRAINER, CLI)
-        if takes_checkpoint and found.kind == TRAINER and (checkpoint or options.retries):
+        if options.companion and found.kind == TRAINER:
             folders = search_path(project, script, module, variables)
             fit_goes_on = not mentions_checkpoint(project, script, folders, bundle.paths, args)
     wanted = options.launcher or earlier.get("launcher") or AUTO
     launcher, reason = (found.launcher, found.reason) if wanted == AUTO else (wanted, "")
     devices = count_torchrun_devices(options.devices, launcher, reason) if options.devices else earlier.get("devices")
     gang = earlier.get("gang", True) if options.gang is None else options.gang
+    why_none = why_no_retries(options, found.kind, gang, fit_goes_on, [*args, *env, *(inherited or {})])
+    if options.retries and why_none:
+        raise JobError(f"retries is {options.retries}, but {why_none}; leave retries out")
     now = datetime.datetime.now(datetime.timezone.utc)
     return Job(
         identity=Identity(
@@ -201,14 +201,38 @@ def make_job(
         companion=options.companion,
         fit_goes_on=fit_goes_on,
         preflight=options.preflight,
-        retries=options.retries if gang and takes_checkpoint else 0,
+        retries=0 if why_none else RETRIES if options.retries is None else options.retries,
         retry_on=options.retry_on,
+        return_seconds=options.return_seconds,
         gang=gang,
         uses=found.kind,
         reason=reason,
         module=module,
         project=project,
     )
+
+
+def why_no_retries(options: RunOptions, kind: str, gang: bool, fit_goes_on: bool | None, texts: Sequence[str]) -> str:
+    """Return why a job cannot be started again by itself from its newest checkpoint, a clause; "" if it can.
+
+    Args:
+        options: the user's.
+        kind: what the script uses, of choose_launcher.KINDS.
+        gang: whether the nodes work together.
+        fit_goes_on: whether a Trainer's first fit gets the checkpoint by itself; None if that is not known.
+        texts: the script's arguments, and the names of the user's variables.
+    """
+    if kind not in (TRAINER, CLI):
+        return "only a script that uses Lightning's Trainer or LightningCLI is started again by itself"
+    if not gang or not options.companion:
+        return f"with {'companion' if gang else 'gang'}=false no job is started again by itself"
+    if kind == TRAINER and fit_goes_on is None:
+        return f"what {options.rerun} does with a checkpoint is not known, because it was started without the companion"
+    if any("ckpt_path" in one or (one.endswith("CKPT_PATH") and "$" not in one) for one in texts):
+        return "the arguments or variables of the script say which checkpoint it begins from"
+    if options.checkpoint and not fit_goes_on and kind == TRAINER:
+        return "the script says itself what CKPT_PATH is for, which may be no more than the weights to begin with"
+    return ""
 
 
 def describe_job(job: Job, options: RunOptions) -> dict[str, Any]:

@@ -56,10 +56,7 @@ class Code:
             "master_port": head.master_port,
             "interface": "lo",
         }
-        job = {
-            **{"id": "preflight", "dir": "/", "commit": self.bundle.described_commit},
-            **{"checkpoint": "", "gang": True, "fit_goes_on": False, "framework": {}},
-        }
+        job = environment_variables.JobFacts("preflight", "/", self.bundle.described_commit)
         ranks = _ONE_RANK if self.launcher == "torchrun" else {}
         return {**ranks, **environment_variables.variables(about, {**node.env, **self.env}, job)}
 

@@ -25,7 +25,7 @@ def variables_of(given: Mapping[str, str], checkpoint: str) -> set[str]:
         given: the user's, of the inventory and of the command line.
         checkpoint: path of the one that the job goes on from, or "".
     """
-    about = {"id": "", "dir": "", "attempt": 1, "commit": "", "gang": True, "framework": {}}
+    about = environment_variables.JobFacts("", "", "")
     names = {*ACCOUNT, *environment_variables.variables(_NODE, given, about)}
     return names | {"CKPT_PATH"} if checkpoint else names
 

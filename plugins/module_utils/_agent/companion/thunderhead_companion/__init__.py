@@ -14,6 +14,7 @@ import sys
 from typing import Any
 
 from .give_checkpoint import with_checkpoint
+from .note_checkpoints import save_and_note
 from .share_checkpoint import resume_shared
 from .wind_loader import process_and_wind
 
@@ -44,6 +45,7 @@ def accompanied(method: Any) -> Any:
         changes = (
             (trainer._checkpoint_connector, "resume_start", functools.partial(resume_shared, trainer)),
             (trainer.strategy, "process_dataloader", functools.partial(process_and_wind, trainer, [])),
+            (trainer, "save_checkpoint", functools.partial(save_and_note, trainer)),
         )
         for changed, name, replacement in changes:
             setattr(changed, name, replacement)

@@ -35,7 +35,10 @@ def with_checkpoint(fit: Callable[..., Any]) -> Callable[..., Any]:
         checkpoint = take_checkpoint(given[0]) if is_open else None
         if checkpoint:
             bound.arguments["ckpt_path"] = checkpoint
-        if not is_search(given[0]):
+        is_own = bound.arguments.get("ckpt_path") is not None and not checkpoint
+        if is_own and str(bound.arguments["ckpt_path"]) != os.environ.get("CKPT_PATH"):
+            forbid_retry(given[0], "its fit is passed a checkpoint of the script's own, and would begin there again")
+        if not is_search(given[0]) and not given[0].fast_dev_run:
             if _fits:
                 forbid_retry(given[0], "it has begun a second fit, and its checkpoints may be of either")
             _fits.append(checkpoint or "")
@@ -73,11 +76,13 @@ def is_search(trainer: Any) -> bool:
 def forbid_retry(trainer: Any, why: str) -> None:
     """Have the job not be started again by itself after a fault; ``why`` is a clause."""
     if trainer.is_global_zero:
-        with (
-            contextlib.suppress(OSError),
-            open(os.path.join(os.environ["JOB_DIR"], "companion", NO_RETRY), "w") as file,
-        ):
-            file.write(why)
+        write_down(NO_RETRY, why, "w")
+
+
+def write_down(name: str, text: str, mode: str) -> None:
+    """Write to a file of the companion's in the job's folder, which the supervisor reads."""
+    with contextlib.suppress(OSError, KeyError), open(f"{os.environ['JOB_DIR']}/companion/{name}", mode) as file:
+        file.write(text)
 
 
 def say(trainer: Any, sentence: str) -> None:

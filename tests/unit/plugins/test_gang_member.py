@@ -1,0 +1,108 @@
+# Copyright (c) The Thunderhead developers
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One supervisor's decisions, with the others played by a test; the simulator plays many against each other."""
+
+from typing import Any
+
+import pytest
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.gang_member import GangMember
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.job_plan import Member
+
+MEMBERS = [Member(f"n{rank}", f"198.18.0.{rank}", 40000) for rank in range(2)]
+TIMEOUT, GRACE = 6.0, 10.0
+
+
+def head(**options: Any) -> GangMember:
+    """Return the head of two, to which the other is connected."""
+    one = GangMember(0, 2, TIMEOUT, 0.0, grace_seconds=GRACE, **options)
+    one.start(MEMBERS, 0.0)
+    one.connected(1, 0.0)
+    one.received(1, report(), 0.0)
+    return one
+
+
+def report(**changes: Any) -> dict[str, Any]:
+    return {"kind": "report", "term": 1, "attempt": 1, "started": True, "state": "running", **changes}
+
+
+@pytest.mark.parametrize(
+    ("retries", "verdict", "fewest", "most"),
+    [(0, "rank 0 (n0) failed", 3, 5), (3, "", 3, 5), (3, "rank 0 (n0) failed", TIMEOUT + GRACE, TIMEOUT + GRACE + 2)],
+)
+def test_a_rank_that_cannot_end_does_not_hold_the_other_node(
+    retries: int, verdict: str, fewest: float, most: float
+) -> None:
+    """As where a process hangs in a system call; its supervisor goes on saying that it runs."""
+    one = head(retries=retries)
+    one.end(verdict)
+    one.script_ended("stopped", "", 0.0)
+    now = 0.0
+    while not one.over:
+        now += 0.5
+        assert now < most
+        one.received(1, report(verdict=verdict), now)
+        one.tick(now)
+    assert now >= fewest
+
+
+def finding(one: GangMember, now: float, **result: Any) -> None:
+    """Have the head's inspector answer what it is asked."""
+    one.tick(now)
+    (task,) = one.tasks
+    one.tasks = []
+    assert task["task"] == "find"
+    one.task_done({**task, "result": result})
+    one.tick(now)
+
+
+def killed(now: float = 1.0, **options: Any) -> GangMember:
+    """Return a head both of whose ranks have ended, because the other's was killed."""
+    one = head(retries=3, **options)
+    one.received(1, report(state="failed", why="rank 1 (n1) was killed by SIGKILL", fault=True), now)
+    one.script_ended("stopped", "", now)
+    return one
+
+
+def notices(one: GangMember) -> list[str]:
+    summary = one.summary()
+    assert summary
+    return list(summary["notices"])
+
+
+def test_an_inspector_that_is_busy_is_asked_again_and_one_that_has_ended_is_not() -> None:
+    one = killed()
+    finding(one, 1.0, error="cannot look: its inspector is at another task", is_busy=True)
+    assert (one.tasks, notices(one)) == ([], [])
+    finding(one, 3.5, error="cannot look: its inspector has ended")
+    (sentence,) = notices(one)
+    assert sentence == (
+        "attempt 1 ended: rank 1 (n1) was killed by SIGKILL; the job is not tried again: the search for its checkpoint "
+        "failed: cannot look: its inspector has ended"
+    )
+    one.tick(4.0)
+    assert one.over
+
+
+def test_who_connects_when_the_next_attempt_has_to_end_already_has_no_part_in_it() -> None:
+    """Else the head would wait for it for ever."""
+    one = killed()
+    finding(one, 1.0, found=["a.ckpt", 5], refusal="")
+    other = GangMember(1, 2, TIMEOUT, 0.0, retries=3)
+    other.start(MEMBERS, 0.0)
+    other.connected(0, 0.0)
+    other.script_ended("failed", "rank 1 (n1) was killed by SIGKILL", 1.0)
+    one.received(1, report(state="failed", fault=True), 2.0)
+    one.tick(2.5)
+    assert (one.attempt, one.checkpoint, one.has_ended) == (2, "a.ckpt", False)
+    one.disconnected(1, 2.5)
+    one.script_ended("failed", "rank 0 (n0) did not start", 2.6)
+    one.outbox = []
+    one.connected(1, 3.0)
+    ((_rank, lead),) = one.outbox
+    other.outbox = []
+    other.received(0, lead, 3.0)
+    assert (other.attempt, other.has_ended, other.verdict) == (2, True, "rank 0 (n0) did not start")
+    for _rank, message in other.outbox:
+        one.received(1, message, 3.0)
+    one.tick(3.1)
+    assert one.over
