@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # Copyright (c) The Thunderhead developers
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How alike the ranks start, how fast a rank's death ends the others, and how soon the job trains again.
+"""How alike the ranks start, how fast a rank's death ends the others, and how soon the job goes on.
 
     recovery.py [--sizes 2 8 16 32] [--rounds 3]
 
@@ -12,6 +12,8 @@ The last rank kills itself with SIGKILL. Measured, by stamps of one clock, on co
     … detached     the same with nobody looking on
     run.yml ends   from the death to the end of run.yml, the cause said and the artifacts collected
     runs again     from the death to the last rank's start in the job that goes on, with run.yml -e resume
+    by itself      from the death to the last rank's start in the next attempt of the job, while run.yml looks on
+    … detached     the same with nobody looking on
 
 Needs a Docker engine (rig.py up) on this machine.
 """
@@ -32,7 +34,7 @@ SUBNET = "198.18.22"
 STAMPS = FOLDER / "stamps"
 LIMIT_SECONDS = 120
 OPTIONS = ["-e", f"project_dir={PROJECT}"]
-COLUMNS = ("start skew", "others told", "… detached", "run.yml ends", "runs again")
+COLUMNS = ("start skew", "others told", "… detached", "run.yml ends", "runs again", "by itself", "… detached")
 
 
 def stamps(what: str) -> dict[str, int]:
@@ -63,6 +65,11 @@ def start(nodes: Cluster, *arguments: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
 
 
+def latest(script: str) -> str:
+    """Return the id of the last job with that script."""
+    return max(path.name for path in RUNS.iterdir() if f"-{script}-" in path.name)
+
+
 def kill_last(nodes: Cluster) -> tuple[int, float]:
     """Have the last rank die; return when it did, and how long it took until all others were told to stop."""
     victim = list(nodes.nodes)[-1]
@@ -84,7 +91,7 @@ def measure(nodes: Cluster) -> list[float]:
     if attached.wait(LIMIT_SECONDS) != 2:
         sys.exit(f"run.yml ended with {attached.returncode}, not with 2; see {FOLDER / 'recovery.log'}")
     ended = (time.time_ns() - died) / 1e9
-    job = max(path.name for path in RUNS.iterdir() if "-steady-" in path.name)
+    job = latest("steady")
     clear()
     again = start(nodes, "-e", f"resume={job}")
     resumed = (max(await_stamps("resumed", count).values()) - died) / 1e9
@@ -95,14 +102,24 @@ def measure(nodes: Cluster) -> list[float]:
     await_stamps("started", count)
     time.sleep(3)
     _died, alone = kill_last(nodes)
-    run(
-        [
-            *nodes.playbook("stop.yml"),
-            "-e",
-            f"job={max(path.name for path in RUNS.iterdir() if '-steady-' in path.name)}",
-        ]
-    )
-    return [skew, told, alone, ended, resumed]
+    run([*nodes.playbook("stop.yml"), "-e", f"job={latest('steady')}"])
+    return [skew, told, alone, ended, resumed, measure_attempt(nodes), measure_attempt(nodes, "-e", "detach=true")]
+
+
+def measure_attempt(nodes: Cluster, *options: str) -> float:
+    """Return how long after the death of the last rank the last one starts in the next attempt, in seconds."""
+    count = len(nodes.nodes)
+    clear()
+    run_yml = start(nodes, "-e", "script=trains.py", *options)
+    await_stamps("started", count)
+    time.sleep(3)
+    died, _told = kill_last(nodes)
+    resumed = max(await_stamps("resumed", count).values())
+    (STAMPS / "end").touch()
+    if run_yml.wait(LIMIT_SECONDS):
+        sys.exit(f"run.yml ended with {run_yml.returncode}; see {FOLDER / 'recovery.log'}")
+    run([*nodes.playbook("logs.yml"), "-e", f"job={latest('trains')}"])  # it has ended
+    return (resumed - died) / 1e9
 
 
 def main() -> None:

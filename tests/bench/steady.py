@@ -3,7 +3,7 @@
 """What tests/bench/recovery.py launches: runs until it is told to stop or to die, and stamps what happens to it.
 
 Stamps are files /stamps/HOST.WHAT that hold nanoseconds of the clock that all containers share. It dies by SIGKILL once
-there is a file /stamps/HOST.die.
+there is a file /stamps/HOST.die, and ends well once there is /stamps/end.
 """
 
 import os
@@ -18,6 +18,7 @@ from types import FrameType
 
 STAMPS = Path("/stamps")
 HOST = socket.gethostname()
+RANK = int(os.environ["NODE_RANK"])
 
 
 def stamp(what: str) -> None:
@@ -33,13 +34,30 @@ def end(_number: int, _frame: FrameType | None) -> None:
     sys.exit(1)
 
 
-signal.signal(signal.SIGTERM, end)
-if os.environ["NODE_RANK"] == "0":  # what Lightning's checkpoints have in common with this one is all a resume needs
-    Path("checkpoints").mkdir(exist_ok=True)
-    with zipfile.ZipFile("checkpoints/last.ckpt", "w") as checkpoint:
-        checkpoint.writestr("archive/data.pkl", pickle.dumps({"epoch": 0, "global_step": 5}, protocol=2))
-stamp("resumed" if "CKPT_PATH" in os.environ else "started")
-while not (STAMPS / f"{HOST}.die").exists():
-    time.sleep(0.005)
-stamp("died")
-os.kill(os.getpid(), signal.SIGKILL)
+def save(step: int) -> Path:
+    """Save what Lightning's checkpoints have in common with this one, which is all that going on needs."""
+    path = Path("checkpoints/last.ckpt")
+    path.parent.mkdir(exist_ok=True)
+    about = {"epoch": 0, "global_step": step, "optimizer_states": []}
+    with zipfile.ZipFile(path, "w") as checkpoint:
+        checkpoint.writestr("archive/data.pkl", pickle.dumps(about, protocol=2))
+    return path
+
+
+def run() -> None:
+    """Run until there is a file to die, or to end."""
+    signal.signal(signal.SIGTERM, end)
+    stamp("resumed" if "CKPT_PATH" in os.environ else "started")
+    while not (STAMPS / f"{HOST}.die").exists():
+        if (STAMPS / "end").exists():
+            return
+        time.sleep(0.005)
+    (STAMPS / f"{HOST}.die").unlink()
+    stamp("died")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    if RANK == 0:
+        save(step=5)
+    run()

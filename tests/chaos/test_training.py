@@ -3,6 +3,7 @@
 """What needs torch: launchers, resuming, and a rendezvous that never completes. Two nodes are enough."""
 
 import json
+import random
 import re
 import time
 from pathlib import Path
@@ -104,6 +105,73 @@ def test_a_training_goes_on_by_itself(
         f"bit-identical to an undisturbed one's: {end['train_loss']}",
         None,
         logs.ended_at - at,
+    )
+
+
+@pytest.mark.parametrize("how", ["freezes", "is cut off the network"])
+def test_a_training_waits_for_a_node(
+    cluster: Cluster, timeline: Timeline, undisturbed: dict[str, object], how: str
+) -> None:
+    run, node = cluster.run("trains.py", *TWO), cluster.nodes[1]
+    run.await_line(r"^\[0 node0\] +epoch 3$", 90)
+    at = time.monotonic()
+    if how == "freezes":
+        node.freeze()
+    else:
+        node.cut()
+    waits = (
+        r"the node of rank 1 \(node1\) sent no heartbeat for \d+ s; attempt 2 goes on from \S+, step \d+, once rank 1"
+    )
+    run.await_line(waits, 60)
+    if how == "freezes":
+        node.thaw()
+    else:
+        node.mend()
+    assert result(run) == undisturbed
+    assert cluster.record(run.job)["attempts"] == 2
+    assert cluster.left(run.job) == []
+    line = run.first(waits, since=at)
+    assert line
+    timeline.note(
+        f"a node of a training {how}, and is there again",
+        "the job waits for it, and goes on by itself to the bit-identical loss",
+        line.at - at,
+        run.ended_at - at,
+    )
+
+
+@pytest.mark.rounds
+@pytest.mark.parametrize("saves", ["each epoch", "in the middle of epochs"])
+def test_a_training_that_is_killed_at_a_random_moment_ends_the_same(
+    request: pytest.FixtureRequest, cluster: Cluster, timeline: Timeline, saves: str
+) -> None:
+    """As many times as --rounds says: another rank at another moment, from before the first step to the last one."""
+    every = [] if saves == "each epoch" else ["-e", "script_args=3"]
+    undisturbed = result(cluster.run("trains.py", *every, *TWO))
+    moments, repeated, restarted = random.Random(saves), [], 0
+    rounds = request.config.getoption("--rounds")
+    for _round in range(rounds):
+        rank, step = moments.randrange(2), moments.randrange(40)
+        run = cluster.run("trains.py", *every, *TWO)
+        run.await_line(rf"^\[0 node0\] +step {step}$", 90)
+        time.sleep(moments.uniform(0, 0.1))
+        cluster.nodes[rank].kill_processes(run.job, "trains.py")
+        if run.wait() != 0:  # before the first checkpoint, it is not started again
+            assert "there is no whole checkpoint" in run.text or "the head has no whole checkpoint" in run.text
+            assert step < (3 if every else 4)
+            restarted += 1
+            continue
+        end = result(run)
+        if every:  # what Lightning logs of an epoch is the mean of the steps since it went on
+            end["train_loss"] = undisturbed["train_loss"]
+        assert end == undisturbed, f"rank {rank} was killed at step {step}"
+        steps = [int(line.split()[1]) for line in run.printed(0) if re.fullmatch(r"step \d+", line)]
+        repeated.append(len(steps) - len(set(steps)))
+    timeline.note(
+        f"a rank of a training that saves {saves} is killed at a random moment, {rounds} times",
+        f"{len(repeated)} times it goes on by itself to the bit-identical weights and test loss, and repeats "
+        f"{sum(repeated) / max(1, len(repeated)):.1f} of 40 steps, at most {max(repeated, default=0)}; "
+        f"{restarted} times there was no checkpoint yet, and the job ended",
     )
 
 

@@ -42,6 +42,15 @@ quiet = dict(accelerator="cpu", logger=False, enable_progress_bar=False, enable_
 def trainer(**options):
     return pl.Trainer(**{"max_epochs": 3, "enable_checkpointing": False, **quiet, **options})
 """
+SAVES = """
+class Save(pl.Callback):
+    def __init__(self, path):
+        self.path = path
+
+    def on_train_end(self, trainer, _model):
+        trainer.save_checkpoint(self.path)
+
+"""
 COUNT = """
 class Count(pl.Callback):
     steps = 0
@@ -169,6 +178,29 @@ def test_what_a_training_saves_is_noted(finder: str, job: Job) -> None:
     saved = sorted(set((folder / "companion" / "checkpoints").read_text().splitlines()))
     assert saved == sorted(str(path) for path in (folder / "best").iterdir())
     assert str(folder / "best" / "last.ckpt") in saved
+
+
+def test_what_cannot_be_noted_is_saved_all_the_same(job: Job) -> None:
+    script = "one = trainer()\none.save_checkpoint = print\none.fit(Model(), data)\nown = one.save_checkpoint"
+    assert job.run(script)["own"] is print, "a script's own method stays"
+    (job.work.parent / "companion" / "checkpoints").mkdir()
+    odd = "caf\udce9.ckpt"
+    job.run(f"trainer(callbacks=[Save({odd!r})]).fit(Model(), data)\n".join([SAVES, ""]))
+    assert odd in os.listdir(job.work.parent)
+
+
+def test_a_script_that_mentions_the_checkpoint_and_passes_none_is_not_started_again(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may begin anew with its weights."""
+    monkeypatch.setenv("JOB_SCRIPT_MENTIONS_CKPT_PATH", "1")
+    refusal = job.work.parent / "companion" / "no_retry"
+    job.run("trainer().fit(Model(), data, ckpt_path=None)\n")
+    assert not refusal.exists()
+    for name in [name for name in sys.modules if name.startswith("thunderhead_companion")]:
+        monkeypatch.delitem(sys.modules, name)
+    job.run("trainer().fit(Model(), data)\n")
+    assert refusal.exists()
 
 
 @pytest.mark.parametrize(

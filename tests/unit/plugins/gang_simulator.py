@@ -48,8 +48,8 @@ LONGEST_LOOK = 2.0
 """What an inspector takes at most, besides the time that it is told to measure."""
 GIVE_UP_SECONDS = 60.0
 """A supervisor that nobody starts gives its job up after so long; here sooner than in reality."""
-MOST_EVENTS = 100_000
-"""More than twice as many as the largest gang needs."""
+MOST_EVENTS = 400_000
+"""Four times as many as the largest gang needs."""
 HORIZON = 1000.0
 """By then every run is over."""
 
@@ -165,11 +165,12 @@ class World:
         self.disk_full_from = (
             self.extras.uniform(0, length) if self.has_extras and self.extras.random() < 0.3 else HORIZON
         )
-        # A third of the jobs may be tried again; with a tenth nothing else happens, and that often.
+        # A third of the jobs may be tried again; with some nothing else happens, and that often.
         self.attempts = random.Random(f"{seed} attempts")
-        is_killed_often = seed % 10 == 7
-        self.retries = 5 if is_killed_often else self.attempts.choice([0, 0, 0, 0, 2, 5])
-        if is_killed_often:
+        is_killed_often, is_frozen_once = seed % 11 == 7, seed % 11 == 8
+        has_attempts_only = is_killed_often or is_frozen_once
+        self.retries = 5 if has_attempts_only else self.attempts.choice([0, 0, 0, 0, 2, 5])
+        if has_attempts_only:
             self.kind, self.quiet_from, self.inspector_dies, self.has_extras = "prints", HORIZON, False, False
             self.controller_dies = False
         self.grace = self.attempts.choice([GRACE, 4 * GRACE]) if self.retries else GRACE
@@ -184,6 +185,8 @@ class World:
         self.gang_file: dict[str, Any] | None = None  # what the head wrote down last
         self.notices: list[str] = []  # its own, so far
         self.decided = HORIZON  # when the first verdict was taken
+        if is_frozen_once:
+            self.saves, self.return_seconds = 1.0, 20 * self.timeout
         self.machines = []
         for rank in range(size):
             clock = self.random.uniform(0, 1e6)
@@ -206,8 +209,11 @@ class World:
             self.at(GIVE_UP_SECONDS, self.give_up_waiting)
         else:
             self.at(gang_member.REACH_SECONDS + self.random.uniform(0.2, 1), self.help)
-        if not is_killed_often:
+        if not has_attempts_only:
             self.plan(length)
+        if is_frozen_once:
+            frozen, seconds = self.attempts.choice(self.machines[1:]), self.attempts.uniform(1, 10) * self.timeout
+            self.at(self.attempts.uniform(0, length), lambda: self.freeze_one(frozen, seconds))
         if self.has_extras:
             self.plan_extras(length)
         if self.retries:
@@ -335,8 +341,13 @@ class World:
 
     def freeze(self, seconds: float) -> None:
         machine = self.some()
-        if machine is None or machine.frozen is not None:
-            return
+        if machine is not None and machine.frozen is None:
+            self.freeze_one(machine, seconds)
+
+    def freeze_one(self, machine: Machine, seconds: float) -> None:
+        if seconds > self.timeout:
+            self.severe["freeze"] = self.now
+            self.faults += 1
         self.say(f"n{machine.rank} freezes for {seconds:.1f} s")
         machine.frozen = []
         self.frozen.add(machine.rank)
@@ -358,8 +369,6 @@ class World:
             one()
 
     def long_freeze(self) -> None:
-        self.severe["freeze"] = self.now
-        self.faults += 1
         self.freeze(self.random.uniform(1, 4) * self.timeout)
 
     def partition(self, seconds: float) -> None:

@@ -119,6 +119,28 @@ def test_the_head_s_rank_and_an_only_one(nodes: list[LocalNode], tmp_path: Path)
     assert (state["state"], log.count("attempt 3 a.ckpt\n")) == ("succeeded", 1)
 
 
+@pytest.mark.parametrize("end", ["os._exit(1)", "time.sleep(600)"])
+def test_a_process_of_a_rank_that_is_killed(nodes: list[LocalNode], tmp_path: Path, end: str) -> None:
+    """As one of several local ranks; the script's own process fails because of that, or is still about to."""
+    script = f"""
+import subprocess
+if rank == 0:
+    save("a.ckpt", 5)
+    if attempt == 1:
+        time.sleep(0.8)
+        raise SystemExit(1)
+elif attempt == 1:
+    local = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    time.sleep(0.3)
+    local.kill()
+    time.sleep(0.2)
+    {end}
+"""
+    launched(nodes, tmp_path, script)
+    assert ended(*nodes) == ["succeeded"] * 2
+    assert [printed(node)[1:] for node in nodes] == [["attempt 2 a.ckpt"]] * 2
+
+
 @pytest.mark.parametrize(
     ("script", "changes", "why"),
     [

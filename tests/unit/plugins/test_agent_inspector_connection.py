@@ -20,8 +20,8 @@ def task(number: int) -> dict[str, Any]:
     return {"task": LOOK, "number": number, "seconds": 1}
 
 
-def failed(number: int, why: str) -> dict[str, Any]:
-    return {"task": LOOK, "number": number, "result": {"error": f"cannot look: its inspector {why}"}}
+def failed(number: int, why: str, **more: bool) -> dict[str, Any]:
+    return {"task": LOOK, "number": number, "result": {"error": f"cannot look: its inspector {why}", **more}}
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_one_task_at_a_time(ends: tuple[InspectorConnection, socket.socket]) -> 
     ours, theirs = ends
     ours.ask(task(7), MEMBERS)
     ours.ask(task(8), MEMBERS)
-    assert ours.results() == [failed(8, "is at another task")]
+    assert ours.results() == [failed(8, "is at another task", is_busy=True)]
     theirs.sendall(json.dumps(FOUND).encode() + b"\n")
     assert ours.results() == [FOUND]
 

@@ -200,7 +200,7 @@ def test_success(nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.Mon
         "met": None,
         "checkpoint_read": None,
         "checkpoint": None,
-        "fit_goes_on": False,
+        "fit_goes_on": None,
         "retries": 0,
         "retry_on": "fault",
         "resumed": None,

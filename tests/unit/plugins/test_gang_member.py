@@ -45,6 +45,45 @@ def test_a_rank_that_cannot_end_does_not_hold_the_other_node(
     assert now >= fewest
 
 
+def test_a_head_whose_rank_cannot_end_does_not_hold_the_other_node() -> None:
+    one = GangMember(1, 2, TIMEOUT, 0.0, retries=3, return_seconds=300, grace_seconds=GRACE)
+    one.start(MEMBERS, 0.0)
+    one.connected(0, 0.0)
+    alive = {"kind": "alive", "term": 1, "states": {}}
+    one.received(0, {**alive, "kind": "verdict", "verdict": "rank 1 (n1) was killed by SIGKILL"}, 1.0)
+    one.script_ended("failed", "rank 1 (n1) was killed by SIGKILL", 1.0, has_fault=True)
+    now = 1.0
+    while not one.over:
+        now += 0.5
+        assert now < TIMEOUT + GRACE + 3
+        one.received(0, alive, now)
+        one.tick(now)
+    assert now > TIMEOUT + GRACE
+
+
+def test_a_node_that_is_back_after_long_has_time_to_end() -> None:
+    one = head(retries=3, return_seconds=300)
+    now = 0.0
+    while now < 100:
+        now += 0.5
+        if one.verdict is not None and not one.has_ended:
+            one.script_ended("stopped", "", now)
+        one.tick(now)
+        for task in one.tasks:
+            one.task_done({**task, "result": {"found": ["a.ckpt", 5], "refusal": ""}})
+        one.tasks = []
+    assert one.verdict == "the node of rank 1 (n1) sent no heartbeat for 6 s" and not one.over
+    one.connected(1, now)
+    for _half in range(10):
+        now += 0.5
+        one.received(1, report(), now)
+        one.tick(now)
+    assert (one.attempt, one.over) == (1, False)
+    one.received(1, report(state="stopped", verdict=one.verdict), now)
+    one.tick(now + 0.5)
+    assert one.attempt == 2
+
+
 def finding(one: GangMember, now: float, **result: Any) -> None:
     """Have the head's inspector answer what it is asked."""
     one.tick(now)

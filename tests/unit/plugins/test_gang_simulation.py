@@ -132,8 +132,8 @@ MISTAKES = {
     ),
     "an attempt begins before all ranks have ended": (
         gang_member,
-        "if is_done and self._seek_next_attempt(now):",
-        "if self._seek_next_attempt(now):",
+        "is_trying = is_done and self._seek_next_attempt(now)",
+        "is_trying = self._seek_next_attempt(now)",
     ),
     "a lost node is waited for for ever": (gang_member, "elif unmet or gone:", "elif unmet:"),
     "a lost node is not waited for": (
@@ -145,6 +145,16 @@ MISTAKES = {
         gang_member,
         "if following.is_due and is_complete and not away:",
         "if following.is_due:",
+    ),
+    "one that is back has no time to end": (
+        gang_member,
+        "patient = min(waited, now - self._lost_at)",
+        "patient = waited",
+    ),
+    "a member that stands for election does not wait": (
+        gang_member,
+        "elif not (partners and self._waits",
+        "elif not (partners and self.role == MEMBER and self._waits",
     ),
     "the loss of a node is no reason to try again": (
         gang_member,
@@ -164,15 +174,15 @@ MISTAKES = {
     ),
     "who connects when an attempt ends already does not take part in it": (
         gang_member,
-        "attempt > self.attempt and self.has_ended:",
-        "attempt > self.attempt and self.has_ended and verdict is None:",
+        "attempt > self.attempt and self.has_ended and",
+        "attempt > self.attempt and self.has_ended and verdict is None and",
     ),
     "a member leaves while the job may be tried again": (
         gang_member,
-        "elif not (self._retries and partners and",
-        "elif not (False and partners and",
+        "elif not (partners and self._waits_for_head(patient, now)):",
+        "else:",
     ),
-    "the head leaves while a rank still ends": (gang_member, "self._retries > 0 and self.term == 1 and", "False and"),
+    "the head leaves while a rank still ends": (gang_member, "if patient <= self._patience:", "if False:"),
     "the cause of one attempt ends the next": (
         gang_member,
         "self.verdict, self._verdict_at, self._ended_at = None, None, None",

@@ -202,7 +202,7 @@ def test_the_sample_shows_the_defaults_of_the_action() -> None:
     shown = sample_variables()
     run = (ROOT / "playbooks" / "run.yml").read_text(encoding="utf-8")
     arguments = dict(re.findall(r"(?m)^ +([a-z_]+): \"{{ (job_[a-z_]+) \| default\(omit\) }}\"$", run))
-    assert len(arguments) == 6
+    assert len(arguments) == 7
     for argument, variable in arguments.items():
         assert shown[variable] == job.ActionModule.ARGUMENTS[argument]["default"]
 

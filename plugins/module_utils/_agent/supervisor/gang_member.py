@@ -165,6 +165,7 @@ class GangMember:
         self._has_lost = False  # this attempt ended because the head has lost a node
         self._next_attempt: NextAttempt | None = None  # of the first head, once an attempt has ended
         self._called_off = ""  # why there must be no other attempt
+        self._lost_at = -math.inf  # when another node, or this one, was away last
         self._patience = timeout_seconds + grace_seconds  # for ranks that end
         self._news: set[int] = set()  # ranks whose state the head has still to tell the others
         self._next_heartbeat = now
@@ -329,7 +330,7 @@ class GangMember:
         is_new = rank != self.head or message["term"] > self.term or self.role != MEMBER
         self.term, self.head, self.role, self._suspicion = message["term"], rank, MEMBER, ""
         states, verdict, attempt = message.get("states"), message.get("verdict"), message.get("attempt")
-        if kind == "lead" and isinstance(attempt, int) and attempt > self.attempt and self.has_ended:
+        if kind == "lead" and isinstance(attempt, int) and attempt > self.attempt and self.has_ended and not self.over:
             self._begin_attempt(attempt, str(message.get("checkpoint", "")))
             is_new = True
             if isinstance(verdict, str):  # it has to end already, so nothing is started here
@@ -400,6 +401,7 @@ class GangMember:
         paused = now - self._last_tick
         self._last_tick = now
         if paused > 2 * self._heartbeat_seconds:  # this process was frozen, and has heard nobody meanwhile
+            self._lost_at = now
             for other in self._nodes:
                 other.heard = None if other.heard is None else min(other.heard + paused, now)
             if self._examination:
@@ -547,20 +549,39 @@ class GangMember:
         ]
         waited = now - max(self._ended_at, self._verdict_at or 0)
         is_late = waited > (self._timeout if unsure else LEAVE_SECONDS)
+        if any(self._loss(rank, now) for rank in partners):
+            self._lost_at = now
+        patient = min(waited, now - self._lost_at)  # one that is back has time to end
         if self.role == HEAD:
             all_ended = all(self._nodes[rank].state != RUNNING or self._loss(rank, now) for rank in met)
             is_done = all_ended and (len(met) == len(self._others) or is_late)
-            if is_done and self._seek_next_attempt(now):
-                return
-            # Another attempt may follow; but a process that nobody can end must not hold all nodes.
-            may_follow = self._retries > 0 and self.term == 1 and self.verdict and not self._called_off
-            is_waiting = bool(may_follow) and waited <= self._patience
-            self.over = is_done or (is_late and self.verdict is not None and not is_waiting)
+            is_trying = is_done and self._seek_next_attempt(now)
+            is_waiting = not is_done and self._waits_for_ranks(met, patient, now)
+            self.over = not is_trying and (is_done or (is_late and self.verdict is not None and not is_waiting))
             for rank in self._others if self.over else []:
                 self._send(rank, "over")
-        elif not (self._retries and partners and self.role == MEMBER and not self._is_gone(self.head, now)):
+        elif not (partners and self._waits_for_head(patient, now)):
             is_alone = self.role == MEMBER and self.head not in met
             self.over = is_late and (self.verdict is not None or is_alone)
+
+    def _waits_for_ranks(self, met: list[int], patient: float, now: float) -> bool:
+        """Return whether the head waits for ranks that end, because another attempt may follow then."""
+        if not self._retries or self.term > 1 or not self.verdict or self._called_off:
+            return False
+        if patient <= self._patience:
+            return True
+        left = [self._nodes[rank].name for rank in met if self._nodes[rank].state == RUNNING]  # nobody can end it
+        if self._has_fault and left:
+            following = self._sought(now)
+            following.refuse(f"{left[0]} has not ended")
+            self._pass_on(following)
+        return False
+
+    def _waits_for_head(self, patient: float, now: float) -> bool:
+        """Return whether a member stays because the head may begin another attempt."""
+        if not self._retries or not self.verdict or self._called_off or self._is_gone(self.head, now):
+            return False
+        return self._nodes[self.head].state != RUNNING or patient <= self._patience
 
     # --------------------------------------------------------------------------------------------------------- attempts
 
@@ -569,19 +590,9 @@ class GangMember:
 
         Only the first head begins one, and only with all nodes: so no two can.
         """
-        has_fault = self._has_lost or any(node.has_fault for node in self._nodes)
-        if not self._retries or self.term > 1 or not self.verdict or not has_fault or not self._examination:
+        if not self._retries or self.term > 1 or not self.verdict or not self._has_fault:
             return False
-        if self._next_attempt is None:
-            from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.next_attempt import (
-                NextAttempt,
-            )
-
-            self._next_attempt = NextAttempt(self._retries)
-        following = self._next_attempt
-        if not following.is_sought:
-            have_met = len(self._nodes) == 1 or any(node.observed.get("met") is not False for node in self._nodes)
-            following.seek(self.attempt, self.verdict, have_met, now)
+        following = self._sought(now)
         unmet = [self._nodes[rank].name for rank in self._others if self._nodes[rank].heard is None]
         gone = [self._loss(rank, now) for rank in self._others if self._is_gone(rank, now)]
         away = [self._nodes[rank].name for rank in self._others if self._loss(rank, now)]
@@ -590,19 +601,42 @@ class GangMember:
         elif unmet or gone:
             following.refuse(f"{unmet[0]} never met the head" if unmet else gone[0])
         following.tick(away, now)
-        self.tasks += following.tasks
-        following.tasks = []
-        for sentence in following.notices:
-            self._examination.notice(sentence)
-        following.notices = []
+        self._pass_on(following)
         is_complete = all(self._nodes[rank].connected for rank in self._others)
         if following.is_due and is_complete and not away:
             following.is_sought = False
             self._begin_attempt(self.attempt + 1, following.checkpoint)
-            self._examination.begin_attempt(self.attempt, now)
+            if self._examination:
+                self._examination.begin_attempt(self.attempt, now)
             for rank in self._others:
                 self._lead(rank)
         return not following.is_refused
+
+    @property
+    def _has_fault(self) -> bool:
+        """Whether this attempt has ended by something for which the job may be tried again."""
+        return self._has_lost or any(node.has_fault for node in self._nodes)
+
+    def _sought(self, now: float) -> NextAttempt:
+        """Return the search for what follows this attempt; it begins, unless it has."""
+        if self._next_attempt is None:
+            from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.next_attempt import (
+                NextAttempt,
+            )
+
+            self._next_attempt = NextAttempt(self._retries)
+        if not self._next_attempt.is_sought:
+            have_met = len(self._nodes) == 1 or any(node.observed.get("met") is not False for node in self._nodes)
+            self._next_attempt.seek(self.attempt, self.verdict or "", have_met, now)
+        return self._next_attempt
+
+    def _pass_on(self, following: NextAttempt) -> None:
+        """Pass on what the search for the next attempt wants done, and told."""
+        self.tasks += following.tasks
+        if self._examination:
+            for sentence in following.notices:
+                self._examination.notice(sentence)
+        following.tasks, following.notices = [], []
 
     def _is_gone(self, rank: int, now: float) -> bool:
         """Return whether a supervisor that is lost is waited for no longer: it has ended, or was away for too long."""

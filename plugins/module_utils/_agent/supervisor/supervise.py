@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -71,6 +70,8 @@ class Supervisor:
         self._observers: dict[str, FileReadObserver | RendezvousObserver] = {}
         self._start = start
         self._attempt = start.attempt
+        self._orphan_was_killed = False  # in this attempt: a process that the script had started, and not by us
+        self._has_killed = False  # this supervisor, in this attempt
         self._log_before = 0  # bytes that the attempts before have printed
         self._state = start.state
 
@@ -104,15 +105,17 @@ class Supervisor:
             self._gang.end(why)
             self._pause(0)
         self._note_gang(last=True)
-        if not end_leftover_processes(self._pause) and self._gang:
+        if not self._end_leftover_processes() and self._gang:
             self._gang.call_off(f"a process of {self._name} could not be ended")
         exit_code, number = (code, None) if code >= 0 else (128 - code, -code)
         outcome = {"state": state, "ended": ended, "oom": oom, "exit_code": exit_code, "signal": number}
-        has_fault = state == "failed" and self._plan.retries > 0 and self._is_fault(code)
+        has_fault = self._plan.retries > 0 and self._is_fault(state, code)
         return {**outcome, **self._observe(last=True)}, why, has_fault
 
-    def _is_fault(self, code: int) -> bool:
-        """Return whether a script that has failed is to be started again, as far as that depends on how it failed."""
+    def _is_fault(self, state: str, code: int) -> bool:
+        """Return whether the job may be tried again, as far as that depends on how this rank has ended."""
+        if state != "failed" or self._orphan_was_killed:
+            return state != "succeeded" and self._orphan_was_killed
         from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.diagnosis.judge_ending import (
             fails_again,
             was_killed,
@@ -151,6 +154,7 @@ class Supervisor:
     def _observe_script(self, script: int) -> None:
         """Begin to observe an attempt's script."""
         self._observers = {}
+        self._orphan_was_killed = self._has_killed = False
         if self._attempt.checkpoint:
             self._observers["checkpoint_read"] = self._attempt.checkpoint
         if self._plan.gang and self._plan.world_size > 1:
@@ -180,6 +184,8 @@ class Supervisor:
         since: float | None = None  # when it was to stop
         while True:
             pid, status = os.waitpid(-1, os.WNOHANG)  # orphans of the job too
+            if pid and pid != script:
+                self._note_orphan(status)
             if pid == script:
                 if os.waitstatus_to_exitcode(status) == -signal.SIGTERM and since is None:
                     self._pause(SHUTDOWN_SECONDS)
@@ -191,6 +197,7 @@ class Supervisor:
                 since = time.monotonic()
                 self._begin_to_stop()
             elif since is not None and time.monotonic() - since > self._plan.grace_seconds:
+                self._has_killed = True
                 signal_processes(descendants(os.getpid()), signal.SIGKILL)
             if pid:
                 continue
@@ -200,6 +207,32 @@ class Supervisor:
                 with suppress(OSError):  # a full disk: written at the end
                     self._save(**news)
             self._wait(since is not None)
+
+    def _note_orphan(self, status: int) -> None:
+        """Take note of how a process ended that the script had started and left behind.
+
+        So it is seen that a local rank was killed where the script's own process then fails by itself.
+        """
+        if os.waitstatus_to_exitcode(status) == -signal.SIGKILL and not self._has_killed:
+            self._orphan_was_killed = True
+
+    def _end_leftover_processes(self) -> bool:
+        """End what the script left behind: TERM, a second to comply, KILL; return whether all of it has ended."""
+        began = time.monotonic()
+        signal_processes(descendants(os.getpid()), signal.SIGTERM)
+        while time.monotonic() < began + 5:  # a setuid child may stay; the unit's control group holds it
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return True
+            if pid:
+                self._note_orphan(status)
+            if time.monotonic() > began + 1:
+                self._has_killed = True
+                signal_processes(descendants(os.getpid()), signal.SIGKILL)
+            if not pid:
+                self._pause(0.01)
+        return False
 
     def _begin_to_stop(self) -> None:
         """Note why this node's part has to end, send TERM to all of its processes, and tell the gang."""
@@ -301,19 +334,3 @@ def make_room(path: str) -> None:
     os.chmod(folder, 0o700)
     if os.path.isdir(path) and not os.path.islink(path):
         os.rename(path, f"{path}.{time.time()}")
-
-
-def end_leftover_processes(pause: Callable[[float], None]) -> bool:
-    """End what the script left behind: TERM, a second to comply, KILL; return whether all of it has ended."""
-    began = time.monotonic()
-    signal_processes(descendants(os.getpid()), signal.SIGTERM)
-    while time.monotonic() < began + 5:  # a setuid child may stay; the unit's control group holds it
-        try:
-            pid, _status = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return True
-        if time.monotonic() > began + 1:
-            signal_processes(descendants(os.getpid()), signal.SIGKILL)
-        if not pid:
-            pause(0.01)
-    return False

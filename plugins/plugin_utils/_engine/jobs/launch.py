@@ -462,6 +462,8 @@ class Launch:
             if job.gang:
                 defaults |= {f"{prefix}TRAINER__NUM_NODES": nodes for prefix in ("PL_", *CLI_PREFIXES)}
             return defaults
+        if job.retries and job.uses == TRAINER and not job.fit_goes_on:
+            return {"JOB_SCRIPT_MENTIONS_CKPT_PATH": 1}
         if job.uses in (FABRIC, FABRIC_LAUNCHED) and job.launcher == "torchrun":
             # As `fabric run` does; of a script that it starts, Fabric refuses to start processes itself.
             used = {"LT_CLI_USED": 1} if job.uses == FABRIC else {}

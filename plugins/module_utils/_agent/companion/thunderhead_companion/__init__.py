@@ -45,15 +45,18 @@ def accompanied(method: Any) -> Any:
         changes = (
             (trainer._checkpoint_connector, "resume_start", functools.partial(resume_shared, trainer)),
             (trainer.strategy, "process_dataloader", functools.partial(process_and_wind, trainer, [])),
-            (trainer, "save_checkpoint", functools.partial(save_and_note, trainer)),
+            (trainer, "save_checkpoint", functools.partial(save_and_note, trainer, trainer.save_checkpoint)),
         )
+        before = [vars(changed).get(name) for changed, name, _replacement in changes]
         for changed, name, replacement in changes:
             setattr(changed, name, replacement)
         try:
             return start(trainer, *given, **named)
         finally:
-            for changed, name, _replacement in changes:
+            for (changed, name, _replacement), earlier in zip(changes, before):
                 vars(changed).pop(name, None)
+                if earlier is not None:  # a script's own, or that of a fit in which this was called
+                    setattr(changed, name, earlier)
 
     start_accompanied.accompanied = True  # type: ignore[attr-defined]
     return start_accompanied

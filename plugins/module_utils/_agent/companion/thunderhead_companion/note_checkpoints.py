@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Callable
 from typing import Any
 
 from .give_checkpoint import write_down
@@ -14,13 +16,14 @@ SAVED = "checkpoints"
 """File in which the supervisor finds their paths, one a line; a path may be there several times."""
 
 
-def save_and_note(trainer: Any, filepath: Any, *given: Any, **named: Any) -> None:
-    """Do what ``Trainer.save_checkpoint`` does, and note the path.
+def save_and_note(trainer: Any, save: Callable[..., None], filepath: Any, *given: Any, **named: Any) -> None:
+    """Do what a Trainer's ``save_checkpoint`` does, which is ``save``, and note the path.
 
     Not of a file whose name begins with a dot: Lightning saves such a one before it searches for a learning rate or a
     batch size.
     """
-    type(trainer).save_checkpoint(trainer, filepath, *given, **named)
-    path = os.path.abspath(os.fspath(filepath))
-    if trainer.is_global_zero and not os.path.basename(path).startswith(".") and "\n" not in path:
-        write_down(SAVED, f"{path}\n", "a")
+    save(filepath, *given, **named)
+    with contextlib.suppress(Exception):  # whatever it is that was saved there: it is saved
+        path = os.path.abspath(os.fsdecode(filepath))
+        if trainer.is_global_zero and not os.path.basename(path).startswith(".") and "\n" not in path:
+            write_down(SAVED, f"{path}\n", "a")
