@@ -61,6 +61,23 @@ def test_a_head_whose_rank_cannot_end_does_not_hold_the_other_node() -> None:
     assert now > TIMEOUT + GRACE
 
 
+def test_a_member_that_stands_for_election_waits_for_the_head_all_the_same() -> None:
+    one = GangMember(2, 3, TIMEOUT, 0.0, retries=3, return_seconds=60, grace_seconds=GRACE)
+    one.start([*MEMBERS, Member("n2", "198.18.0.2", 40000)], 0.0)
+    one.connected(0, 0.0)
+    one.received(0, {"kind": "verdict", "term": 1, "verdict": "rank 1 (n1) was killed by SIGKILL"}, 1.0)
+    one.script_ended("stopped", "", 1.0)
+    one.received(0, {"kind": "alive", "term": 1, "states": {"0": "stopped"}}, 1.5)
+    one.disconnected(0, 2.0)
+    roles, now = set(), 2.0
+    while not one.over:
+        now += 0.5
+        assert now < TIMEOUT + 60 + 5
+        one.tick(now)
+        roles.add(one.role)
+    assert now > TIMEOUT + 60 and roles == {"member", "candidate"}
+
+
 def test_a_node_that_is_back_after_long_has_time_to_end() -> None:
     one = head(retries=3, return_seconds=300)
     now = 0.0
