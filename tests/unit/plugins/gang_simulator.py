@@ -849,7 +849,8 @@ class World:
             return
         if self.severe.keys() - {"fault", "freeze"} or ("freeze" in self.severe and not self.return_seconds):
             return
-        if 0 in self.frozen:  # where the head is lost, the job ends
+        is_late = any(one.started > self.timeout for one in self.machines)  # the head had not met it
+        if 0 in self.frozen or is_late:  # where the head is lost, the job ends
             return
         if self.kind != "is stuck" and self.saves == 1 and self.faults <= self.retries:
             left = [one for one in self.machines if one.script != "succeeded"]
