@@ -163,7 +163,7 @@ bench-setup: $(VENV)/.controller ## Time of setup.yml on fresh containers and ag
 	python tests/bench/setup_nodes.py
 
 .PHONY: bench-recovery
-bench-recovery: $(VENV)/.controller ## Start skew, kill latency, time to run again, on 2, 8, 16 and 32 containers
+bench-recovery: $(VENV)/.controller ## Start skew, kill latency, time to run again and to go on by itself, on 2 to 32 containers
 	trap 'python tests/docker/rig.py down' EXIT; \
 	python tests/docker/rig.py up; \
 	python tests/bench/recovery.py

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """How alike the ranks start, how fast a rank's death ends the others, and how soon the job goes on.
 
-    recovery.py [--sizes 2 8 16 32] [--rounds 3]
+    recovery.py [--sizes 2 4 8 16 32] [--rounds 3]
 
 The last rank kills itself with SIGKILL. Measured, by stamps of one clock, on containers of the test rig:
 
@@ -125,7 +125,7 @@ def measure_attempt(nodes: Cluster, *options: str) -> float:
 def main() -> None:
     """Read the command line, measure, and write down what came out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[2, 8, 16, 32])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[2, 4, 8, 16, 32])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=FOLDER / "recovery.json", help="every measurement, as JSON")
     options = parser.parse_args()
