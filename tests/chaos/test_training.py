@@ -162,7 +162,7 @@ def test_a_training_that_is_killed_at_a_random_moment_ends_the_same(
             restarted += 1
             continue
         end = result(run)
-        # What Lightning logs of an epoch is the mean of the steps since it went on, and then it saves once more at the end.
+        # What Lightning logs of an epoch is the mean of the steps since it went on, and it saves once more at the end.
         alike = ["weights", "world_size"] if every else list(undisturbed)
         assert [end[name] for name in alike] == [undisturbed[name] for name in alike], f"killed at step {step}"
         steps = [int(line.split()[1]) for line in run.printed(0) if re.fullmatch(r"step \d+", line)]
