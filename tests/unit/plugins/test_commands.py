@@ -947,6 +947,9 @@ class Trainer:
 
     def fit(self, model, ckpt_path=None):
         print("from", ckpt_path and open(ckpt_path, "rb").read(2))
+
+    def save_checkpoint(self, path):
+        pass
 """
 """What a job sees of Lightning, without a minute of imports; tests/unit/companion has the real one."""
 
