@@ -60,7 +60,7 @@ def test_a_killed_training_goes_on_to_the_same_loss(
     cause = r"rank 1 \(node1\) was killed by (signal 9|SIGKILL)"
     assert re.search(cause, killed.words)
     assert cluster.left(job) == []
-    timeline.note_end("a rank of a training is killed (SIGKILL)", killed, at, cause)
+    timeline.note_end("a rank of a training is killed (SIGKILL), with retries=0", killed, at, cause)
 
     resumed = cluster.run("trains.py", "-e", f"resume={job}", *TWO)
     end = result(resumed)
