@@ -1,7 +1,7 @@
 # Copyright (c) The Thunderhead developers
 # Simplified BSD License (see LICENSES/BSD-2-Clause.txt or https://opensource.org/licenses/BSD-2-Clause)
 # SPDX-License-Identifier: BSD-2-Clause
-"""Have Lightning's Trainer find the job's checkpoints, wherever they lie, without a change in the script.
+"""Have Lightning's Trainer find the job's checkpoints, wherever they lie, and note those that it saves.
 
 A job's ranks import this package, by its own name: Lightning calls ``callbacks`` whenever a Trainer is made, because an
 entry point beside this folder names it. It needs nothing but the torch that the job has.

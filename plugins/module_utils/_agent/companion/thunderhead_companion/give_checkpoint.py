@@ -5,19 +5,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
+from .tell_supervisor import forbid_retry, say
+
 VARIABLE = "JOB_FIT_CKPT_PATH"
 """Path of the checkpoint, where neither the script nor a configuration of the project mentions it."""
-FINDS_ITSELF = "JOB_SCRIPT_MENTIONS_CKPT_PATH"
+MENTIONS = "JOB_SCRIPT_MENTIONS_CKPT_PATH"
 """A variable that says that the script does: it may go on from the checkpoint, or begin anew with its weights."""
-NO_RETRY = "no_retry"
-"""File in which the supervisor finds why the job must not be started again."""
 FINDERS = ("LearningRateFinder", "BatchSizeFinder")
 """Callbacks with which Lightning forgets the optimizer's part of a checkpoint."""
 
@@ -40,7 +38,7 @@ def with_checkpoint(fit: Callable[..., Any]) -> Callable[..., Any]:
         is_own = bound.arguments.get("ckpt_path") is not None and not checkpoint
         if is_own and str(bound.arguments["ckpt_path"]) != os.environ.get("CKPT_PATH"):
             forbid_retry(given[0], "its fit is passed a checkpoint of the script's own, and would begin there again")
-        if FINDS_ITSELF in os.environ and "ckpt_path" not in bound.arguments:
+        if MENTIONS in os.environ and "ckpt_path" not in bound.arguments:
             forbid_retry(given[0], "the script mentions CKPT_PATH, but passes no ckpt_path to fit")
         if not is_search(given[0]) and not given[0].fast_dev_run:
             if _fits:
@@ -75,24 +73,3 @@ def take_checkpoint(trainer: Any) -> str | None:
 def is_search(trainer: Any) -> bool:
     """Return whether this fit is one of a Tuner's, which tries a learning rate or a batch size."""
     return any(getattr(one, "_early_exit", False) for one in trainer.callbacks)
-
-
-def forbid_retry(trainer: Any, why: str) -> None:
-    """Have the job not be started again by itself after a fault; ``why`` is a clause."""
-    if trainer.is_global_zero:
-        write_down(NO_RETRY, why, "w")
-        say(trainer, f"after a fault, this job is not started again by itself, because {why}")
-
-
-def write_down(name: str, text: str, mode: str) -> None:
-    """Write to a file of the companion's in the job's folder, which the supervisor reads."""
-    with contextlib.suppress(OSError, KeyError):
-        path = f"{os.environ['JOB_DIR']}/companion/{name}"
-        with open(path, mode, encoding="utf-8", errors="surrogateescape") as file:
-            file.write(text)
-
-
-def say(trainer: Any, sentence: str) -> None:
-    """Print a sentence, on one rank."""
-    if trainer.is_global_zero:
-        sys.stderr.write(f"thunderhead: {sentence}\n")

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from .give_checkpoint import write_down
+from .tell_supervisor import write_down
 
 SAVED = "checkpoints"
 """File in which the supervisor finds their paths, one a line; a path may be there several times."""

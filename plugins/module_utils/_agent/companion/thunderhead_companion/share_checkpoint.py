@@ -11,7 +11,7 @@ import os
 import sys
 from typing import Any, NamedTuple
 
-from .give_checkpoint import forbid_retry
+from .tell_supervisor import forbid_retry
 
 PIECE_BYTES = 2**26
 """So much of a checkpoint is sent at once."""
