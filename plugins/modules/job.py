@@ -119,8 +119,8 @@ options:
       - How often a training with Lightning's Trainer or LightningCLI is started again by itself, from its newest whole
         checkpoint, after a fault that is none of the script's, such as a rank that was killed. The nodes decide that
         among themselves, whether anybody follows the job or not.
-      - Each attempt runs the same code on the same nodes, and finds its number in C(JOB_ATTEMPT), from C(1) on. Pauses
-        between attempts grow, and there is no other after three in a row that left no newer checkpoint, after a second
+      - Each attempt runs the same code on the same nodes, but where one of O(spares) takes the place of a lost one, and
+        finds its number in C(JOB_ATTEMPT), from C(1) on. Pauses between attempts grow, and there is no other after three in a row that left no newer checkpoint, after a second
         C(fit), or where a node is lost for good. V(0) means never, as do O(gang=false), O(companion=false), and
         arguments or variables that say which checkpoint the script begins from.
       - By default V(3), where that is possible.
@@ -139,6 +139,15 @@ options:
         the network. Where the head is lost, the job ends.
     type: int
     default: 300
+  spares:
+    description:
+      - How many of the hosts, the last ones of the inventory, wait until another is lost. When a job is started again
+        because of that, a spare takes the lost node's rank, as soon as it is sure that no rank runs there any more.
+      - They are prepared as the others, and held for the job, but run nothing until then. At least two hosts have to be
+        left to train. The first, the head, is not replaced.
+      - Only for a job that may be started again; see O(retries).
+    type: int
+    default: 0
   rerun:
     description: Id of a job to be run again, with the same code and arguments on the same nodes.
     type: str

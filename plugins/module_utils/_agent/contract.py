@@ -134,6 +134,13 @@ def are_arguments(value: object) -> bool:
     )
 
 
+def is_roster(value: object, count: int) -> bool:
+    """Return whether these are different places in a list of so many, one at least."""
+    return isinstance(value, list) and bool(value) and all(map(is_count, value)) and len({*value}) == len(value) and (
+        {*value} <= {*range(count)}
+    )
+
+
 def are_ranks(value: object) -> bool:
     """Return whether these are ranks, each with its host and address."""
     kinds = {"rank": is_count, "host": is_text, "address": is_text}
@@ -143,10 +150,17 @@ def are_ranks(value: object) -> bool:
     )
 
 
+SPARE = "spare"
+"""The state of a node that waits to take the place of one that is lost, or whose place another has taken."""
+UNUSED = "unused"
+"""The state of one that had no part in the last attempt, when the job has ended."""
+GOING_ON = ("prepared", "running", SPARE)
+"""The states of a node's part in a job that has not ended."""
+
 SPEC: dict[str, Callable[[object], bool]] = {
     **dict.fromkeys(("id", "user", "start", "script", "module", "launcher", "uses"), is_text),
     **dict.fromkeys(("bundle", "python", "master_addr"), is_text),
-    **dict.fromkeys(("world_size", "rank", "master_port"), is_count),
+    **dict.fromkeys(("world_size", "spares", "rank", "master_port"), is_count),
     **dict.fromkeys(("grace_seconds", "node_timeout_seconds"), is_number),
     "args": are_arguments,
     "devices": is_count_or_none,
@@ -156,7 +170,7 @@ SPEC: dict[str, Callable[[object], bool]] = {
 """The fields of spec.json."""
 
 STATE: dict[str, Callable[[object], bool]] = {
-    "state": lambda value: value in ("prepared", "running", "succeeded", "failed", "stopped", "lost"),
+    "state": lambda value: value in (*GOING_ON, "succeeded", "failed", "stopped", "lost", UNUSED),
     **dict.fromkeys(("pid", "oom"), is_count),
     **dict.fromkeys(("exit_code", "signal"), is_count_or_none),
     **dict.fromkeys(("started", "ended", "stopping"), is_number),
@@ -167,15 +181,11 @@ STATE: dict[str, Callable[[object], bool]] = {
 """The fields of state.json."""
 
 GANG_RANK: dict[str, Callable[[object], bool]] = {
-    "state": lambda value: value in ("unknown", "running", "succeeded", "failed", "stopped"),
+    "state": lambda value: value in ("unknown", "running", SPARE, "succeeded", "failed", "stopped"),
     "met": is_flag_or_none,
     "checkpoint_read": is_flag,
 }
 """What the gang's head says of each rank."""
-
-GOING_ON = ("prepared", "running")
-"""The states of a job that has not ended."""
-
 
 ATTEMPT_BEGINS = "thunderhead: attempt"
 """How a line of a log begins that says that another attempt of the job begins."""
@@ -190,9 +200,9 @@ DIGITS = frozenset("0123456789")
 ID_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
 
 
-def node_name(rank: int, host: str) -> str:
-    """Return what messages call a node of a job."""
-    return f"rank {rank} ({host})"
+def node_name(rank: int | None, host: str) -> str:
+    """Return what messages call a node of a job; None for a rank: a spare, or one that a spare has replaced."""
+    return f"spare {host}" if rank is None else f"rank {rank} ({host})"
 
 
 def is_made_of(text: str, characters: frozenset[str], length: int) -> bool:

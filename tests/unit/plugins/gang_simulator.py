@@ -50,7 +50,7 @@ GIVE_UP_SECONDS = 60.0
 """A supervisor that nobody starts gives its job up after so long; here sooner than in reality."""
 MOST_EVENTS = 400_000
 """Four times as many as the largest gang needs."""
-HORIZON = 1000.0
+HORIZON = 3000.0
 """By then every run is over."""
 
 
@@ -102,6 +102,9 @@ class Machine:
     alive: bool = True  # the supervisor
     powered: bool = True
     frozen: list[Callable[[], None]] | None = None  # what waits until it thaws
+    frozen_at: float = 0.0
+    thawed_at: float = -HORIZON
+    has_to_tick: bool = False  # when it thaws, after all that has arrived was taken
     script: str = "waiting"
     open: dict[int, int] = field(default_factory=dict)  # connection: the rank at the other end
     stopping: bool = False
@@ -114,6 +117,7 @@ class Machine:
     attempt: int = 1
     has_fault: bool = False  # its script is killed, and not by its supervisor
     asked: str | None = None  # by somebody, to stop, and why
+    overtaken: bool = False  # another attempt has begun while it was frozen
 
     @property
     def member(self) -> gang_member.GangMember:
@@ -168,8 +172,12 @@ class World:
         # A third of the jobs may be tried again; with some nothing else happens, and that often.
         self.attempts = random.Random(f"{seed} attempts")
         is_killed_often, is_frozen_once = seed % 11 == 7, seed % 11 == 8
-        has_attempts_only = is_killed_often or is_frozen_once
-        self.retries = 5 if has_attempts_only else self.attempts.choice([0, 0, 0, 0, 2, 5])
+        # Some have spares, and of these every other one loses a node and nothing else happens.
+        spares = random.Random(f"{seed} spares")
+        self.spares = min(spares.choice([1, 1, 2]), size - 2) if seed % 22 in (20, 21) else 0
+        self.loses_one = seed % 22 == 21 and self.spares > 0
+        has_attempts_only = is_killed_often or is_frozen_once or self.loses_one
+        self.retries = 5 if has_attempts_only or self.spares else self.attempts.choice([0, 0, 0, 0, 2, 5])
         if has_attempts_only:
             self.kind, self.quiet_from, self.inspector_dies, self.has_extras = "prints", HORIZON, False, False
             self.controller_dies = False
@@ -190,17 +198,18 @@ class World:
         self.machines = []
         for rank in range(size):
             clock = self.random.uniform(0, 1e6)
-            member = gang_member.GangMember(
-                rank, size, self.timeout, clock, 0, RENDEZVOUS_SECONDS, self.retries, self.return_seconds, self.grace
-            )
+            limits = (0, RENDEZVOUS_SECONDS, self.retries, self.return_seconds, self.grace, self.spares)
+            member = gang_member.GangMember(rank, size, self.timeout, clock, *limits)
             nonces = random.Random(f"{seed} {rank}")
             connections = gang_connections.GangConnections(
                 member, rank, size, self.timeout, KEY, lambda nonces=nonces: nonces.randbytes(16)
             )
             seconds = length + self.random.choice([0.0, 0.0, self.random.uniform(0, 10)])
+            seconds += spares.uniform(0, 8) * self.timeout if self.loses_one else 0
             self.machines.append(Machine(rank, clock, connections, seconds))
         if self.inspector_dies:
-            (self.machines[-1] if self.kind == "is quiet" else kinds.choice(self.machines)).inspects = False
+            taking_part = self.machines[: self.last + 1]
+            (taking_part[-1] if self.kind == "is quiet" else kinds.choice(taking_part)).inspects = False
         for machine in self.machines:
             self.at(self.random.uniform(0, TICK), lambda machine=machine: self.tick(machine))
         self.at(0, lambda: self.start(self.machines[:1]))
@@ -214,11 +223,21 @@ class World:
         if is_frozen_once:
             frozen, seconds = self.attempts.choice(self.machines[1:]), self.attempts.uniform(1, 10) * self.timeout
             self.at(self.attempts.uniform(0, length), lambda: self.freeze_one(frozen, seconds))
+        if self.loses_one:
+            self.saves = 1.0
+            self.at(spares.uniform(0, length), lambda: self.lose_one(spares, self.machines[1:]))
+            if self.spares > 1:
+                self.at(spares.uniform(0, length), lambda: self.lose_one(spares, self.machines[-1:]))
         if self.has_extras:
             self.plan_extras(length)
         if self.retries:
             for _number in range(9 if is_killed_often else self.attempts.choice([0, 1, 1, 2])):
                 self.at(self.attempts.uniform(0, 2 * length), self.kill_script)
+
+    @property
+    def last(self) -> int:
+        """The last one of those that take part."""
+        return self.machines[0].member.roster[-1]
 
     def start(self, machines: list[Machine]) -> None:
         """Have the controller write the start message to some nodes."""
@@ -301,12 +320,16 @@ class World:
             return
         head = self.machines[0]
         told = self.gang_file if head.powered and self.extras.random() < 0.95 else None  # a torn file says nothing
-        reached = [machine for machine in self.machines if machine.powered]
+        left_out = {*range(len(self.machines))} - {*told["roster"]} if told else set()
+        reached = [machine for machine in self.machines if machine.powered and machine.rank not in left_out]
         why = next((self.why_bad(machine) for machine in reached if self.why_bad(machine)), "")
-        if why:
+        if not why:
+            bad_since = None
+        else:
             bad_since = self.now if bad_since is None else bad_since
             unmet = [one for one in (told or {"ranks": []})["ranks"] if one["state"] == gang_member.UNKNOWN]
-            if unmet or self.now - bad_since > GANG_SECONDS:
+            gang_decides = self.spares > 0 and head.powered and self.may_go_on(head)
+            if unmet or (self.now - bad_since > GANG_SECONDS and not gang_decides):
                 self.say(f"a follower stops the job: {why}")
                 self.end_all(why)
                 return
@@ -349,7 +372,7 @@ class World:
             self.severe["freeze"] = self.now
             self.faults += 1
         self.say(f"n{machine.rank} freezes for {seconds:.1f} s")
-        machine.frozen = []
+        machine.frozen, machine.frozen_at = [], self.now
         self.frozen.add(machine.rank)
         self.at(seconds, lambda: self.thaw(machine))
 
@@ -359,14 +382,19 @@ class World:
         self.say(f"all freeze for {seconds:.1f} s")
         for machine in self.machines:
             if machine.frozen is None:
-                machine.frozen = []
+                machine.frozen, machine.frozen_at = [], self.now
                 self.at(seconds + self.random.uniform(0, 0.5), lambda machine=machine: self.thaw(machine))
 
     def thaw(self, machine: Machine) -> None:
         waiting, machine.frozen = machine.frozen or [], None
+        machine.ends_at += self.now - machine.frozen_at  # its script stood still, too
+        machine.thawed_at = self.now
         self.say(f"n{machine.rank} thaws")
         for one in waiting:
             one()
+        if machine.has_to_tick and machine.frozen is None:
+            machine.has_to_tick = False
+            self.tick(machine)
 
     def long_freeze(self) -> None:
         self.freeze(self.random.uniform(1, 4) * self.timeout)
@@ -430,6 +458,29 @@ class World:
         self.say(f"the supervisor of n{machine.rank} is killed")
         self.die(machine)
 
+    def lose_one(self, spares: random.Random, machines: list[Machine]) -> None:
+        """Have a node lose its supervisor or its power, or freeze or be cut off for long: any but the head."""
+        machine = spares.choice(machines)
+        if not machine.alive or machine.member.over or machine.frozen is not None:
+            return
+        how = spares.choice(["kill", "power", "freeze", "partition"])
+        if how == "freeze":
+            self.freeze_one(machine, spares.uniform(1, 20) * self.timeout)
+            return
+        self.severe[how] = self.now
+        self.faults += 1
+        self.say(f"n{machine.rank} is lost: {how}")
+        if how == "kill":
+            self.die(machine)
+        elif how == "partition":
+            others = [one.rank for one in self.machines if one is not machine]
+            cut = {pair for rank in others for pair in ((rank, machine.rank), (machine.rank, rank))} - self.cut
+            self.cut |= cut
+            seconds = spares.uniform(1.2, 20) * self.timeout
+            self.at(seconds, lambda: self.heal(cut, seconds))
+        else:
+            machine.alive = machine.powered = False
+
     def die(self, machine: Machine) -> None:
         machine.alive = False
         for number, other in list(machine.open.items()):
@@ -461,7 +512,7 @@ class World:
         if machine is None or machine.frozen is not None:
             return
         self.say(f"n{machine.rank} sleeps for {seconds:.1f} s")
-        machine.frozen = []
+        machine.frozen, machine.frozen_at = [], self.now
 
         def wake() -> None:
             machine.clock -= seconds
@@ -536,13 +587,14 @@ class World:
                 machine.member.script_ended(machine.script, why, now, machine.has_fault)
                 if machine.asked is not None:
                     machine.member.end(machine.asked)
-            goes_on = self.now >= self.quiet_to and machine.rank == len(self.machines) - 1  # the others wait for it
+            goes_on = self.now >= self.quiet_to and machine.rank == self.last  # the others wait for it
             if machine.script == "running" and (self.now < self.quiet_from or goes_on):
                 machine.member.printed(int(1000 * self.now))
             machine.connections.tick(now)
             self.at(TICK * self.random.uniform(0.8, 1.2), lambda: self.tick(machine))
 
-        if not machine.member.over:
+        machine.has_to_tick = machine.frozen is not None
+        if not machine.member.over and not machine.has_to_tick:
             self.on(machine, once)
 
     def pump(self, machine: Machine) -> None:
@@ -559,10 +611,18 @@ class World:
         if member.role == gang_member.HEAD and self.heads.setdefault(member.term, machine.rank) != machine.rank:
             raise Broken(f"one head per term: n{machine.rank} and n{self.heads[member.term]} lead in {member.term}")
         if member.members is not None and machine.script == "waiting":
-            self.say(f"n{machine.rank} starts")
-            machine.script, machine.ends_at, machine.started = "running", self.now + machine.seconds, self.now
+            self.say(f"n{machine.rank} starts{' as a spare' if member.is_spare else ''}")
+            machine.started = self.now
+        if member.members is not None and machine.script == "waiting" and member.is_spare:
+            machine.script = gang_member.SPARE
+            member.script_ended(gang_member.SPARE, "", now)
+        elif member.members is not None and machine.script == "waiting":
+            machine.script, machine.ends_at = "running", self.now + machine.seconds
         if member.attempt != machine.attempt and member.has_ended:  # in which it has no part
-            machine.attempt, machine.script, machine.verdict = member.attempt, "stopped", None
+            if machine.script == "running":
+                raise Broken(f"who has no part in an attempt has ended before: n{machine.rank} has not")
+            machine.attempt, machine.script = member.attempt, gang_member.SPARE if member.is_spare else "stopped"
+            machine.verdict, machine.stopping, machine.overtaken = None, False, False
         elif member.attempt != machine.attempt:
             self.begin_attempt(machine)
         if machine.verdict not in (None, member.verdict):
@@ -602,7 +662,11 @@ class World:
         member = machine.member
         self.say(f"n{machine.rank} begins attempt {member.attempt}, from {member.checkpoint!r}")
         before = [one for one in self.machines if one.script == "running" and one.powered and not one.returned]
-        running = next((one for one in before if one.attempt < member.attempt), None)
+        earlier = [one for one in before if one.attempt < member.attempt]
+        for one in earlier:  # what stands still, or has until now, or has lost its supervisor, cannot end it
+            stood_still = one.frozen is not None or self.now - one.thawed_at < self.timeout
+            one.overtaken = one.overtaken or stood_still or not one.alive
+        running = next((one for one in earlier if not one.overtaken), None)
         if running:
             raise Broken(f"at most one attempt runs: {running.attempt} on n{running.rank}, {member.attempt} begins")
         if member.attempt > self.begun:
@@ -639,9 +703,9 @@ class World:
                 self.step += self.attempts.randint(1, 9)
             result: dict[str, Any] = {"found": [f"{self.step}.ckpt", self.step] if self.step else None, "refusal": ""}
         elif task["task"] == inspector_tasks.LOOK:
-            if self.kind == "pauses" and machine.rank == len(self.machines) - 1:
+            if self.kind == "pauses" and machine.rank == self.last:
                 self.quiet_to = min(self.quiet_to, self.now + self.random.uniform(0, task["seconds"] - 3 * TICK))
-            works = self.kind == "is quiet" and machine.rank == len(self.machines) - 1
+            works = self.kind == "is quiet" and machine.rank == self.last
             result = {"found": "works" if works else "waits"}
         elif task["task"] == inspector_tasks.CONNECT:
             result = {"found": {"failed": {}, "master": None}}
@@ -807,15 +871,21 @@ class World:
         self.check_standstill()
         self.check_attempts()
         living = [one for one in self.machines if one.member.over]
+        roster = self.machines[0].member.roster
         lost = [
             one
             for one in self.machines
-            if not one.member.over and one.script == "running" and any(other.heard for other in one.member._nodes)
+            if one.rank in roster
+            and not one.member.over
+            and one.script == "running"
+            and any(other.heard for other in one.member._nodes)
         ]  # one that never met another is missed by none
         for one in living:
             self.check_one(one, lost)
         is_forgotten = self.controller_dies and any(one.script == "waiting" for one in self.machines)
         if len(self.severe) == 1 and not self.severe.keys() & {"freeze", "partition", "fault"} and not is_forgotten:
+            if self.spares:  # with which it goes on
+                return
             self.check_time()
             # One that slept until all was over has met nobody in time.
             stopped = [one for one in living if one.script == "stopped" and one.started <= self.decided]
@@ -834,12 +904,15 @@ class World:
             raise Broken(f"every end has a cause: n{one.rank} was stopped without one")
         if verdict == "" and not self.asked_to_stop:
             raise Broken(f"every end has a cause: that of n{one.rank} is a stop on request, which nobody made")
-        if one.script != "succeeded" and not self.severe and self.kind != "is stuck":
+        if one.script not in ("succeeded", gang_member.SPARE) and not self.severe and self.kind != "is stuck":
             raise Broken(f"no false alarm: n{one.rank} {one.script} because {verdict}")
-        has_met = any(other.heard is not None for other in one.member._nodes)  # else it is told nothing, and runs alone
+        # Else it is told nothing, and runs alone.
+        has_met = one.member.head == one.rank or one.member._nodes[one.member.head].heard is not None
         if lost and verdict is None and has_met and "partition" not in self.severe:
             raise Broken(f"every end has a cause: n{one.rank} does not know that n{lost[0].rank} was lost")
+        roster = self.machines[0].member.roster
         bad = [other for other in self.machines if other.member.over and other.script == "failed"]
+        bad = [other for other in bad if other.rank in roster]
         if bad and verdict is None and has_met:
             raise Broken(f"succeeded only if every rank did: n{one.rank} does not know that n{bad[0].rank} failed")
 
@@ -847,13 +920,18 @@ class World:
         """Check that a job which only lost some of its scripts went on to its end."""
         if not self.severe or self.mild or self.has_extras or self.inspector_dies:
             return
-        if self.severe.keys() - {"fault", "freeze"} or ("freeze" in self.severe and not self.return_seconds):
+        passing = {"fault", "freeze", "kill", "power", "partition"} if self.loses_one else {"fault", "freeze"}
+        may_return = self.return_seconds or self.loses_one
+        if self.severe.keys() - passing or ("freeze" in self.severe and not may_return):
             return
+        head = self.machines[0].member
         is_late = any(one.started > self.timeout for one in self.machines)  # the head had not met it
+        is_late = is_late or any(head._nodes[rank].heard is None for rank in head.roster[1:])
         if 0 in self.frozen or is_late:  # where the head is lost, the job ends
             return
         if self.kind != "is stuck" and self.saves == 1 and self.faults <= self.retries:
-            left = [one for one in self.machines if one.script != "succeeded"]
+            taking_part = [self.machines[rank] for rank in self.machines[0].member.roster]
+            left = [one for one in taking_part if one.script != "succeeded"]
             if left:
                 raise Broken(f"a job goes on by itself: n{left[0].rank} {left[0].script}")
 

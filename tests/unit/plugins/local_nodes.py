@@ -127,7 +127,7 @@ APART = (
 NO_PYTHON = ('job_directory(request), str(reply["python"])', 'job_directory(request), "/no/such/python"')
 """A change by which the interpreter of the environment is gone."""
 PLAN = {
-    **{"rank": 0, "world_size": 1, "gang_key": "00", "node_timeout_seconds": 5, "grace_seconds": 2},
+    **{"rank": 0, "world_size": 1, "spares": 0, "gang_key": "00", "node_timeout_seconds": 5, "grace_seconds": 2},
     **{"stall_timeout_seconds": 0, "rendezvous_timeout_seconds": 0, "master_port": 29500},
     **{"launcher": "lightning", "gang": True, "devices": None, "checkpoint": "", "companion": {}},
     **{"checkpoint_variables": ["CKPT_PATH"], "retries": 0, "return_seconds": 0, "retries_any": False},

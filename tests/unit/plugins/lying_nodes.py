@@ -60,6 +60,7 @@ def honest(request: Mapping[str, Any], rank: int = 0) -> Answer:
         ranks = [{"state": "failed", "met": True}] * 2
         gang = {
             "ranks": ranks,
+            "roster": [0, 1],
             "attempt": 2,
             "ending": True,
             "notices": [[1.8e9, "nothing was printed for 60 s: rank 0 waits"]],

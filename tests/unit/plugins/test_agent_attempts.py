@@ -220,6 +220,43 @@ if attempt == 1:
     assert printed(nodes[1])[1:] == ["attempt 2 old.ckpt"]
 
 
+REPLACED = """
+if rank == 0:
+    save("a.ckpt", 5 * attempt)
+print(os.environ["NODE_RANK"], "of", os.environ["WORLD_SIZE"], flush=True)
+while attempt == 1 or not os.path.exists("go"):
+    time.sleep(0.05)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_spare_takes_the_place_of_a_lost_node(three: list[LocalNode], tmp_path: Path, how: signal.Signals) -> None:
+    launch = launched(three, tmp_path, REPLACED, spares=1, node_timeout_seconds=2, return_seconds=60)
+    until(lambda: all("of 2" in (node.job_dir() / "log").read_text() for node in three[:2]))
+    assert [node.state()["state"] for node in three] == ["running", "running", "spare"]
+    assert launch.gang.topology.world_size == 2
+    lost = int(three[1].supervisor() or 0)
+    os.kill(lost, how)
+    path = three[0].job_dir() / "gang.json"
+    until(lambda: path.exists() and json.loads(path.read_text())["attempt"] == 2, 40)
+    if how == signal.SIGSTOP:  # one that is back is a spare itself
+        os.kill(lost, signal.SIGCONT)
+        until(lambda: three[1].state()["state"] == "spare")
+    for node in three:
+        (node.job_dir() / "work" / "go").touch()
+    assert ended(three[0], three[2]) == ["succeeded"] * 2
+    assert printed(three[0]) == ["attempt 1 from the beginning", "0 of 2", "attempt 2 a.ckpt", "0 of 2"]
+    assert printed(three[1]) == ["attempt 1 from the beginning", "1 of 2"]
+    assert printed(three[2]) == ["attempt 2 a.ckpt", "1 of 2"]
+    assert "attempt 2 goes on from a.ckpt, with rank 1 (node2), 20" in (three[2].job_dir() / "log").read_text()
+    gang = json.loads(path.read_text())
+    assert (gang["roster"], [one["state"] for one in gang["ranks"]]) == ([0, 2], ["succeeded", "spare", "succeeded"])
+    assert told(three[0])[-1] == "attempt 2 begins with spare node2 in the place of rank 1 (node1)"
+    if how == signal.SIGSTOP:
+        assert ended(three[1]) == ["unused"]
+        assert ", or with a spare as soon as no rank can be running there" in told(three[0])[0]
+
+
 def in_the_pause(nodes: list[LocalNode], folder: Path) -> Launch:
     launch = launched(nodes, folder, KILLED_ONCE, pause=600.0)
     path = nodes[0].job_dir() / "gang.json"

@@ -34,7 +34,7 @@ def ends() -> Iterator[tuple[InspectorConnection, socket.socket]]:
 
 def test_a_task_and_its_result(ends: tuple[InspectorConnection, socket.socket]) -> None:
     ours, theirs = ends
-    ours.ask(task(7), MEMBERS)
+    ours.ask(task(7), MEMBERS, [0, 1])
     assert json.loads(theirs.recv(4096)) == {**task(7), "members": [["node0", "198.18.0.1", 40000]]}
     line = json.dumps(FOUND).encode() + b"\n"
     theirs.sendall(line[:9])
@@ -46,8 +46,8 @@ def test_a_task_and_its_result(ends: tuple[InspectorConnection, socket.socket]) 
 
 def test_one_task_at_a_time(ends: tuple[InspectorConnection, socket.socket]) -> None:
     ours, theirs = ends
-    ours.ask(task(7), MEMBERS)
-    ours.ask(task(8), MEMBERS)
+    ours.ask(task(7), MEMBERS, [0, 1])
+    ours.ask(task(8), MEMBERS, [0, 1])
     assert ours.results() == [failed(8, "is at another task", is_busy=True)]
     theirs.sendall(json.dumps(FOUND).encode() + b"\n")
     assert ours.results() == [FOUND]
@@ -56,19 +56,19 @@ def test_one_task_at_a_time(ends: tuple[InspectorConnection, socket.socket]) -> 
 def test_an_inspector_that_ends(ends: tuple[InspectorConnection, socket.socket]) -> None:
     """The task that it is at fails, and each later one."""
     ours, theirs = ends
-    ours.ask(task(7), MEMBERS)
+    ours.ask(task(7), MEMBERS, [0, 1])
     theirs.sendall(b'{"task": "lo')
     theirs.close()
     assert ours.results() == [failed(7, "has ended")]
     assert ours.is_gone
-    ours.ask(task(8), MEMBERS)
+    ours.ask(task(8), MEMBERS, [0, 1])
     assert ours.results() == [failed(8, "has ended")]
     assert ours.results() == []
 
 
 def test_an_inspector_that_ends_after_its_result(ends: tuple[InspectorConnection, socket.socket]) -> None:
     ours, theirs = ends
-    ours.ask(task(7), MEMBERS)
+    ours.ask(task(7), MEMBERS, [0, 1])
     theirs.sendall(json.dumps(FOUND).encode() + b"\n")
     theirs.close()
     assert ours.results() == [FOUND]

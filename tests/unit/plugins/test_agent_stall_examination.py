@@ -29,7 +29,7 @@ class Head:
     """An examination of three ranks, with what its inspectors were asked."""
 
     def __init__(self, stall: float = 0, rendezvous: float = SILENT) -> None:
-        self.one = Examination(0, 3, stall, rendezvous, 0.0)
+        self.one = Examination(0, range(3), stall, rendezvous, 0.0)
         self.written, self.ended, self.now = 0, 0, 0.0
         self.connected = [0, 1, 2]
         self.unreached: dict[int, str] = {}

@@ -203,6 +203,7 @@ def test_success(nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.Mon
         "fit_goes_on": None,
         "retries": 0,
         "retry_on": "fault",
+        "spares": 0,
         "resumed": None,
         "rerun": None,
         "node_timeout_seconds": 5,

@@ -61,8 +61,8 @@ MISTAKES = {
     ),
     "time in which it was frozen counts as others' silence": (
         gang_member,
-        "if paused > 2 * self._heartbeat_seconds:",
-        "if False:",
+        "        if was_frozen:",
+        "        if False:",
     ),
     "a failure is not passed on": (gang_member, 'elif state == "failed" and isinstance(why, str):', "elif False:"),
     "a stop is not passed on": (gang_member, '"verdict": self.verdict}', '"verdict": None}'),
@@ -135,7 +135,7 @@ MISTAKES = {
         "is_trying = is_done and self._seek_next_attempt(now)",
         "is_trying = self._seek_next_attempt(now)",
     ),
-    "a lost node is waited for for ever": (gang_member, "elif unmet or gone:", "elif unmet:"),
+    "a lost node is waited for for ever": (gang_member, "elif unmet or len(gone) > spares:", "elif unmet:"),
     "a lost node is not waited for": (
         gang_member,
         "now - other.heard > self._timeout + self._return_seconds",
@@ -153,7 +153,7 @@ MISTAKES = {
     ),
     "the loss of a node is no reason to try again": (
         gang_member,
-        "self._has_lost = self._has_lost or self.verdict is None",
+        "self._first_loss = self._first_loss or loss",
         "pass",
     ),
     "what a rank reported of the attempt before counts for this one": (
@@ -169,8 +169,8 @@ MISTAKES = {
     ),
     "who connects when an attempt ends already does not take part in it": (
         gang_member,
-        "attempt > self.attempt and self.has_ended and",
-        "attempt > self.attempt and self.has_ended and verdict is None and",
+        "elif later and not self.over and",
+        "elif later and not self.over and verdict is None and",
     ),
     "a member leaves while the job may be tried again": (
         gang_member,
@@ -185,13 +185,43 @@ MISTAKES = {
     ),
     "who connects late is not told of the attempt": (
         gang_member,
-        'about = {"attempt": self.attempt, "checkpoint": self.checkpoint}',
+        'about = {"attempt": self.attempt, "checkpoint": self.checkpoint, "roster": self.roster}',
         'about = {"attempt": 1, "checkpoint": ""}',
     ),
     "a member does not learn the checkpoint": (
         gang_member,
-        'self._begin_attempt(attempt, str(message.get("checkpoint", "")))',
-        'self._begin_attempt(attempt, "")',
+        'self._begin_attempt(later, str(message.get("checkpoint", "")), ',
+        'self._begin_attempt(later, "", ',
+    ),
+    "a spare takes a place before the rank there must have ended": (
+        gang_member,
+        "self._is_refused(rank, now) or has_had_time",
+        "True",
+    ),
+    "a node that another has replaced begins its part anew": (
+        gang_member,
+        "if later and not self.has_ended:",
+        "if False:",
+    ),
+    "what was sent before a node froze counts when it thaws": (
+        gang_member,
+        "and not self._was_frozen(now):",
+        "and True:",
+    ),
+    "the others do not learn who takes part": (
+        gang_member,
+        '"roster": self.roster}\n        self._send',
+        "}\n        self._send",
+    ),
+    "a job is given up though a spare is there": (
+        gang_member,
+        "elif unmet or len(gone) > spares:",
+        "elif unmet or gone:",
+    ),
+    "a spare that is lost ends the attempt": (
+        gang_member,
+        "loss = self._loss(rank, now) if self._nodes[rank].state == RUNNING else",
+        "loss = self._loss(rank, now) if self._nodes[rank].state in (RUNNING, SPARE) else",
     ),
     "attempts are not counted": (next_attempt, "if attempt > self._retries:", "if False:"),
     "attempts that leave nothing new are not counted": (
@@ -209,6 +239,8 @@ FOUND_BY = {
     "a third of the votes is enough": 2144,
     "who connects when an attempt ends already does not take part in it": 535,
     "attempts that leave nothing new are not counted": 1063,
+    "a node that another has replaced begins its part anew": 7149,
+    "what was sent before a node froze counts when it thaws": 6093,
 }
 """The first seed that finds a mistake, where it is a late one: it is tried first, which saves a minute."""
 

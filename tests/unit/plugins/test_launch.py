@@ -800,6 +800,7 @@ def test_what_a_node_keeps_of_the_job(nodes: list[LocalNode], tmp_path: Path) ->
             "master_addr": "127.0.0.1",
             "master_port": nodes[0].master_port,
             "ranks": [{"rank": n, "host": f"node{n}", "address": f"127.0.0.{n + 1}"} for n in range(2)],
+            "spares": 0,
             "rank": rank,
             "python": f"{node.directory}/env/bin/python",
         }
@@ -811,7 +812,8 @@ def filled_in(launch: Launch, rank: int = 0) -> tuple[list[str], dict[str, str],
     host = members[rank].host
     prepared = launch._prepared[host]
     facts = job_plan.NodeFacts(*(prepared[name] for name in ("job_dir", "python", "interface", "gpus")))
-    return job_plan.fill_in(job_plan.Plan(**launch._plan(host)), facts, members)
+    roster = list(range(launch.gang.topology.world_size))
+    return job_plan.fill_in(job_plan.Plan(**launch._plan(host)), facts, members, roster)
 
 
 def test_what_a_node_is_to_run(nodes: list[LocalNode], tmp_path: Path) -> None:

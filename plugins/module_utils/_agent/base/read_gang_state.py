@@ -15,6 +15,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contrac
     is_count,
     is_flag,
     is_notice,
+    is_roster,
 )
 
 MOST_BYTES = 2**18
@@ -29,8 +30,8 @@ def read_unreached(job_dir: str) -> list[int] | None:
 def read_gang_state(job_dir: str) -> dict[str, Any] | None:
     """Return what the head knows of the gang; None where there is nothing of that kind.
 
-    ``ranks``, of each the state, and met and checkpoint_read as far as known; ``attempt``, which one it is;
-    ``ending``, whether that has to end; ``notices``, what whoever follows the job is to be told: ``[when it was found
+    ``ranks``, of each the state, and met and checkpoint_read as far as known; ``roster``, the places in this list of
+    those that take part, in the order of NODE_RANK: the others are spares; ``attempt``, which one it is; ``ending``, whether that has to end; ``notices``, what whoever follows the job is to be told: ``[when it was found
     out, seconds since 1970, sentence]``.
     """
     return valid_gang_state(read_json(gang_state_path(job_dir), MOST_BYTES) or {})
@@ -42,11 +43,14 @@ def valid_gang_state(found: dict[str, Any]) -> dict[str, Any] | None:
     attempt = found.get("attempt", 1)  # there was one only, before there could be more
     if not (isinstance(ranks, list) and all(map(is_rank, ranks)) and is_flag(ending)):
         return None
+    roster = found.get("roster", list(range(len(ranks))))
+    if not is_roster(roster, len(ranks)):
+        return None
     if not is_count(attempt) or attempt < 1:
         return None
     if not (isinstance(notices, list) and all(map(is_notice, notices))):
         return None
-    return {"ranks": ranks, "attempt": attempt, "ending": ending, "notices": notices}
+    return {"ranks": ranks, "roster": roster, "attempt": attempt, "ending": ending, "notices": notices}
 
 
 def is_rank(value: object) -> bool:

@@ -18,6 +18,8 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contrac
     GANG_RANK,
     NO_ANSWER,
     REFUSED,
+    SPARE,
+    is_roster,
     node_name,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.authenticated_stream import Message
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 
 HEAD, CANDIDATE, MEMBER = "head", "candidate", "member"
 RUNNING = "running"
-STATES = (RUNNING, "succeeded", "failed", "stopped")
+STATES = (RUNNING, SPARE, "succeeded", "failed", "stopped")
 """Of a rank."""
 OBSERVED = ("met", "checkpoint_read")
 """What a script may be seen to do: to take part in the rendezvous, to read its checkpoint."""
@@ -45,6 +47,8 @@ REDIAL_SECONDS = 1.0
 """A member whose connection to the head is gone waits this long for the head to make a new one, then makes one."""
 ELECTION_SECONDS = 3.0
 """How long a candidate waits for votes, and one that has voted for the new head."""
+LEFTOVER_SECONDS = 6.0
+"""How long a supervisor takes at most to end what a rank that was killed has left."""
 TURN_SECONDS = 0.5
 """How long a member waits for each one before it that may become the head."""
 MOST_TURNS = 10
@@ -75,7 +79,8 @@ class Other:
         refused_since: since when nobody listens at its port though its machine answers; None if that is not so.
         has_started: it has the start message, as far as the head knows.
         has_verdict: it knows that the job has to end.
-        state: its rank's in this attempt, one of ``STATES``, as far as is known.
+        state: its rank's in this attempt, one of ``STATES``, as far as is known; ``SPARE`` if it has no part in it.
+        attempt: the one of which it has reported last; 0 if it never has.
         has_fault: its rank was ended by something for which the job may be tried again.
         written: bytes that its rank has printed, as far as is known.
         observed: what its script was seen to do, by the names in state.json, and not to do after a while.
@@ -92,12 +97,12 @@ class Other:
         self.has_started = False
         self.written = 0
         self.why_apart = NO_ANSWER
-        self.begin_attempt()
+        self.attempt = 0
 
-    def begin_attempt(self) -> None:
-        """Know nothing yet of an attempt that begins."""
+    def begin_attempt(self, state: str) -> None:
+        """Know nothing yet of an attempt that begins, but whether it has a part in it."""
         self.has_verdict = False
-        self.state = RUNNING
+        self.state = state
         self.has_fault = False
         self.observed: dict[str, bool | None] = {}
 
@@ -105,11 +110,15 @@ class Other:
 class GangMember:
     """One supervisor's part in the gang. Times are seconds on a monotonic clock of this node.
 
+    What is called rank here is the place of a supervisor's node among all of the job's: its NODE_RANK, but for spares,
+    which come last. A spare that replaces a node has the NODE_RANK of that one, which is its place in ``roster``.
+
     Attributes:
         role: ``HEAD``, ``CANDIDATE`` or ``MEMBER``.
         term: grows with each election; a head of an earlier term is not obeyed.
         head: the rank that leads in this term.
-        members: who takes part, in rank order; None until the start message has come.
+        members: the job's nodes, in rank order; None until the start message has come.
+        roster: who takes part in this attempt, in the order of NODE_RANK.
         attempt: which one of the job's attempts runs, or has ended last, from 1 on.
         checkpoint: that a later attempt goes on from, relative to the working directory; "" for none, or the job's own.
         verdict: why this attempt has to end; None as long as it need not, "" for a stop on request.
@@ -129,12 +138,13 @@ class GangMember:
         retries: int = 0,
         return_seconds: float = 0,
         grace_seconds: float = 0,
+        spares: int = 0,
     ) -> None:
         """Begin in the first term, in which rank 0 is the head, and wait for the start message.
 
         Args:
             rank: this supervisor's.
-            size: how many take part.
+            size: how many there are.
             timeout_seconds: a supervisor that is silent for longer is lost.
             now: the time.
             stall_seconds: a job that prints nothing for so long is looked into; 0: none is.
@@ -142,11 +152,13 @@ class GangMember:
             retries: how many attempts may follow the first.
             return_seconds: how long a job that may be tried again waits for a node that is lost to be there again.
             grace_seconds: how long a rank may take to end when it is told to.
+            spares: how many of all wait until one of the others is lost: the last ones.
         """
         self.role = HEAD if rank == 0 else MEMBER
         self.term = 1
         self.head = 0
         self.members: list[Member] | None = None
+        self.roster = list(range(size - spares))
         self.attempt = 1
         self.checkpoint = ""
         self.verdict: str | None = None
@@ -157,15 +169,18 @@ class GangMember:
         self._timeout = timeout_seconds
         self._heartbeat_seconds = min(timeout_seconds / 5, 5.0)
         self._nodes = [Other(now) for _rank in range(size)]
+        for one, node in enumerate(self._nodes):
+            node.begin_attempt(RUNNING if one in self.roster else SPARE)
         self._own = self._nodes[rank]
         self._others = [other for other in range(size) if other != rank]
         self._why_failed = ""
         self._retries = retries
         self._return_seconds = return_seconds
-        self._has_lost = False  # this attempt ended because the head has lost a node
+        self._first_loss = ""  # why the head has lost a node in this attempt
         self._next_attempt: NextAttempt | None = None  # of the first head, once an attempt has ended
         self._called_off = ""  # why there must be no other attempt
         self._lost_at = -math.inf  # when another node, or this one, was away last
+        self._grace = grace_seconds
         self._patience = timeout_seconds + grace_seconds  # for ranks that end
         self._news: set[int] = set()  # ranks whose state the head has still to tell the others
         self._next_heartbeat = now
@@ -185,14 +200,23 @@ class GangMember:
         """Whether this node's rank has ended in this attempt, or was not started in it."""
         return self._own.state != RUNNING
 
+    @property
+    def is_spare(self) -> bool:
+        """Whether this node has no part in this attempt."""
+        return self._own.state == SPARE
+
     def start(self, members: list[Member], now: float) -> None:
         """Take note of who takes part, unless that is known; the head connects to all others then."""
         if self.members is None:
             self.members, self._started_at = members, now
             if self.role == HEAD:
-                self._examination = Examination(self._rank, len(self._nodes), *self._limits, now)
-            for rank, member in enumerate(members):
-                self._nodes[rank].name = node_name(rank, member.host)
+                self._examination = Examination(self._rank, self.roster, *self._limits, now)
+            self._name_nodes()
+
+    def _name_nodes(self) -> None:
+        for rank, member in enumerate(self.members or ()):
+            node_rank = self.roster.index(rank) if rank in self.roster else None
+            self._nodes[rank].name = node_name(node_rank, member.host)
 
     def unreached(self, now: float) -> list[int] | None:
         """Return the ranks that the head has not reached; None as long as it still tries to."""
@@ -209,6 +233,7 @@ class GangMember:
                 {"state": node.state if has_met else UNKNOWN, **node.observed}
                 for node, has_met in zip(self._nodes, met)
             ],
+            "roster": self.roster,
             "attempt": self.attempt,
             "ending": self.verdict is not None,
             "notices": self._examination.notices if self._examination else [],
@@ -292,6 +317,10 @@ class GangMember:
         self._decide(why)
         self._report()
 
+    def withdraw(self) -> None:
+        """Leave without a word, as a spare whose machine goes down."""
+        self.over = True
+
     def call_off(self, why: str) -> None:
         """Let no other attempt follow, for this reason, a clause."""
         self._called_off = self._called_off or cut_reason(why)
@@ -330,10 +359,14 @@ class GangMember:
         is_new = rank != self.head or message["term"] > self.term or self.role != MEMBER
         self.term, self.head, self.role, self._suspicion = message["term"], rank, MEMBER, ""
         states, verdict, attempt = message.get("states"), message.get("verdict"), message.get("attempt")
-        if kind == "lead" and isinstance(attempt, int) and attempt > self.attempt and self.has_ended and not self.over:
-            self._begin_attempt(attempt, str(message.get("checkpoint", "")))
+        later = attempt if kind == "lead" and isinstance(attempt, int) and attempt > self.attempt else None
+        if later and not self.has_ended:  # it was away for so long that another has its place
+            self._decide(f"a spare has taken the place of {self._own.name}, which could not be reached")
+            verdict = states = None
+        elif later and not self.over and not self._was_frozen(now):  # else that may be long past
+            self._begin_attempt(later, str(message.get("checkpoint", "")), self._read_roster(message.get("roster")))
             is_new = True
-            if isinstance(verdict, str):  # it has to end already, so nothing is started here
+            if isinstance(verdict, str) and not self.is_spare:  # it has to end already, so nothing is started here
                 self._own.state, self._ended_at = "stopped", now
         if isinstance(states, dict):
             for other in self._others:
@@ -350,11 +383,19 @@ class GangMember:
         if is_new or kind in ("lead", "verdict"):
             self._report()
 
+    def _read_roster(self, value: object) -> list[int]:
+        """Return who takes part in an attempt, by a message of the head's; as before if it does not say so."""
+        is_sound = isinstance(value, list) and len(value) == len(self.roster) and is_roster(value, len(self._nodes))
+        return list(value) if isinstance(value, list) and is_sound else self.roster
+
     def _take_report(self, rank: int, message: Message) -> None:
         state, why, verdict = message.get("state"), message.get("why"), message.get("verdict")
         attempt, other = message.get("attempt"), self._nodes[rank]
+        other.attempt = attempt if isinstance(attempt, int) else other.attempt
         if self.term == 1 and isinstance(attempt, int) and attempt < self.attempt:
-            return  # it has not heard of this one yet
+            if state != RUNNING:  # it has not heard of this one yet, or not believed what may be old
+                self._lead(rank)
+            return
         other.has_started = other.has_started or message.get("started") is True
         written, observed = message.get("written"), message.get("observed")
         other.written = written if isinstance(written, int) else other.written
@@ -362,12 +403,12 @@ class GangMember:
             other.observed = {
                 name: value for name, value in observed.items() if name in OBSERVED and GANG_RANK[name](value)
             }
-        if state in STATES and state != other.state and other.state == RUNNING:
+        if state in STATES and state not in (SPARE, other.state) and other.state == RUNNING:
             other.state = state
             other.has_fault = message.get("fault") is True
             self._news.add(rank)
         self.call_off(str(message.get("called_off") or ""))
-        if isinstance(verdict, str):
+        if isinstance(verdict, str) and (rank in self.roster or not verdict):  # a spare that was away may not know better
             other.has_verdict = True
             self._decide(verdict)
         elif state == "failed" and isinstance(why, str):
@@ -398,9 +439,9 @@ class GangMember:
 
     def tick(self, now: float) -> None:
         """Do what is due; to be called several times a heartbeat, when all that has arrived was taken."""
-        paused = now - self._last_tick
+        paused, was_frozen = now - self._last_tick, self._was_frozen(now)
         self._last_tick = now
-        if paused > 2 * self._heartbeat_seconds:  # this process was frozen, and has heard nobody meanwhile
+        if was_frozen:  # and has heard nobody meanwhile
             self._lost_at = now
             for other in self._nodes:
                 other.heard = None if other.heard is None else min(other.heard + paused, now)
@@ -425,6 +466,10 @@ class GangMember:
             else:
                 self._report()
 
+    def _was_frozen(self, now: float) -> bool:
+        """Return whether this process has stood still since the last tick."""
+        return now - self._last_tick > 2 * self._heartbeat_seconds
+
     def _loss(self, rank: int, now: float) -> str:
         """Return why a rank's supervisor counts as lost, a clause with its name; "" if it does not."""
         other = self._nodes[rank]
@@ -444,7 +489,7 @@ class GangMember:
         for rank in self._others:
             loss = self._loss(rank, now) if self._nodes[rank].state == RUNNING else ""
             if loss:
-                self._has_lost = self._has_lost or self.verdict is None
+                self._first_loss = self._first_loss or loss  # another rank may have failed because of it, and earlier
                 self._decide(loss)
 
     def _examine(self, now: float) -> None:
@@ -452,11 +497,12 @@ class GangMember:
         one = self._examination
         if one is None or self.verdict is not None:
             return
-        ended = sum(node.state != RUNNING for node in self._nodes)
-        connected = [rank for rank, node in enumerate(self._nodes) if node.connected or rank == self._rank]
-        unreached = {rank: self._nodes[rank].why_apart for rank in self._others if self._nodes[rank].heard is None}
-        if ended < len(self._nodes):
-            one.tick(sum(node.written for node in self._nodes), ended, connected, unreached, now)
+        nodes = {rank: self._nodes[rank] for rank in self.roster}
+        ended = sum(node.state != RUNNING for node in nodes.values())
+        connected = [rank for rank, node in nodes.items() if node.connected or rank == self._rank]
+        unreached = {rank: node.why_apart for rank, node in nodes.items() if rank != self._rank and node.heard is None}
+        if ended < len(nodes):
+            one.tick(sum(node.written for node in nodes.values()), ended, connected, unreached, now)
         requests, one.requests = one.requests, []
         for ranks, task in requests:
             for rank in ranks:
@@ -472,9 +518,15 @@ class GangMember:
             self._examination.take(rank, finding.get("task"), finding.get("number"), finding.get("result"))
 
     def _judge_head(self, now: float) -> None:
-        """Become a candidate in the head's place, once it is lost and it is this supervisor's turn."""
+        """Become a candidate in the head's place, once it is lost and it is this supervisor's turn.
+
+        A spare stands for no election, and waits for the head: the job may well go on without this node.
+        """
         loss = self._loss(self.head, now) if self.head != self._rank else ""
-        if not loss:
+        if self.is_spare:
+            if loss and self._is_gone(self.head, now):
+                self._decide(loss)
+        elif not loss:
             self._suspicion = ""
         elif not self._suspicion:
             self._suspicion = loss
@@ -593,29 +645,62 @@ class GangMember:
         if not self._retries or self.term > 1 or not self.verdict or not self._has_fault:
             return False
         following = self._sought(now)
-        unmet = [self._nodes[rank].name for rank in self._others if self._nodes[rank].heard is None]
-        gone = [self._loss(rank, now) for rank in self._others if self._is_gone(rank, now)]
-        away = [self._nodes[rank].name for rank in self._others if self._loss(rank, now)]
+        roster = self._next_roster(now)
+        spares = len({*self._spares(now)} - {*roster})  # which are left for those of whom it is not sure that they left
+        others = [rank for rank in roster if rank != self._rank]
+        unmet = [self._nodes[rank].name for rank in others if self._nodes[rank].heard is None]
+        gone = [self._loss(rank, now) for rank in others if self._is_gone(rank, now)]
+        away = [self._nodes[rank].name for rank in others if self._loss(rank, now)]
         if self._called_off:
             following.refuse(self._called_off)
-        elif unmet or gone:
+        elif unmet or len(gone) > spares:
             following.refuse(f"{unmet[0]} never met the head" if unmet else gone[0])
-        following.tick(away, now)
-        self._pass_on(following)
-        is_complete = all(self._nodes[rank].connected for rank in self._others)
+        following.tick(away, spares, now)
+        is_complete = all(self._nodes[rank].connected for rank in others)
         if following.is_due and is_complete and not away:
             following.is_sought = False
-            self._begin_attempt(self.attempt + 1, following.checkpoint)
+            for spare, rank in zip(roster, self.roster):
+                if spare != rank:
+                    following.tell_of_spare(self._nodes[spare].name, self._nodes[rank].name)
+            self._begin_attempt(self.attempt + 1, following.checkpoint, roster)
             if self._examination:
-                self._examination.begin_attempt(self.attempt, now)
+                self._examination.begin_attempt(self.attempt, roster, now)
             for rank in self._others:
                 self._lead(rank)
+        self._pass_on(following)
         return not following.is_refused
+
+    def _spares(self, now: float) -> list[int]:
+        """Return who may take the place of another: who is there, and has no part in this attempt, nor in an earlier."""
+        spares = [
+            rank
+            for rank, node in enumerate(self._nodes)
+            if rank not in self.roster and node.attempt == self.attempt and not self._loss(rank, now)
+        ]
+        return sorted(spares, key=lambda rank: not self._nodes[rank].connected)
+
+    def _next_roster(self, now: float) -> list[int]:
+        """Return who is to take part in the next attempt: a spare, if there is one, for each that has left for good."""
+        spares = self._spares(now)
+        return [spares.pop(0) if spares and self._has_left(rank, now) else rank for rank in self.roster]
+
+    def _has_left(self, rank: int, now: float) -> bool:
+        """Return whether a node is lost, and has ended its rank, unless all of it stands still.
+
+        One that the head does not hear any more does not hear the head either, or is told to end. It has had the time
+        to notice that, to stand for election, and to end its rank.
+        """
+        if rank == self._rank or not self._loss(rank, now):
+            return False
+        other = self._nodes[rank]
+        notices = self._heartbeat_seconds + self._timeout + min(rank, MOST_TURNS) * TURN_SECONDS + ELECTION_SECONDS
+        has_had_time = now - (other.heard or now) > notices + self._grace + LEFTOVER_SECONDS
+        return other.state != RUNNING or self._is_refused(rank, now) or has_had_time
 
     @property
     def _has_fault(self) -> bool:
         """Whether this attempt has ended by something for which the job may be tried again."""
-        return self._has_lost or any(node.has_fault for node in self._nodes)
+        return bool(self._first_loss) or any(node.has_fault for node in self._nodes)
 
     def _sought(self, now: float) -> NextAttempt:
         """Return the search for what follows this attempt; it begins, unless it has."""
@@ -626,8 +711,9 @@ class GangMember:
 
             self._next_attempt = NextAttempt(self._retries)
         if not self._next_attempt.is_sought:
-            have_met = len(self._nodes) == 1 or any(node.observed.get("met") is not False for node in self._nodes)
-            self._next_attempt.seek(self.attempt, self.verdict or "", have_met, now)
+            nodes = [self._nodes[rank] for rank in self.roster]
+            have_met = len(nodes) == 1 or any(node.observed.get("met") is not False for node in nodes)
+            self._next_attempt.seek(self.attempt, self._first_loss or self.verdict or "", have_met, now)
         return self._next_attempt
 
     def _pass_on(self, following: NextAttempt) -> None:
@@ -644,21 +730,24 @@ class GangMember:
         is_silent = other.heard is not None and now - other.heard > self._timeout + self._return_seconds
         return is_silent or self._is_refused(rank, now)
 
-    def _begin_attempt(self, attempt: int, checkpoint: str) -> None:
-        """Forget how the attempt before has gone; whoever drives this starts the script again."""
-        self._has_lost = False
-        self.attempt, self.checkpoint = attempt, checkpoint
+    def _begin_attempt(self, attempt: int, checkpoint: str, roster: list[int]) -> None:
+        """Forget how the attempt before has gone; whoever drives this starts the script again, if it takes part."""
+        self._first_loss = ""
+        self.attempt, self.checkpoint, self.roster = attempt, checkpoint, roster
         self.verdict, self._verdict_at, self._ended_at = None, None, None
         self._why_failed, self._news = "", set()
-        for node in self._nodes:
-            node.begin_attempt()
+        for rank, node in enumerate(self._nodes):
+            node.begin_attempt(RUNNING if rank in roster else SPARE)
+        if self.is_spare:
+            self._ended_at, self._called_off = self._last_tick, ""
+        self._name_nodes()
 
     # ---------------------------------------------------------------------------------------------------------- sending
 
     def _lead(self, rank: int) -> None:
         """Tell a member who leads, who takes part, and all that is known."""
         states = self._states(range(len(self._nodes)))
-        about = {"attempt": self.attempt, "checkpoint": self.checkpoint}
+        about = {"attempt": self.attempt, "checkpoint": self.checkpoint, "roster": self.roster}
         self._send(rank, "lead", members=self.members, states=states, verdict=self.verdict, **about)
 
     def _states(self, ranks: Iterable[int]) -> dict[str, str]:

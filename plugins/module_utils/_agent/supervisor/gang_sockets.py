@@ -70,7 +70,7 @@ class Gang:
             signals: descriptor at which something arrives with every signal, which ends a wait; it does not block.
         """
         self.signals = signals
-        rank, size, timeout = plan.rank, plan.world_size, plan.node_timeout_seconds
+        rank, size, timeout = plan.rank, plan.world_size + plan.spares, plan.node_timeout_seconds
         self._inspector = inspector
         self._member = GangMember(
             rank,
@@ -82,6 +82,7 @@ class Gang:
             retries=plan.retries,
             return_seconds=plan.return_seconds,
             grace_seconds=plan.grace_seconds,
+            spares=plan.spares,
         )
         nonce = functools.partial(os.urandom, NONCE_BYTES)
         key = bytes.fromhex(plan.gang_key)
@@ -98,8 +99,18 @@ class Gang:
 
     @property
     def members(self) -> list[Member] | None:
-        """Who takes part, in rank order; None until the start message has come."""
+        """The job's nodes, in rank order; None until the start message has come."""
         return self._member.members
+
+    @property
+    def roster(self) -> list[int]:
+        """Who takes part in this attempt; see ``GangMember``."""
+        return self._member.roster
+
+    @property
+    def is_spare(self) -> bool:
+        """Whether this node has no part in this attempt."""
+        return self._member.is_spare
 
     @property
     def verdict(self) -> str | None:
@@ -150,6 +161,10 @@ class Gang:
         """Let no other attempt follow, for this reason, a clause."""
         self._member.call_off(why)
 
+    def withdraw(self) -> None:
+        """Leave without a word, as a spare whose machine goes down."""
+        self._member.withdraw()
+
     def script_ended(self, state: str, why: str, has_fault: bool) -> None:
         """Tell the gang that this node's rank has ended; see ``GangMember.script_ended``."""
         self._member.script_ended(state, why, time.monotonic(), has_fault)
@@ -179,20 +194,26 @@ class Gang:
         self._inspect()
         self._pump(now)
 
-    def stay(self, reason: Callable[[], str | None]) -> None:
+    def stay(self, reason: Callable[[], str | None]) -> bool:
         """Stay in the gang until another attempt begins, or until it needs this supervisor no more.
 
         Args:
             reason: returns why the job has to end now, or None; it is asked again and again, until it says so.
+
+        Returns:
+            Whether another attempt begins, here or, where this node is a spare, on the others.
         """
-        why = None
+        why, before = None, self.attempt
         self.wait(0)
-        while not self._member.over and self.has_ended:
+        while self.attempt == before or (self.has_ended and not self.is_spare):
+            if self._member.over:
+                return False
             self.wait(0.05)
             if why is None:
                 why = reason()
                 if why is not None:
                     self._member.end(why)
+        return True
 
     def leave(self) -> None:
         """Have the last messages sent, and close all connections."""
@@ -216,7 +237,7 @@ class Gang:
         self._inspector.flush()
         tasks, self._member.tasks = self._member.tasks, []
         for task in tasks:
-            self._inspector.ask(task, self.members or [])
+            self._inspector.ask(task, self.members or [], self.roster)
 
     def _accept(self, now: float) -> None:
         while self._listener and self._connections.has_room():

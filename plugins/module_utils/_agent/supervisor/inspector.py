@@ -71,8 +71,9 @@ class Subject(NamedTuple):
 def serve(connection: socket.socket, subject: Subject) -> None:
     """Do the tasks that come over a connection, one after the other, until it is closed.
 
-    A task is a line of JSON: ``task`` (its name), ``number``, ``members`` (of the start message), and what it takes;
-    the answer is one with ``task``, ``number`` and ``result``.
+    A task is a line of JSON: ``task`` (its name), ``number``, ``members`` (of the start message), ``roster`` (the place
+    of each that takes part now, in the order of NODE_RANK), and what it takes; the answer is one with ``task``,
+    ``number`` and ``result``.
     """
     tasks: dict[str, Callable[[Subject, dict[str, Any]], dict[str, Any]]] = {
         LOOK: functools.partial(look, functools.partial(wait_or_end, connection)),
@@ -128,10 +129,10 @@ def connect(subject: Subject, task: dict[str, Any]) -> dict[str, Any]:
     )
 
     members = [Member(*one) for one in task["members"]]
-    own, head = members[subject.plan.rank], members[0]
+    own, first = members[subject.plan.rank], members[task["roster"][0]]
     ports = {members[int(rank)].host: port for rank, port in task["ports"].items()}
     addresses = {member.host: member.address for member in members}
-    tries_master = task["master"] and subject.plan.rank
+    tries_master = task["master"] and own is not first
     with subject.user.acting():
         test = ConnectionTest(
             job=subject.id,
@@ -141,7 +142,7 @@ def connect(subject: Subject, task: dict[str, Any]) -> dict[str, Any]:
             interface=subject.facts.interface,
             peers={host: (addresses[host], port) for host, port in ports.items()},
             seconds=task["seconds"],
-            master=(head.address, subject.plan.master_port) if tries_master else None,
+            master=(first.address, subject.plan.master_port) if tries_master else None,
             head=None,
         )
         reply = test.run()
@@ -206,30 +207,31 @@ def explain(subject: Subject, task: dict[str, Any]) -> dict[str, Any]:
     )
 
     members = [Member(*one) for one in task["members"]]
-    hosts = [member.host for member in members]
-    activities = {hosts[int(rank)]: read_activity(one) for rank, one in task["activities"].items()}
+    names = [member.host for member in members]
+    hosts = [names[rank] for rank in task["roster"]]
+    activities = {names[int(rank)]: read_activity(one) for rank, one in task["activities"].items()}
     known = {host: one for host, one in activities.items() if one is not None}
-    errors = {hosts[int(rank)]: escape(str(why)) for rank, why in task["errors"].items()}
+    errors = {names[int(rank)]: escape(str(why)) for rank, why in task["errors"].items()}
     errors.update({host: "sent something that is no activity" for host, one in activities.items() if one is None})
-    unreached = {hosts[int(rank)]: why for rank, why in task["unreached"].items()}
+    unreached = {names[int(rank)]: why for rank, why in task["unreached"].items()}
     master_port = subject.plan.master_port
 
     def try_connections(master: bool) -> Reachability | None:
         if task["reached"] is None:
             raise _ConnectFirst(master)
-        ports = {hosts[int(rank)]: port for rank, port in task["ports"].items()}
-        replies = {hosts[int(rank)]: read_connections(one, hosts) for rank, one in task["reached"].items()}
+        ports = {names[int(rank)]: port for rank, port in task["ports"].items()}
+        replies = {names[int(rank)]: read_connections(one, hosts) for rank, one in task["reached"].items()}
         found = {host: one for host, one in replies.items() if one is not None}
         unknown: dict[str, object] = {host: "did not try" for host in hosts if host not in found}
         failed = {host: one for host, (one, _master) in found.items()}
         masters = {host: why for host, (_failed, why) in found.items() if why not in ("", ONLY_SMALL)}
         return Reachability(hosts, master_port, ports, failed, masters, unknown)
 
-    gang_ports = {member.host: member.gang_port for member in members}
+    gang_ports = {members[rank].host: members[rank].gang_port for rank in task["roster"]}
     findings = Findings(hosts, known, errors, unreached, gang_ports, master_port)
     try:
         verdict = explain_findings(findings, try_connections)
     except _ConnectFirst as needed:
-        ports = {rank: one.port for rank, host in enumerate(hosts) if (one := known.get(host)) and one.port}
+        ports = {rank: one.port for rank, host in enumerate(names) if (one := known.get(host)) and one.port}
         return {"ports": {str(rank): port for rank, port in ports.items()}, "master": needed.args[0]}
     return {"found": [verdict.rendezvous, verdict.passed, verdict.sentence, verdict.open]}

@@ -37,13 +37,19 @@ class InspectorConnection:
         """Whether a task is still to be sent."""
         return bool(self._unsent)
 
-    def ask(self, task: dict[str, Any], members: Sequence[Member]) -> None:
-        """Have something done, with what the start message says of the members; ``results`` has what comes of it."""
+    def ask(self, task: dict[str, Any], members: Sequence[Member], roster: Sequence[int]) -> None:
+        """Have something done; ``results`` has what comes of it.
+
+        Args:
+            task: what, as in ``inspector_tasks``.
+            members: the job's nodes, as the start message names them.
+            roster: the place of each that takes part now, in the order of NODE_RANK.
+        """
         if self._task or self.is_gone:
             self._failed.append(failed(task, "has ended") if self.is_gone else failed(task, "is at another task", True))
             return
         self._task = task
-        self._unsent += json.dumps({**task, "members": members}).encode() + b"\n"
+        self._unsent += json.dumps({**task, "members": members, "roster": roster}).encode() + b"\n"
         self.flush()
 
     def flush(self) -> None:

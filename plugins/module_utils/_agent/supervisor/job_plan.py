@@ -18,12 +18,13 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.jo
 class Plan(NamedTuple):
     """What a node runs, but for what it or the other nodes know; the fields of ``plan`` in a request to prepare.
 
-    In ``launcher_arguments`` and in the values of ``variables``, ``{job_dir}``, ``{attempt}``, ``{devices}``,
-    ``{interface}`` and ``{master_addr}`` stand for what the node puts in.
+    In ``launcher_arguments`` and in the values of ``variables``, ``{job_dir}``, ``{attempt}``, ``{rank}``,
+    ``{devices}``, ``{interface}`` and ``{master_addr}`` stand for what the node puts in.
 
     Attributes:
-        rank: NODE_RANK.
-        world_size: how many nodes take part.
+        rank: the node's place among all of the job's, spares last: its NODE_RANK, until a spare takes a node's place.
+        world_size: how many nodes take part in an attempt.
+        spares: how many more there are, each of which may take the place of one that is lost.
         gang_key: what proves that a supervisor belongs to the job, in hexadecimal digits.
         node_timeout_seconds: a node silent for this long is lost.
         stall_timeout_seconds: a job that prints nothing for so long is looked into; 0: none is.
@@ -48,6 +49,7 @@ class Plan(NamedTuple):
 
     rank: int
     world_size: int
+    spares: int
     gang_key: str
     node_timeout_seconds: float
     stall_timeout_seconds: float
@@ -87,7 +89,7 @@ class NodeFacts(NamedTuple):
 
 
 class Member(NamedTuple):
-    """A node that takes part, in the order of their ranks.
+    """A node of the job, spares last.
 
     Attributes:
         host: its name in the inventory.
@@ -100,9 +102,9 @@ class Member(NamedTuple):
     gang_port: int
 
 
-def read_members(value: object, world_size: int) -> list[Member] | None:
+def read_members(value: object, count: int) -> list[Member] | None:
     """Return the members of a start message, or None if it is not one of so many nodes."""
-    if not isinstance(value, list) or len(value) != world_size:
+    if not isinstance(value, list) or len(value) != count:
         return None
     members = []
     for one in value:
@@ -115,7 +117,7 @@ def read_members(value: object, world_size: int) -> list[Member] | None:
 
 
 def fill_in(
-    plan: Plan, facts: NodeFacts, members: list[Member], attempt: int = 1, checkpoint: str = ""
+    plan: Plan, facts: NodeFacts, members: list[Member], roster: list[int], attempt: int = 1, checkpoint: str = ""
 ) -> tuple[list[str], dict[str, str], dict[str, Any]]:
     """Return the command, the environment variables of the job, and what spec.json says.
 
@@ -124,7 +126,8 @@ def fill_in(
     Args:
         plan: the job's.
         facts: the node's.
-        members: who takes part.
+        members: the job's nodes.
+        roster: the place of each node that takes part, in the order of NODE_RANK; a spare's own is not among them.
         attempt: its number.
         checkpoint: what a later attempt goes on from; "" for what the plan says.
     """
@@ -132,9 +135,10 @@ def fill_in(
     known = {
         "job_dir": facts.job_dir,
         "attempt": attempt,
+        "rank": roster.index(plan.rank) if plan.rank in roster else plan.rank,
         "devices": plan.devices or max(1, facts.gpus),
         "interface": facts.interface,
-        "master_addr": members[0].address,
+        "master_addr": members[roster[0]].address,
     }
     command = [facts.python, *(one.format(**known) for one in plan.launcher_arguments)]
     variables = {name: value.format(**known) for name, value in plan.variables.items()}
@@ -149,9 +153,10 @@ def fill_in(
         "grace_seconds": plan.grace_seconds,
         "node_timeout_seconds": plan.node_timeout_seconds,
         "world_size": plan.world_size,
+        "spares": plan.spares,
         "rank": plan.rank,
         "python": facts.python,
-        "master_addr": members[0].address,
+        "master_addr": members[roster[0]].address,
         "master_port": plan.master_port,
         "ranks": [{"rank": rank, "host": one.host, "address": one.address} for rank, one in enumerate(members)],
     }

@@ -85,11 +85,16 @@ class NextAttempt:
             self.is_refused, self.is_due = True, False
             self._tell(f"the job is not tried again: {why}")
 
-    def tick(self, away: list[str], now: float) -> None:
+    def tell_of_spare(self, spare: str, lost: str) -> None:
+        """Tell that a spare takes the place of a node in the attempt that begins now."""
+        self.notices.append(f"attempt {self._attempt + 1} begins with {spare} in the place of {lost}")
+
+    def tick(self, away: list[str], spares: int, now: float) -> None:
         """Do what is due.
 
         Args:
             away: the names of nodes that are waited for, because they are lost.
+            spares: how many nodes there are that may take the place of one.
             now: the time.
         """
         if self.is_refused:
@@ -100,7 +105,7 @@ class NextAttempt:
         elif finding and "error" in finding:
             self.refuse(f"the search for its checkpoint failed: {finding['error']}")
         elif finding:
-            self._settle(finding, away, now)
+            self._settle(finding, away, spares, now)
         elif now > self._deadline + ASK_AGAIN_SECONDS:
             self.refuse(f"the search for its checkpoint took longer than {FIND_SECONDS:.0f} s")
         if now >= self._ask_at:
@@ -108,7 +113,7 @@ class NextAttempt:
             self.tasks.append({"task": FIND, "number": self._attempt})
         self.is_due = self.is_due or now >= self._begin_at
 
-    def _settle(self, finding: dict[str, Any], away: list[str], now: float) -> None:
+    def _settle(self, finding: dict[str, Any], away: list[str], spares: int, now: float) -> None:
         """Settle what follows, now that the newest whole checkpoint is known."""
         path, step = finding["found"] or ("", -1)
         self._unproductive = 0 if step > self._step else self._unproductive + 1
@@ -121,6 +126,8 @@ class NextAttempt:
         pause = min(FIRST_PAUSE_SECONDS * 2**self._unproductive, LONGEST_PAUSE_SECONDS)
         start = f"goes on from {path}, step {step}," if path else "starts as the first did"
         when = f"once {join_names(away)} can be reached again" if away else f"in {pause:.0f} s"
+        if away and spares:
+            when += ", or with a spare as soon as no rank can be running there"
         self.checkpoint, self._step = path, max(step, self._step)
         self._deadline, self._begin_at = math.inf, now + pause
         self._tell(f"attempt {self._attempt + 1} {start} {when}")

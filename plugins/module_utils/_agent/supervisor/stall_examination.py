@@ -8,7 +8,7 @@ Like ``gang_member``, this knows no socket, clock, file or process: what comes o
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import STANDSTILL
@@ -41,12 +41,14 @@ class Examination:
         notices: sentences for whoever follows the job, the oldest first.
     """
 
-    def __init__(self, rank: int, size: int, stall_seconds: float, rendezvous_seconds: float, now: float) -> None:
+    def __init__(
+        self, rank: int, ranks: Sequence[int], stall_seconds: float, rendezvous_seconds: float, now: float
+    ) -> None:
         """Begin to listen for a silence.
 
         Args:
             rank: the head's.
-            size: how many ranks there are.
+            ranks: all that take part.
             stall_seconds: a silence of this length is looked into; 0: none is.
             rendezvous_seconds: one of this length while ranks may still be about to meet; 0: none is.
             now: the time.
@@ -55,7 +57,7 @@ class Examination:
         self.verdict: str | None = None
         self.notices: list[str] = []
         self._rank = rank
-        self._size = size
+        self._ranks = ranks
         self._about = ""  # how what is found out begins
         self._limits = (stall_seconds, rendezvous_seconds)
         self._detector = StallDetector(*self._limits, now)
@@ -73,8 +75,9 @@ class Examination:
         self._unreached: dict[int, str] = {}
         self._ports: dict[int, int] = {}
 
-    def begin_attempt(self, number: int, now: float) -> None:
-        """Listen for a silence of another attempt; what was found out before is kept."""
+    def begin_attempt(self, number: int, ranks: Sequence[int], now: float) -> None:
+        """Listen for a silence of another attempt, of these ranks; what was found out before is kept."""
+        self._ranks = ranks
         self._about = f"attempt {number}: "  # else the same sentence would be no news
         self.verdict, self._step, self._waiting = None, "", None
         self._detector = StallDetector(*self._limits, now)
@@ -128,7 +131,7 @@ class Examination:
             self._activities = {rank: one["found"] for rank, one in answers.items() if "found" in one}
             self._errors = {
                 rank: str(answers.get(rank, {}).get("error", NO_REPLY))[:LONGEST_ERROR]
-                for rank in range(self._size)
+                for rank in self._ranks
                 if rank not in self._activities
             }
             self._explain(None, now)

@@ -29,7 +29,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.jo
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_user import User, job_environment
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.systemd import job_unit
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import START_SECONDS, Request
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import SPARE, START_SECONDS, Request
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.gang_sockets import Gang
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.inspector_connection import (
     InspectorConnection,
@@ -60,8 +60,8 @@ class Attempt(NamedTuple):
     """How a script was started.
 
     Attributes:
-        script: the id of its process; None if it could not be started.
-        error: why it could not.
+        script: the id of its process; None if it was not started.
+        error: why it could not be; "" on a spare, which starts none.
         moment: when, on the monotonic clock: the other one may be set while the job runs.
         oom_kills: what ``count_oom_kills`` returned before the start.
         checkpoint: observes whether the checkpoint is read, if there is one.
@@ -81,7 +81,7 @@ class Start(NamedTuple):
         user: whom it runs as.
         facts: what this node puts into its plan.
         gang: this node's part of it.
-        members: the nodes, by rank.
+        members: the job's nodes.
         state: what state.json says at first.
         attempt: the first.
     """
@@ -141,7 +141,7 @@ def wait_for_start(request: Request, plan: Plan, gang: Gang, stop_times: list[fl
             header, _newline, message = start_file.read().partition(b"\n")
             # Less is what a connection that broke has left of it: no start.
             if header == b"%d %d" % (len(message), zlib.crc32(message)):
-                members = read_members(json.loads(message), plan.world_size)
+                members = read_members(json.loads(message), plan.world_size + plan.spares)
                 if members:
                     gang.start(members)
                 return members
@@ -174,13 +174,13 @@ def start_script(
     plan: Plan, facts: NodeFacts, gang: Gang, members: list[Member], user: User, unit: str | None
 ) -> Start:
     """Start the script as a user, in a unit of systemd's if there is one."""
-    state = {"state": "running", "pid": os.getpid(), "started": time.time()}
+    state = {"state": SPARE if gang.is_spare else "running", "pid": os.getpid(), "started": time.time()}
 
     def become_ready() -> None:
         become_user(user, unit, gang.wait)
         os.chdir(os.path.join(facts.job_dir, "work"))
 
-    attempt = start_attempt(plan, facts, members, user, become_ready, state)
+    attempt = start_attempt(plan, facts, members, gang.roster, user, become_ready, state)
     return Start(user, facts, gang, members, state, attempt)
 
 
@@ -188,6 +188,7 @@ def start_attempt(
     plan: Plan,
     facts: NodeFacts,
     members: list[Member],
+    roster: list[int],
     user: User,
     become_ready: Callable[[], None] = lambda: None,
     state: dict[str, Any] | None = None,
@@ -196,17 +197,20 @@ def start_attempt(
 ) -> Attempt:
     """Start the script, in a process that has become the user and works in the job's working directory.
 
+    A spare starts none, and waits in such a process.
+
     Args:
         plan: what to start.
         facts: what this node puts into it.
-        members: the nodes, by rank.
+        members: the job's nodes.
+        roster: the place of each node that takes part, in the order of NODE_RANK.
         user: whose environment the script gets.
         become_ready: is called first; what it raises is why the script could not be started.
         state: what state.json says at first; None where it is there already.
         number: of the attempt.
         checkpoint: that a later attempt goes on from, relative to the working directory; "" for what the plan says.
     """
-    command, variables, spec = fill_in(plan, facts, members, number, checkpoint)
+    command, variables, spec = fill_in(plan, facts, members, roster, number, checkpoint)
     script, problem, observer = None, "", None
     moment, oom_kills = time.monotonic(), count_oom_kills()
     try:
@@ -216,6 +220,8 @@ def start_attempt(
             files["state.json"] = state_text(state)
         for name, content in files.items():
             write_file(os.path.join(facts.job_dir, name), content.encode(errors="surrogateescape"), 0o600)
+        if plan.rank not in roster:
+            return Attempt(None, "", moment, oom_kills, None)
         environment = job_environment(user, command[0], variables)
         argv = [one.encode(errors="surrogateescape") for one in command]
         for one in plan.arguments:

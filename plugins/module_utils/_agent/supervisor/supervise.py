@@ -25,7 +25,12 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.pr
     how_it_ended,
     signal_processes,
 )
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import ATTEMPT_BEGINS, node_name
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import (
+    ATTEMPT_BEGINS,
+    SPARE,
+    UNUSED,
+    node_name,
+)
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.gang_member import (
     LONGEST_REASON,
     cut_reason,
@@ -60,7 +65,7 @@ class Supervisor:
         """Do nothing yet. ``stop_times`` are when a stop was requested, on the monotonic clock; more are added."""
         self._job_dir = job_dir
         self._plan = plan
-        self._name = node_name(plan.rank, start.members[plan.rank].host)
+        self._name = node_name(None if start.gang.is_spare else plan.rank, start.members[plan.rank].host)
         self._gang: Gang | None = start.gang  # None once it has failed
         self._summary: dict[str, Any] = {}  # what was written down of the gang
         self._found_at: dict[str, float] = {}  # when the head found out what its notices say, by the node's clock
@@ -84,7 +89,7 @@ class Supervisor:
             if not self._start_next_attempt(outcome["state"], why, has_fault):
                 break
         if self._plan.retries:
-            self._save(**outcome)
+            self._save(**{"ended": self._now(), **outcome})
 
     def _await_end(self) -> tuple[dict[str, Any], str, bool]:
         """Wait for the end of an attempt here, tell the other nodes, and end what it left.
@@ -92,6 +97,8 @@ class Supervisor:
         Returns:
             How it ended, for state.json; if it failed, why, a clause; whether the job may be tried again because of it.
         """
+        if self._attempt.script is None and not self._attempt.error:  # a spare
+            return {"state": UNUSED}, "", False
         if self._attempt.script is None:
             error = f"did not start: {self._attempt.error}"
             self._note_gang(last=True)
@@ -129,22 +136,29 @@ class Supervisor:
 
     def _start_next_attempt(self, state: str, why: str, has_fault: bool) -> bool:
         """Stay as long as the others need this supervisor; start the script again if another attempt begins."""
-        self._stay_in_gang(state, why, has_fault)
-        if not self._gang or self._gang.has_ended:
+        if not self._stay_in_gang(state, why, has_fault) or not self._gang:
             return False
         for name in ("stopping", "because", *self._observers):
             self._state.pop(name, None)
         if self._attempt.checkpoint:
             self._attempt.checkpoint.close()
         number, checkpoint, start = self._gang.attempt, self._gang.checkpoint, self._start
+        roster, members, is_spare = self._gang.roster, self._start.members, self._gang.is_spare
+        self._name = node_name(None if is_spare else roster.index(self._plan.rank), members[self._plan.rank].host)
         begun = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
         following = f"goes on from {checkpoint}" if checkpoint else "starts as the first did"
+        others = [f"with {node_name(rank, members[one].host)}" for rank, one in enumerate(roster) if one != rank]
+        about = ", ".join([following, *others, *(["without this node"] if is_spare else []), begun])
         with suppress(OSError):  # a full disk
-            os.write(1, f"{ATTEMPT_BEGINS} {number} {following}, {begun}\n".encode(errors="surrogateescape"))
+            os.write(1, f"{ATTEMPT_BEGINS} {number} {about}\n".encode(errors="surrogateescape"))
         self._log_before = os.fstat(1).st_size
         self._attempt = start_attempt(
-            self._plan, start.facts, start.members, start.user, number=number, checkpoint=checkpoint
+            self._plan, start.facts, members, roster, start.user, number=number, checkpoint=checkpoint
         )
+        state = SPARE if is_spare else "running"
+        if state != self._state["state"]:
+            with suppress(OSError):
+                self._save(state=state)
         return True
 
     def _now(self) -> float:
@@ -294,21 +308,30 @@ class Supervisor:
             return cut_reason(file.read(LONGEST_REASON))
         return f"{self._name} was stopped by its own node, as at a shutdown"
 
-    def _stay_in_gang(self, state: str, why: str, has_fault: bool) -> None:
-        """Tell the gang how this rank has ended, and stay until another attempt begins, or nobody needs this node."""
+    def _stay_in_gang(self, state: str, why: str, has_fault: bool) -> bool:
+        """Tell the gang how this rank has ended, and stay until another attempt begins, or nobody needs this node.
+
+        Returns:
+            Whether another attempt begins.
+        """
+        begins = False
         if self._gang:
-            self._gang.script_ended(state, why, has_fault)
+            self._gang.script_ended(SPARE if state == UNUSED else state, why, has_fault)
             try:
-                self._gang.stay(self._reason_to_leave)
-                if self._gang.has_ended:
+                begins = self._gang.stay(self._reason_to_leave)
+                if not begins:
                     self._gang.leave()
                 self._note_gang(last=True)
             except Exception as error:
                 self._end_without_gang(error)
+        return begins
 
     def _reason_to_leave(self) -> str | None:
         """Return why the job has to end while this supervisor waits for the others, if there is a reason."""
         self._note_gang(last=True)
+        if self._gang and self._gang.is_spare and self._stop_times and not os.path.exists(reason_path(self._job_dir)):
+            self._gang.withdraw()  # its machine goes down: nobody needs it for that
+            return None
         return self._reason_of_stop() if self._stop_times else None
 
     def _save(self, **changes: Any) -> None:

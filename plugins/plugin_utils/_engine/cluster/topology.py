@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import node_name
@@ -20,16 +20,19 @@ class Node:
     """One node of a job or of the cluster.
 
     Attributes:
-        rank: NODE_RANK, the position in inventory order among the hosts that take part.
+        rank: NODE_RANK, the position in inventory order among the hosts that take part; of a spare, the position in a
+            list in which spares come last.
         settings: what the inventory says.
         address: on the cluster's network.
         interface: that holds the address.
+        is_spare: it waits to take the place of another, or another has taken its own.
     """
 
     rank: int
     settings: NodeSettings
     address: str
     interface: str
+    is_spare: bool = False
 
     @property
     def host(self) -> str:
@@ -39,17 +42,18 @@ class Node:
     @property
     def name(self) -> str:
         """What it is called in a sentence."""
-        return node_name(self.rank, self.host)
+        return node_name(None if self.is_spare else self.rank, self.host)
 
     @property
     def file_stem(self) -> str:
         """What its files in a job's record are called, without the ending."""
-        return f"rank{self.rank}-{re.sub(r'[^A-Za-z0-9_.-]', '_', self.host)}"
+        place = "spare" if self.is_spare else f"rank{self.rank}"
+        return f"{place}-{re.sub(r'[^A-Za-z0-9_.-]', '_', self.host)}"
 
 
 @dataclass(frozen=True)
 class Topology:
-    """The nodes in rank order; the first is the head."""
+    """The nodes in rank order, spares last; the first is the head."""
 
     nodes: Sequence[Node]
 
@@ -59,14 +63,37 @@ class Topology:
         return self.nodes[0]
 
     @property
+    def taking_part(self) -> list[Node]:
+        """The nodes that are no spares."""
+        return [node for node in self.nodes if not node.is_spare]
+
+    @property
     def world_size(self) -> int:
         """How many nodes take part."""
-        return len(self.nodes)
+        return len(self.taking_part)
 
     @property
     def ranks(self) -> list[dict[str, Any]]:
-        """The nodes as job.json and spec.json list them: rank, host and address of each."""
-        return [{"rank": node.rank, "host": node.host, "address": node.address} for node in self.nodes]
+        """The nodes as job.json lists them: host and address of each, and its rank, None for a spare."""
+        return [
+            {"rank": None if node.is_spare else node.rank, "host": node.host, "address": node.address}
+            for node in self.nodes
+        ]
+
+    def of_attempt(self, roster: Sequence[int]) -> Topology:
+        """Return the same nodes with the ranks that they have in an attempt.
+
+        Args:
+            roster: the first attempt's rank of each that takes part, in the order of NODE_RANK; empty for all as they
+                were then.
+        """
+        if not roster:
+            return self
+        ranks = {before: rank for rank, before in enumerate(roster)}
+        nodes = [
+            replace(node, rank=ranks.get(node.rank, node.rank), is_spare=node.rank not in ranks) for node in self.nodes
+        ]
+        return Topology(sorted(nodes, key=lambda node: (node.is_spare, node.rank)))
 
     def place_of(self, node: Node) -> dict[str, Any]:
         """Return a node's rank, address and the like for its environment; see ``environment_variables.variables``."""
@@ -99,17 +126,20 @@ def require_distinct(addresses: Mapping[str, str | None]) -> None:
             )
 
 
-def rank_nodes(settings: Sequence[NodeSettings], located: Mapping[str, Mapping[str, str]]) -> Topology:
+def rank_nodes(
+    settings: Sequence[NodeSettings], located: Mapping[str, Mapping[str, str]], spares: int = 0
+) -> Topology:
     """Return the topology of the hosts in the order given.
 
     Args:
         settings: in inventory order, only hosts that take part: ranks are dense from 0.
         located: host name to ``address`` and ``interface`` as the node itself reported them.
+        spares: how many of the last ones are spares.
     """
     require_distinct({one.host: located[one.host]["address"] for one in settings})
     return Topology(
         [
-            Node(rank, one, located[one.host]["address"], located[one.host]["interface"])
+            Node(rank, one, located[one.host]["address"], located[one.host]["interface"], rank >= len(settings) - spares)
             for rank, one in enumerate(settings)
         ]
     )

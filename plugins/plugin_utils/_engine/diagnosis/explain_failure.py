@@ -148,19 +148,19 @@ def explain(
     logs: Mapping[str, RankLog],
     more: Callable[[str], str] = lambda reason: "",
 ) -> Explanation | None:
-    """Return why the job did not end well, the first cause first, or None if every rank ended with 0.
+    """Return why the job did not end well, the first cause first, or None if every rank of the last attempt did.
 
     Ranks that were stopped because of another are not mentioned. Of those that ended badly by themselves, the ones that
     only lost another, or that ended like one before them, are counted.
 
     Args:
-        topology: the job's nodes.
+        topology: the job's nodes, as they took part in its last attempt.
         endings: how each host's rank ended.
         logs: each host's log.
         more: returns a clause with what is known besides of a reason, or "".
     """
     bad = sorted(
-        (node for node in topology.nodes if endings[node.host].state != "succeeded"),
+        (node for node in topology.taking_part if endings[node.host].state != "succeeded"),
         key=lambda node: endings[node.host].arrived,
     )
     if not bad:

@@ -16,8 +16,8 @@ class RankEnding:
     """How one rank's part of the job ended.
 
     Attributes:
-        state: succeeded, failed, stopped, or lost (its node or the supervisor there ended or does not
-            reply, or nothing is known).
+        state: succeeded, failed, stopped, lost (its node or the supervisor there ended or does not
+            reply, or nothing is known), or unused (it had no part in the last attempt).
         exit_code: the script's; 128 + signal if it was killed; None if not known.
         signal: number of the signal that ended it, or None.
         seconds: how long it ran, or None.

@@ -30,7 +30,7 @@ def fetch_stacks(gang: Gang, folder: Path) -> Path | None:
         None if nothing can be written here.
     """
     replies, errors = gang.ask(
-        "read_stacks", FETCH_SECONDS, max_bytes=min(MOST_BYTES, ALL_BYTES // gang.topology.world_size)
+        "read_stacks", FETCH_SECONDS, max_bytes=min(MOST_BYTES, ALL_BYTES // len(gang.topology.nodes))
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -74,7 +74,8 @@ def follow_job(
 
     def shown_log(node: Node) -> ShownLog:
         log = logs[node.host]
-        return ShownLog(node.rank, node.host, log, starts.get(node.host, log.size), log.size)
+        rank = None if node.is_spare else node.rank
+        return ShownLog(rank, node.host, log, starts.get(node.host, log.size), log.size)
 
     while True:
         shown = [node for node in gang.topology.nodes if SHOWN[options.logs](node)]
@@ -142,7 +143,7 @@ def _finish(
     observer: JobObserver,
 ) -> dict[str, Any]:
     """Write down how the job ended, collect artifacts, clean up, and show the result."""
-    topology = gang.topology
+    topology = gang.topology.of_attempt(observer.roster)
     observer.report_checkpoint()  # a short job ends before it is checked
     explanation = explain_failure.explain(
         topology, endings, logs, lambda reason: missing_files.of_job(reason, record.data, record.path.parent / BUNDLES)
@@ -155,12 +156,13 @@ def _finish(
     if _is_news(record, topology.nodes, endings):
         seen = dict(observer.parts)
         ranks = merge_ranks(
-            record, [_rank(node, endings[node.host], logs[node.host], seen[node.host]) for node in topology.nodes]
+            record,
+            [_rank(node, endings[node.host], logs[node.host], seen.get(node.host, {})) for node in topology.nodes],
         )
         now = time.time()
         last = min(now, max((ending.ended for ending in endings.values() if ending.ended), default=now))
         ended = record.data.get("ended") or utc_time(last) or utc_time(now)  # a node may say anything
-        parts = [(str(rank["host"]), rank) for rank in ranks]
+        parts = [(str(rank["host"]), rank) for rank in ranks if rank["rank"] is not None]
         # To have connected to MASTER_PORT is not enough where the rendezvous does not complete.
         met = False if (cause or "").startswith(STANDSTILL) else job_warnings.met(record.data, parts)
         record.note(
@@ -168,8 +170,8 @@ def _finish(
             ended=ended,
             notices=observer.notices,
             attempts=observer.attempt,
-            nodes=len(ranks),
-            world_size=job_warnings.world_size(len(ranks), record.data.get("gang", True), met),
+            nodes=len(parts),
+            world_size=job_warnings.world_size(len(parts), record.data.get("gang", True), met),
             met=met,
             checkpoint_read=job_warnings.checkpoint_read(parts),
             state=state,
@@ -206,15 +208,15 @@ def _finish(
 
 def _is_news(record: Record, nodes: Sequence[Node], endings: Mapping[str, RankEnding]) -> bool:
     """Return whether these endings add to the record of a job that has ended."""
-    known = {rank["rank"]: rank.get("state") for rank in record.data.get("ranks", [])}
+    known = {rank["host"]: rank.get("state") for rank in record.data.get("ranks", [])}
     return "ended" not in record.data or any(
-        endings[node.host].state not in ("lost", known.get(node.rank)) for node in nodes
+        endings[node.host].state not in ("lost", known.get(node.host)) for node in nodes
     )
 
 
 def _rank(node: Node, ending: RankEnding, log: RankLog, seen: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "rank": node.rank,
+        "rank": None if node.is_spare else node.rank,
         "host": node.host,
         "address": node.address,
         "state": ending.state,

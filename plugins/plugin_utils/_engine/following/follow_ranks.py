@@ -19,7 +19,11 @@ from typing import Any, Protocol
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import error_text
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import escape, join_names
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import GOING_ON
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import (
+    GOING_ON,
+    UNUSED,
+    node_name,
+)
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.gang import STOP_SECONDS, Gang
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.topology import Node
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.diagnosis.rank_ending import RankEnding
@@ -75,9 +79,10 @@ class Observer(Protocol):
 
 @dataclass
 class _Rank:
-    """A rank that is followed.
+    """A rank, or a spare, that is followed.
 
     Attributes:
+        name: what it is called in a sentence, in this attempt.
         last_reply: when its node replied last, on the monotonic clock.
         error: why it has not replied since, a clause; "" if that is not known.
         gone: the node's reply if it does not have the job any more, a verb phrase; else "".
@@ -88,6 +93,7 @@ class _Rank:
     """
 
     node: Node
+    name: str
     log: RankLog
     offset: int
     last_reply: float = field(default_factory=time.monotonic)
@@ -126,7 +132,11 @@ class JobFollower:
             grace_seconds: between TERM and KILL, when the job has to be stopped.
         """
         self._gang = gang
-        self._ranks = {node.host: _Rank(node, logs[node.host], logs[node.host].size) for node in gang.topology.nodes}
+        self._ranks = {
+            node.host: _Rank(node, node.name, logs[node.host], logs[node.host].size) for node in gang.topology.nodes
+        }
+        self._may_replace = any(node.is_spare for node in gang.topology.nodes)
+        self._left_out = frozenset(node.rank for node in gang.topology.nodes if node.is_spare)
         self._shown = shown
         self._observer = observer
         self._node_timeout = node_timeout_seconds
@@ -142,6 +152,7 @@ class JobFollower:
         self._running: frozenset[int] = frozenset()  # the ranks that run, as the head says
         self._head_spoke = -math.inf  # when it said so
         self._unmet: frozenset[int] = frozenset()  # the ranks that the head has never met
+        self._head_ended: float | None = None  # when that was first seen
         self._bad_since: float | None = None  # when a rank was first known to have ended badly
         self._chunk = min(CHUNK_BYTES, max(2**20, ALL_CHUNKS_BYTES // len(self._ranks)))
 
@@ -174,26 +185,38 @@ class JobFollower:
             if interrupted():
                 return None
             self._check_silence()
-            bad = next((host for host, ending in endings.items() if ending.state != "succeeded"), None)
+            bad = next((host for host, ending in endings.items() if self._is_bad(host, ending)), None)
+            self._bad_since = None if bad is None else self._bad_since
             if because is None and bad is not None and self._must_stop():
                 because = self._cause(bad, endings[bad])
             if not endings:
                 self._observer.report_state()
         left = [self._ranks[host] for host, ending in endings.items() if ending.unknown]
-        if left and all(ending.unknown or ending.state == "succeeded" for ending in endings.values()):
+        if left and all(ending.unknown or ending.state in ("succeeded", UNUSED) for ending in endings.values()):
             lines = [f"{rank.node.name} {endings[rank.node.host].note}" for rank in left]
             raise self._broken_off("\n".join(lines), MAY_STILL_RUN, "to stop it: {stop}")
         return {host: endings[host] for host in self._ranks}
 
+    def _is_bad(self, host: str, ending: RankEnding) -> bool:
+        """Return whether a rank has ended badly, and not one that the attempt does without."""
+        is_left_out = self._ranks[host].node.rank in self._left_out
+        return ending.state not in ("succeeded", UNUSED) and (ending.unknown or not is_left_out)
+
     def _must_stop(self) -> bool:
         """Return whether this machine has to stop the ranks that still run, though one has ended badly.
 
-        The gang does that; but it cannot where a node has never met the head.
+        The gang does that, or goes on with a spare; but it cannot where a node has never met the head.
         """
         if self._bad_since is None:
             self._bad_since = time.monotonic()
             self._wake_all()
-        return bool(self._unmet) or time.monotonic() - self._bad_since > GANG_SECONDS
+        is_left_to_gang = self._may_replace and self._hears_head()
+        return bool(self._unmet) or (time.monotonic() - self._bad_since > GANG_SECONDS and not is_left_to_gang)
+
+    def _hears_head(self) -> bool:
+        """Return whether the head goes on, and has said so lately."""
+        head = next(iter(self._ranks.values()))
+        return not head.node.rank and head.node.host not in self._endings and head.silent() <= self._node_timeout
 
     def _start_asking(self) -> None:
         """Start the threads that follow a rank each, as many as this machine allows now."""
@@ -232,6 +255,7 @@ class JobFollower:
         for rank in quiet:
             if ending := self._ending_by_the_others(rank):
                 self._endings[rank.node.host] = ending
+        self._end_left_out(unfinished)
         if self._stopping:
             sent = self._stop_sent_at
             overdue = sent is not None and time.monotonic() > sent + STOP_SECONDS
@@ -240,6 +264,10 @@ class JobFollower:
                     self._endings[rank.node.host] = self._ending_by_the_others(rank) or self._unknown(rank)
             return
         if self._bad_since is not None:
+            return
+        unfinished = [rank for rank in unfinished if rank.node.host not in self._endings]
+        quiet = [rank for rank in quiet if rank in unfinished]
+        if not unfinished:
             return
         if len(quiet) == len(unfinished):
             if all(rank.gone for rank in unfinished):
@@ -254,8 +282,19 @@ class JobFollower:
         for rank in unreported:
             rank.reported_silent = True
 
+    def _end_left_out(self, unfinished: list[_Rank]) -> None:
+        """End those without a part in the last attempt, once the head has ended: nobody waits for what hangs there."""
+        if next(iter(self._ranks)) not in self._endings:
+            return
+        self._head_ended = time.monotonic() if self._head_ended is None else self._head_ended
+        is_late = time.monotonic() - self._head_ended > GANG_SECONDS
+        for rank in unfinished:
+            if rank.node.rank in self._left_out and (rank.error or is_late):
+                note = f"gave no reply for {rank.silent():.0f} s" if rank.error else "has not ended"
+                self._endings.setdefault(rank.node.host, RankEnding(UNUSED, note=note))
+
     def _no_reply_sentence(self, ranks: list[_Rank]) -> str:
-        names = join_names([rank.node.name for rank in ranks])
+        names = join_names([rank.name for rank in ranks])
         silent = min(rank.silent() for rank in ranks)
         error = next((f": {rank.error}" for rank in ranks if rank.error), "")
         return f"this machine got no reply from {names} for {silent:.0f} s{error}"
@@ -264,8 +303,8 @@ class JobFollower:
         """Return how a silent rank ended, if the node of a stopped rank names it as the reason of that stop."""
         for ending in self._endings.values():
             reason = ending.because.removeprefix("the node of ")
-            if reason.startswith(rank.node.name):
-                how = reason.removeprefix(rank.node.name).removeprefix(", the head,").strip()
+            if reason.startswith(rank.name):
+                how = reason.removeprefix(rank.name).removeprefix(", the head,").strip()
                 return RankEnding("lost", note=how, arrived=rank.last_reply)
         return None
 
@@ -288,7 +327,7 @@ class JobFollower:
     def _cause(self, host: str, ending: RankEnding) -> str:
         if ending.state == "stopped":
             return ending.because
-        return f"{self._ranks[host].node.name} {ending.how}"
+        return f"{self._ranks[host].name} {ending.how}"
 
     # ------------------------------------------------------------------------------------------------------- a stop
 
@@ -330,7 +369,7 @@ class JobFollower:
                 continue
             rank.stop_error = str(error or "")
             if error and host not in self._endings:
-                found.append(f"{rank.node.name} could not be stopped: {rank.stop_error}")
+                found.append(f"{rank.name} could not be stopped: {rank.stop_error}")
         return found
 
     # ----------------------------------------------------------------------------------------------------- asking
@@ -353,9 +392,14 @@ class JobFollower:
         running = {rank for rank, one in enumerate(gang["ranks"]) if one["state"] == "running" and not gang["ending"]}
         self._unmet = frozenset(rank for rank, one in enumerate(gang["ranks"]) if one["state"] == "unknown")
         ended, self._running = self._running - running, frozenset(running)
-        for rank, known in zip(self._ranks.values(), gang["ranks"], strict=False):
+        roster = {before: rank for rank, before in enumerate(gang["roster"])}
+        self._left_out = frozenset(rank for rank in range(len(gang["ranks"])) if rank not in roster)
+        for rank in self._ranks.values():
+            if rank.node.rank >= len(gang["ranks"]):
+                continue
+            rank.name = node_name(roster.get(rank.node.rank), rank.node.host)
             if rank.rests:
-                self._observer.update_state(rank.node, known)
+                self._observer.update_state(rank.node, gang["ranks"][rank.node.rank])
             if rank.node.rank in ended:
                 rank.wake.set()
 
@@ -364,7 +408,7 @@ class JobFollower:
             return False
         is_known = time.monotonic() - self._head_spoke < max(self._node_timeout, 2 * POLL_SECONDS)
         goes_on = self._bad_since is None and not self._stopping and not self._given_up.is_set()
-        return is_known and goes_on and rank.node.rank in self._running
+        return is_known and goes_on and (rank.node.rank in self._running or rank.node.rank in self._left_out)
 
     def _rest(self, rank: _Rank) -> None:
         """Wait before a rank is asked again; not all at the same moment."""
@@ -416,7 +460,7 @@ class JobFollower:
             self._observer.update_state(rank.node, reply)
             if rank.reported_silent:
                 rank.reported_silent = False
-                self._observer.say(f"{rank.node.name} replies again")
+                self._observer.say(f"{rank.name} replies again")
             pause = pause / 2 if pause > 1 else 0
             pace = PACE_SECONDS if data else 0
             if data:
@@ -426,7 +470,7 @@ class JobFollower:
             rank.offset = reply["offset"]
             if "trouble" in reply and not reported:
                 reported = True
-                self._observer.say(f"{rank.node.name} {escape(reply['trouble'])}")
+                self._observer.say(f"{rank.name} {escape(reply['trouble'])}")
             if rank.node.rank == 0:
                 gang_changed = reply.get("gang_changed", gang_changed)
             if rank.node.rank == 0 and "gang" in reply:

@@ -34,6 +34,7 @@ class JobObserver:
     Attributes:
         notices: what the head has found out, each with its time, the oldest first.
         attempt: which of the job's attempts runs, or was the last, as far as the head has said.
+        roster: who takes part in it; see ``Topology.of_attempt``.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class JobObserver:
         self._states: dict[str, Mapping[str, Any]] = {}
         self.notices: list[str] = []
         self.attempt = 1
+        self.roster: list[int] = []
         self._reported: set[str] = set()
         self._reporting: threading.Thread | None = None  # that fetches stacks
         self._lock = threading.Lock()
@@ -80,7 +82,7 @@ class JobObserver:
             self._states[node.host] = {**self._states.get(node.host, {}), **state}
         if node.rank == 0:  # the head; what others say that they have found out is not the gang's
             gang = state.get("gang", {})
-            self.attempt = gang.get("attempt", self.attempt)
+            self.attempt, self.roster = gang.get("attempt", self.attempt), gang.get("roster", self.roster)
             self._report_notices(gang.get("notices", []))
 
     def _report_notices(self, notices: list[tuple[float, str]]) -> None:
@@ -111,8 +113,9 @@ class JobObserver:
 
     @property
     def parts(self) -> job_warnings.Parts:
-        """Each host with the last state of its rank."""
-        return [(node.host, self._states.get(node.host, {})) for node in self._gang.topology.nodes]
+        """Each host that takes part with the last state of its rank."""
+        nodes = self._gang.topology.of_attempt(self.roster).taking_part
+        return [(node.host, self._states.get(node.host, {})) for node in nodes]
 
     def report_state(self) -> None:
         """Report what is new of all ranks together; called every so often as long as none has ended."""

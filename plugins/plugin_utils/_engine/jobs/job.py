@@ -49,6 +49,7 @@ class Job:
         retries: how many attempts may follow the first.
         retry_on: after what, FAULT or ANY.
         return_seconds: how long another attempt waits for a node that is lost to be there again.
+        spares: how many of the nodes wait until one of the others is lost: the last ones.
         preflight: thresholds, and checks to be skipped; see preflight.prepared_nodes.
         gang: whether the nodes work together; else each runs the script for itself.
         uses: what the script uses, of choose_launcher.KINDS.
@@ -79,3 +80,4 @@ class Job:
     retries: int = 0
     retry_on: str = FAULT
     return_seconds: int = 0
+    spares: int = 0

@@ -137,7 +137,7 @@ class Launch:
         self._say, self._check_interrupt = say, check_interrupt
         with self.undo_on_failure(say):
             self._prepare_all(dry, say)
-            self.gang = self.gang.ranked(rank_nodes(list(self.gang.settings.values()), self._prepared))
+            self.gang = self.gang.ranked(rank_nodes(list(self.gang.settings.values()), self._prepared, self.job.spares))
             self._require_alike()
             settings = list(self.gang.settings.values())
             self.notes += prepared_nodes.check_prepared_nodes(
@@ -313,7 +313,7 @@ class Launch:
             ).encode()
         )
         errors = self._start_head(message)
-        if not errors and topology.world_size > 1:
+        if not errors and len(topology.nodes) > 1:
             hosts, errors = self._find_unreached()
             if hosts:
                 errors = self.gang.ask("start", PREPARE_SECONDS, hosts, message)[1]
@@ -358,10 +358,10 @@ class Launch:
 
     def _plan(self, host: str) -> dict[str, Any]:
         """Return what a node is to run, a ``Plan`` of the agent; the node puts in what is in braces."""
-        job, rank = self.job, self._ranks[host]
+        job = self.job
         place = {
-            "rank": rank,
-            "world_size": len(self._ranks),
+            "rank": "{rank}",
+            "world_size": self._world_size,
             "master_addr": "{master_addr}",
             "master_port": self._shared_plan["master_port"],
             "interface": "{interface}",
@@ -371,7 +371,7 @@ class Launch:
         )
         return {
             **self._shared_plan,
-            "rank": rank,
+            "rank": self._ranks[host],
             "launcher_arguments": self._torchrun(place) if job.launcher == "torchrun" else [],
             "variables": environment_variables.variables(place, {}, about),
             "given": dict(sorted({**self.gang.settings[host].env, **job.env}.items())),
@@ -379,8 +379,13 @@ class Launch:
 
     @functools.cached_property
     def _ranks(self) -> dict[str, int]:
-        """The rank of each host."""
+        """The rank of each host; spares have the last ones."""
         return {host: rank for rank, host in enumerate(self.gang.settings)}
+
+    @property
+    def _world_size(self) -> int:
+        """How many nodes take part in an attempt."""
+        return len(self._ranks) - self.job.spares
 
     @functools.cached_property
     def _shared_plan(self) -> dict[str, Any]:
@@ -388,7 +393,8 @@ class Launch:
         job = self.job
         script = job.script if not job.script.startswith("-") else f"./{job.script}"
         return {
-            "world_size": len(self._ranks),
+            "world_size": self._world_size,
+            "spares": job.spares,
             "gang_key": self._gang_key,
             "node_timeout_seconds": job.node_timeout_seconds,
             "stall_timeout_seconds": job.stall_timeout_seconds,
@@ -421,7 +427,7 @@ class Launch:
     def _companion(self) -> Mapping[str, str]:
         """The files by which a Trainer finds checkpoints that it is not told of, or that only other nodes have."""
         job = self.job
-        is_alone = len(self._ranks) == 1 or not job.gang
+        is_alone = self._world_size == 1 or not job.gang
         if not job.companion or job.uses not in (TRAINER, CLI) or (is_alone and not job.checkpoint and not job.retries):
             return {}
         from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.companion_files import (
@@ -454,7 +460,7 @@ class Launch:
     @functools.cached_property
     def _framework(self) -> dict[str, str | int]:
         """Return the variables by which the framework that the script uses takes part in the job by default."""
-        job, nodes = self.job, len(self.gang.settings)
+        job, nodes = self.job, self._world_size
         if job.uses == CLI and (job.gang or job.checkpoint):
             # It gives its Trainer every argument, PL_TRAINER_NUM_NODES or not, but its parser too has its defaults from
             # the environment, if a variable asks for it. An argument and a configuration file win, as with the others.

@@ -8,11 +8,16 @@ from __future__ import annotations
 import datetime
 import itertools
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import escape, join_names, printable
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import GOING_ON, is_job_id
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import (
+    GOING_ON,
+    SPARE,
+    UNUSED,
+    is_job_id,
+)
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.gang import Gang
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.job_identity import (
     Identity,
@@ -42,8 +47,8 @@ class Part:
 
     Attributes:
         host: inventory name; "" if only rank 0, which did not answer, could say it.
-        state: prepared, running, succeeded, failed, stopped, lost, unknown (its node did not answer, and the head of
-            its gang does not know it), or removed (it did, but the job lies there no more).
+        state: prepared, running, succeeded, failed, stopped, lost, spare, unused, unknown (its node did not answer, and
+            the head of its gang does not know it), or removed (it did, but the job lies there no more).
         record: from the node's reply: started, ended, exit_code, signal, because, error.
         last_line: of its log.
         log_bytes: of its log.
@@ -63,9 +68,10 @@ class JobView:
     Attributes:
         id: the job's.
         spec: as the launch wrote it on each node; empty for a job that was never started.
-        parts: by rank.
+        parts: by rank, spares last; a spare that has taken a node's place is still among these.
         user: who started it; "" if no node can say so.
         notices: what its head has found out of ranks that print nothing, each with its time, the oldest first.
+        roster: as its head says: which of the parts take part, in the order of NODE_RANK; empty if that is not known.
     """
 
     id: str
@@ -73,12 +79,25 @@ class JobView:
     parts: dict[int, Part]
     user: str = ""
     notices: Sequence[str] = ()
+    roster: Sequence[int] = ()
+
+    @property
+    def taking_part(self) -> dict[int, Part]:
+        """The parts that are no spares, by NODE_RANK."""
+        ranks = {self.rank_of(place): part for place, part in self.parts.items()}
+        return {rank: ranks[rank] for rank in sorted(rank for rank in ranks if rank is not None)}
+
+    def rank_of(self, place: int) -> int | None:
+        """Return the NODE_RANK of one of the parts; None for a spare, or one whose place a spare has taken."""
+        if self.roster:
+            return self.roster.index(place) if place in self.roster else None
+        return None if is_spare(self.spec, place) else place
 
     @property
     def state(self) -> str:
         """The job's, from its ranks'."""
         # A rank that was stopped because of another says so: that one's node may be gone.
-        states = {"failed" if part.record.get("because") else part.state for part in self.parts.values()}
+        states = {"failed" if part.record.get("because") else part.state for part in self.taking_part.values()}
         states.discard("removed")
         for state in ("running", "prepared", "failed", "lost", "unknown", "stopped"):
             if state in states:
@@ -100,12 +119,12 @@ class JobView:
 
     @property
     def _noticed(self) -> job_warnings.Parts:
-        return [(part.host, part.record) for part in self.parts.values()]
+        return [(part.host, part.record) for part in self.taking_part.values()]
 
     @property
     def since(self) -> float | None:
         """When it came to this state, seconds since 1970, by its nodes' clocks; None if no rank has started."""
-        records = [part.record for part in self.parts.values()]
+        records = [part.record for part in self.taking_part.values()]
         started = [record["started"] for record in records if record.get("started")]
         ended = [record["ended"] for record in records if record.get("ended")]
         return max(ended) if ended and self.state not in GOING_ON else min(started, default=None)
@@ -145,6 +164,7 @@ def list_jobs(nodes: NodeGroup, only: str | None = None) -> tuple[list[JobView],
     found: dict[str, list[tuple[Part, dict[str, Any]]]] = {}
     users: dict[str, str] = {}
     told: dict[str, list[str]] = {}  # by its head, of all ranks of a job
+    rosters: dict[str, list[int]] = {}
     notices: dict[str, list[str]] = {}
     for host, jobs in answers.items():
         for job in jobs:
@@ -159,11 +179,17 @@ def list_jobs(nodes: NodeGroup, only: str | None = None) -> tuple[list[JobView],
                 goes_on = state["state"] in GOING_ON
                 states = [one["state"] for one in job["gang"]["ranks"]]
                 told[job["id"]] = [one if goes_on or one != "running" else "unknown" for one in states]
+                rosters[job["id"]] = job["gang"]["roster"]
                 notices[job["id"]] = [f"{format_moment(at)} {escape(text)}" for at, text in job["gang"]["notices"]]
             # While a job holds a node, that is written down where the job cannot change it.
             users[job["id"]] = escape(job["user"]) or users.get(job["id"], "") or spec.get("user", "")
     views = [
-        _view(job, users[job], parts, answers.keys(), told.get(job, []) if errors else None, notices.get(job, []))
+        _view(
+            JobView(job, {}, {}, users[job], notices.get(job, []), rosters.get(job, [])),
+            parts,
+            answers.keys(),
+            told.get(job, []) if errors else None,
+        )
         for job, parts in found.items()
     ]
     return sorted(views, key=lambda view: view.id, reverse=True), errors
@@ -172,7 +198,7 @@ def list_jobs(nodes: NodeGroup, only: str | None = None) -> tuple[list[JobView],
 def _readable(reply: Mapping[str, Any]) -> dict[str, Any]:
     """Return a node's reply about a job, ready to be shown, without a start that is no time, and unsound ranks."""
     known: dict[str, Any] = {name: escape(value) if isinstance(value, str) else value for name, value in reply.items()}
-    if "ranks" in known and not _are_sound(known["ranks"], known.get("world_size")):
+    if "ranks" in known and not _are_sound(known["ranks"], _count_nodes(known)):
         del known["ranks"]
     try:
         datetime.datetime.fromisoformat(known.get("start", "")).timestamp()
@@ -181,11 +207,22 @@ def _readable(reply: Mapping[str, Any]) -> dict[str, Any]:
     return known
 
 
-def _are_sound(ranks: Sequence[Mapping[str, Any]], world_size: Any) -> bool:
-    """Whether each rank of the world has a host and an address of its own; the job's user can write anything."""
+def _count_nodes(spec: Mapping[str, Any]) -> int:
+    """Return how many nodes a job has, its spares among them; 0 if its spec.json does not say so."""
+    count: int = spec.get("world_size", 0) + max(0, spec.get("spares", 0))
+    return count
+
+
+def is_spare(spec: Mapping[str, Any], rank: int) -> bool:
+    """Return whether a node was one of a job's spares when it began."""
+    return bool(spec.get("world_size", 0) <= rank < _count_nodes(spec))
+
+
+def _are_sound(ranks: Sequence[Mapping[str, Any]], count: int) -> bool:
+    """Whether each of so many ranks has a host and an address of its own; the job's user can write anything."""
     return (
         sorted(one["rank"] for one in ranks) == list(range(min(len(ranks), MOST_RANKS)))
-        and len(ranks) == world_size
+        and len(ranks) == count
         and all(is_address(one["address"]) for one in ranks)
         and all(len({one[name] for one in ranks}) == len(ranks) for name in ("host", "address"))
     )
@@ -196,26 +233,22 @@ def _has_rank(spec: Mapping[str, Any]) -> bool:
     rank = spec.get("rank")
     if not isinstance(rank, int) or isinstance(rank, bool):
         return not spec
-    return bool(0 <= rank < spec.get("world_size", 0))
+    return 0 <= rank < _count_nodes(spec)
 
 
 def _view(
-    job: str,
-    user: str,
+    known: JobView,
     found: Sequence[tuple[Part, dict[str, Any]]],
     answered: Collection[str],
     told: list[str] | None,
-    notices: Sequence[str],
 ) -> JobView:
     """Put a job together from its nodes' replies.
 
     Args:
-        job: id.
-        user: who started it.
+        known: the job, without its spec and parts.
         found: the ranks of the nodes that replied, each with its spec.
         answered: the nodes that replied, whether they have the job or not.
         told: what the gang's head says of all ranks; None if every node replied.
-        notices: what it has found out.
     """
     specs = [spec for _part, spec in found if spec]
     spec = next((spec for spec in specs if "ranks" in spec), specs[0] if specs else {})
@@ -232,10 +265,14 @@ def _view(
     for host, rank in ranks.items():
         state = "removed" if host in answered else told[rank] if told and rank < len(told) else "unknown"
         parts.setdefault(rank, Part(escape(host), state))
-    if specs and "ranks" not in spec and len(parts) < min(spec["world_size"], MOST_RANKS):
-        for rank in range(spec["world_size"]):
+    if specs and "ranks" not in spec and len(parts) < min(_count_nodes(spec), MOST_RANKS):
+        for rank in range(_count_nodes(spec)):
             parts.setdefault(rank, Part("", "removed" if told is None else "unknown"))
-    return JobView(job, spec, dict(sorted(parts.items())), user, notices)
+    view = replace(known, spec=spec, parts=dict(sorted(parts.items())))
+    for rank, part in parts.items() if view.roster else ():
+        if rank not in view.roster and part.state != "removed":
+            part.state = SPARE if view.state in GOING_ON else UNUSED
+    return view
 
 
 def choose_job(
@@ -301,7 +338,7 @@ def gang_of(view: JobView, cluster: NodeGroup) -> tuple[Gang, list[str]]:
             if part.state != "removed":
                 foreign.append(part.host or f"the host of rank {rank}")
         elif part.state != "removed":
-            nodes.append(Node(rank, known[part.host], addresses.get(rank, ""), ""))
+            nodes.append(Node(rank, known[part.host], addresses.get(rank, ""), "", is_spare(view.spec, rank)))
     notes = []
     if foreign:
         verb = "is" if len(foreign) == 1 else "are"

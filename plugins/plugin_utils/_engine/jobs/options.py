@@ -56,6 +56,7 @@ RUN_OPTIONS: Spec = {
     "companion": {"type": "bool", "default": True},
     "retries": {"type": "int"},
     "return_seconds": {"type": "int", "default": 300},
+    "spares": {"type": "int", "default": 0},
     "retry_on": {"type": "str", "choices": [FAULT, ANY], "default": FAULT},
     "rerun": {"type": "str", "default": ""},
     "detach": {"type": "bool", "default": False},
@@ -127,6 +128,7 @@ class RunOptions:
         retries: how many attempts may follow the first; None for job.RETRIES, where that is possible.
         retry_on: after what, job.FAULT or job.ANY.
         return_seconds: how long another attempt waits for a node that is lost to be there again.
+        spares: how many of the nodes wait until one of the others is lost: the last ones.
         rerun: id of a job to be run again with the same code.
         detach: return after the start.
         wait: how many seconds to wait for nodes that run another job.
@@ -153,6 +155,7 @@ class RunOptions:
     retries: int | None
     retry_on: str
     return_seconds: int
+    spares: int
     rerun: str
     detach: bool
     wait: int
@@ -170,7 +173,7 @@ class RunOptions:
         """
         others = {*FOLLOW_OPTIONS, *prepared_nodes.DEFAULTS}
         given = {name: arguments[name] for name in RUN_OPTIONS if name not in others}
-        for name in ("wait", "retries"):
+        for name in ("wait", "retries", "spares"):
             _require_at_least(name, given[name] or 0, 0)
         for name in ("stall_timeout_seconds", "rendezvous_timeout_seconds", "return_seconds"):
             _require_at_least(f"job_{name}", given[name], 0)

@@ -181,6 +181,8 @@ def make_job(
     why_none = why_no_retries(options, found.kind, gang, fit_goes_on, [*args, *env, *(inherited or {})])
     if options.retries and why_none:
         raise JobError(f"retries is {options.retries}, but {why_none}; leave retries out")
+    if options.spares and (why_none or options.retries == 0):
+        raise JobError(f"spares is {options.spares}, but {why_none or 'retries is 0'}; leave spares out")
     now = datetime.datetime.now(datetime.timezone.utc)
     return Job(
         identity=Identity(
@@ -204,6 +206,7 @@ def make_job(
         retries=0 if why_none else RETRIES if options.retries is None else options.retries,
         retry_on=options.retry_on,
         return_seconds=options.return_seconds,
+        spares=options.spares,
         gang=gang,
         uses=found.kind,
         reason=reason,
@@ -249,6 +252,7 @@ def describe_job(job: Job, options: RunOptions) -> dict[str, Any]:
         "fit_goes_on": job.fit_goes_on,
         "retries": job.retries,
         "retry_on": job.retry_on,
+        "spares": job.spares,
         "project_dir": str(job.project) if job.project else None,
         "include": list(job.bundle.include),
         "project_files": "all" if job.bundle.everything else "git",

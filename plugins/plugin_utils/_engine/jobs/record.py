@@ -109,8 +109,8 @@ class Record:
 
 def merge_ranks(record: Record, ranks: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Return what is known of these ranks, and what the record says of those whose nodes have the job no more."""
-    known = {rank["rank"]: rank for rank in [*record.data.get("ranks", []), *ranks]}
-    return [known[rank] for rank in sorted(known)]
+    known = {rank["host"]: rank for rank in [*record.data.get("ranks", []), *ranks]}
+    return sorted(known.values(), key=lambda rank: (rank["rank"] is None, rank["rank"] or 0))
 
 
 def command_result(record: Record) -> dict[str, Any]:

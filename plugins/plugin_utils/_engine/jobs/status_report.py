@@ -32,14 +32,14 @@ def as_data(views: Sequence[JobView], errors: Mapping[str, NodeError]) -> dict[s
                 "started": view.spec.get("start"),
                 "state": view.state,
                 "since": view.since,
-                "nodes": len(view.parts),
-                "world_size": job_warnings.world_size(len(view.parts), view.spec.get("gang", True), view.met),
+                "nodes": len(view.taking_part),
+                "world_size": job_warnings.world_size(len(view.taking_part), view.spec.get("gang", True), view.met),
                 "met": view.met,
                 "warning": view.warning or None,
                 "notices": list(view.notices),
                 "ranks": [
                     {
-                        "rank": rank,
+                        "rank": view.rank_of(place),
                         "host": part.host,
                         "state": part.state,
                         "exit_code": part.record.get("exit_code"),
@@ -48,7 +48,7 @@ def as_data(views: Sequence[JobView], errors: Mapping[str, NodeError]) -> dict[s
                         "log_bytes": part.log_bytes,
                         "last_line": part.last_line,
                     }
-                    for rank, part in view.parts.items()
+                    for place, part in view.parts.items()
                 ],
             }
             for view in views

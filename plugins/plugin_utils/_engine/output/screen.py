@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ansible.utils.color import stringc
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import format_bytes
@@ -38,7 +39,7 @@ class ShownLog:
     """One rank's log on its way to the terminal.
 
     Attributes:
-        rank: whose log it is.
+        rank: whose log it is; None for a spare's.
         host: where it runs.
         log: the file.
         position: up to which byte it has been read.
@@ -47,7 +48,7 @@ class ShownLog:
         reader: cuts what is read into lines.
     """
 
-    rank: int
+    rank: int | None
     host: str
     log: RankLog
     position: int
@@ -69,7 +70,7 @@ class ShownLog:
     def gap(self, count: int) -> str:
         """Return the line for so many bytes that are not shown."""
         return (
-            f"… {format_bytes(count)} of rank {self.rank} are not shown here, because the terminal is too slow; they "
+            f"… {format_bytes(count)} of {f'spare {self.host}' if self.rank is None else f'rank {self.rank}'} are not shown here, because the terminal is too slow; they "
             f"are in {self.log.path}"
         )
 
@@ -104,8 +105,10 @@ class Screen:
         self._news = threading.Condition()
         number_width = len(str(world_size - 1))
         name_width = max((len(one.host) for one in self._logs), default=0)
-        for one in self._logs:
-            name = stringc(f"[{one.rank:>{number_width}} {one.host}]", _COLORS[one.rank % len(_COLORS)])
+        for number, one in enumerate(self._logs):
+            label = "-" if one.rank is None else one.rank
+            color = _COLORS[(number if one.rank is None else one.rank) % len(_COLORS)]
+            name = stringc(f"[{label:>{number_width}} {one.host}]", color)
             one.prefix = name + " " * (name_width - len(one.host) + 1)
         self._thread = threading.Thread(target=self._print_all, name="screen", daemon=True)
         self._thread.start()
@@ -162,7 +165,7 @@ class Screen:
                     self._news.wait(self._seconds_until_due())
                 lines, self._lines = self._lines, []
                 ends = self._closing
-            self._print_logs({one.rank: one.log.size for one in self._logs})
+            self._print_logs({one.log.path: one.log.size for one in self._logs})
             self._put(lines)
             with self._news:
                 if not ends or self._lines:
@@ -180,7 +183,7 @@ class Screen:
         due = min((one.reader.due for one in self._logs if one.reader.due is not None), default=None)
         return None if due is None else max(0.0, due - time.monotonic())
 
-    def _print_logs(self, sizes: dict[int, int]) -> None:
+    def _print_logs(self, sizes: dict[Path, int]) -> None:
         """Print each log up to its size, a piece of each by turns."""
         left = self._logs
         while left and not self._given_up:
@@ -195,12 +198,12 @@ class Screen:
                     break
             with self._news:
                 self._news.notify_all()
-            left = [one for one in left if one.position < sizes[one.rank]]
+            left = [one for one in left if one.position < sizes[one.log.path]]
         if self._given_up:
             for one in self._logs:
-                if one.position < sizes[one.rank]:
-                    self._put([one.gap(sizes[one.rank] - one.position)])
-                    one.position = sizes[one.rank]
+                if one.position < sizes[one.log.path]:
+                    self._put([one.gap(sizes[one.log.path] - one.position)])
+                    one.position = sizes[one.log.path]
 
     def _put(self, lines: list[str]) -> None:
         if lines and not self._is_gone:

@@ -29,6 +29,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contrac
     SPEC,
     STATE,
     is_count,
+    is_roster,
     is_encodable,
     is_flag,
     is_notice,
@@ -164,7 +165,15 @@ def fields(required: Mapping[str, Check], optional: Mapping[str, Check] | None =
 
 _STATE = {"state": STATE["state"]}
 _GANG_RANK = fields({"state": GANG_RANK["state"]}, {name: GANG_RANK[name] for name in GANG_RANK if name != "state"})
-_GANG = {"ranks": many(_GANG_RANK), "attempt": is_size, "ending": is_flag, "notices": many(is_notice)}
+_GANG = {"ranks": many(_GANG_RANK), "roster": many(is_size), "attempt": is_size}
+_GANG |= {"ending": is_flag, "notices": many(is_notice)}
+
+
+def is_gang(value: object) -> bool:
+    """Return whether it is what the head of a job's gang says."""
+    return isinstance(value, dict) and fields(_GANG)(value) and is_roster(value["roster"], len(value["ranks"]))
+
+
 _MORE_OF_STATE = {name: check for name, check in STATE.items() if name != "state"}
 _OWNER = {name: is_text for name in ("id", "user", "start")}
 _HOLDER = {**_OWNER, "pid": is_text, "process_start": is_text}
@@ -254,7 +263,7 @@ REPLIES: Mapping[str, tuple[Mapping[str, Check], Mapping[str, Check]]] = {
         {
             **_MORE_OF_STATE,
             "trouble": is_sentence,
-            "gang": fields(_GANG),
+            "gang": is_gang,
             "gang_changed": is_size,
             "has_stacks": is_flag,
         },
@@ -285,7 +294,7 @@ REPLIES: Mapping[str, tuple[Mapping[str, Check], Mapping[str, Check]]] = {
                         "last_line": is_text,
                         "user": is_text,
                     },
-                    {"gang": fields(_GANG)},
+                    {"gang": is_gang},
                 )
             )
         },
