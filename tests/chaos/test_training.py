@@ -1,6 +1,6 @@
 # Copyright (c) The Thunderhead developers
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What needs torch: launchers, resuming, and a rendezvous that never completes. Two nodes are enough."""
+"""What needs torch: launchers, resuming, and a rendezvous that never completes. Two nodes and a spare are enough."""
 
 import json
 import random
@@ -17,13 +17,14 @@ from playbook import Playbook
 pytestmark = pytest.mark.torch
 
 TWO = ["--limit", "node0,node1"]
+THREE = ["--limit", "node0,node1,node2"]
 FIELD = Path(__file__).resolve().parents[1] / "field"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _torch(machines: Cluster) -> None:
-    """Two nodes with the project's own requirements."""
-    setup = machines.playbook("setup.yml", *TWO)
+    """Two nodes and a spare with the project's own requirements."""
+    setup = machines.playbook("setup.yml", *THREE)
     assert setup.wait(300) == 0, setup.text
 
 
@@ -135,6 +136,35 @@ def test_a_training_waits_for_a_node(
     timeline.note(
         f"a node of a training {how}, and is there again",
         "the job waits for it, and goes on by itself to the bit-identical loss",
+        line.at - at,
+        run.ended_at - at,
+    )
+
+
+@pytest.mark.parametrize("how", ["loses power", "freezes"])
+def test_a_spare_takes_the_place_of_a_node(
+    cluster: Cluster, timeline: Timeline, undisturbed: dict[str, object], how: str
+) -> None:
+    run, lost = cluster.run("trains.py", "-e", "spares=1", *THREE), cluster.nodes[1]
+    run.await_line(r"^\[0 node0\] +epoch 3$", 90)
+    at = time.monotonic()
+    if how == "freezes":
+        lost.freeze()
+    else:
+        lost.power_off()
+    begins = r"attempt 2 begins with spare node2 in the place of rank 1 \(node1\)"
+    run.await_line(begins, 90)
+    if how == "freezes":  # it waits as a spare then
+        lost.thaw()
+    assert result(run) == undisturbed
+    record = cluster.record(run.job)
+    assert (record["state"], record["attempts"], record["nodes"]) == ("succeeded", 2, 2)
+    assert [(one["rank"], one["host"]) for one in record["ranks"]] == [(0, "node0"), (1, "node2"), (None, "node1")]
+    line = run.first(begins, since=at)
+    assert line
+    timeline.note(
+        f"a node of a training with a spare {how}",
+        "the spare takes its rank, and the training goes on by itself to the bit-identical loss",
         line.at - at,
         run.ended_at - at,
     )

@@ -35,7 +35,11 @@ def ends() -> Iterator[tuple[InspectorConnection, socket.socket]]:
 def test_a_task_and_its_result(ends: tuple[InspectorConnection, socket.socket]) -> None:
     ours, theirs = ends
     ours.ask(task(7), MEMBERS, [0, 1])
-    assert json.loads(theirs.recv(4096)) == {**task(7), "members": [["node0", "198.18.0.1", 40000]]}
+    assert json.loads(theirs.recv(4096)) == {
+        **task(7),
+        "members": [["node0", "198.18.0.1", 40000]],
+        "roster": [0, 1],
+    }
     line = json.dumps(FOUND).encode() + b"\n"
     theirs.sendall(line[:9])
     assert ours.results() == []
@@ -78,7 +82,7 @@ def test_an_inspector_that_ends_after_its_result(ends: tuple[InspectorConnection
 def test_a_task_that_the_connection_takes_in_pieces(ends: tuple[InspectorConnection, socket.socket]) -> None:
     ours, theirs = ends
     members = [Member(f"node{number}", "198.18.0.1", 40000) for number in range(50_000)]
-    ours.ask(task(7), members)
+    ours.ask(task(7), members, [0])
     assert ours.has_unsent
     read = b""
     while not read.endswith(b"\n"):

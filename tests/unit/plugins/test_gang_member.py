@@ -5,6 +5,7 @@
 from typing import Any
 
 import pytest
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import REFUSED
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.gang_member import GangMember
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.job_plan import Member
 
@@ -149,6 +150,7 @@ def test_who_connects_when_the_next_attempt_has_to_end_already_has_no_part_in_it
     other.script_ended("failed", "rank 1 (n1) was killed by SIGKILL", 1.0)
     one.received(1, report(state="failed", fault=True), 2.0)
     one.tick(2.5)
+    other.tick(2.5)
     assert (one.attempt, one.checkpoint, one.has_ended) == (2, "a.ckpt", False)
     one.disconnected(1, 2.5)
     one.script_ended("failed", "rank 0 (n0) did not start", 2.6)
@@ -162,3 +164,98 @@ def test_who_connects_when_the_next_attempt_has_to_end_already_has_no_part_in_it
         one.received(1, message, 3.0)
     one.tick(3.1)
     assert one.over
+
+
+# --------------------------------------------------------------------------------------------------------------- spares
+
+
+def head_with_spares(spares: int, **options: Any) -> GangMember:
+    """Return the head of two and some spares, whose other rank has just lost its supervisor and is no more."""
+    members = [Member(f"n{rank}", f"198.18.0.{rank}", 40000) for rank in range(2 + spares)]
+    one = GangMember(0, len(members), TIMEOUT, 0.0, retries=3, spares=spares, grace_seconds=GRACE, **options)
+    one.start(members, 0.0)
+    for rank in range(1, len(members)):
+        one.connected(rank, 0.0)
+        one.received(rank, report(state="running" if rank == 1 else "spare"), 0.0)
+    return one
+
+
+def lose(one: GangMember, rank: int, now: float) -> None:
+    one.received(rank, report(state="running" if rank in one.roster else "spare"), now)
+    one.disconnected(rank, now)
+    one.not_reached(rank, REFUSED, now)
+
+
+def pass_time(one: GangMember, now: float, until: float, alive: list[int]) -> None:
+    """Tick until then; these others are there, and report of the attempt that they have been led to."""
+    while now < until:
+        now += 0.5
+        for rank in alive:
+            state = "running" if rank in one.roster else "spare"
+            one.received(rank, report(state=state, attempt=one.attempt), now)
+        if one.verdict is not None and not one.has_ended:
+            one.script_ended("stopped", "", now)
+        one.tick(now)
+        for task in one.tasks:
+            one.task_done({**task, "result": {"found": ["a.ckpt", 5], "refusal": ""}})
+        one.tasks = []
+
+
+def test_of_two_spares_the_one_that_is_there_takes_the_place() -> None:
+    one = head_with_spares(2)
+    lose(one, 2, 1.0)
+    lose(one, 1, 1.0)
+    pass_time(one, 1.0, 12.0, [3])
+    assert (one.attempt, one.roster, one.over) == (2, [0, 3], False)
+    assert notices(one)[-1] == "attempt 2 begins with spare n3 in the place of rank 1 (n1)"
+    assert [node.name for node in one._nodes] == ["rank 0 (n0)", "spare n1", "spare n2", "rank 1 (n3)"]
+
+
+def test_a_job_whose_spare_is_lost_too_is_given_up() -> None:
+    one = head_with_spares(1)
+    lose(one, 2, 1.0)
+    lose(one, 1, 1.0)
+    pass_time(one, 1.0, 12.0, [])
+    assert one.over and "the job is not tried again: rank 1 (n1) lost its supervisor process" in notices(one)[-1]
+
+
+def test_a_node_that_is_silent_is_replaced_only_when_no_rank_can_be_running_there() -> None:
+    one = head_with_spares(1, return_seconds=300)
+    pass_time(one, 0.0, 2 * TIMEOUT + GRACE, [2])
+    assert (one.attempt, one.verdict) == (1, "the node of rank 1 (n1) sent no heartbeat for 6 s")
+    pass_time(one, 2 * TIMEOUT + GRACE, 2 * TIMEOUT + GRACE + 10, [2])
+    assert (one.attempt, one.roster) == (2, [0, 2])
+
+
+def test_what_a_spare_that_was_away_believes_ends_nothing() -> None:
+    one = head_with_spares(1)
+    one.received(2, report(state="spare", verdict="the node of rank 0 (n0), the head, sent no heartbeat for 6 s"), 1.0)
+    assert one.verdict is None
+    one.received(2, report(state="spare", verdict=""), 1.0)
+    assert one.verdict == "", "but a request to stop does"
+
+
+def test_a_rank_that_fails_of_a_loss_before_that_is_noticed_is_no_reason_to_give_up() -> None:
+    """As gloo does, where the connections of a process that is gone are reset."""
+    one = head_with_spares(1)
+    lose(one, 1, 1.0)
+    one.script_ended("failed", "rank 0 (n0) exited with code 1", 1.5)
+    pass_time(one, 1.5, 12.0, [2])
+    assert (one.attempt, one.roster) == (2, [0, 2])
+    assert notices(one)[0].startswith("attempt 1 ended: rank 1 (n1) lost its supervisor process; attempt 2 goes on")
+
+
+def test_a_spare_waits_for_a_head_that_is_away_and_stands_for_no_election() -> None:
+    one = GangMember(2, 3, TIMEOUT, 0.0, retries=3, return_seconds=60, spares=1)
+    one.start([*MEMBERS, Member("n2", "198.18.0.2", 40000)], 0.0)
+    one.script_ended("spare", "", 0.0)
+    one.connected(0, 0.0)
+    one.received(0, {"kind": "alive", "term": 1, "states": {}}, 0.5)
+    one.disconnected(0, 1.0)
+    now = 1.0
+    while not one.over:
+        now += 0.5
+        assert now < TIMEOUT + 60 + 5
+        one.tick(now)
+        assert one.role == "member"
+    assert now > TIMEOUT + 60

@@ -61,6 +61,38 @@ def test_the_state_of_a_job(states: list[str], expected: str) -> None:
     assert view(*states).state == expected
 
 
+@pytest.mark.parametrize(
+    ("states", "roster", "expected"),
+    [
+        (["running", "running", "spare"], [], "running"),
+        (["succeeded", "succeeded", "unused"], [0, 1], "succeeded"),
+        (["succeeded", "lost", "succeeded"], [0, 2], "succeeded"),
+        (["succeeded", "succeeded", "failed"], [0, 2], "failed"),
+    ],
+)
+def test_the_state_of_a_job_with_a_spare(states: list[str], roster: list[int], expected: str) -> None:
+    parts = {place: Part(f"node{place}", state) for place, state in enumerate(states)}
+    job = JobView(JOB, {"world_size": 2, "spares": 1}, parts, roster=roster)
+    taking_part = [part.host for part in job.taking_part.values()]
+    assert (job.state, taking_part) == (expected, [f"node{place}" for place in roster or [0, 1]])
+    (one,) = status_report.as_data([job], {})["jobs"]
+    ranks = [roster.index(place) if place in roster else None for place in range(3)] if roster else [0, 1, None]
+    assert (one["nodes"], [rank["rank"] for rank in one["ranks"]]) == (2, ranks)
+
+
+def test_a_look_at_a_job_whose_spare_has_taken_a_place(three: list[LocalNode]) -> None:
+    """What the node that is left out says of its part does not count."""
+    about = {**spec(JOB, hosts=("node0", "node1", "node2")), "world_size": 2, "spares": 1}
+    for rank, (node, state) in enumerate(zip(three, ("succeeded", "stopped", "succeeded"), strict=True)):
+        leave(node, JOB, spec={**about, "rank": rank}, state=state)
+    ranks = [{"state": state} for state in ("succeeded", "spare", "succeeded")]
+    gang = {"ranks": ranks, "roster": [0, 2], "attempt": 2, "ending": False, "notices": []}
+    (three[0].job_dir(JOB) / "gang.json").write_text(json.dumps(gang))
+    (one,), _errors = looked(three)
+    assert (one.state, one.ranks) == ("succeeded", "2 succeeded, 1 unused")
+    assert [one.rank_of(place) for place in range(3)] == [0, None, 1]
+
+
 def test_a_rank_that_was_stopped_because_of_another_says_that_the_job_failed() -> None:
     assert view("stopped", "unknown", because={0: "the node of rank 1 sent no heartbeat"}).state == "failed"
 

@@ -233,7 +233,13 @@ def test_a_gang_s_state_that_is_believed_can_be_passed_on() -> None:
     rank = st.fixed_dictionaries({"state": st.sampled_from(["running", "failed", "unknown"]), "met": flag})
     notice = st.tuples(st.floats(0, 2e9), st.text(min_size=1, max_size=8).map("a{}".format))
     roster = st.lists(st.integers(0, 3), max_size=3)
-    state = {"ranks": st.lists(rank), "roster": roster, "ending": st.booleans(), "notices": st.lists(notice), "unreached": st.none()}
+    state = {
+        "ranks": st.lists(rank),
+        "roster": roster,
+        "ending": st.booleans(),
+        "notices": st.lists(notice),
+        "unreached": st.none(),
+    }
     take_some(spoiled(st.fixed_dictionaries(state)), takes)
 
 

@@ -127,6 +127,7 @@ def test_devices_that_are_none(devices: str, launcher: str, message: str) -> Non
         ({"rendezvous_timeout_seconds": -1}, "job_rendezvous_timeout_seconds is -1; set it to 0 or more"),
         ({"wait": -5}, "wait is -5; set it to 0 or more"),
         ({"retries": -1}, "retries is -1; set it to 0 or more"),
+        ({"spares": -1}, "spares is -1; set it to 0 or more"),
         ({"return_seconds": -1}, "job_return_seconds is -1; set it to 0 or more"),
         ({"keep": -1}, "keep is -1; set it to 0 or more"),
         *(
@@ -223,6 +224,16 @@ def test_what_is_started_again_by_itself(
     with pytest.raises(JobError) as caught:
         make_job(run_options(tmp_path, script, **options, retries=7), {}, "")
     assert str(caught.value) == f"retries is 7, but {why}; leave retries out"
+    with pytest.raises(JobError) as caught:
+        make_job(run_options(tmp_path, script, **options, spares=1), {}, "")
+    assert str(caught.value) == f"spares is 1, but {why}; leave spares out"
+
+
+def test_spares_are_for_jobs_that_may_be_started_again(tmp_path: Path) -> None:
+    assert make_job(run_options(tmp_path, TRAINS, gang=True, spares=2), {}, "").spares == 2
+    with pytest.raises(JobError) as caught:
+        make_job(run_options(tmp_path, TRAINS, gang=True, spares=2, retries=0), {}, "")
+    assert str(caught.value) == "spares is 2, but retries is 0; leave spares out"
 
 
 @pytest.mark.parametrize(("given", "retries"), [({}, 3), ({"companion": False}, 0)])

@@ -87,3 +87,13 @@ def test_no_host() -> None:
 def test_settings_are_not_changed_by_accident() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         settings("a").master_port = 1  # type: ignore[misc]
+
+
+def test_spares_come_last_and_take_the_ranks_of_others() -> None:
+    topology = rank_nodes([settings(host) for host in "abcd"], located(*"abcd"), spares=1)
+    assert [node.name for node in topology.nodes] == ["rank 0 (a)", "rank 1 (b)", "rank 2 (c)", "spare d"]
+    assert (topology.world_size, topology.nodes[-1].file_stem) == (3, "spare-d")
+    assert topology.of_attempt([]) is topology
+    later = topology.of_attempt([0, 3, 2])
+    assert [node.name for node in later.nodes] == ["rank 0 (a)", "rank 1 (d)", "rank 2 (c)", "spare b"]
+    assert [one["rank"] for one in later.ranks] == [0, 1, 2, None]

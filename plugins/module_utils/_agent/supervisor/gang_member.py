@@ -694,7 +694,8 @@ class GangMember:
             return False
         other = self._nodes[rank]
         notices = self._heartbeat_seconds + self._timeout + min(rank, MOST_TURNS) * TURN_SECONDS + ELECTION_SECONDS
-        has_had_time = now - (other.heard or now) > notices + self._grace + LEFTOVER_SECONDS
+        silent = 0.0 if other.heard is None else now - other.heard
+        has_had_time = silent > notices + self._grace + LEFTOVER_SECONDS
         return other.state != RUNNING or self._is_refused(rank, now) or has_had_time
 
     @property
