@@ -171,21 +171,29 @@ def test_a_spare_takes_the_place_of_a_node(
 
 
 @pytest.mark.rounds
+@pytest.mark.parametrize("loses", ["a rank", "a node"])
 @pytest.mark.parametrize("saves", ["each epoch", "in the middle of epochs"])
 def test_a_training_that_is_killed_at_a_random_moment_ends_the_same(
-    request: pytest.FixtureRequest, cluster: Cluster, timeline: Timeline, saves: str
+    request: pytest.FixtureRequest, cluster: Cluster, timeline: Timeline, saves: str, loses: str
 ) -> None:
-    """As many times as --rounds says: another rank at another moment, in the first half (a kill takes a second)."""
+    """As many times as --rounds says: another rank at another moment, in the first half (a kill takes a second).
+
+    A node is lost with all of the job there, its supervisor too, and a spare takes its place.
+    """
     every = [] if saves == "each epoch" else ["-e", "script_args=3"]
     undisturbed = result(cluster.run("trains.py", *every, *TWO))
+    nodes = TWO if loses == "a rank" else ["-e", "spares=1", *THREE]
     moments, repeated, restarted = random.Random(saves), [], 0
     rounds = request.config.getoption("--rounds")
     for _round in range(rounds):
         rank, step = moments.randrange(2), moments.randrange(20)
-        run = cluster.run("trains.py", *every, *TWO)
+        run = cluster.run("trains.py", *every, *nodes)
         run.await_line(rf"^\[0 node0\] +step {step}$", 90)
         time.sleep(moments.uniform(0, 0.1))
-        cluster.nodes[rank].kill_processes(run.job, "trains.py")
+        if loses == "a rank":
+            cluster.nodes[rank].kill_processes(run.job, "trains.py")
+        else:
+            cluster.nodes[1].kill_unit(run.job)
         if run.wait() != 0:  # before the first checkpoint, it is not started again
             assert "there is no whole checkpoint" in run.text or "the head has no whole checkpoint" in run.text
             assert step < (3 if every else 4)
@@ -198,7 +206,7 @@ def test_a_training_that_is_killed_at_a_random_moment_ends_the_same(
         steps = [int(line.split()[1]) for line in run.printed(0) if re.fullmatch(r"step \d+", line)]
         repeated.append(len(steps) - len(set(steps)))
     timeline.note(
-        f"a rank of a training that saves {saves} is killed at a random moment, {rounds} times",
+        f"a training that saves {saves} loses {loses} at a random moment, {rounds} times",
         f"{len(repeated)} times it goes on by itself to the bit-identical weights, and repeats "
         f"{sum(repeated) / max(1, len(repeated)):.1f} of 40 steps, at most {max(repeated, default=0)}; "
         f"{restarted} times there was no checkpoint yet, and the job ended",

@@ -79,6 +79,21 @@ def test_bad_input_reaches_no_node(tmp_path: Path, changes: dict[str, Any], mess
     assert not (tmp_path / "runs").exists()
 
 
+def test_two_nodes_at_least_train_beside_spares(tmp_path: Path) -> None:
+    settings = [NodeSettings(host, f"127.0.0.{n}", "/nowhere", 29500, "", {}) for n, host in enumerate("abc", 1)]
+    options = run_options(tmp_path, "import pytorch_lightning as pl\npl.Trainer().fit(0)\n", gang=True, spares=2)
+
+    def open_channel(host: str) -> Any:
+        raise AssertionError("no node is to be reached")
+
+    with pytest.raises(JobError) as caught:
+        runner.plan(options, CommandContext(print, Undisturbed(), NodeGroup(settings, open_channel), list("abc")))
+    assert str(caught.value) == (
+        "spares is 2 of 3 nodes, but 2 at least have to train: a spare takes the place of any but the first; set a "
+        "lower -e spares, or add machines to the inventory"
+    )
+
+
 # ----------------------------------------------------------------------------------------------------------- whole jobs
 
 
