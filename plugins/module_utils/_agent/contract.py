@@ -180,6 +180,14 @@ STATE: dict[str, Callable[[object], bool]] = {
 }
 """The fields of state.json."""
 
+ENDED_ATTEMPT: dict[str, Callable[[object], bool]] = {
+    "attempt": is_count,
+    "roster": lambda value: isinstance(value, list) and all(map(is_count, value)),
+    **dict.fromkeys(("cause", "checkpoint"), is_text),
+    **dict.fromkeys(("seconds", "repeated_seconds", "down_seconds"), is_number),
+}
+"""What the gang's head says of an attempt that another has followed."""
+
 GANG_RANK: dict[str, Callable[[object], bool]] = {
     "state": lambda value: value in ("unknown", "running", SPARE, "succeeded", "failed", "stopped"),
     "met": is_flag_or_none,

@@ -701,7 +701,10 @@ class World:
         if task["task"] == inspector_tasks.FIND:
             if self.attempts.random() < self.saves:
                 self.step += self.attempts.randint(1, 9)
-            result: dict[str, Any] = {"found": [f"{self.step}.ckpt", self.step] if self.step else None, "refusal": ""}
+            result: dict[str, Any] = {
+                "found": [f"{self.step}.ckpt", self.step, 1.0] if self.step else None,
+                "refusal": "",
+            }
         elif task["task"] == inspector_tasks.LOOK:
             if self.kind == "pauses" and machine.rank == self.last:
                 self.quiet_to = min(self.quiet_to, self.now + self.random.uniform(0, task["seconds"] - 3 * TICK))

@@ -31,6 +31,10 @@ SPEC = {
         {"rank": 1, "host": "node1", "address": "127.0.0.2"},
     ],
 }
+ENDED_ATTEMPT = {
+    **{"attempt": 1, "roster": [0, 1], "cause": "rank 1 was killed", "checkpoint": "a.ckpt"},
+    **{"seconds": 9.0, "repeated_seconds": 2.0, "down_seconds": 1.5},
+}
 ENDED = {
     **{"state": "failed", "pid": 7, "oom": 1, "exit_code": 1, "signal": None, "started": 1.0, "ended": 3.5},
     **{"stopping": 2.5, "because": "rank 1 (node1) exited with code 1", "error": ""},
@@ -62,6 +66,7 @@ def honest(request: Mapping[str, Any], rank: int = 0) -> Answer:
             "ranks": ranks,
             "roster": [0, 1],
             "attempt": 2,
+            "ended_attempts": [ENDED_ATTEMPT],
             "ending": True,
             "notices": [[1.8e9, "nothing was printed for 60 s: rank 0 waits"]],
         }

@@ -109,6 +109,13 @@ def test_a_rank_that_is_killed_is_started_again_with_all_others(three: list[Loca
         assert (state["exit_code"], state["signal"], "because" in state, "stopping" in state) == (0, None, False, False)
     gang = json.loads((three[0].job_dir() / "gang.json").read_text())
     assert (gang["attempt"], gang["ending"]) == (2, False)
+    (ended_attempt,) = gang["ended_attempts"]
+    trained, repeated, down = (ended_attempt.pop(f"{name}seconds") for name in ("", "repeated_", "down_"))
+    assert ended_attempt == {
+        **{"attempt": 1, "roster": [0, 1, 2], "checkpoint": "last.ckpt"},
+        "cause": "rank 1 (node1) was killed by SIGKILL",
+    }
+    assert trained > repeated > 0.4 and down > 0, "it was killed half a second after it had saved"
     assert "\nJOB_ATTEMPT=2\n" in (three[1].job_dir() / "node.env").read_text()
 
 

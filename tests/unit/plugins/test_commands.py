@@ -219,6 +219,7 @@ def test_success(nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.Mon
         "retries": 0,
         "retry_on": "fault",
         "spares": 0,
+        "ended_attempts": [],
         "resumed": None,
         "rerun": None,
         "node_timeout_seconds": 5,

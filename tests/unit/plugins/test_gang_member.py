@@ -88,7 +88,7 @@ def test_a_node_that_is_back_after_long_has_time_to_end() -> None:
             one.script_ended("stopped", "", now)
         one.tick(now)
         for task in one.tasks:
-            one.task_done({**task, "result": {"found": ["a.ckpt", 5], "refusal": ""}})
+            one.task_done({**task, "result": {"found": ["a.ckpt", 5, 1.0], "refusal": ""}})
         one.tasks = []
     assert one.verdict == "the node of rank 1 (n1) sent no heartbeat for 6 s" and not one.over
     one.connected(1, now)
@@ -143,7 +143,7 @@ def test_an_inspector_that_is_busy_is_asked_again_and_one_that_has_ended_is_not(
 def test_who_connects_when_the_next_attempt_has_to_end_already_has_no_part_in_it() -> None:
     """Else the head would wait for it for ever."""
     one = killed()
-    finding(one, 1.0, found=["a.ckpt", 5], refusal="")
+    finding(one, 1.0, found=["a.ckpt", 5, 1.0], refusal="")
     other = GangMember(1, 2, TIMEOUT, 0.0, retries=3)
     other.start(MEMBERS, 0.0)
     other.connected(0, 0.0)
@@ -197,7 +197,7 @@ def pass_time(one: GangMember, now: float, until: float, alive: list[int]) -> No
             one.script_ended("stopped", "", now)
         one.tick(now)
         for task in one.tasks:
-            one.task_done({**task, "result": {"found": ["a.ckpt", 5], "refusal": ""}})
+            one.task_done({**task, "result": {"found": ["a.ckpt", 5, 1.0], "refusal": ""}})
         one.tasks = []
 
 

@@ -75,8 +75,8 @@ def find_checkpoints(work: str) -> tuple[list[Found], list[tuple[str, str]]]:
     return found, refused
 
 
-def find_newest_whole(paths: Iterable[str]) -> tuple[str, int] | None:
-    """Return the checkpoint with the highest step of which all parts are as they were written, and the step.
+def find_newest_whole(paths: Iterable[str]) -> tuple[str, int, float] | None:
+    """Return the checkpoint with the highest step of which all parts are as they were written, its step, and mtime.
 
     Of equal steps ``last.ckpt`` is taken, then the latest. None if none of these paths is one.
     """
@@ -86,8 +86,8 @@ def find_newest_whole(paths: Iterable[str]) -> tuple[str, int] | None:
             if is_encodable(path):
                 step, mtime = find_step(open_archive(file)), os.fstat(file.fileno()).st_mtime
                 found.append((step, path.endswith("/last.ckpt"), mtime, path))
-    for step, _is_last, _mtime, path in sorted(found, reverse=True):
+    for step, _is_last, mtime, path in sorted(found, reverse=True):
         with suppress(Unfit, OSError), open(open_regular(path), "rb") as file:
             check_parts(open_archive(file))
-            return path, step
+            return path, step, mtime
     return None

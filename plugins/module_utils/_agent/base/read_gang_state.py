@@ -11,6 +11,7 @@ from typing import Any
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.files import read_json
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.job_paths import gang_state_path
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import (
+    ENDED_ATTEMPT,
     GANG_RANK,
     is_count,
     is_flag,
@@ -31,7 +32,9 @@ def read_gang_state(job_dir: str) -> dict[str, Any] | None:
     """Return what the head knows of the gang; None where there is nothing of that kind.
 
     ``ranks``, of each the state, and met and checkpoint_read as far as known; ``roster``, the places in this list of
-    those that take part, in the order of NODE_RANK: the others are spares; ``attempt``, which one it is; ``ending``, whether that has to end; ``notices``, what whoever follows the job is to be told: ``[when it was found
+    those that take part, in the order of NODE_RANK: the others are spares; ``attempt``, which one it is;
+    ``ended_attempts``, of each before, its number, roster, cause, the checkpoint that the next one went on from, and how
+    many seconds it trained, how many of these were repeated, and how many passed until the next; ``ending``, whether that has to end; ``notices``, what whoever follows the job is to be told: ``[when it was found
     out, seconds since 1970, sentence]``.
     """
     return valid_gang_state(read_json(gang_state_path(job_dir), MOST_BYTES) or {})
@@ -50,7 +53,19 @@ def valid_gang_state(found: dict[str, Any]) -> dict[str, Any] | None:
         return None
     if not (isinstance(notices, list) and all(map(is_notice, notices))):
         return None
-    return {"ranks": ranks, "roster": roster, "attempt": attempt, "ending": ending, "notices": notices}
+    ended = found.get("ended_attempts", [])
+    if not (isinstance(ended, list) and all(map(is_ended_attempt, ended))):
+        return None
+    return {"ranks": ranks, "roster": roster, "attempt": attempt, "ended_attempts": ended, "ending": ending, "notices": notices}
+
+
+def is_ended_attempt(value: object) -> bool:
+    """Return whether it is what is known of an attempt that another has followed."""
+    return (
+        isinstance(value, dict)
+        and value.keys() == ENDED_ATTEMPT.keys()
+        and all(check(value[name]) for name, check in ENDED_ATTEMPT.items())
+    )
 
 
 def is_rank(value: object) -> bool:

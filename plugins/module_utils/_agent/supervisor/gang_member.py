@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import (
     GANG_RANK,
+    LONGEST_TEXT,
     NO_ANSWER,
     REFUSED,
     SPARE,
     is_roster,
     node_name,
+    shorten,
 )
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.authenticated_stream import Message
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.supervisor.inspector_tasks import (
@@ -57,6 +59,8 @@ LEAVE_SECONDS = 3.0
 """How long a supervisor whose rank has ended stays for others that it has never met, or after it knows the verdict."""
 REACH_SECONDS = 2.0
 """How long the head tries to reach a member before it counts as not reached: it is started over SSH then."""
+MOST_ENDED_ATTEMPTS = 100
+"""Of so many attempts that have ended the head keeps how they went, of the latest."""
 LONGEST_REASON = 3000
 """Bytes of a verdict as JSON: one is part of state.json, which has a fixed size."""
 
@@ -178,6 +182,7 @@ class GangMember:
         self._return_seconds = return_seconds
         self._first_loss = ""  # why the head has lost a node in this attempt
         self._next_attempt: NextAttempt | None = None  # of the first head, once an attempt has ended
+        self._ended_attempts: list[dict[str, Any]] = []  # of the first head
         self._called_off = ""  # why there must be no other attempt
         self._lost_at = -math.inf  # when another node, or this one, was away last
         self._grace = grace_seconds
@@ -185,7 +190,7 @@ class GangMember:
         self._news: set[int] = set()  # ranks whose state the head has still to tell the others
         self._next_heartbeat = now
         self._last_tick = now
-        self._started_at = 0.0
+        self._started_at = self._begun_at = 0.0  # the job, this attempt
         self._examination: Examination | None = None  # of the first head
         self._limits = (stall_seconds, rendezvous_seconds)
         self._ended_at: float | None = None
@@ -208,7 +213,7 @@ class GangMember:
     def start(self, members: list[Member], now: float) -> None:
         """Take note of who takes part, unless that is known; the head connects to all others then."""
         if self.members is None:
-            self.members, self._started_at = members, now
+            self.members, self._started_at, self._begun_at = members, now, now
             if self.role == HEAD:
                 self._examination = Examination(self._rank, self.roster, *self._limits, now)
             self._name_nodes()
@@ -235,6 +240,7 @@ class GangMember:
             ],
             "roster": self.roster,
             "attempt": self.attempt,
+            "ended_attempts": self._ended_attempts,
             "ending": self.verdict is not None,
             "notices": self._examination.notices if self._examination else [],
         }
@@ -662,6 +668,7 @@ class GangMember:
             for spare, rank in zip(roster, self.roster):
                 if spare != rank:
                     following.tell_of_spare(self._nodes[spare].name, self._nodes[rank].name)
+            self._note_ended_attempt(following, now)
             self._begin_attempt(self.attempt + 1, following.checkpoint, roster)
             if self._examination:
                 self._examination.begin_attempt(self.attempt, roster, now)
@@ -697,6 +704,22 @@ class GangMember:
         silent = 0.0 if other.heard is None else now - other.heard
         has_had_time = silent > notices + self._grace + LEFTOVER_SECONDS
         return other.state != RUNNING or self._is_refused(rank, now) or has_had_time
+
+    def _note_ended_attempt(self, following: NextAttempt, now: float) -> None:
+        """Keep how the attempt has gone that another one follows now, and what of its time was of no use."""
+        ended = now if self._verdict_at is None else self._verdict_at
+        seconds = ended - self._begun_at
+        about = {
+            "attempt": self.attempt,
+            "roster": self.roster,
+            "cause": shorten(self._first_loss or self.verdict or "", LONGEST_TEXT),
+            "checkpoint": following.checkpoint,
+            "seconds": seconds,
+            "repeated_seconds": max(0.0, min(seconds, ended - following.saved_at)),
+            "down_seconds": now - ended,
+        }
+        self._ended_attempts = [*self._ended_attempts, about][-MOST_ENDED_ATTEMPTS:]
+        self._begun_at = now
 
     @property
     def _has_fault(self) -> bool:

@@ -15,6 +15,7 @@ import os
 import select
 import signal
 import socket
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -153,7 +154,8 @@ def find(subject: Subject, _task: dict[str, Any]) -> dict[str, Any]:
     """Find what another attempt may go on from: a checkpoint that its Trainer has saved, or the job's own.
 
     Returns:
-        found: path, relative to the working directory or absolute, and step of the newest that is whole; None without.
+        found: path, relative to the working directory or absolute, and step of the newest that is whole, and how many
+            seconds ago it was written; None without.
         refusal: why the job must not be tried again, as its own Python says; "" if it does not.
     """
     from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.find_checkpoints import (
@@ -178,7 +180,10 @@ def find(subject: Subject, _task: dict[str, Any]) -> dict[str, Any]:
             found = find_newest_whole(paths)
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)  # reading has set it: this process would end when it is idle
-    return {"found": [found[0].removeprefix(work), found[1]] if found else None, "refusal": ""}
+    if not found:
+        return {"found": None, "refusal": ""}
+    path, step, mtime = found
+    return {"found": [path.removeprefix(work), step, time.time() - mtime], "refusal": ""}
 
 
 class _ConnectFirst(Exception):

@@ -34,6 +34,7 @@ class NextAttempt:
         is_due: the next attempt may begin.
         is_refused: there is none, for good.
         checkpoint: that it goes on from, relative to the working directory; "" for none, or the job's own.
+        saved_at: when that was written; minus infinity without one.
         tasks: for the head's inspector; whoever drives this empties it.
         notices: sentences for whoever follows the job; whoever drives this empties it.
     """
@@ -46,6 +47,7 @@ class NextAttempt:
         """
         self.is_sought = self.is_due = self.is_refused = False
         self.checkpoint = ""
+        self.saved_at = -math.inf
         self.tasks: list[dict[str, Any]] = []
         self.notices: list[str] = []
         self._retries = retries
@@ -73,7 +75,7 @@ class NextAttempt:
             self.refuse(f"retries allows {attempt} attempts; for more: -e retries={2 * self._retries}")
 
     def take(self, finding: dict[str, Any]) -> None:
-        """Take what the inspector has found: ``found``, ``[path, step]`` or None, and ``refusal``; or ``error``.
+        """Take what the inspector has found: ``found``, as of its ``find``, and ``refusal``; or ``error``.
 
         Where there is an error, ``is_busy`` says that the inspector is at another task.
         """
@@ -115,7 +117,7 @@ class NextAttempt:
 
     def _settle(self, finding: dict[str, Any], away: list[str], spares: int, now: float) -> None:
         """Settle what follows, now that the newest whole checkpoint is known."""
-        path, step = finding["found"] or ("", -1)
+        path, step, age = finding["found"] or ("", -1, math.inf)
         self._unproductive = 0 if step > self._step else self._unproductive + 1
         if finding["refusal"]:
             return self.refuse(finding["refusal"])
@@ -128,7 +130,7 @@ class NextAttempt:
         when = f"once {join_names(away)} can be reached again" if away else f"in {pause:.0f} s"
         if away and spares:
             when += ", or with a spare as soon as no rank can be running there"
-        self.checkpoint, self._step = path, max(step, self._step)
+        self.checkpoint, self._step, self.saved_at = path, max(step, self._step), now - age
         self._deadline, self._begin_at = math.inf, now + pause
         self._tell(f"attempt {self._attempt + 1} {start} {when}")
         return None

@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import escape, pluralize
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import STANDSTILL
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.gang import Gang
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.topology import Node
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.topology import Node, Topology
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.command_context import (
     CommandContext,
 )
@@ -170,6 +171,7 @@ def _finish(
             ended=ended,
             notices=observer.notices,
             attempts=observer.attempt,
+            ended_attempts=[_ended_attempt(one, gang.topology) for one in observer.ended_attempts],
             nodes=len(parts),
             world_size=job_warnings.world_size(len(parts), record.data.get("gang", True), met),
             met=met,
@@ -193,6 +195,8 @@ def _finish(
         say(note)
     if record.data.get("warning"):
         say(f"warning: {record.data['warning']}")
+    if record.data.get("ended_attempts"):
+        say(_lost_time(record))
     say(f"logs: {record.path / 'logs'}")
     if options.collect != "none":
         say(f"artifacts: {record.path / 'artifacts'}")
@@ -204,6 +208,25 @@ def _finish(
             f"{cause}{tail}", not_shown=f"the job has failed, for the reason shown above{tail}" if is_shown else ""
         )
     return command_result(record)
+
+
+def _ended_attempt(about: Mapping[str, Any], topology: Topology) -> dict[str, Any]:
+    """Return what job.json says of an attempt that another has followed."""
+    return {
+        **{name: about[name] for name in ("attempt", "seconds", "repeated_seconds", "down_seconds")},
+        **{name: escape(about[name]) for name in ("cause", "checkpoint")},
+        "hosts": [node.host for node in topology.of_attempt(about["roster"]).taking_part],
+    }
+
+
+def _lost_time(record: Record) -> str:
+    """Return a sentence about what attempts that have ended took of the job's time."""
+    ended = record.data.get("ended_attempts", [])
+    down, repeated = (sum(one[f"{name}_seconds"] for one in ended) for name in ("down", "repeated"))
+    return (
+        f"{pluralize(len(ended) + 1, 'attempt')}: {down:.0f} s passed between them, and {repeated:.0f} s of training "
+        "were repeated"
+    )
 
 
 def _is_news(record: Record, nodes: Sequence[Node], endings: Mapping[str, RankEnding]) -> bool:

@@ -35,6 +35,7 @@ class JobObserver:
         notices: what the head has found out, each with its time, the oldest first.
         attempt: which of the job's attempts runs, or was the last, as far as the head has said.
         roster: who takes part in it; see ``Topology.of_attempt``.
+        ended_attempts: how each one before it went, as ``read_gang_state`` has it.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class JobObserver:
         self.notices: list[str] = []
         self.attempt = 1
         self.roster: list[int] = []
+        self.ended_attempts: list[dict[str, Any]] = []
         self._reported: set[str] = set()
         self._reporting: threading.Thread | None = None  # that fetches stacks
         self._lock = threading.Lock()
@@ -83,6 +85,7 @@ class JobObserver:
         if node.rank == 0:  # the head; what others say that they have found out is not the gang's
             gang = state.get("gang", {})
             self.attempt, self.roster = gang.get("attempt", self.attempt), gang.get("roster", self.roster)
+            self.ended_attempts = gang.get("ended_attempts", self.ended_attempts)
             self._report_notices(gang.get("notices", []))
 
     def _report_notices(self, notices: list[tuple[float, str]]) -> None:

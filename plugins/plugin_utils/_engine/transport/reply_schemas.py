@@ -19,6 +19,7 @@ from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import (
     DEEPEST,
+    ENDED_ATTEMPT,
     GANG_RANK,
     LARGEST,
     LONGEST_DOCUMENT,
@@ -166,7 +167,7 @@ def fields(required: Mapping[str, Check], optional: Mapping[str, Check] | None =
 _STATE = {"state": STATE["state"]}
 _GANG_RANK = fields({"state": GANG_RANK["state"]}, {name: GANG_RANK[name] for name in GANG_RANK if name != "state"})
 _GANG = {"ranks": many(_GANG_RANK), "roster": many(is_size), "attempt": is_size}
-_GANG |= {"ending": is_flag, "notices": many(is_notice)}
+_GANG |= {"ended_attempts": many(fields(ENDED_ATTEMPT)), "ending": is_flag, "notices": many(is_notice)}
 
 
 def is_gang(value: object) -> bool:
