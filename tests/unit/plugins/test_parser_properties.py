@@ -233,9 +233,13 @@ def test_a_gang_s_state_that_is_believed_can_be_passed_on() -> None:
     rank = st.fixed_dictionaries({"state": st.sampled_from(["running", "failed", "unknown"]), "met": flag})
     notice = st.tuples(st.floats(0, 2e9), st.text(min_size=1, max_size=8).map("a{}".format))
     roster = st.lists(st.integers(0, 3), max_size=3)
+    seconds = {f"{name}seconds": st.floats(0, 1e6) for name in ("", "repeated_", "down_")}
+    words = {"cause": st.text(max_size=8), "checkpoint": st.text(max_size=8)}
+    ended = st.fixed_dictionaries({"attempt": st.integers(1, 9), "roster": roster, **words, **seconds})
     state = {
         "ranks": st.lists(rank),
         "roster": roster,
+        "ended_attempts": st.just([]) | st.lists(ended, max_size=2),
         "ending": st.booleans(),
         "notices": st.lists(notice),
         "unreached": st.none(),
