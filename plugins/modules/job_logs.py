@@ -59,7 +59,7 @@ path:
   type: str
   returned: success
 nodes:
-  description: How many nodes take part.
+  description: How many nodes train; spares are not counted.
   type: int
   returned: success
 world_size:

@@ -135,10 +135,10 @@ def are_arguments(value: object) -> bool:
 
 
 def is_roster(value: object, count: int) -> bool:
-    """Return whether these are different places in a list of so many, one at least."""
-    return isinstance(value, list) and bool(value) and all(map(is_count, value)) and len({*value}) == len(value) and (
-        {*value} <= {*range(count)}
-    )
+    """Return whether these are different places in a list of ``count``, at least one."""
+    if not isinstance(value, list) or not all(map(is_count, value)):
+        return False
+    return 0 < len(value) == len({*value}) and all(0 <= one < count for one in value)
 
 
 def are_ranks(value: object) -> bool:

@@ -124,6 +124,10 @@ class Machine:
         """Its part in the gang."""
         return self.connections.member
 
+    def stand_still(self, now: float) -> None:
+        """Freeze: what happens from now on waits."""
+        self.frozen, self.frozen_at = [], now
+
 
 class World:
     """All machines of one run, the network between them, and what has happened."""
@@ -372,7 +376,7 @@ class World:
             self.severe["freeze"] = self.now
             self.faults += 1
         self.say(f"n{machine.rank} freezes for {seconds:.1f} s")
-        machine.frozen, machine.frozen_at = [], self.now
+        machine.stand_still(self.now)
         self.frozen.add(machine.rank)
         self.at(seconds, lambda: self.thaw(machine))
 
@@ -382,7 +386,7 @@ class World:
         self.say(f"all freeze for {seconds:.1f} s")
         for machine in self.machines:
             if machine.frozen is None:
-                machine.frozen, machine.frozen_at = [], self.now
+                machine.stand_still(self.now)
                 self.at(seconds + self.random.uniform(0, 0.5), lambda machine=machine: self.thaw(machine))
 
     def thaw(self, machine: Machine) -> None:
@@ -512,7 +516,7 @@ class World:
         if machine is None or machine.frozen is not None:
             return
         self.say(f"n{machine.rank} sleeps for {seconds:.1f} s")
-        machine.frozen, machine.frozen_at = [], self.now
+        machine.stand_still(self.now)
 
         def wake() -> None:
             machine.clock -= seconds

@@ -37,6 +37,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.sy
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.job_identity import Identity
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.node_group import NodeGroup
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.settings import NodeSettings
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.topology import Node
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.job import Job
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.launch import Launch
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.project.bundle import Bundle, make_bundle
@@ -270,6 +271,25 @@ class LocalNode:
             until(lambda: not self.supervisor(), 15)
         for job in os.listdir(self.directory / "jobs") if self.directory.exists() else []:
             processes.signal_processes(processes.marked(str(self.job_dir(job))), signal.SIGKILL)
+
+
+class Unobserving:
+    """Takes what happens to a job that is followed, and keeps only what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def output(self, node: Node) -> None:
+        pass
+
+    def update_state(self, node: Node, state: Mapping[str, Any]) -> None:
+        pass
+
+    def report_state(self) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
 
 
 def gang_of(nodes: Sequence[LocalNode], bundle: Bundle, **changes: Any) -> Launch:

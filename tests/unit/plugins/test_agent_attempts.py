@@ -5,17 +5,15 @@
 import json
 import os
 import signal
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.topology import Node
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following import follow_ranks
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following.follow_ranks import JobFollower
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.launch import Launch
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.rank_log import RankLog
-from local_nodes import Altered, LocalNode, code, gang_of, until
+from local_nodes import Altered, LocalNode, Unobserving, code, gang_of, until
 
 SAVE = """
 import os, pickle, zipfile
@@ -269,22 +267,6 @@ def test_a_spare_takes_the_place_of_a_lost_node(three: list[LocalNode], tmp_path
         assert ", or with a spare as soon as no rank can be running there" in told(three[0])[0]
 
 
-class Sayings(list[str]):
-    """Takes what happens to a job that is followed, and keeps what is said."""
-
-    def output(self, node: Node) -> None:
-        pass
-
-    def update_state(self, node: Node, state: Mapping[str, Any]) -> None:
-        pass
-
-    def report_state(self) -> None:
-        pass
-
-    def say(self, text: str) -> None:
-        self.append(text)
-
-
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_who_follows_a_job_leaves_a_loss_to_the_gang(
     three: list[LocalNode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: signal.Signals
@@ -294,7 +276,7 @@ def test_who_follows_a_job_leaves_a_loss_to_the_gang(
     monkeypatch.setattr(follow_ranks, "QUIET_SECONDS", 0.05)
     launch = launched(three, tmp_path, REPLACED, spares=1, node_timeout_seconds=2, pause=2.0)
     logs = {node.host: RankLog(tmp_path / f"{node.host}.log") for node in three}
-    follower = JobFollower(launch.gang, logs, lambda node: True, Sayings(), 2, 2)
+    follower = JobFollower(launch.gang, logs, lambda node: True, Unobserving(), 2, 2)
     until(lambda: all("of 2" in (node.job_dir() / "log").read_text() for node in three[:2]))
     lost = int(three[1].supervisor() or 0)
     os.kill(lost, how)

@@ -89,8 +89,8 @@ def test_two_nodes_at_least_train_beside_spares(tmp_path: Path) -> None:
     with pytest.raises(JobError) as caught:
         runner.plan(options, CommandContext(print, Undisturbed(), NodeGroup(settings, open_channel), list("abc")))
     assert str(caught.value) == (
-        "spares is 2 of 3 nodes, but 2 at least have to train: a spare takes the place of any but the first; set a "
-        "lower -e spares, or add machines to the inventory"
+        "spares is 2 of 3 nodes, but at least 2 have to train, because a spare cannot replace the first; set a lower "
+        "-e spares, or add machines to the inventory"
     )
 
 

@@ -8,7 +8,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +21,31 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.follow
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following.follow_ranks import JobFollower
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.launch import Launch
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.rank_log import RankLog
-from local_nodes import APART, NO_PYTHON, SLEEP, Altered, Connection, LocalNode, by_rank, code, gang_of, until
+from local_nodes import (
+    APART,
+    NO_PYTHON,
+    SLEEP,
+    Altered,
+    Connection,
+    LocalNode,
+    Unobserving,
+    by_rank,
+    code,
+    gang_of,
+    until,
+)
 
 
-class JobObserver:
+class JobObserver(Unobserving):
     """Each rank's log in a folder, and what was shown live."""
 
     def __init__(self, folder: Path, nodes: list[LocalNode]) -> None:
+        super().__init__()
         self.files = {node.host: RankLog(folder / f"{node.host}.log") for node in nodes}
         self.shown: dict[str, bytes] = {node.host: b"" for node in nodes}
-        self.said: list[str] = []
 
     def output(self, node: Node) -> None:
         self.shown[node.host] = self.read(node.host)
-
-    def update_state(self, node: Node, state: Mapping[str, Any]) -> None:
-        pass
-
-    def report_state(self) -> None:
-        pass
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
 
     def read(self, host: str) -> bytes:
         return self.files[host].path.read_bytes()

@@ -135,7 +135,7 @@ MISTAKES = {
         "is_trying = is_done and self._seek_next_attempt(now)",
         "is_trying = self._seek_next_attempt(now)",
     ),
-    "a lost node is waited for for ever": (gang_member, "elif unmet or len(gone) > spares:", "elif unmet:"),
+    "a lost node is waited for for ever": (gang_member, "elif unmet or len(gone) > len(spares):", "elif unmet:"),
     "a lost node is not waited for": (
         gang_member,
         "now - other.heard > self._timeout + self._return_seconds",
@@ -215,7 +215,7 @@ MISTAKES = {
     ),
     "a job is given up though a spare is there": (
         gang_member,
-        "elif unmet or len(gone) > spares:",
+        "elif unmet or len(gone) > len(spares):",
         "elif unmet or gone:",
     ),
     "a spare that is lost ends the attempt": (

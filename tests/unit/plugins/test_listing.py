@@ -73,7 +73,7 @@ def test_the_state_of_a_job(states: list[str], expected: str) -> None:
 def test_the_state_of_a_job_with_a_spare(states: list[str], roster: list[int], expected: str) -> None:
     parts = {place: Part(f"node{place}", state) for place, state in enumerate(states)}
     job = JobView(JOB, {"world_size": 2, "spares": 1}, parts, roster=roster)
-    taking_part = [part.host for part in job.taking_part.values()]
+    taking_part = [part.host for part in job.taking_part]
     assert (job.state, taking_part) == (expected, [f"node{place}" for place in roster or [0, 1]])
     (one,) = status_report.as_data([job], {})["jobs"]
     ranks = [roster.index(place) if place in roster else None for place in range(3)] if roster else [0, 1, None]

@@ -125,7 +125,7 @@ def prepare(request: Request, payload: bytes) -> tuple[Reply, bytes]:
             unpack_bundle(request, user)
         plan = Plan(**request["plan"])
         write_companion(plan, job_directory(request), user)
-        listener = listen(address) if plan.world_size + plan.spares > 1 else None
+        listener = listen(address) if plan.world_size > 1 else None
         if listener:
             reply["gang_port"] = listener.getsockname()[1]
         facts = NodeFacts(job_directory(request), str(reply["python"]), interface, count_gpus())

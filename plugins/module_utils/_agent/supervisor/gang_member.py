@@ -148,7 +148,7 @@ class GangMember:
 
         Args:
             rank: this supervisor's.
-            size: how many there are.
+            size: how many nodes the job has, spares too.
             timeout_seconds: a supervisor that is silent for longer is lost.
             now: the time.
             stall_seconds: a job that prints nothing for so long is looked into; 0: none is.
@@ -156,7 +156,7 @@ class GangMember:
             retries: how many attempts may follow the first.
             return_seconds: how long a job that may be tried again waits for a node that is lost to be there again.
             grace_seconds: how long a rank may take to end when it is told to.
-            spares: how many of all wait until one of the others is lost: the last ones.
+            spares: how many of these are spares, the last ones.
         """
         self.role = HEAD if rank == 0 else MEMBER
         self.term = 1
@@ -206,12 +206,17 @@ class GangMember:
         return self._own.state != RUNNING
 
     @property
+    def name(self) -> str:
+        """What messages call this node, in this attempt."""
+        return self._own.name
+
+    @property
     def is_spare(self) -> bool:
         """Whether this node has no part in this attempt."""
         return self._own.state == SPARE
 
     def start(self, members: list[Member], now: float) -> None:
-        """Take note of who takes part, unless that is known; the head connects to all others then."""
+        """Take note of the job's nodes, unless they are known; the head connects to all others then."""
         if self.members is None:
             self.members, self._started_at, self._begun_at = members, now, now
             if self.role == HEAD:
@@ -391,8 +396,9 @@ class GangMember:
 
     def _read_roster(self, value: object) -> list[int]:
         """Return who takes part in an attempt, by a message of the head's; as before if it does not say so."""
-        is_sound = isinstance(value, list) and len(value) == len(self.roster) and is_roster(value, len(self._nodes))
-        return list(value) if isinstance(value, list) and is_sound else self.roster
+        if isinstance(value, list) and len(value) == len(self.roster) and is_roster(value, len(self._nodes)):
+            return value
+        return self.roster
 
     def _take_report(self, rank: int, message: Message) -> None:
         state, why, verdict = message.get("state"), message.get("why"), message.get("verdict")
@@ -651,17 +657,16 @@ class GangMember:
         if not self._retries or self.term > 1 or not self.verdict or not self._has_fault:
             return False
         following = self._sought(now)
-        roster = self._next_roster(now)
-        spares = len({*self._spares(now)} - {*roster})  # which are left for those of whom it is not sure that they left
+        roster, spares = self._next_roster(now)
         others = [rank for rank in roster if rank != self._rank]
         unmet = [self._nodes[rank].name for rank in others if self._nodes[rank].heard is None]
         gone = [self._loss(rank, now) for rank in others if self._is_gone(rank, now)]
         away = [self._nodes[rank].name for rank in others if self._loss(rank, now)]
         if self._called_off:
             following.refuse(self._called_off)
-        elif unmet or len(gone) > spares:
+        elif unmet or len(gone) > len(spares):
             following.refuse(f"{unmet[0]} never met the head" if unmet else gone[0])
-        following.tick(away, spares, now)
+        following.tick(away, bool(spares), now)
         is_complete = all(self._nodes[rank].connected for rank in others)
         if following.is_due and is_complete and not away:
             following.is_sought = False
@@ -677,32 +682,31 @@ class GangMember:
         self._pass_on(following)
         return not following.is_refused
 
-    def _spares(self, now: float) -> list[int]:
-        """Return who may take the place of another: who is there, and has no part in this attempt, nor in an earlier."""
+    def _next_roster(self, now: float) -> tuple[list[int], list[int]]:
+        """Return who is to take part in the next attempt, and the spares that are left.
+
+        A spare is there, has no part in this attempt, and has reported of it. One that is connected goes first.
+        """
         spares = [
             rank
             for rank, node in enumerate(self._nodes)
             if rank not in self.roster and node.attempt == self.attempt and not self._loss(rank, now)
         ]
-        return sorted(spares, key=lambda rank: not self._nodes[rank].connected)
-
-    def _next_roster(self, now: float) -> list[int]:
-        """Return who is to take part in the next attempt: a spare, if there is one, for each that has left for good."""
-        spares = self._spares(now)
-        return [spares.pop(0) if spares and self._has_left(rank, now) else rank for rank in self.roster]
+        spares.sort(key=lambda rank: not self._nodes[rank].connected)
+        return [spares.pop(0) if spares and self._has_left(rank, now) else rank for rank in self.roster], spares
 
     def _has_left(self, rank: int, now: float) -> bool:
-        """Return whether a node is lost, and has ended its rank, unless all of it stands still.
+        """Return whether a lost node has ended its rank, as far as can be known.
 
-        One that the head does not hear any more does not hear the head either, or is told to end. It has had the time
-        to notice that, to stand for election, and to end its rank.
+        By its own report, because nobody listens at its port, or because it had the time to: what the head does not hear
+        does not hear the head either, or is told to end. A machine that stands still as a whole may not have ended it.
         """
         if rank == self._rank or not self._loss(rank, now):
             return False
         other = self._nodes[rank]
-        notices = self._heartbeat_seconds + self._timeout + min(rank, MOST_TURNS) * TURN_SECONDS + ELECTION_SECONDS
+        lone_seconds = self._heartbeat_seconds + self._timeout + min(rank, MOST_TURNS) * TURN_SECONDS + ELECTION_SECONDS
         silent = 0.0 if other.heard is None else now - other.heard
-        has_had_time = silent > notices + self._grace + LEFTOVER_SECONDS
+        has_had_time = silent > lone_seconds + self._grace + LEFTOVER_SECONDS
         return other.state != RUNNING or self._is_refused(rank, now) or has_had_time
 
     def _note_ended_attempt(self, following: NextAttempt, now: float) -> None:
@@ -762,14 +766,14 @@ class GangMember:
         self._why_failed, self._news = "", set()
         for rank, node in enumerate(self._nodes):
             node.begin_attempt(RUNNING if rank in roster else SPARE)
-        if self.is_spare:
+        if self.is_spare:  # it has nothing to end, and nothing to call off
             self._ended_at, self._called_off = self._last_tick, ""
         self._name_nodes()
 
     # ---------------------------------------------------------------------------------------------------------- sending
 
     def _lead(self, rank: int) -> None:
-        """Tell a member who leads, who takes part, and all that is known."""
+        """Tell a member who leads, the job's nodes, who takes part, and all that is known."""
         states = self._states(range(len(self._nodes)))
         about = {"attempt": self.attempt, "checkpoint": self.checkpoint, "roster": self.roster}
         self._send(rank, "lead", members=self.members, states=states, verdict=self.verdict, **about)

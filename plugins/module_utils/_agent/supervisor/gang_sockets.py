@@ -70,7 +70,7 @@ class Gang:
             signals: descriptor at which something arrives with every signal, which ends a wait; it does not block.
         """
         self.signals = signals
-        rank, size, timeout = plan.rank, plan.world_size + plan.spares, plan.node_timeout_seconds
+        rank, size, timeout = plan.rank, plan.node_count, plan.node_timeout_seconds
         self._inspector = inspector
         self._member = GangMember(
             rank,
@@ -106,6 +106,11 @@ class Gang:
     def roster(self) -> list[int]:
         """Who takes part in this attempt; see ``GangMember``."""
         return self._member.roster
+
+    @property
+    def name(self) -> str:
+        """What messages call this node, in this attempt."""
+        return self._member.name
 
     @property
     def is_spare(self) -> bool:

@@ -130,10 +130,10 @@ def connect(subject: Subject, task: dict[str, Any]) -> dict[str, Any]:
     )
 
     members = [Member(*one) for one in task["members"]]
-    own, first = members[subject.plan.rank], members[task["roster"][0]]
+    own, head = members[subject.plan.rank], members[0]
     ports = {members[int(rank)].host: port for rank, port in task["ports"].items()}
     addresses = {member.host: member.address for member in members}
-    tries_master = task["master"] and own is not first
+    tries_master = task["master"] and subject.plan.rank
     with subject.user.acting():
         test = ConnectionTest(
             job=subject.id,
@@ -143,7 +143,7 @@ def connect(subject: Subject, task: dict[str, Any]) -> dict[str, Any]:
             interface=subject.facts.interface,
             peers={host: (addresses[host], port) for host, port in ports.items()},
             seconds=task["seconds"],
-            master=(first.address, subject.plan.master_port) if tries_master else None,
+            master=(head.address, subject.plan.master_port) if tries_master else None,
             head=None,
         )
         reply = test.run()

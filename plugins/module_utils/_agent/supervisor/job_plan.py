@@ -71,6 +71,11 @@ class Plan(NamedTuple):
     given: dict[str, str]
     spec: dict[str, Any]
 
+    @property
+    def node_count(self) -> int:
+        """How many nodes the job has, spares too."""
+        return self.world_size + self.spares
+
 
 class NodeFacts(NamedTuple):
     """What a node knows of itself.
@@ -138,7 +143,7 @@ def fill_in(
         "rank": roster.index(plan.rank) if plan.rank in roster else plan.rank,
         "devices": plan.devices or max(1, facts.gpus),
         "interface": facts.interface,
-        "master_addr": members[roster[0]].address,
+        "master_addr": members[0].address,
     }
     command = [facts.python, *(one.format(**known) for one in plan.launcher_arguments)]
     variables = {name: value.format(**known) for name, value in plan.variables.items()}
@@ -156,7 +161,7 @@ def fill_in(
         "spares": plan.spares,
         "rank": plan.rank,
         "python": facts.python,
-        "master_addr": members[roster[0]].address,
+        "master_addr": members[0].address,
         "master_port": plan.master_port,
         "ranks": [{"rank": rank, "host": one.host, "address": one.address} for rank, one in enumerate(members)],
     }

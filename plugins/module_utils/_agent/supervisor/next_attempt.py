@@ -91,12 +91,12 @@ class NextAttempt:
         """Tell that a spare takes the place of a node in the attempt that begins now."""
         self.notices.append(f"attempt {self._attempt + 1} begins with {spare} in the place of {lost}")
 
-    def tick(self, away: list[str], spares: int, now: float) -> None:
+    def tick(self, away: list[str], has_spare: bool, now: float) -> None:
         """Do what is due.
 
         Args:
             away: the names of nodes that are waited for, because they are lost.
-            spares: how many nodes there are that may take the place of one.
+            has_spare: whether a spare may take the place of one of these.
             now: the time.
         """
         if self.is_refused:
@@ -107,7 +107,7 @@ class NextAttempt:
         elif finding and "error" in finding:
             self.refuse(f"the search for its checkpoint failed: {finding['error']}")
         elif finding:
-            self._settle(finding, away, spares, now)
+            self._settle(finding, away, has_spare, now)
         elif now > self._deadline + ASK_AGAIN_SECONDS:
             self.refuse(f"the search for its checkpoint took longer than {FIND_SECONDS:.0f} s")
         if now >= self._ask_at:
@@ -115,7 +115,7 @@ class NextAttempt:
             self.tasks.append({"task": FIND, "number": self._attempt})
         self.is_due = self.is_due or now >= self._begin_at
 
-    def _settle(self, finding: dict[str, Any], away: list[str], spares: int, now: float) -> None:
+    def _settle(self, finding: dict[str, Any], away: list[str], has_spare: bool, now: float) -> None:
         """Settle what follows, now that the newest whole checkpoint is known."""
         path, step, age = finding["found"] or ("", -1, math.inf)
         self._unproductive = 0 if step > self._step else self._unproductive + 1
@@ -128,7 +128,7 @@ class NextAttempt:
         pause = min(FIRST_PAUSE_SECONDS * 2**self._unproductive, LONGEST_PAUSE_SECONDS)
         start = f"goes on from {path}, step {step}," if path else "starts as the first did"
         when = f"once {join_names(away)} can be reached again" if away else f"in {pause:.0f} s"
-        if away and spares:
+        if away and has_spare:
             when += ", or with a spare as soon as no rank can be running there"
         self.checkpoint, self._step, self.saved_at = path, max(step, self._step), now - age
         self._deadline, self._begin_at = math.inf, now + pause

@@ -141,7 +141,7 @@ def wait_for_start(request: Request, plan: Plan, gang: Gang, stop_times: list[fl
             header, _newline, message = start_file.read().partition(b"\n")
             # Less is what a connection that broke has left of it: no start.
             if header == b"%d %d" % (len(message), zlib.crc32(message)):
-                members = read_members(json.loads(message), plan.world_size + plan.spares)
+                members = read_members(json.loads(message), plan.node_count)
                 if members:
                     gang.start(members)
                 return members

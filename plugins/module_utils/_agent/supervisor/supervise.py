@@ -65,7 +65,7 @@ class Supervisor:
         """Do nothing yet. ``stop_times`` are when a stop was requested, on the monotonic clock; more are added."""
         self._job_dir = job_dir
         self._plan = plan
-        self._name = node_name(None if start.gang.is_spare else plan.rank, start.members[plan.rank].host)
+        self._name = start.gang.name
         self._gang: Gang | None = start.gang  # None once it has failed
         self._summary: dict[str, Any] = {}  # what was written down of the gang
         self._found_at: dict[str, float] = {}  # when the head found out what its notices say, by the node's clock
@@ -89,7 +89,9 @@ class Supervisor:
             if not self._start_next_attempt(outcome["state"], why, has_fault):
                 break
         if self._plan.retries:
-            self._save(**{"ended": self._now(), **outcome})
+            if outcome["state"] == SPARE:
+                outcome = {"state": UNUSED, "ended": self._now()}
+            self._save(**outcome)
 
     def _await_end(self) -> tuple[dict[str, Any], str, bool]:
         """Wait for the end of an attempt here, tell the other nodes, and end what it left.
@@ -97,9 +99,9 @@ class Supervisor:
         Returns:
             How it ended, for state.json; if it failed, why, a clause; whether the job may be tried again because of it.
         """
-        if self._attempt.script is None and not self._attempt.error:  # a spare
-            return {"state": UNUSED}, "", False
         if self._attempt.script is None:
+            if not self._attempt.error:
+                return {"state": SPARE}, "", False
             error = f"did not start: {self._attempt.error}"
             self._note_gang(last=True)
             return {"state": "failed", "ended": self._now(), "error": error}, f"{self._name} {error}", False
@@ -144,11 +146,11 @@ class Supervisor:
             self._attempt.checkpoint.close()
         number, checkpoint, start = self._gang.attempt, self._gang.checkpoint, self._start
         roster, members, is_spare = self._gang.roster, self._start.members, self._gang.is_spare
-        self._name = node_name(None if is_spare else roster.index(self._plan.rank), members[self._plan.rank].host)
+        self._name = self._gang.name
         begun = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
         following = f"goes on from {checkpoint}" if checkpoint else "starts as the first did"
-        others = [f"with {node_name(rank, members[one].host)}" for rank, one in enumerate(roster) if one != rank]
-        about = ", ".join([following, *others, *(["without this node"] if is_spare else []), begun])
+        replacements = [f"with {node_name(rank, members[one].host)}" for rank, one in enumerate(roster) if one != rank]
+        about = ", ".join([following, *replacements, *(["without this node"] if is_spare else []), begun])
         with suppress(OSError):  # a full disk
             os.write(1, f"{ATTEMPT_BEGINS} {number} {about}\n".encode(errors="surrogateescape"))
         self._log_before = os.fstat(1).st_size
@@ -316,7 +318,7 @@ class Supervisor:
         """
         begins = False
         if self._gang:
-            self._gang.script_ended(SPARE if state == UNUSED else state, why, has_fault)
+            self._gang.script_ended(state, why, has_fault)
             try:
                 begins = self._gang.stay(self._reason_to_leave)
                 if not begins:

@@ -20,8 +20,7 @@ class Node:
     """One node of a job or of the cluster.
 
     Attributes:
-        rank: NODE_RANK, the position in inventory order among the hosts that take part; of a spare, the position in a
-            list in which spares come last.
+        rank: the position in inventory order among the hosts that take part, spares last: NODE_RANK of one that trains.
         settings: what the inventory says.
         address: on the cluster's network.
         interface: that holds the address.
@@ -42,7 +41,12 @@ class Node:
     @property
     def name(self) -> str:
         """What it is called in a sentence."""
-        return node_name(None if self.is_spare else self.rank, self.host)
+        return node_name(self.node_rank, self.host)
+
+    @property
+    def node_rank(self) -> int | None:
+        """NODE_RANK; None for a spare."""
+        return None if self.is_spare else self.rank
 
     @property
     def file_stem(self) -> str:
@@ -75,10 +79,7 @@ class Topology:
     @property
     def ranks(self) -> list[dict[str, Any]]:
         """The nodes as job.json lists them: host and address of each, and its rank, None for a spare."""
-        return [
-            {"rank": None if node.is_spare else node.rank, "host": node.host, "address": node.address}
-            for node in self.nodes
-        ]
+        return [{"rank": node.node_rank, "host": node.host, "address": node.address} for node in self.nodes]
 
     def of_attempt(self, roster: Sequence[int]) -> Topology:
         """Return the same nodes with the ranks that they have in an attempt.
@@ -137,9 +138,10 @@ def rank_nodes(
         spares: how many of the last ones are spares.
     """
     require_distinct({one.host: located[one.host]["address"] for one in settings})
+    world_size = len(settings) - spares
     return Topology(
         [
-            Node(rank, one, located[one.host]["address"], located[one.host]["interface"], rank >= len(settings) - spares)
+            Node(rank, one, located[one.host]["address"], located[one.host]["interface"], rank >= world_size)
             for rank, one in enumerate(settings)
         ]
     )

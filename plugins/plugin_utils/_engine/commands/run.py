@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.resume_point import ResumePoint
     from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.rank_log import RankLog
 
-LEAST_WITH_SPARES = 2
-"""How many nodes a job with spares has besides these."""
+LEAST_TRAINING = 2
+"""How many nodes have to train in a job with spares: the first one is never replaced."""
 FIRST_CHECK_SECONDS = 0.15
 """Until the nodes are asked how the job goes: a script has hardly begun by then. Where 16 nodes share two cores, to be
 asked at once held the last script up by 0.12 s (14 rounds by turns, against a pause of 0.3 s)."""
@@ -57,10 +57,10 @@ def plan(options: RunOptions, context: CommandContext) -> tuple[Launch, ResumePo
         earlier = earlier or origin.about
     job = make_job(options, earlier, origin.path if origin else "", context.nodes.settings[0].env)
     count, spares = len(context.nodes.settings), job.spares
-    if spares and count - spares < LEAST_WITH_SPARES:
+    if spares and count - spares < LEAST_TRAINING:
         raise JobError(
-            f"spares is {spares} of {pluralize(count, 'node')}, but {LEAST_WITH_SPARES} at least have to train: a spare "
-            "takes the place of any but the first; set a lower -e spares, or add machines to the inventory"
+            f"spares is {spares} of {pluralize(count, 'node')}, but at least {LEAST_TRAINING} have to train, because a "
+            "spare cannot replace the first; set a lower -e spares, or add machines to the inventory"
         )
     require_known(job.args, job.env, {one.host: one.env for one in context.nodes.settings}, job.checkpoint)
     return Launch(job, context.nodes, context.members), origin
@@ -72,10 +72,10 @@ def check(options: RunOptions, context: CommandContext) -> str:
     topology = launch.prepare(dry=True)
     for note in launch.notes:
         context.say(note)
-    return f"would start {launch.job.module or launch.job.script} on {_count_nodes(topology)}"
+    return f"would start {launch.job.module or launch.job.script} on {_describe_nodes(topology)}"
 
 
-def _count_nodes(topology: Topology) -> str:
+def _describe_nodes(topology: Topology) -> str:
     """Return ``4 nodes``, or ``4 nodes and 1 spare``."""
     spares = len(topology.nodes) - topology.world_size
     return pluralize(topology.world_size, "node") + (f" and {pluralize(spares, 'spare')}" if spares else "")
@@ -118,7 +118,7 @@ def run(options: RunOptions, context: CommandContext) -> dict[str, Any]:
         context.say(note)
     gang, head = launch.gang, topology.head
     context.say(
-        f"{gang.job_id}: {launch.job.module or launch.job.script} on {_count_nodes(topology)}, "
+        f"{gang.job_id}: {launch.job.module or launch.job.script} on {_describe_nodes(topology)}, "
         f"MASTER_ADDR {head.address}, MASTER_PORT {head.settings.master_port}, {launch.launch_method}"
     )
     try:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import escape, pluralize
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import STANDSTILL
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import STANDSTILL, UNUSED
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.gang import Gang
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.topology import Node, Topology
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.controller.command_context import (
@@ -75,8 +75,7 @@ def follow_job(
 
     def shown_log(node: Node) -> ShownLog:
         log = logs[node.host]
-        rank = None if node.is_spare else node.rank
-        return ShownLog(rank, node.host, log, starts.get(node.host, log.size), log.size)
+        return ShownLog(node.node_rank, node.host, log, starts.get(node.host, log.size), log.size)
 
     while True:
         shown = [node for node in gang.topology.nodes if SHOWN[options.logs](node)]
@@ -183,7 +182,7 @@ def _finish(
         )
     else:
         state, cause = record.data["state"], record.data.get("cause")
-    lost = {host for host, ending in endings.items() if ending.state == "lost"}
+    lost = {host for host, one in endings.items() if one.state == "lost" or (one.state == UNUSED and one.note)}
     is_shown = bool(explanation and state == "failed" and lost)
     if is_shown:  # at once: a lost node's artifacts are waited for until a time-out
         say(f"{cause}")
@@ -239,7 +238,7 @@ def _is_news(record: Record, nodes: Sequence[Node], endings: Mapping[str, RankEn
 
 def _rank(node: Node, ending: RankEnding, log: RankLog, seen: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "rank": None if node.is_spare else node.rank,
+        "rank": node.node_rank,
         "host": node.host,
         "address": node.address,
         "state": ending.state,

@@ -135,7 +135,8 @@ class JobFollower:
         self._ranks = {
             node.host: _Rank(node, node.name, logs[node.host], logs[node.host].size) for node in gang.topology.nodes
         }
-        self._may_replace = any(node.is_spare for node in gang.topology.nodes)
+        self._head = next((rank for rank in self._ranks.values() if rank.node.rank == 0), None)
+        self._has_spares = any(node.is_spare for node in gang.topology.nodes)
         self._left_out = frozenset(node.rank for node in gang.topology.nodes if node.is_spare)
         self._shown = shown
         self._observer = observer
@@ -210,13 +211,13 @@ class JobFollower:
         if self._bad_since is None:
             self._bad_since = time.monotonic()
             self._wake_all()
-        is_left_to_gang = self._may_replace and self._hears_head()
+        is_left_to_gang = self._has_spares and self._hears_head()
         return bool(self._unmet) or (time.monotonic() - self._bad_since > GANG_SECONDS and not is_left_to_gang)
 
     def _hears_head(self) -> bool:
         """Return whether the head goes on, and has said so lately."""
-        head = next(iter(self._ranks.values()))
-        return not head.node.rank and head.node.host not in self._endings and head.silent() <= self._node_timeout
+        head = self._head
+        return head is not None and head.node.host not in self._endings and head.silent() <= self._node_timeout
 
     def _start_asking(self) -> None:
         """Start the threads that follow a rank each, as many as this machine allows now."""
@@ -248,26 +249,22 @@ class JobFollower:
         Raises:
             JobError: no rank replies; the job is not stopped because of that.
         """
-        unfinished = [rank for host, rank in self._ranks.items() if host not in self._endings]
+        for rank in self._unfinished():
+            if rank.silent() > self._node_timeout and (ending := self._ending_by_the_others(rank)):
+                self._endings[rank.node.host] = ending
+        self._end_left_out()
+        unfinished = self._unfinished()
         if not unfinished:
             return
         quiet = [rank for rank in unfinished if rank.silent() > self._node_timeout]
-        for rank in quiet:
-            if ending := self._ending_by_the_others(rank):
-                self._endings[rank.node.host] = ending
-        self._end_left_out(unfinished)
         if self._stopping:
             sent = self._stop_sent_at
             overdue = sent is not None and time.monotonic() > sent + STOP_SECONDS
             for rank in unfinished if overdue else quiet:
-                if sent is not None and rank.node.host not in self._endings:
+                if sent is not None:
                     self._endings[rank.node.host] = self._ending_by_the_others(rank) or self._unknown(rank)
             return
         if self._bad_since is not None:
-            return
-        unfinished = [rank for rank in unfinished if rank.node.host not in self._endings]
-        quiet = [rank for rank in quiet if rank in unfinished]
-        if not unfinished:
             return
         if len(quiet) == len(unfinished):
             if all(rank.gone for rank in unfinished):
@@ -282,16 +279,19 @@ class JobFollower:
         for rank in unreported:
             rank.reported_silent = True
 
-    def _end_left_out(self, unfinished: list[_Rank]) -> None:
+    def _unfinished(self) -> list[_Rank]:
+        return [rank for host, rank in self._ranks.items() if host not in self._endings]
+
+    def _end_left_out(self) -> None:
         """End those without a part in the last attempt, once the head has ended: nobody waits for what hangs there."""
-        if next(iter(self._ranks)) not in self._endings:
+        if self._head is None or self._head.node.host not in self._endings:
             return
         self._head_ended = time.monotonic() if self._head_ended is None else self._head_ended
         is_late = time.monotonic() - self._head_ended > GANG_SECONDS
-        for rank in unfinished:
+        for rank in self._unfinished():
             if rank.node.rank in self._left_out and (rank.error or is_late):
                 note = f"gave no reply for {rank.silent():.0f} s" if rank.error else "has not ended"
-                self._endings.setdefault(rank.node.host, RankEnding(UNUSED, note=note))
+                self._endings[rank.node.host] = RankEnding(UNUSED, note=note)
 
     def _no_reply_sentence(self, ranks: list[_Rank]) -> str:
         names = join_names([rank.name for rank in ranks])

@@ -48,7 +48,8 @@ def earlier_job(job: str, runs: Path, hosts: Sequence[str]) -> Mapping[str, Any]
             "run it again from where it was started, or run its script again, without rerun"
         )
     ranks = [rank["host"] for rank in record.data["ranks"]]
-    if ranks != list(hosts):
+    is_same = sorted(ranks) == sorted(hosts) if record.data.get("spares") else ranks == list(hosts)  # one may have moved up
+    if not is_same:
         raise JobError(
             f"job {job} ran on {', '.join(ranks)}, in this order, not on {', '.join(hosts)}; "
             f"add --limit {','.join(ranks)}, or run its script again, without rerun"

@@ -313,7 +313,7 @@ class Launch:
             ).encode()
         )
         errors = self._start_head(message)
-        if not errors and len(topology.nodes) > 1:
+        if not errors and topology.world_size > 1:
             hosts, errors = self._find_unreached()
             if hosts:
                 errors = self.gang.ask("start", PREPARE_SECONDS, hosts, message)[1]

@@ -47,7 +47,8 @@ class Part:
 
     Attributes:
         host: inventory name; "" if only rank 0, which did not answer, could say it.
-        state: prepared, running, succeeded, failed, stopped, lost, spare, unused, unknown (its node did not answer, and
+        state: prepared, running, succeeded, failed, stopped, lost, spare (it waits to take the place of a lost one, or a
+            spare has taken its own), unused (it had no part in the last attempt), unknown (its node did not answer, and
             the head of its gang does not know it), or removed (it did, but the job lies there no more).
         record: from the node's reply: started, ended, exit_code, signal, because, error.
         last_line: of its log.
@@ -82,10 +83,10 @@ class JobView:
     roster: Sequence[int] = ()
 
     @property
-    def taking_part(self) -> dict[int, Part]:
-        """The parts that are no spares, by NODE_RANK."""
-        ranks = {self.rank_of(place): part for place, part in self.parts.items()}
-        return {rank: ranks[rank] for rank in sorted(rank for rank in ranks if rank is not None)}
+    def taking_part(self) -> list[Part]:
+        """The parts that are no spares, in the order of NODE_RANK."""
+        places = self.roster or [place for place in self.parts if not is_spare(self.spec, place)]
+        return [self.parts[place] for place in places if place in self.parts]
 
     def rank_of(self, place: int) -> int | None:
         """Return the NODE_RANK of one of the parts; None for a spare, or one whose place a spare has taken."""
@@ -97,7 +98,7 @@ class JobView:
     def state(self) -> str:
         """The job's, from its ranks'."""
         # A rank that was stopped because of another says so: that one's node may be gone.
-        states = {"failed" if part.record.get("because") else part.state for part in self.taking_part.values()}
+        states = {"failed" if part.record.get("because") else part.state for part in self.taking_part}
         states.discard("removed")
         for state in ("running", "prepared", "failed", "lost", "unknown", "stopped"):
             if state in states:
@@ -119,12 +120,12 @@ class JobView:
 
     @property
     def _noticed(self) -> job_warnings.Parts:
-        return [(part.host, part.record) for part in self.taking_part.values()]
+        return [(part.host, part.record) for part in self.taking_part]
 
     @property
     def since(self) -> float | None:
         """When it came to this state, seconds since 1970, by its nodes' clocks; None if no rank has started."""
-        records = [part.record for part in self.taking_part.values()]
+        records = [part.record for part in self.taking_part]
         started = [record["started"] for record in records if record.get("started")]
         ended = [record["ended"] for record in records if record.get("ended")]
         return max(ended) if ended and self.state not in GOING_ON else min(started, default=None)

@@ -56,7 +56,7 @@ RUN_OPTIONS: Spec = {
     "companion": {"type": "bool", "default": True},
     "retries": {"type": "int"},
     "return_seconds": {"type": "int", "default": 300},
-    "spares": {"type": "int", "default": 0},
+    "spares": {"type": "int"},
     "retry_on": {"type": "str", "choices": [FAULT, ANY], "default": FAULT},
     "rerun": {"type": "str", "default": ""},
     "detach": {"type": "bool", "default": False},
@@ -128,7 +128,8 @@ class RunOptions:
         retries: how many attempts may follow the first; None for job.RETRIES, where that is possible.
         retry_on: after what, job.FAULT or job.ANY.
         return_seconds: how long another attempt waits for a node that is lost to be there again.
-        spares: how many of the nodes wait until one of the others is lost: the last ones.
+        spares: how many of the nodes wait until one of the others is lost: the last ones; None for none, or as many as the
+            job had that is run again.
         rerun: id of a job to be run again with the same code.
         detach: return after the start.
         wait: how many seconds to wait for nodes that run another job.
@@ -155,7 +156,7 @@ class RunOptions:
     retries: int | None
     retry_on: str
     return_seconds: int
-    spares: int
+    spares: int | None
     rerun: str
     detach: bool
     wait: int

@@ -181,8 +181,9 @@ def make_job(
     why_none = why_no_retries(options, found.kind, gang, fit_goes_on, [*args, *env, *(inherited or {})])
     if options.retries and why_none:
         raise JobError(f"retries is {options.retries}, but {why_none}; leave retries out")
-    if options.spares and (why_none or options.retries == 0):
-        raise JobError(f"spares is {options.spares}, but {why_none or 'retries is 0'}; leave spares out")
+    spares = (earlier.get("spares", 0) if options.rerun else 0) if options.spares is None else options.spares
+    if spares and (why_none or options.retries == 0):
+        raise JobError(f"spares is {spares}, but {why_none or 'retries is 0'}; leave spares out")
     now = datetime.datetime.now(datetime.timezone.utc)
     return Job(
         identity=Identity(
@@ -206,7 +207,7 @@ def make_job(
         retries=0 if why_none else RETRIES if options.retries is None else options.retries,
         retry_on=options.retry_on,
         return_seconds=options.return_seconds,
-        spares=options.spares,
+        spares=spares,
         gang=gang,
         uses=found.kind,
         reason=reason,

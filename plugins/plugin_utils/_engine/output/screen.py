@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ansible.utils.color import stringc
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import format_bytes
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import node_name
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.line_reader import LineReader
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.rank_log import RankLog
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.text import escape_lines
@@ -70,7 +71,7 @@ class ShownLog:
     def gap(self, count: int) -> str:
         """Return the line for so many bytes that are not shown."""
         return (
-            f"… {format_bytes(count)} of {f'spare {self.host}' if self.rank is None else f'rank {self.rank}'} are not shown here, because the terminal is too slow; they "
+            f"… {format_bytes(count)} of {node_name(self.rank, self.host)} are not shown here, because the terminal is too slow; they "
             f"are in {self.log.path}"
         )
 
@@ -107,8 +108,7 @@ class Screen:
         name_width = max((len(one.host) for one in self._logs), default=0)
         for number, one in enumerate(self._logs):
             label = "-" if one.rank is None else one.rank
-            color = _COLORS[(number if one.rank is None else one.rank) % len(_COLORS)]
-            name = stringc(f"[{label:>{number_width}} {one.host}]", color)
+            name = stringc(f"[{label:>{number_width}} {one.host}]", _COLORS[number % len(_COLORS)])
             one.prefix = name + " " * (name_width - len(one.host) + 1)
         self._thread = threading.Thread(target=self._print_all, name="screen", daemon=True)
         self._thread.start()

@@ -166,8 +166,10 @@ def fields(required: Mapping[str, Check], optional: Mapping[str, Check] | None =
 
 _STATE = {"state": STATE["state"]}
 _GANG_RANK = fields({"state": GANG_RANK["state"]}, {name: GANG_RANK[name] for name in GANG_RANK if name != "state"})
-_GANG = {"ranks": many(_GANG_RANK), "roster": many(is_size), "attempt": is_size}
-_GANG |= {"ended_attempts": many(fields(ENDED_ATTEMPT)), "ending": is_flag, "notices": many(is_notice)}
+_GANG = {
+    **{"ranks": many(_GANG_RANK), "roster": many(is_size), "attempt": is_size},
+    **{"ended_attempts": many(fields(ENDED_ATTEMPT)), "ending": is_flag, "notices": many(is_notice)},
+}
 
 
 def is_gang(value: object) -> bool:
