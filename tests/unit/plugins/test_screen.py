@@ -23,7 +23,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output
 LONG = 60
 """Seconds after which a test that waits has failed."""
 GAP = re.compile(
-    r"… (\d+(?:\.\d)?) (\w+) of rank (\d) are not shown here, because the terminal is too slow; they are in "
+    r"… (\d+(?:\.\d)?) (\w+) of rank (\d) \(\S+\) are not shown here, because the terminal is too slow; they are in "
 )
 
 
@@ -165,7 +165,7 @@ def test_a_terminal_that_stands_still_keeps_nobody_waiting_and_costs_little(
     shown.close(LONG)
     (gap,) = [line for line in terminal.printed if GAP.match(line)]
     assert (
-        gap == "… 99.9 MB of rank 0 are not shown here, because the terminal is too slow; they are in "
+        gap == "… 99.9 MB of rank 0 (n) are not shown here, because the terminal is too slow; they are in "
         f"{terminal.logs[0].path}"
     )
     found = numbers(terminal.printed)
