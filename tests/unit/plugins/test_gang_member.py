@@ -26,6 +26,21 @@ def report(**changes: Any) -> dict[str, Any]:
     return {"kind": "report", "term": 1, "attempt": 1, "started": True, "state": "running", **changes}
 
 
+def pass_time(one: GangMember, now: float, until: float, alive: list[int]) -> None:
+    """Tick until then; these others are there, and report of the attempt that they have been led to."""
+    while now < until:
+        now += 0.5
+        for rank in alive:
+            state = "running" if rank in one.roster else "spare"
+            one.received(rank, report(state=state, attempt=one.attempt), now)
+        if one.verdict is not None and not one.has_ended:
+            one.script_ended("stopped", "", now)
+        one.tick(now)
+        for task in one.tasks:
+            one.task_done({**task, "result": {"found": ["a.ckpt", 5, 1.0], "refusal": ""}})
+        one.tasks = []
+
+
 @pytest.mark.parametrize(
     ("retries", "verdict", "fewest", "most"),
     [(0, "rank 0 (n0) failed", 3, 5), (3, "", 3, 5), (3, "rank 0 (n0) failed", TIMEOUT + GRACE, TIMEOUT + GRACE + 2)],
@@ -80,16 +95,8 @@ def test_a_member_that_stands_for_election_waits_for_the_head_all_the_same() -> 
 
 
 def test_a_node_that_is_back_after_long_has_time_to_end() -> None:
-    one = head(retries=3, return_seconds=300)
-    now = 0.0
-    while now < 100:
-        now += 0.5
-        if one.verdict is not None and not one.has_ended:
-            one.script_ended("stopped", "", now)
-        one.tick(now)
-        for task in one.tasks:
-            one.task_done({**task, "result": {"found": ["a.ckpt", 5, 1.0], "refusal": ""}})
-        one.tasks = []
+    one, now = head(retries=3, return_seconds=300), 100.0
+    pass_time(one, 0.0, now, [])
     assert one.verdict == "the node of rank 1 (n1) sent no heartbeat for 6 s" and not one.over
     one.connected(1, now)
     for _half in range(10):
@@ -184,21 +191,6 @@ def lose(one: GangMember, rank: int, now: float) -> None:
     one.received(rank, report(state="running" if rank in one.roster else "spare"), now)
     one.disconnected(rank, now)
     one.not_reached(rank, REFUSED, now)
-
-
-def pass_time(one: GangMember, now: float, until: float, alive: list[int]) -> None:
-    """Tick until then; these others are there, and report of the attempt that they have been led to."""
-    while now < until:
-        now += 0.5
-        for rank in alive:
-            state = "running" if rank in one.roster else "spare"
-            one.received(rank, report(state=state, attempt=one.attempt), now)
-        if one.verdict is not None and not one.has_ended:
-            one.script_ended("stopped", "", now)
-        one.tick(now)
-        for task in one.tasks:
-            one.task_done({**task, "result": {"found": ["a.ckpt", 5, 1.0], "refusal": ""}})
-        one.tasks = []
 
 
 def test_of_two_spares_the_one_that_is_there_takes_the_place() -> None:
