@@ -119,18 +119,19 @@ options:
       - How often a training with Lightning's Trainer or LightningCLI is started again by itself, from its newest whole
         checkpoint, after a fault that is none of the script's, such as a rank that was killed. The nodes decide that
         among themselves, whether anybody follows the job or not.
-      - Each attempt runs the same code on the same nodes, or with one of O(spares) in the place of a lost one, and finds
-        its number in C(JOB_ATTEMPT), from C(1) on. Pauses between attempts grow. There is no other after three in a row
-        that left no newer checkpoint, after a second C(fit), or where a node is lost for good and there is no spare.
-        V(0) means never, as do O(gang=false), O(companion=false), and
+      - Each attempt runs the same code on the same nodes, or with one of O(spares) in the place of a lost one, and
+        finds its number in C(JOB_ATTEMPT), from C(1) on. Pauses between attempts grow. There is no other after three in
+        a row that left no newer checkpoint, after a second C(fit), or where a node is lost for good and there is no
+        spare.
+      - V(0) means never, as do O(gang=false), O(companion=false), and
         arguments or variables that say which checkpoint the script begins from.
       - By default V(3), where that is possible.
     type: int
   retry_on:
     description:
       - After what the job is started again. V(fault) is a process of it that was killed from outside, or a node that
-        was lost and is there again, or whose place one of O(spares) takes; V(any) is also a script that failed by itself, but for bad arguments and failed
-        imports.
+        was lost and is there again, or whose place one of O(spares) takes; V(any) is also a script that failed by
+        itself, but for bad arguments and failed imports.
     type: str
     choices: [fault, any]
     default: fault
@@ -142,8 +143,8 @@ options:
     default: 300
   spares:
     description:
-      - How many of the hosts, the last ones that take part, wait until another is lost. When a job is started again because
-        of that, a spare takes the lost node's rank. A node that is silent first gets the time to end its own rank.
+      - How many of the hosts, the last ones that take part, wait until another is lost. When a job is started again
+        because of that, a spare takes the lost node's rank. A node that is silent first gets the time to end its own.
       - They are prepared as the others, and held for the job, but run nothing until then. At least two hosts have to be
         left to train. The first, the head, is not replaced.
       - Only for a job that may be started again; see O(retries).

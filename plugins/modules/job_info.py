@@ -45,9 +45,9 @@ RETURN = r"""
 jobs:
   description:
     - The jobs, the newest first. Each has C(id), C(script), C(user), C(started), C(state), C(since) (seconds since
-      1970), C(nodes) (how many train; spares are not counted), C(met) (whether the ranks of all nodes met; null if that is not known), C(world_size) (how many
-      nodes work together; null if that is not known), C(warning) (what the ranks were not seen to do, or null)
-      C(notices) (what the head has found out, each with its time), and C(ranks).
+      1970), C(nodes) (how many train; spares are not counted), C(met) (whether the ranks of all nodes met; null if that
+      is not known), C(world_size) (how many nodes work together; null if that is not known), C(warning) (what the ranks
+      were not seen to do, or null), C(notices) (what the head has found out, each with its time), and C(ranks).
     - Each of C(ranks) has C(rank) (null for a spare, or a node whose place a spare has taken), C(host), C(state)
       (V(prepared), V(running), V(spare), V(succeeded), V(failed), V(stopped), V(lost), V(unused), V(unknown) or
       V(removed)), C(exit_code), C(signal), C(because) (why it was stopped), C(log_bytes) and C(last_line).

@@ -331,7 +331,8 @@ class World:
             bad_since = None
         else:
             bad_since = self.now if bad_since is None else bad_since
-            unmet = [one for one in (told or {"ranks": []})["ranks"] if one["state"] == gang_member.UNKNOWN]
+            roster = told["roster"] if told else []
+            unmet = [rank for rank in roster if told and told["ranks"][rank]["state"] == gang_member.UNKNOWN]
             gang_decides = self.spares > 0 and head.powered and self.may_go_on(head)
             if unmet or (self.now - bad_since > GANG_SECONDS and not gang_decides):
                 self.say(f"a follower stops the job: {why}")

@@ -260,11 +260,36 @@ def test_a_spare_takes_the_place_of_a_lost_node(three: list[LocalNode], tmp_path
     assert printed(three[2]) == ["attempt 2 a.ckpt", "1 of 2"]
     assert "attempt 2 goes on from a.ckpt, with rank 1 (node2), 20" in (three[2].job_dir() / "log").read_text()
     gang = json.loads(path.read_text())
-    assert (gang["roster"], [one["state"] for one in gang["ranks"]]) == ([0, 2], ["succeeded", "spare", "succeeded"])
+    left_out = "unknown" if how == signal.SIGKILL else "spare"
+    assert (gang["roster"], [one["state"] for one in gang["ranks"]]) == ([0, 2], ["succeeded", left_out, "succeeded"])
     assert told(three[0])[-1] == "attempt 2 begins with spare node2 in the place of rank 1 (node1)"
     if how == signal.SIGSTOP:
         assert ended(three[1]) == ["unused"]
         assert ", or with a spare as soon as no rank can be running there" in told(three[0])[0]
+
+
+def test_a_spare_takes_the_place_of_a_node_that_shuts_down(three: list[LocalNode], tmp_path: Path) -> None:
+    launched(three, tmp_path, REPLACED, spares=1, node_timeout_seconds=2)
+    until(lambda: all("of 2" in (node.job_dir() / "log").read_text() for node in three[:2]))
+    os.kill(int(three[1].supervisor() or 0), signal.SIGTERM)
+    assert ended(three[1]) == ["stopped"]
+    path = three[0].job_dir() / "gang.json"
+    until(lambda: path.exists() and json.loads(path.read_text())["attempt"] == 2, 40)
+    (three[0].job_dir() / "work" / "go").touch()
+    (three[2].job_dir() / "work" / "go").touch()
+    assert ended(three[0], three[2]) == ["succeeded"] * 2
+    assert "attempt 1 ended: rank 1 (node1) was stopped by its own node, as at a shutdown" in told(three[0])[0]
+
+
+def test_a_spare_that_shuts_down_changes_nothing(three: list[LocalNode], tmp_path: Path) -> None:
+    launched(three, tmp_path, REPLACED.replace("attempt == 1 or ", ""), spares=1, node_timeout_seconds=2)
+    until(lambda: all("of 2" in (node.job_dir() / "log").read_text() for node in three[:2]))
+    os.kill(int(three[2].supervisor() or 0), signal.SIGTERM)
+    assert ended(three[2]) == ["unused"]
+    for node in three[:2]:
+        (node.job_dir() / "work" / "go").touch()
+    assert ended(*three[:2]) == ["succeeded"] * 2
+    assert told(three[0]) == []
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])

@@ -237,6 +237,25 @@ def test_a_rank_that_fails_of_a_loss_before_that_is_noticed_is_no_reason_to_give
     assert notices(one)[0].startswith("attempt 1 ended: rank 1 (n1) lost its supervisor process; attempt 2 goes on")
 
 
+def test_a_spare_that_cannot_even_wait_ends_nothing() -> None:
+    one = head_with_spares(1)
+    one.received(2, report(state="failed", why="spare n2 did not start: no room"), 1.0)
+    assert one.verdict is None
+    other = GangMember(2, 3, TIMEOUT, 0.0, retries=3, spares=1)
+    other.start([*MEMBERS, Member("n2", "198.18.0.2", 40000)], 0.0)
+    other.script_ended("failed", "spare n2 did not start: no room", 0.0)
+    assert other.is_spare
+
+
+def test_a_rank_that_cannot_end_holds_nobody_where_a_spare_is_lost() -> None:
+    one = head_with_spares(1)
+    lose(one, 2, 0.5)
+    one.end("rank 0 (n0) was killed by SIGKILL")
+    one.script_ended("failed", "", 1.0, has_fault=True)
+    pass_time(one, 1.0, 3 * (TIMEOUT + GRACE), [1])
+    assert one.over and notices(one)[-1].endswith("the job is not tried again: rank 1 (n1) has not ended")
+
+
 def test_a_spare_waits_for_a_head_that_is_away_and_stands_for_no_election() -> None:
     one = GangMember(2, 3, TIMEOUT, 0.0, retries=3, return_seconds=60, spares=1)
     one.start([*MEMBERS, Member("n2", "198.18.0.2", 40000)], 0.0)

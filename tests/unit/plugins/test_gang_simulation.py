@@ -64,7 +64,11 @@ MISTAKES = {
         "        if was_frozen:",
         "        if False:",
     ),
-    "a failure is not passed on": (gang_member, 'elif state == "failed" and isinstance(why, str):', "elif False:"),
+    "a failure is not passed on": (
+        gang_member,
+        'elif state == "failed" and rank in self.roster and isinstance(why, str):',
+        "elif False:",
+    ),
     "a stop is not passed on": (gang_member, '"verdict": self.verdict}', '"verdict": None}'),
     "the head leaves before the others have ended": (gang_member, "is_done = all_ended and", "is_done = True and"),
     "a candidate leaves without a verdict": (

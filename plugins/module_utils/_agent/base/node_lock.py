@@ -12,7 +12,7 @@ from contextlib import suppress
 
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.errors import Refusal
 from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.files import read_json, write_file
-from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import Request
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contract import GOING_ON, Request
 
 EXIT_SECONDS = 8
 """How long a supervisor may run on after its job has ended on all nodes, or is stopped: it tells the others."""
@@ -49,7 +49,7 @@ def lock_node(request: Request) -> dict[str, str] | None:
             time.sleep(0.01)
     last = read_holder(jobs)
     write_holder(request, os.getpid())
-    return last if read_state(jobs, last["id"]).get("state") == "running" else None
+    return last if read_state(jobs, last["id"]).get("state") in GOING_ON else None
 
 
 def in_use_refusal(job: dict[str, str], state: dict[str, object]) -> Refusal:

@@ -33,9 +33,10 @@ def read_gang_state(job_dir: str) -> dict[str, Any] | None:
 
     ``ranks``, of each the state, and met and checkpoint_read as far as known; ``roster``, the places in this list of
     those that take part, in the order of NODE_RANK: the others are spares; ``attempt``, which one it is;
-    ``ended_attempts``, of each before, its number, roster, cause, the checkpoint that the next one went on from, and how
-    many seconds it trained, how many of these were repeated, and how many passed until the next; ``ending``, whether that has to end; ``notices``, what whoever follows the job is to be told: ``[when it was found
-    out, seconds since 1970, sentence]``.
+    ``ended_attempts``, of each before, its number, roster, cause, the checkpoint that the next one went on from, how
+    many seconds it ran, how many of these were repeated, and how many passed until the next; ``ending``, whether the
+    attempt has to end; ``notices``, what whoever follows the job is to be told: ``[when it was found out, seconds since
+    1970, sentence]``.
     """
     return valid_gang_state(read_json(gang_state_path(job_dir), MOST_BYTES) or {})
 
@@ -56,7 +57,8 @@ def valid_gang_state(found: dict[str, Any]) -> dict[str, Any] | None:
     ended = found.get("ended_attempts", [])
     if not (isinstance(ended, list) and all(map(is_ended_attempt, ended))):
         return None
-    return {"ranks": ranks, "roster": roster, "attempt": attempt, "ended_attempts": ended, "ending": ending, "notices": notices}
+    about = {"ranks": ranks, "roster": roster, "attempt": attempt, "ended_attempts": ended}
+    return {**about, "ending": ending, "notices": notices}
 
 
 def is_ended_attempt(value: object) -> bool:

@@ -42,7 +42,7 @@ STATES = (RUNNING, SPARE, "succeeded", "failed", "stopped")
 OBSERVED = ("met", "checkpoint_read")
 """What a script may be seen to do: to take part in the rendezvous, to read its checkpoint."""
 UNKNOWN = "unknown"
-"""Of one that the head has never met."""
+"""Of one that the head has never met, or a spare that is lost."""
 RECONNECT_SECONDS = 5.0
 """A supervisor at whose port nobody listens any more counts as dead after this long."""
 REDIAL_SECONDS = 1.0
@@ -238,10 +238,12 @@ class GangMember:
         if self.role != HEAD or self.members is None:
             return None
         met = [node.heard is not None or rank == self._rank for rank, node in enumerate(self._nodes)]
+        spares = [rank for rank, node in enumerate(self._nodes) if node.state == SPARE]
+        lost = [rank for rank in spares if self._loss(rank, self._last_tick)]
         return {
             "ranks": [
-                {"state": node.state if has_met else UNKNOWN, **node.observed}
-                for node, has_met in zip(self._nodes, met)
+                {"state": node.state if has_met and rank not in lost else UNKNOWN, **node.observed}
+                for rank, (node, has_met) in enumerate(zip(self._nodes, met))
             ],
             "roster": self.roster,
             "attempt": self.attempt,
@@ -266,6 +268,8 @@ class GangMember:
         """Take note of a connection to a rank, which has proven that it belongs to the job."""
         other = self._nodes[rank]
         other.connected, other.heard, other.refused_since = True, now, None
+        if other.state == RUNNING:  # if it was away, it has time to end
+            self._lost_at = now
         if self.role == HEAD:
             self._lead(rank)
         elif self.role == CANDIDATE:
@@ -297,7 +301,8 @@ class GangMember:
             now: the time.
             has_fault: the job may be tried again because of that.
         """
-        self._own.state, self._why_failed, self._ended_at = state, why, now
+        self._own.state = SPARE if self.is_spare else state
+        self._why_failed, self._ended_at = why, now
         self._own.has_fault = has_fault
         self._report()
 
@@ -329,7 +334,7 @@ class GangMember:
         self._report()
 
     def withdraw(self) -> None:
-        """Leave without a word, as a spare whose machine goes down."""
+        """Leave without a word, where the job may go on without this node: its machine goes down."""
         self.over = True
 
     def call_off(self, why: str) -> None:
@@ -420,10 +425,11 @@ class GangMember:
             other.has_fault = message.get("fault") is True
             self._news.add(rank)
         self.call_off(str(message.get("called_off") or ""))
-        if isinstance(verdict, str) and (rank in self.roster or not verdict):  # a spare that was away may not know better
+        # A spare that was away may not know better; but a request to stop is one, wherever it arrives.
+        if isinstance(verdict, str) and (rank in self.roster or not verdict):
             other.has_verdict = True
             self._decide(verdict)
-        elif state == "failed" and isinstance(why, str):
+        elif state == "failed" and rank in self.roster and isinstance(why, str):
             self._decide(why)
 
     def _report(self) -> None:
@@ -613,7 +619,8 @@ class GangMember:
         ]
         waited = now - max(self._ended_at, self._verdict_at or 0)
         is_late = waited > (self._timeout if unsure else LEAVE_SECONDS)
-        if any(self._loss(rank, now) for rank in partners):
+        away = [rank for rank in partners if self._nodes[rank].state == RUNNING and self._loss(rank, now)]
+        if not all(self._has_left(rank, now) for rank in away):
             self._lost_at = now
         patient = min(waited, now - self._lost_at)  # one that is back has time to end
         if self.role == HEAD:
@@ -698,15 +705,17 @@ class GangMember:
     def _has_left(self, rank: int, now: float) -> bool:
         """Return whether a lost node has ended its rank, as far as can be known.
 
-        By its own report, because nobody listens at its port, or because it had the time to: what the head does not hear
-        does not hear the head either, or is told to end. A machine that stands still as a whole may not have ended it.
+        By its own report, because nobody listens at its port, or because it had the time to: what the head does not
+        hear does not hear the head either, or is told to end. A machine that stands still as a whole may not have.
         """
         if rank == self._rank or not self._loss(rank, now):
             return False
         other = self._nodes[rank]
-        lone_seconds = self._heartbeat_seconds + self._timeout + min(rank, MOST_TURNS) * TURN_SECONDS + ELECTION_SECONDS
+        # A connection that confirms nothing is closed after a third of the time-out: so long it may carry one way.
+        last_heard = max(self._heartbeat_seconds, self._timeout / 3)
+        election = min(rank, MOST_TURNS) * TURN_SECONDS + ELECTION_SECONDS
         silent = 0.0 if other.heard is None else now - other.heard
-        has_had_time = silent > lone_seconds + self._grace + LEFTOVER_SECONDS
+        has_had_time = silent > last_heard + self._timeout + election + self._grace + LEFTOVER_SECONDS
         return other.state != RUNNING or self._is_refused(rank, now) or has_had_time
 
     def _note_ended_attempt(self, following: NextAttempt, now: float) -> None:

@@ -167,7 +167,7 @@ class Gang:
         self._member.call_off(why)
 
     def withdraw(self) -> None:
-        """Leave without a word, as a spare whose machine goes down."""
+        """Leave without a word; see ``GangMember.withdraw``."""
         self._member.withdraw()
 
     def script_ended(self, state: str, why: str, has_fault: bool) -> None:

@@ -118,7 +118,7 @@ class Supervisor:
             self._gang.call_off(f"a process of {self._name} could not be ended")
         exit_code, number = (code, None) if code >= 0 else (128 - code, -code)
         outcome = {"state": state, "ended": ended, "oom": oom, "exit_code": exit_code, "signal": number}
-        has_fault = self._plan.retries > 0 and self._is_fault(state, code)
+        has_fault = self._plan.retries > 0 and (self._is_going_down() or self._is_fault(state, code))
         return {**outcome, **self._observe(last=True)}, why, has_fault
 
     def _is_fault(self, state: str, code: int) -> bool:
@@ -136,8 +136,15 @@ class Supervisor:
             log = read_end(os.path.join(self._job_dir, "log"), max(0, min(LOG_BYTES, printed)))
         return was_killed(code, log) or (self._plan.retries_any and not fails_again(code, log))
 
+    def _is_going_down(self) -> bool:
+        """Return whether this machine shuts down, and not the head's: a spare may take its place, or is one less."""
+        is_stopped = bool(self._stop_times) and not self._failure and not os.path.exists(reason_path(self._job_dir))
+        return self._plan.spares > 0 and self._plan.rank > 0 and is_stopped
+
     def _start_next_attempt(self, state: str, why: str, has_fault: bool) -> bool:
         """Stay as long as the others need this supervisor; start the script again if another attempt begins."""
+        if self._gang and self._gang.is_spare and state == "failed":  # it could not even wait
+            self._gang.withdraw()
         if not self._stay_in_gang(state, why, has_fault) or not self._gang:
             return False
         for name in ("stopping", "because", *self._observers):
@@ -331,8 +338,8 @@ class Supervisor:
     def _reason_to_leave(self) -> str | None:
         """Return why the job has to end while this supervisor waits for the others, if there is a reason."""
         self._note_gang(last=True)
-        if self._gang and self._gang.is_spare and self._stop_times and not os.path.exists(reason_path(self._job_dir)):
-            self._gang.withdraw()  # its machine goes down: nobody needs it for that
+        if self._gang and self._is_going_down():
+            self._gang.withdraw()
             return None
         return self._reason_of_stop() if self._stop_times else None
 

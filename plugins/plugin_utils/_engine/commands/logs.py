@@ -54,6 +54,7 @@ def follow_earlier_job(options: FollowOptions, context: CommandContext, job: str
     goes_on = offset is None and "ended" not in record.data
     starts = {host: log.last_line_start() if goes_on else offset or 0 for host, log in logs.items()}
     context.say(
-        f"{view.id}: {view.spec.get('script', '')} on {pluralize(len(view.taking_part), 'node')}, {view.state}: {view.ranks}"
+        f"{view.id}: {view.spec.get('script', '')} on {pluralize(len(view.taking_part), 'node')}, "
+        f"{view.state}: {view.ranks}"
     )
     return follow_job(options, context, gang, record, logs, starts)

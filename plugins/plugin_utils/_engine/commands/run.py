@@ -152,6 +152,7 @@ def _go_on(
         master_addr=topology.head.address,
         master_port=topology.head.settings.master_port,
         ranks=topology.ranks,
+        hosts=[node.host for node in topology.nodes],
     )
     try:
         store_bundle(options.follow.runs_dir, launch.job.bundle)

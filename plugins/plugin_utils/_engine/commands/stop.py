@@ -15,6 +15,7 @@ from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluste
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.errors import join_errors
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs import listing
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.record import Record
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.transport.channel import Unreachable
 
 
 def stop(
@@ -44,6 +45,10 @@ def stop(
     for note in notes:
         say(note)
     replies, failed = gang.end(grace_seconds)
+    left_out = {part.host for place, part in view.parts.items() if view.roster and view.rank_of(place) is None}
+    for host in left_out & failed.keys():
+        if isinstance(failed[host], Unreachable):  # it may be gone for good
+            say(f"{failed.pop(host)}; it had no part in the job's last attempt")
     if not view.spec:  # never started: a node that did not answer may hold it too, and no other can say so
         failed = {**errors, **failed}
     if failed:

@@ -143,7 +143,9 @@ def _finish(
     observer: JobObserver,
 ) -> dict[str, Any]:
     """Write down how the job ended, collect artifacts, clean up, and show the result."""
+    ended_attempts = [_ended_attempt(one, gang.topology) for one in observer.ended_attempts]
     topology = gang.topology.of_attempt(observer.roster)
+    gang = gang.ranked(topology)
     observer.report_checkpoint()  # a short job ends before it is checked
     explanation = explain_failure.explain(
         topology, endings, logs, lambda reason: missing_files.of_job(reason, record.data, record.path.parent / BUNDLES)
@@ -170,7 +172,7 @@ def _finish(
             ended=ended,
             notices=observer.notices,
             attempts=observer.attempt,
-            ended_attempts=[_ended_attempt(one, gang.topology) for one in observer.ended_attempts],
+            ended_attempts=ended_attempts,
             nodes=len(parts),
             world_size=job_warnings.world_size(len(parts), record.data.get("gang", True), met),
             met=met,
@@ -223,8 +225,8 @@ def _lost_time(record: Record) -> str:
     ended = record.data.get("ended_attempts", [])
     down, repeated = (sum(one[f"{name}_seconds"] for one in ended) for name in ("down", "repeated"))
     return (
-        f"{pluralize(len(ended) + 1, 'attempt')}: {down:.0f} s passed between them, and what was trained in {repeated:.0f} s "
-        "was done again"
+        f"{pluralize(len(ended) + 1, 'attempt')}: {down:.0f} s passed between them, and what was trained in "
+        f"{repeated:.0f} s was done again"
     )
 
 

@@ -190,11 +190,11 @@ class JobFollower:
             self._bad_since = None if bad is None else self._bad_since
             if because is None and bad is not None and self._must_stop():
                 because = self._cause(bad, endings[bad])
-            if not endings:
+            if all(self._ranks[host].node.rank in self._left_out for host in endings):
                 self._observer.report_state()
         left = [self._ranks[host] for host, ending in endings.items() if ending.unknown]
         if left and all(ending.unknown or ending.state in ("succeeded", UNUSED) for ending in endings.values()):
-            lines = [f"{rank.node.name} {endings[rank.node.host].note}" for rank in left]
+            lines = [f"{rank.name} {endings[rank.node.host].note}" for rank in left]
             raise self._broken_off("\n".join(lines), MAY_STILL_RUN, "to stop it: {stop}")
         return {host: endings[host] for host in self._ranks}
 
@@ -379,7 +379,7 @@ class JobFollower:
         try:
             self._news.put((host, self._follow_to_end(rank)))
         except OSError as error:  # a full disk here: no reason to stop what runs there
-            self._news.put((host, self._broken_off(f"the log of {rank.node.name} cannot be written: {error}")))
+            self._news.put((host, self._broken_off(f"the log of {rank.name} cannot be written: {error}")))
         except BaseException as error:  # a defect: to be seen
             self._news.put((host, error))
         if rank.node.rank == 0:  # nobody says any more that the others run
@@ -390,10 +390,10 @@ class JobFollower:
         """Take what the head says of all ranks; those that run need not be asked for a while."""
         self._head_spoke = time.monotonic()
         running = {rank for rank, one in enumerate(gang["ranks"]) if one["state"] == "running" and not gang["ending"]}
-        self._unmet = frozenset(rank for rank, one in enumerate(gang["ranks"]) if one["state"] == "unknown")
         ended, self._running = self._running - running, frozenset(running)
         roster = {before: rank for rank, before in enumerate(gang["roster"])}
         self._left_out = frozenset(rank for rank in range(len(gang["ranks"])) if rank not in roster)
+        self._unmet = frozenset(rank for rank in roster if gang["ranks"][rank]["state"] == "unknown")
         for rank in self._ranks.values():
             if rank.node.rank >= len(gang["ranks"]):
                 continue

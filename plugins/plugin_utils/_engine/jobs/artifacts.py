@@ -319,7 +319,8 @@ def collect(
 
     Args:
         gang: the job's nodes; asked from several threads.
-        which: ``head`` (rank 0, right below artifacts/), ``all`` (each into artifacts/rank<k>-<host>/ or spare-<host>/) or ``none``.
+        which: ``head`` (rank 0, right below artifacts/), ``all`` (each into artifacts/rank<k>-<host>/, or
+            spare-<host>/) or ``none``.
         record: the job's folder, which is there.
         node_timeout_seconds: a node that is unreachable for this long is given up.
         lost: hosts that did not answer any more and are not waited for; one that is back is collected from.

@@ -47,9 +47,9 @@ def earlier_job(job: str, runs: Path, hosts: Sequence[str]) -> Mapping[str, Any]
             f"job {job} was started from elsewhere, or its record was damaged, and only its logs were fetched here; "
             "run it again from where it was started, or run its script again, without rerun"
         )
-    ranks = [rank["host"] for rank in record.data["ranks"]]
-    is_same = sorted(ranks) == sorted(hosts) if record.data.get("spares") else ranks == list(hosts)  # one may have moved up
-    if not is_same:
+    # A spare may have changed the order of the ranks.
+    ranks = record.data.get("hosts") or [rank["host"] for rank in record.data["ranks"]]
+    if ranks != list(hosts):
         raise JobError(
             f"job {job} ran on {', '.join(ranks)}, in this order, not on {', '.join(hosts)}; "
             f"add --limit {','.join(ranks)}, or run its script again, without rerun"

@@ -317,6 +317,13 @@ class Launch:
             hosts, errors = self._find_unreached()
             if hosts:
                 errors = self.gang.ask("start", PREPARE_SECONDS, hosts, message)[1]
+            spares = [node.host for node in topology.nodes if node.is_spare and node.host in hosts]
+            hosts = [host for host in hosts if host not in spares]
+            if spares and not errors:
+                say(
+                    f"{self._head}, the head, could not connect to {join_names(spares)}, which cannot replace a lost "
+                    "node so; run ansible-playbook setup.yml, which opens the ports between the nodes"
+                )
             if hosts and not errors:
                 say(
                     f"{self._head}, the head, could not connect to {join_names(hosts)}, so the job was started there "

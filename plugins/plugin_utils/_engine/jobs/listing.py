@@ -47,8 +47,8 @@ class Part:
 
     Attributes:
         host: inventory name; "" if only rank 0, which did not answer, could say it.
-        state: prepared, running, succeeded, failed, stopped, lost, spare (it waits to take the place of a lost one, or a
-            spare has taken its own), unused (it had no part in the last attempt), unknown (its node did not answer, and
+        state: prepared, running, succeeded, failed, stopped, lost, spare (it waits to take the place of a lost one),
+            unused (it had no part in the last attempt), unknown (its node did not answer, and
             the head of its gang does not know it), or removed (it did, but the job lies there no more).
         record: from the node's reply: started, ended, exit_code, signal, because, error.
         last_line: of its log.
@@ -85,8 +85,12 @@ class JobView:
     @property
     def taking_part(self) -> list[Part]:
         """The parts that are no spares, in the order of NODE_RANK."""
-        places = self.roster or [place for place in self.parts if not is_spare(self.spec, place)]
-        return [self.parts[place] for place in places if place in self.parts]
+        return [self.parts[place] for place in self.roster or self.parts if self._takes_part(place)]
+
+    def _takes_part(self, place: int) -> bool:
+        """Return whether a part is there, and no spare; if the head is not there to say so, one that runs is none."""
+        part = self.parts.get(place)
+        return part is not None and (bool(self.roster) or not is_spare(self.spec, place) or part.state == "running")
 
     def rank_of(self, place: int) -> int | None:
         """Return the NODE_RANK of one of the parts; None for a spare, or one whose place a spare has taken."""
@@ -266,13 +270,13 @@ def _view(
     for host, rank in ranks.items():
         state = "removed" if host in answered else told[rank] if told and rank < len(told) else "unknown"
         parts.setdefault(rank, Part(escape(host), state))
-    if specs and "ranks" not in spec and len(parts) < min(_count_nodes(spec), MOST_RANKS):
+    if specs and "ranks" not in spec and len(parts) < _count_nodes(spec) <= MOST_RANKS:
         for rank in range(_count_nodes(spec)):
             parts.setdefault(rank, Part("", "removed" if told is None else "unknown"))
     view = replace(known, spec=spec, parts=dict(sorted(parts.items())))
     for rank, part in parts.items() if view.roster else ():
-        if rank not in view.roster and part.state != "removed":
-            part.state = SPARE if view.state in GOING_ON else UNUSED
+        if rank not in view.roster and part.state not in ("removed", "unknown", "lost"):
+            part.state = SPARE if part.state == SPARE and view.state in GOING_ON else UNUSED
     return view
 
 

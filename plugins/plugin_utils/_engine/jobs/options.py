@@ -128,8 +128,8 @@ class RunOptions:
         retries: how many attempts may follow the first; None for job.RETRIES, where that is possible.
         retry_on: after what, job.FAULT or job.ANY.
         return_seconds: how long another attempt waits for a node that is lost to be there again.
-        spares: how many of the nodes wait until one of the others is lost: the last ones; None for none, or as many as the
-            job had that is run again.
+        spares: how many of the nodes wait until one of the others is lost: the last ones; None for none, or as many as
+            the job had that is run again.
         rerun: id of a job to be run again with the same code.
         detach: return after the start.
         wait: how many seconds to wait for nodes that run another job.

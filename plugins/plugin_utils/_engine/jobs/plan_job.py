@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.base.text import pluralize
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.environment_variables import (
     as_environment,
 )
@@ -183,7 +184,10 @@ def make_job(
         raise JobError(f"retries is {options.retries}, but {why_none}; leave retries out")
     spares = (earlier.get("spares", 0) if options.rerun else 0) if options.spares is None else options.spares
     if spares and (why_none or options.retries == 0):
-        raise JobError(f"spares is {spares}, but {why_none or 'retries is 0'}; leave spares out")
+        given, remedy = f"spares is {spares}", "leave spares out"
+        if options.spares is None:
+            given, remedy = f"job {options.rerun} had {pluralize(spares, 'spare')}", "set -e spares=0"
+        raise JobError(f"{given}, but {why_none or 'retries is 0'}; {remedy}")
     now = datetime.datetime.now(datetime.timezone.utc)
     return Job(
         identity=Identity(

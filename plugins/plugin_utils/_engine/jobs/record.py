@@ -109,7 +109,9 @@ class Record:
 
 def merge_ranks(record: Record, ranks: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Return what is known of these ranks, and what the record says of those whose nodes have the job no more."""
-    known = {rank["host"]: rank for rank in [*record.data.get("ranks", []), *ranks]}
+    taken = {rank["rank"] for rank in ranks}
+    kept = [{**one, "rank": None} if one["rank"] in taken else one for one in record.data.get("ranks", [])]
+    known = {rank["host"]: rank for rank in [*kept, *ranks]}  # what is kept may be of an earlier attempt
     return sorted(known.values(), key=lambda rank: (rank["rank"] is None, rank["rank"] or 0))
 
 

@@ -71,8 +71,8 @@ class ShownLog:
     def gap(self, count: int) -> str:
         """Return the line for so many bytes that are not shown."""
         return (
-            f"… {format_bytes(count)} of {node_name(self.rank, self.host)} are not shown here, because the terminal is too slow; they "
-            f"are in {self.log.path}"
+            f"… {format_bytes(count)} of {node_name(self.rank, self.host)} are not shown here, because the terminal is "
+            f"too slow; they are in {self.log.path}"
         )
 
     def read(self, length: int) -> list[str]:

@@ -30,11 +30,11 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contrac
     SPEC,
     STATE,
     is_count,
-    is_roster,
     is_encodable,
     is_flag,
     is_notice,
     is_number,
+    is_roster,
     is_sentence,
     is_text,
 )
