@@ -267,9 +267,8 @@ class GangMember:
     def connected(self, rank: int, now: float) -> None:
         """Take note of a connection to a rank, which has proven that it belongs to the job."""
         other = self._nodes[rank]
-        other.connected, other.heard, other.refused_since = True, now, None
-        if other.state == RUNNING:  # if it was away, it has time to end
-            self._lost_at = now
+        self._hear(rank, now)
+        other.connected, other.refused_since = True, None
         if self.role == HEAD:
             self._lead(rank)
         elif self.role == CANDIDATE:
@@ -348,7 +347,7 @@ class GangMember:
         kind, term = message.get("kind"), message.get("term")
         if not isinstance(term, int):
             return
-        self._nodes[rank].heard = now
+        self._hear(rank, now)
         if kind == "ask_vote":
             self._answer_vote_request(rank, term, now)
         elif kind in ("lead", "verdict", "alive", "over", "task"):
@@ -366,6 +365,12 @@ class GangMember:
             self._votes.add(rank)
             if 2 * len(self._votes) > len(self._nodes):
                 self._become_head()
+
+    def _hear(self, rank: int, now: float) -> None:
+        """Take note that another is there; one that counted as lost has time to end its rank from now on."""
+        if self._loss(rank, now):
+            self._lost_at = now
+        self._nodes[rank].heard = now
 
     def _obey(self, rank: int, kind: str, message: Message, now: float) -> None:
         """Do what the head of this term, or of a later one, says."""
