@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible.errors import AnsibleConnectionFailure
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.node_group import NodeGroup
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.commands.stop import stop
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following import follow_ranks
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.following.follow_ranks import JobFollower
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.launch import Launch
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.output.rank_log import RankLog
-from local_nodes import Altered, LocalNode, Unobserving, code, gang_of, until
+from local_nodes import Altered, Connection, LocalNode, Unobserving, code, gang_of, opener, until
 
 SAVE = """
 import os, pickle, zipfile
@@ -316,6 +319,27 @@ def test_who_follows_a_job_leaves_a_loss_to_the_gang(
     states = [ending.state for ending in endings.values()]
     assert states == ["succeeded", "lost" if how == signal.SIGKILL else "unused", "succeeded"]
     assert logs["node2"].path.read_bytes().endswith(b"attempt 2 a.ckpt\n1 of 2\n")
+
+
+class Dead(Connection):
+    def exec_command(self, command: str, in_data: bytes) -> tuple[int, bytes, bytes]:
+        raise AnsibleConnectionFailure("Connection timed out")
+
+
+def test_a_stop_does_without_a_node_that_has_been_replaced(three: list[LocalNode], tmp_path: Path) -> None:
+    job = "20260101-000000-train-0001"
+    launched(three, tmp_path, REPLACED, spares=1, node_timeout_seconds=2, id=job)
+    logs = [node.job_dir(job) / "log" for node in three[:2]]
+    until(lambda: all(log.exists() and "of 2" in log.read_text() for log in logs))
+    os.kill(int(three[1].supervisor() or 0), signal.SIGKILL)
+    path = three[0].job_dir(job) / "gang.json"
+    until(lambda: path.exists() and json.loads(path.read_text())["attempt"] == 2, 40)
+    three[1].connection = Dead()
+    said: list[str] = []
+    cluster = NodeGroup([node.settings() for node in three], opener(three))
+    states = stop(said.append, cluster, job, tmp_path / "runs", 2)["states"]
+    assert states == {"node0": "stopped", "node2": "stopped"}
+    assert said == ["node1 is unreachable: Connection timed out; it had no part in the job's last attempt"]
 
 
 def in_the_pause(nodes: list[LocalNode], folder: Path) -> Launch:

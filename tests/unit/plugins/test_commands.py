@@ -220,6 +220,7 @@ def test_success(nodes: list[LocalNode], tmp_path: Path, monkeypatch: pytest.Mon
         "retry_on": "fault",
         "spares": 0,
         "ended_attempts": [],
+        "hosts": ["node0", "node1"],
         "resumed": None,
         "rerun": None,
         "node_timeout_seconds": 5,

@@ -80,6 +80,22 @@ def test_the_state_of_a_job_with_a_spare(states: list[str], roster: list[int], e
     assert (one["nodes"], [rank["rank"] for rank in one["ranks"]]) == (2, ranks)
 
 
+def test_without_a_word_of_the_head_a_spare_that_runs_takes_part() -> None:
+    parts = {place: Part(f"node{place}", state) for place, state in enumerate(["unknown", "lost", "running"])}
+    assert JobView(JOB, {"world_size": 2, "spares": 1}, parts).state == "running"
+
+
+def test_a_spare_that_is_gone_is_not_shown_as_one(three: list[LocalNode]) -> None:
+    about = {**spec(JOB, hosts=("node0", "node1", "node2")), "world_size": 2, "spares": 1}
+    for rank, (node, state) in enumerate(zip(three, ("succeeded", "succeeded", "spare"), strict=True)):
+        leave(node, JOB, spec={**about, "rank": rank}, state=state)
+    ranks = [{"state": state} for state in ("succeeded", "succeeded", "spare")]
+    gang = {"ranks": ranks, "roster": [0, 1], "attempt": 1, "ending": False, "notices": []}
+    (three[0].job_dir(JOB) / "gang.json").write_text(json.dumps(gang))
+    (one,), _errors = looked(three)
+    assert (one.state, one.ranks) == ("succeeded", "2 succeeded, 1 lost"), "it has no supervisor"
+
+
 def test_a_look_at_a_job_whose_spare_has_taken_a_place(three: list[LocalNode]) -> None:
     """What the node that is left out says of its part does not count."""
     about = {**spec(JOB, hosts=("node0", "node1", "node2")), "world_size": 2, "spares": 1}

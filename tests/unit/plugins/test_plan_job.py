@@ -316,6 +316,20 @@ def test_a_rerun_on_other_hosts(tmp_path: Path, hosts: list[str]) -> None:
     )
 
 
+def test_a_rerun_has_the_same_spares_on_the_hosts_that_it_began_with(tmp_path: Path) -> None:
+    """Though one of them has taken another's rank meanwhile."""
+    job, hosts = "20260101-000000-train-0000", ["node0", "node1", "node2"]
+    recorded(tmp_path, TRAINS, hosts=("node0", "node2", "node1"), gang=True, spares=1)
+    path = tmp_path / "runs" / job / "job.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "hosts": hosts}))
+    earlier = earlier_job(job, tmp_path / "runs", hosts)
+    assert make_job(run_options(tmp_path, rerun=job, gang=True), earlier, "").spares == 1
+    assert make_job(run_options(tmp_path, rerun=job, gang=True, spares=0, retries=0), earlier, "").spares == 0
+    with pytest.raises(JobError) as caught:
+        make_job(run_options(tmp_path, rerun=job, gang=True, retries=0), earlier, "")
+    assert str(caught.value) == f"job {job} had 1 spare, but retries is 0; set -e spares=0"
+
+
 def test_a_rerun_of_an_unknown_job(tmp_path: Path) -> None:
     with pytest.raises(JobError) as caught:
         earlier_job("20260101-000000-train-0007", tmp_path / "runs", ["node0"])

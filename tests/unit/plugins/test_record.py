@@ -11,7 +11,7 @@ from ansible_collections.thunderhead.cluster.plugins.module_utils._agent.contrac
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.job_identity import new_job_id
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.settings import NodeSettings
 from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.cluster.topology import rank_nodes
-from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.record import Record
+from ansible_collections.thunderhead.cluster.plugins.plugin_utils._engine.jobs.record import Record, merge_ranks
 
 NOW = datetime.datetime(2026, 11, 22, 17, 30, 5)
 
@@ -127,3 +127,12 @@ def test_a_damaged_record_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "id-1" / "job.json").write_text("[1]")
     record = Record.read(tmp_path, "id-1")
     assert record and record.data == {"id": "id-1"}
+
+
+def test_a_node_that_is_not_asked_any_more_keeps_no_rank_that_another_has(tmp_path: Path) -> None:
+    record = Record(tmp_path, "20260101-000000-train-0001")
+    record.data["ranks"] = [{"rank": rank, "host": f"n{rank}"} for rank in range(2)]
+    assert merge_ranks(record, [{"rank": 0, "host": "n0"}, {"rank": 1, "host": "n2"}]) == [
+        *({"rank": 0, "host": "n0"}, {"rank": 1, "host": "n2"}),
+        {"rank": None, "host": "n1"},
+    ]
