@@ -127,9 +127,7 @@ def require_distinct(addresses: Mapping[str, str | None]) -> None:
             )
 
 
-def rank_nodes(
-    settings: Sequence[NodeSettings], located: Mapping[str, Mapping[str, str]], spares: int = 0
-) -> Topology:
+def rank_nodes(settings: Sequence[NodeSettings], located: Mapping[str, Mapping[str, str]], spares: int = 0) -> Topology:
     """Return the topology of the hosts in the order given.
 
     Args:
