@@ -225,8 +225,8 @@ def _lost_time(record: Record) -> str:
     ended = record.data.get("ended_attempts", [])
     down, repeated = (sum(one[f"{name}_seconds"] for one in ended) for name in ("down", "repeated"))
     return (
-        f"{pluralize(len(ended) + 1, 'attempt')}: {down:.0f} s passed between them, and what was trained in "
-        f"{repeated:.0f} s was done again"
+        f"{pluralize(len(ended) + 1, 'attempt')}: {down:.0f} s passed between them, and {repeated:.0f} s of training "
+        "was repeated"
     )
 
 
