@@ -240,7 +240,9 @@ MISTAKES = {
 
 FOUND_BY = {
     "a head of an earlier term is obeyed": 317,
-    "a third of the votes is enough": 2144,
+    "a third of the votes is enough": 836,
+    "only the node that is asked knows of the end that is asked for": 923,
+    "the end of a job that waits cannot be asked for": 923,
     "who connects when an attempt ends already does not take part in it": 535,
     "attempts that leave nothing new are not counted": 1063,
     "a node that another has replaced begins its part anew": 7655,
