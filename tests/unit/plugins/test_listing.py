@@ -85,26 +85,26 @@ def test_without_a_word_of_the_head_a_spare_that_runs_takes_part() -> None:
     assert JobView(JOB, {"world_size": 2, "spares": 1}, parts).state == "running"
 
 
-def test_a_spare_that_is_gone_is_not_shown_as_one(three: list[LocalNode]) -> None:
+def leave_with_a_spare(nodes: list[LocalNode], states: list[str], told: list[str], roster: list[int]) -> JobView:
+    """Leave a job of two nodes and a spare, of which the head says what is told; return how it is seen."""
     about = {**spec(JOB, hosts=("node0", "node1", "node2")), "world_size": 2, "spares": 1}
-    for rank, (node, state) in enumerate(zip(three, ("succeeded", "succeeded", "spare"), strict=True)):
+    for rank, (node, state) in enumerate(zip(nodes, states, strict=True)):
         leave(node, JOB, spec={**about, "rank": rank}, state=state)
-    ranks = [{"state": state} for state in ("succeeded", "succeeded", "spare")]
-    gang = {"ranks": ranks, "roster": [0, 1], "attempt": 1, "ending": False, "notices": []}
-    (three[0].job_dir(JOB) / "gang.json").write_text(json.dumps(gang))
-    (one,), _errors = looked(three)
+    gang = {"ranks": [{"state": state} for state in told], "roster": roster, "ending": False, "notices": []}
+    (nodes[0].job_dir(JOB) / "gang.json").write_text(json.dumps(gang))
+    (one,), _errors = looked(nodes)
+    return one
+
+
+def test_a_spare_that_is_gone_is_not_shown_as_one(three: list[LocalNode]) -> None:
+    one = leave_with_a_spare(three, *[["succeeded", "succeeded", "spare"]] * 2, roster=[0, 1])
     assert (one.state, one.ranks) == ("succeeded", "2 succeeded, 1 lost"), "it has no supervisor"
 
 
 def test_a_look_at_a_job_whose_spare_has_taken_a_place(three: list[LocalNode]) -> None:
     """What the node that is left out says of its part does not count."""
-    about = {**spec(JOB, hosts=("node0", "node1", "node2")), "world_size": 2, "spares": 1}
-    for rank, (node, state) in enumerate(zip(three, ("succeeded", "stopped", "succeeded"), strict=True)):
-        leave(node, JOB, spec={**about, "rank": rank}, state=state)
-    ranks = [{"state": state} for state in ("succeeded", "spare", "succeeded")]
-    gang = {"ranks": ranks, "roster": [0, 2], "attempt": 2, "ending": False, "notices": []}
-    (three[0].job_dir(JOB) / "gang.json").write_text(json.dumps(gang))
-    (one,), _errors = looked(three)
+    states, told = ["succeeded", "stopped", "succeeded"], ["succeeded", "spare", "succeeded"]
+    one = leave_with_a_spare(three, states, told, roster=[0, 2])
     assert (one.state, one.ranks) == ("succeeded", "2 succeeded, 1 unused")
     assert [one.rank_of(place) for place in range(3)] == [0, None, 1]
 

@@ -224,9 +224,9 @@ class GangMember:
             self._name_nodes()
 
     def _name_nodes(self) -> None:
+        node_ranks = {rank: node_rank for node_rank, rank in enumerate(self.roster)}
         for rank, member in enumerate(self.members or ()):
-            node_rank = self.roster.index(rank) if rank in self.roster else None
-            self._nodes[rank].name = node_name(node_rank, member.host)
+            self._nodes[rank].name = node_name(node_ranks.get(rank), member.host)
 
     def unreached(self, now: float) -> list[int] | None:
         """Return the ranks that the head has not reached; None as long as it still tries to."""

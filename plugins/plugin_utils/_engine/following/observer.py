@@ -64,6 +64,7 @@ class JobObserver:
         self.notices: list[str] = []
         self.attempt = 1
         self.roster: list[int] = []
+        self._taking_part = gang.topology.taking_part
         self.ended_attempts: list[dict[str, Any]] = []
         self._reported: set[str] = set()
         self._reporting: threading.Thread | None = None  # that fetches stacks
@@ -84,7 +85,9 @@ class JobObserver:
             self._states[node.host] = {**self._states.get(node.host, {}), **state}
         if node.rank == 0:  # the head; what others say that they have found out is not the gang's
             gang = state.get("gang", {})
-            self.attempt, self.roster = gang.get("attempt", self.attempt), gang.get("roster", self.roster)
+            self.attempt, roster = gang.get("attempt", self.attempt), gang.get("roster", self.roster)
+            if roster != self.roster:
+                self.roster, self._taking_part = roster, self._gang.topology.of_attempt(roster).taking_part
             self.ended_attempts = gang.get("ended_attempts", self.ended_attempts)
             self._report_notices(gang.get("notices", []))
 
@@ -117,8 +120,7 @@ class JobObserver:
     @property
     def parts(self) -> job_warnings.Parts:
         """Each host that takes part with the last state of its rank."""
-        nodes = self._gang.topology.of_attempt(self.roster).taking_part
-        return [(node.host, self._states.get(node.host, {})) for node in nodes]
+        return [(node.host, self._states.get(node.host, {})) for node in self._taking_part]
 
     def report_state(self) -> None:
         """Report what is new of all ranks together; called every so often as long as none has ended."""
